@@ -1,0 +1,55 @@
+# Every target installs what it needs, and is quick when all is there.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Debian packages that only tests need.
+TEST_PACKAGES := postgresql
+
+# Changes of these reinstall; a change of the code does not, the install is editable.
+INSTALLED := .venv/installed
+PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo up test check bench pins clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## a key lives its whole life before your eyes (KEEP=1 keeps it running)
+	@$(if $(KEEP),KEEP='$(KEEP)') .venv/bin/python -m demo
+
+up: $(INSTALLED) ## start Wardkey
+	@.venv/bin/wardkey up
+
+test: $(INSTALLED) ## run the tests (ARGS="-k rotate" picks some)
+	@tools/debian-packages $(TEST_PACKAGES)
+	@.venv/bin/pytest --numprocesses auto --dist loadscope $(ARGS)
+
+check: $(INSTALLED) ## lint, formatting, types, and who may import whom
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+bench: $(INSTALLED) ## measure, as ratios within one run
+	@.venv/bin/python -m bench
+
+pins: $(INSTALLED) ## renew constraints.txt with the newest versions that pyproject.toml allows
+	$(PIP) install --upgrade --upgrade-strategy eager --no-build-isolation --editable '.[dev]'
+	$(PIP) freeze --exclude-editable | LC_ALL=C sort --ignore-case > constraints.txt
+	touch $(INSTALLED)
+
+clean: ## remove what the other targets made
+	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A virtual environment whose Python is gone is made anew.
+$(INSTALLED): pyproject.toml constraints.txt
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || { \
+		python=$$(tools/python) && echo "Making .venv with $$python" && \
+		"$$python" -m venv --clear .venv; }
+	@echo "Installing what pyproject.toml asks for"
+	@$(PIP) install --constraint constraints.txt hatchling editables
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
