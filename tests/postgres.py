@@ -1,0 +1,298 @@
+"""A real PostgreSQL server for tests: it has a folder of its own and can be broken at will."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+import pytest
+from psycopg import sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SUPERUSER: Final = "wardkey"
+PATIENCE: Final = 30.0
+
+# Waits until the tests' process has gone in whatever way, and then does what close() would have
+# done. PostgreSQL's processes are known by their working directory, which is the data folder.
+GUARDIAN: Final = """
+    cat >/dev/null
+    signal() {
+        for process in /proc/[0-9]*; do
+            if [ "$(readlink "$process/cwd")" = "$1/data" ]; then kill "$2" "${process#/proc/}"; fi
+        done
+    }
+    [ -d "$1" ] || exit 0
+    signal "$1" -CONT; signal "$1" -QUIT; sleep 1; signal "$1" -KILL; rm -rf "$1"
+"""
+
+
+class Postgres:
+    """One PostgreSQL server on a loopback port that it keeps through restarts."""
+
+    def __init__(self, *, durable: bool = False) -> None:
+        """Make and start a server; `durable` has it sync to disk as in production."""
+        self._binaries = _binaries()
+        self._account = _account()
+        self._durable = durable
+        self._password = secrets.token_urlsafe(16)
+        self._process: subprocess.Popen[bytes] | None = None
+        # Short, and under nobody's private folder: the server may run as another user.
+        self._folder = Path(tempfile.mkdtemp(prefix="wardkey-postgres-")).resolve()
+        self._data = self._folder / "data"
+        self.log = self._folder / "server.log"
+        self.port = 0
+        self._guardian = subprocess.Popen(
+            ["/bin/sh", "-c", GUARDIAN, "guardian", self._folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            self._initialize()
+            self._settle_on_port()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """The `postgres` database, as superuser."""
+        return self._url("postgres")
+
+    def create_database(self) -> str:
+        """Create an empty database and return its URL."""
+        name = f"test_{secrets.token_hex(6)}"
+        self._command(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return self._url(name)
+
+    def drop_database(self, url: str) -> None:
+        """Drop a database, whoever is still connected to it."""
+        name = url.rpartition("/")[2]
+        statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+        self._command(statement.format(sql.Identifier(name)))
+
+    def start(self) -> None:
+        """Start a stopped server and return when it answers."""
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            "shared_buffers": "32MB",
+            # Files in the data folder, so that even a killed server leaves nothing behind.
+            "dynamic_shared_memory_type": "mmap",
+        }
+        if not self._durable:
+            options |= {"fsync": "off", "full_page_writes": "off"}
+        settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        with self.log.open("ab") as log:
+            self._process = self._spawn("postgres", "-D", str(self._data), *settings, output=log)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                psycopg.connect(self.url, connect_timeout=2).close()
+            except psycopg.OperationalError as refused:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise self._failed("start") from refused
+                time.sleep(0.02)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Stop the server in good order: its sessions are ended, its data is flushed."""
+        self._end(signal.SIGINT)
+
+    def crash(self) -> None:
+        """End every process of the server at once, with no shutdown."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop and start again, on the same port with the same data."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze the server: connections stay open and get no answer until resume()."""
+        # The postmaster first, so that it starts no more children meanwhile.
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End the server and remove its folder."""
+        self._end(signal.SIGQUIT)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._guardian.communicate()
+
+    def _initialize(self) -> None:
+        if self._account is not None:
+            os.chown(self._folder, self._account.pw_uid, self._account.pw_gid)
+        password = self._folder / "password"
+        password.write_text(self._password)
+        password.chmod(0o444)
+        self.log.touch()
+        with self.log.open("ab") as log:
+            made = self._spawn(
+                "initdb",
+                f"--pgdata={self._data}",
+                f"--username={SUPERUSER}",
+                f"--pwfile={password}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+                "--no-instructions",
+                output=log,
+            )
+        if made.wait() != 0:
+            raise self._failed("initialize")
+        password.unlink()
+
+    def _settle_on_port(self) -> None:
+        for attempt in range(10):
+            self.port = _free_port()
+            try:
+                self.start()
+            except RuntimeError:
+                # Somebody else may have taken the port in between.
+                if attempt == 9 or "Address already in use" not in self.log.read_text():
+                    raise
+            else:
+                return
+
+    def _spawn(self, program: str, *arguments: str, output: Any) -> subprocess.Popen[bytes]:
+        account = self._account
+        return subprocess.Popen(
+            [self._binaries / program, *arguments],
+            cwd=self._folder,
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A Ctrl-C is for the tests, which then end the server in good order.
+            start_new_session=True,
+            user=account.pw_uid if account else None,
+            group=account.pw_gid if account else None,
+            extra_groups=[] if account else None,
+        )
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if how is signal.SIGKILL:
+            process.kill()
+            self._signal_all(how)
+        else:
+            self.resume()
+            process.send_signal(how)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            self._signal_all(signal.SIGKILL)
+            process.wait()
+        # A start on data that a child of the last one still holds would be refused.
+        deadline = time.monotonic() + PATIENCE
+        while self._processes() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _processes(self) -> list[int]:
+        """Whoever works in the data folder: the postmaster and its children."""
+        found = []
+        for directory in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (directory / "cwd").readlink() == self._data:
+                    found.append(int(directory.name))
+        return found
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for process in self._processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def _url(self, database: str) -> str:
+        return f"postgresql://{SUPERUSER}:{self._password}@127.0.0.1:{self.port}/{database}"
+
+    def _command(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(statement)
+
+    def _failed(self, what: str) -> RuntimeError:
+        tail = self.log.read_text(errors="replace")[-2000:]
+        return RuntimeError(f"PostgreSQL did not {what}. The end of its log:\n{tail}")
+
+
+def _binaries() -> Path:
+    """Debian's newest PostgreSQL, or else the one on PATH."""
+    installed = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    newest = max(installed, key=lambda path: float(path.parts[-3]), default=None)
+    found = newest or shutil.which("postgres")
+    if found is None:
+        raise RuntimeError("PostgreSQL is not installed; `make test` installs it on Debian")
+    return Path(found).parent
+
+
+def _account() -> pwd.struct_passwd | None:
+    """Whom the server runs as when we are root, since PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise RuntimeError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
+
+
+def _free_port() -> int:
+    """Find a port that no client is handed by the kernel while the server restarts."""
+    while True:
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+@contextlib.contextmanager
+def running_postgres(*, durable: bool = False) -> Iterator[Postgres]:
+    """Run a server for one test: whoever stops, pauses or crashes one takes one of his own."""
+    server = Postgres(durable=durable)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Run one server for all tests of a worker, which share it and leave it running."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """Name a fresh database, dropped after the test."""
+    url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)
