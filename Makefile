@@ -37,7 +37,7 @@ bench: $(INSTALLED) ## measure, as ratios within one run
 
 pins: $(INSTALLED) ## renew constraints.txt with the newest versions that pyproject.toml allows
 	$(PIP) install --upgrade --upgrade-strategy eager --no-build-isolation --editable '.[dev]'
-	$(PIP) freeze --exclude-editable | LC_ALL=C sort --ignore-case > constraints.txt
+	$(PIP) freeze --exclude-editable > constraints.txt
 	touch $(INSTALLED)
 
 clean: ## remove what the other targets made
