@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Final
 
 import psycopg
 import pytest
@@ -178,7 +178,7 @@ class Postgres:
             else:
                 return
 
-    def _spawn(self, program: str, *arguments: str, output: Any) -> subprocess.Popen[bytes]:
+    def _spawn(self, program: str, *arguments: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
         account = self._account
         return subprocess.Popen(
             [self._binaries / program, *arguments],
