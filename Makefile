@@ -4,8 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# Debian packages that only tests need.
-TEST_PACKAGES := postgresql
+# Debian packages that tests and benchmarks need, and nothing else does.
+TEST_PACKAGES := curl postgresql
 
 # Changes of these reinstall; a change of the code does not, the install is editable.
 INSTALLED := .venv/installed
@@ -24,7 +24,7 @@ up: $(INSTALLED) ## start Wardkey
 
 test: $(INSTALLED) ## run the tests (ARGS="-k rotate" picks some)
 	@tools/debian-packages $(TEST_PACKAGES)
-	@.venv/bin/pytest --numprocesses auto --dist loadscope $(ARGS)
+	@.venv/bin/pytest $(ARGS)
 
 check: $(INSTALLED) ## lint, formatting, types, and who may import whom
 	.venv/bin/ruff check
@@ -33,6 +33,7 @@ check: $(INSTALLED) ## lint, formatting, types, and who may import whom
 	.venv/bin/lint-imports --no-logo
 
 bench: $(INSTALLED) ## measure, as ratios within one run
+	@tools/debian-packages $(TEST_PACKAGES)
 	@.venv/bin/python -m bench
 
 pins: $(INSTALLED) ## renew constraints.txt with the newest versions that pyproject.toml allows
