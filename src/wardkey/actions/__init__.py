@@ -1,0 +1,1 @@
+"""Everything one can do, a module per noun; each action takes `(tx, by, …)`."""

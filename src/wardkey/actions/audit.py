@@ -1,0 +1,226 @@
+"""Recording what was done, with the change-feed row beside it, and reading it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, Select, insert, select, update
+
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import audit_events, audit_heads, changes
+from wardkey.domain.chain import GENESIS, Break, Head, check, link, open_head, sign_head
+from wardkey.domain.errors import InvalidRequest
+from wardkey.domain.ids import new_id
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal
+
+DEPLOYMENT = "deployment"
+
+Details = Mapping[str, str | int | bool | None | list[str] | tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an action was done to; `kind` is also the change feed's subject."""
+
+    kind: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One link of an organization's chain; `at` in epoch milliseconds, `mac` 32 bytes."""
+
+    org_id: str
+    seq: int
+    id: str
+    at: int
+    environment: str
+    actor_kind: str
+    actor_id: str
+    actor_label: str
+    action: str
+    target_kind: str
+    target_id: str
+    address: str
+    user_agent: str
+    details: Mapping[str, Any]
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditQuery:
+    """Which events of the organization to list, newest first, below `before_seq`."""
+
+    action: str = ""
+    actor_id: str = ""
+    target_id: str = ""
+    since: int | None = None
+    until: int | None = None
+    before_seq: int | None = None
+    limit: int = 50
+
+
+def record(
+    tx: Transaction,
+    by: Principal,
+    action: str,
+    target: Target,
+    details: Details | None = None,
+    *,
+    org_id: str = "",
+) -> None:
+    """Append the event and the change-feed row of one change of state.
+
+    The two are one call so that neither can be forgotten. `org_id` says whose chain it is where
+    that is not the actor's own; the deployment's own chain otherwise.
+    """
+    org_id = org_id or by.org_id or DEPLOYMENT
+    tx.position += 1
+    tx.connection.execute(
+        insert(changes).values(
+            revision=tx.revision,
+            position=tx.position,
+            epoch=tx.epoch,
+            org_id=org_id,
+            subject=target.kind,
+            subject_id=target.id,
+            at=tx.now,
+        )
+    )
+    head = tx.connection.execute(
+        select(audit_heads.c.seq, audit_heads.c.mac).where(audit_heads.c.org_id == org_id)
+    ).one_or_none()
+    event = {
+        "org_id": org_id,
+        "seq": head.seq + 1 if head else 1,
+        "id": new_id("evt", tx.now),
+        "at": tx.now,
+        "environment": str(by.environment),
+        "actor_kind": str(by.kind),
+        "actor_id": by.id,
+        "actor_label": by.label,
+        "action": action,
+        "target_kind": target.kind,
+        "target_id": target.id,
+        "address": by.address[:64],
+        "user_agent": by.user_agent[:200],
+        "details": json.dumps(details or {}, sort_keys=True, ensure_ascii=False),
+        "key_version": tx.vault.version,
+    }
+    mac = link(tx.vault.audit_keys[tx.vault.version], head.mac if head else GENESIS, event)
+    tx.connection.execute(insert(audit_events).values(**event, mac=mac))
+    if head is None:
+        tx.connection.execute(insert(audit_heads).values(org_id=org_id, seq=1, mac=mac))
+    else:
+        tx.connection.execute(
+            update(audit_heads)
+            .where(audit_heads.c.org_id == org_id)
+            .values(seq=event["seq"], mac=mac)
+        )
+
+
+def list_events(tx: Transaction, by: Principal, query: AuditQuery) -> list[AuditEvent]:
+    """Return the organization's events that fit `query`, newest first."""
+    by.require(Permission.AUDIT_READ)
+    statement = _filtered(by.org_id, query).order_by(audit_events.c.seq.desc()).limit(query.limit)
+    return [_event(row) for row in tx.connection.execute(statement)]
+
+
+def export_events(tx: Transaction, by: Principal, query: AuditQuery) -> Iterator[AuditEvent]:
+    """Yield the organization's events that fit `query`, oldest first, a few hundred at a time."""
+    by.require(Permission.AUDIT_READ)
+    statement = _filtered(by.org_id, query).order_by(audit_events.c.seq)
+    for row in tx.connection.execution_options(yield_per=500).execute(statement):
+        yield _event(row)
+
+
+def verify_chain(
+    tx: Transaction, by: Principal, org_id: str, signed_head: str = ""
+) -> tuple[int, list[Break]]:
+    """Check every link of one chain; return how many events it has, and each break found.
+
+    `signed_head` is an earlier `export_head`: with it, a chain cut off at its end shows too.
+    Raises `InvalidRequest` if that head was not signed by this deployment for this chain.
+    """
+    _require_reader(by, org_id)
+    row = tx.connection.execute(
+        select(audit_heads.c.seq, audit_heads.c.mac).where(audit_heads.c.org_id == org_id)
+    ).one_or_none()
+    head = (row.seq, bytes(row.mac)) if row else None
+    statement = (
+        select(audit_events).where(audit_events.c.org_id == org_id).order_by(audit_events.c.seq)
+    )
+    links = (
+        (r.seq, r.key_version, _chained(r), bytes(r.mac))
+        for r in tx.connection.execution_options(yield_per=500).execute(statement)
+    )
+    breaks = check(links, tx.vault.audit_keys, head)
+    if signed_head:
+        breaks += _against(tx, org_id, signed_head)
+    return (head[0] if head else 0), breaks
+
+
+def export_head(tx: Transaction, by: Principal, org_id: str) -> str:
+    """Return the chain's present end, signed, to be kept somewhere else."""
+    _require_reader(by, org_id)
+    row = tx.connection.execute(
+        select(audit_heads.c.seq, audit_heads.c.mac).where(audit_heads.c.org_id == org_id)
+    ).one_or_none()
+    seq, mac = (row.seq, bytes(row.mac)) if row else (0, GENESIS)
+    return sign_head(tx.vault.audit_keys[tx.vault.version], org_id, seq, mac, tx.now)
+
+
+def _require_reader(by: Principal, org_id: str) -> None:
+    by.require(Permission.AUDIT_READ)
+    if by.org_id != org_id:
+        by.require_operator()
+
+
+def _against(tx: Transaction, org_id: str, signed_head: str) -> list[Break]:
+    opened = (open_head(key, signed_head) for key in tx.vault.audit_keys.values())
+    head: Head | None = next((h for h in opened if h is not None), None)
+    if head is None or head.org_id != org_id:
+        raise InvalidRequest("That head was not signed by this deployment for this chain.")
+    if head.seq == 0:
+        return []
+    mac = tx.connection.execute(
+        select(audit_events.c.mac).where(
+            audit_events.c.org_id == org_id, audit_events.c.seq == head.seq
+        )
+    ).scalar_one_or_none()
+    if mac is None:
+        return [Break(head.seq, "the exported head names an event that is gone")]
+    if bytes(mac) != head.mac:
+        return [Break(head.seq, "the exported head names another event than stands there now")]
+    return []
+
+
+def _filtered(org_id: str, query: AuditQuery) -> Select[Any]:
+    statement = select(audit_events).where(audit_events.c.org_id == org_id)
+    if query.action:
+        statement = statement.where(audit_events.c.action == query.action)
+    if query.actor_id:
+        statement = statement.where(audit_events.c.actor_id == query.actor_id)
+    if query.target_id:
+        statement = statement.where(audit_events.c.target_id == query.target_id)
+    if query.since is not None:
+        statement = statement.where(audit_events.c.at >= query.since)
+    if query.until is not None:
+        statement = statement.where(audit_events.c.at < query.until)
+    if query.before_seq is not None:
+        statement = statement.where(audit_events.c.seq < query.before_seq)
+    return statement
+
+
+def _chained(row: Row[Any]) -> dict[str, str | int]:
+    return {name: value for name, value in row._mapping.items() if name != "mac"}  # noqa: SLF001
+
+
+def _event(row: Row[Any]) -> AuditEvent:
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented accessor
+    del values["key_version"]
+    return AuditEvent(**{**values, "details": json.loads(row.details), "mac": bytes(row.mac).hex()})

@@ -1,0 +1,81 @@
+"""Answers kept for ten minutes under an Idempotency-Key, so that a retry gets the same secret."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from sqlalchemy import delete, insert, select
+
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import idempotency
+from wardkey.db.vault import seal, unseal
+from wardkey.domain.errors import IdempotencyKeyReused, WeakIdempotencyKey
+from wardkey.domain.principal import Principal
+
+KEPT_MS = 600_000
+_HEX = re.compile(r"[0-9a-fA-F-]+")
+_PLAIN = re.compile(r"[\x21-\x7e]{22,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What binds a kept answer: the header's text, the route, the body and the credential."""
+
+    key: str = field(repr=False)
+    route: str
+    body: bytes = field(repr=False)
+    credential: bytes = field(repr=False)
+
+
+def check_idempotency_key(text: str) -> str:
+    """Return a key that can hold 128 bits of randomness; raises `WeakIdempotencyKey`.
+
+    That is 32 hexadecimal digits (a UUID) or 22 other visible ASCII characters, not all alike.
+    """
+    long_enough = _PLAIN.fullmatch(text) is not None
+    if long_enough and _HEX.fullmatch(text):
+        long_enough = len(text.replace("-", "")) >= 32  # noqa: PLR2004 - 4 bits each
+    if not long_enough or len(set(text)) < 8:  # noqa: PLR2004 - "aaaa…" is no randomness
+        raise WeakIdempotencyKey
+    return text
+
+
+def once(
+    tx: Transaction, by: Principal, retry: Retry, act: Callable[[], dict[str, object]]
+) -> dict[str, object]:
+    """Return `act()`, or what it returned to the same caller's same request before.
+
+    The answer is sealed under a key that needs the master key, the Idempotency-Key and the
+    caller's credential, so the row alone gives nobody the secret in it. Raises
+    `IdempotencyKeyReused`, `WeakIdempotencyKey`.
+    """
+    text = check_idempotency_key(retry.key).encode()
+    name = "\0".join((by.kind, by.id, by.org_id, by.environment, retry.route)).encode()
+    row_id = blake2b(
+        name + b"\0" + text, key=tx.vault.key_for("idempotency-id"), digest_size=32
+    ).digest()
+    body_digest = blake2b(retry.body, digest_size=32).digest()
+    sealing = tx.vault.key_for(
+        "idempotency-answer", blake2b(text + b"\0" + retry.credential, digest_size=32).digest()
+    )
+    tx.connection.execute(delete(idempotency).where(idempotency.c.created_at <= tx.now - KEPT_MS))
+    row = tx.connection.execute(select(idempotency).where(idempotency.c.id == row_id)).one_or_none()
+    if row is not None:
+        if bytes(row.body_digest) != body_digest:
+            raise IdempotencyKeyReused
+        answer: dict[str, object] = json.loads(unseal(sealing, bytes(row.sealed), row_id))
+        return answer
+    answer = act()
+    tx.connection.execute(
+        insert(idempotency).values(
+            id=row_id,
+            body_digest=body_digest,
+            sealed=seal(sealing, json.dumps(answer).encode(), row_id),
+            created_at=tx.now,
+        )
+    )
+    return answer

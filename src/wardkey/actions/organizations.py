@@ -1,0 +1,250 @@
+"""Organizations: what the operator does with them, and what they say of themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, func, insert, select, update
+
+from wardkey.actions.audit import Target, record
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import keys, members, organizations, users
+from wardkey.domain.errors import (
+    DuplicateSlug,
+    InvalidEmail,
+    InvalidName,
+    InvalidSlug,
+    OrganizationNotFound,
+)
+from wardkey.domain.ids import new_id
+from wardkey.domain.keys import Reason
+from wardkey.domain.names import clean_email, clean_name, clean_slug, slug_from
+from wardkey.domain.permissions import Permission, Role
+from wardkey.domain.principal import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """A tenant; times in epoch milliseconds."""
+
+    id: str
+    slug: str
+    name: str
+    created_at: int
+    suspended_at: int | None
+    deleted_at: int | None
+
+
+def create(
+    tx: Transaction, by: Principal, name: str, owner_email: str, slug: str = ""
+) -> tuple[Organization, str]:
+    """Make an organization with its owner, known or new; return it and the owner's user id.
+
+    Raises `InvalidName`, `InvalidEmail`, `InvalidSlug`, `DuplicateSlug`.
+    """
+    by.require_operator()
+    name = checked_name(name)
+    if slug:
+        _check_free(tx, checked_slug(slug))
+    else:
+        slug = _free_slug(tx, slug_from(name))
+    user_id = ensure_user(tx, owner_email)
+    org_id = new_id("org", tx.now)
+    tx.connection.execute(
+        insert(organizations).values(
+            id=org_id, slug=slug, name=name, created_at=tx.now, updated_at=tx.now
+        )
+    )
+    tx.connection.execute(
+        insert(members).values(org_id=org_id, user_id=user_id, role=Role.OWNER, created_at=tx.now)
+    )
+    details = {"name": name, "slug": slug, "owner": user_id}
+    record(tx, by, "organization.created", Target("organization", org_id), details, org_id=org_id)
+    return _get(tx, org_id), user_id
+
+
+def ensure_user(tx: Transaction, email: str) -> str:
+    """Return the id of the person with that address, made if new; raises `InvalidEmail`."""
+    try:
+        email = clean_email(email)
+    except ValueError as fault:
+        raise InvalidEmail(str(fault), field="email") from None
+    known = tx.connection.execute(
+        select(users.c.id).where(users.c.email_folded == email.lower())
+    ).scalar_one_or_none()
+    if known is not None:
+        return str(known)
+    user_id = new_id("user", tx.now)
+    tx.connection.execute(
+        insert(users).values(
+            id=user_id,
+            email=email,
+            email_folded=email.lower(),
+            name=email.partition("@")[0],
+            created_at=tx.now,
+        )
+    )
+    return user_id
+
+
+def list_all(tx: Transaction, by: Principal) -> list[Organization]:
+    """Return every organization of the deployment that is not deleted, by slug."""
+    by.require_operator()
+    statement = (
+        select(organizations)
+        .where(organizations.c.deleted_at.is_(None))
+        .order_by(organizations.c.slug)
+    )
+    return [_organization(row) for row in tx.connection.execute(statement)]
+
+
+def find(tx: Transaction, by: Principal, reference: str) -> Organization:
+    """Return the organization with that id or slug; raises `OrganizationNotFound`."""
+    by.require_operator()
+    row = tx.connection.execute(
+        select(organizations).where(
+            (organizations.c.id == reference) | (organizations.c.slug == reference),
+            organizations.c.deleted_at.is_(None),
+        )
+    ).one_or_none()
+    if row is None:
+        raise OrganizationNotFound
+    return _organization(row)
+
+
+def suspend(tx: Transaction, by: Principal, org_id: str) -> Organization:
+    """Stop everything of an organization until it is resumed; its keys become `disabled`."""
+    by.require_operator()
+    return _stop(tx, by, org_id, suspended_at=tx.now)
+
+
+def resume(tx: Transaction, by: Principal, org_id: str) -> Organization:
+    """Let a suspended organization go on."""
+    by.require_operator()
+    return _stop(tx, by, org_id, suspended_at=None)
+
+
+def delete(tx: Transaction, by: Principal, org_id: str) -> Organization:
+    """End an organization for good: its keys are revoked, its members go, its slug is free.
+
+    The audit chain stays.
+    """
+    by.require_operator()
+    before = find(tx, by, org_id)
+    tx.connection.execute(
+        update(keys)
+        .where(keys.c.org_id == before.id, keys.c.revoked_at.is_(None))
+        .values(
+            revoked_at=tx.now,
+            revoke_reason=Reason.CESSATION_OF_OPERATION,
+            revoke_comment="the organization was deleted",
+            live_name=None,
+            updated_at=tx.now,
+        )
+    )
+    tx.connection.execute(members.delete().where(members.c.org_id == before.id))
+    tx.connection.execute(
+        update(organizations)
+        .where(organizations.c.id == before.id)
+        .values(deleted_at=tx.now, slug=before.id.lower().replace("_", "-"), updated_at=tx.now)
+    )
+    target = Target("organization", before.id)
+    record(tx, by, "organization.deleted", target, {"slug": before.slug}, org_id=before.id)
+    return _get(tx, before.id)
+
+
+def public(tx: Transaction, by: Principal) -> Organization:
+    """Return the caller's own organization, of which anyone with a key may see id, slug, name."""
+    by.require(Permission.ORGANIZATION_PUBLIC)
+    return _get(tx, by.org_id)
+
+
+def change(
+    tx: Transaction, by: Principal, *, name: str | None = None, slug: str | None = None
+) -> Organization:
+    """Rename the caller's organization; raises `InvalidName`, `InvalidSlug`, `DuplicateSlug`."""
+    by.require(Permission.ORGANIZATION_WRITE)
+    before = _get(tx, by.org_id)
+    values: dict[str, str | int] = {"updated_at": tx.now}
+    if name is not None:
+        values["name"] = checked_name(name)
+    if slug is not None and slug != before.slug:
+        _check_free(tx, checked_slug(slug))
+        values["slug"] = slug
+    tx.connection.execute(
+        update(organizations).where(organizations.c.id == by.org_id).values(values)
+    )
+    after = _get(tx, by.org_id)
+    details = {
+        "name": after.name,
+        "slug": after.slug,
+        "old_name": before.name,
+        "old_slug": before.slug,
+    }
+    record(tx, by, "organization.updated", Target("organization", by.org_id), details)
+    return after
+
+
+def checked_name(name: str) -> str:
+    """Return a clean name; raises `InvalidName`."""
+    try:
+        return clean_name(name)
+    except ValueError as fault:
+        raise InvalidName(str(fault), field="name") from None
+
+
+def checked_slug(slug: str) -> str:
+    """Return a clean slug; raises `InvalidSlug`."""
+    try:
+        return clean_slug(slug)
+    except ValueError as fault:
+        raise InvalidSlug(str(fault), field="slug") from None
+
+
+def _stop(tx: Transaction, by: Principal, org_id: str, *, suspended_at: int | None) -> Organization:
+    before = find(tx, by, org_id)
+    if (before.suspended_at is None) == (suspended_at is None):
+        return before
+    tx.connection.execute(
+        update(organizations)
+        .where(organizations.c.id == before.id)
+        .values(suspended_at=suspended_at, updated_at=tx.now)
+    )
+    action = "organization.resumed" if suspended_at is None else "organization.suspended"
+    record(tx, by, action, Target("organization", before.id), org_id=before.id)
+    return _get(tx, before.id)
+
+
+def _check_free(tx: Transaction, slug: str) -> None:
+    taken = tx.connection.execute(
+        select(func.count()).select_from(organizations).where(organizations.c.slug == slug)
+    ).scalar_one()
+    if taken:
+        raise DuplicateSlug(field="slug")
+
+
+def _free_slug(tx: Transaction, wanted: str) -> str:
+    statement = select(organizations.c.slug).where(
+        organizations.c.slug.startswith(wanted, autoescape=True)
+    )
+    taken = set(tx.connection.execute(statement).scalars())
+    slug, number = wanted, 2
+    while slug in taken:
+        slug, number = f"{wanted[:40]}-{number}", number + 1
+    return slug
+
+
+def _get(tx: Transaction, org_id: str) -> Organization:
+    row = tx.connection.execute(
+        select(organizations).where(organizations.c.id == org_id)
+    ).one_or_none()
+    if row is None:
+        raise OrganizationNotFound
+    return _organization(row)
+
+
+def _organization(row: Row[Any]) -> Organization:
+    return Organization(
+        row.id, row.slug, row.name, row.created_at, row.suspended_at, row.deleted_at
+    )

@@ -1,0 +1,99 @@
+"""The one runner of actions: transaction, commit, and the minute notes of what was refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Concatenate, ParamSpec, TypeVar
+
+from wardkey.actions.audit import Target, record
+from wardkey.db.engine import Database, Transaction
+from wardkey.domain.errors import Forbidden
+from wardkey.domain.principal import Principal, PrincipalKind
+
+MINUTE_MS = 60_000
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class MinuteNotes:
+    """What known callers do too often for an audit event each: refusals, uses of service keys.
+
+    One event a minute stands for all that are alike, so that the audit cannot flood the disk.
+    """
+
+    pending: dict[tuple[str, str, str, str], tuple[Principal, int]] = field(default_factory=dict)
+    told: dict[tuple[str, str, str, str], int] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, by: Principal, action: str, what: str) -> None:
+        """Count one; where the first came from stands for the others of its minute."""
+        name = (by.id, by.org_id, action, what)
+        with self.lock:
+            first, count = self.pending.get(name, (by, 0))
+            self.pending[name] = (first, count + 1)
+
+    def take(self, now: int, *, everything: bool = False) -> list[tuple[Principal, str, str, int]]:
+        """Return what is due: the first of its kind at once, the rest when its minute is over."""
+        with self.lock:
+            self.told = {k: at for k, at in self.told.items() if now - at < MINUTE_MS}
+            due = [name for name in self.pending if everything or name not in self.told]
+            taken = []
+            for name in due:
+                by, count = self.pending.pop(name)
+                self.told[name] = now
+                taken.append((by, name[2], name[3], count))
+            return taken
+
+
+@dataclass(slots=True)
+class Runner:
+    """Runs an action as somebody: in one transaction, and its refusal noted for the audit."""
+
+    database: Database
+    notes: MinuteNotes = field(default_factory=MinuteNotes)
+
+    def change(
+        self,
+        action: Callable[Concatenate[Transaction, Principal, P], R],
+        by: Principal,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run an action that writes; when this returns, what it did is committed."""
+        with self._noting(action.__name__, by), self.database.write() as tx:
+            return action(tx, by, *args, **kwargs)
+
+    def look(
+        self,
+        action: Callable[Concatenate[Transaction, Principal, P], R],
+        by: Principal,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run an action that only reads, on one snapshot."""
+        with self._noting(action.__name__, by), self.database.read() as tx:
+            return action(tx, by, *args, **kwargs)
+
+    def write_notes(self, *, everything: bool = False) -> None:
+        """Write what is due as audit events, each with its count."""
+        due = self.notes.take(self.database.clock(), everything=everything)
+        if not due:
+            return
+        with self.database.write() as tx:
+            for by, action, what, count in due:
+                details = {"what": what, "count": count}
+                record(tx, by, action, Target(by.kind, by.id), details)
+
+    @contextmanager
+    def _noting(self, attempt: str, by: Principal) -> Iterator[None]:
+        try:
+            yield
+        except Forbidden as failure:
+            if by.kind is not PrincipalKind.OPERATOR:
+                self.notes.note(by, "attempt.refused", f"{attempt}: {failure.code}")
+            raise

@@ -1,0 +1,1 @@
+"""The REST API under /v2, a module per noun."""

@@ -1,0 +1,151 @@
+"""Routes of the audit: list, filter, export and verify the organization's chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from wardkey.actions import audit
+from wardkey.api.shapes import read_time
+from wardkey.domain import errors
+from wardkey.domain.permissions import Permission
+from wardkey.domain.times import iso
+from wardkey.web.caller import Known
+from wardkey.web.context import Here
+from wardkey.web.pagination import read_cursor, write_cursor
+from wardkey.web.problems import told
+
+router = APIRouter(tags=["audit"])
+
+Filter = Annotated[str, Query(max_length=64)]
+Time = Annotated[str | None, Query(max_length=40, description="RFC 3339 with an offset.")]
+
+
+class AuditEventShape(BaseModel):
+    """One event; `mac` links it to the one before."""
+
+    id: str
+    seq: int
+    at: str
+    environment: str
+    actor_kind: str
+    actor_id: str
+    actor_label: str
+    action: str
+    target_kind: str
+    target_id: str
+    address: str
+    user_agent: str
+    details: dict[str, Any]
+    mac: str
+
+
+class AuditPage(BaseModel):
+    """A page of events, newest first; `next_cursor` is null on the last."""
+
+    events: list[AuditEventShape]
+    next_cursor: str | None
+
+
+class BreakShape(BaseModel):
+    """A place where the chain does not hold."""
+
+    seq: int
+    what: str
+
+
+class ChainState(BaseModel):
+    """Whether the chain holds, and its signed end to be kept elsewhere."""
+
+    holds: bool
+    events: int
+    breaks: list[BreakShape]
+    head: str
+
+
+@router.get("/v2/audit-events", responses=told(errors.InvalidCursor, errors.InvalidTime))
+def list_events(  # noqa: PLR0917 - FastAPI's parameters
+    caller: Known,
+    here: Here,
+    action: Filter = "",
+    actor_id: Filter = "",
+    target_id: Filter = "",
+    since: Time = None,
+    until: Time = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str, Query(max_length=500)] = "",
+) -> AuditPage:
+    """List the organization's audit events, newest first."""
+    vault = here.runner.database.keys
+    bound = json.dumps(["audit", caller.by.org_id, action, actor_id, target_id, since, until])
+    before = read_cursor(vault, bound, cursor)[0] if cursor else None
+    query = audit.AuditQuery(
+        action,
+        actor_id,
+        target_id,
+        read_time(since, "since"),
+        read_time(until, "until"),
+        before,
+        limit + 1,
+    )
+    found = here.runner.look(audit.list_events, caller.by, query)
+    shown = found[:limit]
+    following = write_cursor(vault, bound, [shown[-1].seq]) if len(found) > limit else None
+    return AuditPage(events=[_shape(event) for event in shown], next_cursor=following)
+
+
+@router.get(
+    "/v2/audit-events/export",
+    responses={
+        **told(errors.InvalidTime),
+        200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}},
+    },
+    response_class=StreamingResponse,
+)
+def export_events(  # noqa: PLR0917 - FastAPI's parameters
+    caller: Known,
+    here: Here,
+    action: Filter = "",
+    actor_id: Filter = "",
+    target_id: Filter = "",
+    since: Time = None,
+    until: Time = None,
+) -> StreamingResponse:
+    """Export events as NDJSON, oldest first, one JSON object a line."""
+    query = audit.AuditQuery(
+        action, actor_id, target_id, read_time(since, "since"), read_time(until, "until")
+    )
+    caller.by.require(Permission.AUDIT_READ)
+
+    def lines() -> Iterator[str]:
+        with here.runner.database.read() as tx:
+            for event in audit.export_events(tx, caller.by, query):
+                yield json.dumps(_shape(event).model_dump(), ensure_ascii=False) + "\n"
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+@router.get("/v2/audit-events/verify", responses=told())
+def verify_chain(caller: Known, here: Here) -> ChainState:
+    """Check every link of the organization's chain; any edit, gap or reordering is listed."""
+    org_id = caller.by.org_id
+    count, breaks = here.runner.look(audit.verify_chain, caller.by, org_id)
+    head = here.runner.look(audit.export_head, caller.by, org_id)
+    return ChainState(
+        holds=not breaks,
+        events=count,
+        breaks=[BreakShape(seq=item.seq, what=item.what) for item in breaks],
+        head=head,
+    )
+
+
+def _shape(event: audit.AuditEvent) -> AuditEventShape:
+    values = asdict(event)
+    del values["org_id"]
+    return AuditEventShape(**{**values, "at": iso(event.at)})

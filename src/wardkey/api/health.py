@@ -1,0 +1,42 @@
+"""Routes that say whether this process lives and can answer, and what a problem code means."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
+
+from wardkey.actions.deployment import check_storage
+from wardkey.domain.errors import LEAVES, RouteNotFound
+from wardkey.web.context import Here
+from wardkey.web.problems import status_of, told
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """`ok`, and nothing more."""
+
+    status: str = "ok"
+
+
+@router.get("/healthz")
+def alive() -> Health:
+    """Answer as long as the process lives."""
+    return Health()
+
+
+@router.get("/readyz", responses=told())
+def ready(here: Here) -> Health:
+    """Answer once the database answers."""
+    check_storage(here.runner.database)
+    return Health()
+
+
+@router.get("/problems/{code}", response_class=PlainTextResponse)
+def problem(code: str) -> str:
+    """Say what a problem code means and how to mend it."""
+    failure = LEAVES.get(code)
+    if failure is None:
+        raise RouteNotFound
+    return f"{failure.title} ({code}, HTTP {status_of(failure)})\n\n{failure().detail}\n"

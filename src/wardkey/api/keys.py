@@ -1,0 +1,489 @@
+"""Routes of keys: issue, list, change, rotate, revoke, and the import of keys from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+from wardkey.actions import imports, keys, revocations
+from wardkey.actions.idempotency import Retry, once
+from wardkey.api.shapes import (
+    Id,
+    Input,
+    IssuedShape,
+    KeyShape,
+    MetadataValue,
+    RateShape,
+    ReceiptShape,
+    issued_shape,
+    key_shape,
+    read_time,
+    receipt_shape,
+)
+from wardkey.db.engine import Transaction
+from wardkey.domain import errors
+from wardkey.domain.keys import KeySpec, KeyStatus, Rate, Reason
+from wardkey.domain.permissions import KeyType
+from wardkey.domain.principal import Principal
+from wardkey.domain.secret import Environment
+from wardkey.domain.times import iso
+from wardkey.web.caller import Caller, Known
+from wardkey.web.context import Context, Here
+from wardkey.web.pagination import read_cursor, write_cursor
+from wardkey.web.problems import told
+
+router = APIRouter(tags=["keys"])
+
+_SPEC_FAULTS = (
+    errors.InvalidName,
+    errors.InvalidText,
+    errors.InvalidMetadata,
+    errors.InvalidAddress,
+    errors.InvalidOrigin,
+    errors.OriginsNotForType,
+    errors.InvalidRateLimit,
+    errors.InvalidTime,
+    errors.ExpiryInPast,
+    errors.UnknownPermission,
+    errors.PermissionNotForType,
+    errors.TooManyItems,
+    errors.ExceedsOwnPermissions,
+    errors.DuplicateName,
+)
+
+
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+RawBody = Annotated[bytes, Depends(_body)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="A text with 128 bits of randomness, such as a UUID of version 4. The same "
+        "request with it gets the same answer, secret included, for 10 minutes."
+    ),
+]
+KeyId = Id
+
+
+class KeyFields(Input):
+    """What can be said of a key when it is made and changed afterwards."""
+
+    permissions: list[str] | None = Field(default=None, max_length=100)
+    description: str = ""
+    allowed_addresses: list[str] = []
+    allowed_origins: list[str] = []
+    allow_native: StrictBool = False
+    rate_limit: RateShape | None = None
+    metadata: dict[str, MetadataValue] = {}
+    expires_at: str | None = Field(default=None, description="RFC 3339 with an offset.")
+
+
+class NewKey(KeyFields):
+    """A key to be issued; without permissions it gets the usual ones of its type."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "name": "live-billing-webhooks",
+                "type": "secret",
+                "permissions": ["keys:verify", "invoices:read"],
+                "allowed_addresses": ["203.0.113.0/24"],
+                "expires_at": "2030-01-31T00:00:00Z",
+            }
+        },
+    )
+
+    name: str
+    type: KeyType
+    environment: Environment | None = Field(
+        default=None,
+        description="A key makes keys in its own environment; people choose, live by default.",
+    )
+
+    def spec(self, environment: Environment) -> KeySpec:
+        """Return the domain's record of what is wanted."""
+        return KeySpec(
+            name=self.name,
+            type=self.type,
+            environment=environment,
+            permissions=None if self.permissions is None else tuple(self.permissions),
+            expires_at=read_time(self.expires_at, "expires_at"),
+            description=self.description,
+            allowed_addresses=tuple(self.allowed_addresses),
+            allowed_origins=tuple(self.allowed_origins),
+            allow_native=self.allow_native,
+            rate_limit=_rate(self.rate_limit),
+            metadata=self.metadata,
+        )
+
+
+class KeyChanges(KeyFields):
+    """The fields to change; those left out stay. `expires_at` null takes the expiry away."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"description": "Used by the nightly job"}}
+    )
+
+    name: str = ""
+
+    def changes(self) -> dict[str, Any]:
+        """Return the named fields with the domain's values."""
+        readers: dict[str, Callable[[Any], Any]] = {
+            "permissions": lambda value: None if value is None else tuple(value),
+            "allowed_addresses": tuple,
+            "allowed_origins": tuple,
+            "expires_at": lambda value: read_time(value, "expires_at"),
+            "rate_limit": _rate,
+        }
+        return {
+            name: readers.get(name, lambda value: value)(getattr(self, name))
+            for name in self.model_fields_set
+        }
+
+
+class ChangedKey(BaseModel):
+    """A changed key, with warnings about a new name."""
+
+    key: KeyShape
+    warnings: list[str]
+
+
+class KeyPage(BaseModel):
+    """A page of keys, newest first; `next_cursor` is null on the last."""
+
+    keys: list[KeyShape]
+    next_cursor: str | None
+    total: int
+
+
+class Rotation(Input):
+    """How long the older secrets go on."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"grace": "24h"}})
+
+    grace: str = Field(
+        default="24h", description="now, 1h, 24h, 7d, until_revoked or an RFC 3339 time."
+    )
+
+
+class Revocation(Input):
+    """Why a key or a secret is revoked."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"reason": "keyCompromise", "comment": "found in a log"}},
+    )
+
+    reason: str = Field(
+        default=Reason.UNSPECIFIED, description=f"One of {', '.join(Reason)} (RFC 5280)."
+    )
+    comment: str = ""
+
+
+class NewImport(KeyFields):
+    """A key issued elsewhere, known by the SHA-256 of its text."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "name": "live-legacy-reports",
+                "environment": "live",
+                "prefix": "acme_",
+                "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                "entropy_bits": 160,
+            }
+        },
+    )
+
+    name: str
+    environment: Environment
+    prefix: str
+    sha256: str = Field(description="64 hexadecimal digits in lower case.")
+    entropy_bits: StrictInt = Field(description="Randomness of the text; at least 128.")
+
+
+class NewPrefix(Input):
+    """A prefix that imported keys begin with."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"prefix": "acme_"}})
+
+    prefix: str
+
+
+class PrefixShape(BaseModel):
+    """A registered prefix."""
+
+    prefix: str
+    created_at: str
+    created_by: str
+
+
+class PrefixList(BaseModel):
+    """The organization's import prefixes."""
+
+    prefixes: list[PrefixShape]
+
+
+@router.post(
+    "/v2/keys",
+    status_code=201,
+    responses=told(*_SPEC_FAULTS, errors.WeakIdempotencyKey, errors.IdempotencyKeyReused),
+)
+def issue_key(  # noqa: PLR0917 - FastAPI's parameters
+    request: Request,
+    wanted: NewKey,
+    caller: Known,
+    here: Here,
+    body: RawBody,
+    idempotency_key: IdempotencyKey = None,
+) -> IssuedShape:
+    """Issue a key; its secret is in this answer and nowhere else."""
+    by = caller.acting_in(wanted.environment)
+    spec = wanted.spec(wanted.environment or by.environment)
+
+    def issue(tx: Transaction, by: Principal) -> dict[str, Any]:
+        return issued_shape(keys.issue(tx, by, spec), tx.now).model_dump(mode="json")
+
+    return _once(here, by, issue, _retry(request, caller, body, idempotency_key))
+
+
+@router.get("/v2/keys", responses=told(errors.InvalidCursor))
+def list_keys(  # noqa: PLR0917 - FastAPI's parameters
+    caller: Known,
+    here: Here,
+    search: Annotated[str, Query(max_length=200, description="In name, description, prefix.")] = "",
+    type: Annotated[KeyType | None, Query()] = None,  # noqa: A002 - the parameter's name
+    environment: Environment | None = None,
+    status: KeyStatus | None = None,
+    unused_days: Annotated[int | None, Query(ge=1, le=3650)] = None,
+    rotation_due: bool = False,  # noqa: FBT001, FBT002 - a query parameter
+    expiring: bool = False,  # noqa: FBT001, FBT002 - a query parameter
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str, Query(max_length=500)] = "",
+) -> KeyPage:
+    """List the keys of the organization's environment, newest first."""
+    by = caller.acting_in(environment)
+    if environment is not None and environment is not by.environment:
+        raise errors.WrongEnvironment
+    query = keys.KeyQuery(search, type, status, unused_days, rotation_due, expiring, None, limit)
+    vault = here.runner.database.keys
+    bound = json.dumps(
+        ["keys", *by.room, search, type, status, unused_days, rotation_due, expiring]
+    )
+    if cursor:
+        created_at, key_id = read_cursor(vault, bound, cursor)
+        query = keys.KeyQuery(
+            search, type, status, unused_days, rotation_due, expiring, (created_at, key_id), limit
+        )
+
+    def look(tx: Transaction, by: Principal) -> KeyPage:
+        found = keys.list_keys(tx, by, query)
+        shown = found[:limit]
+        more = len(found) > limit
+        return KeyPage(
+            keys=[key_shape(key, tx.now) for key in shown],
+            next_cursor=write_cursor(vault, bound, [shown[-1].created_at, shown[-1].id])
+            if more
+            else None,
+            total=keys.count_keys(tx, by, query),
+        )
+
+    return here.runner.look(look, by)
+
+
+@router.get("/v2/keys/{key_id}", responses=told(errors.KeyNotFound))
+def get_key(key_id: KeyId, caller: Known, here: Here) -> KeyShape:
+    """Show one key with its secrets, never their texts."""
+    key = here.runner.look(keys.get, caller.by, key_id)
+    return key_shape(key, here.runner.database.clock())
+
+
+@router.patch(
+    "/v2/keys/{key_id}", responses=told(*_SPEC_FAULTS, errors.KeyNotFound, errors.KeyRevoked)
+)
+def change_key(key_id: KeyId, wanted: KeyChanges, caller: Known, here: Here) -> ChangedKey:
+    """Change a key; what it loses is refused from the moment this returns."""
+    key, warnings = here.runner.change(keys.change, caller.by, key_id, wanted.changes())
+    return ChangedKey(key=key_shape(key, here.runner.database.clock()), warnings=list(warnings))
+
+
+@router.post("/v2/keys/{key_id}/disable", responses=told(errors.KeyNotFound, errors.KeyRevoked))
+def disable_key(key_id: KeyId, caller: Known, here: Here) -> KeyShape:
+    """Stop a key until it is enabled again."""
+    key = here.runner.change(keys.disable, caller.by, key_id)
+    return key_shape(key, here.runner.database.clock())
+
+
+@router.post("/v2/keys/{key_id}/enable", responses=told(errors.KeyNotFound, errors.KeyRevoked))
+def enable_key(key_id: KeyId, caller: Known, here: Here) -> KeyShape:
+    """Let a disabled key work again."""
+    key = here.runner.change(keys.enable, caller.by, key_id)
+    return key_shape(key, here.runner.database.clock())
+
+
+@router.post(
+    "/v2/keys/{key_id}/rotate",
+    responses=told(
+        errors.KeyNotFound,
+        errors.KeyRevoked,
+        errors.InvalidGrace,
+        errors.ExpiryInPast,
+        errors.TooManySecrets,
+        errors.ExceedsOwnPermissions,
+        errors.WeakIdempotencyKey,
+        errors.IdempotencyKeyReused,
+    ),
+)
+def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
+    request: Request,
+    key_id: KeyId,
+    caller: Known,
+    here: Here,
+    body: RawBody,
+    wanted: Rotation | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> IssuedShape:
+    """Add a secret to a key; the older ones end after the grace that is chosen here."""
+    grace = (wanted or Rotation()).grace
+
+    def rotate(tx: Transaction, by: Principal) -> dict[str, Any]:
+        return issued_shape(keys.rotate(tx, by, key_id, grace), tx.now).model_dump(mode="json")
+
+    retry = _retry(request, caller, body, idempotency_key)
+    return _once(here, caller.by, rotate, retry)
+
+
+@router.post(
+    "/v2/keys/{key_id}/revoke",
+    responses=told(errors.KeyNotFound, errors.InvalidReason, errors.InvalidText),
+)
+def revoke_key(
+    key_id: KeyId, caller: Known, here: Here, wanted: Revocation | None = None
+) -> ReceiptShape:
+    """Revoke a key with all its secrets, for good; when this returns nothing accepts it."""
+    said = wanted or Revocation()
+    receipt = here.runner.change(revocations.revoke, caller.by, key_id, said.reason, said.comment)
+    return receipt_shape(receipt)
+
+
+@router.delete("/v2/keys/{key_id}", responses=told(errors.KeyNotFound))
+def delete_key(key_id: KeyId, caller: Known, here: Here) -> ReceiptShape:
+    """Revoke a key; the record stays for the audit."""
+    receipt = here.runner.change(revocations.revoke, caller.by, key_id, Reason.UNSPECIFIED, "")
+    return receipt_shape(receipt)
+
+
+@router.post(
+    "/v2/keys/{key_id}/secrets/{kid}/revoke",
+    responses=told(
+        errors.KeyNotFound, errors.SecretNotFound, errors.InvalidReason, errors.InvalidText
+    ),
+)
+def revoke_secret(
+    key_id: KeyId, kid: Id, caller: Known, here: Here, wanted: Revocation | None = None
+) -> ReceiptShape:
+    """Revoke one secret of a key; its other secrets go on."""
+    said = wanted or Revocation()
+    receipt = here.runner.change(
+        revocations.revoke_secret, caller.by, key_id, kid, said.reason, said.comment
+    )
+    return receipt_shape(receipt)
+
+
+@router.get("/v2/receipts/{receipt_id}", responses=told(errors.ReceiptNotFound))
+def get_receipt(receipt_id: Id, caller: Known, here: Here) -> ReceiptShape:
+    """Show the receipt of a revocation again."""
+    return receipt_shape(here.runner.look(revocations.get_receipt, caller.by, receipt_id))
+
+
+@router.post(
+    "/v2/keys/import",
+    status_code=201,
+    responses=told(
+        *_SPEC_FAULTS,
+        errors.InvalidImport,
+        errors.WeakImport,
+        errors.PrefixNotFound,
+        errors.DuplicateImport,
+    ),
+)
+def import_key(wanted: NewImport, caller: Known, here: Here) -> KeyShape:
+    """Import a secret key by the SHA-256 of its text, so that it goes on working here."""
+    by = caller.acting_in(wanted.environment)
+    spec = NewKey(
+        type=KeyType.SECRET,
+        **wanted.model_dump(exclude={"prefix", "sha256", "entropy_bits"}),
+    ).spec(wanted.environment)
+    wish = imports.Import(spec, wanted.prefix, wanted.sha256, wanted.entropy_bits)
+    key = here.runner.change(imports.import_key, by, wish)
+    return key_shape(key, here.runner.database.clock())
+
+
+@router.get("/v2/import-prefixes", responses=told())
+def list_prefixes(caller: Known, here: Here) -> PrefixList:
+    """List the prefixes under which keys from elsewhere may be imported."""
+    found = here.runner.look(imports.list_prefixes, caller.by)
+    return PrefixList(prefixes=[_prefix_shape(item) for item in found])
+
+
+@router.post(
+    "/v2/import-prefixes",
+    status_code=201,
+    responses=told(errors.InvalidPrefix, errors.DuplicatePrefix),
+)
+def register_prefix(wanted: NewPrefix, caller: Known, here: Here) -> PrefixShape:
+    """Claim a prefix for the organization's imported keys."""
+    return _prefix_shape(here.runner.change(imports.register_prefix, caller.by, wanted.prefix))
+
+
+@router.delete(
+    "/v2/import-prefixes/{prefix}",
+    status_code=204,
+    responses=told(errors.PrefixNotFound, errors.PrefixInUse),
+)
+def release_prefix(prefix: Id, caller: Known, here: Here) -> None:
+    """Give a prefix up that no live key has."""
+    here.runner.change(imports.release_prefix, caller.by, prefix)
+
+
+def _retry(
+    request: Request, caller: Caller, body: bytes, idempotency_key: str | None
+) -> Retry | None:
+    if idempotency_key is None:
+        return None
+    route = f"{request.method} {request.url.path}"
+    return Retry(idempotency_key, route, body, caller.credential)
+
+
+def _once(
+    here: Context,
+    by: Principal,
+    act: Callable[[Transaction, Principal], dict[str, Any]],
+    retry: Retry | None,
+) -> IssuedShape:
+    if retry is None:
+        return IssuedShape.model_validate(here.runner.change(act, by))
+
+    def replayed(tx: Transaction, by: Principal) -> dict[str, Any]:
+        return once(tx, by, retry, lambda: act(tx, by))
+
+    replayed.__name__ = act.__name__
+    return IssuedShape.model_validate(here.runner.change(replayed, by))
+
+
+def _rate(shape: RateShape | None) -> Rate | None:
+    return None if shape is None else Rate(shape.limit, shape.period_s, shape.burst)
+
+
+def _prefix_shape(item: imports.ImportPrefix) -> PrefixShape:
+    return PrefixShape(
+        prefix=item.prefix, created_at=iso(item.created_at), created_by=item.created_by
+    )

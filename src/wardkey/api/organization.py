@@ -1,0 +1,229 @@
+"""Routes of the caller's organization, its members and its invitations."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from wardkey.actions import members, organizations
+from wardkey.api.shapes import Id, Input, when
+from wardkey.domain import errors
+from wardkey.domain.permissions import Permission, Role
+from wardkey.domain.times import iso
+from wardkey.web.caller import Known
+from wardkey.web.context import Context, Here
+from wardkey.web.problems import told
+
+router = APIRouter(tags=["organization"])
+
+
+class OrganizationShape(BaseModel):
+    """The organization; publishable keys see id, slug and name alone."""
+
+    id: str
+    slug: str
+    name: str
+    created_at: str | None = None
+
+
+class OrganizationChanges(Input):
+    """The fields to change; those left out stay."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "Acme"}})
+
+    name: str | None = None
+    slug: str | None = None
+
+
+class MemberShape(BaseModel):
+    """A human in the organization."""
+
+    user_id: str
+    email: str
+    name: str
+    role: Role
+    joined_at: str
+
+
+class MemberList(BaseModel):
+    """Everybody in the organization, longest first."""
+
+    members: list[MemberShape]
+
+
+class RoleChange(Input):
+    """Another role for a member; ownership is transferred instead."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"role": "admin"}})
+
+    role: Role
+
+
+class Transfer(Input):
+    """Who becomes the owner."""
+
+    user_id: str
+
+
+class NewInvitation(Input):
+    """Whom to invite, and as what."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"email": "admin@acme.example", "role": "admin"}},
+    )
+
+    email: str
+    role: Role
+
+
+class InvitationShape(BaseModel):
+    """A place offered to an e-mail address."""
+
+    id: str
+    email: str
+    role: Role
+    status: str = Field(description="pending, accepted, revoked or expired")
+    created_at: str
+    created_by: str
+    expires_at: str
+    accepted_at: str | None
+
+
+class CreatedInvitation(InvitationShape):
+    """A new invitation with its link, which is shown this once."""
+
+    link: str
+
+
+class InvitationList(BaseModel):
+    """The newest 1,000 invitations."""
+
+    invitations: list[InvitationShape]
+
+
+@router.get("/v2/organization", responses=told())
+def get_organization(caller: Known, here: Here) -> OrganizationShape:
+    """Show the caller's organization; any key may see its public part."""
+    found = here.runner.look(organizations.public, caller.by)
+    private = caller.by.holds(Permission.ORGANIZATION_READ)
+    return OrganizationShape(
+        id=found.id,
+        slug=found.slug,
+        name=found.name,
+        created_at=iso(found.created_at) if private else None,
+    )
+
+
+@router.patch(
+    "/v2/organization",
+    responses=told(errors.InvalidName, errors.InvalidSlug, errors.DuplicateSlug),
+)
+def change_organization(
+    wanted: OrganizationChanges, caller: Known, here: Here
+) -> OrganizationShape:
+    """Rename the organization."""
+    changed = here.runner.change(
+        organizations.change, caller.by, name=wanted.name, slug=wanted.slug
+    )
+    return OrganizationShape(
+        id=changed.id, slug=changed.slug, name=changed.name, created_at=iso(changed.created_at)
+    )
+
+
+@router.get("/v2/members", responses=told(), tags=["members"])
+def list_members(caller: Known, here: Here) -> MemberList:
+    """List the members of the organization."""
+    found = here.runner.look(members.list_members, caller.by)
+    return MemberList(members=[_member_shape(item) for item in found])
+
+
+@router.patch(
+    "/v2/members/{user_id}",
+    responses=told(
+        errors.MemberNotFound, errors.OwnerOnly, errors.LastOwner, errors.ExceedsOwnPermissions
+    ),
+    tags=["members"],
+)
+def change_role(user_id: Id, wanted: RoleChange, caller: Known, here: Here) -> MemberShape:
+    """Give a member another role."""
+    return _member_shape(here.runner.change(members.change_role, caller.by, user_id, wanted.role))
+
+
+@router.delete(
+    "/v2/members/{user_id}",
+    status_code=204,
+    responses=told(
+        errors.MemberNotFound, errors.OwnerOnly, errors.LastOwner, errors.ExceedsOwnPermissions
+    ),
+    tags=["members"],
+)
+def remove_member(user_id: Id, caller: Known, here: Here) -> None:
+    """Take a member out, or leave; keys that he made stay with the organization."""
+    here.runner.change(members.remove, caller.by, user_id)
+
+
+@router.post(
+    "/v2/organization/transfer",
+    responses=told(errors.MemberNotFound, errors.OwnerOnly),
+    tags=["members"],
+)
+def transfer_ownership(wanted: Transfer, caller: Known, here: Here) -> MemberShape:
+    """Make another member the owner; the old owner becomes an admin."""
+    return _member_shape(here.runner.change(members.transfer, caller.by, wanted.user_id))
+
+
+@router.get("/v2/invitations", responses=told(), tags=["invitations"])
+def list_invitations(caller: Known, here: Here) -> InvitationList:
+    """List the organization's invitations, newest first."""
+    found = here.runner.look(members.list_invitations, caller.by)
+    return InvitationList(invitations=[_invitation_shape(item, here) for item in found])
+
+
+@router.post(
+    "/v2/invitations",
+    status_code=201,
+    responses=told(
+        errors.InvalidEmail, errors.AlreadyMember, errors.OwnerOnly, errors.ExceedsOwnPermissions
+    ),
+    tags=["invitations"],
+)
+def invite(wanted: NewInvitation, caller: Known, here: Here) -> CreatedInvitation:
+    """Invite somebody; the link works once, within 7 days, and is shown in this answer alone."""
+    made, text = here.runner.change(members.invite, caller.by, wanted.email, wanted.role)
+    shape = _invitation_shape(made, here)
+    return CreatedInvitation(**shape.model_dump(), link=f"{here.public_url}/invitations/{text}")
+
+
+@router.delete(
+    "/v2/invitations/{invitation_id}",
+    responses=told(errors.InvitationNotFound, errors.InvitationUsed),
+    tags=["invitations"],
+)
+def revoke_invitation(invitation_id: Id, caller: Known, here: Here) -> InvitationShape:
+    """Take an invitation back."""
+    taken = here.runner.change(members.revoke_invitation, caller.by, invitation_id)
+    return _invitation_shape(taken, here)
+
+
+def _member_shape(item: members.Member) -> MemberShape:
+    return MemberShape(
+        user_id=item.user_id,
+        email=item.email,
+        name=item.name,
+        role=item.role,
+        joined_at=iso(item.created_at),
+    )
+
+
+def _invitation_shape(item: members.Invitation, here: Context) -> InvitationShape:
+    return InvitationShape(
+        id=item.id,
+        email=item.email,
+        role=item.role,
+        status=item.status(here.runner.database.clock()),
+        created_at=iso(item.created_at),
+        created_by=item.created_by,
+        expires_at=iso(item.expires_at),
+        accepted_at=when(item.accepted_at),
+    )

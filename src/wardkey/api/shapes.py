@@ -1,0 +1,213 @@
+"""The JSON shapes that several routes share, and how records are rendered into them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
+
+from wardkey.actions.keys import Issued
+from wardkey.actions.revocations import Receipt
+from wardkey.domain.errors import InvalidTime
+from wardkey.domain.keys import KeyRecord, KeyStatus, Rate, SecretRecord
+from wardkey.domain.permissions import KeyType
+from wardkey.domain.secret import Environment
+from wardkey.domain.times import iso, parse_iso
+
+Id = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+MetadataValue = StrictBool | StrictInt | StrictFloat | str
+
+
+class Input(BaseModel):
+    """A request body: unknown fields are refused, and numbers are not read from strings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class RateShape(BaseModel):
+    """At most `limit` requests in `period_s` seconds, of which `burst` may come at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: StrictInt = Field(ge=1, le=1_000_000_000)
+    period_s: StrictInt = Field(ge=1, le=2_678_400)
+    burst: StrictInt = Field(ge=1, le=1_000_000_000)
+
+
+class LastUse(BaseModel):
+    """When and from where a secret was last used; at most two seconds late."""
+
+    at: str
+    address: str
+    user_agent: str
+
+
+class SecretShape(BaseModel):
+    """One secret of a key, without its text."""
+
+    kid: str
+    prefix: str
+    created_at: str
+    created_by: str
+    grace_ends_at: str | None
+    revoked_at: str | None
+    revoke_reason: str | None
+    revoke_comment: str | None
+    imported: bool
+    live: bool
+    last_used: LastUse | None
+
+
+class KeyShape(BaseModel):
+    """A key as its organization sees it."""
+
+    id: str
+    name: str
+    type: KeyType
+    environment: Environment
+    status: KeyStatus
+    description: str
+    permissions: list[str]
+    allowed_addresses: list[str]
+    allowed_origins: list[str]
+    allow_native: bool
+    rate_limit: RateShape | None
+    metadata: dict[str, MetadataValue]
+    created_at: str
+    created_by: str
+    updated_at: str
+    rotated_at: str
+    rotation_due: bool
+    expires_at: str | None
+    disabled_at: str | None
+    revoked_at: str | None
+    revoke_reason: str | None
+    revoke_comment: str | None
+    secrets: list[SecretShape]
+
+
+class NamedOrganization(BaseModel):
+    """Which organization something belongs to."""
+
+    id: str
+    name: str
+
+
+class IssuedShape(BaseModel):
+    """A key with its new secret, which is never shown again."""
+
+    key: KeyShape
+    kid: str
+    secret: str = Field(description="Shown this once; store it where only its program reads it.")
+    organization: NamedOrganization
+    warnings: list[str]
+
+
+class ReceiptShape(BaseModel):
+    """Proof of a revocation: from this revision of the change feed on nothing accepts the key."""
+
+    id: str
+    key_id: str
+    kid: str | None = Field(description="The one secret, or null where the key was revoked.")
+    epoch: str
+    revision: int
+    revoked_at: str
+    reason: str
+
+
+def when(ms: int | None) -> str | None:
+    """Return an RFC 3339 time, or None for none."""
+    return None if ms is None else iso(ms)
+
+
+def read_time(text: str | None, field: str) -> int | None:
+    """Return epoch milliseconds of a caller's time; raises `InvalidTime`."""
+    if text is None:
+        return None
+    try:
+        return parse_iso(text)
+    except ValueError:
+        raise InvalidTime(field=field) from None
+
+
+def key_shape(key: KeyRecord, now: int) -> KeyShape:
+    """Render a key as it is at `now`."""
+    return KeyShape(
+        id=key.id,
+        name=key.name,
+        type=key.type,
+        environment=key.environment,
+        status=key.status(now),
+        description=key.description,
+        permissions=list(key.permissions),
+        allowed_addresses=list(key.allowed_addresses),
+        allowed_origins=list(key.allowed_origins),
+        allow_native=key.allow_native,
+        rate_limit=_rate_shape(key.rate_limit),
+        metadata=dict(key.metadata),
+        created_at=iso(key.created_at),
+        created_by=key.created_by,
+        updated_at=iso(key.updated_at),
+        rotated_at=iso(key.rotated_at),
+        rotation_due=key.rotation_due(now),
+        expires_at=when(key.expires_at),
+        disabled_at=when(key.disabled_at),
+        revoked_at=when(key.revoked_at),
+        revoke_reason=key.revoke_reason,
+        revoke_comment=key.revoke_comment,
+        secrets=[_secret_shape(secret, key, now) for secret in key.secrets],
+    )
+
+
+def issued_shape(issued: Issued, now: int) -> IssuedShape:
+    """Render a new secret: the one place besides the command line where its text leaves."""
+    return IssuedShape(
+        key=key_shape(issued.key, now),
+        kid=issued.kid,
+        secret=issued.secret.text,
+        organization=NamedOrganization(id=issued.key.org_id, name=issued.organization_name),
+        warnings=list(issued.warnings),
+    )
+
+
+def receipt_shape(receipt: Receipt) -> ReceiptShape:
+    """Render a receipt."""
+    return ReceiptShape(
+        id=receipt.id,
+        key_id=receipt.key_id,
+        kid=receipt.kid or None,
+        epoch=receipt.epoch,
+        revision=receipt.revision,
+        revoked_at=iso(receipt.revoked_at),
+        reason=receipt.reason,
+    )
+
+
+def _rate_shape(rate: Rate | None) -> RateShape | None:
+    if rate is None:
+        return None
+    return RateShape(limit=rate.limit, period_s=rate.period_s, burst=rate.burst)
+
+
+def _secret_shape(secret: SecretRecord, key: KeyRecord, now: int) -> SecretShape:
+    used = None
+    if secret.last_used_at is not None:
+        used = LastUse(
+            at=iso(secret.last_used_at),
+            address=secret.last_used_address or "",
+            user_agent=secret.last_used_agent or "",
+        )
+    return SecretShape(
+        kid=secret.kid,
+        prefix=secret.prefix,
+        created_at=iso(secret.created_at),
+        created_by=secret.created_by,
+        grace_ends_at=when(secret.expires_at),
+        revoked_at=when(secret.revoked_at),
+        revoke_reason=secret.revoke_reason,
+        revoke_comment=secret.revoke_comment,
+        imported=secret.imported,
+        live=secret.live(now) and key.revoked_at is None,
+        last_used=used,
+    )

@@ -1,0 +1,155 @@
+"""The composition root: a Config becomes an open deployment and its ASGI application."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio.to_thread
+from fastapi import FastAPI
+
+from wardkey import __version__
+from wardkey.actions.deployment import begin_feed, clean_up, rehash
+from wardkey.actions.run import Runner
+from wardkey.api import audit, docs, health, keys, organization, people, verify
+from wardkey.config import Config, load_config
+from wardkey.dashboard import links
+from wardkey.db.engine import Database, open_database
+from wardkey.db.master import MasterKeySource, fitting_key, load_vault
+from wardkey.db.migrate import migrate
+from wardkey.db.occupancy import occupy
+from wardkey.domain.errors import Failure
+from wardkey.verify.usage import Usage
+from wardkey.verify.verifier import Verifier
+from wardkey.web import problems
+from wardkey.web.context import Context
+from wardkey.web.limits import Limits
+from wardkey.web.throttle import Throttle
+
+log = logging.getLogger("wardkey")
+
+FLUSH_S = 0.5
+CLEAN_UP_TICKS = 120
+
+
+def master_key_source(config: Config) -> MasterKeySource:
+    """Return where the deployment's master key comes from."""
+    return MasterKeySource(config.master_key_path, config.master_key, config.master_key_command)
+
+
+@contextmanager
+def open_deployment(config: Config, *, alone: bool = False) -> Iterator[Runner]:
+    """Open a deployment, new or not: folder, master key, migrated database; yield its runner.
+
+    `alone` refuses while servers use it. Raises the failures of each of these.
+    """
+    make_folder(config.data_dir)
+    with open_storage(config) as database, occupy(config.data_dir, database, alone=alone):
+        migrate(database)
+        begin_feed(database)
+        load_vault(database)
+        yield Runner(database)
+
+
+@contextmanager
+def open_storage(config: Config) -> Iterator[Database]:
+    """Open the database with the master key that fits it, as it is; made if it is new."""
+    master = fitting_key(master_key_source(config), config.storage_url)
+    database = open_database(config.storage_url, master, config.brand)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def make_folder(path: Path) -> None:
+    """Make the data folder, for its owner alone; an existing one is left as it is."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def create_app() -> FastAPI:
+    """Return the application of one worker process, its settings read from the environment.
+
+    The deployment was made by `wardkey up` before; this only opens it.
+    """
+    config = load_config(os.environ)
+    app = FastAPI(
+        title="Wardkey",
+        version=__version__,
+        summary="API keys whose revocations are true when they return.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan(config),
+        # A path with another slash is another path; a redirect would lose the body.
+        redirect_slashes=False,
+    )
+    for room in (keys, verify, organization, people, audit, health, docs):
+        app.include_router(room.router)
+    app.include_router(links.router)
+    problems.install(app)
+    app.add_middleware(Limits)
+    return app
+
+
+def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with (
+            open_storage(config) as database,
+            occupy(config.data_dir, database, alone=False),
+        ):
+            load_vault(database)
+            usage = Usage(database)
+            context = Context(
+                runner=Runner(database),
+                verifier=Verifier(database, usage),
+                usage=usage,
+                throttle=Throttle(),
+                public_url=config.url,
+                proxies=config.proxies,
+                key_headers=config.extra_key_headers,
+            )
+            app.state.context = context
+            stop = threading.Event()
+            ticker = threading.Thread(target=_tick, args=(context, stop), name="wardkey-ticker")
+            ticker.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                await anyio.to_thread.run_sync(ticker.join)
+                context.verifier.directory.close()
+
+    return lifespan
+
+
+def _tick(context: Context, stop: threading.Event) -> None:
+    """Write counters, notes and rehashes twice a second, and a last time when stopping."""
+    ticks, parent = 0, os.getppid()
+    while True:
+        last = stop.wait(FLUSH_S)
+        if os.getppid() != parent and not last:
+            # The process that watches over the workers was killed; nobody would stop this one.
+            os.kill(os.getpid(), signal.SIGTERM)
+        for job in (
+            context.usage.flush,
+            lambda: context.runner.write_notes(everything=last),
+            lambda: rehash(context.runner.database, context.verifier.take_rehashes()),
+            *([lambda: clean_up(context.runner.database)] if ticks % CLEAN_UP_TICKS == 0 else []),
+        ):
+            try:
+                job()
+            except Failure as failure:
+                # All of it is kept and tried again; verdicts do not wait for it.
+                log.warning("%s: %s", failure.code, failure.detail)
+            except Exception:
+                log.exception("a job beside the requests failed")
+        ticks += 1
+        if last:
+            return

@@ -1,0 +1,14 @@
+"""The command line: `wardkey up` and what an operator does beside it."""
+
+from __future__ import annotations
+
+import click
+
+from wardkey import __version__
+from wardkey.cli.edge import Group
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="wardkey")
+def main() -> None:
+    """API keys whose revocations are true when they return."""

@@ -1,0 +1,98 @@
+"""`wardkey up`: make or migrate the deployment, then serve it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from dataclasses import fields, replace
+
+import click
+
+from wardkey.actions.deployment import FirstStart, first_start, is_new
+from wardkey.app import open_deployment
+from wardkey.cli.edge import settings
+from wardkey.config import Config, check_listening
+from wardkey.domain.errors import InvalidSetting
+from wardkey.domain.principal import operator
+
+_ALL = tuple(item.name for item in fields(Config) if item.name != "master_key")
+DRAIN_S = 30
+
+
+@click.command()
+@settings(*_ALL)
+def up(config: Config) -> None:
+    """Start the server.
+
+    The first start makes the data folder, the master key, the encrypted database, the first
+    organization with its owner, and prints a set-up link and a secret key, once.
+    """
+    check_listening(config)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    with _listen(config) as listening:
+        config = replace(config, listen=_address(listening))
+        # Held until the last worker has drained, so that nobody restores under it.
+        with open_deployment(config) as runner:
+            with runner.database.read() as tx:
+                new = is_new(tx)
+            if new:
+                made = runner.change(first_start, operator(), config.organization, config.owner)
+                if made is not None:
+                    _tell_first(config, made)
+            click.echo(f"Wardkey listens on {config.url}  (API: {config.url}/v2/docs)")
+            click.echo(f"Data: {config.data_dir.absolute()}  Stop with Ctrl-C")
+            sys.stdout.flush()
+            _serve(config, listening)
+
+
+def _listen(config: Config) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        return socket.create_server(
+            (config.host, config.port), family=family, backlog=1024, reuse_port=False
+        )
+    except OSError as fault:
+        raise InvalidSetting(
+            f"Cannot listen on {config.listen}: {fault.strerror}.", field="listen"
+        ) from None
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _tell_first(config: Config, made: FirstStart) -> None:
+    click.echo(f"Organization {made.organization.name} ({made.organization.slug}) is made.")
+    click.echo(f"  Set-up link for {made.owner_email}, once, within 7 days:")
+    click.echo(f"    {config.url}/setup/{made.setup_link}")
+    click.echo("  First secret key, shown this once; it may make further keys:")
+    click.echo(f"    {made.issued.secret.text}")
+    click.echo(f"  Master key: {config.master_key_path.absolute()}  Keep a copy elsewhere.")
+
+
+def _serve(config: Config, listening: socket.socket) -> None:
+    import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
+    os.environ.update(config.environment())
+    settings = uvicorn.Config(
+        "wardkey.app:create_app",
+        factory=True,
+        workers=config.workers,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=DRAIN_S,
+        ssl_certfile=config.tls_cert or None,
+        ssl_keyfile=config.tls_key or None,
+        h11_max_incomplete_event_size=65_536,
+    )
+    if config.workers == 1:
+        uvicorn.Server(settings).run(sockets=[listening])
+    else:
+        Multiprocess(settings, sockets=[listening]).run()

@@ -1,0 +1,215 @@
+"""The settings of a deployment: one frozen record, read from WARDKEY_* names and options."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from wardkey.domain.addresses import Network, parse_networks
+from wardkey.domain.errors import InvalidSetting, UnknownSetting, UnsafeDatabase, UnsafeListen
+from wardkey.domain.secret import clean_brand
+
+PREFIX = "WARDKEY_"
+# Read by the command line as a client, not by the server.
+_CLIENT_NAMES = frozenset({"WARDKEY_API_KEY", "WARDKEY_ORG", "WARDKEY_URL"})
+_YES = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+    "": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting with its default; field `x` is option `--x` and variable `WARDKEY_X`."""
+
+    data_dir: Path = Path("wardkey-data")
+    database_url: str = ""
+    database_encrypted_by_operator: bool = False
+    listen: str = "127.0.0.1:8787"
+    tls_cert: str = ""
+    tls_key: str = ""
+    behind_proxy: bool = False
+    trusted_proxies: str = "127.0.0.0/8,::1"
+    workers: int = 1
+    public_url: str = ""
+    brand: str = ""
+    key_headers: str = ""
+    master_key: str = field(default="", repr=False)
+    master_key_file: str = ""
+    master_key_command: str = ""
+    organization: str = "My organization"
+    owner: str = "owner@localhost"
+
+    @property
+    def host(self) -> str:
+        """The address to listen on, without brackets."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port to listen on; 0 takes a free one."""
+        return int(self.listen.rpartition(":")[2])
+
+    @property
+    def url(self) -> str:
+        """Where people reach the deployment, without a slash at the end."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+    @property
+    def storage_url(self) -> str:
+        """The database's URL; the embedded default lies in the data folder."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'wardkey.db'}"
+
+    @property
+    def embedded(self) -> bool:
+        """Tell whether the database is an SQLite file."""
+        return self.storage_url.startswith("sqlite")
+
+    @property
+    def master_key_path(self) -> Path:
+        """The master key's file, where neither text nor command is set."""
+        return Path(self.master_key_file or self.data_dir / "master.key")
+
+    @property
+    def proxies(self) -> tuple[Network, ...]:
+        """The peers whose word about the client's address counts; none without a proxy."""
+        if not self.behind_proxy:
+            return ()
+        return parse_networks(item for item in self.trusted_proxies.split(",") if item.strip())
+
+    @property
+    def extra_key_headers(self) -> tuple[str, ...]:
+        """Further header names, in lower case, that may carry a key."""
+        return tuple(name.strip().lower() for name in self.key_headers.split(",") if name.strip())
+
+    def environment(self) -> dict[str, str]:
+        """Return the WARDKEY_* variables that give a worker process this very Config."""
+        values = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            values[PREFIX + item.name.upper()] = (
+                str(int(value)) if isinstance(value, bool) else str(value)
+            )
+        return values
+
+
+def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Config:
+    """Return the checked Config; options that are None leave the variable or the default.
+
+    Raises `UnknownSetting`, `InvalidSetting`, `UnsafeListen`, `UnsafeDatabase`.
+    """
+    known = {item.name: item for item in fields(Config)}
+    values: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith(PREFIX) or name in _CLIENT_NAMES:
+            continue
+        setting = name.removeprefix(PREFIX).lower()
+        if setting not in known:
+            raise UnknownSetting(
+                f"{name} is no setting of Wardkey; `wardkey up --help` lists them all.",
+                field=name,
+            )
+        values[setting] = _read(name, text, type(getattr(Config(), setting)))
+    values.update({k: v for k, v in (options or {}).items() if v is not None})
+    if "data_dir" in values:
+        values["data_dir"] = Path(values["data_dir"])
+    config = Config(**values)
+    _check(config)
+    return config
+
+
+def check_listening(config: Config) -> None:
+    """Refuse to carry keys over a network in the clear; raises `UnsafeListen`."""
+    if bool(config.tls_cert) != bool(config.tls_key):
+        raise InvalidSetting("TLS needs both --tls-cert and --tls-key.", field="tls_cert")
+    for name in (config.tls_cert, config.tls_key):
+        if name and not Path(name).is_file():
+            raise InvalidSetting(f"The TLS file {name} does not exist.", field="tls_cert")
+    loopback = config.host == "localhost" or _is_loopback(config.host)
+    if not (loopback or config.tls_cert or config.behind_proxy):
+        raise UnsafeListen(
+            f"{config.listen} is beyond loopback, where keys would travel in the clear. Give "
+            "--tls-cert and --tls-key, or --behind-proxy if a proxy in front ends TLS.",
+            field="listen",
+        )
+
+
+def _read(name: str, text: str, kind: type) -> object:
+    if kind is bool:
+        if text.lower() not in _YES:
+            raise InvalidSetting(f"{name} is {text!r}; say 1 or 0.", field=name)
+        return _YES[text.lower()]
+    if kind is int:
+        if not text.isascii() or not text.isdecimal():
+            raise InvalidSetting(f"{name} is {text!r}; it takes a whole number.", field=name)
+        return int(text)
+    return text
+
+
+def _check(config: Config) -> None:
+    host, _, port = config.listen.rpartition(":")
+    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:  # noqa: PLR2004
+        raise InvalidSetting(
+            f"{config.listen!r} is no address to listen on; write 127.0.0.1:8787 or [::1]:8787.",
+            field="listen",
+        )
+    if not 1 <= config.workers <= 64:  # noqa: PLR2004 - more than any machine's cores
+        raise InvalidSetting("workers is a number from 1 to 64.", field="workers")
+    try:
+        clean_brand(config.brand)
+        parse_networks(item for item in config.trusted_proxies.split(",") if item.strip())
+    except ValueError as fault:
+        raise InvalidSetting(str(fault)) from None
+    if config.public_url:
+        parts = urlsplit(config.public_url)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query:
+            raise InvalidSetting(
+                f"{config.public_url!r} is no URL such as https://keys.example.com.",
+                field="public_url",
+            )
+    _check_database(config)
+
+
+def _check_database(config: Config) -> None:
+    if config.embedded:
+        return
+    parts = urlsplit(config.database_url)
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise InvalidSetting(
+            "The database URL is sqlite:///path or postgresql://…", field="database_url"
+        )
+    local = parts.hostname in (None, "localhost") or _is_loopback(parts.hostname or "")
+    if local:
+        return
+    if "sslmode=verify-full" not in parts.query:
+        raise UnsafeDatabase(
+            "A PostgreSQL on another machine needs sslmode=verify-full in its URL.",
+            field="database_url",
+        )
+    if not config.database_encrypted_by_operator:
+        raise UnsafeDatabase(
+            "Wardkey does not encrypt a PostgreSQL at rest; confirm with "
+            "--database-encrypted-by-operator that its disk is encrypted.",
+            field="database_url",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,306 @@
+"""Every table of a deployment, on one page; times are epoch milliseconds."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = MetaData(naming_convention=NAMING)
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+# --- the deployment ------------------------------------------------------------------------
+
+# One row: the change feed's counter. A restore takes a new epoch, so that no reader trusts
+# what it knew under the old one.
+feed = Table(
+    "feed",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("epoch", String(24), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+)
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("revision", BigInteger, primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("epoch", String(24), nullable=False),
+    Column("org_id", String(40), nullable=False),
+    Column("subject", String(32), nullable=False),
+    Column("subject_id", String(64), nullable=False),
+    Column("at", BigInteger, nullable=False),
+)
+
+# The fitting master key is known by its tag; keys derived from earlier ones are kept sealed.
+master_keys = Table(
+    "master_keys",
+    metadata,
+    Column("version", Integer, primary_key=True),
+    Column("tag", LargeBinary, nullable=False),
+    Column("sealed_pepper", LargeBinary),
+    Column("sealed_audit_key", LargeBinary),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+service_keys = Table(
+    "service_keys",
+    metadata,
+    Column("kid", String(12), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("prefix", String(64), nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("pepper_version", Integer, nullable=False),
+    Column("allowed_addresses", Json, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+)
+
+# --- organizations and people --------------------------------------------------------------
+
+organizations = Table(
+    "organizations",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("slug", String(48), nullable=False, unique=True),
+    Column("name", String(100), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("suspended_at", BigInteger),
+    Column("deleted_at", BigInteger),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("email", String(254), nullable=False),
+    Column("email_folded", String(254), nullable=False, unique=True),
+    Column("name", String(100), nullable=False),
+    Column("password_hash", Text),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("org_id", ForeignKey("organizations.id"), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), primary_key=True, index=True),
+    Column("role", String(16), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("org_id", ForeignKey("organizations.id"), nullable=False, index=True),
+    Column("email", String(254), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("pepper_version", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("accepted_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+setup_links = Table(
+    "setup_links",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), nullable=False, index=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("pepper_version", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger),
+)
+
+user_tokens = Table(
+    "user_tokens",
+    metadata,
+    Column("kid", String(12), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), nullable=False, index=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("pepper_version", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("address", String(64), nullable=False),
+    Column("user_agent", String(200), nullable=False),
+)
+
+# --- keys ----------------------------------------------------------------------------------
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("org_id", ForeignKey("organizations.id"), nullable=False),
+    Column("environment", String(8), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("name", String(100), nullable=False),
+    # The folded name while the key is live, else null: this is what must be unique.
+    Column("live_name", String(400)),
+    Column("description", String(500), nullable=False),
+    Column("permissions", Json, nullable=False),
+    Column("allowed_addresses", Json, nullable=False),
+    Column("allowed_origins", Json, nullable=False),
+    Column("allow_native", Boolean, nullable=False),
+    Column("rate_limit", Json),
+    Column("metadata", Json, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("rotated_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("disabled_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    Column("revoke_reason", String(32)),
+    Column("revoke_comment", String(500)),
+    UniqueConstraint("org_id", "environment", "live_name"),
+    Index("ix_keys_room", "org_id", "environment", "created_at", "id"),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("kid", String(12), primary_key=True),
+    Column("key_id", ForeignKey("keys.id"), nullable=False, index=True),
+    Column("org_id", String(40), nullable=False),
+    Column("environment", String(8), nullable=False),
+    Column("prefix", String(64), nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("pepper_version", Integer, nullable=False),
+    Column("imported", Boolean, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    Column("revoke_reason", String(32)),
+    Column("revoke_comment", String(500)),
+)
+
+# Imported secrets have no kid in their text, so they are found by their digest; a row for each
+# pepper version is not needed, because the version stands beside it.
+imported = Table(
+    "imported",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("pepper_version", Integer, nullable=False),
+    Column("kid", ForeignKey("secrets.kid"), nullable=False, unique=True),
+)
+
+import_prefixes = Table(
+    "import_prefixes",
+    metadata,
+    Column("prefix", String(32), primary_key=True),
+    Column("org_id", ForeignKey("organizations.id"), nullable=False, index=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String(64), nullable=False),
+)
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("org_id", ForeignKey("organizations.id"), nullable=False),
+    Column("environment", String(8), nullable=False),
+    Column("key_id", ForeignKey("keys.id"), nullable=False, index=True),
+    # Empty for the key as a whole, else the one secret.
+    Column("kid", String(12), nullable=False),
+    Column("epoch", String(24), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger, nullable=False),
+    Column("reason", String(32), nullable=False),
+    UniqueConstraint("key_id", "kid"),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),
+    Column("body_digest", LargeBinary, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False, index=True),
+)
+
+# --- audit ---------------------------------------------------------------------------------
+
+# One chain per organization; the deployment's own has the id `deployment`.
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("org_id", String(40), primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("org_id", String(40), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("id", String(40), nullable=False, unique=True),
+    Column("at", BigInteger, nullable=False),
+    Column("environment", String(8), nullable=False),
+    Column("actor_kind", String(16), nullable=False),
+    Column("actor_id", String(64), nullable=False),
+    Column("actor_label", String(254), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("target_kind", String(32), nullable=False),
+    Column("target_id", String(64), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("user_agent", String(200), nullable=False),
+    # Text, not JSON: the chain is over these very bytes.
+    Column("details", Text, nullable=False),
+    Column("key_version", Integer, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    Index("ix_audit_events_target", "org_id", "target_id", "seq"),
+)
+
+# --- usage: a database file, or a schema, of its own -----------------------------------------
+
+usage = MetaData(naming_convention=NAMING, schema="usage")
+
+last_used = Table(
+    "last_used",
+    usage,
+    Column("kid", String(12), primary_key=True),
+    Column("key_id", String(40), nullable=False, index=True),
+    Column("at", BigInteger, nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("user_agent", String(200), nullable=False),
+    Column("verifications", BigInteger, nullable=False),
+)
+
+# Strangers that were refused, counted by hour and code; never one row each.
+refused = Table(
+    "refused",
+    usage,
+    Column("hour", BigInteger, primary_key=True),
+    Column("code", String(32), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)

@@ -1,0 +1,196 @@
+"""Allowed client addresses (CIDR) and allowed browser origins."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+MOST_NETWORKS = 100
+_LONGEST = len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255")
+_MAPPED_BITS = 96
+_OCTETS = {str(number): number for number in range(256)}
+_CIDR = re.compile(r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_ORIGIN = re.compile(
+    rf"(?P<scheme>https?)://(?P<wild>\*\.)?(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+)
+_NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_LONGEST_HOST = 253
+_LAST_PORT = 65_535
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A block of addresses as integers: `version` 4 or 6, the first address and the mask."""
+
+    version: int
+    first: int
+    mask: int
+    text: str
+
+    def __str__(self) -> str:
+        """Return the canonical CIDR text."""
+        return self.text
+
+
+def parse_networks(items: Iterable[str]) -> tuple[Network, ...]:
+    """Read at most 100 IPv4 and IPv6 addresses and CIDR blocks (RFC 4632, RFC 4291 §2.3).
+
+    A block of IPv4-mapped IPv6 addresses becomes the IPv4 block. Raises `ValueError` with a
+    sentence that names the item at fault.
+    """
+    texts = tuple(items)
+    if len(texts) > MOST_NETWORKS:
+        raise ValueError(f"There are {len(texts)} networks; {MOST_NETWORKS} are the most.")
+    return tuple(_parse_network(text) for text in texts)
+
+
+def _parse_network(item: str) -> Network:
+    text = item.strip()
+    if "%" in text:
+        raise ValueError(
+            f"{_shown(item)} has a zone, which means something on one machine only; leave it out."
+        )
+    unreadable = ValueError(
+        f"{_shown(item)} is not an IPv4 or IPv6 address or CIDR block; write it as 203.0.113.0/24 "
+        "or 2001:db8::/32."
+    )
+    if not _CIDR.fullmatch(text):
+        raise unreadable
+    address, _, bits = text.partition("/")
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+        exact = ipaddress.ip_address(address)
+    except ValueError:
+        raise unreadable from None
+    if bits and exact != network.network_address:
+        raise ValueError(
+            f"{_shown(item)} has bits beyond its mask; write {network}, or {exact} for the one "
+            "address."
+        )
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= _MAPPED_BITS:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            network = ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
+    return Network(
+        network.version, int(network.network_address), int(network.netmask), str(network)
+    )
+
+
+def contains(networks: Sequence[Network], address: str) -> bool:
+    """Tell whether `address` lies in one of `networks`; an address that cannot be read does not.
+
+    An IPv4 address that arrives in IPv6 form (`::ffff:192.0.2.1`, RFC 4291 §2.5.5.2) counts as
+    IPv4; one with a zone (`fe80::1%eth0`) cannot be read.
+    """
+    parts = address.split(".", 4)
+    if len(parts) == 4 and ":" not in address:  # noqa: PLR2004 - a dotted quad
+        version = 4
+        try:
+            a, b, c, d = parts
+            number = _OCTETS[a] << 24 | _OCTETS[b] << 16 | _OCTETS[c] << 8 | _OCTETS[d]
+        except KeyError:
+            return False
+    else:
+        if len(address) > _LONGEST:
+            return False
+        version, number = _read_ipv6(address)
+    for network in networks:
+        if network.version == version and number & network.mask == network.first:
+            return True
+    return False
+
+
+@lru_cache(maxsize=4096)
+def _read_ipv6(address: str) -> tuple[int, int]:
+    """Return version and number, or version 0 for a text that is no IPv6 address."""
+    try:
+        parsed = ipaddress.IPv6Address(address)
+    except ValueError:
+        return 0, 0
+    if parsed.scope_id is not None:
+        return 0, 0
+    mapped = parsed.ipv4_mapped
+    return (6, int(parsed)) if mapped is None else (4, int(mapped))
+
+
+def parse_origin(text: str) -> str:
+    """Return `scheme://host[:port]` in canonical form (RFC 6454 §6.2); raises `ValueError`.
+
+    https only, but for localhost, 127.0.0.1 and [::1]; one leading `*.` stands for the subdomains
+    at any depth, and not for the domain itself.
+    """
+    item = text.strip()
+    if not item.isascii():
+        raise ValueError(
+            f"{_shown(text)} has letters beyond ASCII; write the host as browsers do, with xn--."
+        )
+    found = _ORIGIN.fullmatch(item.lower())
+    if found is None:
+        raise ValueError(
+            f"{_shown(text)} is not an origin; write scheme, host and, if need be, port, and "
+            "nothing after them, such as https://app.example.com."
+        )
+    scheme, wild, host = found["scheme"], found["wild"] or "", _clean_host(found["host"])
+    if host is None:
+        raise ValueError(f"{_shown(text)} has a host that no browser would send so.")
+    if wild and ("." not in host or _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2])):
+        raise ValueError(
+            f"{_shown(text)} is too wide; *. goes before a domain, such as https://*.example.com."
+        )
+    if scheme == "http" and (wild or host not in _LOOPBACK):
+        raise ValueError(
+            f"{_shown(text)} is plain http, which is taken for http://localhost, http://127.0.0.1 "
+            "and http://[::1] only; use https."
+        )
+    port = int(found["port"] or _DEFAULT_PORTS[scheme])
+    if not 1 <= port <= _LAST_PORT:
+        raise ValueError(
+            f"{_shown(text)} has a port that does not exist; take one from 1 to 65535."
+        )
+    shown_port = "" if port == _DEFAULT_PORTS[scheme] else f":{port}"
+    return f"{scheme}://{wild}{host}{shown_port}"
+
+
+def _clean_host(host: str) -> str | None:
+    try:
+        if host.startswith("["):
+            return f"[{ipaddress.IPv6Address(host[1:-1])}]"
+        # Browsers read 1.2.3 or 0x7f.1 as an IPv4 address and rewrite it (WHATWG URL, §3.5).
+        if _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2]):
+            return str(ipaddress.IPv4Address(host))
+    except ValueError:
+        return None
+    return host if len(host) <= _LONGEST_HOST else None
+
+
+def origin_allowed(allowed: Sequence[str], origin: str) -> bool:
+    """Tell whether a browser's Origin header is one of `allowed` (canonical, wildcards included).
+
+    An opaque origin (`null`) and a header that is itself a wildcard never are.
+    """
+    if "*" in origin:
+        return False
+    if origin in allowed:
+        return True
+    try:
+        asked = parse_origin(origin)
+    except ValueError:
+        return False
+    scheme, _, host = asked.partition("://")
+    for item in allowed:
+        its_scheme, wild, its_host = item.partition("://*.")
+        if item == asked or (wild and its_scheme == scheme and host.endswith(f".{its_host}")):
+            return True
+    return False
+
+
+def _shown(text: str) -> str:
+    """Return a piece of a caller's text that can stand in a sentence."""
+    return f"“{text[:64].encode('unicode_escape').decode('ascii')}”"

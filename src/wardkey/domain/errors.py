@@ -1,0 +1,498 @@
+"""Every failure that Wardkey tells somebody, one class per stable code.
+
+The code is the class name in snake case, the default detail is the docstring, and each code has
+its page in docs/problems/. HTTP statuses and exit codes are given to the families elsewhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import ClassVar
+
+LEAVES: dict[str, type[Failure]] = {}
+
+
+class Failure(Exception):  # noqa: N818 - the family's name in the glossary
+    """Something that the caller can be told, with a sentence that says how to mend it.
+
+    `field` names the input at fault (a JSON path such as `allowed_addresses.0`), where there is
+    one; `needs` the missing permission; `retry_after_s` the seconds to wait.
+    """
+
+    code: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, family: bool = False) -> None:
+        super().__init_subclass__()
+        if family:
+            return
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        if "title" not in cls.__dict__:
+            cls.title = cls.title or cls.code.replace("_", " ").capitalize()
+        LEAVES[cls.code] = cls
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        field: str | None = None,
+        needs: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        self.detail = detail or " ".join((inspect.getdoc(type(self)) or self.code).split())
+        self.field = field
+        self.needs = needs
+        self.retry_after_s = retry_after_s
+        super().__init__(self.detail)
+
+
+class Invalid(Failure, family=True):
+    """The input breaks a rule; the same input will always be refused."""
+
+
+class Unauthenticated(Failure, family=True):
+    """Nobody we know: no credential, or one that opens nothing."""
+
+
+class Forbidden(Failure, family=True):
+    """Somebody we know, who may not do this."""
+
+
+class NotFound(Failure, family=True):
+    """It does not exist, or the caller may not see it; the two are told alike."""
+
+
+class Conflict(Failure, family=True):
+    """The state of things forbids it now."""
+
+
+class RateLimited(Failure, family=True):
+    """Too much in too short a time."""
+
+
+class Unavailable(Failure, family=True):
+    """Cannot be answered now; the same call may succeed later."""
+
+
+# --- input ---------------------------------------------------------------------------------
+
+
+class InvalidRequest(Invalid):
+    """The request does not have the documented form; see `errors` for each field at fault."""
+
+    def __init__(
+        self, detail: str | None = None, *, errors: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(detail)
+        self.errors = errors
+
+
+class MalformedJson(Invalid):
+    """The body is not JSON; send one JSON value in UTF-8 with Content-Type application/json."""
+
+
+class BodyTooLarge(Invalid):
+    """The body is larger than this route takes; send less in one request."""
+
+
+class UnsupportedMediaType(Invalid):
+    """This route takes application/json; set the Content-Type header to it."""
+
+
+class InvalidName(Invalid):
+    """The name is empty, too long or has characters that cannot be shown; choose another."""
+
+
+class InvalidText(Invalid):
+    """The text is too long or has control characters; shorten or clean it."""
+
+
+class InvalidEmail(Invalid):
+    """That is not an e-mail address; write it as name@host."""
+
+
+class InvalidSlug(Invalid):
+    """A slug has 1 to 48 characters of a-z, 0-9 and -, and no - at its ends."""
+
+
+class InvalidMetadata(Invalid):
+    """Metadata takes at most 50 pairs of short names and plain values, 8 KiB in all."""
+
+
+class InvalidAddress(Invalid):
+    """Allowed addresses are IPv4 or IPv6 addresses or networks in CIDR form; mend the item."""
+
+
+class InvalidOrigin(Invalid):
+    """Origins are written as https://host[:port], without a path; mend the item."""
+
+
+class InvalidRateLimit(Invalid):
+    """A rate limit has limit, period_s and burst, each at least 1; mend the value."""
+
+
+class InvalidTime(Invalid):
+    """Times are RFC 3339 with an offset, such as 2030-01-31T12:00:00Z."""
+
+
+class ExpiryInPast(Invalid):
+    """The expiry has passed already; give a time in the future, or none."""
+
+
+class InvalidGrace(Invalid):
+    """A grace is now, 1h, 24h, 7d, until_revoked or a time in the future."""
+
+
+class InvalidReason(Invalid):
+    """That reason is not in the list; take one of RFC 5280's that fit a key."""
+
+
+class InvalidCursor(Invalid):
+    """The cursor was not issued by this server for this list; start again without it."""
+
+
+class UnknownPermission(Invalid):
+    """No such permission; take one of the list, or a scope of your own such as invoices:read."""
+
+
+class PermissionNotForType(Invalid):
+    """A publishable key can never hold that permission; leave it out or issue a secret key."""
+
+
+class OriginsNotForType(Invalid):
+    """Only publishable keys have allowed origins; a secret key never belongs in a browser."""
+
+
+class WeakIdempotencyKey(Invalid):
+    """An Idempotency-Key needs 128 bits of randomness, for example a UUID of version 4."""
+
+
+class WeakPassword(Invalid):
+    """The password is too short or too well known; take at least 12 characters of your own."""
+
+
+class WeakImport(Invalid):
+    """Only secrets of at least 128 bits can be imported by their hash; issue a new key instead."""
+
+
+class InvalidImport(Invalid):
+    """An imported key needs a registered prefix and the SHA-256 of its text as 64 hex digits."""
+
+
+class InvalidPrefix(Invalid):
+    """An import prefix has 3 to 32 characters of a-z, A-Z, 0-9, _ and -, and is not our own."""
+
+
+class InvalidCost(Invalid):
+    """A cost is a whole number from 0 to 1,000,000."""
+
+
+class TooManyItems(Invalid):
+    """That is more than one call takes; split it."""
+
+
+class AmbiguousCredentials(Invalid):
+    """Two different credentials came in one request; send one of them."""
+
+
+class OrganizationRequired(Invalid):
+    """Name the organization: this deployment, or this person, has more than one."""
+
+
+class CredentialInUrl(Invalid):
+    """A key never belongs in a URL, where logs keep it; send it as Authorization: Bearer."""
+
+
+# --- who is asking -------------------------------------------------------------------------
+
+
+class InvalidKey(Unauthenticated, family=True):
+    """The family of keys that open nothing."""
+
+    title = "Invalid API Key"
+
+
+class MissingCredentials(Unauthenticated):
+    """No credential came with the request; send Authorization: Bearer and a key."""
+
+
+class Malformed(InvalidKey):
+    """The key is cut off or mistyped (its checksum does not fit); copy it again, whole."""
+
+
+class Unknown(InvalidKey):
+    """No such key; check that it belongs to this deployment and was copied whole."""
+
+
+class Revoked(InvalidKey):
+    """This key was revoked; use the one that replaced it or issue a new one."""
+
+
+class Expired(InvalidKey):
+    """This key has expired; rotate it or issue a new one."""
+
+
+class Disabled(InvalidKey):
+    """This key, or its organization, is disabled; an admin can enable it again."""
+
+
+class InvalidUserToken(Unauthenticated):
+    """The user token is unknown, ended or older than its 12 hours; sign in again."""
+
+
+class WrongPassword(Unauthenticated):
+    """No such e-mail address and password; check both, or ask for a new set-up link."""
+
+
+class InvalidLink(Unauthenticated):
+    """The link is unknown, was used already or is too old; ask for a new one."""
+
+
+# --- what they may do ----------------------------------------------------------------------
+
+
+class NotPermitted(Forbidden):
+    """The caller lacks a permission that this needs; an admin can grant it."""
+
+    title = "Unauthorized"
+
+
+class WrongEnvironment(Forbidden):
+    """A test key cannot open what is live, nor a live key what is test; use the other key."""
+
+    title = "Unauthorized"
+
+
+class SecretKeyRequired(Forbidden):
+    """A publishable key cannot do this; call from a server with a secret key (sk_)."""
+
+    title = "Unauthorized"
+
+
+class AddressNotAllowed(Forbidden):
+    """The key is not allowed from this address; extend its allowed addresses."""
+
+    title = "Unauthorized"
+
+
+class OriginNotAllowed(Forbidden):
+    """The key is not allowed from this origin; extend its allowed origins."""
+
+    title = "Unauthorized"
+
+
+class SecretKeyInBrowser(Forbidden):
+    """A secret key was sent by a browser: treat it as leaked, rotate it, use a publishable key."""
+
+    title = "Unauthorized"
+
+
+class ExceedsOwnPermissions(Forbidden):
+    """Nobody can grant a permission that he does not hold; ask somebody who holds it."""
+
+
+class OwnerOnly(Forbidden):
+    """Only the owner of the organization can do this."""
+
+
+class OperatorOnly(Forbidden):
+    """Only the operator of the deployment can do this, at its own command line."""
+
+
+class OrganizationSuspended(Forbidden):
+    """The organization is suspended; the operator of the deployment can resume it."""
+
+
+class OtherOrganization(Forbidden):
+    """The key belongs to another organization than the one asked for."""
+
+    title = "Unauthorized"
+
+
+# --- what is not there ---------------------------------------------------------------------
+
+
+class RouteNotFound(NotFound):
+    """Nothing is served at this path; see /v2/openapi.json for what is."""
+
+
+class MethodNotAllowed(Invalid):
+    """The path exists, but not with this method; the Allow header lists those it takes."""
+
+
+class KeyNotFound(NotFound):
+    """No such key in this organization and environment."""
+
+
+class SecretNotFound(NotFound):
+    """This key has no such secret."""
+
+
+class ReceiptNotFound(NotFound):
+    """No such receipt in this organization."""
+
+
+class OrganizationNotFound(NotFound):
+    """No such organization."""
+
+
+class MemberNotFound(NotFound):
+    """No such member in this organization."""
+
+
+class InvitationNotFound(NotFound):
+    """No such invitation in this organization."""
+
+
+class PrefixNotFound(NotFound):
+    """No such import prefix in this organization."""
+
+
+class ServiceKeyNotFound(NotFound):
+    """No such service key in this deployment."""
+
+
+class UserNotFound(NotFound):
+    """Nobody with that e-mail address."""
+
+
+# --- what the state forbids ----------------------------------------------------------------
+
+
+class DuplicateName(Conflict):
+    """Another live key of this environment has that name; choose another name or revoke it."""
+
+
+class DuplicateSlug(Conflict):
+    """Another organization has that slug; choose another."""
+
+
+class DuplicatePrefix(Conflict):
+    """That prefix, or one that overlaps with it, is registered already; choose another."""
+
+
+class DuplicateImport(Conflict):
+    """That secret was imported already; each can stand behind one key only."""
+
+
+class PrefixInUse(Conflict):
+    """Live keys were imported under that prefix; revoke them first."""
+
+
+class KeyRevoked(Conflict):
+    """The key was revoked, which is final; issue a new one."""
+
+
+class TooManySecrets(Conflict):
+    """The key has ten live secrets; revoke some before it is rotated again."""
+
+
+class IdempotencyKeyReused(Conflict):
+    """That Idempotency-Key came with another body before; use a new one for a new request."""
+
+
+class LastOwner(Conflict):
+    """An organization always has an owner; transfer ownership first."""
+
+
+class AlreadyMember(Conflict):
+    """That person is a member already; change the role instead."""
+
+
+class InvitationUsed(Conflict):
+    """The invitation was accepted already; remove the member instead."""
+
+
+# --- too much, or not now ------------------------------------------------------------------
+
+
+class RateLimitExceeded(RateLimited):
+    """The key's rate limit is used up; wait for Retry-After seconds."""
+
+
+class QuotaExceeded(RateLimited):
+    """The organization's quota is used up; raise the plan or wait for the next period."""
+
+
+class TooManyAttempts(RateLimited):
+    """Too many failed attempts from this address or for this name; wait and try again."""
+
+
+class VerifierUnavailable(Unavailable):
+    """The key cannot be judged now, which says nothing about it; try again shortly."""
+
+
+class StorageBusy(Unavailable):
+    """The database is busy; nothing was changed; try again."""
+
+
+class StorageFull(Unavailable):
+    """The disk is full; nothing was changed; free some space and try again."""
+
+
+class StorageReadOnly(Unavailable):
+    """The database cannot be written; check the permissions of the data folder."""
+
+
+class StorageUnreachable(Unavailable):
+    """The database does not answer; nothing is known to have changed; try again."""
+
+
+class InternalError(Unavailable):
+    """Something broke that should not; the request id leads to the line in the server's log."""
+
+
+# --- a deployment that cannot start --------------------------------------------------------
+
+
+class UnknownSetting(Invalid):
+    """No such setting; `wardkey up --help` lists them all."""
+
+
+class InvalidSetting(Invalid):
+    """A setting has a value that cannot be used."""
+
+
+class UnsafeListen(Invalid):
+    """Beyond loopback Wardkey listens only with TLS files or behind a proxy."""
+
+
+class UnsafeDatabase(Invalid):
+    """A PostgreSQL on another machine needs sslmode=verify-full and encryption by its operator."""
+
+
+class WrongMasterKey(Conflict):
+    """The master key does not fit the database; start with the one that made it."""
+
+
+class MasterKeyMissing(Conflict):
+    """The database exists but its master key does not; put the key back where it was."""
+
+
+class InvalidMasterKey(Invalid):
+    """A master key is 64 hexadecimal digits."""
+
+
+class DatabaseNewer(Conflict):
+    """The database was made by a newer Wardkey; upgrade this installation."""
+
+
+class AlreadyRunning(Conflict):
+    """A server is using this deployment; stop it first."""
+
+
+class InvalidBackup(Invalid):
+    """The file is not a backup that this master key opens."""
+
+
+class RevocationsUnknown(Conflict):
+    """Revocations since the backup cannot be carried over; say that this is accepted."""
+
+
+class AuditBroken(Conflict):
+    """The audit chain does not hold; the list says at which events."""
+
+
+class UnhealthyDeployment(Conflict):
+    """The deployment has faults; the list says how to mend each."""

@@ -1,0 +1,238 @@
+"""Keys and their secrets as records, the rules that a new or edited key keeps, and grace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from wardkey.domain.addresses import parse_networks, parse_origin
+from wardkey.domain.errors import (
+    ExpiryInPast,
+    InvalidAddress,
+    InvalidGrace,
+    InvalidMetadata,
+    InvalidName,
+    InvalidOrigin,
+    InvalidRateLimit,
+    InvalidText,
+    OriginsNotForType,
+    TooManyItems,
+)
+from wardkey.domain.names import clean_metadata, clean_name, clean_text
+from wardkey.domain.permissions import KeyType
+from wardkey.domain.secret import Environment
+from wardkey.domain.times import parse_iso
+
+MOST_LIVE_SECRETS = 10
+ROTATION_DUE_MS = 90 * 86_400_000
+EXPIRING_MS = 14 * 86_400_000
+GRACE_MS: Mapping[str, int] = {"1h": 3_600_000, "24h": 86_400_000, "7d": 7 * 86_400_000}
+
+Metadata = Mapping[str, str | int | float | bool]
+
+
+class Reason(StrEnum):
+    """Why a key is revoked: those of RFC 5280 §5.3.1 that fit a key, spelled as there."""
+
+    UNSPECIFIED = "unspecified"
+    KEY_COMPROMISE = "keyCompromise"
+    AFFILIATION_CHANGED = "affiliationChanged"
+    SUPERSEDED = "superseded"
+    CESSATION_OF_OPERATION = "cessationOfOperation"
+    PRIVILEGE_WITHDRAWN = "privilegeWithdrawn"
+
+
+class KeyStatus(StrEnum):
+    """What a list shows of a key; only `active` keys get valid verdicts."""
+
+    ACTIVE = "active"
+    DISABLED = "disabled"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A key's limit as people write it: `limit` requests per `period_s`, `burst` at once."""
+
+    limit: int
+    period_s: int
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpec:
+    """What a caller says of a new key; times in epoch milliseconds."""
+
+    name: str
+    type: KeyType
+    environment: Environment
+    permissions: tuple[str, ...] | None = None
+    expires_at: int | None = None
+    description: str = ""
+    allowed_addresses: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    allow_native: bool = False
+    rate_limit: Rate | None = None
+    metadata: Metadata = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRecord:
+    """One secret of a key without its text; `expires_at` is the end of its grace."""
+
+    kid: str
+    prefix: str
+    created_at: int
+    created_by: str
+    expires_at: int | None
+    revoked_at: int | None
+    revoke_reason: str | None
+    revoke_comment: str | None
+    imported: bool
+    last_used_at: int | None = None
+    last_used_address: str | None = None
+    last_used_agent: str | None = None
+
+    def live(self, now: int) -> bool:
+        """Tell whether this secret still opens anything at `now`."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key as its organization sees it; times in epoch milliseconds."""
+
+    id: str
+    org_id: str
+    environment: Environment
+    type: KeyType
+    name: str
+    description: str
+    permissions: tuple[str, ...]
+    allowed_addresses: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
+    allow_native: bool
+    rate_limit: Rate | None
+    metadata: Metadata
+    created_at: int
+    created_by: str
+    updated_at: int
+    rotated_at: int
+    expires_at: int | None
+    disabled_at: int | None
+    revoked_at: int | None
+    revoke_reason: str | None
+    revoke_comment: str | None
+    secrets: tuple[SecretRecord, ...] = ()
+
+    def status(self, now: int) -> KeyStatus:
+        """Return the key's status at `now`; the strongest reason wins."""
+        if self.revoked_at is not None:
+            return KeyStatus.REVOKED
+        if self.expires_at is not None and self.expires_at <= now:
+            return KeyStatus.EXPIRED
+        return KeyStatus.ACTIVE if self.disabled_at is None else KeyStatus.DISABLED
+
+    def rotation_due(self, now: int) -> bool:
+        """Tell whether a live secret key's newest secret is older than 90 days."""
+        old = now - self.rotated_at >= ROTATION_DUE_MS
+        return old and self.type is KeyType.SECRET and self.revoked_at is None
+
+
+def clean_spec(spec: KeySpec, now: int) -> KeySpec:
+    """Return `spec` with its values in canonical form, or raise the first fault's `Invalid`.
+
+    Raises `InvalidName`, `InvalidText`, `ExpiryInPast`, `InvalidAddress`, `InvalidOrigin`,
+    `OriginsNotForType`, `InvalidRateLimit`, `InvalidMetadata`, `TooManyItems`.
+    """
+    if spec.expires_at is not None and spec.expires_at <= now:
+        raise ExpiryInPast(field="expires_at")
+    if (spec.allowed_origins or spec.allow_native) and spec.type is not KeyType.PUBLISHABLE:
+        raise OriginsNotForType(field="allowed_origins")
+    try:
+        name = clean_name(spec.name)
+    except ValueError as fault:
+        raise InvalidName(str(fault), field="name") from None
+    try:
+        description = clean_text(spec.description, 500)
+    except ValueError as fault:
+        raise InvalidText(str(fault), field="description") from None
+    try:
+        metadata = clean_metadata(spec.metadata)
+    except ValueError as fault:
+        raise InvalidMetadata(str(fault), field="metadata") from None
+    _check_rate(spec.rate_limit)
+    return KeySpec(
+        name=name,
+        type=spec.type,
+        environment=spec.environment,
+        permissions=spec.permissions,
+        expires_at=spec.expires_at,
+        description=description,
+        allowed_addresses=clean_addresses(spec.allowed_addresses),
+        allowed_origins=_clean_origins(spec.allowed_origins),
+        allow_native=spec.allow_native,
+        rate_limit=spec.rate_limit,
+        metadata=metadata,
+    )
+
+
+def clean_addresses(items: tuple[str, ...]) -> tuple[str, ...]:
+    """Return CIDR texts in canonical form; raises `InvalidAddress`, `TooManyItems`."""
+    if len(items) > 100:  # noqa: PLR2004 - the documented bound
+        raise TooManyItems("A key takes at most 100 allowed addresses.", field="allowed_addresses")
+    clean = []
+    for index, item in enumerate(items):
+        try:
+            clean.extend(str(network) for network in parse_networks([item]))
+        except ValueError as fault:
+            raise InvalidAddress(str(fault), field=f"allowed_addresses.{index}") from None
+    return tuple(dict.fromkeys(clean))
+
+
+def _clean_origins(items: tuple[str, ...]) -> tuple[str, ...]:
+    if len(items) > 100:  # noqa: PLR2004 - the documented bound
+        raise TooManyItems("A key takes at most 100 allowed origins.", field="allowed_origins")
+    clean = []
+    for index, item in enumerate(items):
+        try:
+            clean.append(parse_origin(item))
+        except ValueError as fault:
+            raise InvalidOrigin(str(fault), field=f"allowed_origins.{index}") from None
+    return tuple(dict.fromkeys(clean))
+
+
+def _check_rate(rate: Rate | None) -> None:
+    if rate is None:
+        return
+    bounds = {"limit": 1_000_000_000, "period_s": 86_400 * 31, "burst": 1_000_000_000}
+    for name, most in bounds.items():
+        if not 1 <= getattr(rate, name) <= most:
+            raise InvalidRateLimit(
+                f"{name} is a whole number from 1 to {most:,}.", field=f"rate_limit.{name}"
+            )
+
+
+def grace_end(grace: str, now: int) -> int | None:
+    """Return when the old secrets end: `now` itself, a later time, or None for by hand.
+
+    `grace` is `now`, `1h`, `24h`, `7d`, `until_revoked` or an RFC 3339 time in the future.
+    Raises `InvalidGrace`.
+    """
+    if grace == "now":
+        return now
+    if grace == "until_revoked":
+        return None
+    if grace in GRACE_MS:
+        return now + GRACE_MS[grace]
+    try:
+        end = parse_iso(grace)
+    except ValueError:
+        raise InvalidGrace(field="grace") from None
+    if end <= now:
+        raise InvalidGrace(
+            "The end of the grace has passed; take now, or a later time.", field="grace"
+        )
+    return end

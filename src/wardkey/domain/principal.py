@@ -1,0 +1,132 @@
+"""Whoever a request acts as, and what that allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from wardkey.domain.errors import (
+    ExceedsOwnPermissions,
+    NotPermitted,
+    OperatorOnly,
+    SecretKeyRequired,
+)
+from wardkey.domain.permissions import (
+    ROLE_TABLE,
+    TYPE_TABLE,
+    KeyType,
+    Permission,
+    Role,
+)
+from wardkey.domain.secret import Environment
+
+
+class PrincipalKind(StrEnum):
+    """Members act for themselves, keys for their organization, the operator for the deployment."""
+
+    MEMBER = "member"
+    KEY = "key"
+    USER = "user"
+    SERVICE_KEY = "service_key"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who acts, in which organization and environment, and with which permissions.
+
+    `org_id` is empty for the operator, for service keys and for a user outside an organization;
+    `address` and `user_agent` say where the request came from, for the audit.
+    """
+
+    kind: PrincipalKind
+    id: str
+    label: str
+    org_id: str = ""
+    environment: Environment = Environment.LIVE
+    permissions: frozenset[str] = frozenset()
+    role: Role | None = None
+    key_type: KeyType | None = None
+    address: str = ""
+    user_agent: str = ""
+
+    def holds(self, permission: str) -> bool:
+        """Tell whether this principal may use `permission`, or grant it to another.
+
+        Owners and admins hold every scope that is not Wardkey's own.
+        """
+        if permission in self.permissions or self.kind is PrincipalKind.OPERATOR:
+            return True
+        foreign = permission not in TYPE_TABLE[KeyType.SECRET]
+        return foreign and self.role in (Role.OWNER, Role.ADMIN)
+
+    def require(self, permission: Permission) -> None:
+        """Raise `SecretKeyRequired` or `NotPermitted`, naming what is missing, unless held."""
+        if self.holds(permission):
+            return
+        if self.key_type is KeyType.PUBLISHABLE and permission not in TYPE_TABLE[self.key_type]:
+            detail = (
+                f"This needs {permission}, which a publishable key never holds; call from a "
+                "server with a secret key (sk_)."
+            )
+            raise SecretKeyRequired(detail, needs=permission)
+        who = "This key" if self.kind is PrincipalKind.KEY else f"A {self.role or self.kind}"
+        raise NotPermitted(
+            f"{who} lacks {permission}; an admin of the organization can grant it.",
+            needs=permission,
+        )
+
+    def require_operator(self) -> None:
+        """Raise `OperatorOnly` unless this is the operator of the deployment."""
+        if self.kind is not PrincipalKind.OPERATOR:
+            raise OperatorOnly
+
+    def require_verifying(self) -> None:
+        """Raise unless this may verify keys: a service key may, and can do nothing else."""
+        if self.kind is not PrincipalKind.SERVICE_KEY:
+            self.require(Permission.KEYS_VERIFY)
+
+    def require_grantable(self, permissions: frozenset[str]) -> None:
+        """Raise `ExceedsOwnPermissions` if any of `permissions` is not this principal's own."""
+        beyond = sorted(p for p in permissions if not self.holds(p))
+        if beyond:
+            raise ExceedsOwnPermissions(
+                f"Nobody can grant what he does not hold: {', '.join(beyond)}. Ask somebody who "
+                "holds it, or leave it out.",
+                field="permissions",
+                needs=beyond[0],
+            )
+
+    @property
+    def room(self) -> tuple[str, str]:
+        """The organization and environment that every query on tenant data filters by."""
+        return self.org_id, self.environment
+
+
+def operator(address: str = "") -> Principal:
+    """Return whoever holds the master key: the person at the deployment's own command line."""
+    return Principal(PrincipalKind.OPERATOR, "operator", "operator", address=address)
+
+
+def member(  # noqa: PLR0913 - a record's fields
+    *,
+    user_id: str,
+    email: str,
+    org_id: str,
+    role: Role,
+    environment: Environment,
+    address: str = "",
+    user_agent: str = "",
+) -> Principal:
+    """Return a human in an organization, with the permissions of the role."""
+    return Principal(
+        PrincipalKind.MEMBER,
+        user_id,
+        email,
+        org_id=org_id,
+        environment=environment,
+        permissions=ROLE_TABLE[role],
+        role=role,
+        address=address,
+        user_agent=user_agent,
+    )

@@ -1,0 +1,54 @@
+"""Times as people and JSON write them, over integers of epoch milliseconds."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+_UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = 253_402_300_799_999
+_RFC_3339 = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]+))?"
+    r"(Z|z|[+-][0-9]{2}:[0-9]{2})?"
+)
+
+
+def iso(ms: int) -> str:
+    """Return RFC 3339 in UTC with milliseconds, such as `2030-01-31T12:00:00.000Z`.
+
+    Raises `OverflowError` beyond the years 1 to 9999.
+    """
+    moment = _EPOCH + timedelta(milliseconds=ms)
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+def parse_iso(text: str) -> int:
+    """Return epoch milliseconds of an RFC 3339 time; parts of a millisecond are cut off.
+
+    Raises `ValueError` with a sentence for another form, a time without an offset, and one before
+    1970 or after 9999. Leap seconds (`:60`) are refused.
+    """
+    found = _RFC_3339.fullmatch(text)
+    if found is None:
+        raise ValueError("That is not a time; write it as 2030-01-31T12:00:00Z (RFC 3339).")
+    day, clock, fraction, offset = found.groups()
+    if offset is None:
+        raise ValueError("The time needs an offset, such as Z or +02:00.")
+    thousandths = int((fraction or "")[:3].ljust(3, "0"))
+    try:
+        moment = datetime.fromisoformat(f"{day}T{clock}{offset.upper()}")
+    except ValueError:
+        raise ValueError("No calendar or clock has that time; check its parts.") from None
+    ms = (moment - _EPOCH) // timedelta(milliseconds=1) + thousandths
+    if not 0 <= ms <= _LAST:
+        raise ValueError("The time is out of range; take one from 1970 to 9999.")
+    return ms
+
+
+def parse_duration(text: str) -> int:
+    """Return milliseconds of a text such as `90s`, `30m`, `24h` or `7d`; raises `ValueError`."""
+    found = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    if found is None:
+        raise ValueError("A duration is a number and one of s, m, h, d, such as 24h.")
+    return int(found[1]) * _UNITS[found[2]]

@@ -1,0 +1,184 @@
+"""The decision on a presented key: a pure function of what is known, what is asked and the time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from wardkey.domain.addresses import Network, contains, origin_allowed
+from wardkey.domain.errors import (
+    AddressNotAllowed,
+    Disabled,
+    Expired,
+    Failure,
+    Malformed,
+    NotPermitted,
+    OriginNotAllowed,
+    QuotaExceeded,
+    RateLimitExceeded,
+    Revoked,
+    SecretKeyInBrowser,
+    SecretKeyRequired,
+    Unknown,
+    WrongEnvironment,
+)
+from wardkey.domain.keys import Metadata
+from wardkey.domain.permissions import KeyType
+from wardkey.domain.rate import RateLimit
+from wardkey.domain.secret import Environment
+
+
+class Verdict(StrEnum):
+    """The outcome of a verification, in the order in which the reasons are looked at."""
+
+    VALID = "valid"
+    MALFORMED = "malformed"
+    UNKNOWN = "unknown"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    DISABLED = "disabled"
+    WRONG_ENVIRONMENT = "wrong_environment"
+    NOT_PERMITTED = "not_permitted"
+    ADDRESS_NOT_ALLOWED = "address_not_allowed"
+    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
+    RATE_LIMITED = "rate_limited"
+    QUOTA_EXCEEDED = "quota_exceeded"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSecret:
+    """What a decision and its answer need of a secret, its key and its organization."""
+
+    kid: str
+    key_id: str
+    org_id: str
+    org_name: str
+    org_slug: str
+    environment: Environment
+    type: KeyType
+    name: str
+    prefix: str
+    digest: bytes
+    pepper_version: int
+    imported: bool
+    permissions: frozenset[str]
+    metadata: Metadata
+    networks: tuple[Network, ...]
+    origins: tuple[str, ...]
+    allow_native: bool
+    rate: RateLimit | None
+    secret_expires_at: int | None
+    secret_revoked_at: int | None
+    key_expires_at: int | None
+    key_disabled_at: int | None
+    key_revoked_at: int | None
+    org_stopped: bool
+
+    @property
+    def expires_at(self) -> int | None:
+        """The earlier of the key's expiry and the end of this secret's grace, epoch ms."""
+        ends = [t for t in (self.secret_expires_at, self.key_expires_at) if t is not None]
+        return min(ends) if ends else None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the asking side wants to know of a presented text.
+
+    `organization` (an id or slug) narrows to the keys of one (empty: any); `environment` and `type` None
+    take either; `address` and `origin` are the end client's, empty where unknown; `browser` says
+    that a browser sent the key.
+    """
+
+    text: str
+    organization: str = ""
+    environment: Environment | None = None
+    type: KeyType | None = None
+    permissions: tuple[str, ...] = ()
+    address: str = ""
+    origin: str = ""
+    browser: bool = False
+    cost: int = 1
+
+
+def decide(known: KnownSecret, asked: Question, now: int) -> Verdict:  # noqa: PLR0911 - a ladder
+    """Judge a secret whose hash matched, all but its rate; `now` in epoch milliseconds.
+
+    A key of another organization than the one asked for is `unknown` there.
+    """
+    if asked.organization and asked.organization not in (known.org_id, known.org_slug):
+        return Verdict.UNKNOWN
+    if known.key_revoked_at is not None or known.secret_revoked_at is not None:
+        return Verdict.REVOKED
+    if known.secret_expires_at is not None and known.secret_expires_at <= now:
+        return Verdict.EXPIRED
+    if known.key_expires_at is not None and known.key_expires_at <= now:
+        return Verdict.EXPIRED
+    if known.key_disabled_at is not None or known.org_stopped:
+        return Verdict.DISABLED
+    if asked.environment is not None and asked.environment is not known.environment:
+        return Verdict.WRONG_ENVIRONMENT
+    if asked.type is not None and asked.type is not known.type:
+        return Verdict.NOT_PERMITTED
+    for permission in asked.permissions:
+        if permission not in known.permissions:
+            return Verdict.NOT_PERMITTED
+    if known.networks and not contains(known.networks, asked.address):
+        return Verdict.ADDRESS_NOT_ALLOWED
+    return _decide_origin(known, asked)
+
+
+def _decide_origin(known: KnownSecret, asked: Question) -> Verdict:
+    if known.type is KeyType.SECRET:
+        return Verdict.ORIGIN_NOT_ALLOWED if asked.browser or asked.origin else Verdict.VALID
+    if not known.origins:
+        return Verdict.VALID
+    if not asked.origin:
+        return Verdict.VALID if known.allow_native else Verdict.ORIGIN_NOT_ALLOWED
+    if origin_allowed(known.origins, asked.origin):
+        return Verdict.VALID
+    return Verdict.ORIGIN_NOT_ALLOWED
+
+
+def failure_of(  # noqa: PLR0911 - one line a verdict
+    verdict: Verdict, known: KnownSecret | None, asked: Question, retry_after_s: float | None = None
+) -> Failure:
+    """Return the failure that says why `verdict` was not valid, in a sentence that mends it."""
+    if known is None:
+        return Malformed() if verdict is Verdict.MALFORMED else Unknown()
+    match verdict:
+        case Verdict.WRONG_ENVIRONMENT:
+            return WrongEnvironment(
+                f"This is a {known.environment} key ({known.prefix}) and what it was sent to is "
+                f"{asked.environment}; use the {asked.environment} key."
+            )
+        case Verdict.NOT_PERMITTED if asked.type is not None and asked.type is not known.type:
+            if known.type is KeyType.PUBLISHABLE:
+                return SecretKeyRequired(
+                    "A publishable key (pk_) came where a secret key (sk_) is needed; call from "
+                    "a server with a secret key."
+                )
+            return NotPermitted("A secret key (sk_) came where only publishable ones are taken.")
+        case Verdict.NOT_PERMITTED:
+            lacks = next((p for p in asked.permissions if p not in known.permissions), "")
+            return NotPermitted(
+                f"The key lacks {lacks}; an admin of {known.org_name} can grant it.", needs=lacks
+            )
+        case Verdict.ORIGIN_NOT_ALLOWED if known.type is KeyType.SECRET:
+            return SecretKeyInBrowser()
+        case Verdict.RATE_LIMITED:
+            return RateLimitExceeded(retry_after_s=retry_after_s)
+        case _:
+            return _PLAIN[verdict]()
+
+
+_PLAIN: dict[Verdict, type[Failure]] = {
+    Verdict.MALFORMED: Malformed,
+    Verdict.UNKNOWN: Unknown,
+    Verdict.REVOKED: Revoked,
+    Verdict.EXPIRED: Expired,
+    Verdict.DISABLED: Disabled,
+    Verdict.ADDRESS_NOT_ALLOWED: AddressNotAllowed,
+    Verdict.ORIGIN_NOT_ALLOWED: OriginNotAllowed,
+    Verdict.QUOTA_EXCEEDED: QuotaExceeded,
+}

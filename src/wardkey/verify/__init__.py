@@ -1,0 +1,1 @@
+"""The read path of a verdict: known secrets, their freshness, limits and usage."""

@@ -1,0 +1,154 @@
+"""The verdict on a presented key: text, look-up, hash, decision, rate, counters."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import dataclass
+
+from wardkey.db.engine import Database, storage_failure
+from wardkey.domain.addresses import contains
+from wardkey.domain.errors import (
+    AddressNotAllowed,
+    Failure,
+    Revoked,
+    Unavailable,
+    Unknown,
+    VerifierUnavailable,
+)
+from wardkey.domain.rate import Admission, admit
+from wardkey.domain.secret import Malformed, SecretKind, SecretText, parse
+from wardkey.domain.verdict import KnownSecret, Question, Verdict, decide, failure_of
+from wardkey.verify.directory import Directory, KnownServiceKey
+from wardkey.verify.usage import Usage
+
+_NOBODY = bytes(32)
+_MOST_RATES = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A verdict with what the asking side may know; `known` is None unless the hash matched.
+
+    `as_of` is when it was decided, epoch milliseconds; the commits before it are all in it.
+    """
+
+    verdict: Verdict
+    known: KnownSecret | None
+    as_of: int
+    admission: Admission | None = None
+
+    def failure(self, asked: Question) -> Failure:
+        """Return the failure that stands for a verdict other than `valid`."""
+        wait = self.admission.retry_after_ms if self.admission else None
+        seconds = None if wait is None else wait / 1000
+        return failure_of(self.verdict, self.known, asked, seconds)
+
+
+class Verifier:
+    """Judges presented keys for one process of a deployment."""
+
+    def __init__(self, database: Database, usage: Usage) -> None:
+        self._database = database
+        self._vault = database.keys
+        self._usage = usage
+        self.directory = Directory(database)
+        self._rates: dict[str, float] = {}
+        self._rate_lock = threading.Lock()
+        self._rehash: dict[str, tuple[bytes, int]] = {}
+
+    def verify(self, asked: Question, user_agent: str = "") -> Answer:
+        """Return the verdict on `asked.text`; raises `VerifierUnavailable` without storage."""
+        try:
+            return self._verify(asked, user_agent)
+        except Exception as fault:
+            known = fault if isinstance(fault, Failure) else storage_failure(fault)
+            if isinstance(known, Unavailable):
+                raise VerifierUnavailable from fault
+            raise
+
+    def service_key(self, secret: SecretText, address: str) -> KnownServiceKey:
+        """Return the operator's service key behind `secret`, if it may be used from `address`.
+
+        Raises `Unknown`, `Revoked`, `AddressNotAllowed`.
+        """
+        known = self.directory.find_service(secret.kid)
+        if known is None:
+            self._vault.matches(secret.text, _NOBODY, self._vault.version)
+            raise Unknown
+        if not self._vault.matches(secret.text, known.digest, known.pepper_version):
+            raise Unknown
+        if known.revoked_at is not None:
+            raise Revoked
+        if not contains(known.networks, address):
+            raise AddressNotAllowed
+        return known
+
+    def take_rehashes(self) -> dict[str, tuple[bytes, int]]:
+        """Return digests under the current pepper, by kid, of secrets that had an older one."""
+        taken, self._rehash = self._rehash, {}
+        return taken
+
+    def _verify(self, asked: Question, user_agent: str) -> Answer:
+        secret = parse(asked.text, brand=self._database.brand)
+        if isinstance(secret, Malformed):
+            known = self._imported(asked.text)
+            if known is None:
+                return self._stranger(Verdict.MALFORMED)
+        else:
+            known = self._matching(secret)
+            if known is None:
+                return self._stranger(Verdict.UNKNOWN)
+        now = self._database.clock()
+        verdict = decide(known, asked, now)
+        if verdict is Verdict.UNKNOWN:
+            return self._stranger(verdict)
+        admission = None
+        if verdict is Verdict.VALID and known.rate is not None:
+            admission = self._admit(known, now, asked.cost)
+            if not admission.admitted:
+                verdict = Verdict.RATE_LIMITED
+        if verdict is Verdict.VALID:
+            self._usage.note(known.kid, known.key_id, now, asked.address, user_agent)
+            if known.pepper_version != self._vault.version:
+                self._note_rehash(known, asked.text)
+        return Answer(verdict, known, now, admission)
+
+    def _matching(self, secret: SecretText) -> KnownSecret | None:
+        if secret.kind not in (SecretKind.SECRET, SecretKind.PUBLISHABLE):
+            return None
+        known = self.directory.find(secret.kid)
+        if known is None:
+            # As long as a known kid with a wrong secret takes.
+            self._vault.matches(secret.text, _NOBODY, self._vault.version)
+            return None
+        fits = self._vault.matches(secret.text, known.digest, known.pepper_version)
+        return known if fits and not known.imported else None
+
+    def _imported(self, text: str) -> KnownSecret | None:
+        if not text or not text.startswith(self.directory.import_prefixes()):
+            return None
+        hashed = hashlib.sha256(text.encode()).hexdigest()
+        for version in self._vault.peppers:
+            known = self.directory.find_imported(self._vault.digest(hashed, version))
+            if known is not None and text.startswith(known.prefix.rstrip("…")):
+                return known
+        return None
+
+    def _stranger(self, verdict: Verdict) -> Answer:
+        now = self._database.clock()
+        self._usage.note_stranger(now, verdict)
+        return Answer(verdict, None, now)
+
+    def _admit(self, known: KnownSecret, now: int, cost: int) -> Admission:
+        assert known.rate is not None  # noqa: S101 - the caller looked
+        with self._rate_lock:
+            admission = admit(known.rate, self._rates.get(known.key_id, 0.0), now, cost)
+            self._rates[known.key_id] = admission.tat
+            if len(self._rates) > _MOST_RATES:
+                self._rates = {k: tat for k, tat in self._rates.items() if tat > now}
+        return admission
+
+    def _note_rehash(self, known: KnownSecret, text: str) -> None:
+        hashed = hashlib.sha256(text.encode()).hexdigest() if known.imported else text
+        self._rehash[known.kid] = (self._vault.digest(hashed), known.pepper_version)

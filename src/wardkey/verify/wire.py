@@ -1,0 +1,140 @@
+"""The bytes of a verification: questions read strictly, answers written, without any framework."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from wardkey.domain.errors import InvalidCost, InvalidRequest, MalformedJson, TooManyItems
+from wardkey.domain.permissions import KeyType
+from wardkey.domain.secret import Environment
+from wardkey.domain.times import iso
+from wardkey.domain.verdict import Question, Verdict
+from wardkey.verify.verifier import Answer
+
+MOST_ITEMS = 100
+MOST_COST = 1_000_000
+
+
+class VerifyRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What `POST /v2/keys/verify` takes; all but `key` narrows the question."""
+
+    key: str
+    permissions: list[str] = []
+    environment: Environment | None = None
+    type: KeyType | None = None
+    organization: str = ""
+    address: str = ""
+    origin: str = ""
+    user_agent: str = ""
+    cost: int = 1
+
+    def __repr__(self) -> str:
+        """Show nothing of the key."""
+        return "VerifyRequest(…)"
+
+
+class VerifyBatch(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Up to a hundred questions, answered in their order."""
+
+    items: list[VerifyRequest]
+
+
+_request = msgspec.json.Decoder(VerifyRequest)
+_batch = msgspec.json.Decoder(VerifyBatch)
+_encoder = msgspec.json.Encoder()
+
+
+def read_request(body: bytes) -> VerifyRequest:
+    """Read one question; raises `MalformedJson`, `InvalidRequest`, `InvalidCost`."""
+    wanted = _decode(_request, body)
+    _check(wanted)
+    return wanted
+
+
+def read_batch(body: bytes) -> list[VerifyRequest]:
+    """Read a batch; raises what `read_request` raises, and `TooManyItems`."""
+    batch = _decode(_batch, body)
+    if len(batch.items) > MOST_ITEMS:
+        raise TooManyItems(f"A batch takes at most {MOST_ITEMS} items.", field="items")
+    for item in batch.items:
+        _check(item)
+    return batch.items
+
+
+def render(answer: Answer, asked: Question) -> dict[str, Any]:
+    """Return an answer as JSON values.
+
+    Only a secret whose hash matched is told of: its key, and why it was refused.
+    """
+    valid = answer.verdict is Verdict.VALID
+    told: dict[str, Any] = {"valid": valid, "code": str(answer.verdict)}
+    if not valid:
+        told["detail"] = answer.failure(asked).detail
+    known = answer.known
+    if known is not None:
+        told |= {
+            "key_id": known.key_id,
+            "kid": known.kid,
+            "name": known.name,
+            "type": str(known.type),
+            "environment": str(known.environment),
+            "organization": {"id": known.org_id, "slug": known.org_slug, "name": known.org_name},
+            "permissions": sorted(known.permissions),
+            "metadata": known.metadata,
+            "expires_at": None if known.key_expires_at is None else iso(known.key_expires_at),
+            "grace_ends_at": (
+                None if known.secret_expires_at is None else iso(known.secret_expires_at)
+            ),
+            "limits": _limits(answer),
+        }
+    told["as_of"] = iso(answer.as_of)
+    return told
+
+
+def encode(value: Any) -> bytes:  # noqa: ANN401 - JSON values
+    """Return JSON bytes."""
+    return _encoder.encode(value)
+
+
+def schemas() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the JSON Schemas of the two questions, for the OpenAPI document."""
+    made = [msgspec.json.schema(kind) for kind in (VerifyRequest, VerifyBatch)]
+    return made[0], made[1]
+
+
+def _limits(answer: Answer) -> dict[str, Any] | None:
+    if answer.admission is None or answer.known is None or answer.known.rate is None:
+        return None
+    rate, admission = answer.known.rate, answer.admission
+    wait = admission.retry_after_ms
+    return {
+        "limit": rate.limit,
+        "period_s": rate.period_ms // 1000,
+        "burst": rate.burst,
+        "remaining": admission.remaining,
+        "reset_s": round(admission.reset_ms / 1000, 3),
+        "retry_after_s": None if wait is None else round(wait / 1000, 3),
+    }
+
+
+def _decode(decoder: Any, body: bytes) -> Any:  # noqa: ANN401 - one of the two decoders
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as fault:
+        sentence, _, path = str(fault).partition(" - at ")
+        name = path.strip("`").removeprefix("$").strip(".") or "body"
+        detail = f"The request does not have the documented form: {name}: {sentence}."
+        raise InvalidRequest(detail, errors=((name, sentence),)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise MalformedJson from None
+
+
+def _check(wanted: VerifyRequest) -> None:
+    if not 0 <= wanted.cost <= MOST_COST:
+        raise InvalidCost(field="cost")
+    if len(wanted.permissions) > MOST_ITEMS:
+        raise TooManyItems(
+            f"One question names at most {MOST_ITEMS} permissions.", field="permissions"
+        )

@@ -1,0 +1,1 @@
+"""What all HTTP doors share: who calls, how failures leave, limits and pagination."""

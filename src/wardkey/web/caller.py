@@ -1,0 +1,175 @@
+"""Who calls: the credential of a request turned into a Principal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Annotated
+from urllib.parse import parse_qsl
+
+from fastapi import Depends, Request
+
+from wardkey.actions.people import as_member, identify
+from wardkey.domain.addresses import contains
+from wardkey.domain.errors import (
+    AmbiguousCredentials,
+    CredentialInUrl,
+    InvalidRequest,
+    MissingCredentials,
+    SecretKeyInBrowser,
+)
+from wardkey.domain.principal import Principal, PrincipalKind
+from wardkey.domain.secret import Environment, Malformed, SecretKind, looks_like_ours, parse
+from wardkey.domain.verdict import KnownSecret, Question, Verdict
+from wardkey.web.context import Context, Here
+
+KEY_HEADER = "wardkey-api-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A Principal with a fingerprint of the credential that it showed."""
+
+    by: Principal
+    credential: bytes = field(repr=False)
+
+    def acting_in(self, environment: Environment | None) -> Principal:
+        """Return the Principal in the environment that the body names.
+
+        A member may work in either; a key stays in its own, and actions refuse the other.
+        """
+        if environment is None or self.by.kind is not PrincipalKind.MEMBER:
+            return self.by
+        return replace(self.by, environment=environment)
+
+
+def client_address(request: Request, context: Context) -> str:
+    """Return the address of the end client; forwarded ones count from trusted proxies only.
+
+    X-Forwarded-For is read from its right end, past the trusted proxies.
+    """
+    address = request.client.host if request.client else ""
+    if not context.proxies:
+        return address
+    chain = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
+    for hop in reversed([item.strip() for item in chain if item.strip()]):
+        if not contains(context.proxies, address):
+            break
+        address = hop
+    return address[:64]
+
+
+def shown_credential(request: Request, context: Context) -> str:
+    """Return the one credential of the request's headers, or an empty text.
+
+    Raises `AmbiguousCredentials`, `CredentialInUrl`.
+    """
+    brand = context.runner.database.brand
+    for _, value in parse_qsl(request.url.query, keep_blank_values=True):
+        if looks_like_ours(value.removeprefix("Bearer "), brand=brand):
+            raise CredentialInUrl
+    found = set()
+    for value in request.headers.getlist("authorization"):
+        scheme, _, rest = value.partition(" ")
+        if scheme.lower() == "bearer" and rest.strip():
+            found.add(rest.strip())
+    for name in (KEY_HEADER, *context.key_headers):
+        found.update(v.strip() for v in request.headers.getlist(name) if v.strip())
+    if len(found) > 1:
+        raise AmbiguousCredentials
+    return found.pop() if found else ""
+
+
+def from_browser(request: Request) -> bool:
+    """Tell whether a browser sent this; Node's fetch sends Sec-Fetch-Mode, but not these."""
+    return "origin" in request.headers or "sec-fetch-site" in request.headers
+
+
+def key_principal(known: KnownSecret, address: str, user_agent: str) -> Principal:
+    """Return the Principal of a key with a valid verdict."""
+    return Principal(
+        PrincipalKind.KEY,
+        known.key_id,
+        known.name,
+        org_id=known.org_id,
+        environment=known.environment,
+        permissions=known.permissions,
+        key_type=known.type,
+        address=address,
+        user_agent=user_agent,
+    )
+
+
+def note_exposure(context: Context, known: KnownSecret, address: str, agent: str) -> None:
+    """Say in the audit that a browser sent a secret key, once a minute for each key."""
+    by = key_principal(known, address, agent)
+    context.runner.notes.note(by, "key.exposed", f"{known.kid} was sent by a browser")
+
+
+def _caller(request: Request, context: Here) -> Caller:
+    text = shown_credential(request, context)
+    if not text:
+        raise MissingCredentials
+    address = client_address(request, context)
+    agent = request.headers.get("user-agent", "")[:200]
+    credential = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32).digest()
+    secret = parse(text, brand=context.runner.database.brand)
+    if not isinstance(secret, Malformed):
+        if secret.kind is SecretKind.USER:
+            with context.runner.database.read() as tx:
+                user = replace(identify(tx, secret), address=address, user_agent=agent)
+            return Caller(user, credential)
+        if secret.kind is SecretKind.SERVICE:
+            service = context.verifier.service_key(secret, address)
+            by = Principal(
+                PrincipalKind.SERVICE_KEY,
+                service.kid,
+                service.name,
+                address=address,
+                user_agent=agent,
+            )
+            return Caller(by, credential)
+    asked = Question(
+        text,
+        address=address,
+        origin=request.headers.get("origin", ""),
+        browser=from_browser(request),
+    )
+    answer = context.verifier.verify(asked, agent)
+    if answer.verdict is not Verdict.VALID or answer.known is None:
+        failure = answer.failure(asked)
+        if isinstance(failure, SecretKeyInBrowser) and answer.known is not None:
+            note_exposure(context, answer.known, address, agent)
+        raise failure
+    return Caller(key_principal(answer.known, address, agent), credential)
+
+
+AnyCaller = Annotated[Caller, Depends(_caller)]
+
+
+def _in_organization(request: Request, caller: AnyCaller, context: Here) -> Caller:
+    """Return the caller inside an organization: a key, or a person in the one that he names."""
+    if caller.by.kind is not PrincipalKind.USER:
+        return caller
+    wanted = request.headers.get("wardkey-organization", "")
+    said = request.headers.get("wardkey-environment", "live")
+    try:
+        environment = Environment(said)
+    except ValueError:
+        raise InvalidRequest("Wardkey-Environment is live or test.") from None
+    with context.runner.database.read() as tx:
+        return Caller(as_member(tx, caller.by, wanted, environment), caller.credential)
+
+
+Known = Annotated[Caller, Depends(_in_organization)]
+
+
+def stranger(request: Request, context: Context) -> Principal:
+    """Return a Principal without any permission, for routes that identify by a link."""
+    return Principal(
+        PrincipalKind.USER,
+        "",
+        "",
+        address=client_address(request, context),
+        user_agent=request.headers.get("user-agent", "")[:200],
+    )

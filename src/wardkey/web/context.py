@@ -1,0 +1,34 @@
+"""What a door needs of the running deployment, handed to it by the composition root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from wardkey.actions.run import Runner
+from wardkey.domain.addresses import Network
+from wardkey.verify.usage import Usage
+from wardkey.verify.verifier import Verifier
+from wardkey.web.throttle import Throttle
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One process's parts and the settings that doors look at."""
+
+    runner: Runner
+    verifier: Verifier
+    usage: Usage
+    throttle: Throttle
+    public_url: str
+    proxies: tuple[Network, ...]
+    key_headers: tuple[str, ...]
+
+
+def _context(request: Request) -> Context:
+    return cast("Context", request.app.state.context)
+
+
+Here = Annotated[Context, Depends(_context)]

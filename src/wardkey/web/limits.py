@@ -1,0 +1,83 @@
+"""What every request passes first: an id, a bound on its body, no NUL in its path."""
+
+from __future__ import annotations
+
+import secrets
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wardkey.domain.errors import BodyTooLarge, Failure, InvalidRequest, RouteNotFound
+from wardkey.web.problems import problem_response
+
+MOST_BODY = 1_048_576
+
+
+class Limits:
+    """ASGI middleware that names each request and reads its whole body, up to 1 MiB."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it where it breaks a bound."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"req_{secrets.token_hex(8)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Wardkey-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
+            failure: Failure = (
+                RouteNotFound()
+                if "\0" in scope["path"]
+                else InvalidRequest("A parameter has a NUL character; leave it out.")
+            )
+            await problem_response(failure, Request(scope))(scope, receive, send_named)
+            return
+        try:
+            body = await _read(Headers(scope=scope), receive)
+        except BodyTooLarge as failure:
+            response = problem_response(failure, Request(scope))
+            response.headers["Connection"] = "close"
+            await response(scope, receive, send_named)
+            return
+        if body is None:
+            return
+        passed = False
+
+        async def replay() -> Message:
+            nonlocal passed
+            if passed:
+                return await receive()
+            passed = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replay, send_named)
+
+
+async def _read(headers: Headers, receive: Receive) -> bytes | None:
+    """Return the body, or None if the client went away; raises `BodyTooLarge`."""
+    said = headers.get("content-length", "0")
+    if said.isdecimal() and int(said) > MOST_BODY:
+        raise BodyTooLarge
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part = message.get("body", b"")
+        size += len(part)
+        if size > MOST_BODY:
+            raise BodyTooLarge
+        parts.append(part)
+        more = message.get("more_body", False)
+    return b"".join(parts)

@@ -1,0 +1,37 @@
+"""Cursors that only this deployment can have written, bound to the list that they continue."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+from hashlib import blake2b
+from typing import Any
+
+from wardkey.db.vault import Vault
+from wardkey.domain.errors import InvalidCursor
+
+_TAG = 16
+
+
+def write_cursor(vault: Vault, bound: str, position: list[Any]) -> str:
+    """Return `position` as a text that opens only with the same `bound` (list and filters)."""
+    body = json.dumps(position).encode()
+    return base64.urlsafe_b64encode(_tag(vault, bound, body) + body).decode().rstrip("=")
+
+
+def read_cursor(vault: Vault, bound: str, text: str) -> list[Any]:
+    """Return what `write_cursor` was given; raises `InvalidCursor` for anything else."""
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        raise InvalidCursor(field="cursor") from None
+    if not hmac.compare_digest(_tag(vault, bound, raw[_TAG:]), raw[:_TAG]):
+        raise InvalidCursor(field="cursor")
+    position: list[Any] = json.loads(raw[_TAG:])
+    return position
+
+
+def _tag(vault: Vault, bound: str, body: bytes) -> bytes:
+    key = vault.key_for("cursor")
+    return blake2b(bound.encode() + b"\0" + body, key=key, digest_size=_TAG).digest()
