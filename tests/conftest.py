@@ -1,0 +1,72 @@
+"""Fixtures of a real deployment: an open runner, or a running server, on both storages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.server import Server, running
+from wardkey.actions.run import Runner
+from wardkey.app import open_deployment
+from wardkey.config import Config, load_config
+
+if TYPE_CHECKING:  # importing it here would keep pytest from rewriting its asserts
+    from tests.postgres import Postgres
+
+pytest_plugins = ["tests.postgres"]
+
+STORAGES = ("sqlite", "postgresql")
+
+
+@pytest.fixture(params=STORAGES)
+def storage_url(request: pytest.FixtureRequest) -> str:
+    """A database URL: empty for the embedded default, or a fresh PostgreSQL database."""
+    if request.param == "sqlite":
+        return ""
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.create_database()
+
+
+@pytest.fixture
+def config(tmp_path: Path, storage_url: str) -> Config:
+    """Settings of a new deployment in a folder of its own."""
+    return load_config({}, {"data_dir": tmp_path / "data", "database_url": storage_url})
+
+
+@pytest.fixture
+def runner(config: Config) -> Iterator[Runner]:
+    """An open, empty deployment without any server."""
+    with open_deployment(config) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module", params=STORAGES)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A running `wardkey up` with two workers, shared by a module's tests."""
+    url = ""
+    if request.param == "postgresql":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        url = postgres.create_database()
+    with running(tmp_path_factory.mktemp("server") / "data", database_url=url, workers=2) as up:
+        yield up
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers of a test's own, with any settings; all are stopped at its end."""
+    started: list[Server] = []
+
+    def begin(data_dir: Path | None = None, **settings: object) -> Server:
+        up = Server(data_dir or tmp_path / "data", **settings)
+        started.append(up)
+        up.start()
+        return up
+
+    yield begin
+    for up in started:
+        up.kill()

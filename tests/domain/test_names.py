@@ -1,0 +1,265 @@
+import json
+import unicodedata
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from wardkey.domain.names import (
+    clean_email,
+    clean_metadata,
+    clean_name,
+    clean_slug,
+    clean_text,
+    fold_name,
+    name_warnings,
+    slug_from,
+)
+
+BIDI = [chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x61C)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "live-billing-webhooks",
+        "Abrechnung für Köln",
+        "👩\u200d💻 laptop",
+        "\u0645\u06cc\u200c\u062e\u0648",
+    ],
+)
+def test_a_name_that_people_write_is_kept(name: str) -> None:
+    assert clean_name(f"  {name}\t") == name
+
+
+def test_a_name_is_kept_in_nfc() -> None:
+    assert clean_name("Ko\u0308ln") == "Köln"
+
+
+@pytest.mark.parametrize("name", ["", "   ", "\t\n", "\u200d", "\ufe0f\u3164", "\u115f \u1160"])
+def test_a_name_that_nobody_can_see_is_empty(name: str) -> None:
+    with pytest.raises(ValueError, match="is empty"):
+        clean_name(name)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        *BIDI,
+        "\0",
+        "\n",
+        "\t",
+        "\x1b",
+        "\x7f",
+        "\x85",
+        "\u200b",
+        "\u2028",
+        "\ufeff",
+        "\ud800",
+        "\U000e0041",
+    ],
+)
+def test_a_character_that_hides_or_reorders_is_refused_and_named(hidden: str) -> None:
+    for clean in (clean_name, lambda text: clean_text(text, 100)):
+        if hidden in "\n\t" and clean is not clean_name:
+            continue
+        with pytest.raises(ValueError, match=rf"U\+{ord(hidden):04X}, at place 4"):
+            clean(f"key{hidden}x")
+
+
+def test_a_name_over_its_length_is_refused_with_both_numbers() -> None:
+    assert clean_name("é" * 100) == "é" * 100
+    with pytest.raises(ValueError, match="101 characters; shorten it to 100"):
+        clean_name("a" * 101)
+    with pytest.raises(ValueError, match="shorten it to 5"):
+        clean_name("abcdef", most=5)
+
+
+@given(st.text(max_size=120))
+def test_a_clean_name_stays_as_it_is(text: str) -> None:
+    try:
+        name = clean_name(text)
+    except ValueError as fault:
+        assert str(fault).endswith(".")  # noqa: PT017 - either outcome is right
+        return
+    assert clean_name(name) == name
+    assert unicodedata.is_normalized("NFC", name)
+
+
+def test_a_text_keeps_its_lines_and_may_be_empty() -> None:
+    assert clean_text(" a\r\nb\n\tc ", 10) == "a\nb\n\tc"
+    assert clean_text("", 10) == ""
+    with pytest.raises(ValueError, match="shorten it to 3"):
+        clean_text("abcd", 3)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Billing", "billing"),
+        ("a  b", " a\u00a0b "),
+        ("straße", "STRASSE"),
+        ("\ufb01n", "fin"),
+        ("K\u00f6ln", "KO\u0308LN"),
+        ("\uff21\uff11", "a1"),
+        ("ab", "a\u200db"),
+        ("ab", "a\ufe0fb"),
+        ("\u212a", "k"),
+    ],
+)
+def test_names_that_look_the_same_fold_to_the_same(one: str, other: str) -> None:
+    assert fold_name(one) == fold_name(other)
+
+
+@given(st.text(max_size=60))
+@example("\u0345\u0345\u1e9e\u03d3\u0301")
+def test_folding_twice_changes_nothing(text: str) -> None:
+    folded = fold_name(text)
+    assert fold_name(folded) == folded
+
+
+@given(st.text(max_size=60))
+def test_case_and_composition_never_make_two_names(text: str) -> None:
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        assert fold_name(unicodedata.normalize(form, text)) == fold_name(text)
+    assert fold_name(text.casefold()) == fold_name(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["key1", "test", "my-key", "new key", "api key", "asdf", "untitled", "My_Key-2", "APIKEY",
+     "test-live-2", "aaa", "x", "1234", "🙂", "prod", "s3"],
+)  # fmt: skip
+def test_a_name_that_says_nothing_gets_the_recommended_form(name: str) -> None:
+    (warning,) = name_warnings(name, "live")
+    assert name in warning
+    assert "{environment}-{service}-{purpose}" in warning
+    assert "live-billing-webhooks" in warning
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["live-billing-webhooks", "test-invoice-import", "k8s ingress", "決済", "Abrechnung", "crm"],
+)
+def test_a_name_that_says_something_gets_no_warning(name: str) -> None:
+    assert name_warnings(name, "test") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["1" * 5_000 + "!z", "key" * 2_000 + "!", "a" * 9_999 + "\u00e9", "my-" * 3_000]
+)
+def test_a_hostile_name_does_not_hang_the_judge(name: str) -> None:
+    assert len(name_warnings(name, "live")) <= 1
+
+
+def test_metadata_with_plain_values_is_kept() -> None:
+    pairs = {"team": "billing", "tier.level": 3, "ratio_x": 0.5, "on-call": True, "note": "a\nb"}
+    assert clean_metadata(pairs) == pairs
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sentence"),
+    [
+        ({f"k{n}": 1 for n in range(51)}, "51 pairs; 50 are the most"),
+        ({"": 1}, "metadata name"),
+        ({"a b": 1}, "metadata name"),
+        ({"é": 1}, "metadata name"),
+        ({"a\n": 1}, "metadata name"),
+        ({"k" * 65: 1}, "metadata name"),
+        ({"k": float("nan")}, "k is no finite number"),
+        ({"k": float("inf")}, "k is no finite number"),
+        ({"k": 2**53 + 1}, "send it as a text"),
+        ({"k": "x" * 501}, "value of k has 501 characters"),
+        ({"k": "a\0"}, r"value of k has a control or invisible character, U\+0000"),
+        ({"k": "\ud800"}, r"U\+D800"),
+        ({"k": None}, "neither"),
+        ({"k": ["a"]}, "neither"),
+        ({"k": {"a": 1}}, "neither"),
+        ({"k": b"a"}, "neither"),
+        ({f"k{n}": "é" * 500 for n in range(9)}, "8 KiB"),
+    ],
+)
+def test_other_metadata_is_refused_with_a_sentence(pairs: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        clean_metadata(pairs)
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"\A[A-Za-z0-9_.-]{1,64}\Z"),
+        st.one_of(st.text(max_size=500), st.integers(), st.floats(), st.booleans(), st.none()),
+        max_size=55,
+    )
+)
+def test_metadata_that_passes_survives_json(pairs: dict[str, object]) -> None:
+    try:
+        clean = clean_metadata(pairs)
+    except ValueError:
+        return
+    assert json.loads(json.dumps(clean)) == pairs
+
+
+@pytest.mark.parametrize("slug", ["a", "0", "acme", "acme-2", "a--b", "a" * 48])
+def test_a_slug_is_kept(slug: str) -> None:
+    assert clean_slug(slug) == slug
+
+
+@pytest.mark.parametrize(
+    "slug", ["", "-a", "a-", "A", "a_b", "a b", "a" * 49, "é", "a\n", "\u0661"]
+)
+def test_another_form_of_slug_is_refused(slug: str) -> None:
+    with pytest.raises(ValueError, match="1 to 48 characters"):
+        clean_slug(slug)
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("Acme Inc.", "acme-inc"),
+        ("Köln & Söhne", "koln-sohne"),
+        ("Straße", "strasse"),
+        ("決済", "organization"),
+        ("", "organization"),
+        ("a" * 47 + " b", "a" * 47),
+    ],
+)
+def test_a_slug_resembles_its_name(name: str, slug: str) -> None:
+    assert slug_from(name) == slug
+
+
+@given(st.text(max_size=200))
+def test_any_name_gives_a_slug_that_passes(name: str) -> None:
+    assert clean_slug(slug_from(name))
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        (" Ann.Lee+keys@Example.COM ", "Ann.Lee+keys@example.com"),
+        ("root@localhost", "root@localhost"),
+        ("o'neil@xn--bcher-kva.example", "o'neil@xn--bcher-kva.example"),
+        ("a" * 64 + "@b.c", "a" * 64 + "@b.c"),
+    ],
+)
+def test_an_address_keeps_its_local_part_and_lowers_its_domain(text: str, address: str) -> None:
+    assert clean_email(text) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", "@b.c", "a@", "a@b@c", "a b@c.d", ".a@b.c", "a.@b.c", "a..b@c.d", "a@-b.c", "a@b..c",
+     "a@b.c.", "a" * 65 + "@b.c", "a@" + "b" * 64 + ".c", "a@" + "b." * 126 + "c", "\u00e9@b.c",
+     "a@b.c\n\nBcc: x@y.z", "Ann <a@b.c>", '"a b"@c.d', "a@\u212a.com"],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not an e-mail address"):
+        clean_email(text)
+
+
+@given(st.emails())
+def test_real_addresses_pass_and_stay(address: str) -> None:
+    local, _, _ = address.rpartition("@")
+    assume(len(local) <= 64)
+    clean = clean_email(address)
+    assert clean_email(clean) == clean
+    assert clean.lower() == address.lower()

@@ -1,0 +1,269 @@
+import re
+import zlib
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from wardkey.domain.secret import (
+    ALPHABET,
+    Environment,
+    Malformed,
+    SecretKind,
+    SecretText,
+    clean_brand,
+    fingerprint_regex,
+    generate,
+    looks_like_ours,
+    mask,
+    parse,
+    random_text,
+)
+
+FORMS = [
+    (SecretKind.SECRET, Environment.LIVE, "sk_live_"),
+    (SecretKind.SECRET, Environment.TEST, "sk_test_"),
+    (SecretKind.PUBLISHABLE, Environment.LIVE, "pk_live_"),
+    (SecretKind.PUBLISHABLE, Environment.TEST, "pk_test_"),
+    (SecretKind.SERVICE, None, "wsk_"),
+    (SecretKind.USER, None, "ut_"),
+]
+BRANDS = ["", "acme", "a1"]
+
+forms = st.sampled_from(FORMS)
+brands = st.sampled_from(BRANDS)
+entropies = st.binary(min_size=16, max_size=16).map(
+    lambda seed: (
+        lambda size: b"".join(
+            zlib.crc32(seed + place.to_bytes(4, "big")).to_bytes(4, "big")
+            for place in range(size // 4 + 1)
+        )[:size]
+    )
+)
+
+
+@st.composite
+def made(draw: st.DrawFn) -> tuple[SecretText, str]:
+    kind, environment, _ = draw(forms)
+    brand = draw(brands)
+    return generate(kind, environment, brand=brand, entropy=draw(entropies)), brand
+
+
+def crc_of(body: str) -> str:
+    value, digits = zlib.crc32(body.encode(errors="surrogatepass")), ""
+    for _ in range(6):
+        value, digit = divmod(value, 62)
+        digits = ALPHABET[digit] + digits
+    return digits
+
+
+@pytest.mark.parametrize("brand", BRANDS)
+@pytest.mark.parametrize(("kind", "environment", "head"), FORMS)
+def test_a_new_secret_has_the_documented_form(
+    kind: SecretKind, environment: Environment | None, head: str, brand: str
+) -> None:
+    secret = generate(kind, environment, brand=brand)
+    start = f"{brand}_{head}" if brand else head
+    found = re.fullmatch(rf"{start}([0-9A-Za-z]{{12}})_([0-9A-Za-z]{{32}})(.{{6}})", secret.text)
+    assert found is not None
+    assert secret.kid == found[1]
+    assert crc_of(secret.text[:-6]) == found[3]
+
+
+def test_a_published_secret_still_reads_the_same() -> None:
+    secret = parse("sk_live_7QdRk2mVx9Ta_0123456789ABCDEFGHIJKLMNOPQRSTUV" + "0k86sD")
+    assert isinstance(secret, SecretText)
+    assert (secret.kind, secret.environment) == (SecretKind.SECRET, Environment.LIVE)
+    assert (secret.kid, secret.prefix) == ("7QdRk2mVx9Ta", "sk_live_7QdR…")
+
+
+@given(made())
+def test_what_was_made_reads_back_equal(case: tuple[SecretText, str]) -> None:
+    secret, brand = case
+    assert parse(secret.text, brand=brand) == secret
+
+
+@given(made(), st.integers(1, 50))
+def test_a_truncated_secret_is_told_by_its_shape(case: tuple[SecretText, str], cut: int) -> None:
+    secret, brand = case
+    assert parse(secret.text[:-cut], brand=brand) is Malformed.SHAPE
+
+
+@given(made(), st.data())
+def test_any_one_edited_character_is_refused(
+    case: tuple[SecretText, str], data: st.DataObject
+) -> None:
+    secret, brand = case
+    place = data.draw(st.integers(0, len(secret.text) - 1))
+    other = data.draw(st.characters())
+    assume(other != secret.text[place])
+    edited = secret.text[:place] + other + secret.text[place + 1 :]
+    assert isinstance(parse(edited, brand=brand), Malformed)
+
+
+def test_an_edited_random_part_is_told_by_its_checksum() -> None:
+    text = generate(SecretKind.SECRET, Environment.LIVE).text
+    edited = text[:-10] + ("a" if text[-10] != "a" else "b") + text[-9:]
+    assert parse(edited) is Malformed.CHECKSUM
+
+
+def test_a_swapped_environment_is_told_by_its_checksum() -> None:
+    text = generate(SecretKind.SECRET, Environment.TEST).text
+    assert parse(text.replace("sk_test_", "sk_live_")) is Malformed.CHECKSUM
+
+
+@pytest.mark.parametrize(
+    ("made_with", "read_with"), [("acme", ""), ("", "acme"), ("acme", "other")]
+)
+def test_another_deployments_secret_is_told_by_its_brand(made_with: str, read_with: str) -> None:
+    text = generate(SecretKind.SECRET, Environment.LIVE, brand=made_with).text
+    assert parse(text, brand=read_with) is Malformed.BRAND
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", Malformed.EMPTY),
+        (" ", Malformed.SHAPE),
+        ("x" * 96, Malformed.SHAPE),
+        ("x" * 97, Malformed.TOO_LONG),
+        ("sk_live_" * 100_000, Malformed.TOO_LONG),
+        ("sk_live_", Malformed.SHAPE),
+        ("Bearer x", Malformed.SHAPE),
+    ],
+)
+def test_what_is_no_secret_is_told_with_a_reason(text: str, reason: Malformed) -> None:
+    assert parse(text) is reason
+
+
+@pytest.mark.parametrize(
+    "stranger", ["\u0663", "\u00e9", "\u212a", "\uff10", "\ud800", "\n", "_", "-", "\0"]
+)
+@pytest.mark.parametrize("place", [0, 3, 8, 19, 21, 40, 52])
+def test_only_ascii_letters_and_digits_pass_even_under_a_right_checksum(
+    stranger: str, place: int
+) -> None:
+    body = "sk_live_7QdRk2mVx9Ta_" + "a" * 32
+    body = body[:place] + stranger + body[place + 1 :]
+    assert parse(body + crc_of(body)) is Malformed.SHAPE
+
+
+@given(st.text(max_size=120), brands)
+@example("sk_live_7QdRk2mVx9Ta_" + "a" * 32 + "_" * 6, "")
+def test_no_text_makes_reading_fail(text: str, brand: str) -> None:
+    assert isinstance(parse(text, brand=brand), SecretText | Malformed)
+    assert mask(text) == "…" or mask(text) in text
+
+
+def test_right_checksums_do_not_save_a_wrong_shape() -> None:
+    body = "sk_live_7QdRk2mVx-Ta_" + "a" * 32
+    assert parse(body + crc_of(body)) is Malformed.SHAPE
+    body = "sk_live_7QdRk2mVx9Ta-" + "a" * 32
+    assert parse(body + crc_of(body)) is Malformed.SHAPE
+
+
+@given(made())
+def test_printing_a_secret_shows_no_more_than_its_prefix(case: tuple[SecretText, str]) -> None:
+    secret, _ = case
+    shown = [str(secret), repr(secret), f"{secret}", f"{secret!r}", "%s" % secret, repr([secret])]  # noqa: UP031
+    for text in shown:
+        assert secret.text[-38:] not in text
+        assert secret.kid not in text
+        assert secret.prefix in text
+
+
+@given(made())
+def test_the_prefix_has_the_brand_and_four_characters_of_the_kid(
+    case: tuple[SecretText, str],
+) -> None:
+    secret, brand = case
+    head, shown = secret.prefix[:-5], secret.prefix[-5:-1]
+    assert secret.text.startswith(head + shown)
+    assert head.startswith(brand)
+    assert head.endswith("_")
+    assert shown == secret.kid[:4]
+
+
+def test_a_secret_read_from_text_cannot_be_changed() -> None:
+    secret = parse(generate(SecretKind.USER, None).text)
+    assert isinstance(secret, SecretText)
+    with pytest.raises(FrozenInstanceError):
+        secret.kid = "other"  # type: ignore[misc]
+    assert replace(secret, kid="other") != secret
+
+
+@pytest.mark.parametrize(
+    ("kind", "environment"),
+    [
+        (SecretKind.SECRET, None),
+        (SecretKind.PUBLISHABLE, None),
+        (SecretKind.SERVICE, Environment.LIVE),
+        (SecretKind.USER, Environment.TEST),
+    ],
+)
+def test_a_kind_without_its_environment_is_not_made(
+    kind: SecretKind, environment: Environment | None
+) -> None:
+    with pytest.raises(ValueError, match="does not go with the environment"):
+        generate(kind, environment)
+
+
+@pytest.mark.parametrize("brand", ["A", "a", "1a", "acme_", "a" * 17, "sk", "wsk", "ut", "é1"])
+def test_a_brand_that_would_blur_the_form_is_refused(brand: str) -> None:
+    for refuse in (
+        lambda: clean_brand(brand),
+        lambda: generate(SecretKind.USER, None, brand=brand),
+        lambda: parse("sk_live_x", brand=brand),
+        lambda: fingerprint_regex(brand),
+    ):
+        with pytest.raises(ValueError, match="brand"):
+            refuse()
+
+
+def test_each_character_is_as_likely_as_the_next() -> None:
+    every_byte = bytes(range(256)) * 2
+    text = random_text(496, lambda size: (every_byte * size)[:size])
+    assert {text.count(character) for character in ALPHABET} == {8}
+
+
+def test_a_source_that_runs_dry_is_an_error_and_no_endless_loop() -> None:
+    with pytest.raises(ValueError, match="fewer bytes"):
+        random_text(32, lambda _: b"")
+
+
+def test_two_secrets_are_never_the_same() -> None:
+    texts = {generate(SecretKind.SECRET, Environment.LIVE).text for _ in range(1000)}
+    assert len(texts) == 1000
+
+
+@given(made(), st.sampled_from(["", " ", "key=", '"', "https://x/?k=", "\n"]))
+def test_a_scanner_finds_a_secret_in_what_surrounds_it(
+    case: tuple[SecretText, str], before: str
+) -> None:
+    secret, brand = case
+    found = re.findall(fingerprint_regex(brand), f"{before}{secret.text}{before[::-1]} end")
+    assert found == [secret.text]
+
+
+def test_a_scanner_passes_over_another_brand() -> None:
+    text = generate(SecretKind.SECRET, Environment.LIVE, brand="acme").text
+    assert re.search(fingerprint_regex(), text) is None
+
+
+@given(made())
+def test_a_log_shows_the_kid_and_nothing_else(case: tuple[SecretText, str]) -> None:
+    secret, _ = case
+    assert mask(secret.text) == secret.kid
+
+
+@pytest.mark.parametrize("cut", [1, 6, 20])
+def test_a_log_shows_nothing_of_a_text_that_is_not_wholly_ours(cut: int) -> None:
+    assert mask(generate(SecretKind.SECRET, Environment.LIVE).text[:-cut]) == "…"
+    assert mask("sk_live_51H" + "a" * 40) == "…"
+
+
+def test_a_damaged_secret_is_still_known_as_ours_by_its_start() -> None:
+    text = generate(SecretKind.SECRET, Environment.LIVE, brand="acme").text
+    assert looks_like_ours(text[:-9], brand="acme")
+    assert not looks_like_ours(text[:-9])

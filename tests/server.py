@@ -1,0 +1,165 @@
+"""A real `wardkey up` in a process of its own, with clients for its people and keys."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+
+PASSWORD = "a password of some length"
+OWNER = "owner@acme.example"
+
+
+def wait_until(condition: Any, within_s: float = 15) -> Any:
+    """Return the first truthy value of `condition()`; fail when there is none in time."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"{condition} did not come true within {within_s} s")
+
+
+class Server:
+    """One deployment that can be started, stopped, killed and started again.
+
+    `first_key` and `setup_token` come from the first start's output; `output` is all of it.
+    """
+
+    def __init__(self, data_dir: Path, *, brand: str = "", **settings: object) -> None:
+        self.data_dir = data_dir
+        self.brand = brand
+        self.settings: dict[str, object] = {
+            "listen": "127.0.0.1:0",
+            "owner": OWNER,
+            "organization": "Acme",
+            **({"brand": brand} if brand else {}),
+            **settings,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = data_dir.with_name(data_dir.name + ".log")
+        self.url = ""
+        self.first_key = ""
+        self.setup_token = ""
+        self._tokens: dict[str, str] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The WARDKEY_* variables of this deployment, for its command line too."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("WARDKEY_")}
+        named = {f"WARDKEY_{k.upper()}": str(v) for k, v in self.settings.items() if v != ""}
+        return {**clean, **named, "WARDKEY_DATA_DIR": str(self.data_dir)}
+
+    @property
+    def output(self) -> str:
+        """Everything that all starts printed."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def start(self) -> None:
+        """Start and wait until it is ready."""
+        before = len(self.output)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "wardkey", "up"],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+        def ready() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, self.output[before:]
+            found = re.search(r"listens on (\S+)", self.output[before:])
+            if found is None:
+                return False
+            self.url = found[1]
+            try:
+                return httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(ready, 30)
+        key = re.search(r"\b(\w+_)?sk_live_\w+", self.output)
+        link = re.search(r"/setup/(\w+)", self.output)
+        self.first_key = key[0] if key else ""
+        self.setup_token = link[1] if link else ""
+
+    def stop(self) -> int:
+        """Ask it to stop, as an init system does; return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(40)
+
+    def kill(self) -> None:
+        """Kill every process of it at once."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+
+    def cli(self, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run `wardkey …` as this deployment's operator."""
+        return subprocess.run(
+            [sys.executable, "-m", "wardkey", *args],
+            env={**self.environment, **more},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def client(self, credential: str = "", **headers: str) -> httpx.Client:
+        """Return an HTTP client that shows a key or token; none is anonymous."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if credential:
+            named["Authorization"] = f"Bearer {credential}"
+        return httpx.Client(base_url=self.url, headers=named, timeout=20)
+
+    def owner(self, **headers: str) -> httpx.Client:
+        """Return a client signed in as the first owner."""
+        if OWNER not in self._tokens:
+            with self.client() as anonymous:
+                answer = anonymous.post(
+                    "/v2/setup", json={"token": self.setup_token, "password": PASSWORD}
+                )
+            assert answer.status_code == 201, answer.text
+            self._tokens[OWNER] = answer.json()["token"]
+        return self.client(self._tokens[OWNER], **headers)
+
+    def person(self, role: str, **headers: str) -> httpx.Client:
+        """Return a client signed in as an invited member with that role."""
+        if role not in self._tokens:
+            with self.owner() as owner:
+                made = owner.post(
+                    "/v2/invitations", json={"email": f"{role}@acme.example", "role": role}
+                )
+            assert made.status_code == 201, made.text
+            token = made.json()["link"].rpartition("/")[2]
+            with self.client() as anonymous:
+                taken = anonymous.post(
+                    "/v2/invitations/accept", json={"token": token, "password": PASSWORD}
+                )
+            assert taken.status_code == 201, taken.text
+            self._tokens[role] = taken.json()["token"]
+        return self.client(self._tokens[role], **headers)
+
+
+@contextmanager
+def running(data_dir: Path, **settings: object) -> Iterator[Server]:
+    """Run a deployment until the block ends."""
+    up = Server(data_dir, **settings)
+    up.start()
+    try:
+        yield up
+    finally:
+        up.kill()
