@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -131,25 +132,27 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
 
 def _tick(context: Context, stop: threading.Event) -> None:
     """Write counters, notes and rehashes twice a second, and a last time when stopping."""
-    ticks, parent = 0, os.getppid()
+    database, parent, ticks = context.runner.database, os.getppid(), 0
     while True:
         last = stop.wait(FLUSH_S)
         if os.getppid() != parent and not last:
             # The process that watches over the workers was killed; nobody would stop this one.
             os.kill(os.getpid(), signal.SIGTERM)
-        for job in (
-            context.usage.flush,
-            lambda: context.runner.write_notes(everything=last),
-            lambda: rehash(context.runner.database, context.verifier.take_rehashes()),
-            *([lambda: clean_up(context.runner.database)] if ticks % CLEAN_UP_TICKS == 0 else []),
-        ):
-            try:
-                job()
-            except Failure as failure:
-                # All of it is kept and tried again; verdicts do not wait for it.
-                log.warning("%s: %s", failure.code, failure.detail)
-            except Exception:
-                log.exception("a job beside the requests failed")
+        _attempt(context.usage.flush)
+        _attempt(partial(context.runner.write_notes, everything=last))
+        _attempt(partial(rehash, database, context.verifier.take_rehashes()))
+        if ticks % CLEAN_UP_TICKS == 0:
+            _attempt(partial(clean_up, database))
         ticks += 1
         if last:
             return
+
+
+def _attempt(job: Callable[[], None]) -> None:
+    """Run a job beside the requests; what failed is kept by the job and tried again."""
+    try:
+        job()
+    except Failure as failure:
+        log.warning("%s: %s", failure.code, failure.detail)
+    except Exception:
+        log.exception("a job beside the requests failed")

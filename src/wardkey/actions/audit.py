@@ -19,7 +19,7 @@ from wardkey.domain.principal import Principal
 
 DEPLOYMENT = "deployment"
 
-Details = Mapping[str, str | int | bool | None | list[str] | tuple[str, ...]]
+Details = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def once(
     `IdempotencyKeyReused`, `WeakIdempotencyKey`.
     """
     text = check_idempotency_key(retry.key).encode()
-    name = "\0".join((by.kind, by.id, by.org_id, by.environment, retry.route)).encode()
+    name = f"{by.kind}\0{by.id}\0{by.org_id}\0{by.environment}\0{retry.route}".encode()
     row_id = blake2b(
         name + b"\0" + text, key=tx.vault.key_for("idempotency-id"), digest_size=32
     ).digest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -187,7 +187,8 @@ def change(
     by.require(Permission.KEYS_WRITE)
     before = _live(tx, by, key_id)
     spec = clean_spec(_spec_of(before, changes, tx.now), tx.now)
-    values = {
+    expires_at: int | None = changes.get("expires_at", before.expires_at)
+    values: dict[str, Any] = {
         "name": spec.name,
         "description": spec.description,
         "allowed_addresses": list(spec.allowed_addresses),
@@ -195,15 +196,14 @@ def change(
         "allow_native": spec.allow_native,
         "rate_limit": _rate_json(spec.rate_limit),
         "metadata": dict(spec.metadata),
-        "expires_at": changes["expires_at"] if "expires_at" in changes else before.expires_at,
+        "expires_at": expires_at,
         "updated_at": tx.now,
     }
     if changes.get("permissions") is not None:
         permissions = clean_permissions(before.type, changes["permissions"])
         by.require_grantable(permissions - frozenset(before.permissions))
         values["permissions"] = sorted(permissions)
-    expired = values["expires_at"] is not None and values["expires_at"] <= tx.now
-    if not expired:
+    if expires_at is None or expires_at > tx.now:
         values["live_name"] = _claim_name(tx, by, spec.name, key_id)
     tx.connection.execute(update(keys).where(keys.c.id == key_id, *_room(by)).values(values))
     after = _get(tx, by, key_id)
@@ -334,7 +334,7 @@ def _fitting(query: KeyQuery, now: int) -> list[ColumnElement[bool]]:
     return conditions
 
 
-_STATUS = {
+_STATUS: Mapping[KeyStatus, Callable[[int], ColumnElement[bool]]] = {
     KeyStatus.REVOKED: lambda now: keys.c.revoked_at.is_not(None),  # noqa: ARG005 - one shape
     KeyStatus.EXPIRED: lambda now: and_(keys.c.revoked_at.is_(None), keys.c.expires_at <= now),
     KeyStatus.DISABLED: lambda now: and_(

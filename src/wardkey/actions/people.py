@@ -161,9 +161,10 @@ def hash_password(password: str) -> str:
 def check_password(known_hash: str | None, password: str) -> bool:
     """Tell whether a password fits; a missing hash takes as long and never fits."""
     try:
-        return _hasher.verify(known_hash or _NOBODY, password) and known_hash is not None
+        _hasher.verify(known_hash or _NOBODY, password)
     except Argon2Error:
         return False
+    return known_hash is not None
 
 
 def password_hash_of(tx: Transaction, email: str) -> tuple[str, str | None]:

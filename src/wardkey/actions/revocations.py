@@ -66,7 +66,7 @@ def revoke(tx: Transaction, by: Principal, key_id: str, reason: str, comment: st
     return receipt
 
 
-def revoke_secret(  # noqa: PLR0913 - key, secret, reason and comment are four things
+def revoke_secret(  # noqa: PLR0917 - key, secret, reason and comment are four things
     tx: Transaction, by: Principal, key_id: str, kid: str, reason: str, comment: str = ""
 ) -> Receipt:
     """Revoke one secret of a key, for good; its other secrets go on.

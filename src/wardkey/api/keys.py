@@ -76,11 +76,11 @@ class KeyFields(Input):
 
     permissions: list[str] | None = Field(default=None, max_length=100)
     description: str = ""
-    allowed_addresses: list[str] = []
-    allowed_origins: list[str] = []
+    allowed_addresses: list[str] = Field(default=[], max_length=100)
+    allowed_origins: list[str] = Field(default=[], max_length=100)
     allow_native: StrictBool = False
     rate_limit: RateShape | None = None
-    metadata: dict[str, MetadataValue] = {}
+    metadata: dict[str, MetadataValue] = Field(default={}, max_length=50)
     expires_at: str | None = Field(default=None, description="RFC 3339 with an offset.")
 
 

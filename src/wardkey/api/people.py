@@ -55,7 +55,7 @@ class UserToken(BaseModel):
     """A user token, sent as Authorization: Bearer; it ends after 12 hours."""
 
     token: str
-    token_type: str = "Bearer"  # noqa: S105 - the scheme's name
+    token_type: str = "Bearer"
     expires_at: str
     user_id: str
     email: str

@@ -171,14 +171,12 @@ def forward_auth(  # noqa: PLR0917 - FastAPI's parameters
         response.headers.update(_identity(None, failure.code))
         return response
     _note_browser(here, answer, asked)
-    if answer.verdict is Verdict.VALID:
-        response = Response(status_code=200)
-    else:
-        response = problem_response(answer.failure(asked), request)
-    response.headers.update(_identity(answer.known, answer.verdict))
+    passed = answer.verdict is Verdict.VALID
+    judged = Response() if passed else problem_response(answer.failure(asked), request)
+    judged.headers.update(_identity(answer.known, answer.verdict))
     if answer.admission is not None and answer.known is not None and answer.known.rate is not None:
-        response.headers.update(rate_headers(answer.known.rate, answer.admission))
-    return response
+        judged.headers.update(rate_headers(answer.known.rate, answer.admission))
+    return judged
 
 
 def _proxied(  # noqa: PLR0917 - what the proxy's URL states
@@ -219,7 +217,7 @@ def _note_browser(here: Context, answer: Answer, asked: Question) -> None:
 
 def _identity(known: KnownSecret | None, verdict: str) -> dict[str, str]:
     if known is None:
-        return {name: "" for name in _IDENTITY} | {"Wardkey-Verdict": str(verdict)}
+        return dict.fromkeys(_IDENTITY, "") | {"Wardkey-Verdict": str(verdict)}
     expiry = known.expires_at
     values = (
         str(verdict),

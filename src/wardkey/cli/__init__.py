@@ -11,4 +11,4 @@ from wardkey.cli.edge import Group
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="wardkey")
 def main() -> None:
-    """API keys whose revocations are true when they return."""
+    """Run Wardkey: API keys whose revocations are true when they return."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sqlcipher3.dbapi2 as sqlcipher
-from sqlalchemy import Connection, Engine, URL, create_engine, event, exc, make_url, update
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, update
 from sqlalchemy.pool import QueuePool
 
 from wardkey.db.schema import feed

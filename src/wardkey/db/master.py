@@ -89,7 +89,7 @@ def fitting_key(source: MasterKeySource, url: str) -> MasterKey:
     if uses_file and source.next_file.exists():
         following = MasterKey.parse(source.next_file.read_text("ascii"))
         if _fits(url, following):
-            os.replace(source.next_file, source.file)
+            source.next_file.replace(source.file)
             sync_folder(source.file.parent)
             return following
     raise WrongMasterKey

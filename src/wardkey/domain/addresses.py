@@ -89,7 +89,7 @@ def contains(networks: Sequence[Network], address: str) -> bool:
     An IPv4 address that arrives in IPv6 form (`::ffff:192.0.2.1`, RFC 4291 §2.5.5.2) counts as
     IPv4; one with a zone (`fe80::1%eth0`) cannot be read.
     """
-    parts = address.split(".", 4)
+    parts = address.split(".", 3)
     if len(parts) == 4 and ":" not in address:  # noqa: PLR2004 - a dotted quad
         version = 4
         try:

@@ -108,7 +108,7 @@ def operator(address: str = "") -> Principal:
     return Principal(PrincipalKind.OPERATOR, "operator", "operator", address=address)
 
 
-def member(  # noqa: PLR0913 - a record's fields
+def member(
     *,
     user_id: str,
     email: str,

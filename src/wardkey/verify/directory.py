@@ -32,9 +32,9 @@ _COLUMNS = """
 _FROM = """
   FROM secrets s JOIN keys k ON k.id = s.key_id JOIN organizations o ON o.id = s.org_id
 """
-_BY_KID = f"SELECT {_COLUMNS} {_FROM} WHERE s.kid = :kid"  # noqa: S608 - constants
+_BY_KID = f"SELECT {_COLUMNS} {_FROM} WHERE s.kid = :kid"
 _BY_DIGEST = f"""SELECT {_COLUMNS} {_FROM}
-  JOIN imported i ON i.kid = s.kid WHERE i.digest = :digest"""  # noqa: S608 - constants
+  JOIN imported i ON i.kid = s.kid WHERE i.digest = :digest"""
 _SERVICE = """SELECT kid, name, prefix, digest, pepper_version, allowed_addresses, revoked_at
   FROM service_keys WHERE kid = :kid"""
 _ORGANIZATIONS = "SELECT id FROM organizations WHERE deleted_at IS NULL LIMIT 2"

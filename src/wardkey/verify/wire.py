@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -12,6 +12,8 @@ from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import Question, Verdict
 from wardkey.verify.verifier import Answer
+
+T = TypeVar("T")
 
 MOST_ITEMS = 100
 MOST_COST = 1_000_000
@@ -119,7 +121,7 @@ def _limits(answer: Answer) -> dict[str, Any] | None:
     }
 
 
-def _decode(decoder: Any, body: bytes) -> Any:  # noqa: ANN401 - one of the two decoders
+def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as fault:

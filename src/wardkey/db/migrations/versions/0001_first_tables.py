@@ -13,6 +13,7 @@ Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=Tru
 
 
 def upgrade() -> None:
+    """Make every table."""
     op.create_table(
         "audit_events",
         sa.Column("org_id", sa.String(length=40), nullable=False),
