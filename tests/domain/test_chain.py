@@ -124,6 +124,12 @@ def test_a_removed_head_is_found_unless_the_chain_is_empty() -> None:
     assert check([], KEYS, None) == []
 
 
+@pytest.mark.parametrize("head", [(3, GENESIS), (2, GENESIS), (0, GENESIS)])
+def test_a_head_that_names_another_end_is_found(head: tuple[int, bytes]) -> None:
+    (found,) = check(chain_of(3), KEYS, head)
+    assert (found.seq, "does not fit" in found.what) == (3, True)
+
+
 @given(sizes, st.randoms(use_true_random=False))
 def test_any_reordering_is_found(number: int, source: random.Random) -> None:
     links = chain_of(number)
@@ -284,6 +290,15 @@ def test_a_signed_head_opens_to_what_was_signed(
     assert len(text.split()) == 1
     assert open_head(KEYS[1], f" {text}\n") == Head(org_id, seq, mac, at_ms)
     assert open_head(KEYS[2], text) is None
+
+
+def test_a_head_that_was_exported_once_opens_for_ever() -> None:
+    text = (
+        "XXu8pdJ-ybvII39JzVBFdKPLjRGLfWq1M2j8kM7A78V7ImF0IjoxODAwMDAwMDAwMDAwLCJtYWMiOiIwMDAwMD"
+        "AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwIiwib3Jn"
+        "X2lkIjoib3JnXzEiLCJzZXEiOjF9"
+    )
+    assert open_head(bytes(range(32)), text) == Head("org_1", 1, GENESIS, 1_800_000_000_000)
 
 
 @given(st.data())
