@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, insert, select, update
+from sqlalchemy import Row, Select, bindparam, insert, select, update
 
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import audit_events, audit_heads, changes
@@ -18,6 +18,21 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 
 DEPLOYMENT = "deployment"
+
+# Built once: constructing a statement costs more than running it.
+_ADD_CHANGE = insert(changes)
+_ADD_EVENT = insert(audit_events)
+_HEAD = select(audit_heads.c.seq, audit_heads.c.mac).where(
+    audit_heads.c.org_id == bindparam("of_org")
+)
+_FIRST_HEAD = insert(audit_heads).values(
+    org_id=bindparam("of_org"), seq=bindparam("to_seq"), mac=bindparam("to_mac")
+)
+_MOVE_HEAD = (
+    update(audit_heads)
+    .where(audit_heads.c.org_id == bindparam("of_org"))
+    .values(seq=bindparam("to_seq"), mac=bindparam("to_mac"))
+)
 
 Details = Mapping[str, object]
 
@@ -81,19 +96,18 @@ def record(
     org_id = org_id or by.org_id or DEPLOYMENT
     tx.position += 1
     tx.connection.execute(
-        insert(changes).values(
-            revision=tx.revision,
-            position=tx.position,
-            epoch=tx.epoch,
-            org_id=org_id,
-            subject=target.kind,
-            subject_id=target.id,
-            at=tx.now,
-        )
+        _ADD_CHANGE,
+        {
+            "revision": tx.revision,
+            "position": tx.position,
+            "epoch": tx.epoch,
+            "org_id": org_id,
+            "subject": target.kind,
+            "subject_id": target.id,
+            "at": tx.now,
+        },
     )
-    head = tx.connection.execute(
-        select(audit_heads.c.seq, audit_heads.c.mac).where(audit_heads.c.org_id == org_id)
-    ).one_or_none()
+    head = tx.connection.execute(_HEAD, {"of_org": org_id}).one_or_none()
     event = {
         "org_id": org_id,
         "seq": head.seq + 1 if head else 1,
@@ -112,15 +126,9 @@ def record(
         "key_version": tx.vault.version,
     }
     mac = link(tx.vault.audit_keys[tx.vault.version], head.mac if head else GENESIS, event)
-    tx.connection.execute(insert(audit_events).values(**event, mac=mac))
-    if head is None:
-        tx.connection.execute(insert(audit_heads).values(org_id=org_id, seq=1, mac=mac))
-    else:
-        tx.connection.execute(
-            update(audit_heads)
-            .where(audit_heads.c.org_id == org_id)
-            .values(seq=event["seq"], mac=mac)
-        )
+    tx.connection.execute(_ADD_EVENT, {**event, "mac": mac})
+    moved = {"of_org": org_id, "to_seq": event["seq"], "to_mac": mac}
+    tx.connection.execute(_MOVE_HEAD if head else _FIRST_HEAD, moved)
 
 
 def list_events(tx: Transaction, by: Principal, query: AuditQuery) -> list[AuditEvent]:

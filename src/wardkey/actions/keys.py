@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     and_,
+    bindparam,
     exists,
     func,
     insert,
@@ -59,6 +60,27 @@ from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment, SecretKind, SecretText, generate
 
 KINDS = {KeyType.SECRET: SecretKind.SECRET, KeyType.PUBLISHABLE: SecretKind.PUBLISHABLE}
+
+
+# Built once: constructing a statement costs more than running it.
+_ROOM = (
+    keys.c.org_id == bindparam("of_org"),
+    keys.c.environment == bindparam("of_environment"),
+)
+_KEY = select(keys).where(keys.c.id == bindparam("wanted"), *_ROOM)
+_HOLDER = select(keys.c.id, keys.c.expires_at).where(
+    keys.c.live_name == bindparam("wanted"), *_ROOM
+)
+_SECRETS = (
+    select(secrets)
+    .where(secrets.c.key_id.in_(bindparam("of_keys", expanding=True)))
+    .order_by(secrets.c.created_at.desc(), secrets.c.kid)
+)
+_ORGANIZATION = select(organizations.c.name, organizations.c.suspended_at).where(
+    organizations.c.id == bindparam("of_org"), organizations.c.deleted_at.is_(None)
+)
+_ADD_KEY = insert(keys)
+_ADD_SECRET = insert(secrets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,26 +153,27 @@ def insert_key(
     """Write the row of a checked `spec` under a free name; raises `DuplicateName`."""
     live_name = _claim_name(tx, by, spec.name)
     tx.connection.execute(
-        insert(keys).values(
-            id=key_id,
-            org_id=by.org_id,
-            environment=by.environment,
-            type=spec.type,
-            name=spec.name,
-            live_name=live_name,
-            description=spec.description,
-            permissions=sorted(permissions),
-            allowed_addresses=list(spec.allowed_addresses),
-            allowed_origins=list(spec.allowed_origins),
-            allow_native=spec.allow_native,
-            rate_limit=_rate_json(spec.rate_limit),
-            metadata=dict(spec.metadata),
-            created_at=tx.now,
-            created_by=by.id,
-            updated_at=tx.now,
-            rotated_at=tx.now,
-            expires_at=spec.expires_at,
-        )
+        _ADD_KEY,
+        {
+            "id": key_id,
+            "org_id": by.org_id,
+            "environment": by.environment,
+            "type": spec.type,
+            "name": spec.name,
+            "live_name": live_name,
+            "description": spec.description,
+            "permissions": sorted(permissions),
+            "allowed_addresses": list(spec.allowed_addresses),
+            "allowed_origins": list(spec.allowed_origins),
+            "allow_native": spec.allow_native,
+            "rate_limit": _rate_json(spec.rate_limit),
+            "metadata": dict(spec.metadata),
+            "created_at": tx.now,
+            "created_by": by.id,
+            "updated_at": tx.now,
+            "rotated_at": tx.now,
+            "expires_at": spec.expires_at,
+        },
     )
 
 
@@ -279,11 +302,7 @@ def clean_reason(reason: str, comment: str) -> tuple[Reason, str]:
 
 def open_organization(tx: Transaction, by: Principal) -> str:
     """Return the name of the caller's organization; raises `OrganizationSuspended`."""
-    row = tx.connection.execute(
-        select(organizations.c.name, organizations.c.suspended_at).where(
-            organizations.c.id == by.org_id, organizations.c.deleted_at.is_(None)
-        )
-    ).one_or_none()
+    row = tx.connection.execute(_ORGANIZATION, {"of_org": by.org_id}).one_or_none()
     if row is None or row.suspended_at is not None:
         raise OrganizationSuspended
     return str(row.name)
@@ -351,7 +370,8 @@ _STATUS: Mapping[KeyStatus, Callable[[int], ColumnElement[bool]]] = {
 
 
 def _get(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:
-    rows = tx.connection.execute(select(keys).where(keys.c.id == key_id, *_room(by))).all()
+    asked = {"wanted": key_id, "of_org": by.org_id, "of_environment": by.environment}
+    rows = tx.connection.execute(_KEY, asked).all()
     if not rows:
         raise KeyNotFound
     return _records(tx, rows)[0]
@@ -381,12 +401,9 @@ def _switch(tx: Transaction, by: Principal, key_id: str, *, disabled_at: int | N
 def _claim_name(tx: Transaction, by: Principal, name: str, key_id: str = "") -> str:
     """Take `name` for a live key; an expired key that still holds it gives it up."""
     folded = fold_name(name)
-    holder = tx.connection.execute(
-        select(keys.c.id, keys.c.expires_at).where(
-            *_room(by), keys.c.live_name == folded, keys.c.id != key_id
-        )
-    ).one_or_none()
-    if holder is not None:
+    asked = {"wanted": folded, "of_org": by.org_id, "of_environment": by.environment}
+    holder = tx.connection.execute(_HOLDER, asked).one_or_none()
+    if holder is not None and holder.id != key_id:
         if holder.expires_at is None or holder.expires_at > tx.now:
             raise DuplicateName(
                 f"Another live key of {by.environment} is named “{name}”; choose another name, "
@@ -416,18 +433,19 @@ def _end_secrets(tx: Transaction, by: Principal, key: KeyRecord, end: int | None
 def _insert_secret(tx: Transaction, by: Principal, key_id: str, key_type: KeyType) -> SecretText:
     secret = generate(KINDS[key_type], by.environment, brand=tx.brand)
     tx.connection.execute(
-        insert(secrets).values(
-            kid=secret.kid,
-            key_id=key_id,
-            org_id=by.org_id,
-            environment=by.environment,
-            prefix=secret.prefix,
-            digest=tx.vault.digest(secret.text),
-            pepper_version=tx.vault.version,
-            imported=False,
-            created_at=tx.now,
-            created_by=by.id,
-        )
+        _ADD_SECRET,
+        {
+            "kid": secret.kid,
+            "key_id": key_id,
+            "org_id": by.org_id,
+            "environment": by.environment,
+            "prefix": secret.prefix,
+            "digest": tx.vault.digest(secret.text),
+            "pepper_version": tx.vault.version,
+            "imported": False,
+            "created_at": tx.now,
+            "created_by": by.id,
+        },
     )
     return secret
 
@@ -466,12 +484,7 @@ def _records(tx: Transaction, rows: Sequence[Row[Any]]) -> list[KeyRecord]:
     owned: dict[str, list[SecretRecord]] = {row.id: [] for row in rows}
     if not owned:
         return []
-    statement = (
-        select(secrets)
-        .where(secrets.c.key_id.in_(owned))
-        .order_by(secrets.c.created_at.desc(), secrets.c.kid)
-    )
-    found = tx.connection.execute(statement).all()
+    found = tx.connection.execute(_SECRETS, {"of_keys": list(owned)}).all()
     # Writers on SQLite do not see the usage file; what they answer has no last use yet.
     uses = {} if tx.revision else _uses(tx, [row.kid for row in found])
     for row in found:

@@ -28,6 +28,9 @@ from wardkey.domain.errors import (
 Kind = Literal["sqlite", "postgresql"]
 BUSY_MS = 5_000
 _PAGE_CACHE_KIB = 65_536
+_TAKE_REVISION = (
+    update(feed).values(revision=feed.c.revision + 1).returning(feed.c.epoch, feed.c.revision)
+)
 
 
 def wall_clock() -> int:
@@ -95,11 +98,7 @@ class Database:
         audit event and its change-feed row nothing changes.
         """
         with telling(), self.writer.connect() as connection, connection.begin() as transaction:
-            took = connection.execute(
-                update(feed)
-                .values(revision=feed.c.revision + 1)
-                .returning(feed.c.epoch, feed.c.revision)
-            ).one()
+            took = connection.execute(_TAKE_REVISION).one()
             tx = Transaction(
                 connection, self.keys, self.clock(), self.brand, took.epoch, took.revision
             )
