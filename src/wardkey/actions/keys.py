@@ -79,8 +79,8 @@ _SECRETS = (
 _ORGANIZATION = select(organizations.c.name, organizations.c.suspended_at).where(
     organizations.c.id == bindparam("of_org"), organizations.c.deleted_at.is_(None)
 )
-_ADD_KEY = insert(keys)
-_ADD_SECRET = insert(secrets)
+_ADD_KEY = insert(keys).returning(keys)
+_ADD_SECRET = insert(secrets).returning(secrets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,8 @@ def issue(tx: Transaction, by: Principal, spec: KeySpec) -> Issued:
         permissions = clean_permissions(spec.type, spec.permissions)
         by.require_grantable(permissions)
     key_id = new_id("key", tx.now)
-    insert_key(tx, by, key_id, spec, permissions)
-    secret = _insert_secret(tx, by, key_id, spec.type)
+    row = insert_key(tx, by, key_id, spec, permissions)
+    secret, secret_row = _insert_secret(tx, by, key_id, spec.type)
     record(
         tx,
         by,
@@ -144,15 +144,16 @@ def issue(tx: Transaction, by: Principal, spec: KeySpec) -> Issued:
         },
     )
     warnings = tuple(name_warnings(spec.name, by.environment))
-    return Issued(_get(tx, by, key_id), secret.kid, secret, organization_name, warnings)
+    made = _key(row, (_secret(secret_row, None),))
+    return Issued(made, secret.kid, secret, organization_name, warnings)
 
 
 def insert_key(
     tx: Transaction, by: Principal, key_id: str, spec: KeySpec, permissions: frozenset[str]
-) -> None:
+) -> Row[Any]:
     """Write the row of a checked `spec` under a free name; raises `DuplicateName`."""
     live_name = _claim_name(tx, by, spec.name)
-    tx.connection.execute(
+    return tx.connection.execute(
         _ADD_KEY,
         {
             "id": key_id,
@@ -174,7 +175,7 @@ def insert_key(
             "rotated_at": tx.now,
             "expires_at": spec.expires_at,
         },
-    )
+    ).one()
 
 
 def list_keys(tx: Transaction, by: Principal, query: KeyQuery) -> list[KeyRecord]:
@@ -265,7 +266,7 @@ def rotate(tx: Transaction, by: Principal, key_id: str, grace: str) -> Issued:
     if end != tx.now and len(live) >= MOST_LIVE_SECRETS:
         raise TooManySecrets
     _end_secrets(tx, by, before, end)
-    secret = _insert_secret(tx, by, key_id, before.type)
+    secret, _ = _insert_secret(tx, by, key_id, before.type)
     tx.connection.execute(
         update(keys)
         .where(keys.c.id == key_id, *_room(by))
@@ -430,9 +431,11 @@ def _end_secrets(tx: Transaction, by: Principal, key: KeyRecord, end: int | None
     tx.connection.execute(update(secrets).where(mine, later).values(expires_at=end))
 
 
-def _insert_secret(tx: Transaction, by: Principal, key_id: str, key_type: KeyType) -> SecretText:
+def _insert_secret(
+    tx: Transaction, by: Principal, key_id: str, key_type: KeyType
+) -> tuple[SecretText, Row[Any]]:
     secret = generate(KINDS[key_type], by.environment, brand=tx.brand)
-    tx.connection.execute(
+    row = tx.connection.execute(
         _ADD_SECRET,
         {
             "kid": secret.kid,
@@ -446,8 +449,8 @@ def _insert_secret(tx: Transaction, by: Principal, key_id: str, key_type: KeyTyp
             "created_at": tx.now,
             "created_by": by.id,
         },
-    )
-    return secret
+    ).one()
+    return secret, row
 
 
 def _spec_of(key: KeyRecord, changes: Mapping[str, Any], now: int) -> KeySpec:
@@ -488,24 +491,25 @@ def _records(tx: Transaction, rows: Sequence[Row[Any]]) -> list[KeyRecord]:
     # Writers on SQLite do not see the usage file; what they answer has no last use yet.
     uses = {} if tx.revision else _uses(tx, [row.kid for row in found])
     for row in found:
-        use = uses.get(row.kid)
-        owned[row.key_id].append(
-            SecretRecord(
-                kid=row.kid,
-                prefix=row.prefix,
-                created_at=row.created_at,
-                created_by=row.created_by,
-                expires_at=row.expires_at,
-                revoked_at=row.revoked_at,
-                revoke_reason=row.revoke_reason,
-                revoke_comment=row.revoke_comment,
-                imported=row.imported,
-                last_used_at=use.at if use else None,
-                last_used_address=use.address if use else None,
-                last_used_agent=use.user_agent if use else None,
-            )
-        )
+        owned[row.key_id].append(_secret(row, uses.get(row.kid)))
     return [_key(row, tuple(owned[row.id])) for row in rows]
+
+
+def _secret(row: Row[Any], use: Row[Any] | None) -> SecretRecord:
+    return SecretRecord(
+        kid=row.kid,
+        prefix=row.prefix,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        revoke_reason=row.revoke_reason,
+        revoke_comment=row.revoke_comment,
+        imported=row.imported,
+        last_used_at=use.at if use else None,
+        last_used_address=use.address if use else None,
+        last_used_agent=use.user_agent if use else None,
+    )
 
 
 def _uses(tx: Transaction, kids: list[str]) -> dict[str, Row[Any]]:

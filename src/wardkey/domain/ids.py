@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+from wardkey.domain.secret import ALPHABET, random_text
 
 
 def new_id(prefix: str, now: int) -> str:
@@ -13,4 +11,4 @@ def new_id(prefix: str, now: int) -> str:
     for _ in range(8):
         now, digit = divmod(now, 62)
         stamp = ALPHABET[digit] + stamp
-    return f"{prefix}_{stamp}{''.join(secrets.choice(ALPHABET) for _ in range(14))}"
+    return f"{prefix}_{stamp}{random_text(14)}"

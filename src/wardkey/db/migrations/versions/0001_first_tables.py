@@ -33,7 +33,7 @@ def upgrade() -> None:
         sa.Column("key_version", sa.Integer(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("org_id", "seq", name=op.f("pk_audit_events")),
-        sa.UniqueConstraint("id", name=op.f("uq_audit_events_id")),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("audit_events", schema=None) as batch_op:
         batch_op.create_index(
@@ -46,6 +46,7 @@ def upgrade() -> None:
         sa.Column("seq", sa.BigInteger(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("org_id", name=op.f("pk_audit_heads")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "changes",
@@ -57,6 +58,7 @@ def upgrade() -> None:
         sa.Column("subject_id", sa.String(length=64), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("revision", "position", name=op.f("pk_changes")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "feed",
@@ -72,6 +74,7 @@ def upgrade() -> None:
         sa.Column("sealed", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_idempotency")),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("idempotency", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_idempotency_created_at"), ["created_at"], unique=False)
@@ -185,6 +188,7 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "org_id", "environment", "live_name", name=op.f("uq_keys_org_id_environment_live_name")
         ),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("keys", schema=None) as batch_op:
         batch_op.create_index(
@@ -233,6 +237,7 @@ def upgrade() -> None:
         sa.Column("user_agent", sa.String(length=200), nullable=False),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_user_tokens_user_id")),
         sa.PrimaryKeyConstraint("kid", name=op.f("pk_user_tokens")),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("user_tokens", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_user_tokens_user_id"), ["user_id"], unique=False)
@@ -252,6 +257,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["org_id"], ["organizations.id"], name=op.f("fk_receipts_org_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_receipts")),
         sa.UniqueConstraint("key_id", "kid", name=op.f("uq_receipts_key_id_kid")),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("receipts", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_receipts_key_id"), ["key_id"], unique=False)
@@ -274,6 +280,7 @@ def upgrade() -> None:
         sa.Column("revoke_comment", sa.String(length=500), nullable=True),
         sa.ForeignKeyConstraint(["key_id"], ["keys.id"], name=op.f("fk_secrets_key_id")),
         sa.PrimaryKeyConstraint("kid", name=op.f("pk_secrets")),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("secrets", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_secrets_key_id"), ["key_id"], unique=False)
@@ -286,4 +293,5 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["kid"], ["secrets.kid"], name=op.f("fk_imported_kid")),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_imported")),
         sa.UniqueConstraint("kid", name=op.f("uq_imported_kid")),
+        sqlite_with_rowid=False,
     )
