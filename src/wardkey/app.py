@@ -15,7 +15,6 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from wardkey import __version__
-from wardkey.actions.deployment import begin_feed, clean_up, rehash
 from wardkey.actions.run import Runner
 from wardkey.api import audit, docs, health, keys, organization, people, verify
 from wardkey.config import Config, load_config
@@ -24,6 +23,7 @@ from wardkey.db.engine import Database, open_database
 from wardkey.db.master import MasterKeySource, fitting_key, load_vault
 from wardkey.db.migrate import migrate
 from wardkey.db.occupancy import occupy
+from wardkey.db.upkeep import begin_feed, clean_up, rehash
 from wardkey.domain.errors import Failure
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier

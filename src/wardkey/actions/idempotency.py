@@ -12,11 +12,11 @@ from sqlalchemy import delete, insert, select
 
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import idempotency
+from wardkey.db.upkeep import KEPT_ANSWERS_MS
 from wardkey.db.vault import seal, unseal
 from wardkey.domain.errors import IdempotencyKeyReused, WeakIdempotencyKey
 from wardkey.domain.principal import Principal
 
-KEPT_MS = 600_000
 _HEX = re.compile(r"[0-9a-fA-F-]+")
 _PLAIN = re.compile(r"[\x21-\x7e]{22,255}")
 
@@ -62,7 +62,9 @@ def once(
     sealing = tx.vault.key_for(
         "idempotency-answer", blake2b(text + b"\0" + retry.credential, digest_size=32).digest()
     )
-    tx.connection.execute(delete(idempotency).where(idempotency.c.created_at <= tx.now - KEPT_MS))
+    tx.connection.execute(
+        delete(idempotency).where(idempotency.c.created_at <= tx.now - KEPT_ANSWERS_MS)
+    )
     row = tx.connection.execute(select(idempotency).where(idempotency.c.id == row_id)).one_or_none()
     if row is not None:
         if bytes(row.body_digest) != body_digest:

@@ -36,9 +36,7 @@ def up(config: Config) -> None:
         config = replace(config, listen=_address(listening))
         # Held until the last worker has drained, so that nobody restores under it.
         with open_deployment(config) as runner:
-            with runner.database.read() as tx:
-                new = is_new(tx)
-            if new:
+            if runner.look(is_new, operator()):
                 made = runner.change(first_start, operator(), config.organization, config.owner)
                 if made is not None:
                     _tell_first(config, made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,6 @@ class Directory:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._lock = threading.Lock()
         self._secrets: dict[str, KnownSecret] = {}
         self._services: dict[str, KnownServiceKey] = {}
         self._prefixes: tuple[str, ...] | None = None
@@ -74,7 +74,10 @@ class Directory:
         self._raw: Any = None
         self._data_version = -1
         self._epoch, self._revision = "", -1
+        # Reads of PostgreSQL share nothing, so they need not wait for each other.
+        self._lock: AbstractContextManager[object] = nullcontext()
         if database.kind == "sqlite":
+            self._lock = threading.Lock()
             path = Path(database.url.database or "")
             self._raw = connect_sqlite(path, database.keys.master.database_key)
 

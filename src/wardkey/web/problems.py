@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from wardkey.domain import errors
 from wardkey.domain.errors import Failure
@@ -196,7 +197,7 @@ def install(app: FastAPI) -> None:
     def _http(request: Request, fault: HTTPException) -> JSONResponse:
         if fault.status_code == 405:  # noqa: PLR2004 - RFC 9110 §15.5.6
             response = problem_response(errors.MethodNotAllowed(), request)
-            response.headers.update(fault.headers or {})
+            response.headers["Allow"] = ", ".join(_methods(request))
             return response
         missing = fault.status_code == 404  # noqa: PLR2004 - RFC 9110 §15.5.5
         failure = errors.RouteNotFound() if missing else errors.InvalidRequest(str(fault.detail))
@@ -207,6 +208,15 @@ def install(app: FastAPI) -> None:
         request_id = request.scope.get("state", {}).get("request_id", "")
         log.error("request %s failed", request_id, exc_info=fault)
         return problem_response(errors.InternalError(), request)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods of every route at this path; the router knows only the first one's."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
 
 
 def _from_validation(fault: RequestValidationError) -> Failure:

@@ -1,0 +1,63 @@
+"""What the process does for its database by itself: the feed's first row, clean-up, rehashing."""
+
+from __future__ import annotations
+
+import secrets as randomness
+from collections.abc import Mapping
+
+from sqlalchemy import delete, func, insert, select, update
+
+from wardkey.db.engine import Database, telling
+from wardkey.db.schema import changes, feed, idempotency, imported, secrets
+
+KEPT_CHANGES = 100_000
+KEPT_ANSWERS_MS = 600_000
+
+
+def begin_feed(database: Database) -> None:
+    """Write the feed's one row in a database that is new."""
+    with database.writer.begin() as connection:
+        if connection.execute(select(func.count()).select_from(feed)).scalar_one() == 0:
+            connection.execute(
+                insert(feed).values(id=1, epoch=randomness.token_hex(12), revision=0)
+            )
+
+
+def clean_up(database: Database) -> None:
+    """Delete kept answers that are over and all but the newest 100,000 change-feed rows.
+
+    A reader older than the oldest kept row drops all it knows.
+    """
+    with telling(), database.writer.begin() as connection:
+        connection.execute(
+            delete(idempotency).where(
+                idempotency.c.created_at <= database.clock() - KEPT_ANSWERS_MS
+            )
+        )
+        newest = connection.execute(select(feed.c.revision)).scalar_one()
+        connection.execute(delete(changes).where(changes.c.revision <= newest - KEPT_CHANGES))
+
+
+def check_storage(database: Database) -> None:
+    """Ask the database for the feed's row; raises the storage's failure if it cannot answer."""
+    with database.read() as tx:
+        tx.connection.execute(select(feed.c.revision)).scalar_one()
+
+
+def rehash(database: Database, digests: Mapping[str, tuple[bytes, int]]) -> None:
+    """Store digests under the current pepper for secrets that were used under an older one.
+
+    No verdict changes by it, so it stands neither in the audit nor in the change feed.
+    """
+    if not digests:
+        return
+    with telling(), database.writer.begin() as connection:
+        for kid, (digest, old_version) in sorted(digests.items()):
+            values = {"digest": digest, "pepper_version": database.keys.version}
+            changed = connection.execute(
+                update(secrets)
+                .where(secrets.c.kid == kid, secrets.c.pepper_version == old_version)
+                .values(values)
+            )
+            if changed.rowcount:
+                connection.execute(update(imported).where(imported.c.kid == kid).values(values))
