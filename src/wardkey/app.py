@@ -22,7 +22,7 @@ from wardkey.dashboard import links
 from wardkey.db.engine import Database, open_database
 from wardkey.db.master import MasterKeySource, fitting_key, load_vault
 from wardkey.db.migrate import migrate
-from wardkey.db.occupancy import occupy
+from wardkey.db.occupancy import hold_database, hold_folder
 from wardkey.db.upkeep import begin_feed, clean_up, rehash
 from wardkey.domain.errors import Failure
 from wardkey.verify.usage import Usage
@@ -50,7 +50,11 @@ def open_deployment(config: Config, *, alone: bool = False) -> Iterator[Runner]:
     `alone` refuses while servers use it. Raises the failures of each of these.
     """
     make_folder(config.data_dir)
-    with open_storage(config) as database, occupy(config.data_dir, database, alone=alone):
+    with (
+        hold_folder(config.data_dir, alone=alone),
+        open_storage(config) as database,
+        hold_database(database, alone=alone),
+    ):
         migrate(database)
         begin_feed(database)
         load_vault(database)
@@ -102,8 +106,9 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with (
+            hold_folder(config.data_dir, alone=False),
             open_storage(config) as database,
-            occupy(config.data_dir, database, alone=False),
+            hold_database(database, alone=False),
         ):
             load_vault(database)
             usage = Usage(database)
@@ -140,12 +145,20 @@ def _tick(context: Context, stop: threading.Event) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         _attempt(context.usage.flush)
         _attempt(partial(context.runner.write_notes, everything=last))
-        _attempt(partial(rehash, database, context.verifier.take_rehashes()))
+        _attempt(partial(_rehash, context))
         if ticks % CLEAN_UP_TICKS == 0:
             _attempt(partial(clean_up, database))
         ticks += 1
         if last:
             return
+
+
+def _rehash(context: Context) -> None:
+    """Store new digests; who has them in memory reads them again, or would note them for ever."""
+    taken = context.verifier.take_rehashes()
+    rehash(context.runner.database, taken)
+    for kid in taken:
+        context.verifier.directory.forget(kid)
 
 
 def _attempt(job: Callable[[], None]) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.pool import QueuePool
 from wardkey.db.schema import feed
 from wardkey.db.vault import MasterKey, Vault
 from wardkey.domain.errors import (
+    DatabaseDamaged,
     Failure,
     StorageBusy,
     StorageFull,
@@ -249,6 +250,7 @@ _SIGNS: tuple[tuple[str, type[Failure]], ...] = (
     ("locknotavailable", StorageBusy),
     ("deadlock", StorageBusy),
     ("not a database", WrongMasterKey),
+    ("malformed", DatabaseDamaged),
 )
 
 

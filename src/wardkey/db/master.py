@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import insert, inspect, select
+from sqlalchemy import Row, insert, inspect, select, text
 
-from wardkey.db.engine import Database, open_database, telling
+from wardkey.db.engine import Database, connect_sqlite, open_database, telling
+from wardkey.db.files import sync_folder
 from wardkey.db.schema import master_keys
 from wardkey.db.vault import MasterKey, Vault, derive, unseal
 from wardkey.domain.errors import InvalidMasterKey, MasterKeyMissing, WrongMasterKey
+
+_NEWEST_TAG = text("SELECT tag FROM master_keys ORDER BY version DESC LIMIT 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,11 @@ class MasterKeySource:
     file: Path
     text: str = ""
     command: str = ""
+
+    @property
+    def uses_file(self) -> bool:
+        """Tell whether the key lies in the file."""
+        return not self.text and not self.command
 
     @property
     def next_file(self) -> Path:
@@ -45,7 +55,7 @@ class MasterKeySource:
         except FileNotFoundError:
             if not may_create:
                 raise MasterKeyMissing(
-                    f"The database exists but {self.file} does not; put the master key back there."
+                    f"{self.file} does not exist; put this deployment's master key back there."
                 ) from None
         key = MasterKey.generate()
         write_key(self.file, key)
@@ -62,31 +72,18 @@ def write_key(path: Path, key: MasterKey) -> None:
     sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def fitting_key(source: MasterKeySource, url: str) -> MasterKey:
     """Return the master key that opens the database at `url`; made where both are new.
 
-    A rotation that was cut off is finished, or undone, by looking which key the database has.
+    A rotation that was cut off is finished by looking which key the database has; where that is
+    the old one, the new one's file has no meaning any more, and the next rotation removes it.
     Raises `MasterKeyMissing`, `WrongMasterKey`, `InvalidMasterKey` and the storage's failures.
     """
-    begun = _begun(url)
+    begun = is_begun(url)
     master = source.load(may_create=not begun)
-    if not begun:
+    if not begun or _fits(url, master):
         return master
-    uses_file = not source.text and not source.command
-    if _fits(url, master):
-        if uses_file:
-            source.next_file.unlink(missing_ok=True)
-        return master
-    if uses_file and source.next_file.exists():
+    if source.uses_file and source.next_file.exists():
         following = MasterKey.parse(source.next_file.read_text("ascii"))
         if _fits(url, following):
             source.next_file.replace(source.file)
@@ -102,7 +99,7 @@ def load_vault(database: Database) -> None:
     """
     master = database.master
     with database.reader.connect() as connection:
-        rows = connection.execute(select(master_keys).order_by(master_keys.c.version)).all()
+        rows = connection.execute(select(master_keys)).all()
     if not rows:
         with database.writer.begin() as connection:
             connection.execute(
@@ -110,11 +107,16 @@ def load_vault(database: Database) -> None:
             )
         database.vault = Vault.first(master)
         return
-    *older, newest = rows
+    database.vault = vault_of(master, rows)
+
+
+def vault_of(master: MasterKey, rows: Sequence[Row[Any]]) -> Vault:
+    """Return the vault of a database with these `master_keys`; raises `WrongMasterKey`."""
+    *older, newest = sorted(rows, key=lambda row: row.version)
     if bytes(newest.tag) != master.tag:
         raise WrongMasterKey
     sealing = sealing_key(master)
-    database.vault = Vault.of(
+    return Vault.of(
         master,
         newest.version,
         {r.version: unseal(sealing, bytes(r.sealed_pepper)) for r in older},
@@ -127,7 +129,7 @@ def sealing_key(master: MasterKey) -> bytes:
     return derive(master.raw, "older-keys")
 
 
-def _begun(url: str) -> bool:
+def is_begun(url: str) -> bool:
     """Tell whether the database has anything in it."""
     database = open_database(url, MasterKey(bytes(32)))
     if database.kind == "sqlite":
@@ -143,17 +145,34 @@ def _begun(url: str) -> bool:
 def _fits(url: str, master: MasterKey) -> bool:
     database = open_database(url, master)
     try:
-        with telling(), database.reader.connect() as connection:
-            if not inspect(connection).has_table(master_keys.name):
-                return True
-            tag = connection.execute(
-                select(master_keys.c.tag).order_by(master_keys.c.version.desc()).limit(1)
-            ).scalar_one_or_none()
+        with telling():
+            tag = _sqlite_tag(database) if database.kind == "sqlite" else _tag(database)
     except WrongMasterKey:
         return False
     finally:
         database.close()
     return tag is None or bytes(tag) == master.tag
+
+
+def _tag(database: Database) -> bytes | None:
+    with database.reader.connect() as connection:
+        if not inspect(connection).has_table(master_keys.name):
+            return None
+        return connection.execute(_NEWEST_TAG).scalar_one_or_none()
+
+
+def _sqlite_tag(database: Database) -> bytes | None:
+    """Ask without the usage file, whose state says nothing about the master key."""
+    path = Path(database.url.database or "")
+    connection = connect_sqlite(path, database.master.database_key)
+    try:
+        named = "SELECT 1 FROM sqlite_master WHERE name = ?"
+        if connection.execute(named, (master_keys.name,)).fetchone() is None:
+            return None
+        row = connection.execute(str(_NEWEST_TAG)).fetchone()
+        return row[0] if row else None
+    finally:
+        connection.close()
 
 
 def _output(command: str) -> str:

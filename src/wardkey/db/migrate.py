@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
-from wardkey.db.engine import Database
+from wardkey.db.engine import Database, connect_sqlite, telling
+from wardkey.db.files import set_aside
 from wardkey.db.schema import usage
-from wardkey.domain.errors import DatabaseNewer
+from wardkey.domain.errors import DatabaseDamaged, DatabaseNewer, WrongMasterKey
+
+log = logging.getLogger("wardkey")
 
 # Two processes that start at once on PostgreSQL migrate one after the other.
 _LOCK = 0x77617264
@@ -47,17 +51,29 @@ def migrate(database: Database) -> MigrationState:
     with database.writer.begin() as connection:
         if database.kind == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        state = migration_state(connection)
-        if state.pending:
-            config = _alembic()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        state = upgrade(connection)
     make_usage(database)
     return state
 
 
+def upgrade(connection: Connection) -> MigrationState:
+    """Run the pending migrations within the connection's transaction; return the state before."""
+    state = migration_state(connection)
+    if state.pending:
+        config = _alembic()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    return state
+
+
 def make_usage(database: Database) -> None:
-    """Make the usage tables where they are missing; they hold nothing that must last."""
+    """Make the usage tables where they are missing; they hold nothing that must last.
+
+    A usage file that does not open is set aside, since verdicts must go on without it.
+    """
+    aside = set_aside_usage(database)
+    if aside is not None:
+        log.warning("usage.db does not open; it is kept as %s and begun anew", aside.name)
     with database.usage.begin() as connection:
         if database.kind == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
@@ -65,6 +81,26 @@ def make_usage(database: Database) -> None:
         present = inspect(connection).get_table_names(schema="usage")
         missing = [table for table in usage.sorted_tables if table.name not in present]
         usage.create_all(connection, tables=missing, checkfirst=False)
+
+
+def set_aside_usage(database: Database) -> Path | None:
+    """Rename a usage file that the master key does not open; return its new place, if so.
+
+    A rotation that was cut off between the two files leaves one under the old key.
+    """
+    path = Path(database.url.database or "").with_name("usage.db")
+    if database.kind != "sqlite" or not path.exists():
+        return None
+    try:
+        with telling():
+            connection = connect_sqlite(path, database.master.database_key)
+            try:
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            finally:
+                connection.close()
+    except (WrongMasterKey, DatabaseDamaged):
+        return set_aside(path, database.clock())
+    return None
 
 
 def _alembic() -> Config:

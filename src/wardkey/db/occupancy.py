@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import text
@@ -16,23 +16,33 @@ _LOCK = 0x77617265
 
 
 @contextmanager
-def occupy(data_dir: Path, database: Database, *, alone: bool) -> Iterator[None]:
-    """Hold the deployment until the block ends; raises `AlreadyRunning` if it cannot be had.
+def hold_folder(data_dir: Path, *, alone: bool) -> Iterator[None]:
+    """Hold the data folder until the block ends; raises `AlreadyRunning` if it cannot be had.
 
-    The folder is held by a lock on a file of its own, a PostgreSQL also by an advisory lock,
-    because its other servers have folders elsewhere.
+    It is held before the database is opened, since a rotation of the master key puts other files
+    in the place of those that one would have opened.
     """
-    with ExitStack() as held:
-        file = held.enter_context((data_dir / "lock").open("w"))
+    with (data_dir / "lock").open("w") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AlreadyRunning from None
-        if database.kind == "postgresql":
-            connection = held.enter_context(database.writer.connect())
-            connection.execution_options(isolation_level="AUTOCOMMIT")
-            which = "pg_try_advisory_lock" if alone else "pg_try_advisory_lock_shared"
-            took = connection.execute(text(f"SELECT {which}(:lock)"), {"lock": _LOCK})
-            if not took.scalar_one():
-                raise AlreadyRunning
+        yield
+
+
+@contextmanager
+def hold_database(database: Database, *, alone: bool) -> Iterator[None]:
+    """Hold a PostgreSQL, whose other servers have folders elsewhere, by an advisory lock.
+
+    Raises `AlreadyRunning`. An SQLite file is held with its folder.
+    """
+    if database.kind == "sqlite":
+        yield
+        return
+    with database.writer.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        which = "pg_try_advisory_lock" if alone else "pg_try_advisory_lock_shared"
+        took = connection.execute(text(f"SELECT {which}(:lock)"), {"lock": _LOCK})
+        if not took.scalar_one():
+            raise AlreadyRunning
         yield

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from sqlalchemy import delete, func, insert, select, update
 
 from wardkey.db.engine import Database, telling
-from wardkey.db.schema import changes, feed, idempotency, imported, secrets
+from wardkey.db.schema import changes, feed, idempotency, imported, secrets, service_keys
 
 KEPT_CHANGES = 100_000
 KEPT_ANSWERS_MS = 600_000
@@ -61,3 +61,9 @@ def rehash(database: Database, digests: Mapping[str, tuple[bytes, int]]) -> None
             )
             if changed.rowcount:
                 connection.execute(update(imported).where(imported.c.kid == kid).values(values))
+            else:
+                connection.execute(
+                    update(service_keys)
+                    .where(service_keys.c.kid == kid, service_keys.c.pepper_version == old_version)
+                    .values(values)
+                )

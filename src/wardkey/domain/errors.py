@@ -478,6 +478,14 @@ class DatabaseNewer(Conflict):
     """The database was made by a newer Wardkey; upgrade this installation."""
 
 
+class DatabaseDamaged(Conflict):
+    """The database's file is damaged; restore a backup in its place."""
+
+
+class UnwritableFile(Conflict):
+    """The file cannot be written there; choose another place or name."""
+
+
 class AlreadyRunning(Conflict):
     """A server is using this deployment; stop it first."""
 

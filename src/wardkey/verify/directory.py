@@ -132,6 +132,7 @@ class Directory:
         """Drop what is known of one secret, so that it is read again."""
         with self._lock:
             self._secrets.pop(kid, None)
+            self._services.pop(kid, None)
 
     def close(self) -> None:
         """Close the watching connection."""

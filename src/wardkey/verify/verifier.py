@@ -82,6 +82,8 @@ class Verifier:
             raise Revoked
         if not contains(known.networks, address):
             raise AddressNotAllowed
+        if known.pepper_version != self._vault.version:
+            self._rehash[known.kid] = (self._vault.digest(secret.text), known.pepper_version)
         return known
 
     def take_rehashes(self) -> dict[str, tuple[bytes, int]]:
