@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wardkey.cli.edge import exit_code
+from wardkey.domain.errors import LEAVES, Failure
+from wardkey.web.problems import status_of
+
+PAGES = Path(__file__).parents[2] / "docs" / "problems"
+
+
+@pytest.mark.parametrize("leaf", LEAVES.values(), ids=LEAVES.keys())
+def test_each_code_has_a_page_that_says_what_the_code_says(leaf: type[Failure]) -> None:
+    page = (PAGES / f"{leaf.code}.md").read_text()
+    failure = leaf()
+    assert page.startswith(f"# {leaf.code}\n")
+    assert f"{leaf.title} · HTTP {status_of(leaf)} · exit code {exit_code(failure)}" in page
+    assert failure.detail in page
+
+
+def test_each_page_has_its_code_and_stands_in_the_index() -> None:
+    pages = {page.stem for page in PAGES.glob("*.md")} - {"index"}
+    assert pages == set(LEAVES)
+    index = (PAGES / "index.md").read_text()
+    assert all(f"({code}.md)" in index for code in LEAVES)
