@@ -1,0 +1,352 @@
+"""What a database that a restore replaces knows beyond the backup: what narrows, what is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Column, Row, Table, select
+
+from wardkey.actions.audit import Target
+from wardkey.db.backup import Backup, batches, find, name_of
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import (
+    import_prefixes,
+    invitations,
+    keys,
+    members,
+    organizations,
+    receipts,
+    secrets,
+    service_keys,
+    setup_links,
+    users,
+)
+from wardkey.domain.permissions import Role
+
+# Of an edited key only an earlier expiry is carried over; the operator is told of the rest.
+_EDITED = (
+    "name",
+    "permissions",
+    "allowed_addresses",
+    "allowed_origins",
+    "allow_native",
+    "rate_limit",
+    "metadata",
+)
+_RANKS = (Role.VIEWER, Role.MEMBER, Role.ADMIN, Role.OWNER)
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """A row to narrow once the backup's rows are in: new values, or (None) its deletion."""
+
+    table: Table
+    name: tuple[Any, ...]
+    values: Fields | None
+    action: str
+    target: Target
+    org_id: str = ""
+    environment: str = ""
+    details: Fields = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Something that is gone, or wider again, after the restore; `label` is what people call it."""
+
+    kind: str
+    id: str
+    label: str
+    org_id: str = ""
+    prefixes: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Survey:
+    """All that the replaced database knows beyond the backup, before anything is replaced."""
+
+    narrowed: list[Narrowing] = field(default_factory=list)
+    lost: list[Loss] = field(default_factory=list)
+    widened: list[Loss] = field(default_factory=list)
+    receipts: list[Fields] = field(default_factory=list)
+    # Owners of organizations whose owner in the backup is no longer theirs: (person, member).
+    owners: list[tuple[Fields, Fields]] = field(default_factory=list)
+
+
+def survey(tx: Transaction, backup: Backup) -> Survey:
+    """Compare every row of the two; holds only what differs."""
+    seen = Survey()
+    lost_orgs = _organizations(tx, backup, seen)
+    _users(tx, backup, seen)
+    _members(tx, backup, seen, lost_orgs)
+    prefixes = _secrets(tx, backup, seen, lost_orgs)
+    _keys(tx, backup, seen, prefixes)
+    _service_keys(tx, backup, seen)
+    _invitations(tx, backup, seen, lost_orgs)
+    _links(tx, backup, seen)
+    _prefixes(tx, backup, seen)
+    seen.receipts = [dict(now._mapping) for now, then in _pairs(tx, backup, receipts) if not then]  # noqa: SLF001
+    return seen
+
+
+def _pairs(
+    tx: Transaction, backup: Backup, table: Table
+) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
+    """Yield each row of the database with the backup's of the same name."""
+    for rows in batches(tx.connection, table):
+        known = backup.find(table, [name_of(table, row) for row in rows])
+        for row in rows:
+            yield row, known.get(name_of(table, row))
+
+
+def _gone(tx: Transaction, backup: Backup, table: Table) -> Iterator[Row[Any]]:
+    """Yield each row of the backup that the database does not have."""
+    for rows in backup.batches(table):
+        known = find(tx.connection, table, [name_of(table, row) for row in rows])
+        yield from (row for row in rows if name_of(table, row) not in known)
+
+
+def _since(now: Row[Any], then: Row[Any], column: Column[Any]) -> bool:
+    """Tell whether something was set after the backup."""
+    return getattr(now, column.name) is not None and getattr(then, column.name) is None
+
+
+def _earlier(now: int | None, then: int | None) -> bool:
+    return now is not None and (then is None or now < then)
+
+
+def _organizations(tx: Transaction, backup: Backup, seen: Survey) -> set[str]:
+    lost = set()
+    for now, then in _pairs(tx, backup, organizations):
+        target = Target("organization", now.id)
+        if then is None:
+            lost.add(now.id)
+            seen.lost.append(Loss("organization", now.id, now.name, now.id))
+        elif _since(now, then, organizations.c.deleted_at):
+            values = {"deleted_at": now.deleted_at, "slug": now.slug}
+            action = "organization.deleted"
+            seen.narrowed.append(
+                Narrowing(organizations, (now.id,), values, action, target, now.id)
+            )
+        else:
+            if _since(now, then, organizations.c.suspended_at):
+                values = {"suspended_at": now.suspended_at}
+                action = "organization.suspended"
+                seen.narrowed.append(
+                    Narrowing(organizations, (now.id,), values, action, target, now.id)
+                )
+            changed = tuple(n for n in ("name", "slug") if getattr(now, n) != getattr(then, n))
+            if changed:
+                seen.widened.append(Loss("organization", now.id, now.name, now.id, fields=changed))
+    return lost
+
+
+def _users(tx: Transaction, backup: Backup, seen: Survey) -> None:
+    for now, then in _pairs(tx, backup, users):
+        if then is None:
+            seen.lost.append(Loss("user", now.id, now.email))
+        elif now.password_hash not in (None, then.password_hash):
+            values = {"password_hash": now.password_hash}
+            target = Target("user", now.id)
+            seen.narrowed.append(Narrowing(users, (now.id,), values, "user.password_set", target))
+
+
+def _members(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
+    ownerless = set()
+    for now, then in _pairs(tx, backup, members):
+        target, name = Target("member", now.user_id), (now.org_id, now.user_id)
+        if then is None:
+            if now.org_id not in lost_orgs:
+                seen.lost.append(Loss("member", now.user_id, _email(tx, now.user_id), now.org_id))
+        elif _RANKS.index(now.role) < _RANKS.index(then.role):
+            details = {"role": now.role, "old_role": then.role}
+            seen.narrowed.append(
+                Narrowing(
+                    members,
+                    name,
+                    {"role": now.role},
+                    "member.role_changed",
+                    target,
+                    now.org_id,
+                    details=details,
+                )
+            )
+            if then.role == Role.OWNER:
+                ownerless.add(now.org_id)
+        elif now.role != then.role:
+            email = _email(tx, now.user_id)
+            seen.widened.append(Loss("member", now.user_id, email, now.org_id, fields=("role",)))
+    ownerless |= _removed_members(tx, backup, seen)
+    for org_id in sorted(ownerless):
+        seen.owners += _owners(tx, org_id)
+
+
+def _removed_members(tx: Transaction, backup: Backup, seen: Survey) -> set[str]:
+    """Take out again who is gone since; return whose owner that was."""
+    ownerless = set()
+    known: dict[str, bool] = {}
+    for then in _gone(tx, backup, members):
+        if then.org_id not in known:
+            known[then.org_id] = bool(find(tx.connection, organizations, [(then.org_id,)]))
+        if known[then.org_id]:
+            target, name = Target("member", then.user_id), (then.org_id, then.user_id)
+            seen.narrowed.append(
+                Narrowing(members, name, None, "member.removed", target, then.org_id)
+            )
+            if then.role == Role.OWNER:
+                ownerless.add(then.org_id)
+    return ownerless
+
+
+def _owners(tx: Transaction, org_id: str) -> list[tuple[Fields, Fields]]:
+    found = tx.connection.execute(
+        select(members).where(members.c.org_id == org_id, members.c.role == Role.OWNER)
+    ).all()
+    people = find(tx.connection, users, [(row.user_id,) for row in found])
+    return [(dict(people[row.user_id,]._mapping), dict(row._mapping)) for row in found]  # noqa: SLF001
+
+
+def _email(tx: Transaction, user_id: str) -> str:
+    return str(
+        tx.connection.execute(select(users.c.email).where(users.c.id == user_id)).scalar_one()
+    )
+
+
+def _secrets(
+    tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]
+) -> dict[str, list[str]]:
+    """Compare secrets; return the prefixes of those that are lost, by key."""
+    lost: dict[str, list[str]] = {}
+    for now, then in _pairs(tx, backup, secrets):
+        if then is None:
+            lost.setdefault(now.key_id, []).append(now.prefix)
+            if now.org_id not in lost_orgs:
+                loss = Loss("secret", now.kid, now.key_id, now.org_id, (now.prefix,))
+                seen.lost.append(loss)
+            continue
+        changes: list[tuple[str, dict[str, Any]]] = []
+        if _since(now, then, secrets.c.revoked_at):
+            changes.append(("secret.revoked", _revocation(now)))
+        if _earlier(now.expires_at, then.expires_at):
+            changes.append(("secret.ended", {"expires_at": now.expires_at}))
+        for action, values in changes:
+            target = Target("key", now.key_id)
+            seen.narrowed.append(
+                Narrowing(
+                    secrets,
+                    (now.kid,),
+                    values,
+                    action,
+                    target,
+                    now.org_id,
+                    now.environment,
+                    {**values, "kid": now.kid},
+                )
+            )
+    return lost
+
+
+def _revocation(now: Row[Any]) -> dict[str, Any]:
+    return {
+        "revoked_at": now.revoked_at,
+        "revoke_reason": now.revoke_reason,
+        "revoke_comment": now.revoke_comment,
+    }
+
+
+def _keys(tx: Transaction, backup: Backup, seen: Survey, prefixes: Mapping[str, list[str]]) -> None:
+    lost = set()
+    for now, then in _pairs(tx, backup, keys):
+        if then is None:
+            lost.add(now.id)
+            kids = tuple(prefixes.get(now.id, ()))
+            seen.lost.append(Loss("key", now.id, now.name, now.org_id, kids))
+            continue
+        changes: list[tuple[str, dict[str, Any]]] = []
+        if _since(now, then, keys.c.revoked_at):
+            changes.append(("key.revoked", {**_revocation(now), "live_name": None}))
+        if _since(now, then, keys.c.disabled_at):
+            changes.append(("key.disabled", {"disabled_at": now.disabled_at}))
+        if _earlier(now.expires_at, then.expires_at):
+            changes.append(("key.updated", {"expires_at": now.expires_at}))
+        for action, values in changes:
+            target, details = Target("key", now.id), {"name": then.name, **values}
+            details.pop("live_name", None)
+            where = (now.org_id, now.environment, details)
+            row = {**values, "updated_at": tx.now}
+            seen.narrowed.append(Narrowing(keys, (now.id,), row, action, target, *where))
+        if now.revoked_at is None and then.revoked_at is None:
+            fields = _edits(now, then)
+            if fields:
+                seen.widened.append(Loss("key", now.id, then.name, now.org_id, fields=fields))
+    # The secrets of a lost key are named with it.
+    seen.lost = [x for x in seen.lost if not (x.kind == "secret" and x.label in lost)]
+
+
+def _edits(now: Row[Any], then: Row[Any]) -> tuple[str, ...]:
+    """Name the fields of a key that are as before an edit again."""
+    fields = [name for name in _EDITED if getattr(now, name) != getattr(then, name)]
+    if now.expires_at != then.expires_at and not _earlier(now.expires_at, then.expires_at):
+        fields.append("expires_at")
+    if now.disabled_at is None and then.disabled_at is not None:
+        fields.append("disabled_at")
+    return tuple(fields)
+
+
+def _service_keys(tx: Transaction, backup: Backup, seen: Survey) -> None:
+    for now, then in _pairs(tx, backup, service_keys):
+        if then is None:
+            seen.lost.append(Loss("service_key", now.kid, now.name, prefixes=(now.prefix,)))
+        elif _since(now, then, service_keys.c.revoked_at):
+            values = {"revoked_at": now.revoked_at}
+            target = Target("service_key", now.kid)
+            seen.narrowed.append(
+                Narrowing(service_keys, (now.kid,), values, "service_key.revoked", target)
+            )
+
+
+def _invitations(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
+    for now, then in _pairs(tx, backup, invitations):
+        if then is None:
+            if now.org_id not in lost_orgs:
+                seen.lost.append(Loss("invitation", now.id, now.email, now.org_id))
+            continue
+        for column in (invitations.c.accepted_at, invitations.c.revoked_at):
+            if _since(now, then, column):
+                seen.narrowed.append(
+                    Narrowing(
+                        invitations,
+                        (now.id,),
+                        {column.name: getattr(now, column.name)},
+                        f"invitation.{column.name.removesuffix('_at')}",
+                        Target("invitation", now.id),
+                        now.org_id,
+                        details={"email": now.email},
+                    )
+                )
+
+
+def _links(tx: Transaction, backup: Backup, seen: Survey) -> None:
+    for now, then in _pairs(tx, backup, setup_links):
+        if then is not None and _since(now, then, setup_links.c.used_at):
+            values = {"used_at": now.used_at}
+            target = Target("user", now.user_id)
+            seen.narrowed.append(
+                Narrowing(setup_links, (now.id,), values, "setup_link.used", target)
+            )
+
+
+def _prefixes(tx: Transaction, backup: Backup, seen: Survey) -> None:
+    for now, then in _pairs(tx, backup, import_prefixes):
+        if then is None:
+            seen.lost.append(Loss("import_prefix", now.prefix, now.prefix, now.org_id))
+    for then in _gone(tx, backup, import_prefixes):
+        fields = ("released",)
+        seen.widened.append(
+            Loss("import_prefix", then.prefix, then.prefix, then.org_id, fields=fields)
+        )

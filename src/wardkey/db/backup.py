@@ -1,0 +1,279 @@
+"""The backup file: an encrypted copy of every table from one snapshot, written and read again."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlcipher3.dbapi2 as sqlcipher
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    create_engine,
+    event,
+    exc,
+    func,
+    insert,
+    inspect,
+    select,
+    tuple_,
+)
+from sqlalchemy import table as named_table
+from sqlalchemy.pool import StaticPool
+
+from wardkey.db.engine import Database, telling
+from wardkey.db.files import make_private, put_in_place
+from wardkey.db.migrate import migration_state, upgrade
+from wardkey.db.schema import Json, feed, idempotency, metadata
+from wardkey.db.vault import MasterKey, derive
+from wardkey.domain.errors import (
+    DatabaseNewer,
+    InvalidBackup,
+    UnhealthyDeployment,
+    UnwritableFile,
+)
+
+FORMAT = 1
+BATCH = 500
+# Sealed answers live for ten minutes only; a backup would keep them for years.
+COPIED = tuple(table for table in metadata.sorted_tables if table is not idempotency)
+
+_backup = Table(
+    "backup",
+    MetaData(),
+    Column("format", Integer, primary_key=True),
+    Column("schema_version", String(32), nullable=False),
+    Column("epoch", String(24), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("master_key_version", Integer, nullable=False),
+    Column("rows", Json, nullable=False),
+)
+
+Tell = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BackupHead:
+    """What a backup says of itself; `created_at` in epoch milliseconds, `rows` by table."""
+
+    format: int
+    schema_version: str
+    epoch: str
+    revision: int
+    created_at: int
+    master_key_version: int
+    rows: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """An opened backup whose every page was checked, with this version's tables."""
+
+    head: BackupHead
+    connection: Connection
+
+    def batches(self, table: Table) -> Iterator[Sequence[Row[Any]]]:
+        """Yield a table's rows, a few hundred at a time."""
+        yield from batches(self.connection, table)
+
+    def find(self, table: Table, names: Sequence[tuple[Any, ...]]) -> dict[Any, Row[Any]]:
+        """Return the rows with these primary keys, by primary key."""
+        return find(self.connection, table, names)
+
+
+def batches(connection: Connection, table: Table) -> Iterator[Sequence[Row[Any]]]:
+    """Yield a table's rows, a few hundred at a time, holding no more than these."""
+    result = connection.execute(select(table), execution_options={"yield_per": BATCH})
+    yield from result.partitions()
+
+
+def find(
+    connection: Connection, table: Table, names: Sequence[tuple[Any, ...]]
+) -> dict[Any, Row[Any]]:
+    """Return the rows of `table` with these primary keys, by primary key."""
+    columns = list(table.primary_key.columns)
+    condition = (
+        columns[0].in_([name[0] for name in names])
+        if len(columns) == 1
+        else tuple_(*columns).in_(names)
+    )
+    rows = connection.execute(select(table).where(condition))
+    return {name_of(table, row): row for row in rows}
+
+
+def name_of(table: Table, row: Row[Any]) -> tuple[Any, ...]:
+    """Return a row's primary key."""
+    return tuple(getattr(row, column.name) for column in table.primary_key.columns)
+
+
+def write_backup(
+    database: Database, path: Path, *, force: bool = False, tell: Tell | None = None
+) -> BackupHead:
+    """Copy every table from one snapshot to a new encrypted file; servers may go on meanwhile.
+
+    The file appears under its name when it is whole. `tell` hears the table and its number of
+    rows so far. Raises `UnwritableFile`, `StorageFull`, `UnhealthyDeployment`.
+    """
+    if path.exists() and not force:
+        raise UnwritableFile(f"{path} exists already; choose another name, or say --force.")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    make_private(partial)
+    try:
+        head = _copy(database, partial, tell)
+        put_in_place(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return head
+
+
+def _copy(database: Database, path: Path, tell: Tell | None) -> BackupHead:
+    engine = _engine(path, database.master, "rw")
+    try:
+        with telling(), database.reader.connect() as source, engine.connect() as target:
+            if database.kind == "postgresql":
+                source.execution_options(isolation_level="REPEATABLE READ")
+            with source.begin(), target.begin():
+                version = _version(source)
+                upgrade(target)
+                _backup.create(target)
+                now = source.execute(select(feed)).one()
+                head = BackupHead(
+                    FORMAT,
+                    version,
+                    now.epoch,
+                    now.revision,
+                    database.clock(),
+                    database.keys.version,
+                    {table.name: _copy_table(source, target, table, tell) for table in COPIED},
+                )
+                values = {name: getattr(head, name) for name in BackupHead.__slots__}
+                target.execute(insert(_backup).values(values))
+            return head
+    finally:
+        engine.dispose()
+
+
+def _copy_table(source: Connection, target: Connection, table: Table, tell: Tell | None) -> int:
+    count = 0
+    for rows in batches(source, table):
+        target.execute(insert(table), [dict(row._mapping) for row in rows])  # noqa: SLF001
+        count += len(rows)
+        if tell is not None:
+            tell(table.name, count)
+    return count
+
+
+def _version(source: Connection) -> str:
+    state = migration_state(source)
+    if state.current is None or state.pending:
+        raise UnhealthyDeployment(
+            f"The database is of version {state.current} and lacks {', '.join(state.pending)}. "
+            "Start this Wardkey once so that it migrates, or back up with the one that runs."
+        )
+    return state.current
+
+
+@contextmanager
+def open_backup(path: Path, master: MasterKey, scratch: Path) -> Iterator[Backup]:
+    """Open and check a backup of this version or an older one, which is migrated in a copy.
+
+    The copy lies in the folder `scratch` and is encrypted like the backup. Raises
+    `InvalidBackup`, `DatabaseNewer`.
+    """
+    if not path.is_file():
+        raise InvalidBackup(f"There is no file {path}.")
+    engine = _engine(path, master, "ro")
+    copy = scratch / f"backup-{secrets.token_hex(4)}.part"
+    try:
+        with engine.connect() as connection, _judging(path):
+            head, pending = _check(connection, path)
+        if pending:
+            engine.dispose()
+            make_private(copy)
+            shutil.copyfile(path, copy)
+            engine = _engine(copy, master, "rw")
+            with engine.begin() as connection:
+                upgrade(connection)
+        with engine.connect() as connection:
+            yield Backup(head, connection)
+    finally:
+        engine.dispose()
+        copy.unlink(missing_ok=True)
+
+
+def _check(connection: Connection, path: Path) -> tuple[BackupHead, bool]:
+    """Check every page's MAC, the tables' numbers of rows and the version."""
+    if connection.exec_driver_sql("PRAGMA cipher_integrity_check").all():
+        raise InvalidBackup(f"{path} was edited, or this master key does not open it.")
+    if not inspect(connection).has_table(_backup.name):
+        raise InvalidBackup(f"{path} is not a backup of Wardkey.")
+    row = connection.execute(select(_backup)).one_or_none()
+    if row is None or row.format != FORMAT:
+        raise InvalidBackup(f"{path} has a form that this Wardkey does not read.")
+    head = BackupHead(*row)
+    for name, count in head.rows.items():
+        there = select(func.count()).select_from(named_table(name))
+        if connection.execute(there).scalar_one() != count:
+            raise InvalidBackup(f"{path} lacks rows of {name}.")
+    try:
+        return head, bool(migration_state(connection).pending)
+    except DatabaseNewer:
+        raise DatabaseNewer(
+            f"The backup is of version {head.schema_version}, which this Wardkey does not know; "
+            "upgrade this installation."
+        ) from None
+
+
+@contextmanager
+def _judging(path: Path) -> Iterator[None]:
+    """Tell a file that SQLCipher cannot read as what it is here: no backup of ours."""
+    try:
+        yield
+    except exc.DBAPIError as fault:
+        raise InvalidBackup(
+            f"{path} is cut off, edited, not a backup of Wardkey, or was made under another "
+            f"master key ({fault.orig}). A backup from before `wardkey master-key rotate` opens "
+            "with the old master key only."
+        ) from None
+
+
+def _engine(path: Path, master: MasterKey, mode: str) -> Engine:
+    key = derive(master.raw, "backup").hex()
+
+    def connect() -> Any:  # noqa: ANN401 - sqlcipher3 has no types
+        connection = sqlcipher.connect(
+            f"file:{quote(str(path.absolute()))}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA cipher_log_level = NONE")
+        connection.execute(f"PRAGMA key = \"x'{key}'\"")
+        if mode == "rw":
+            # An unfinished file is thrown away as a whole, so it needs no journal of its own.
+            connection.execute("PRAGMA journal_mode = OFF").fetchall()
+            connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        return connection
+
+    engine = create_engine("sqlite://", module=sqlcipher, creator=connect, poolclass=StaticPool)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
