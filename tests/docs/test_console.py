@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.server import Server
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+# What installs or starts something is tried elsewhere, not from inside a test.
+ELSEWHERE = ("make ", "sudo ", "wardkey up", "pip ", "git ", "nginx ", "caddy ", "docker ")
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Return each command of a page's console blocks with what it is said to print."""
+    found = []
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            lines = part.splitlines()
+            count = 1
+            while lines[count - 1].endswith("\\"):
+                count += 1
+            found.append(("\n".join(lines[:count]), "\n".join(lines[count:]).strip()))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_the_page_shows_is_what_happens(page: Path, server: Server) -> None:
+    told = {**server.environment, "URL": server.url, "KEY": server.first_key}
+    script = (ROOT / ".venv" / "bin").as_posix()
+    told["PATH"] = f"{script}:{told['PATH']}"
+    for command, expected in blocks(page):
+        if command.startswith(ELSEWHERE):
+            continue
+        done = subprocess.run(
+            ["bash", "-c", command],
+            env=told,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        printed = (done.stdout + done.stderr).replace("\r", "")
+        pattern = ".*".join(re.escape(part.strip()) for part in expected.split("…"))
+        assert re.search(pattern, printed, re.DOTALL), f"{command}\n{printed}"
+        for name, value in re.findall(r'"(secret|id)": ?"(\S+?)"', printed):
+            told[name.upper()] = value
