@@ -20,11 +20,11 @@ from wardkey.api import audit, docs, health, keys, organization, people, verify
 from wardkey.config import Config, load_config
 from wardkey.dashboard import links
 from wardkey.db.engine import Database, open_database
-from wardkey.db.master import MasterKeySource, fitting_key, load_vault
+from wardkey.db.master import MasterKeySource, fitting_key, is_begun, load_vault
 from wardkey.db.migrate import migrate
 from wardkey.db.occupancy import hold_database, hold_folder
 from wardkey.db.upkeep import begin_feed, clean_up, rehash
-from wardkey.domain.errors import Failure
+from wardkey.domain.errors import DeploymentNotFound, Failure
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web import problems
@@ -59,6 +59,18 @@ def open_deployment(config: Config, *, alone: bool = False) -> Iterator[Runner]:
         begin_feed(database)
         load_vault(database)
         yield Runner(database)
+
+
+@contextmanager
+def open_existing(config: Config) -> Iterator[Runner]:
+    """Open a deployment that was made before; raises `DeploymentNotFound` if there is none."""
+    if not config.data_dir.is_dir() or not is_begun(config.storage_url):
+        raise DeploymentNotFound(
+            f"There is no deployment in {config.data_dir}; name its folder with --data-dir, or "
+            "make one with `wardkey up`."
+        )
+    with open_deployment(config) as runner:
+        yield runner
 
 
 @contextmanager

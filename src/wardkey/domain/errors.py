@@ -353,6 +353,10 @@ class ServiceKeyNotFound(NotFound):
     """No such service key in this deployment."""
 
 
+class DeploymentNotFound(NotFound):
+    """There is no deployment here; name its folder with --data-dir, or make one with wardkey up."""
+
+
 class UserNotFound(NotFound):
     """Nobody with that e-mail address."""
 

@@ -1,0 +1,130 @@
+"""`wardkey org` and `wardkey setup-link`: what the operator does with organizations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from wardkey.actions import organizations, people
+from wardkey.actions.organizations import Organization
+from wardkey.app import open_existing
+from wardkey.cli.edge import STORAGE, as_json, say, settings
+from wardkey.config import Config
+from wardkey.db.engine import Transaction
+from wardkey.domain.principal import Principal, operator
+from wardkey.domain.times import iso
+
+
+@click.group()
+def org() -> None:
+    """Create, list, suspend, resume and delete organizations."""
+
+
+@org.command()
+@click.argument("name")
+@click.option("--owner", required=True, help="E-mail address of its owner.")
+@click.option("--slug", default="", help="Short name in addresses; made from NAME if left out.")
+@as_json
+@settings(*STORAGE, "listen", "public_url", "tls_cert")
+def create(config: Config, name: str, owner: str, slug: str, *, as_json: bool) -> None:
+    """Create an organization NAME with its owner.
+
+    An owner who has no password yet gets a one-time link to set one.
+    """
+
+    def make(tx: Transaction, by: Principal) -> tuple[Organization, str]:
+        made, _ = organizations.create(tx, by, name, owner, slug)
+        _, password = people.password_hash_of(tx, owner)
+        link = "" if password else people.create_setup_link(tx, by, owner)
+        return made, link
+
+    with open_existing(config) as runner:
+        made, link = runner.change(make, operator())
+    address = f"{config.url}/setup/{link}" if link else ""
+    text = f"Organization {made.name} ({made.slug}, {made.id}) is made."
+    if address:
+        text += f"\nSet-up link for {owner}, once, within 7 days:\n  {address}"
+    say(_json(made) | {"owner": owner, "setup_link": address or None}, as_json=as_json, text=text)
+
+
+@org.command(name="list")
+@as_json
+@settings(*STORAGE)
+def list_(config: Config, *, as_json: bool) -> None:
+    """List the organizations of this deployment."""
+    with open_existing(config) as runner:
+        found = runner.look(organizations.list_all, operator())
+    lines = [
+        f"{item.slug:<24} {'suspended' if item.suspended_at else 'active':<10} "
+        f"{item.id}  {item.name}"
+        for item in found
+    ]
+    empty = "No organization yet; `wardkey org create NAME --owner EMAIL` makes one."
+    say([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
+
+
+@org.command()
+@click.argument("organization")
+@as_json
+@settings(*STORAGE)
+def suspend(config: Config, organization: str, *, as_json: bool) -> None:
+    """Stop everything of ORGANIZATION (slug or id) at once, until it is resumed."""
+    with open_existing(config) as runner:
+        done = runner.change(organizations.suspend, operator(), organization)
+    text = f"{done.name} is suspended: its keys are refused and its members kept out."
+    say(_json(done), as_json=as_json, text=text)
+
+
+@org.command()
+@click.argument("organization")
+@as_json
+@settings(*STORAGE)
+def resume(config: Config, organization: str, *, as_json: bool) -> None:
+    """Let a suspended ORGANIZATION (slug or id) go on."""
+    with open_existing(config) as runner:
+        done = runner.change(organizations.resume, operator(), organization)
+    say(_json(done), as_json=as_json, text=f"{done.name} goes on.")
+
+
+@org.command()
+@click.argument("organization")
+@click.option("--yes", is_flag=True, help="Do not ask for the slug.")
+@as_json
+@settings(*STORAGE)
+def delete(config: Config, organization: str, *, yes: bool, as_json: bool) -> None:
+    """Delete ORGANIZATION (slug or id) for good: its keys are revoked, its audit is kept."""
+    with open_existing(config) as runner:
+        found = runner.look(organizations.find, operator(), organization)
+        if not yes:
+            typed = click.prompt(f"Type {found.slug} to delete {found.name}", err=True)
+            if typed != found.slug:
+                raise click.UsageError("That is not its slug; nothing was deleted.")
+        done = runner.change(organizations.delete, operator(), found.id)
+    say(_json(done), as_json=as_json, text=f"{done.name} is deleted and its keys are revoked.")
+
+
+@click.command()
+@click.argument("email")
+@as_json
+@settings(*STORAGE, "listen", "public_url", "tls_cert")
+def setup_link(config: Config, email: str, *, as_json: bool) -> None:
+    """Make a one-time link, valid 7 days, with which EMAIL sets a new password.
+
+    Earlier links of the same person end.
+    """
+    with open_existing(config) as runner:
+        link = runner.change(people.create_setup_link, operator(), email)
+    address = f"{config.url}/setup/{link}"
+    say({"email": email, "setup_link": address}, as_json=as_json, text=address)
+
+
+def _json(item: Organization) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "slug": item.slug,
+        "name": item.name,
+        "created_at": iso(item.created_at),
+        "suspended": item.suspended_at is not None,
+        "deleted": item.deleted_at is not None,
+    }

@@ -1,0 +1,77 @@
+"""`wardkey service-key`: keys that verify keys of any organization and can do nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from wardkey.actions import service_keys
+from wardkey.actions.service_keys import ServiceKey
+from wardkey.app import open_existing
+from wardkey.cli.edge import STORAGE, as_json, say, settings
+from wardkey.config import Config
+from wardkey.domain.principal import operator
+from wardkey.domain.times import iso
+
+
+@click.group()
+def service_key() -> None:
+    """Create, list and revoke keys that only verify."""
+
+
+@service_key.command()
+@click.argument("name")
+@click.option(
+    "--allow",
+    "allowed",
+    multiple=True,
+    required=True,
+    help="Address or network (CIDR) from which it may be used; may be repeated.",
+)
+@as_json
+@settings(*STORAGE)
+def create(config: Config, name: str, allowed: tuple[str, ...], *, as_json: bool) -> None:
+    """Create a service key NAME; its text is printed this once."""
+    with open_existing(config) as runner:
+        made, secret = runner.change(service_keys.create, operator(), name, allowed)
+    click.echo("Shown this once; store it where only your verifying service reads it.", err=True)
+    say(_json(made) | {"secret": secret.text}, as_json=as_json, text=secret.text)
+
+
+@service_key.command(name="list")
+@as_json
+@settings(*STORAGE)
+def list_(config: Config, *, as_json: bool) -> None:
+    """List the service keys of this deployment."""
+    with open_existing(config) as runner:
+        found = runner.look(service_keys.list_all, operator())
+    lines = [
+        f"{item.kid}  {'revoked' if item.revoked_at else 'active':<8} {item.name}  "
+        f"{', '.join(item.allowed_addresses)}"
+        for item in found
+    ]
+    empty = "No service key yet; `wardkey service-key create NAME --allow CIDR` makes one."
+    say([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
+
+
+@service_key.command()
+@click.argument("kid")
+@as_json
+@settings(*STORAGE)
+def revoke(config: Config, kid: str, *, as_json: bool) -> None:
+    """Revoke the service key KID for good."""
+    with open_existing(config) as runner:
+        done = runner.change(service_keys.revoke, operator(), kid)
+    say(_json(done), as_json=as_json, text=f"{done.name} ({done.kid}) is revoked.")
+
+
+def _json(item: ServiceKey) -> dict[str, Any]:
+    return {
+        "kid": item.kid,
+        "name": item.name,
+        "prefix": item.prefix,
+        "allowed_addresses": list(item.allowed_addresses),
+        "created_at": iso(item.created_at),
+        "revoked_at": None if item.revoked_at is None else iso(item.revoked_at),
+    }
