@@ -104,6 +104,7 @@ _SETTINGS_HELP = {
     "organization": "Name of the first organization (first start only).",
     "owner": "E-mail address of its owner (first start only).",
 }
+SERVING = tuple(_SETTINGS_HELP)
 STORAGE = (
     "data_dir",
     "database_url",

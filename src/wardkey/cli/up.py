@@ -6,23 +6,22 @@ import logging
 import os
 import socket
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import click
 
 from wardkey.actions.deployment import FirstStart, first_start, is_new
 from wardkey.app import open_deployment
-from wardkey.cli.edge import settings
+from wardkey.cli.edge import SERVING, settings
 from wardkey.config import Config, check_listening
 from wardkey.domain.errors import InvalidSetting
 from wardkey.domain.principal import operator
 
-_ALL = tuple(item.name for item in fields(Config) if item.name != "master_key")
 DRAIN_S = 30
 
 
 @click.command()
-@settings(*_ALL)
+@settings(*SERVING)
 def up(config: Config) -> None:
     """Start the server.
 

@@ -1,0 +1,218 @@
+"""`wardkey doctor`: what is wrong with a deployment, and how to mend each fault."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import click
+from cryptography import x509
+from sqlalchemy import select, text
+
+from wardkey.actions import master_keys
+from wardkey.app import master_key_source
+from wardkey.cli.edge import SERVING, as_json, say, settings
+from wardkey.config import Config, check_listening
+from wardkey.db.engine import Database, open_database, telling, wall_clock
+from wardkey.db.master import fitting_key, is_begun, load_vault
+from wardkey.db.migrate import migration_state
+from wardkey.db.schema import last_used
+from wardkey.domain.errors import Failure, UnhealthyDeployment
+from wardkey.domain.principal import operator
+from wardkey.domain.times import iso
+
+_DAY_MS = 86_400_000
+_LITTLE_SPACE = 256 * 1_048_576
+_MOST_CLOCK_DRIFT_MS = 2_000
+_NOT_BEFORE = 1_700_000_000_000
+
+
+class State(StrEnum):
+    """How one check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: what was looked at, how it is, and what to do where it is not well."""
+
+    state: State
+    what: str
+    said: str
+
+
+@click.command()
+@as_json
+@settings(*SERVING)
+def doctor(config: Config, *, as_json: bool) -> None:
+    """Say what is wrong with a deployment and how to mend it.
+
+    It changes nothing and may run beside a server. Exits with 6 if anything is at fault.
+    """
+    findings = list(_examine(config))
+    shown = [f"{item.state:<8} {item.what}: {item.said}" for item in findings]
+    say([asdict(item) for item in findings], as_json=as_json, text="\n".join(shown))
+    faults = sum(item.state is State.FAULT for item in findings)
+    if faults:
+        raise UnhealthyDeployment(f"{faults} of {len(findings)} checks found a fault.")
+
+
+def _examine(config: Config) -> Iterator[Finding]:
+    if not config.data_dir.is_dir():
+        yield Finding(
+            State.FAULT, "data folder",
+            f"{config.data_dir} does not exist; name it with --data-dir, or start `wardkey up`.",
+        )  # fmt: skip
+        return
+    yield _private("data folder", config.data_dir, 0o700)
+    yield from _master_key_file(config)
+    yield _space(config.data_dir)
+    yield _listening(config)
+    if config.tls_cert:
+        yield _certificate(Path(config.tls_cert))
+    yield _clock(wall_clock())
+    try:
+        if not is_begun(config.storage_url):
+            yield Finding(State.FAULT, "database", "it is empty; start `wardkey up` once.")
+            return
+        master = fitting_key(master_key_source(config), config.storage_url)
+    except Failure as failure:
+        yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
+        return
+    yield Finding(State.OK, "database", "it opens, and the master key fits")
+    database = open_database(config.storage_url, master, config.brand)
+    try:
+        yield from _database(database)
+    finally:
+        database.close()
+
+
+def _private(what: str, path: Path, wanted: int) -> Finding:
+    found = path.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & ~wanted:
+        return Finding(
+            State.FAULT, what, f"others may enter it ({mode:04o}); run chmod {wanted:o} {path}"
+        )
+    if found.st_uid != os.geteuid() and os.geteuid() != 0:
+        return Finding(State.FAULT, what, f"it belongs to another user; run chown on {path}")
+    if not os.access(path, os.W_OK):
+        return Finding(State.FAULT, what, f"it cannot be written; run chmod u+w {path}")
+    return Finding(State.OK, what, f"{path}, {mode:04o}")
+
+
+def _master_key_file(config: Config) -> Iterator[Finding]:
+    if config.master_key or config.master_key_command:
+        yield Finding(State.OK, "master key", "it comes from the environment or a command")
+        return
+    path = config.master_key_path
+    if not path.exists():
+        yield Finding(State.FAULT, "master key", f"{path} does not exist; put the key back there")
+        return
+    yield _private("master key", path, 0o600)
+    if config.embedded and path.parent.samefile(config.data_dir):
+        yield Finding(
+            State.WARNING, "master key",
+            "it lies beside the database, so one stolen folder has both; move it elsewhere with "
+            "--master-key-file, and keep a copy",
+        )  # fmt: skip
+
+
+def _space(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    said = f"{free // 1_048_576:,} MiB free"
+    if free < _LITTLE_SPACE:
+        return Finding(State.FAULT, "disk", f"{said}; free some, or writes will be refused")
+    return Finding(State.OK, "disk", said)
+
+
+def _listening(config: Config) -> Finding:
+    try:
+        check_listening(config)
+    except Failure as failure:
+        return Finding(State.FAULT, "listening", failure.detail)
+    return Finding(State.OK, "listening", config.listen)
+
+
+def _certificate(path: Path) -> Finding:
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as fault:
+        return Finding(State.FAULT, "certificate", f"{path} cannot be read: {fault}")
+    end = int(certificate.not_valid_after_utc.timestamp() * 1000)
+    if end <= wall_clock():
+        return Finding(State.FAULT, "certificate", f"it ended at {iso(end)}; renew it")
+    soon = end <= wall_clock() + 14 * _DAY_MS
+    return Finding(State.WARNING if soon else State.OK, "certificate", f"good until {iso(end)}")
+
+
+def _clock(now: int) -> Finding:
+    if now < _NOT_BEFORE:
+        return Finding(State.FAULT, "clock", f"it says {iso(now)}; set it, or use NTP")
+    return Finding(State.OK, "clock", iso(now))
+
+
+def _database(database: Database) -> Iterator[Finding]:
+    try:
+        with telling(), database.reader.connect() as connection:
+            state = migration_state(connection)
+            if database.kind == "postgresql":
+                theirs = connection.execute(
+                    text("SELECT extract(epoch FROM clock_timestamp()) * 1000")
+                ).scalar_one()
+                yield _drift(int(theirs) - wall_clock())
+            else:
+                mode = connection.execute(text("PRAGMA main.journal_mode")).scalar_one()
+                good = mode == "wal"
+                yield Finding(
+                    State.OK if good else State.FAULT, "journal",
+                    "wal" if good else f"{mode}; SQLite cannot use WAL here: use a local disk",
+                )  # fmt: skip
+    except Failure as failure:
+        yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
+        return
+    if state.pending:
+        yield Finding(
+            State.WARNING, "migrations",
+            f"pending: {', '.join(state.pending)}; the next `wardkey up` runs them",
+        )  # fmt: skip
+        return
+    yield Finding(State.OK, "migrations", f"at {state.current}")
+    yield _usage(database)
+    yield _peppers(database)
+
+
+def _drift(ms: int) -> Finding:
+    said = f"PostgreSQL's clock is {abs(ms)} ms {'ahead of' if ms > 0 else 'behind'} this one"
+    if abs(ms) > _MOST_CLOCK_DRIFT_MS:
+        return Finding(State.WARNING, "clock", f"{said}; use NTP on both")
+    return Finding(State.OK, "clock", said)
+
+
+def _usage(database: Database) -> Finding:
+    try:
+        with telling(), database.usage.connect() as connection:
+            connection.execute(select(last_used.c.kid).limit(1)).all()
+    except Failure as failure:
+        return Finding(
+            State.WARNING, "usage database",
+            f"{failure.code}: {failure.detail} Verdicts go on without it.",
+        )  # fmt: skip
+    return Finding(State.OK, "usage database", "it opens")
+
+
+def _peppers(database: Database) -> Finding:
+    load_vault(database)
+    with database.read() as tx:
+        versions = master_keys.versions(tx, operator())
+    old = sum(item.rows.get("secrets", 0) for item in versions if not item.current)
+    said = f"{old} secrets are still hashed under an older pepper"
+    return Finding(State.OK, "peppers", f"{said}; each changes over when it is next used")
