@@ -23,7 +23,7 @@ STORAGES = ("sqlite", "postgresql")
 
 @pytest.fixture(params=STORAGES)
 def storage_url(request: pytest.FixtureRequest) -> str:
-    """A database URL: empty for the embedded default, or a fresh PostgreSQL database."""
+    """Give a database URL: empty for the embedded default, or a fresh PostgreSQL database."""
     if request.param == "sqlite":
         return ""
     postgres: Postgres = request.getfixturevalue("postgres")
@@ -32,13 +32,13 @@ def storage_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def config(tmp_path: Path, storage_url: str) -> Config:
-    """Settings of a new deployment in a folder of its own."""
+    """Give settings of a new deployment in a folder of its own."""
     return load_config({}, {"data_dir": tmp_path / "data", "database_url": storage_url})
 
 
 @pytest.fixture
 def runner(config: Config) -> Iterator[Runner]:
-    """An open, empty deployment without any server."""
+    """Open an empty deployment without any server."""
     with open_deployment(config) as opened:
         yield opened
 
@@ -47,7 +47,7 @@ def runner(config: Config) -> Iterator[Runner]:
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A running `wardkey up` with two workers, shared by a module's tests."""
+    """Run `wardkey up` with two workers, shared by a module's tests."""
     url = ""
     if request.param == "postgresql":
         postgres: Postgres = request.getfixturevalue("postgres")

@@ -8,18 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import httpx2 as httpx
+
+T = TypeVar("T")
 
 PASSWORD = "a password of some length"
 OWNER = "owner@acme.example"
 
 
-def wait_until(condition: Any, within_s: float = 15) -> Any:
+def wait_until(condition: Callable[[], T], within_s: float = 15) -> T:
     """Return the first truthy value of `condition()`; fail when there is none in time."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
@@ -36,14 +38,12 @@ class Server:
     `first_key` and `setup_token` come from the first start's output; `output` is all of it.
     """
 
-    def __init__(self, data_dir: Path, *, brand: str = "", **settings: object) -> None:
+    def __init__(self, data_dir: Path, **settings: object) -> None:
         self.data_dir = data_dir
-        self.brand = brand
         self.settings: dict[str, object] = {
             "listen": "127.0.0.1:0",
             "owner": OWNER,
             "organization": "Acme",
-            **({"brand": brand} if brand else {}),
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -106,6 +106,22 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
+
+    def workers(self) -> list[int]:
+        """Return the worker processes, not the resource tracker beside them."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [
+            int(pid)
+            for pid in children.read_text().split()
+            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
+
+    def kill_one_worker(self) -> int:
+        """Kill one worker process; return which."""
+        pid = self.workers()[0]
+        os.kill(pid, signal.SIGKILL)
+        return pid
 
     def cli(self, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run `wardkey …` as this deployment's operator."""

@@ -140,6 +140,8 @@ def connect_sqlite(path: Path, key: bytes) -> Any:  # noqa: ANN401 - sqlcipher3 
     (zetetic.net/sqlcipher/sqlcipher-api, "PRAGMA key").
     """
     connection = sqlcipher.connect(str(path), isolation_level=None, check_same_thread=False)
+    # What is wrong is told as a failure; the library would write to stderr as well.
+    connection.execute("PRAGMA cipher_log_level = NONE")
     connection.execute(f"PRAGMA key = \"x'{key.hex()}'\"")
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     connection.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB}")
