@@ -1,0 +1,421 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from sqlalchemy import func, select
+
+from tests.server import PASSWORD, Server
+from wardkey.actions.audit import verify_chain
+from wardkey.actions.run import Runner
+from wardkey.app import open_deployment
+from wardkey.config import Config, load_config
+from wardkey.db.backup import open_backup
+from wardkey.db.schema import audit_events, audit_heads, feed, idempotency, keys, secrets
+from wardkey.domain.principal import operator
+
+# Ends the process as kill -9 does when the database is told something for the nth time.
+CRASH = """
+import os, sys
+from sqlalchemy import Engine, event
+from wardkey.cli import main
+point, left = sys.argv[1], [int(sys.argv[2])]
+def die(*_):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), 9)
+if point == "commit":
+    event.listen(Engine, "commit", die)
+elif point == "rename":
+    sys.addaudithook(lambda name, _: die() if name == "os.rename" else None)
+else:
+    def statement(conn, cursor, statement, *_):
+        if statement.startswith(point):
+            die()
+    event.listen(Engine, "after_cursor_execute", statement)
+main(sys.argv[3:])
+"""
+
+
+@dataclass
+class Shop:
+    """A running deployment whose secrets are known by the names of their keys."""
+
+    server: Server
+    ids: dict[str, str]
+    texts: dict[str, str]
+
+    def issue(self, owner: httpx.Client, *names: str) -> None:
+        for name in names:
+            made = owner.post("/v2/keys", json={"name": name, "type": "secret"})
+            assert made.status_code == 201, made.text
+            self.ids[name] = made.json()["key"]["id"]
+            self.texts[name] = made.json()["secret"]
+
+    def verdict(self, name: str) -> str:
+        with self.server.client(self.server.first_key) as asking:
+            answer = asking.post("/v2/keys/verify", json={"key": self.texts[name]})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["code"])
+
+
+def told(done: subprocess.CompletedProcess[str], code: int = 0) -> Any:  # noqa: ANN401 - JSON values
+    assert done.returncode == code, done.stdout + done.stderr
+    if code == 0:
+        return json.loads(done.stdout)
+    failed = re.search(r"^wardkey: (\w+):", done.stderr, re.MULTILINE)
+    return failed and failed[1]
+
+
+def holds(runner: Runner) -> bool:
+    """Whether every chain of the deployment verifies."""
+    with runner.database.read() as tx:
+        chains = tx.connection.execute(select(audit_heads.c.org_id)).scalars().all()
+        return all(verify_chain(tx, operator(), org_id)[1] == [] for org_id in chains)
+
+
+def config_of(server: Server) -> Config:
+    return load_config(
+        {},
+        {
+            "data_dir": server.data_dir,
+            "database_url": str(server.settings.get("database_url", "")),
+        },
+    )
+
+
+@pytest.fixture
+def shop(start: Callable[..., Server], storage_url: str) -> Shop:
+    return Shop(start(database_url=storage_url, workers=2), {}, {})
+
+
+def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_path: Path) -> None:
+    server, file = shop.server, tmp_path / "copy.wardkey"
+    with server.owner() as owner:
+        shop.issue(owner, "revoked", "off", "rotated", "edited", "shortened", "untouched")
+        owner.post("/v2/invitations", json={"email": "gone@acme.example", "role": "admin"})
+        server.person("viewer").close()
+        made = told(server.cli("backup", str(file), "--json"))
+        assert made["rows"]["keys"] == 7
+        assert file.stat().st_mode & 0o777 == 0o600
+        receipt = owner.post(
+            f"/v2/keys/{shop.ids['revoked']}/revoke",
+            json={"reason": "keyCompromise", "comment": "was in a public log"},
+        ).json()
+        assert owner.post(f"/v2/keys/{shop.ids['off']}/disable").status_code == 200
+        shop.texts["rotated anew"] = owner.post(
+            f"/v2/keys/{shop.ids['rotated']}/rotate", json={"grace": "now"}
+        ).json()["secret"]
+        edit = owner.patch(
+            f"/v2/keys/{shop.ids['edited']}", json={"allowed_addresses": ["192.0.2.1"]}
+        )
+        assert edit.status_code == 200, edit.text
+        edit = owner.patch(
+            f"/v2/keys/{shop.ids['shortened']}", json={"expires_at": "2099-01-01T00:00:00Z"}
+        )
+        assert edit.status_code == 200, edit.text
+        shop.issue(owner, "new")
+        viewer = next(
+            m for m in owner.get("/v2/members").json()["members"] if m["role"] == "viewer"
+        )
+        assert owner.delete(f"/v2/members/{viewer['user_id']}").status_code in (200, 204)
+    old = told(server.cli("restore", str(file), "--json"), 6)
+    assert old == "already_running"
+    server.stop()
+
+    done = told(server.cli("restore", str(file), "--json"))
+
+    carried = {(item["action"], item["target"]["id"]) for item in done["carried_over"]}
+    assert {
+        ("key.revoked", shop.ids["revoked"]),
+        ("key.disabled", shop.ids["off"]),
+        ("secret.revoked", shop.ids["rotated"]),
+        ("key.updated", shop.ids["shortened"]),
+        ("member.removed", viewer["user_id"]),
+    } <= carried
+    lost = {(item["kind"], item["name"]): item["prefixes"] for item in done["lost"]}
+    assert lost["key", "new"][0].rstrip("…") in shop.texts["new"]
+    assert lost["secret", shop.ids["rotated"]][0].rstrip("…") in shop.texts["rotated anew"]
+    assert [item["fields"] for item in done["widened"] if item["name"] == "edited"] == [
+        ["allowed_addresses"]
+    ]
+    assert done["epoch"] != made["epoch"]
+    assert done["revision"] > made["revision"]
+    events = [json.loads(line) for line in Path(done["lost_audit_file"]).read_text().splitlines()]
+    assert len(events) == done["lost_audit_events"]
+    assert {"key.revoked", "key.rotated", "key.issued"} <= {event["action"] for event in events}
+
+    server.start()
+    assert {name: shop.verdict(name) for name in shop.texts} == {
+        "revoked": "revoked",
+        "off": "disabled",
+        "rotated": "revoked",
+        "rotated anew": "unknown",
+        "edited": "valid",
+        "shortened": "valid",
+        "untouched": "valid",
+        "new": "unknown",
+    }
+    with server.owner() as stale:
+        assert stale.get("/v2/keys").status_code == 401
+    with server.client() as anonymous:
+        signed_in = anonymous.post(
+            "/v2/user-tokens", json={"email": "owner@acme.example", "password": PASSWORD}
+        )
+    assert signed_in.status_code == 201, signed_in.text
+    with server.client(signed_in.json()["token"]) as owner:
+        again = owner.delete(f"/v2/keys/{shop.ids['revoked']}").json()
+        assert (again["id"], again["reason"]) == (receipt["id"], "keyCompromise")
+        assert owner.get("/v2/audit-events/verify").json()["holds"]
+    server.stop()
+    with open_deployment(config_of(server)) as runner:
+        assert holds(runner)
+
+
+def test_a_backup_made_while_keys_are_issued_is_of_one_moment(shop: Shop, tmp_path: Path) -> None:
+    stop, file = threading.Event(), tmp_path / "copy.wardkey"
+    files = [tmp_path / f"copy-{n}.wardkey" for n in range(2)]
+
+    def busy() -> None:
+        with shop.server.client(shop.server.first_key) as client:
+            for number in range(10_000):
+                if stop.is_set():
+                    return
+                body = {"name": f"live-busy-{number}", "type": "secret"}
+                assert client.post("/v2/keys", json=body).status_code == 201
+
+    issuing = threading.Thread(target=busy)
+    issuing.start()
+    try:
+        for file in files:
+            told(shop.server.cli("backup", str(file), "--json"))
+    finally:
+        stop.set()
+        issuing.join()
+    shop.server.stop()
+
+    with open_deployment(config_of(shop.server)) as runner:
+        master = runner.database.master
+        counts = []
+        for file in files:
+            with open_backup(file, master, tmp_path) as backup:
+                ask = backup.connection.execute
+                issued = select(func.count()).where(audit_events.c.action == "key.issued")
+                count = ask(select(func.count()).select_from(keys)).scalar_one()
+                assert count == ask(issued).scalar_one()
+                assert count == ask(select(func.count()).select_from(secrets)).scalar_one()
+                newest = select(func.max(audit_events.c.seq)).group_by(audit_events.c.org_id)
+                heads = select(audit_heads.c.seq)
+                assert set(ask(heads).scalars()) == set(ask(newest).scalars())
+                assert ask(select(feed.c.revision)).scalar_one() == backup.head.revision
+                assert ask(select(func.count()).select_from(idempotency)).scalar_one() == 0
+                counts.append(count)
+        assert 1 < counts[0] < counts[1]
+        with runner.database.read() as tx:
+            last = tx.connection.execute(select(func.count()).select_from(keys)).scalar_one()
+        assert counts[1] < last + 1
+    body = file.read_bytes()
+    assert master.raw not in body
+    assert master.text.encode() not in body
+
+
+def test_a_backup_moves_a_deployment_to_the_other_storage(
+    shop: Shop, start: Callable[..., Server], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source, file = shop.server, tmp_path / "copy.wardkey"
+    with source.owner() as owner:
+        shop.issue(owner, "moved")
+        made = owner.post(
+            "/v2/keys",
+            json={
+                "name": "rich",
+                "type": "publishable",
+                "allowed_origins": ["https://app.acme.example"],
+                "rate_limit": {"limit": 5, "period_s": 60, "burst": 5},
+                "metadata": {"plan": "pro", "seats": 3, "ratio": 0.5, "trial": False},
+                "expires_at": "2099-01-01T00:00:00Z",
+            },
+        )
+        assert made.status_code == 201, made.text
+        before = owner.get("/v2/keys").json()["keys"]
+    told(source.cli("backup", str(file), "--json"))
+    source.stop()
+    other = ""
+    if not source.settings.get("database_url"):
+        other = request.getfixturevalue("postgres").create_database()
+    there = Server(tmp_path / "there", database_url=other)
+    there.data_dir.mkdir(mode=0o700)
+    accept = "--accept-lost-revocations"
+    assert told(there.cli("restore", str(file), accept), 6) == "master_key_missing"
+    shutil.copy(source.data_dir / "master.key", there.data_dir)
+    assert told(there.cli("restore", str(file)), 6) == "revocations_unknown"
+    done = told(there.cli("restore", str(file), accept, "--json"))
+    assert (done["carried_over"], done["lost"]) == ([], [])
+
+    moved = start(there.data_dir, database_url=other)
+    shop.server, moved.first_key = moved, source.first_key
+    assert shop.verdict("moved") == "valid"
+    with moved.client(moved.first_key) as client:
+        assert client.get("/v2/keys").json()["keys"] == before
+    assert "First secret key" not in moved.output
+
+
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Server, Path, Path]]:
+    """Make a stopped embedded deployment, with a backup made before a key was revoked."""
+    folder = tmp_path_factory.mktemp("made")
+    server = Server(folder / "data")
+    server.start()
+    try:
+        with server.owner() as owner:
+            issued = owner.post("/v2/keys", json={"name": "k", "type": "secret"}).json()
+            told(server.cli("backup", str(folder / "copy.wardkey"), "--json"))
+            owner.delete(f"/v2/keys/{issued['key']['id']}")
+        server.stop()
+        with open_deployment(config_of(server)):
+            pass  # folds the WAL into the file, so that damage to the file is damage indeed
+        yield server, folder / "copy.wardkey", folder / "spare"
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def stopped(made: tuple[Server, Path, Path], tmp_path: Path) -> tuple[Server, Path]:
+    """Copy that deployment for one test."""
+    server, file, _ = made
+    shutil.copytree(server.data_dir, tmp_path / "data")
+    shutil.copy(file, tmp_path / "copy.wardkey")
+    copy = Server(tmp_path / "data")
+    copy.first_key = server.first_key
+    return copy, tmp_path / "copy.wardkey"
+
+
+def _statuses(server: Server) -> tuple[str, list[bool], bool]:
+    """Return the epoch, which keys are revoked, and whether all chains hold."""
+    with open_deployment(config_of(server)) as runner, runner.database.read() as tx:
+        epoch = tx.connection.execute(select(feed.c.epoch)).scalar_one()
+        revoked = tx.connection.execute(select(keys.c.revoked_at).order_by(keys.c.name))
+        return epoch, [at is not None for at in revoked.scalars()], holds(runner)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (lambda b: b[: len(b) // 2], "invalid_backup"),
+        (lambda b: b[: 4096 * 5], "invalid_backup"),
+        (lambda b: b[:20_000] + bytes([b[20_000] ^ 1]) + b[20_001:], "invalid_backup"),
+        (lambda b: bytes([b[0] ^ 1]) + b[1:], "invalid_backup"),
+        (lambda _: b"", "invalid_backup"),
+        (lambda _: b"SQLite format 3\0" + bytes(8000), "invalid_backup"),
+    ],
+    ids=["cut", "cut-at-page", "edited", "edited-start", "empty", "foreign"],
+)
+def test_a_damaged_backup_is_refused_and_nothing_changes(
+    stopped: tuple[Server, Path], damage: Callable[[bytes], bytes], code: str
+) -> None:
+    server, file = stopped
+    before = (server.data_dir / "wardkey.db").read_bytes()
+    file.write_bytes(damage(file.read_bytes()))
+    assert told(server.cli("restore", str(file)), 2) == code
+    assert (server.data_dir / "wardkey.db").read_bytes() == before
+
+
+def test_a_backup_of_another_master_key_is_refused(
+    stopped: tuple[Server, Path], tmp_path: Path
+) -> None:
+    _, file = stopped
+    with open_deployment(load_config({}, {"data_dir": tmp_path / "other"})):
+        pass
+    other = Server(tmp_path / "other")
+    assert told(other.cli("restore", str(file), "--accept-lost-revocations"), 2) == "invalid_backup"
+
+
+def test_a_backup_does_not_replace_a_file_unless_told_to(stopped: tuple[Server, Path]) -> None:
+    server, file = stopped
+    before = file.read_bytes()
+    assert told(server.cli("backup", str(file)), 6) == "unwritable_file"
+    assert file.read_bytes() == before
+    assert told(server.cli("backup", str(file.parent / "no" / "folder")), 6) == "unwritable_file"
+    told(server.cli("backup", str(file), "--force", "--json"))
+    assert file.read_bytes() != before
+    assert not list(file.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize("state", ["missing", "junk", "damaged"])
+def test_without_a_readable_database_revocations_are_unknown(
+    stopped: tuple[Server, Path], state: str
+) -> None:
+    server, file = stopped
+    database = server.data_dir / "wardkey.db"
+    if state == "missing":
+        database.unlink()
+    elif state == "junk":
+        database.write_bytes(b"junk" * 5000)
+    else:
+        body = database.read_bytes()
+        database.write_bytes(body[:4096] + bytes(len(body) - 4096))
+    assert told(server.cli("restore", str(file)), 6) == "revocations_unknown"
+    told(server.cli("restore", str(file), "--accept-lost-revocations", "--json"))
+    _, revoked, whole = _statuses(server)
+    assert (revoked, whole) == ([False, False], True)
+    kept = list(server.data_dir.glob("wardkey.db.unreadable-*"))
+    assert len(kept) == (0 if state == "missing" else 1)
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
+def test_a_restore_that_is_killed_leaves_the_old_or_the_new_whole(
+    stopped: tuple[Server, Path], storage: str, request: pytest.FixtureRequest
+) -> None:
+    server, file = stopped
+    if storage == "postgresql":
+        server.settings["database_url"] = request.getfixturevalue("postgres").create_database()
+        told(server.cli("restore", str(file), "--accept-lost-revocations", "--json"))
+        with open_deployment(config_of(server)) as runner, runner.database.writer.begin() as c:
+            c.execute(keys.update().where(keys.c.name == "k").values(revoked_at=1, live_name=None))
+    old = _statuses(server)
+    for point, nth in (("DELETE", 3), ("INSERT", 4), ("UPDATE", 3), ("commit", 3)):
+        done = subprocess.run(
+            [sys.executable, "-c", CRASH, point, str(nth), "restore", str(file)],
+            env=server.environment,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == -9, (point, done)
+        assert _statuses(server) == old, point
+    told(server.cli("restore", str(file), "--json"))
+    epoch, revoked, whole = _statuses(server)
+    assert epoch != old[0]
+    assert (revoked, whole) == ([True, False], True)
+
+
+def test_restoring_in_the_place_of_a_damaged_file_survives_a_kill_at_each_rename(
+    stopped: tuple[Server, Path],
+) -> None:
+    server, file = stopped
+    database = server.data_dir / "wardkey.db"
+    database.write_bytes(b"junk" * 5000)
+    arguments = ["restore", str(file), "--accept-lost-revocations"]
+    for nth in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", CRASH, "rename", str(nth), *arguments],
+            env=server.environment,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == -9, done
+    told(server.cli(*arguments, "--json"))
+    assert _statuses(server)[1:] == ([False, False], True)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from tests.cli.test_backup import config_of, holds, told
+from tests.server import Server, wait_until
+from wardkey.actions.run import Runner
+from wardkey.actions.service_keys import create as create_service_key
+from wardkey.app import open_deployment
+from wardkey.config import load_config
+from wardkey.db.schema import secrets, service_keys
+from wardkey.db.vault import MasterKey
+from wardkey.domain.principal import operator
+
+IMPORTED = "acme_7Zk2mQx9TbW4nLr8VdYc3HsJ"
+
+# Ends the process as kill -9 does at the nth file of the rotation that it opens, rename or commit.
+CRASH = """
+import os, sys
+from sqlalchemy import Engine, event
+from wardkey.cli import main
+left = [int(sys.argv[1])]
+def die():
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), 9)
+def heard(name, arguments):
+    if name == "os.rename":
+        die()
+    if name == "open" and ".next" in str(arguments[0]):
+        die()
+from wardkey.cli import master_key
+sys.addaudithook(heard)
+event.listen(Engine, "commit", lambda _: die())
+main(sys.argv[2:])
+"""
+
+
+def versions(runner: Runner) -> set[int]:
+    """Under which peppers secrets and service keys stand."""
+    with runner.database.read() as tx:
+        return {
+            version
+            for table in (secrets, service_keys)
+            for version in tx.connection.execute(select(table.c.pepper_version)).scalars()
+        }
+
+
+def test_keys_outlive_a_rotation_and_are_hashed_anew_when_they_are_used(
+    start: Callable[..., Server], storage_url: str, tmp_path: Path
+) -> None:
+    server = start(database_url=storage_url, workers=2)
+    with server.owner() as owner:
+        made = owner.post("/v2/keys", json={"name": "plain", "type": "secret"}).json()["secret"]
+        assert owner.post("/v2/import-prefixes", json={"prefix": "acme_"}).status_code == 201
+        taken = owner.post(
+            "/v2/keys/import",
+            json={
+                "name": "imported",
+                "prefix": "acme_",
+                "sha256": hashlib.sha256(IMPORTED.encode()).hexdigest(),
+                "entropy_bits": 140,
+                "environment": "live",
+            },
+        )
+        assert taken.status_code == 201, taken.text
+    file = tmp_path / "before.wardkey"
+    told(server.cli("backup", str(file), "--json"))
+    assert told(server.cli("master-key", "rotate"), 6) == "already_running"
+    server.stop()
+    old_key = (server.data_dir / "master.key").read_text()
+    config = config_of(server)
+    with open_deployment(config) as runner:
+        service = runner.change(create_service_key, operator(), "ours", ("127.0.0.1",))[1].text
+
+    assert told(server.cli("master-key", "rotate", "--json"))["version"] == 2
+
+    key_file = server.data_dir / "master.key"
+    assert key_file.read_text() != old_key
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    assert not list(server.data_dir.glob("*.next*"))
+    assert told(server.cli("restore", str(file)), 2) == "invalid_backup"
+    status = told(server.cli("master-key", "status", "--json"))
+    assert [(item["version"], item["current"]) for item in status] == [(1, False), (2, True)]
+    assert status[0]["hashed_under_it"]["secrets"] == 3
+    server.start()
+    for credential in (server.first_key, service):
+        with server.client(credential) as asking:
+            for text in (made, IMPORTED, server.first_key):
+                answer = asking.post("/v2/keys/verify", json={"key": text}).json()
+                assert answer["code"] == "valid", answer
+
+    def hashed_anew() -> bool:
+        now = told(server.cli("master-key", "status", "--json"))
+        return not {"secrets", "service_keys"} & set(now[0]["hashed_under_it"])
+
+    wait_until(hashed_anew)
+    with server.client(service) as asking:
+        for text in (made, IMPORTED):
+            assert asking.post("/v2/keys/verify", json={"key": text}).json()["code"] == "valid"
+    server.stop()
+    with open_deployment(config) as runner:
+        assert versions(runner) == {2}
+        assert holds(runner)
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, storage_url: str) -> Server:
+    """Make a deployment that no server runs on."""
+    server = Server(tmp_path / "data", database_url=storage_url)
+    with open_deployment(config_of(server)):
+        pass
+    return server
+
+
+def test_a_rotation_that_is_killed_anywhere_leaves_a_deployment_that_opens(
+    stopped: Server,
+) -> None:
+    seen: set[tuple[int, bool]] = set()
+    for nth in range(1, 60):
+        done = subprocess.run(
+            [sys.executable, "-c", CRASH, str(nth), "master-key", "rotate"],
+            env=stopped.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        left = (stopped.data_dir / "master.key.next").exists()
+        with open_deployment(config_of(stopped)) as runner:
+            version = runner.database.keys.version
+            assert holds(runner), nth
+        seen.add((version, left))
+        if done.returncode == 0:
+            break
+        assert done.returncode == -9, done.stderr
+    else:
+        pytest.fail("the rotation never came to its end")
+    assert nth > 3
+    # Both a rotation undone and one finished by the next start were among them.
+    assert (1, True) in seen
+    assert len({version for version, _ in seen}) > 1
+
+
+def test_a_key_from_the_environment_is_rotated_to_one_that_the_operator_made(
+    tmp_path: Path, storage_url: str
+) -> None:
+    first, second = MasterKey.generate().text, MasterKey.generate().text
+    server = Server(tmp_path / "data", database_url=storage_url, master_key=first)
+    settings = {"data_dir": server.data_dir, "database_url": storage_url}
+    with open_deployment(load_config({}, {**settings, "master_key": first})):
+        pass
+    assert told(server.cli("master-key", "rotate"), 2) == "invalid_setting"
+    new = tmp_path / "new.key"
+    new.write_text("not a key")
+    rotate = ("master-key", "rotate", "--new-key-file", str(new))
+    assert told(server.cli(*rotate), 2) == "invalid_master_key"
+    new.write_text(first)
+    assert told(server.cli(*rotate), 2) == "invalid_master_key"
+    new.write_text(second)
+    done = server.cli(*rotate)
+    assert done.returncode == 0, done.stderr
+    assert "change the setting" in done.stdout
+    assert told(server.cli("master-key", "status"), 6) == "wrong_master_key"
+    server.settings["master_key"] = second
+    assert len(told(server.cli("master-key", "status", "--json"))) == 2
+
+
+def test_a_usage_file_that_does_not_open_stops_nobody(start: Callable[..., Server]) -> None:
+    server = start()
+    server.stop()
+    for name in ("usage.db", "usage.db-wal", "usage.db-shm"):
+        (server.data_dir / name).unlink(missing_ok=True)
+    (server.data_dir / "usage.db").write_bytes(b"from another key" * 1000)
+    server.start()
+    with server.client(server.first_key) as asking:
+        answer = asking.post("/v2/keys/verify", json={"key": server.first_key}).json()
+        assert answer["code"] == "valid"
+
+        def counted() -> Any:  # noqa: ANN401 - JSON values
+            listed = asking.get("/v2/keys").json()["keys"]
+            return listed[0]["secrets"][0]["last_used"]
+
+        wait_until(counted)
+    assert "usage.db does not open" in server.output
+    assert len(list(server.data_dir.glob("usage.db.unreadable-*"))) == 1
+
+
+def test_master_keys_of_a_folder_without_a_deployment_are_no_crash(tmp_path: Path) -> None:
+    server = Server(tmp_path / "nothing")
+    for arguments in (("master-key", "status"), ("master-key", "rotate"), ("backup", "x")):
+        assert told(server.cli(*arguments), 2) == "invalid_setting"
+    assert not server.data_dir.exists()
