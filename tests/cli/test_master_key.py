@@ -151,12 +151,11 @@ def test_a_rotation_that_is_killed_anywhere_leaves_a_deployment_that_opens(
 
 
 def test_a_key_from_the_environment_is_rotated_to_one_that_the_operator_made(
-    tmp_path: Path, storage_url: str
+    tmp_path: Path,
 ) -> None:
     first, second = MasterKey.generate().text, MasterKey.generate().text
-    server = Server(tmp_path / "data", database_url=storage_url, master_key=first)
-    settings = {"data_dir": server.data_dir, "database_url": storage_url}
-    with open_deployment(load_config({}, {**settings, "master_key": first})):
+    server = Server(tmp_path / "data", master_key=first)
+    with open_deployment(load_config({}, {"data_dir": server.data_dir, "master_key": first})):
         pass
     assert told(server.cli("master-key", "rotate"), 2) == "invalid_setting"
     new = tmp_path / "new.key"
@@ -196,6 +195,6 @@ def test_a_usage_file_that_does_not_open_stops_nobody(start: Callable[..., Serve
 
 def test_master_keys_of_a_folder_without_a_deployment_are_no_crash(tmp_path: Path) -> None:
     server = Server(tmp_path / "nothing")
-    for arguments in (("master-key", "status"), ("master-key", "rotate"), ("backup", "x")):
+    for arguments in (("master-key", "rotate"), ("backup", "x")):
         assert told(server.cli(*arguments), 2) == "invalid_setting"
     assert not server.data_dir.exists()
