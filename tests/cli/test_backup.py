@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 
 from tests.server import PASSWORD, Server
 from wardkey.actions.audit import verify_chain
@@ -21,7 +21,17 @@ from wardkey.actions.run import Runner
 from wardkey.app import open_deployment
 from wardkey.config import Config, load_config
 from wardkey.db.backup import open_backup
-from wardkey.db.schema import audit_events, audit_heads, feed, idempotency, keys, secrets
+from wardkey.db.schema import (
+    audit_events,
+    audit_heads,
+    feed,
+    idempotency,
+    keys,
+    members,
+    secrets,
+    service_keys,
+    users,
+)
 from wardkey.db.vault import MasterKey
 from wardkey.domain.errors import InvalidBackup
 from wardkey.domain.principal import operator
@@ -47,6 +57,16 @@ else:
     event.listen(Engine, "after_cursor_execute", statement)
 main(sys.argv[3:])
 """
+
+SERVICE_KEY = {
+    "kid": "kidkidkidkid",
+    "name": "made since",
+    "prefix": "svc_kidk…",
+    "digest": bytes(32),
+    "pepper_version": 1,
+    "allowed_addresses": ["127.0.0.1/32"],
+    "created_at": 1,
+}
 
 
 @dataclass
@@ -426,3 +446,24 @@ def test_restoring_in_the_place_of_a_damaged_file_survives_a_kill_at_each_rename
         assert done.returncode == -9, done
     told(server.cli(*arguments, "--json"))
     assert _statuses(server)[1:] == ([False, False], True)
+
+
+def test_a_restore_leaves_no_organization_without_its_owner_of_now(
+    stopped: tuple[Server, Path],
+) -> None:
+    server, file = stopped
+    with open_deployment(config_of(server)) as runner, runner.database.writer.begin() as c:
+        org_id, first = c.execute(select(members.c.org_id, members.c.user_id)).one()
+        person = {"id": "user_new", "email": "new@acme.example", "name": "new", "created_at": 1}
+        c.execute(insert(users).values(**person, email_folded=person["email"]))
+        c.execute(
+            insert(members).values(org_id=org_id, user_id="user_new", role="owner", created_at=1)
+        )
+        c.execute(members.delete().where(members.c.user_id == first))
+        c.execute(insert(service_keys).values(**SERVICE_KEY))
+    done = told(server.cli("restore", str(file), "--json"))
+    assert ("service_key", "kidkidkidkid") in {(item["kind"], item["id"]) for item in done["lost"]}
+    with open_deployment(config_of(server)) as runner, runner.database.read() as tx:
+        now = tx.connection.execute(select(members.c.user_id, members.c.role)).all()
+        assert [tuple(row) for row in now] == [("user_new", "owner")]
+        assert holds(runner)
