@@ -20,20 +20,24 @@ class Health(BaseModel):
     status: str = "ok"
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses=told(anonymous=True))
 def alive() -> Health:
     """Answer as long as the process lives."""
     return Health()
 
 
-@router.get("/readyz", responses=told())
+@router.get("/readyz", responses=told(anonymous=True))
 def ready(here: Here) -> Health:
     """Answer once the database answers."""
     check_storage(here.runner.database)
     return Health()
 
 
-@router.get("/problems/{code}", response_class=PlainTextResponse)
+@router.get(
+    "/problems/{code}",
+    response_class=PlainTextResponse,
+    responses=told(RouteNotFound, anonymous=True),
+)
 def problem(code: str) -> str:
     """Say what a problem code means and how to mend it."""
     failure = LEAVES.get(code)

@@ -34,9 +34,9 @@ from wardkey.domain.times import iso
 from wardkey.web.caller import Caller, Known
 from wardkey.web.context import Context, Here
 from wardkey.web.pagination import read_cursor, write_cursor
-from wardkey.web.problems import told
+from wardkey.web.problems import takes_json, told
 
-router = APIRouter(tags=["keys"])
+router = APIRouter(tags=["keys"], dependencies=[Depends(takes_json)])
 
 _SPEC_FAULTS = (
     errors.InvalidName,
@@ -235,7 +235,9 @@ class PrefixList(BaseModel):
 @router.post(
     "/v2/keys",
     status_code=201,
-    responses=told(*_SPEC_FAULTS, errors.WeakIdempotencyKey, errors.IdempotencyKeyReused),
+    responses=told(
+        *_SPEC_FAULTS, errors.WeakIdempotencyKey, errors.IdempotencyKeyReused, body=True
+    ),
 )
 def issue_key(  # noqa: PLR0917 - FastAPI's parameters
     request: Request,
@@ -307,7 +309,8 @@ def get_key(key_id: KeyId, caller: Known, here: Here) -> KeyShape:
 
 
 @router.patch(
-    "/v2/keys/{key_id}", responses=told(*_SPEC_FAULTS, errors.KeyNotFound, errors.KeyRevoked)
+    "/v2/keys/{key_id}",
+    responses=told(*_SPEC_FAULTS, errors.KeyNotFound, errors.KeyRevoked, body=True),
 )
 def change_key(key_id: KeyId, wanted: KeyChanges, caller: Known, here: Here) -> ChangedKey:
     """Change a key; what it loses is refused from the moment this returns."""
@@ -340,6 +343,7 @@ def enable_key(key_id: KeyId, caller: Known, here: Here) -> KeyShape:
         errors.ExceedsOwnPermissions,
         errors.WeakIdempotencyKey,
         errors.IdempotencyKeyReused,
+        body=True,
     ),
 )
 def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
@@ -363,7 +367,7 @@ def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
 
 @router.post(
     "/v2/keys/{key_id}/revoke",
-    responses=told(errors.KeyNotFound, errors.InvalidReason, errors.InvalidText),
+    responses=told(errors.KeyNotFound, errors.InvalidReason, errors.InvalidText, body=True),
 )
 def revoke_key(
     key_id: KeyId, caller: Known, here: Here, wanted: Revocation | None = None
@@ -384,7 +388,11 @@ def delete_key(key_id: KeyId, caller: Known, here: Here) -> ReceiptShape:
 @router.post(
     "/v2/keys/{key_id}/secrets/{kid}/revoke",
     responses=told(
-        errors.KeyNotFound, errors.SecretNotFound, errors.InvalidReason, errors.InvalidText
+        errors.KeyNotFound,
+        errors.SecretNotFound,
+        errors.InvalidReason,
+        errors.InvalidText,
+        body=True,
     ),
 )
 def revoke_secret(
@@ -413,6 +421,7 @@ def get_receipt(receipt_id: Id, caller: Known, here: Here) -> ReceiptShape:
         errors.WeakImport,
         errors.PrefixNotFound,
         errors.DuplicateImport,
+        body=True,
     ),
 )
 def import_key(wanted: NewImport, caller: Known, here: Here) -> KeyShape:
@@ -437,7 +446,7 @@ def list_prefixes(caller: Known, here: Here) -> PrefixList:
 @router.post(
     "/v2/import-prefixes",
     status_code=201,
-    responses=told(errors.InvalidPrefix, errors.DuplicatePrefix),
+    responses=told(errors.InvalidPrefix, errors.DuplicatePrefix, body=True),
 )
 def register_prefix(wanted: NewPrefix, caller: Known, here: Here) -> PrefixShape:
     """Claim a prefix for the organization's imported keys."""

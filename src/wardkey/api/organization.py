@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions import members, organizations
@@ -12,9 +12,9 @@ from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.times import iso
 from wardkey.web.caller import Known
 from wardkey.web.context import Context, Here
-from wardkey.web.problems import told
+from wardkey.web.problems import takes_json, told
 
-router = APIRouter(tags=["organization"])
+router = APIRouter(tags=["organization"], dependencies=[Depends(takes_json)])
 
 
 class OrganizationShape(BaseModel):
@@ -117,7 +117,7 @@ def get_organization(caller: Known, here: Here) -> OrganizationShape:
 
 @router.patch(
     "/v2/organization",
-    responses=told(errors.InvalidName, errors.InvalidSlug, errors.DuplicateSlug),
+    responses=told(errors.InvalidName, errors.InvalidSlug, errors.DuplicateSlug, body=True),
 )
 def change_organization(
     wanted: OrganizationChanges, caller: Known, here: Here
@@ -141,7 +141,11 @@ def list_members(caller: Known, here: Here) -> MemberList:
 @router.patch(
     "/v2/members/{user_id}",
     responses=told(
-        errors.MemberNotFound, errors.OwnerOnly, errors.LastOwner, errors.ExceedsOwnPermissions
+        errors.MemberNotFound,
+        errors.OwnerOnly,
+        errors.LastOwner,
+        errors.ExceedsOwnPermissions,
+        body=True,
     ),
     tags=["members"],
 )
@@ -165,7 +169,7 @@ def remove_member(user_id: Id, caller: Known, here: Here) -> None:
 
 @router.post(
     "/v2/organization/transfer",
-    responses=told(errors.MemberNotFound, errors.OwnerOnly),
+    responses=told(errors.MemberNotFound, errors.OwnerOnly, body=True),
     tags=["members"],
 )
 def transfer_ownership(wanted: Transfer, caller: Known, here: Here) -> MemberShape:
@@ -184,7 +188,11 @@ def list_invitations(caller: Known, here: Here) -> InvitationList:
     "/v2/invitations",
     status_code=201,
     responses=told(
-        errors.InvalidEmail, errors.AlreadyMember, errors.OwnerOnly, errors.ExceedsOwnPermissions
+        errors.InvalidEmail,
+        errors.AlreadyMember,
+        errors.OwnerOnly,
+        errors.ExceedsOwnPermissions,
+        body=True,
     ),
     tags=["invitations"],
 )

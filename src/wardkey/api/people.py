@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions import members, people
@@ -15,9 +15,9 @@ from wardkey.domain.principal import PrincipalKind
 from wardkey.domain.times import iso
 from wardkey.web.caller import AnyCaller, shown_credential, stranger
 from wardkey.web.context import Here
-from wardkey.web.problems import told
+from wardkey.web.problems import takes_json, told
 
-router = APIRouter(tags=["people"])
+router = APIRouter(tags=["people"], dependencies=[Depends(takes_json)])
 
 Password = Annotated[str, Field(max_length=1024)]
 LinkText = Annotated[str, Field(max_length=64, description="The last part of the link.")]
@@ -81,7 +81,17 @@ class Me(BaseModel):
     organizations: list[MembershipShape]
 
 
-@router.post("/v2/setup", status_code=201, responses=told(errors.InvalidLink, errors.WeakPassword))
+@router.post(
+    "/v2/setup",
+    status_code=201,
+    responses=told(
+        errors.InvalidLink,
+        errors.WeakPassword,
+        errors.TooManyAttempts,
+        anonymous=True,
+        body=True,
+    ),
+)
 def set_up(wanted: SetUp, request: Request, here: Here) -> UserToken:
     """Set the first password, or a new one, with a one-time link; sign in."""
     by = stranger(request, here)
@@ -105,6 +115,8 @@ def set_up(wanted: SetUp, request: Request, here: Here) -> UserToken:
         errors.WrongPassword,
         errors.AlreadyMember,
         errors.TooManyAttempts,
+        anonymous=True,
+        body=True,
     ),
     tags=["invitations"],
 )
@@ -135,7 +147,7 @@ def accept_invitation(wanted: Acceptance, request: Request, here: Here) -> UserT
 @router.post(
     "/v2/user-tokens",
     status_code=201,
-    responses=told(errors.WrongPassword, errors.TooManyAttempts),
+    responses=told(errors.WrongPassword, errors.TooManyAttempts, anonymous=True, body=True),
 )
 def sign_in(wanted: SignIn, request: Request, here: Here) -> UserToken:
     """Sign in with e-mail address and password; the token ends after 12 hours."""

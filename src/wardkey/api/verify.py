@@ -23,11 +23,11 @@ from wardkey.web.caller import (
     shown_credential,
 )
 from wardkey.web.context import Context, Here
-from wardkey.web.problems import problem_response, rate_headers, told
+from wardkey.web.problems import problem_response, rate_headers, takes_json, told
 
-router = APIRouter(tags=["verify"])
+router = APIRouter(tags=["verify"], dependencies=[Depends(takes_json)])
 
-_ONE, _MANY = wire.schemas()
+_ONE, _MANY, QUESTIONS = wire.schemas()
 _EXAMPLE = {
     "valid": True,
     "code": "valid",
@@ -72,7 +72,7 @@ RawBody = Annotated[bytes, Depends(_body)]
     "/v2/keys/verify",
     openapi_extra=_takes(_ONE),
     responses={
-        **told(errors.InvalidCost, errors.TooManyItems, errors.MalformedJson),
+        **told(errors.InvalidCost, errors.TooManyItems, errors.MalformedJson, body=True),
         200: {"content": {"application/json": {"schema": _VERDICT}}},
     },
     response_class=Response,
@@ -88,7 +88,7 @@ def verify_key(caller: Known, here: Here, body: RawBody) -> Response:
     "/v2/keys/verify-batch",
     openapi_extra=_takes(_MANY),
     responses={
-        **told(errors.InvalidCost, errors.TooManyItems, errors.MalformedJson),
+        **told(errors.InvalidCost, errors.TooManyItems, errors.MalformedJson, body=True),
         200: {
             "content": {
                 "application/json": {
@@ -150,6 +150,7 @@ def _question(by: Principal, wanted: wire.VerifyRequest) -> Question:
         200: {"description": "The key opens it; the Wardkey-* headers say whose it is."},
     },
     response_class=Response,
+    openapi_extra={"security": [{"key": []}, {"keyHeader": []}]},
 )
 def forward_auth(  # noqa: PLR0917 - FastAPI's parameters
     request: Request,

@@ -100,10 +100,19 @@ def encode(value: Any) -> bytes:  # noqa: ANN401 - JSON values
     return _encoder.encode(value)
 
 
-def schemas() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the JSON Schemas of the two questions, for the OpenAPI document."""
-    made = [msgspec.json.schema(kind) for kind in (VerifyRequest, VerifyBatch)]
-    return made[0], made[1]
+def schemas() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the JSON Schemas of the two questions, and the components that they refer to."""
+    made, parts = msgspec.json.schema_components(
+        [VerifyRequest, VerifyBatch], ref_template="#/components/schemas/{name}"
+    )
+    one = parts["VerifyRequest"]["properties"]
+    one["cost"] |= {"minimum": 0, "maximum": MOST_COST}
+    one["permissions"]["maxItems"] = MOST_ITEMS
+    parts["VerifyBatch"]["properties"]["items"]["maxItems"] = MOST_ITEMS
+    parts["VerifyRequest"]["example"] = {"key": "sk_live_…", "permissions": ["invoices:read"]}
+    # These two are in the document already, with the routes that answer them.
+    shared = {name: part for name, part in parts.items() if name.startswith("Verify")}
+    return made[0], made[1], shared
 
 
 def _limits(answer: Answer) -> dict[str, Any] | None:

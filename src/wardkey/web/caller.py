@@ -7,14 +7,13 @@ from hashlib import blake2b
 from typing import Annotated
 from urllib.parse import parse_qsl
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
 from wardkey.actions.people import as_member, identify
 from wardkey.domain.addresses import contains
 from wardkey.domain.errors import (
     AmbiguousCredentials,
     CredentialInUrl,
-    InvalidRequest,
     MissingCredentials,
     SecretKeyInBrowser,
 )
@@ -147,21 +146,44 @@ def _caller(request: Request, context: Here) -> Caller:
 AnyCaller = Annotated[Caller, Depends(_caller)]
 
 
-def _in_organization(request: Request, caller: AnyCaller, context: Here) -> Caller:
+def _in_organization(
+    caller: AnyCaller,
+    here: Here,
+    wardkey_organization: Annotated[
+        str,
+        Header(
+            max_length=64,
+            description="Slug or id: where a person acts who is in several organizations. "
+            "Keys act in their own.",
+        ),
+    ] = "",
+    wardkey_environment: Annotated[
+        Environment,
+        Header(description="Where a person acts. Keys act in their own environment."),
+    ] = Environment.LIVE,
+) -> Caller:
     """Return the caller inside an organization: a key, or a person in the one that he names."""
     if caller.by.kind is not PrincipalKind.USER:
         return caller
-    wanted = request.headers.get("wardkey-organization", "")
-    said = request.headers.get("wardkey-environment", "live")
-    try:
-        environment = Environment(said)
-    except ValueError:
-        raise InvalidRequest("Wardkey-Environment is live or test.") from None
-    with context.runner.database.read() as tx:
-        return Caller(as_member(tx, caller.by, wanted, environment), caller.credential)
+    with here.runner.database.read() as tx:
+        by = as_member(tx, caller.by, wardkey_organization, wardkey_environment)
+    return Caller(by, caller.credential)
 
 
 Known = Annotated[Caller, Depends(_in_organization)]
+
+
+def asks_credential(route: object) -> bool:
+    """Tell whether a route identifies its caller, for the OpenAPI document."""
+    open_ends = [getattr(route, "dependant", None)]
+    while open_ends:
+        found = open_ends.pop()
+        if found is None:
+            continue
+        if found.call is _caller:
+            return True
+        open_ends.extend(found.dependencies)
+    return False
 
 
 def stranger(request: Request, context: Context) -> Principal:

@@ -10,9 +10,9 @@ from urllib.parse import quote
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from wardkey.domain import errors
 from wardkey.domain.errors import Failure
@@ -69,7 +69,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: str
-    request_id: str
+    request_id: str = Field(pattern="^req_[0-9a-f]{16}$")
     errors: list[FieldProblem]
     error: str
     message: str
@@ -138,22 +138,82 @@ def problem_response(failure: Failure, request: Request) -> JSONResponse:
     )
 
 
-def told(*failures: type[Failure]) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses of a route that can fail with `failures` and the usual ones."""
-    by_status: dict[int, list[str]] = {}
-    for failure in dict.fromkeys((*_USUAL, *failures)):
-        by_status.setdefault(status_of(failure), []).append(failure.code)
+def told(
+    *failures: type[Failure], anonymous: bool = False, body: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses of a route that can fail with `failures` and the usual ones.
+
+    `anonymous` routes ask for no credential; `body` ones read JSON. The document's components
+    hold the Problem schema and an example for each code (`problem_example`).
+    """
+    usual = _ANYWHERE if anonymous else (*_ANYWHERE, *_CREDENTIALS)
+    by_status: dict[int, list[type[Failure]]] = {}
+    for failure in dict.fromkeys((*usual, *(_BODY if body else ()), *failures)):
+        by_status.setdefault(status_of(failure), []).append(failure)
     return {
-        status: {
-            "description": ", ".join(f"`{code}`" for code in sorted(codes)),
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for status, codes in sorted(by_status.items())
+        status: _told_together(sorted(leaves, key=lambda leaf: leaf.code))
+        for status, leaves in sorted(by_status.items())
     }
 
 
-_USUAL: tuple[type[Failure], ...] = (
+def _told_together(leaves: list[type[Failure]]) -> dict[str, Any]:
+    codes = [leaf.code for leaf in leaves]
+    schema = {
+        "allOf": [
+            {"$ref": "#/components/schemas/Problem"},
+            {"properties": {"code": {"enum": codes}}},
+        ]
+    }
+    examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
+    headers = {name: HEADERS[name] for name in problem_headers(leaves[0]()) if name in HEADERS}
+    if any(issubclass(leaf, errors.RateLimited) for leaf in leaves):
+        headers["Retry-After"] = HEADERS["Retry-After"]
+    return {
+        "description": ", ".join(f"`{code}`" for code in codes),
+        "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}},
+        **({"headers": headers} if headers else {}),
+    }
+
+
+def problem_example(failure: type[Failure]) -> dict[str, Any]:
+    """Return an OpenAPI example of what is told of a class of failures."""
+    return {"summary": failure.title, "value": problem_body(failure(), "req_1d0f3c9a7e5b2486")}
+
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "Retry-After": {
+        "description": "Whole seconds to wait.",
+        "schema": {"type": "integer", "minimum": 1},
+        "example": 1,
+    },
+    "WWW-Authenticate": {
+        "description": "RFC 6750: what was wrong with the credential, or which scope it lacks.",
+        "required": True,
+        "schema": {"type": "string"},
+        "example": 'Bearer realm="wardkey", error="invalid_token"',
+    },
+    "RateLimit-Policy": {
+        "description": "The key's limit: q requests in w seconds; absent without one.",
+        "schema": {"type": "string"},
+        "example": '"key";q=100;w=60',
+    },
+    "RateLimit": {
+        "description": "r requests are left now, and all of them again in t seconds.",
+        "schema": {"type": "string"},
+        "example": '"key";r=42;t=31',
+    },
+}
+_ANYWHERE: tuple[type[Failure], ...] = (
     errors.InvalidRequest,
+    errors.BodyTooLarge,
+    errors.InternalError,
+    errors.StorageBusy,
+    errors.StorageFull,
+    errors.StorageReadOnly,
+    errors.StorageUnreachable,
+)
+_BODY: tuple[type[Failure], ...] = (errors.MalformedJson, errors.UnsupportedMediaType)
+_CREDENTIALS: tuple[type[Failure], ...] = (
     errors.AmbiguousCredentials,
     errors.CredentialInUrl,
     errors.OrganizationRequired,
@@ -172,14 +232,22 @@ _USUAL: tuple[type[Failure], ...] = (
     errors.SecretKeyInBrowser,
     errors.OrganizationSuspended,
     errors.OrganizationNotFound,
-    errors.BodyTooLarge,
     errors.RateLimitExceeded,
     errors.VerifierUnavailable,
-    errors.StorageBusy,
-    errors.StorageFull,
-    errors.StorageReadOnly,
-    errors.StorageUnreachable,
 )
+
+
+def takes_json(request: Request) -> None:
+    """Refuse a body that says to be anything but JSON; raises `UnsupportedMediaType`.
+
+    A form posted by another site would otherwise need no preflight.
+    """
+    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    has_body = request.headers.get("content-length", "0") != "0" or (
+        "transfer-encoding" in request.headers
+    )
+    if has_body and said != "application/json":
+        raise errors.UnsupportedMediaType
 
 
 def install(app: FastAPI) -> None:
@@ -213,8 +281,9 @@ def install(app: FastAPI) -> None:
 def _methods(request: Request) -> list[str]:
     """Return the methods of every route at this path; the router knows only the first one's."""
     found: set[str] = set()
-    for route in request.app.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
+    for route in iter_route_contexts(request.app.routes):
+        pattern = getattr(route, "path_regex", None)
+        if pattern is not None and pattern.match(request.scope["path"]):
             found |= getattr(route, "methods", None) or set()
     return sorted(found)
 
