@@ -131,13 +131,21 @@ def _earlier(tx: Transaction, by: Principal, key_id: str, kid: str) -> Receipt:
     if kid:
         reason = tx.connection.execute(
             select(secrets.c.revoke_reason).where(
-                secrets.c.kid == kid, secrets.c.key_id == key_id, secrets.c.org_id == by.org_id
+                secrets.c.kid == kid,
+                secrets.c.key_id == key_id,
+                secrets.c.org_id == by.org_id,
+                secrets.c.environment == by.environment,
             )
         ).scalar_one_or_none()
         if reason is None:
             raise SecretNotFound
     found = tx.connection.execute(
-        select(receipts).where(receipts.c.key_id == key_id, receipts.c.kid == kid)
+        select(receipts).where(
+            receipts.c.key_id == key_id,
+            receipts.c.kid == kid,
+            receipts.c.org_id == by.org_id,
+            receipts.c.environment == by.environment,
+        )
     ).one_or_none()
     if found is not None:
         return _receipt(found)
