@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+
+import httpx2 as httpx
+import pytest
+
+from tests.server import PASSWORD, Server
+
+METHODS = ("get", "post", "put", "patch", "delete")
+OUR_ROUTES = {
+    ("get", "/v2/keys/{key_id}"): "key_not_found",
+    ("patch", "/v2/keys/{key_id}"): "key_not_found",
+    ("delete", "/v2/keys/{key_id}"): "key_not_found",
+    ("post", "/v2/keys/{key_id}/disable"): "key_not_found",
+    ("post", "/v2/keys/{key_id}/enable"): "key_not_found",
+    ("post", "/v2/keys/{key_id}/rotate"): "key_not_found",
+    ("post", "/v2/keys/{key_id}/revoke"): "key_not_found",
+    ("post", "/v2/keys/{key_id}/secrets/{kid}/revoke"): "key_not_found",
+    ("get", "/v2/receipts/{receipt_id}"): "receipt_not_found",
+    ("delete", "/v2/import-prefixes/{prefix}"): "prefix_not_found",
+    ("patch", "/v2/members/{user_id}"): "member_not_found",
+    ("delete", "/v2/members/{user_id}"): "member_not_found",
+    ("delete", "/v2/invitations/{invitation_id}"): "invitation_not_found",
+}
+BODIES = {
+    ("patch", "/v2/keys/{key_id}"): {"description": "taken"},
+    ("patch", "/v2/members/{user_id}"): {"role": "viewer"},
+}
+
+
+def _ids(owner: httpx.Client) -> dict[str, str]:
+    key = owner.post("/v2/keys", json={"name": "live-theirs", "type": "secret"}).json()["key"]
+    gone = owner.post("/v2/keys", json={"name": "live-gone", "type": "secret"}).json()["key"]
+    receipt = owner.delete(f"/v2/keys/{gone['id']}").json()["id"]
+    assert owner.post("/v2/import-prefixes", json={"prefix": "theirs_"}).status_code == 201
+    invited = owner.post(
+        "/v2/invitations", json={"email": "guest@acme.example", "role": "viewer"}
+    ).json()
+    return {
+        "key_id": key["id"],
+        "kid": key["secrets"][0]["kid"],
+        "receipt_id": receipt,
+        "prefix": "theirs_",
+        "user_id": owner.get("/v2/me").json()["id"],
+        "invitation_id": invited["invitation"]["id"] if "invitation" in invited else invited["id"],
+    }
+
+
+def _second_owner(server: Server) -> httpx.Client:
+    made = server.cli("org", "create", "Globex", "--owner", "admin@globex.example", "--json")
+    assert made.returncode == 0, made.stderr
+    token = made.stdout.partition("/setup/")[2].partition('"')[0].strip()
+    with server.client() as anonymous:
+        answer = anonymous.post("/v2/setup", json={"token": token, "password": PASSWORD})
+    assert answer.status_code == 201, answer.text
+    return server.client(answer.json()["token"])
+
+
+def test_404_no_route_shows_or_changes_another_organizations_things(server: Server) -> None:
+    with server.owner() as ours:
+        ids = _ids(ours)
+        before = ours.get(f"/v2/keys/{ids['key_id']}").json()
+        document = ours.get("/v2/openapi.json").json()
+    with _second_owner(server) as theirs:
+        for path, item in document["paths"].items():
+            for method in METHODS:
+                if "{" not in path or method not in item or not path.startswith("/v2/"):
+                    continue
+                expected = OUR_ROUTES.get((method, path))
+                assert expected, f"{method} {path} is new: say here what a stranger gets"
+                answer = theirs.request(
+                    method.upper(), path.format(**ids), json=BODIES.get((method, path))
+                )
+                assert (answer.status_code, answer.json()["code"]) == (404, expected), path
+        for path in (
+            "/v2/keys",
+            "/v2/members",
+            "/v2/invitations",
+            "/v2/import-prefixes",
+            "/v2/audit-events",
+            "/v2/audit-events/export",
+        ):
+            shown = theirs.get(path)
+            assert shown.status_code == 200, path
+            hidden = set(ids.values()) - {ids["prefix"]}
+            assert not [one for one in hidden if one in shown.text], path
+    with server.owner() as ours:
+        assert ours.get(f"/v2/keys/{ids['key_id']}").json() == before
+
+
+ALLOWED = {"owner": 201, "admin": 201, "member": 403, "viewer": 403}
+
+
+@pytest.mark.parametrize("role", ALLOWED)
+def test_403_members_and_viewers_cannot_issue(server: Server, role: str) -> None:
+    client = server.owner() if role == "owner" else server.person(role)
+    with client:
+        answer = client.post("/v2/keys", json={"name": f"live-by-{role}", "type": "secret"})
+        assert answer.status_code == ALLOWED[role], answer.text
+        assert client.get("/v2/keys").status_code == 200
+        if answer.status_code == 403:
+            assert answer.json()["code"] == "not_permitted"
+            assert "insufficient_scope" in answer.headers["www-authenticate"]
+
+
+def test_the_audit_chain_holds_after_it_all(server: Server) -> None:
+    with server.owner() as owner:
+        state = owner.get("/v2/audit-events/verify").json()
+        assert state["holds"], json.dumps(state)
