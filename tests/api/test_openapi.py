@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -22,7 +25,7 @@ def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [operation for path in document["paths"].values() for operation in path.values()]
 
 
-def pointed_at(node: Any) -> set[str]:
+def pointed_at(node: object) -> set[str]:
     if isinstance(node, dict):
         here = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
         return here.union(*(pointed_at(part) for part in node.values()))
@@ -33,7 +36,7 @@ def pointed_at(node: Any) -> set[str]:
 
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
     for reference in pointed_at(document):
-        node = document
+        node: Any = document
         for part in reference.removeprefix("#/").split("/"):
             assert part in node, reference
             node = node[part]
@@ -106,3 +109,33 @@ def test_the_docs_page_runs_only_our_own_files(server: Server) -> None:
             assert f"/static/swagger/{name}" in page.text
             assert anyone.get(f"/static/swagger/{name}").status_code == 200
         assert anyone.get("/static/swagger/LICENSE").status_code == 404
+
+
+def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(
+    server: Server, tmp_path: Path
+) -> None:
+    with server.owner() as owner:
+        credential = owner.headers["authorization"]
+    ran = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("schemathesis")),
+            "run",
+            f"{server.url}/v2/openapi.json",
+            "-H",
+            f"Authorization: {credential}",
+            "--phases=examples,coverage",
+            "--seed=1",
+            "--no-color",
+            # It would end the token that everything else is asked with.
+            "--exclude-operation-id=sign_out",
+            # Not held yet: rules of cursors, times, slugs and tokens are not in the schemas, and
+            # /v2/keys/import is also a /v2/keys/{key_id}, whose methods Allow lists.
+            "--exclude-checks=positive_data_acceptance,allow_header_conformance",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
