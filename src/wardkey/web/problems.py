@@ -35,6 +35,8 @@ _FAMILIES: tuple[tuple[type[Failure], int], ...] = (
 )
 MEDIA_TYPE = "application/problem+json"
 _TYPE = "/problems/"
+# FastAPI's words for a body that is no UTF-8, nests too deep or has a number too long.
+_UNREADABLE = "There was an error parsing the body"
 
 
 class FieldProblem(BaseModel):
@@ -267,6 +269,8 @@ def install(app: FastAPI) -> None:
             response = problem_response(errors.MethodNotAllowed(), request)
             response.headers["Allow"] = ", ".join(_methods(request))
             return response
+        if fault.detail == _UNREADABLE:
+            return problem_response(errors.MalformedJson(), request)
         missing = fault.status_code == 404  # noqa: PLR2004 - RFC 9110 §15.5.5
         failure = errors.RouteNotFound() if missing else errors.InvalidRequest(str(fault.detail))
         return problem_response(failure, request)
