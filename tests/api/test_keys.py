@@ -93,7 +93,7 @@ def test_a_list_walked_while_keys_are_added_repeats_none(server: Server) -> None
         for n in range(6):
             owner.post("/v2/keys", json={"name": f"live-page-{n}", "type": "publishable"})
         seen: list[str] = []
-        cursor = ""
+        cursor: str | None = ""
         while cursor is not None:
             asked = {"search": "live-page", "limit": "2"} | ({"cursor": cursor} if cursor else {})
             page = owner.get("/v2/keys", params=asked).json()
