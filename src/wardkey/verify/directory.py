@@ -154,14 +154,17 @@ class Directory:
             return
         # The feed is read after data_version: a commit in between is seen now and told again.
         feed = self._rows(_FEED, {})[0]
+        told = self._rows(_CHANGES, {"revision": self._revision})
+        # Read last, so that a clean-up between the reads is noticed.
         oldest = self._rows(_OLDEST, {})[0]["oldest"]
-        passed_over = oldest is not None and oldest > self._revision + 1
+        moved = feed["revision"] != self._revision
+        passed_over = moved and (oldest is None or oldest > self._revision + 1)
         if feed["epoch"] != self._epoch or feed["revision"] < self._revision or passed_over:
             self._secrets.clear()
             self._services.clear()
             self._prefixes = self._one = None
         else:
-            for change in self._rows(_CHANGES, {"revision": self._revision}):
+            for change in told:
                 self._apply(change["subject"], change["subject_id"], change["org_id"])
         self._epoch, self._revision = feed["epoch"], feed["revision"]
         self._data_version = version

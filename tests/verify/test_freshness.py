@@ -1,0 +1,91 @@
+"""Verdicts reflect every commit before them, and a feed with a gap empties the directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from wardkey.actions import keys, organizations, revocations
+from wardkey.actions.run import Runner
+from wardkey.db.schema import changes, feed
+from wardkey.domain.keys import KeySpec
+from wardkey.domain.permissions import KeyType, Role
+from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.secret import Environment
+from wardkey.domain.verdict import Question, Verdict
+from wardkey.verify.usage import Usage
+from wardkey.verify.verifier import Verifier
+
+
+@pytest.fixture
+def owner(runner: Runner) -> Principal:
+    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
+    return member(
+        user_id=user,
+        email="owner@acme.example",
+        org_id=made.id,
+        role=Role.OWNER,
+        environment=Environment.LIVE,
+    )
+
+
+@pytest.fixture
+def verifier(runner: Runner) -> Iterator[Verifier]:
+    made = Verifier(runner.database, Usage(runner.database))
+    yield made
+    made.directory.close()
+
+
+def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
+    spec = KeySpec(name, KeyType.SECRET, Environment.LIVE)
+    return runner.change(keys.issue, by, spec)
+
+
+def test_every_change_is_in_the_next_verdict(
+    runner: Runner, owner: Principal, verifier: Verifier
+) -> None:
+    def verdict() -> Verdict:
+        return verifier.verify(Question(made.secret.text)).verdict
+
+    for turn in range(20):
+        made = issue(runner, owner, f"live-turn-{turn}")
+        assert verdict() is Verdict.VALID
+        runner.change(keys.disable, owner, made.key.id)
+        assert verdict() is Verdict.DISABLED
+        runner.change(keys.enable, owner, made.key.id)
+        assert verdict() is Verdict.VALID
+        runner.change(revocations.revoke, owner, made.key.id, "unspecified")
+        assert verdict() is Verdict.REVOKED
+
+
+@pytest.mark.parametrize("gap", ["pruned", "epoch"])
+def test_a_gap_or_another_epoch_empties_the_directory(
+    runner: Runner, owner: Principal, verifier: Verifier, gap: str
+) -> None:
+    made = issue(runner, owner, "live-billing-export")
+    assert verifier.verify(Question(made.secret.text)).verdict is Verdict.VALID
+    with runner.database.write() as tx:
+        revocations.revoke(tx, owner, made.key.id, "unspecified")
+        tx.connection.execute(delete(changes))
+        if gap == "epoch":
+            tx.connection.execute(update(feed).values(epoch="another", revision=1))
+    assert verifier.verify(Question(made.secret.text)).verdict is Verdict.REVOKED
+
+
+def test_revisions_have_no_gap_under_eight_writers(runner: Runner, owner: Principal) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: issue(runner, owner, f"live-writer-{n}"), range(40)))
+    with runner.database.read() as tx:
+        seen = tx.connection.scalars(select(changes.c.revision).distinct()).all()
+        last = tx.connection.scalar(select(feed.c.revision))
+    assert sorted(seen) == list(range(1, (last or 0) + 1))
+
+
+def test_a_transaction_that_recorded_nothing_is_rolled_back(runner: Runner) -> None:
+    with runner.database.write() as tx:
+        tx.connection.execute(update(feed).values(epoch="unrecorded"))
+    with runner.database.read() as tx:
+        assert tx.connection.scalar(select(feed.c.epoch)) != "unrecorded"
