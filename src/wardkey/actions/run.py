@@ -65,7 +65,7 @@ class Runner:
         **kwargs: P.kwargs,
     ) -> R:
         """Run an action that writes; when this returns, what it did is committed."""
-        with self._noting(action.__name__, by), self.database.write() as tx:
+        with self.noting(action.__name__, by), self.database.write() as tx:
             return action(tx, by, *args, **kwargs)
 
     def look(
@@ -76,7 +76,7 @@ class Runner:
         **kwargs: P.kwargs,
     ) -> R:
         """Run an action that only reads, on one snapshot."""
-        with self._noting(action.__name__, by), self.database.read() as tx:
+        with self.noting(action.__name__, by), self.database.read() as tx:
             return action(tx, by, *args, **kwargs)
 
     def write_notes(self, *, everything: bool = False) -> None:
@@ -90,7 +90,8 @@ class Runner:
                 record(tx, by, action, Target(by.kind, by.id), details)
 
     @contextmanager
-    def _noting(self, attempt: str, by: Principal) -> Iterator[None]:
+    def noting(self, attempt: str, by: Principal) -> Iterator[None]:
+        """Note a refusal of `by` in the block for the audit, and let it go on."""
         try:
             yield
         except Forbidden as failure:

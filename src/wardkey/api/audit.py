@@ -121,7 +121,8 @@ def export_events(  # noqa: PLR0917 - FastAPI's parameters
     query = audit.AuditQuery(
         action, actor_id, target_id, read_time(since, "since"), read_time(until, "until")
     )
-    caller.by.require(Permission.AUDIT_READ)
+    with here.runner.noting("export_events", caller.by):
+        caller.by.require(Permission.AUDIT_READ)
 
     def lines() -> Iterator[str]:
         with here.runner.database.read() as tx:

@@ -79,9 +79,9 @@ RawBody = Annotated[bytes, Depends(_body)]
 )
 def verify_key(caller: Known, here: Here, body: RawBody) -> Response:
     """Judge a key; a refusal is an answer too: 200 with `valid: false` and its code."""
-    caller.by.require_verifying()
-    wanted = wire.read_request(body)
-    return _json(_answer(here, caller.by, wanted))
+    with here.runner.noting("verify_key", caller.by):
+        caller.by.require_verifying()
+        return _json(_answer(here, caller.by, wire.read_request(body)))
 
 
 @router.post(
@@ -105,8 +105,10 @@ def verify_key(caller: Known, here: Here, body: RawBody) -> Response:
 )
 def verify_keys(caller: Known, here: Here, body: RawBody) -> Response:
     """Judge up to a hundred keys, each by itself, in their order."""
-    caller.by.require_verifying()
-    return _json({"items": [_answer(here, caller.by, item) for item in wire.read_batch(body)]})
+    with here.runner.noting("verify_keys", caller.by):
+        caller.by.require_verifying()
+        items = [_answer(here, caller.by, item) for item in wire.read_batch(body)]
+    return _json({"items": items})
 
 
 def _answer(here: Context, by: Principal, wanted: wire.VerifyRequest) -> dict[str, Any]:

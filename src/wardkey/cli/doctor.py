@@ -12,16 +12,14 @@ from pathlib import Path
 
 import click
 from cryptography import x509
-from sqlalchemy import select, text
 
 from wardkey.actions import master_keys
 from wardkey.app import master_key_source
 from wardkey.cli.edge import SERVING, as_json, say, settings
 from wardkey.config import Config, check_listening
-from wardkey.db.engine import Database, open_database, telling, wall_clock
+from wardkey.db.engine import Database, open_database, wall_clock
 from wardkey.db.master import fitting_key, is_begun, load_vault
-from wardkey.db.migrate import migration_state
-from wardkey.db.schema import last_used
+from wardkey.db.upkeep import check_usage, storage_facts
 from wardkey.domain.errors import Failure, UnhealthyDeployment
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
@@ -162,30 +160,23 @@ def _clock(now: int) -> Finding:
 
 def _database(database: Database) -> Iterator[Finding]:
     try:
-        with telling(), database.reader.connect() as connection:
-            state = migration_state(connection)
-            if database.kind == "postgresql":
-                theirs = connection.execute(
-                    text("SELECT extract(epoch FROM clock_timestamp()) * 1000")
-                ).scalar_one()
-                yield _drift(int(theirs) - wall_clock())
-            else:
-                mode = connection.execute(text("PRAGMA main.journal_mode")).scalar_one()
-                good = mode == "wal"
-                yield Finding(
-                    State.OK if good else State.FAULT, "journal",
-                    "wal" if good else f"{mode}; SQLite cannot use WAL here: use a local disk",
-                )  # fmt: skip
+        facts = storage_facts(database)
     except Failure as failure:
         yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
         return
-    if state.pending:
-        yield Finding(
-            State.WARNING, "migrations",
-            f"pending: {', '.join(state.pending)}; the next `wardkey up` runs them",
-        )  # fmt: skip
+    if database.kind == "postgresql":
+        yield _drift(facts.clock - wall_clock())
+    elif facts.journal_mode == "wal":
+        yield Finding(State.OK, "journal", "wal")
+    else:
+        said = f"{facts.journal_mode}; SQLite cannot use WAL here: use a local disk"
+        yield Finding(State.FAULT, "journal", said)
+    pending = facts.migrations.pending
+    if pending:
+        said = f"pending: {', '.join(pending)}; the next `wardkey up` runs them"
+        yield Finding(State.WARNING, "migrations", said)
         return
-    yield Finding(State.OK, "migrations", f"at {state.current}")
+    yield Finding(State.OK, "migrations", f"at {facts.migrations.current}")
     yield _usage(database)
     yield _peppers(database)
 
@@ -199,8 +190,7 @@ def _drift(ms: int) -> Finding:
 
 def _usage(database: Database) -> Finding:
     try:
-        with telling(), database.usage.connect() as connection:
-            connection.execute(select(last_used.c.kid).limit(1)).all()
+        check_usage(database)
     except Failure as failure:
         return Finding(
             State.WARNING, "usage database",

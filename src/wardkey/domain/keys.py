@@ -183,7 +183,7 @@ def clean_addresses(items: tuple[str, ...]) -> tuple[str, ...]:
     """Return CIDR texts in canonical form; raises `InvalidAddress`, `TooManyItems`."""
     if len(items) > 100:  # noqa: PLR2004 - the documented bound
         raise TooManyItems("A key takes at most 100 allowed addresses.", field="allowed_addresses")
-    clean = []
+    clean: list[str] = []
     for index, item in enumerate(items):
         try:
             clean.extend(str(network) for network in parse_networks([item]))

@@ -85,9 +85,9 @@ class KnownSecret:
 class Question:
     """What the asking side wants to know of a presented text.
 
-    `organization` (an id or slug) narrows to the keys of one (empty: any); `environment` and `type` None
-    take either; `address` and `origin` are the end client's, empty where unknown; `browser` says
-    that a browser sent the key.
+    `organization` (an id or slug) narrows to the keys of one (empty: any); `environment` and
+    `type` None take either; `address` and `origin` are the end client's, empty where unknown;
+    `browser` says that a browser sent the key.
     """
 
     text: str
@@ -110,9 +110,8 @@ def decide(known: KnownSecret, asked: Question, now: int) -> Verdict:  # noqa: P
         return Verdict.UNKNOWN
     if known.key_revoked_at is not None or known.secret_revoked_at is not None:
         return Verdict.REVOKED
-    if known.secret_expires_at is not None and known.secret_expires_at <= now:
-        return Verdict.EXPIRED
-    if known.key_expires_at is not None and known.key_expires_at <= now:
+    end = known.expires_at
+    if end is not None and end <= now:
         return Verdict.EXPIRED
     if known.key_disabled_at is not None or known.org_stopped:
         return Verdict.DISABLED
@@ -120,9 +119,8 @@ def decide(known: KnownSecret, asked: Question, now: int) -> Verdict:  # noqa: P
         return Verdict.WRONG_ENVIRONMENT
     if asked.type is not None and asked.type is not known.type:
         return Verdict.NOT_PERMITTED
-    for permission in asked.permissions:
-        if permission not in known.permissions:
-            return Verdict.NOT_PERMITTED
+    if not known.permissions.issuperset(asked.permissions):
+        return Verdict.NOT_PERMITTED
     if known.networks and not contains(known.networks, asked.address):
         return Verdict.ADDRESS_NOT_ALLOWED
     return _decide_origin(known, asked)

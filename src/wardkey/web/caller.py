@@ -14,6 +14,7 @@ from wardkey.domain.addresses import contains
 from wardkey.domain.errors import (
     AmbiguousCredentials,
     CredentialInUrl,
+    InvalidRequest,
     MissingCredentials,
     SecretKeyInBrowser,
 )
@@ -109,6 +110,7 @@ def _caller(request: Request, context: Here) -> Caller:
     text = shown_credential(request, context)
     if not text:
         raise MissingCredentials
+    _refuse_unknown_parameters(request)
     address = client_address(request, context)
     agent = request.headers.get("user-agent", "")[:200]
     credential = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32).digest()
@@ -141,6 +143,19 @@ def _caller(request: Request, context: Here) -> Caller:
             note_exposure(context, answer.known, address, agent)
         raise failure
     return Caller(key_principal(answer.known, address, agent), credential)
+
+
+def _refuse_unknown_parameters(request: Request) -> None:
+    """Refuse what the route does not take: a mistyped filter would list everything."""
+    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    unknown = sorted(set(request.query_params) - known)
+    if unknown:
+        message = "This route takes no such parameter."
+        taken = ", ".join(sorted(known)) or "none"
+        raise InvalidRequest(
+            f"This route takes no parameter {unknown[0][:64]!r}; it takes {taken}.",
+            errors=((unknown[0][:64], message),),
+        )
 
 
 AnyCaller = Annotated[Caller, Depends(_caller)]

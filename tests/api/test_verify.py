@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import hashlib
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from tests.server import Server, wait_until
+from wardkey.domain.secret import ALPHABET, Environment, SecretKind, generate
+from wardkey.domain.times import iso
+
+
+@pytest.fixture(scope="module")
+def owner(server: Server) -> Iterator[httpx.Client]:
+    with server.owner() as client:
+        yield client
+
+
+def issue(owner: httpx.Client, name: str, **more: object) -> dict[str, Any]:
+    answer = owner.post("/v2/keys", json={"name": name, "type": "secret", **more})
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+def verdict(server: Server, text: str, **asked: object) -> dict[str, Any]:
+    with server.client(server.first_key) as client:
+        answer = client.post("/v2/keys/verify", json={"key": text, **asked})
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def test_each_reason_has_its_code(server: Server, owner: httpx.Client) -> None:
+    made = issue(
+        owner,
+        "live-verdict-reasons",
+        permissions=["keys:verify"],
+        allowed_addresses=["203.0.113.0/24", "2001:db8::/32"],
+    )
+    text, key_id = made["secret"], made["key"]["id"]
+    here = {"address": "203.0.113.9"}
+    assert verdict(server, text, **here)["code"] == "valid"
+    assert verdict(server, text, address="2001:db8::7")["code"] == "valid"
+    assert verdict(server, text, address="198.51.100.1")["code"] == "address_not_allowed"
+    assert verdict(server, text)["code"] == "address_not_allowed"
+    assert verdict(server, text, permissions=["acl:read"], **here)["code"] == "not_permitted"
+    assert verdict(server, text, type="publishable", **here)["code"] == "not_permitted"
+    told = verdict(server, text, origin="https://app.example.com", **here)
+    assert told["code"] == "origin_not_allowed"
+    assert "browser" in told["detail"]
+    assert verdict(server, text[:-1])["code"] == "malformed"
+    assert verdict(server, "")["code"] == "malformed"
+    owner.post(f"/v2/keys/{key_id}/disable")
+    assert verdict(server, text, **here)["code"] == "disabled"
+    owner.post(f"/v2/keys/{key_id}/enable")
+    assert verdict(server, text, **here)["code"] == "valid"
+    owner.delete(f"/v2/keys/{key_id}")
+    assert verdict(server, text, **here)["code"] == "revoked"
+
+
+def test_a_stranger_learns_nothing_of_a_kid_that_exists(
+    server: Server, owner: httpx.Client
+) -> None:
+    made = issue(owner, "live-verdict-kid")
+    other = generate(SecretKind.SECRET, Environment.LIVE).text
+    body = made["secret"][:21] + other[21:-6]
+    value, digits = zlib.crc32(body.encode()), ""
+    for _ in range(6):
+        value, digit = divmod(value, 62)
+        digits = ALPHABET[digit] + digits
+    told = verdict(server, body + digits)
+    assert set(told) == {"valid", "code", "detail", "as_of"}
+    assert told["code"] == "unknown"
+
+
+def test_expiry_and_grace_end_at_their_second(server: Server, owner: httpx.Client) -> None:
+    end = int(time.time() * 1000) + 1_500
+    expiring = issue(owner, "live-verdict-expiry", expires_at=iso(end))["secret"]
+    rotating = issue(owner, "live-verdict-grace")
+    answer = owner.post(f"/v2/keys/{rotating['key']['id']}/rotate", json={"grace": iso(end)}).json()
+    assert verdict(server, expiring)["code"] == "valid"
+    assert verdict(server, rotating["secret"])["code"] == "valid"
+
+    def over() -> bool:
+        now = int(time.time() * 1000)
+        codes = {verdict(server, text)["code"] for text in (expiring, rotating["secret"])}
+        assert now < end or codes == {"expired"}
+        return codes == {"expired"}
+
+    wait_until(over)
+    assert int(time.time() * 1000) >= end
+    assert verdict(server, answer["secret"])["code"] == "valid"
+
+
+def test_a_publishable_key_is_bound_to_its_origins(server: Server, owner: httpx.Client) -> None:
+    text = issue(
+        owner,
+        "live-verdict-page",
+        type="publishable",
+        allowed_origins=["https://app.example.com", "https://*.example.org"],
+    )["secret"]
+    assert verdict(server, text, origin="https://app.example.com")["code"] == "valid"
+    assert verdict(server, text, origin="https://a.example.org")["code"] == "valid"
+    for origin in ("https://evil.example.net", "https://example.org", "null", ""):
+        assert verdict(server, text, origin=origin)["code"] == "origin_not_allowed", origin
+
+
+def test_a_test_key_is_refused_in_live_with_a_sentence(server: Server, owner: httpx.Client) -> None:
+    text = issue(owner, "test-verdict", environment="test")["secret"]
+    told = verdict(server, text)
+    assert told["code"] == "wrong_environment"
+    assert "use the live key" in told["detail"]
+    with server.client(text) as client:
+        assert client.get("/v2/keys").json()["total"] == 1
+
+
+def test_a_rate_limit_is_told_with_the_wait(server: Server, owner: httpx.Client) -> None:
+    text = issue(owner, "live-verdict-rate", rate_limit={"limit": 1, "period_s": 3600, "burst": 2})[
+        "secret"
+    ]
+    codes = [verdict(server, text)["code"] for _ in range(8)]
+    assert codes[:2] == ["valid", "valid"]
+    assert codes[-1] == "rate_limited"
+    assert verdict(server, text)["limits"]["retry_after_s"] > 0
+    with server.client(text) as client:
+        seen = [client.get("/v2/auth") for _ in range(8)]
+    refused = seen[-1]
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) > 0
+    assert refused.headers["ratelimit-policy"] == '"key";q=1;w=3600'
+
+
+def test_a_batch_is_answered_item_by_item(server: Server, owner: httpx.Client) -> None:
+    text = issue(owner, "live-verdict-batch")["secret"]
+    with server.client(server.first_key) as client:
+        answer = client.post("/v2/keys/verify-batch", json={"items": [{"key": text}, {"key": "x"}]})
+        assert [item["code"] for item in answer.json()["items"]] == ["valid", "malformed"]
+        many = client.post("/v2/keys/verify-batch", json={"items": [{"key": text}] * 101})
+    assert many.json()["code"] == "too_many_items"
+
+
+IDENTITY = {
+    "wardkey-verdict", "wardkey-key-id", "wardkey-kid", "wardkey-key-name", "wardkey-key-type",
+    "wardkey-environment", "wardkey-organization", "wardkey-organization-slug",
+    "wardkey-permissions", "wardkey-expires-at",
+}  # fmt: skip
+
+
+def test_forward_auth_always_sends_every_identity_header(
+    server: Server, owner: httpx.Client
+) -> None:
+    text = issue(owner, "live-verdict-proxy")["secret"]
+    browser = {"Sec-Fetch-Site": "cross-site"}
+    forged = {"Wardkey-Key-Id": "key_forged"}
+    with server.client() as client:
+        bearer = {"Authorization": f"Bearer {text}"}
+        cases = [
+            (client.get("/v2/auth", headers=bearer | forged), 200, "valid"),
+            (client.get("/v2/auth", headers={"wardkey-api-key": text}), 200, "valid"),
+            (client.get("/v2/auth", headers=forged), 401, "missing_credentials"),
+            (client.get("/v2/auth", headers=bearer | browser), 403, "origin_not_allowed"),
+            (client.get("/v2/auth?environment=test", headers=bearer), 403, "wrong_environment"),
+            (client.get("/v2/auth?type=publishable", headers=bearer), 403, "not_permitted"),
+            (client.get("/v2/auth?permission=keys:write", headers=bearer), 403, "not_permitted"),
+            (client.get("/v2/auth?organization=other", headers=bearer), 401, "unknown"),
+            (
+                client.get("/v2/auth", headers=bearer | {"wardkey-api-key": "x"}),
+                400,
+                "ambiguous_credentials",
+            ),
+        ]
+    for answer, status, code in cases:
+        assert (answer.status_code, answer.headers["wardkey-verdict"]) == (status, code)
+        assert set(answer.headers) >= IDENTITY
+        assert answer.headers["wardkey-key-id"] != "key_forged"
+
+
+def test_a_secret_key_from_a_browser_is_refused_and_audited(
+    server: Server, owner: httpx.Client
+) -> None:
+    made = issue(owner, "live-verdict-browser", permissions=["keys:read"])
+    with server.client(made["secret"]) as client:
+        answer = client.get("/v2/keys", headers={"Origin": "https://app.example.com"})
+        assert (answer.status_code, answer.json()["code"]) == (403, "secret_key_in_browser")
+
+    def told() -> bool:
+        found = owner.get("/v2/audit-events", params={"action": "key.exposed"}).json()["events"]
+        return any(event["actor_id"] == made["key"]["id"] for event in found)
+
+    wait_until(told)
+
+
+def test_a_refused_attempt_is_audited_once_a_minute(server: Server, owner: httpx.Client) -> None:
+    made = issue(owner, "live-verdict-refused", permissions=["keys:read"])
+    with server.client(made["secret"]) as client:
+        for _ in range(5):
+            assert client.post("/v2/keys/verify", json={"key": "x"}).status_code == 403
+    asked = {"action": "attempt.refused", "actor_id": made["key"]["id"]}
+    found = wait_until(lambda: owner.get("/v2/audit-events", params=asked).json()["events"])
+    assert 1 <= len(found) <= 2 * 2
+    assert found[0]["details"]["what"] == "verify_key: not_permitted"
+
+
+def test_a_service_key_verifies_any_organization_and_nothing_else(server: Server) -> None:
+    made = server.cli("service-key", "create", "probe", "--allow", "127.0.0.1")
+    bound = server.cli("service-key", "create", "elsewhere", "--allow", "203.0.113.1")
+    assert made.returncode == 0, made.stderr
+    with server.client(made.stdout.strip()) as client:
+        told = client.post("/v2/keys/verify", json={"key": server.first_key}).json()
+        assert told["code"] == "valid"
+        assert told["organization"]["name"] == "Acme"
+        assert client.get("/v2/keys").status_code == 403
+        assert client.post("/v2/keys", json={"name": "n", "type": "secret"}).status_code == 403
+    with server.client(bound.stdout.strip()) as client:
+        answer = client.post("/v2/keys/verify", json={"key": server.first_key})
+        assert answer.json()["code"] == "address_not_allowed"
+    kid = made.stdout.split("_")[1]
+    assert server.cli("service-key", "revoke", kid).returncode == 0
+    with server.client(made.stdout.strip()) as client:
+        answer = client.post("/v2/keys/verify", json={"key": server.first_key})
+        assert answer.json()["code"] == "revoked"
+
+
+def test_a_key_in_the_url_and_a_mistyped_filter_are_refused(server: Server) -> None:
+    with server.client(server.first_key) as client:
+        answer = client.get("/v2/keys", params={"api_key": server.first_key})
+        assert answer.json()["code"] == "credential_in_url"
+        answer = client.get("/v2/keys", params={"unused_for_days": "3"})
+        assert answer.json()["code"] == "invalid_request"
+        assert "unused_days" in answer.json()["detail"]
+
+
+def test_an_imported_key_goes_on_working(server: Server, owner: httpx.Client) -> None:
+    text = "acme_9f2c7d1e5b8a4036c7d1e5b8a40369f2"
+    wanted = {
+        "name": "live-legacy-reports",
+        "environment": "live",
+        "prefix": "acme_",
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "entropy_bits": 128,
+    }
+    early = owner.post("/v2/keys/import", json=wanted)
+    assert early.json()["code"] == "prefix_not_found"
+    assert owner.post("/v2/import-prefixes", json={"prefix": "acme_"}).status_code == 201
+    overlap = owner.post("/v2/import-prefixes", json={"prefix": "acme_x"})
+    assert overlap.json()["code"] == "duplicate_prefix"
+    weak = owner.post("/v2/keys/import", json=wanted | {"entropy_bits": 64})
+    assert weak.json()["code"] == "weak_import"
+    assert owner.post("/v2/keys/import", json=wanted).status_code == 201
+    again = owner.post("/v2/keys/import", json=wanted | {"name": "live-legacy-two"})
+    assert again.json()["code"] == "duplicate_import"
+    assert verdict(server, text)["name"] == "live-legacy-reports"
+    assert verdict(server, text + "x")["code"] == "malformed"
+    in_use = owner.delete("/v2/import-prefixes/acme_")
+    assert in_use.json()["code"] == "prefix_in_use"
