@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from dataclasses import replace
@@ -89,6 +90,9 @@ def _serve(config: Config, listening: socket.socket) -> None:
         ssl_keyfile=config.tls_key or None,
         h11_max_incomplete_event_size=65_536,
     )
+    # After draining, uvicorn raises the signal again; by then it only means to end well.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     if config.workers == 1:
         uvicorn.Server(settings).run(sockets=[listening])
     else:

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from tests.server import Server, wait_until
+from wardkey.cli.edge import COMMANDS, SERVING
+
+
+def refused(data_dir: Path, *args: str, **environ: str) -> tuple[int, str]:
+    """Run `wardkey up` that should not start; return its exit code and the failure's code."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WARDKEY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "wardkey", "up", "--data-dir", str(data_dir), *args],
+        env={**clean, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, done.stderr.strip().splitlines()[-1].split(": ")[1]
+
+
+def test_what_is_unsafe_or_unknown_is_refused_and_makes_nothing(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert refused(data, "--listen", "0.0.0.0:0") == (2, "unsafe_listen")
+    assert refused(data, "--listen", "nowhere") == (2, "invalid_setting")
+    assert refused(data, "--tls-cert", "x.pem") == (2, "invalid_setting")
+    assert refused(data, "--brand", "A b") == (2, "invalid_setting")
+    assert refused(data, WARDKEY_LISTENN="127.0.0.1:0") == (2, "unknown_setting")
+    assert refused(data, WARDKEY_WORKERS="many") == (2, "invalid_setting")
+    remote = "postgresql://db.acme.example/wardkey"
+    assert refused(data, "--database-url", remote) == (2, "unsafe_database")
+    assert not data.exists()
+
+
+def test_later_starts_show_no_secret_and_the_brand_stands_before_each(
+    start: Callable[..., Server],
+) -> None:
+    server = start(brand="acme")
+    assert server.first_key.startswith("acme_sk_live_")
+    assert (server.data_dir.stat().st_mode & 0o777) == 0o700
+    assert ((server.data_dir / "master.key").stat().st_mode & 0o777) == 0o600
+    assert server.stop() == 0
+    assert not (server.data_dir / "wardkey.db-wal").exists()
+    server.start()
+    assert server.output.count("acme_sk_live_") == 1
+    assert server.output.count("/setup/") == 1
+    with server.client(server.first_key) as client:
+        assert client.get("/v2/keys").status_code == 200
+
+
+def test_a_wrong_or_missing_master_key_is_told(start: Callable[..., Server]) -> None:
+    server = start()
+    server.stop()
+    key = server.data_dir / "master.key"
+    right = key.read_text()
+    key.write_text("ab" * 32 + "\n")
+    assert refused(server.data_dir, "--listen", "127.0.0.1:0") == (6, "wrong_master_key")
+    key.write_text("short\n")
+    assert refused(server.data_dir, "--listen", "127.0.0.1:0") == (2, "invalid_master_key")
+    key.unlink()
+    assert refused(server.data_dir, "--listen", "127.0.0.1:0") == (6, "master_key_missing")
+    assert not key.exists()
+    key.write_text(right)
+    server.start()
+
+
+def test_a_database_of_a_newer_version_is_told(start: Callable[..., Server]) -> None:
+    from wardkey.app import open_deployment
+    from wardkey.config import load_config
+
+    server = start()
+    server.stop()
+    config = load_config({}, {"data_dir": server.data_dir})
+    with open_deployment(config) as runner, runner.database.writer.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    assert refused(server.data_dir, "--listen", "127.0.0.1:0") == (6, "database_newer")
+    told = server.cli("doctor")
+    assert told.returncode == 6
+    assert "database_newer" in told.stdout
+
+
+def test_sigterm_answers_what_is_under_way_and_loses_no_counter(
+    start: Callable[..., Server],
+) -> None:
+    server = start(workers=2)
+    with server.client(server.first_key) as client:
+        key_id = client.get("/v2/keys").json()["keys"][0]["id"]
+        made = client.post("/v2/keys", json={"name": "live-drained", "type": "secret"}).json()
+        told = client.post(
+            "/v2/keys/verify", json={"key": made["secret"], "user_agent": "drained/1"}
+        )
+        assert told.json()["valid"]
+    assert server.stop() == 0
+    server.start()
+    with server.client(server.first_key) as client:
+        used = client.get(f"/v2/keys/{made['key']['id']}").json()["secrets"][0]["last_used"]
+        assert used["user_agent"] == "drained/1"
+        assert client.get(f"/v2/keys/{key_id}").status_code == 200
+
+
+def test_workers_end_with_the_process_that_watched_over_them(
+    start: Callable[..., Server],
+) -> None:
+    server = start(workers=2)
+    workers = server.workers()
+    assert server.process is not None
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait(10)
+    wait_until(lambda: not any(Path(f"/proc/{pid}/fd/0").exists() for pid in workers), 20)
+    server.start()
+
+
+def test_a_full_disk_refuses_writes_and_verdicts_go_on(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("only root may mount the small disk that this fills")
+    try:
+        server = start(small / "data")
+        with server.client(server.first_key) as client:
+            (small / "ballast").write_bytes(b"")
+            with (small / "ballast").open("ab", buffering=0) as ballast:
+                try:
+                    while True:
+                        ballast.write(bytes(4096))
+                except OSError:
+                    pass
+            codes = set()
+            for n in range(40):
+                answer = client.post("/v2/keys", json={"name": f"live-f-{n}", "type": "secret"})
+                codes.add(answer.json().get("code", "made"))
+                if answer.status_code == 503:
+                    break
+            assert "storage_full" in codes
+            told = client.post("/v2/keys/verify", json={"key": server.first_key})
+            assert told.json()["code"] == "valid"
+            before = client.get("/v2/keys").json()["total"]
+            (small / "ballast").unlink()
+            made = client.post("/v2/keys", json={"name": "live-after", "type": "secret"})
+            assert made.status_code == 201, made.text
+            assert client.get("/v2/keys").json()["total"] == before + 1
+            assert client.get("/v2/audit-events/verify").json()["holds"]
+        server.kill()
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_only_a_trusted_proxy_names_the_clients_address(start: Callable[..., Server]) -> None:
+    secret = ""
+    for trusted in ("127.0.0.0/8", "203.0.113.1"):
+        server = start(behind_proxy=True, trusted_proxies=trusted)
+        if not secret:
+            wanted = {
+                "name": "live-behind-proxy",
+                "type": "secret",
+                "allowed_addresses": ["198.51.100.7"],
+            }
+            with server.client(server.first_key) as client:
+                secret = client.post("/v2/keys", json=wanted).json()["secret"]
+        with httpx.Client(base_url=server.url) as proxy:
+            answer = proxy.get(
+                "/v2/auth",
+                headers={
+                    "Authorization": f"Bearer {secret}",
+                    "X-Forwarded-For": "192.0.2.1, 198.51.100.7",
+                },
+            )
+        expected = "valid" if trusted == "127.0.0.0/8" else "address_not_allowed"
+        assert answer.headers["wardkey-verdict"] == expected
+        server.stop()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_says_what_it_does(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wardkey", command, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.startswith("Usage: python -m wardkey " + command)
+    if command == "up":
+        assert all(f"WARDKEY_{name.upper()}" in done.stdout for name in SERVING)
