@@ -1,4 +1,4 @@
-"""`python -m bench [create|verdict] [--quick]`: what is measured, with the machine it ran on."""
+"""`python -m bench [create|verdict|revoke] [--quick]`: what is measured, on which machine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import sqlcipher3.dbapi2 as sqlcipher
 
+from bench.revoke import revoke
 from wardkey.actions import keys, organizations
 from wardkey.actions.run import Runner
 from wardkey.app import open_deployment
@@ -96,7 +97,7 @@ def verdict(runner: Runner, by: Principal, count: int) -> None:
 
 def main() -> None:
     quick = "--quick" in sys.argv
-    named = [a for a in sys.argv[1:] if not a.startswith("-")] or ["create", "verdict"]
+    named = [a for a in sys.argv[1:] if not a.startswith("-")] or ["create", "verdict", "revoke"]
     machine()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -115,6 +116,8 @@ def main() -> None:
                 create(runner, by, folder, 200 if quick else 1_000)
             if "verdict" in named:
                 verdict(runner, by, 2_000 if quick else 20_000)
+    if "revoke" in named:
+        revoke(500 if quick else 10_000)
 
 
 main()

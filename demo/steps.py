@@ -135,14 +135,14 @@ def _ask_everywhere(url: str, text: str, parent: int, workers: int) -> tuple[int
             body = json.load(answer)
             claim(answer.status == 401, f"accepted after the revocation: {body}")
             claim(body["code"] == "revoked", body)
-            answered.add(_worker_of(connection.sock.getsockname()[1], int(port), parent))
+            answered.add(worker_of(connection.sock.getsockname()[1], int(port), parent))
     finally:
         for connection in connections:
             connection.close()
     return len(connections), len(answered)
 
 
-def _worker_of(client_port: int, server_port: int, parent: int) -> int:
+def worker_of(client_port: int, server_port: int, parent: int) -> int:
     """Return the process that holds the server's end of a connection (Linux, proc(5))."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
