@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from wardkey.domain.addresses import Network, contains, origin_allowed
@@ -45,6 +45,11 @@ class Verdict(StrEnum):
     QUOTA_EXCEEDED = "quota_exceeded"
 
 
+# An enum's member takes several times as long to reach as a name of the module (Python 3.11).
+_VALID = Verdict.VALID
+_PUBLISHABLE = KeyType.PUBLISHABLE
+
+
 @dataclass(frozen=True, slots=True)
 class KnownSecret:
     """What a decision and its answer need of a secret, its key and its organization."""
@@ -77,11 +82,14 @@ class KnownSecret:
     @property
     def expires_at(self) -> int | None:
         """The earlier of the key's expiry and the end of this secret's grace, epoch ms."""
-        ends = [t for t in (self.secret_expires_at, self.key_expires_at) if t is not None]
-        return min(ends) if ends else None
+        grace, expiry = self.secret_expires_at, self.key_expires_at
+        if grace is None or (expiry is not None and expiry < grace):
+            return expiry
+        return grace
 
 
-@dataclass(frozen=True, slots=True)
+# Made for each request, and a frozen one takes longer to make than to decide.
+@dataclass(slots=True)
 class Question:
     """What the asking side wants to know of a presented text.
 
@@ -90,7 +98,7 @@ class Question:
     `browser` says that a browser sent the key.
     """
 
-    text: str
+    text: str = field(repr=False)
     organization: str = ""
     environment: Environment | None = None
     type: KeyType | None = None
@@ -119,23 +127,21 @@ def decide(known: KnownSecret, asked: Question, now: int) -> Verdict:  # noqa: P
         return Verdict.WRONG_ENVIRONMENT
     if asked.type is not None and asked.type is not known.type:
         return Verdict.NOT_PERMITTED
-    if not known.permissions.issuperset(asked.permissions):
+    if asked.permissions and not known.permissions.issuperset(asked.permissions):
         return Verdict.NOT_PERMITTED
     if known.networks and not contains(known.networks, asked.address):
         return Verdict.ADDRESS_NOT_ALLOWED
-    return _decide_origin(known, asked)
+    return _VALID if _from_allowed_origin(known, asked) else Verdict.ORIGIN_NOT_ALLOWED
 
 
-def _decide_origin(known: KnownSecret, asked: Question) -> Verdict:
-    if known.type is KeyType.SECRET:
-        return Verdict.ORIGIN_NOT_ALLOWED if asked.browser or asked.origin else Verdict.VALID
+def _from_allowed_origin(known: KnownSecret, asked: Question) -> bool:
+    if known.type is not _PUBLISHABLE:
+        return not (asked.browser or asked.origin)
     if not known.origins:
-        return Verdict.VALID
+        return True
     if not asked.origin:
-        return Verdict.VALID if known.allow_native else Verdict.ORIGIN_NOT_ALLOWED
-    if origin_allowed(known.origins, asked.origin):
-        return Verdict.VALID
-    return Verdict.ORIGIN_NOT_ALLOWED
+        return known.allow_native
+    return origin_allowed(known.origins, asked.origin)
 
 
 def failure_of(  # noqa: PLR0911 - one line a verdict
