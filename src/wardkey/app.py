@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 
 import anyio.to_thread
@@ -19,12 +20,12 @@ from wardkey.actions.run import Runner
 from wardkey.api import audit, docs, health, keys, organization, people, verify
 from wardkey.config import Config, load_config
 from wardkey.dashboard import links
-from wardkey.db.engine import Database, open_database
+from wardkey.db.engine import Database, open_database, telling
 from wardkey.db.master import MasterKeySource, fitting_key, is_begun, load_vault
 from wardkey.db.migrate import migrate
 from wardkey.db.occupancy import hold_database, hold_folder
 from wardkey.db.upkeep import begin_feed, clean_up, rehash
-from wardkey.domain.errors import DeploymentNotFound, Failure
+from wardkey.domain.errors import DeploymentNotFound, Failure, InvalidSetting
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web import problems
@@ -85,8 +86,17 @@ def open_storage(config: Config) -> Iterator[Database]:
 
 
 def make_folder(path: Path) -> None:
-    """Make the data folder, for its owner alone; an existing one is left as it is."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make the data folder, for its owner alone; an existing one is left as it is.
+
+    Raises `StorageReadOnly`, and `InvalidSetting` where something else has its name.
+    """
+    try:
+        with telling():
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidSetting(
+            f"{path} cannot be the data folder: a part of its path is a file.", field="data_dir"
+        ) from None
 
 
 def create_app() -> FastAPI:
@@ -149,10 +159,10 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
 
 def _tick(context: Context, stop: threading.Event) -> None:
     """Write counters, notes and rehashes twice a second, and a last time when stopping."""
-    database, parent, ticks = context.runner.database, os.getppid(), 0
+    database, watcher, ticks = context.runner.database, parent_process(), 0
     while True:
         last = stop.wait(FLUSH_S)
-        if os.getppid() != parent and not last:
+        if watcher is not None and not watcher.is_alive() and not last:
             # The process that watches over the workers was killed; nobody would stop this one.
             os.kill(os.getpid(), signal.SIGTERM)
         _attempt(context.usage.flush)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,18 @@ def test_workers_end_with_the_process_that_watched_over_them(
     server.start()
 
 
+def test_a_worker_that_was_still_starting_ends_with_it_too(start: Callable[..., Server]) -> None:
+    server = start(workers=2)
+    assert server.process is not None
+    before = server.workers()
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: set(server.workers()) - set(before), 20)
+    (new,) = set(server.workers()) - set(before)
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait(10)
+    wait_until(lambda: not any(Path(f"/proc/{pid}/fd/0").exists() for pid in (*before, new)), 20)
+
+
 def test_a_full_disk_refuses_writes_and_verdicts_go_on(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -157,6 +170,84 @@ def test_a_full_disk_refuses_writes_and_verdicts_go_on(
         server.kill()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_a_folder_that_cannot_be_written_is_said_so(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("only root may mount the disk that this makes read-only")
+    try:
+        server = start(small / "data")
+        assert server.stop() == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+        for folder in ("data", "new"):
+            refused = server.cli("up", WARDKEY_DATA_DIR=str(small / folder))
+            assert refused.returncode == 8
+            assert "cannot be written" in refused.stderr
+            assert "Traceback" not in refused.stderr
+        subprocess.run(["mount", "-o", "remount,rw", str(small)], check=True)
+        server.start()
+        server.kill()
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_a_file_cannot_be_the_data_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        refused = Server(path).cli("up")
+        assert refused.returncode == 2
+        assert "data folder" in refused.stderr
+
+
+def test_a_first_start_that_could_not_show_its_key_made_none(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data")
+    with Path("/dev/full").open("wb") as full:
+        failed = subprocess.run(
+            [sys.executable, "-m", "wardkey", "up"],
+            env=server.environment,
+            stdout=full,
+            stderr=subprocess.DEVNULL,
+            timeout=30,
+            check=False,
+        )
+    assert failed.returncode != 0
+    server.start()
+    try:
+        assert server.setup_token
+        with server.client(server.first_key) as client:
+            assert client.get("/v2/keys").json()["total"] == 1
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize("after", ["Set-up link", "First secret key", "Master key:"])
+def test_the_key_shown_last_works_whenever_the_first_start_was_killed(
+    tmp_path: Path, after: str
+) -> None:
+    server = Server(tmp_path / "data")
+    with (
+        server.log.open("wb") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "wardkey", "up"],
+            env={**server.environment, "PYTHONUNBUFFERED": "1"},
+            stdout=log,
+            stderr=log,
+        ) as process,
+    ):
+        wait_until(lambda: after in server.output)
+        process.kill()
+    server.start()
+    try:
+        last = re.findall(r"sk_live_\w+", server.output)[-1]
+        with server.client(last) as client:
+            assert client.get("/v2/keys").status_code == 200
+    finally:
+        server.kill()
 
 
 def test_only_a_trusted_proxy_names_the_clients_address(start: Callable[..., Server]) -> None:

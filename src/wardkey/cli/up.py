@@ -11,12 +11,13 @@ from dataclasses import replace
 
 import click
 
-from wardkey.actions.deployment import FirstStart, first_start, is_new
+from wardkey.actions.deployment import first_start, is_new
 from wardkey.app import open_deployment
 from wardkey.cli.edge import SERVING, settings
 from wardkey.config import Config, check_listening
+from wardkey.db.engine import Transaction
 from wardkey.domain.errors import InvalidSetting
-from wardkey.domain.principal import operator
+from wardkey.domain.principal import Principal, operator
 
 DRAIN_S = 30
 
@@ -37,9 +38,7 @@ def up(config: Config) -> None:
         # Held until the last worker has drained, so that nobody restores under it.
         with open_deployment(config) as runner:
             if runner.look(is_new, operator()):
-                made = runner.change(first_start, operator(), config.organization, config.owner)
-                if made is not None:
-                    _tell_first(config, made)
+                runner.change(_begin, operator(), config)
             click.echo(f"Wardkey listens on {config.url}  (API: {config.url}/v2/docs)")
             click.echo(f"Data: {config.data_dir.absolute()}  Stop with Ctrl-C")
             sys.stdout.flush()
@@ -63,13 +62,21 @@ def _address(listening: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _tell_first(config: Config, made: FirstStart) -> None:
+def _begin(tx: Transaction, by: Principal, config: Config) -> None:
+    """Make what a first start makes, and show it before it is committed.
+
+    Whatever cuts this short, the next start makes and shows it anew; nothing stays unseen.
+    """
+    made = first_start(tx, by, config.organization, config.owner)
+    if made is None:
+        return
     click.echo(f"Organization {made.organization.name} ({made.organization.slug}) is made.")
     click.echo(f"  Set-up link for {made.owner_email}, once, within 7 days:")
     click.echo(f"    {config.url}/setup/{made.setup_link}")
     click.echo("  First secret key, shown this once; it may make further keys:")
     click.echo(f"    {made.issued.secret.text}")
     click.echo(f"  Master key: {config.master_key_path.absolute()}  Keep a copy elsewhere.")
+    sys.stdout.flush()
 
 
 def _serve(config: Config, listening: socket.socket) -> None:

@@ -235,8 +235,10 @@ def telling() -> Iterator[None]:
     except sqlcipher.DatabaseError as fault:
         raise storage_failure(fault) or fault from fault
     except OSError as fault:
-        if fault.errno == errno.ENOSPC:
+        if fault.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise StorageFull from fault
+        if fault.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise StorageReadOnly from fault
         raise
 
 

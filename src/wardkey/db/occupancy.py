@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from wardkey.db.engine import Database
+from wardkey.db.engine import Database, telling
 from wardkey.domain.errors import AlreadyRunning
 
 _LOCK = 0x77617265
@@ -17,12 +17,15 @@ _LOCK = 0x77617265
 
 @contextmanager
 def hold_folder(data_dir: Path, *, alone: bool) -> Iterator[None]:
-    """Hold the data folder until the block ends; raises `AlreadyRunning` if it cannot be had.
+    """Hold the data folder until the block ends.
 
-    It is held before the database is opened, since a rotation of the master key puts other files
-    in the place of those that one would have opened.
+    Raises `AlreadyRunning` if it cannot be had, `StorageReadOnly` if it cannot be written. It is
+    held before the database is opened, since a rotation of the master key puts other files in
+    the place of those that one would have opened.
     """
-    with (data_dir / "lock").open("w") as file:
+    with telling():
+        file = (data_dir / "lock").open("w")
+    with file:
         try:
             fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
