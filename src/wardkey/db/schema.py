@@ -315,3 +315,45 @@ refused = Table(
     Column("code", String(32), primary_key=True),
     Column("count", BigInteger, nullable=False),
 )
+
+# What each verdict was, by secret and hour (`at // 3_600_000`).
+hours = Table(
+    "hours",
+    usage,
+    Column("kid", String(12), primary_key=True),
+    Column("hour", BigInteger, primary_key=True),
+    Column("code", String(32), primary_key=True),
+    Column("key_id", String(40), nullable=False, index=True),
+    Column("count", BigInteger, nullable=False),
+)
+
+# Who used a secret: the heaviest few of each, kept by a sketch.
+callers = Table(
+    "callers",
+    usage,
+    Column("kid", String(12), primary_key=True),
+    Column("address", String(64), primary_key=True),
+    Column("product", String(64), primary_key=True),
+    Column("route", String(100), primary_key=True),
+    Column("key_id", String(40), nullable=False, index=True),
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    Column("count", BigInteger, nullable=False),
+)
+
+# The processes that judge keys, each with its lease and what it last told of itself.
+verifiers = Table(
+    "verifiers",
+    usage,
+    Column("id", String(40), primary_key=True),
+    Column("node", String(100), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("released_at", BigInteger),
+    Column("lease_seq", BigInteger, nullable=False),
+    Column("epoch", String(24), nullable=False),
+    Column("applied_revision", BigInteger, nullable=False),
+    Column("max_staleness_ms", BigInteger, nullable=False),
+    Column("metrics", Text, nullable=False),
+)
