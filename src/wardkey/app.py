@@ -21,11 +21,13 @@ from wardkey.api import audit, docs, health, keys, organization, people, verify
 from wardkey.config import Config, load_config
 from wardkey.dashboard import links
 from wardkey.db.engine import Database, open_database, telling
+from wardkey.db.leases import Confirming, Me, leave, stay
 from wardkey.db.master import MasterKeySource, fitting_key, is_begun, load_vault
 from wardkey.db.migrate import migrate
 from wardkey.db.occupancy import hold_database, hold_folder
 from wardkey.db.upkeep import begin_feed, clean_up, rehash
 from wardkey.domain.errors import DeploymentNotFound, Failure, InvalidSetting
+from wardkey.verify.leased import Leased
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web import problems
@@ -59,7 +61,7 @@ def open_deployment(config: Config, *, alone: bool = False) -> Iterator[Runner]:
         migrate(database)
         begin_feed(database)
         load_vault(database)
-        yield Runner(database)
+        yield Runner(database, Confirming(database))
 
 
 @contextmanager
@@ -134,9 +136,12 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
         ):
             load_vault(database)
             usage = Usage(database)
+            me = Me.here(database.clock(), config.max_staleness * 1000)
+            verifier = Verifier(database, usage, me, config.directory_memory)
+            verifier.live = config.workers
             context = Context(
-                runner=Runner(database),
-                verifier=Verifier(database, usage),
+                runner=Runner(database, Confirming(database)),
+                verifier=verifier,
                 usage=usage,
                 throttle=Throttle(),
                 public_url=config.url,
@@ -145,7 +150,9 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             )
             app.state.context = context
             stop = threading.Event()
-            ticker = threading.Thread(target=_tick, args=(context, stop), name="wardkey-ticker")
+            ticker = threading.Thread(
+                target=_tick, args=(context, config.workers, stop), name="wardkey-ticker"
+            )
             ticker.start()
             try:
                 yield
@@ -157,7 +164,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
     return lifespan
 
 
-def _tick(context: Context, stop: threading.Event) -> None:
+def _tick(context: Context, workers: int, stop: threading.Event) -> None:
     """Write counters, notes and rehashes twice a second, and a last time when stopping."""
     database, watcher, ticks = context.runner.database, parent_process(), 0
     while True:
@@ -168,11 +175,24 @@ def _tick(context: Context, stop: threading.Event) -> None:
         _attempt(context.usage.flush)
         _attempt(partial(context.runner.write_notes, everything=last))
         _attempt(partial(_rehash, context))
+        _attempt(partial(_share, context, workers))
         if ticks % CLEAN_UP_TICKS == 0:
             _attempt(partial(clean_up, database))
         ticks += 1
         if last:
+            if database.kind == "sqlite":
+                _attempt(partial(leave, database, context.verifier.me))
             return
+
+
+def _share(context: Context, workers: int) -> None:
+    """Say that this verifier is here, and learn with how many it shares the rate limits."""
+    verifier = context.verifier
+    freshness = verifier.directory.freshness
+    if isinstance(freshness, Leased):
+        verifier.live = max(workers, freshness.live)
+    else:
+        verifier.live = max(workers, stay(context.runner.database, verifier.me, ""))
 
 
 def _rehash(context: Context) -> None:

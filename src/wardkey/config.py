@@ -42,6 +42,9 @@ class Config:
     behind_proxy: bool = False
     trusted_proxies: str = "127.0.0.0/8,::1"
     workers: int = 1
+    directory_memory: int = 256
+    max_staleness: int = 0
+    metrics_token: str = field(default="", repr=False)
     public_url: str = ""
     brand: str = ""
     key_headers: str = ""
@@ -169,6 +172,17 @@ def _check(config: Config) -> None:
         )
     if not 1 <= config.workers <= 64:  # noqa: PLR2004 - more than any machine's cores
         raise InvalidSetting("workers is a number from 1 to 64.", field="workers")
+    if not 16 <= config.directory_memory <= 1_048_576:  # noqa: PLR2004 - MiB: 16 MiB to 1 TiB
+        raise InvalidSetting(
+            "directory_memory is a number of MiB from 16 on, for each worker.",
+            field="directory_memory",
+        )
+    if not 0 <= config.max_staleness <= 3600:  # noqa: PLR2004 - an hour
+        raise InvalidSetting(
+            "max_staleness is a number of seconds from 0 to 3600.", field="max_staleness"
+        )
+    if config.metrics_token and len(config.metrics_token) < 16:  # noqa: PLR2004 - not guessed
+        raise InvalidSetting("metrics_token has at least 16 characters.", field="metrics_token")
     try:
         clean_brand(config.brand)
         parse_networks(item for item in config.trusted_proxies.split(",") if item.strip())

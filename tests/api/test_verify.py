@@ -120,7 +120,7 @@ def test_a_test_key_is_refused_in_live_with_a_sentence(server: Server, owner: ht
 
 
 def test_a_rate_limit_is_told_with_the_wait(server: Server, owner: httpx.Client) -> None:
-    text = issue(owner, "live-verdict-rate", rate_limit={"limit": 1, "period_s": 3600, "burst": 2})[
+    text = issue(owner, "live-verdict-rate", rate_limit={"limit": 1, "period_s": 3600, "burst": 4})[
         "secret"
     ]
     codes = [verdict(server, text)["code"] for _ in range(8)]

@@ -12,6 +12,7 @@ from wardkey.actions.audit import Target, record
 from wardkey.db.engine import Database, Transaction
 from wardkey.domain.errors import Forbidden
 from wardkey.domain.principal import Principal, PrincipalKind
+from wardkey.domain.receipts import Confirmation, Reach
 
 MINUTE_MS = 60_000
 
@@ -52,9 +53,13 @@ class MinuteNotes:
 
 @dataclass(slots=True)
 class Runner:
-    """Runs an action as somebody: in one transaction, and its refusal noted for the audit."""
+    """Runs an action as somebody: in one transaction, and its refusal noted for the audit.
+
+    `confirm` waits after a commit until every verifier knows it; without one nobody is served.
+    """
 
     database: Database
+    confirm: Callable[[str, int], Confirmation] | None = None
     notes: MinuteNotes = field(default_factory=MinuteNotes)
 
     def change(
@@ -64,9 +69,23 @@ class Runner:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run an action that writes; when this returns, what it did is committed."""
+        """Run an action that writes; when this returns, what it did binds every verifier."""
+        return self.change_confirmed(action, by, *args, **kwargs)[0]
+
+    def change_confirmed(
+        self,
+        action: Callable[Concatenate[Transaction, Principal, P], R],
+        by: Principal,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> tuple[R, Confirmation]:
+        """Run an action as `change` does, and tell how far it has reached."""
         with self.noting(action.__name__, by), self.database.write() as tx:
-            return action(tx, by, *args, **kwargs)
+            done = action(tx, by, *args, **kwargs)
+        if self.confirm is None:
+            return done, Confirmation(Reach.EVERYWHERE, 0, 0.0)
+        # What changed nothing is confirmed too: an earlier caller may still be waiting for it.
+        return done, self.confirm(tx.epoch, tx.revision - (not tx.position))
 
     def look(
         self,

@@ -96,6 +96,8 @@ _SETTINGS_HELP = {
     "behind_proxy": "A proxy in front ends TLS and names the client's address.",
     "trusted_proxies": "Proxies whose X-Forwarded-For counts (CIDR, comma-separated).",
     "workers": "Worker processes.",
+    "directory_memory": "MiB of memory for known keys, in each worker.",
+    "max_staleness": "Seconds to go on judging without PostgreSQL; 0 refuses at once.",
     "public_url": "Where people reach this deployment.",
     "brand": "Text before every key of this deployment, such as acme.",
     "key_headers": "Further headers that may carry a key (comma-separated).",

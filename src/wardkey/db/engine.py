@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sqlcipher3.dbapi2 as sqlcipher
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, update
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, text, update
 from sqlalchemy.pool import QueuePool
 
 from wardkey.db.schema import feed
@@ -32,6 +32,8 @@ _PAGE_CACHE_KIB = 65_536
 _TAKE_REVISION = (
     update(feed).values(revision=feed.c.revision + 1).returning(feed.c.epoch, feed.c.revision)
 )
+# Verifiers that miss it find the change when they renew their leases.
+_NOTIFY = text("NOTIFY wardkey")
 
 
 def wall_clock() -> int:
@@ -106,6 +108,8 @@ class Database:
             yield tx
             if not tx.position:
                 transaction.rollback()
+            elif self.kind == "postgresql":
+                connection.execute(_NOTIFY)
 
     def close(self) -> None:
         """Close all connections; SQLite's last one folds the WAL into the file."""

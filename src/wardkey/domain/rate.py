@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
@@ -32,6 +33,16 @@ class RateLimit:
         increment = -(-self.period_ms * _GRAINS // self.limit) / _GRAINS
         object.__setattr__(self, "increment_ms", increment)
         object.__setattr__(self, "tolerance_ms", increment * self.burst)
+
+
+@lru_cache(maxsize=4096)
+def share(limit: RateLimit, parts: int) -> RateLimit:
+    """Return the part of `limit` that each of `parts` verifiers may grant by itself.
+
+    Together they never grant more than the whole over time; at once they grant the burst, or one
+    request each where the burst is smaller than `parts`.
+    """
+    return RateLimit(limit.limit, limit.period_ms * parts, max(1, limit.burst // parts))
 
 
 class Admission(NamedTuple):

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 
 from wardkey.db.engine import Database, storage_failure
+from wardkey.db.leases import Me
 from wardkey.domain.addresses import contains
 from wardkey.domain.errors import (
     AddressNotAllowed,
@@ -16,27 +17,34 @@ from wardkey.domain.errors import (
     Unknown,
     VerifierUnavailable,
 )
-from wardkey.domain.rate import Admission, admit
+from wardkey.domain.rate import Admission, RateLimit, admit, share
 from wardkey.domain.secret import Malformed, SecretKind, SecretText, parse
 from wardkey.domain.verdict import KnownSecret, Question, Verdict, decide, failure_of
-from wardkey.verify.directory import Directory, KnownServiceKey
+from wardkey.verify.directory import Directory
+from wardkey.verify.memory import KnownServiceKey
 from wardkey.verify.usage import Usage
 
 _NOBODY = bytes(32)
 _MOST_RATES = 200_000
+_MOST_GUESSING = 100_000
+# Unknown secrets that one address may show: 600 at once, then 10 a second.
+_GUESSES = RateLimit(limit=10, period_ms=1_000, burst=600)
+_KINDS = frozenset({SecretKind.SECRET, SecretKind.PUBLISHABLE})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A verdict with what the asking side may know; `known` is None unless the hash matched.
 
-    `as_of` is when it was decided, epoch milliseconds; the commits before it are all in it.
+    `as_of` is when it was decided, epoch milliseconds; the commits before it are all in it. With
+    `--max-staleness` and without the database, commits of the last `stale_ms` may be missing.
     """
 
     verdict: Verdict
     known: KnownSecret | None
     as_of: int
     admission: Admission | None = None
+    stale_ms: int = 0
 
     def failure(self, asked: Question) -> Failure:
         """Return the failure that stands for a verdict other than `valid`."""
@@ -46,15 +54,23 @@ class Answer:
 
 
 class Verifier:
-    """Judges presented keys for one process of a deployment."""
+    """Judges presented keys for one process of a deployment.
 
-    def __init__(self, database: Database, usage: Usage) -> None:
+    `live` is how many verifiers share the keys' rate limits; it starts at what is safe to assume.
+    """
+
+    def __init__(
+        self, database: Database, usage: Usage, me: Me | None = None, memory_mib: int = 256
+    ) -> None:
         self._database = database
         self._vault = database.keys
         self._usage = usage
-        self.directory = Directory(database)
+        self.me = me or Me.here(database.clock())
+        self.directory = Directory(database, self.me, memory_mib)
+        self.live = 1
         self._rates: dict[str, float] = {}
         self._rate_lock = threading.Lock()
+        self._guesses: dict[str, float] = {}
         self._rehash: dict[str, tuple[bytes, int]] = {}
 
     def verify(self, asked: Question, user_agent: str = "") -> Answer:
@@ -98,9 +114,9 @@ class Verifier:
             if known is None:
                 return self._stranger(Verdict.MALFORMED)
         else:
-            known = self._matching(secret)
+            known = self._matching(secret, asked.address)
             if known is None:
-                return self._stranger(Verdict.UNKNOWN)
+                return self._guess(asked.address)
         now = self._database.clock()
         verdict = decide(known, asked, now)
         if verdict is Verdict.UNKNOWN:
@@ -114,10 +130,12 @@ class Verifier:
             self._usage.note(known.kid, known.key_id, now, asked.address, user_agent)
             if known.pepper_version != self._vault.version:
                 self._note_rehash(known, asked.text)
-        return Answer(verdict, known, now, admission)
+        return Answer(verdict, known, now, admission, self.directory.stale_ms())
 
-    def _matching(self, secret: SecretText) -> KnownSecret | None:
-        if secret.kind not in (SecretKind.SECRET, SecretKind.PUBLISHABLE):
+    def _matching(self, secret: SecretText, address: str) -> KnownSecret | None:
+        if secret.kind not in _KINDS:
+            return None
+        if self._guesses and self._is_guessing(address) and not self.directory.holds(secret.kid):
             return None
         known = self.directory.find(secret.kid)
         if known is None:
@@ -137,6 +155,27 @@ class Verifier:
                 return known
         return None
 
+    def _guess(self, address: str) -> Answer:
+        """Answer for an unknown secret; an address that shows too many waits.
+
+        Its look-ups stop then, but what memory holds is still judged: others may sit behind it.
+        """
+        now = self._database.clock()
+        if not address:
+            return self._stranger(Verdict.UNKNOWN)
+        admission = admit(_GUESSES, self._guesses.get(address, 0.0), now)
+        if not admission.admitted:
+            self._usage.note_stranger(now, Verdict.RATE_LIMITED)
+            return Answer(Verdict.RATE_LIMITED, None, now, admission)
+        if len(self._guesses) >= _MOST_GUESSING:
+            self._guesses = {k: tat for k, tat in self._guesses.items() if tat > now}
+        self._guesses[address] = admission.tat
+        return self._stranger(Verdict.UNKNOWN)
+
+    def _is_guessing(self, address: str) -> bool:
+        tat = self._guesses.get(address)
+        return tat is not None and not admit(_GUESSES, tat, self._database.clock()).admitted
+
     def _stranger(self, verdict: Verdict) -> Answer:
         now = self._database.clock()
         self._usage.note_stranger(now, verdict)
@@ -144,8 +183,9 @@ class Verifier:
 
     def _admit(self, known: KnownSecret, now: int, cost: int) -> Admission:
         assert known.rate is not None  # noqa: S101 - the caller looked
+        limit = share(known.rate, self.live) if self.live > 1 else known.rate
         with self._rate_lock:
-            admission = admit(known.rate, self._rates.get(known.key_id, 0.0), now, cost)
+            admission = admit(limit, self._rates.get(known.key_id, 0.0), now, cost)
             self._rates[known.key_id] = admission.tat
             if len(self._rates) > _MOST_RATES:
                 self._rates = {k: tat for k, tat in self._rates.items() if tat > now}
