@@ -22,5 +22,5 @@ def test_a_key_lives_its_whole_life(server: Server) -> None:
             assert receipt.status_code == 200, receipt.text
             assert [verdict(first), verdict(rotated["secret"])] == ["revoked", "revoked"]
         again = owner.delete(f"/v2/keys/{key_id}").json()
-        assert again == receipt.json()
+        assert again | {"took_ms": 0} == receipt.json() | {"took_ms": 0}
         assert owner.get("/v2/audit-events/verify").json()["holds"]

@@ -72,7 +72,6 @@ def test_a_gap_or_another_epoch_empties_the_directory(
         tx.connection.execute(delete(changes))
         if gap == "epoch":
             tx.connection.execute(update(feed).values(epoch="another", revision=1))
-    assert runner.confirm is not None
     runner.confirm(*(("another", 1) if gap == "epoch" else (tx.epoch, tx.revision)))
     assert verifier.verify(Question(made.secret.text)).verdict is Verdict.REVOKED
 

@@ -12,7 +12,7 @@ from wardkey.actions.audit import Target, record
 from wardkey.db.engine import Database, Transaction
 from wardkey.domain.errors import Forbidden
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.receipts import Confirmation, Reach
+from wardkey.domain.receipts import Confirmation
 
 MINUTE_MS = 60_000
 
@@ -55,11 +55,11 @@ class MinuteNotes:
 class Runner:
     """Runs an action as somebody: in one transaction, and its refusal noted for the audit.
 
-    `confirm` waits after a commit until every verifier knows it; without one nobody is served.
+    `confirm` waits after a commit until every verifier knows it.
     """
 
     database: Database
-    confirm: Callable[[str, int], Confirmation] | None = None
+    confirm: Callable[[str, int], Confirmation]
     notes: MinuteNotes = field(default_factory=MinuteNotes)
 
     def change(
@@ -82,8 +82,6 @@ class Runner:
         """Run an action as `change` does, and tell how far it has reached."""
         with self.noting(action.__name__, by), self.database.write() as tx:
             done = action(tx, by, *args, **kwargs)
-        if self.confirm is None:
-            return done, Confirmation(Reach.EVERYWHERE, 0, 0.0)
         # What changed nothing is confirmed too: an earlier caller may still be waiting for it.
         return done, self.confirm(tx.epoch, tx.revision - (not tx.position))
 

@@ -374,15 +374,19 @@ def revoke_key(
 ) -> ReceiptShape:
     """Revoke a key with all its secrets, for good; when this returns nothing accepts it."""
     said = wanted or Revocation()
-    receipt = here.runner.change(revocations.revoke, caller.by, key_id, said.reason, said.comment)
-    return receipt_shape(receipt)
+    receipt, confirmed = here.runner.change_confirmed(
+        revocations.revoke, caller.by, key_id, said.reason, said.comment
+    )
+    return receipt_shape(receipt, confirmed)
 
 
 @router.delete("/v2/keys/{key_id}", responses=told(errors.KeyNotFound))
 def delete_key(key_id: KeyId, caller: Known, here: Here) -> ReceiptShape:
     """Revoke a key; the record stays for the audit."""
-    receipt = here.runner.change(revocations.revoke, caller.by, key_id, Reason.UNSPECIFIED, "")
-    return receipt_shape(receipt)
+    receipt, confirmed = here.runner.change_confirmed(
+        revocations.revoke, caller.by, key_id, Reason.UNSPECIFIED, ""
+    )
+    return receipt_shape(receipt, confirmed)
 
 
 @router.post(
@@ -400,16 +404,17 @@ def revoke_secret(
 ) -> ReceiptShape:
     """Revoke one secret of a key; its other secrets go on."""
     said = wanted or Revocation()
-    receipt = here.runner.change(
+    receipt, confirmed = here.runner.change_confirmed(
         revocations.revoke_secret, caller.by, key_id, kid, said.reason, said.comment
     )
-    return receipt_shape(receipt)
+    return receipt_shape(receipt, confirmed)
 
 
 @router.get("/v2/receipts/{receipt_id}", responses=told(errors.ReceiptNotFound))
 def get_receipt(receipt_id: Id, caller: Known, here: Here) -> ReceiptShape:
     """Show the receipt of a revocation again."""
-    return receipt_shape(here.runner.look(revocations.get_receipt, caller.by, receipt_id))
+    receipt = here.runner.look(revocations.get_receipt, caller.by, receipt_id)
+    return receipt_shape(receipt, here.runner.confirm(receipt.epoch, receipt.revision))
 
 
 @router.post(

@@ -12,6 +12,7 @@ from wardkey.actions.revocations import Receipt
 from wardkey.domain.errors import InvalidTime
 from wardkey.domain.keys import KeyRecord, KeyStatus, Rate, SecretRecord
 from wardkey.domain.permissions import KeyType
+from wardkey.domain.receipts import Confirmation, Reach
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso, parse_iso
 
@@ -114,6 +115,14 @@ class ReceiptShape(BaseModel):
     revision: int
     revoked_at: str
     reason: str
+    reach: Reach = Field(
+        description="`everywhere`: no verifier accepts it any more; `bounded`: `late_verifiers` "
+        "that go on without the database may, for at most `staleness_s`."
+    )
+    verifiers: int = Field(description="How many verifier processes were asked.")
+    late_verifiers: int
+    staleness_s: float
+    took_ms: float = Field(description="From the commit until every verifier knew.")
 
 
 def when(ms: int | None) -> str | None:
@@ -171,8 +180,8 @@ def issued_shape(issued: Issued, now: int) -> IssuedShape:
     )
 
 
-def receipt_shape(receipt: Receipt) -> ReceiptShape:
-    """Render a receipt."""
+def receipt_shape(receipt: Receipt, confirmed: Confirmation) -> ReceiptShape:
+    """Render a receipt and how far its revocation has reached."""
     return ReceiptShape(
         id=receipt.id,
         key_id=receipt.key_id,
@@ -181,6 +190,11 @@ def receipt_shape(receipt: Receipt) -> ReceiptShape:
         revision=receipt.revision,
         revoked_at=iso(receipt.revoked_at),
         reason=receipt.reason,
+        reach=confirmed.reach,
+        verifiers=confirmed.verifiers,
+        late_verifiers=confirmed.late,
+        staleness_s=confirmed.staleness_s,
+        took_ms=round(confirmed.took_ms, 1),
     )
 
 

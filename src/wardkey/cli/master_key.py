@@ -14,6 +14,7 @@ from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
 from wardkey.db.engine import Database
 from wardkey.db.files import put_in_place
+from wardkey.db.leases import Confirming
 from wardkey.db.master import MasterKeySource, is_begun, load_vault, write_key
 from wardkey.db.occupancy import hold_database, hold_folder
 from wardkey.db.rotation import rekey_files
@@ -75,7 +76,7 @@ def status(config: Config, *, as_json: bool) -> None:
         hold_database(database, alone=False),
     ):
         load_vault(database)
-        found = Runner(database).look(versions, operator())
+        found = Runner(database, Confirming(database)).look(versions, operator())
     lines, values = [], []
     for item in found:
         made = iso(item.created_at)
@@ -104,7 +105,9 @@ def _rotate(runner: Runner, source: MasterKeySource, following: MasterKey) -> in
     done: list[int] = []
 
     def change(database: Database) -> None:
-        done.append(Runner(database).change(rotate_action, operator(), following))
+        done.append(
+            Runner(database, Confirming(database)).change(rotate_action, operator(), following)
+        )
 
     if runner.database.kind == "sqlite":
         rekey_files(runner.database, following, change)
