@@ -149,6 +149,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 key_headers=config.extra_key_headers,
             )
             app.state.context = context
+            app.state.hot_routes = verify.HOT_ROUTES
             stop = threading.Event()
             ticker = threading.Thread(
                 target=_tick, args=(context, config.workers, stop), name="wardkey-ticker"

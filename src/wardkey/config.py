@@ -95,9 +95,10 @@ class Config:
         return parse_networks(item for item in self.trusted_proxies.split(",") if item.strip())
 
     @property
-    def extra_key_headers(self) -> tuple[str, ...]:
+    def extra_key_headers(self) -> tuple[bytes, ...]:
         """Further header names, in lower case, that may carry a key."""
-        return tuple(name.strip().lower() for name in self.key_headers.split(",") if name.strip())
+        names = (name.strip().lower() for name in self.key_headers.split(","))
+        return tuple(name.encode() for name in names if name)
 
     def environment(self) -> dict[str, str]:
         """Return the WARDKEY_* variables that give a worker process this very Config."""

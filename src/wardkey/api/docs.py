@@ -48,7 +48,7 @@ _SCHEMES: dict[str, dict[str, Any]] = {
     "keyHeader": {
         "type": "apiKey",
         "in": "header",
-        "name": KEY_HEADER,
+        "name": KEY_HEADER.decode(),
         "description": "An API key, for clients that cannot set Authorization.",
     },
 }

@@ -13,7 +13,7 @@ from wardkey.domain import errors
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import PrincipalKind
 from wardkey.domain.times import iso
-from wardkey.web.caller import AnyCaller, shown_credential, stranger
+from wardkey.web.caller import AnyCaller, stranger
 from wardkey.web.context import Here
 from wardkey.web.problems import takes_json, told
 
@@ -164,11 +164,11 @@ def sign_in(wanted: SignIn, request: Request, here: Here) -> UserToken:
 
 
 @router.delete("/v2/user-tokens/current", status_code=204, responses=told())
-def sign_out(caller: AnyCaller, request: Request, here: Here) -> None:
+def sign_out(caller: AnyCaller, here: Here) -> None:
     """End the user token that this request carries."""
     if caller.by.kind is not PrincipalKind.USER:
         raise errors.InvalidUserToken
-    here.runner.change(people.sign_out, caller.by, shown_credential(request, here))
+    here.runner.change(people.sign_out, caller.by, caller.text)
 
 
 @router.get("/v2/me", responses=told())

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-from urllib.parse import quote
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl, quote
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from wardkey.domain import errors
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.secret import Environment
+from wardkey.domain.secret import Environment, Malformed
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
 from wardkey.verify import wire
 from wardkey.verify.verifier import Answer
 from wardkey.web.caller import (
-    Known,
+    Caller,
+    caller_in_organization,
     client_address,
     from_browser,
     note_exposure,
     shown_credential,
 )
 from wardkey.web.context import Context, Here
-from wardkey.web.problems import problem_response, rate_headers, takes_json, told
+from wardkey.web.incoming import Incoming, Outgoing
+from wardkey.web.lane import HotRoute
+from wardkey.web.problems import check_json, problem_outgoing, rate_headers, told
 
-router = APIRouter(tags=["verify"], dependencies=[Depends(takes_json)])
+router = APIRouter(tags=["verify"])
+log = logging.getLogger("wardkey")
+
+Judge = Callable[[Incoming, Context], Outgoing]
+_JSON_TYPE = "application/json"
+_NO_STORE = {"Cache-Control": "no-store"}
+_LONGEST_SLUG = 64
+_MOST_PERMISSIONS = 20
 
 _ONE, _MANY, QUESTIONS = wire.schemas()
 _EXAMPLE = {
@@ -56,16 +71,21 @@ _VERDICT = {
 }
 
 
+def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema}
+
+
+_SECURITY: list[dict[str, list[str]]] = [{"key": []}, {"keyHeader": []}, {"userToken": []}]
+_BATCH = {
+    "type": "object",
+    "required": ["items"],
+    "properties": {"items": {"type": "array", "items": _VERDICT}},
+}
+
+
 def _takes(schema: dict[str, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-async def _body(request: Request) -> bytes:
-    return await request.body()
-
-
-RawBody = Annotated[bytes, Depends(_body)]
+    return {"requestBody": {"required": True, "content": content}, "security": _SECURITY}
 
 
 @router.post(
@@ -77,11 +97,9 @@ RawBody = Annotated[bytes, Depends(_body)]
     },
     response_class=Response,
 )
-def verify_key(caller: Known, here: Here, body: RawBody) -> Response:
+async def verify_key(request: Request, here: Here) -> Response:
     """Judge a key; a refusal is an answer too: 200 with `valid: false` and its code."""
-    with here.runner.noting("verify_key", caller.by):
-        caller.by.require_verifying()
-        return _json(_answer(here, caller.by, wire.read_request(body)))
+    return await _apart(HOT_ROUTES[b"/v2/keys/verify"], request, here)
 
 
 @router.post(
@@ -89,30 +107,90 @@ def verify_key(caller: Known, here: Here, body: RawBody) -> Response:
     openapi_extra=_takes(_MANY),
     responses={
         **told(errors.InvalidCost, errors.TooManyItems, errors.MalformedJson, body=True),
-        200: {
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["items"],
-                        "properties": {"items": {"type": "array", "items": _VERDICT}},
-                    }
-                }
-            }
-        },
+        200: {"content": {"application/json": {"schema": _BATCH}}},
     },
     response_class=Response,
 )
-def verify_keys(caller: Known, here: Here, body: RawBody) -> Response:
+async def verify_keys(request: Request, here: Here) -> Response:
     """Judge up to a hundred keys, each by itself, in their order."""
-    with here.runner.noting("verify_keys", caller.by):
-        caller.by.require_verifying()
-        items = [_answer(here, caller.by, item) for item in wire.read_batch(body)]
+    return await _apart(HOT_ROUTES[b"/v2/keys/verify-batch"], request, here)
+
+
+@router.get(
+    "/v2/auth",
+    responses={
+        **told(errors.OtherOrganization, errors.OriginNotAllowed),
+        200: {"description": "The key opens it; the Wardkey-* headers say whose it is."},
+    },
+    response_class=Response,
+    openapi_extra={
+        "security": [{"key": []}, {"keyHeader": []}],
+        "parameters": [
+            _parameter("organization", {"type": "string", "maxLength": 64}),
+            _parameter("environment", {"enum": list(Environment), "default": "live"}),
+            _parameter("type", {"enum": list(KeyType), "default": "secret"}),
+            _parameter(
+                "permission", {"type": "array", "items": {"type": "string"}, "maxItems": 20}
+            ),
+        ],
+    },
+)
+async def forward_auth(request: Request, here: Here) -> Response:
+    """Judge the key of a request that a proxy holds up; the proxy's URL says whose keys it takes.
+
+    Every identity header is always sent, even empty, so that none can be forged from outside.
+    """
+    return await _apart(HOT_ROUTES[b"/v2/auth"], request, here)
+
+
+async def _apart(route: HotRoute, request: Request, here: Context) -> Response:
+    """Judge in a thread, where waiting for a database holds up nobody."""
+    incoming = Incoming.of(request, await request.body())
+    return (await run_in_threadpool(route.answer, incoming, here)).response()
+
+
+def answering(judge: Judge) -> Judge:
+    """Return `judge` with what it raises as a problem in its answer."""
+
+    def answer(incoming: Incoming, here: Context) -> Outgoing:
+        try:
+            return judge(incoming, here)
+        except errors.Failure as failure:
+            return problem_outgoing(failure, incoming.request_id)
+        except Exception:
+            log.exception("request %s failed", incoming.request_id)
+            return problem_outgoing(errors.InternalError(), incoming.request_id)
+
+    return answer
+
+
+def judge_one(incoming: Incoming, here: Context) -> Outgoing:
+    """Answer POST /v2/keys/verify."""
+    caller = _asking(incoming, here, "verify_key")
+    return _json(_answer(here, caller.by, wire.read_request(incoming.body)))
+
+
+def judge_many(incoming: Incoming, here: Context) -> Outgoing:
+    """Answer POST /v2/keys/verify-batch."""
+    caller = _asking(incoming, here, "verify_keys")
+    items = [_answer(here, caller.by, item) for item in wire.read_batch(incoming.body)]
     return _json({"items": items})
 
 
+def _asking(incoming: Incoming, here: Context, attempt: str) -> Caller:
+    said = incoming.text(b"content-type")
+    if said != _JSON_TYPE and incoming.body:
+        check_json(said)
+    caller = caller_in_organization(incoming, here)
+    if incoming.query:
+        raise errors.InvalidRequest("This route takes no parameter in its URL.")
+    with here.runner.noting(attempt, caller.by):
+        caller.by.require_verifying()
+    return caller
+
+
 def _answer(here: Context, by: Principal, wanted: wire.VerifyRequest) -> dict[str, Any]:
-    asked = _question(by, wanted)
+    asked = _question(here, by, wanted)
     if by.kind is PrincipalKind.SERVICE_KEY:
         here.runner.notes.note(by, "service_key.used", "verify")
     answer = here.verifier.verify(asked, wanted.user_agent)
@@ -120,19 +198,20 @@ def _answer(here: Context, by: Principal, wanted: wire.VerifyRequest) -> dict[st
     return wire.render(answer, asked)
 
 
-def _question(by: Principal, wanted: wire.VerifyRequest) -> Question:
+def _question(here: Context, by: Principal, wanted: wire.VerifyRequest) -> Question:
     """Return what `by` may ask: of its own organization and environment, or of any."""
     if by.kind is PrincipalKind.SERVICE_KEY:
         org_id, environment = wanted.organization, wanted.environment
     else:
         org_id, environment = by.org_id, wanted.environment or by.environment
-        if environment is not by.environment:
-            raise errors.WrongEnvironment(
-                f"You ask in {by.environment}, where {environment} keys are not known; ask with "
-                f"a {environment} key."
-            )
-        if wanted.organization not in ("", org_id):
-            raise errors.OtherOrganization
+        with here.runner.noting("verify_key", by):
+            if environment is not by.environment:
+                raise errors.WrongEnvironment(
+                    f"You ask in {by.environment}, where {environment} keys are not known; ask "
+                    f"with a {environment} key."
+                )
+            if wanted.organization not in ("", org_id):
+                raise errors.OtherOrganization
     return Question(
         wanted.key,
         organization=org_id,
@@ -145,69 +224,88 @@ def _question(by: Principal, wanted: wire.VerifyRequest) -> Question:
     )
 
 
-@router.get(
-    "/v2/auth",
-    responses={
-        **told(errors.OtherOrganization, errors.OriginNotAllowed),
-        200: {"description": "The key opens it; the Wardkey-* headers say whose it is."},
-    },
-    response_class=Response,
-    openapi_extra={"security": [{"key": []}, {"keyHeader": []}]},
-)
-def forward_auth(  # noqa: PLR0917 - FastAPI's parameters
-    request: Request,
-    here: Here,
-    organization: Annotated[str, Query(max_length=64)] = "",
-    environment: Environment = Environment.LIVE,
-    type: Annotated[KeyType, Query()] = KeyType.SECRET,  # noqa: A002 - the parameter's name
-    permission: Annotated[list[str] | None, Query(max_length=20)] = None,
-) -> Response:
-    """Judge the key of a request that a proxy holds up; the proxy's URL says whose keys it takes.
-
-    Every identity header is always sent, even empty, so that none can be forged from outside.
-    """
+def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
+    """Answer GET /v2/auth."""
     try:
-        asked = _proxied(request, here, organization, environment, type, permission or [])
-        answer = here.verifier.verify(asked, request.headers.get("user-agent", "")[:200])
+        asked = _proxied(incoming, here, terms_of(incoming.query))
+        answer = here.verifier.verify(asked, incoming.text(b"user-agent")[:200], incoming.seen)
     except errors.Failure as failure:
-        response = problem_response(failure, request)
-        response.headers.update(_identity(None, failure.code))
-        return response
+        refused = problem_outgoing(failure, incoming.request_id)
+        return replace(refused, headers={**refused.headers, **_identity(None, failure.code)})
     _note_browser(here, answer, asked)
-    passed = answer.verdict is Verdict.VALID
-    judged = Response() if passed else problem_response(answer.failure(asked), request)
-    judged.headers.update(_identity(answer.known, answer.verdict))
+    headers = _identity(answer.known, answer.verdict)
     if answer.admission is not None and answer.known is not None and answer.known.rate is not None:
-        judged.headers.update(rate_headers(answer.known.rate, answer.admission))
-    return judged
+        headers |= rate_headers(answer.known.rate, answer.admission)
+    if answer.verdict is Verdict.VALID:
+        return Outgoing(200, headers=headers)
+    refused = problem_outgoing(answer.failure(asked), incoming.request_id)
+    return replace(refused, headers={**refused.headers, **headers})
 
 
-def _proxied(  # noqa: PLR0917 - what the proxy's URL states
-    request: Request,
-    here: Context,
-    organization: str,
-    environment: Environment,
-    key_type: KeyType,
-    permissions: list[str],
-) -> Question:
-    if not organization and not here.verifier.directory.has_one_organization():
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the proxy's URL states: whose keys open this, and which."""
+
+    organization: str = ""
+    environment: Environment = Environment.LIVE
+    type: KeyType = KeyType.SECRET
+    permissions: tuple[str, ...] = ()
+
+
+# A proxy asks with the same few URLs all the time.
+@lru_cache(maxsize=1024)
+def terms_of(query: bytes) -> Terms:
+    """Read the query of a forward-auth URL; raises `InvalidRequest`."""
+    said: dict[str, list[str]] = {}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        said.setdefault(name, []).append(value)
+    permissions = said.pop("permission", [])
+    single = {name: values[-1] for name, values in said.items()}
+    try:
+        return _Terms(**single).terms(permissions)
+    except (TypeError, ValueError):
+        raise errors.InvalidRequest(
+            "The proxy's URL takes organization (a slug or an id), environment (live or test), "
+            "type (secret or publishable) and up to 20 times permission.",
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    organization: str = ""
+    environment: str = Environment.LIVE
+    type: str = KeyType.SECRET
+
+    def terms(self, permissions: list[str]) -> Terms:
+        if len(self.organization) > _LONGEST_SLUG or len(permissions) > _MOST_PERMISSIONS:
+            raise ValueError
+        return Terms(
+            self.organization,
+            Environment(self.environment),
+            KeyType(self.type),
+            tuple(permissions),
+        )
+
+
+def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question:
+    if not terms.organization and not here.verifier.directory.has_one_organization():
         raise errors.OrganizationRequired(
             "This deployment has several organizations; say in the proxy's URL whose keys open "
             "this: ?organization=<slug or id>.",
             field="organization",
         )
-    text = shown_credential(request, here)
+    text = shown_credential(incoming, here)
     if not text:
         raise errors.MissingCredentials
     return Question(
         text,
-        organization=organization,
-        environment=environment,
-        type=key_type,
-        permissions=tuple(permissions),
-        address=client_address(request, here),
-        origin=request.headers.get("origin", ""),
-        browser=from_browser(request),
+        organization=terms.organization,
+        environment=terms.environment,
+        type=terms.type,
+        permissions=terms.permissions,
+        address=client_address(incoming, here),
+        origin=incoming.text(b"origin"),
+        browser=from_browser(incoming),
     )
 
 
@@ -251,9 +349,46 @@ _IDENTITY = (
 )
 
 
-def _json(value: Any) -> Response:  # noqa: ANN401 - JSON values
-    return Response(
-        wire.encode(value),
-        media_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )
+def _json(value: Any) -> Outgoing:  # noqa: ANN401 - JSON values
+    return Outgoing(200, wire.encode(value), _JSON_TYPE, _NO_STORE)
+
+
+def _one_at_hand(incoming: Incoming, here: Context) -> bool:
+    try:
+        keys = [wire.read_request(incoming.body).key]
+    except errors.Failure:
+        keys = []
+    return _at_hand(incoming, here, keys)
+
+
+def _many_at_hand(incoming: Incoming, here: Context) -> bool:
+    try:
+        keys = [item.key for item in wire.read_batch(incoming.body)]
+    except errors.Failure:
+        keys = []
+    return _at_hand(incoming, here, keys)
+
+
+def _proxied_at_hand(incoming: Incoming, here: Context) -> bool:
+    terms = b"organization=" in incoming.query or here.verifier.directory.memory.has_one is not None
+    return terms and _at_hand(incoming, here, [])
+
+
+def _at_hand(incoming: Incoming, here: Context, keys: list[str]) -> bool:
+    """Tell whether memory holds the caller's credential and `keys`."""
+    try:
+        keys.append(shown_credential(incoming, here))
+    except errors.Failure:
+        return True
+    for text in keys:
+        secret = here.verifier.parsed(text, incoming.seen)
+        if isinstance(secret, Malformed) or not here.verifier.directory.holds(secret.kid):
+            return False
+    return True
+
+
+HOT_ROUTES = {
+    b"/v2/keys/verify": HotRoute(b"POST", answering(judge_one), _one_at_hand),
+    b"/v2/keys/verify-batch": HotRoute(b"POST", answering(judge_many), _many_at_hand),
+    b"/v2/auth": HotRoute(b"GET", answering(judge_proxied), _proxied_at_hand),
+}

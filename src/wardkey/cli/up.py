@@ -95,7 +95,8 @@ def _serve(config: Config, listening: socket.socket) -> None:
         timeout_graceful_shutdown=DRAIN_S,
         ssl_certfile=config.tls_cert or None,
         ssl_keyfile=config.tls_key or None,
-        h11_max_incomplete_event_size=65_536,
+        http="wardkey.web.lane:Lane",
+        loop="uvloop",
     )
     # After draining, uvicorn raises the signal again; by then it only means to end well.
     for number in (signal.SIGTERM, signal.SIGINT):

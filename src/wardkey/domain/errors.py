@@ -96,6 +96,18 @@ class BodyTooLarge(Invalid):
     """The body is larger than this route takes; send less in one request."""
 
 
+class HeadersTooLarge(Invalid):
+    """The request line and headers are larger than 64 KiB; send less in them."""
+
+
+class InvalidHttp(Invalid):
+    """What was sent is no HTTP request; check the client, or a proxy in between."""
+
+
+class RequestTimeout(Invalid):
+    """The request did not arrive within 30 seconds; send it again, faster."""
+
+
 class UnsupportedMediaType(Invalid):
     """This route takes application/json; set the Content-Type header to it."""
 

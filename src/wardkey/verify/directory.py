@@ -71,7 +71,9 @@ class Directory:
         memory = self.memory
         with self._lock:
             fresh = self.freshness.serves(memory)
-            return fresh and (kid in memory.secrets or kid in memory.strangers)
+            return fresh and (
+                kid in memory.secrets or kid in memory.strangers or kid in memory.services
+            )
 
     def find_imported(self, digest: bytes) -> KnownSecret | None:
         """Return the imported secret with that digest of its hash, or None."""

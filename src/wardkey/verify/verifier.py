@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wardkey.db.engine import Database, storage_failure
 from wardkey.db.leases import Me
@@ -53,6 +53,21 @@ class Answer:
         return failure_of(self.verdict, self.known, asked, seconds)
 
 
+@dataclass(slots=True)
+class Seen:
+    """The credential that a connection showed last, with the record that its hash matched.
+
+    As long as the directory holds this very record, the same text need not be hashed again.
+    """
+
+    text: str = field(default="", repr=False)
+    secret: SecretText | None = None
+    known: KnownSecret | None = None
+
+
+_NOTHING_SEEN = Seen()
+
+
 class Verifier:
     """Judges presented keys for one process of a deployment.
 
@@ -73,10 +88,16 @@ class Verifier:
         self._guesses: dict[str, float] = {}
         self._rehash: dict[str, tuple[bytes, int]] = {}
 
-    def verify(self, asked: Question, user_agent: str = "") -> Answer:
+    def parsed(self, text: str, seen: Seen) -> SecretText | Malformed:
+        """Return the parts of a text, those of `seen` if it is the same."""
+        if seen.secret is not None and seen.text == text:
+            return seen.secret
+        return parse(text, brand=self._database.brand)
+
+    def verify(self, asked: Question, user_agent: str = "", seen: Seen | None = None) -> Answer:
         """Return the verdict on `asked.text`; raises `VerifierUnavailable` without storage."""
         try:
-            return self._verify(asked, user_agent)
+            return self._verify(asked, user_agent, seen)
         except Exception as fault:
             known = fault if isinstance(fault, Failure) else storage_failure(fault)
             if isinstance(known, Unavailable):
@@ -107,14 +128,14 @@ class Verifier:
         taken, self._rehash = self._rehash, {}
         return taken
 
-    def _verify(self, asked: Question, user_agent: str) -> Answer:
-        secret = parse(asked.text, brand=self._database.brand)
+    def _verify(self, asked: Question, user_agent: str, seen: Seen | None) -> Answer:
+        secret = self.parsed(asked.text, seen or _NOTHING_SEEN)
         if isinstance(secret, Malformed):
             known = self._imported(asked.text)
             if known is None:
                 return self._stranger(Verdict.MALFORMED)
         else:
-            known = self._matching(secret, asked.address)
+            known = self._matching(secret, asked.address, seen)
             if known is None:
                 return self._guess(asked.address)
         now = self._database.clock()
@@ -132,7 +153,7 @@ class Verifier:
                 self._note_rehash(known, asked.text)
         return Answer(verdict, known, now, admission, self.directory.stale_ms())
 
-    def _matching(self, secret: SecretText, address: str) -> KnownSecret | None:
+    def _matching(self, secret: SecretText, address: str, seen: Seen | None) -> KnownSecret | None:
         if secret.kind not in _KINDS:
             return None
         if self._guesses and self._is_guessing(address) and not self.directory.holds(secret.kid):
@@ -142,8 +163,14 @@ class Verifier:
             # As long as a known kid with a wrong secret takes.
             self._vault.matches(secret.text, _NOBODY, self._vault.version)
             return None
+        if seen is not None and known is seen.known and secret is seen.secret:
+            return known
         fits = self._vault.matches(secret.text, known.digest, known.pepper_version)
-        return known if fits and not known.imported else None
+        if not fits or known.imported:
+            return None
+        if seen is not None:
+            seen.text, seen.secret, seen.known = secret.text, secret, known
+        return known
 
     def _imported(self, text: str) -> KnownSecret | None:
         if not text or not text.startswith(self.directory.import_prefixes()):

@@ -19,19 +19,26 @@ from wardkey.domain.errors import (
     SecretKeyInBrowser,
 )
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.secret import Environment, Malformed, SecretKind, looks_like_ours, parse
+from wardkey.domain.secret import Environment, Malformed, SecretKind, looks_like_ours
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
 from wardkey.web.context import Context, Here
+from wardkey.web.incoming import Incoming
 
-KEY_HEADER = "wardkey-api-key"
+KEY_HEADER = b"wardkey-api-key"
+_LONGEST_ORGANIZATION = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A Principal with a fingerprint of the credential that it showed."""
+    """A Principal with the credential that it showed."""
 
     by: Principal
-    credential: bytes = field(repr=False)
+    text: str = field(repr=False)
+
+    @property
+    def credential(self) -> bytes:
+        """A fingerprint of the credential."""
+        return blake2b(self.text.encode("utf-8", "surrogateescape"), digest_size=32).digest()
 
     def acting_in(self, environment: Environment | None) -> Principal:
         """Return the Principal in the environment that the body names.
@@ -43,15 +50,15 @@ class Caller:
         return replace(self.by, environment=environment)
 
 
-def client_address(request: Request, context: Context) -> str:
+def client_address(incoming: Incoming, context: Context) -> str:
     """Return the address of the end client; forwarded ones count from trusted proxies only.
 
     X-Forwarded-For is read from its right end, past the trusted proxies.
     """
-    address = request.client.host if request.client else ""
+    address = incoming.peer
     if not context.proxies:
         return address
-    chain = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
+    chain = ",".join(incoming.texts(b"x-forwarded-for")).split(",")
     for hop in reversed([item.strip() for item in chain if item.strip()]):
         if not contains(context.proxies, address):
             break
@@ -59,30 +66,36 @@ def client_address(request: Request, context: Context) -> str:
     return address[:64]
 
 
-def shown_credential(request: Request, context: Context) -> str:
+def shown_credential(incoming: Incoming, context: Context) -> str:
     """Return the one credential of the request's headers, or an empty text.
 
     Raises `AmbiguousCredentials`, `CredentialInUrl`.
     """
-    brand = context.runner.database.brand
-    for _, value in parse_qsl(request.url.query, keep_blank_values=True):
-        if looks_like_ours(value.removeprefix("Bearer "), brand=brand):
-            raise CredentialInUrl
-    found = set()
-    for value in request.headers.getlist("authorization"):
+    if incoming.query:
+        brand = context.runner.database.brand
+        for _, value in parse_qsl(incoming.query.decode("latin-1"), keep_blank_values=True):
+            if looks_like_ours(value.removeprefix("Bearer "), brand=brand):
+                raise CredentialInUrl
+    found = ""
+    for value in incoming.texts(b"authorization"):
         scheme, _, rest = value.partition(" ")
-        if scheme.lower() == "bearer" and rest.strip():
-            found.add(rest.strip())
+        if scheme.lower() == "bearer":
+            found = _only(found, rest.strip())
     for name in (KEY_HEADER, *context.key_headers):
-        found.update(v.strip() for v in request.headers.getlist(name) if v.strip())
-    if len(found) > 1:
+        for value in incoming.texts(name):
+            found = _only(found, value.strip())
+    return found
+
+
+def _only(found: str, other: str) -> str:
+    if found and other and found != other:
         raise AmbiguousCredentials
-    return found.pop() if found else ""
+    return found or other
 
 
-def from_browser(request: Request) -> bool:
+def from_browser(incoming: Incoming) -> bool:
     """Tell whether a browser sent this; Node's fetch sends Sec-Fetch-Mode, but not these."""
-    return "origin" in request.headers or "sec-fetch-site" in request.headers
+    return b"origin" in incoming.named or b"sec-fetch-site" in incoming.named
 
 
 def key_principal(known: KnownSecret, address: str, user_agent: str) -> Principal:
@@ -106,20 +119,20 @@ def note_exposure(context: Context, known: KnownSecret, address: str, agent: str
     context.runner.notes.note(by, "key.exposed", f"{known.kid} was sent by a browser")
 
 
-def _caller(request: Request, context: Here) -> Caller:
-    text = shown_credential(request, context)
+def identify_caller(incoming: Incoming, context: Context) -> Caller:
+    """Return who shows a credential; raises what is wrong with it."""
+    text = shown_credential(incoming, context)
     if not text:
         raise MissingCredentials
-    _refuse_unknown_parameters(request)
-    address = client_address(request, context)
-    agent = request.headers.get("user-agent", "")[:200]
-    credential = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32).digest()
-    secret = parse(text, brand=context.runner.database.brand)
-    if not isinstance(secret, Malformed):
+    address = client_address(incoming, context)
+    agent = incoming.text(b"user-agent")[:200]
+    secret = context.verifier.parsed(text, incoming.seen)
+    if not isinstance(secret, Malformed) and secret.kind is not SecretKind.SECRET:
         if secret.kind is SecretKind.USER:
             with context.runner.database.read() as tx:
-                user = replace(identify(tx, secret), address=address, user_agent=agent)
-            return Caller(user, credential)
+                return Caller(
+                    replace(identify(tx, secret), address=address, user_agent=agent), text
+                )
         if secret.kind is SecretKind.SERVICE:
             service = context.verifier.service_key(secret, address)
             by = Principal(
@@ -129,20 +142,46 @@ def _caller(request: Request, context: Here) -> Caller:
                 address=address,
                 user_agent=agent,
             )
-            return Caller(by, credential)
+            return Caller(by, text)
     asked = Question(
         text,
         address=address,
-        origin=request.headers.get("origin", ""),
-        browser=from_browser(request),
+        origin=incoming.text(b"origin"),
+        browser=from_browser(incoming),
     )
-    answer = context.verifier.verify(asked, agent)
+    answer = context.verifier.verify(asked, agent, incoming.seen)
     if answer.verdict is not Verdict.VALID or answer.known is None:
         failure = answer.failure(asked)
         if isinstance(failure, SecretKeyInBrowser) and answer.known is not None:
             note_exposure(context, answer.known, address, agent)
         raise failure
-    return Caller(key_principal(answer.known, address, agent), credential)
+    return Caller(key_principal(answer.known, address, agent), text)
+
+
+def caller_in_organization(incoming: Incoming, context: Context) -> Caller:
+    """Return the caller inside an organization: a key, or a person in the one that he names."""
+    caller = identify_caller(incoming, context)
+    if caller.by.kind is not PrincipalKind.USER:
+        return caller
+    organization = incoming.text(b"wardkey-organization")
+    try:
+        environment = Environment(incoming.text(b"wardkey-environment") or Environment.LIVE)
+    except ValueError:
+        environment = None
+    if environment is None or len(organization) > _LONGEST_ORGANIZATION:
+        raise InvalidRequest(
+            "Wardkey-Organization is a slug or an id, Wardkey-Environment live or test."
+        )
+    with context.runner.database.read() as tx:
+        return Caller(as_member(tx, caller.by, organization, environment), caller.text)
+
+
+def _caller(request: Request, context: Here) -> Caller:
+    incoming = Incoming.of(request)
+    # A request without any credential is told so first.
+    if shown_credential(incoming, context):
+        _refuse_unknown_parameters(request)
+    return identify_caller(incoming, context)
 
 
 def _refuse_unknown_parameters(request: Request) -> None:
@@ -182,7 +221,7 @@ def _in_organization(
         return caller
     with here.runner.database.read() as tx:
         by = as_member(tx, caller.by, wardkey_organization, wardkey_environment)
-    return Caller(by, caller.credential)
+    return Caller(by, caller.text)
 
 
 Known = Annotated[Caller, Depends(_in_organization)]
@@ -207,6 +246,6 @@ def stranger(request: Request, context: Context) -> Principal:
         PrincipalKind.USER,
         "",
         "",
-        address=client_address(request, context),
+        address=client_address(Incoming.of(request), context),
         user_agent=request.headers.get("user-agent", "")[:200],
     )

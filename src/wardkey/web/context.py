@@ -24,7 +24,12 @@ class Context:
     throttle: Throttle
     public_url: str
     proxies: tuple[Network, ...]
-    key_headers: tuple[str, ...]
+    key_headers: tuple[bytes, ...]
+
+    @property
+    def waits_for_network(self) -> bool:
+        """Tell whether what memory does not hold is asked of another machine."""
+        return self.runner.database.kind != "sqlite"
 
 
 def _context(request: Request) -> Context:

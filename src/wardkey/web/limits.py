@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
-
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wardkey.domain.errors import BodyTooLarge, Failure, InvalidRequest, RouteNotFound
+from wardkey.web.incoming import next_request_id
 from wardkey.web.problems import problem_response
 
 MOST_BODY = 1_048_576
@@ -25,7 +24,7 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = f"req_{secrets.token_hex(8)}"
+        request_id = next_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_named(message: Message) -> None:

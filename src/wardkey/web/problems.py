@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from typing import Any
@@ -17,11 +18,14 @@ from starlette.exceptions import HTTPException
 from wardkey.domain import errors
 from wardkey.domain.errors import Failure
 from wardkey.domain.rate import Admission, RateLimit
+from wardkey.web.incoming import Outgoing
 
 log = logging.getLogger("wardkey")
 
 _FAMILIES: tuple[tuple[type[Failure], int], ...] = (
     (errors.BodyTooLarge, 413),
+    (errors.HeadersTooLarge, 431),
+    (errors.RequestTimeout, 408),
     (errors.UnsupportedMediaType, 415),
     (errors.MethodNotAllowed, 405),
     (errors.InternalError, 500),
@@ -140,6 +144,14 @@ def problem_response(failure: Failure, request: Request) -> JSONResponse:
     )
 
 
+def problem_outgoing(failure: Failure, request_id: str) -> Outgoing:
+    """Return the answer that tells `failure`, as bytes."""
+    body = json.dumps(
+        problem_body(failure, request_id), ensure_ascii=False, separators=(",", ":")
+    ).encode()
+    return Outgoing(status_of(type(failure)), body, MEDIA_TYPE, problem_headers(failure))
+
+
 def told(
     *failures: type[Failure], anonymous: bool = False, body: bool = False
 ) -> dict[int | str, dict[str, Any]]:
@@ -240,15 +252,20 @@ _CREDENTIALS: tuple[type[Failure], ...] = (
 
 
 def takes_json(request: Request) -> None:
-    """Refuse a body that says to be anything but JSON; raises `UnsupportedMediaType`.
-
-    A form posted by another site would otherwise need no preflight.
-    """
-    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """Refuse a body that says to be anything but JSON; raises `UnsupportedMediaType`."""
     has_body = request.headers.get("content-length", "0") != "0" or (
         "transfer-encoding" in request.headers
     )
-    if has_body and said != "application/json":
+    if has_body:
+        check_json(request.headers.get("content-type", ""))
+
+
+def check_json(content_type: str) -> None:
+    """Refuse what is not JSON: a form posted by another site would need no preflight.
+
+    Raises `UnsupportedMediaType`.
+    """
+    if content_type.partition(";")[0].strip().lower() != "application/json":
         raise errors.UnsupportedMediaType
 
 

@@ -1,0 +1,84 @@
+"""A request and its answer as bytes, the same for the framework's routes and for the fast lane."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+
+from fastapi import Request, Response
+
+from wardkey.verify.verifier import Seen
+
+_LAST_64_BITS = 2**64 - 1
+# From a random start, so that processes and restarts do not repeat each other's.
+_numbers = count(secrets.randbits(64))
+
+
+def next_request_id() -> str:
+    """Return a name for a request: `req_` and 16 hexadecimal digits."""
+    return f"req_{next(_numbers) & _LAST_64_BITS:016x}"
+
+
+class Incoming:
+    """What came: names of `fields` in lower case, `peer` the address of the other end.
+
+    `seen` remembers the credential that the same connection showed before.
+    """
+
+    __slots__ = ("body", "fields", "named", "peer", "query", "request_id", "seen")
+
+    def __init__(  # noqa: PLR0917 - the parts of a request
+        self,
+        query: bytes,
+        fields: list[tuple[bytes, bytes]],
+        peer: str,
+        body: bytes,
+        request_id: str,
+        seen: Seen,
+        named: dict[bytes, bytes] | None = None,
+    ) -> None:
+        self.query = query
+        self.fields = fields
+        self.named = dict(fields) if named is None else named
+        if len(self.named) != len(fields):
+            self.named = dict(reversed(fields))
+        self.peer = peer
+        self.body = body
+        self.request_id = request_id
+        self.seen = seen
+
+    @classmethod
+    def of(cls, request: Request, body: bytes = b"") -> Incoming:
+        """Return what an ASGI server received."""
+        scope = request.scope
+        peer = scope["client"][0] if scope.get("client") else ""
+        request_id = scope.get("state", {}).get("request_id", "")
+        return cls(scope["query_string"], scope["headers"], peer, body, request_id, Seen())
+
+    def text(self, name: bytes) -> str:
+        """Return the first field of that name, or an empty text."""
+        value = self.named.get(name)
+        return "" if value is None else value.decode("latin-1")
+
+    def texts(self, name: bytes) -> list[str]:
+        """Return every field of that name."""
+        if len(self.named) == len(self.fields):
+            value = self.named.get(name)
+            return [] if value is None else [value.decode("latin-1")]
+        return [value.decode("latin-1") for known, value in self.fields if known == name]
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """An answer; `content_type` is empty where there is no body."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        """Return it for the framework."""
+        return Response(self.body, self.status, self.headers, media_type=self.content_type or None)

@@ -1,0 +1,230 @@
+"""The fast lane: the hot routes answered where uvicorn's parser delivers them.
+
+No framework, task or thread hop: the lane reads and writes bytes, and the same functions that
+the framework's routes call decide. Whatever is not an ordinary request of a hot route takes the
+framework's way on the same connection.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from wardkey.domain.errors import Failure, HeadersTooLarge, InvalidHttp, RequestTimeout
+from wardkey.verify.verifier import Seen
+from wardkey.web.context import Context
+from wardkey.web.incoming import Incoming, Outgoing, next_request_id
+from wardkey.web.problems import problem_outgoing
+
+log = logging.getLogger("wardkey")
+
+MOST_HEAD = 65_536
+MOST_LANE_BODY = 65_536
+SLOW_S = 30.0
+_LOOK_S = 10.0
+_CLOSE = "connection: close\r\n"
+_LINES = {int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n" for s in HTTPStatus}
+# A person's token is looked up in the database, which is no work for the event loop.
+_USER = b"ut_"
+_ELSEWHERE = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
+
+
+@dataclass(frozen=True, slots=True)
+class HotRoute:
+    """A route that the lane answers.
+
+    `at_hand` tells whether `answer` would need no network; otherwise the framework's way, which
+    waits in a thread, is taken.
+    """
+
+    method: bytes
+    answer: Callable[[Incoming, Context], Outgoing]
+    at_hand: Callable[[Incoming, Context], bool]
+
+
+class Lane(HttpToolsProtocol):
+    """uvicorn's protocol with hot routes and with bounds on heads and on slow requests."""
+
+    _judging: HotRoute | None = None
+    _named: dict[bytes, bytes]
+    _query = b""
+    _body = b""
+    _head = 0
+    _in_head = False
+    _begun: float | None = None
+    _closing = False
+
+    def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - asyncio's transports
+        """Take a new connection."""
+        super().connection_made(transport)
+        self._seen = Seen()
+        self._here: Context = self.app.state.context
+        self._routes: Mapping[bytes, HotRoute] = self.app.state.hot_routes
+        self._peer = self.client[0] if self.client else ""
+        self._begun = self.loop.time()
+        self._looking = self.loop.call_later(_LOOK_S, self._look_for_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of a connection."""
+        self._looking.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; refuse a head that never ends."""
+        self._head += len(data)
+        super().data_received(data)
+        if self._in_head and self._head > MOST_HEAD and not self.transport.is_closing():
+            self._refuse(HeadersTooLarge())
+
+    def on_message_begin(self) -> None:
+        """Begin a request; the framework's scope is made only if it is needed."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._judging = None
+        self._in_head = True
+        self._begun = self.loop.time()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one header field."""
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Choose the way of this request."""
+        self._in_head = False
+        self._head = 0
+        path, _, query = self.url.partition(b"?")
+        route = self._routes.get(path)
+        if route is not None and route.method == self.parser.get_method() and self._is_free():
+            named = dict(self.headers)
+            shown = named.get(b"authorization") or named.get(b"wardkey-api-key", b"")
+            if (
+                _ELSEWHERE.isdisjoint(named)
+                and int(named.get(b"content-length", b"0")) <= MOST_LANE_BODY
+                and _USER not in shown
+                and (not self._here.key_headers or shown)
+            ):
+                self._judging, self._query, self._named, self._body = route, query, named, b""
+                return
+        self._take_framework()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        if self._judging is None:
+            super().on_body(body)
+        else:
+            self._body += body
+
+    def on_message_complete(self) -> None:
+        """Answer, or leave it to the framework."""
+        self._begun = None
+        route, self._judging = self._judging, None
+        if route is None:
+            super().on_message_complete()
+            return
+        incoming = Incoming(
+            self._query,
+            self.headers,
+            self._peer,
+            self._body,
+            next_request_id(),
+            self._seen,
+            self._named,
+        )
+        if self._here.waits_for_network and not route.at_hand(incoming, self._here):
+            self._take_framework()
+            if self._body:
+                super().on_body(self._body)
+            super().on_message_complete()
+            return
+        self._answer(route.answer(incoming, self._here), incoming.request_id)
+
+    def shutdown(self) -> None:
+        """Close when the request that is being received has its answer."""
+        if self._judging is None:
+            super().shutdown()
+        else:
+            self._closing = True
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Refuse what is no HTTP."""
+        self._refuse(InvalidHttp())
+
+    def _is_free(self) -> bool:
+        """Tell whether earlier requests of this connection are answered and the client reads."""
+        return (
+            not self._is_answering()
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
+
+    def _is_answering(self) -> bool:
+        # uvicorn's annotation leaves out that there is none before the first request.
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _take_framework(self) -> None:
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        self.headers.extend(headers)
+        self.expect_100_continue = (b"expect", b"100-continue") in (
+            (name, value.lower()) for name, value in headers if name == b"expect"
+        )
+        super().on_headers_complete()
+
+    def _answer(self, out: Outgoing, request_id: str) -> None:
+        stays = (
+            not self._closing
+            and self.parser.should_keep_alive()
+            and self.parser.get_http_version() != "1.0"
+        )
+        self._write(out, request_id, stays=stays)
+        self.server_state.total_requests += 1
+        if stays:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _write(self, out: Outgoing, request_id: str, *, stays: bool) -> None:
+        fields = "".join([f"{name}: {value}\r\n" for name, value in out.headers.items()])
+        fields += "".join(
+            [f"{n.decode()}: {v.decode()}\r\n" for n, v in self.server_state.default_headers]
+        )
+        kind = f"content-type: {out.content_type}\r\n" if out.content_type else ""
+        head = (
+            f"{_LINES[out.status]}{kind}content-length: {len(out.body)}\r\n{fields}"
+            f"wardkey-request-id: {request_id}\r\nx-content-type-options: nosniff\r\n"
+            f"{'' if stays else _CLOSE}\r\n"
+        )
+        self.transport.write(head.encode("latin-1") + out.body)
+        if not stays:
+            self.transport.close()
+
+    def _refuse(self, failure: Failure) -> None:
+        """Tell what is wrong with the connection's bytes and close it.
+
+        While an earlier request has no answer yet there is no place for another one.
+        """
+        if self._is_free():
+            request_id = next_request_id()
+            self._write(problem_outgoing(failure, request_id), request_id, stays=False)
+        self.transport.close()
+
+    def _look_for_slow(self) -> None:
+        """Close a connection whose request takes longer to arrive than any honest one."""
+        if self.transport.is_closing():
+            return
+        if self._begun is not None and self.loop.time() - self._begun > SLOW_S:
+            if self._in_head or self._judging or self._head:
+                self._refuse(RequestTimeout())
+            else:
+                self.transport.close()
+            return
+        self._looking = self.loop.call_later(_LOOK_S, self._look_for_slow)
