@@ -112,6 +112,10 @@ class Runner:
         try:
             yield
         except Forbidden as failure:
-            if by.kind is not PrincipalKind.OPERATOR:
-                self.notes.note(by, "attempt.refused", f"{attempt}: {failure.code}")
+            self.note_refusal(attempt, by, failure)
             raise
+
+    def note_refusal(self, attempt: str, by: Principal, failure: Forbidden) -> None:
+        """Note a refusal of `by` for the audit."""
+        if by.kind is not PrincipalKind.OPERATOR:
+            self.notes.note(by, "attempt.refused", f"{attempt}: {failure.code}")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import parse_qsl, quote
 
 from fastapi import APIRouter, Request, Response
@@ -167,14 +167,15 @@ def answering(judge: Judge) -> Judge:
 def judge_one(incoming: Incoming, here: Context) -> Outgoing:
     """Answer POST /v2/keys/verify."""
     caller = _asking(incoming, here, "verify_key")
-    return _json(_answer(here, caller.by, wire.read_request(incoming.body)))
+    told = _answer(here, caller.by, wire.read_request(incoming.body))
+    return Outgoing(200, told, _JSON_TYPE, _NO_STORE)
 
 
 def judge_many(incoming: Incoming, here: Context) -> Outgoing:
     """Answer POST /v2/keys/verify-batch."""
     caller = _asking(incoming, here, "verify_keys")
     items = [_answer(here, caller.by, item) for item in wire.read_batch(incoming.body)]
-    return _json({"items": items})
+    return Outgoing(200, wire.render_batch(items), _JSON_TYPE, _NO_STORE)
 
 
 def _asking(incoming: Incoming, here: Context, attempt: str) -> Caller:
@@ -184,16 +185,20 @@ def _asking(incoming: Incoming, here: Context, attempt: str) -> Caller:
     caller = caller_in_organization(incoming, here)
     if incoming.query:
         raise errors.InvalidRequest("This route takes no parameter in its URL.")
-    with here.runner.noting(attempt, caller.by):
+    try:
         caller.by.require_verifying()
+    except errors.Forbidden as failure:
+        here.runner.note_refusal(attempt, caller.by, failure)
+        raise
     return caller
 
 
-def _answer(here: Context, by: Principal, wanted: wire.VerifyRequest) -> dict[str, Any]:
+def _answer(here: Context, by: Principal, wanted: wire.VerifyRequest) -> bytes:
     asked = _question(here, by, wanted)
     if by.kind is PrincipalKind.SERVICE_KEY:
         here.runner.notes.note(by, "service_key.used", "verify")
-    answer = here.verifier.verify(asked, wanted.user_agent)
+    # The caller's own verdict came first, so commits before this request are known already.
+    answer = here.verifier.verify(asked, wanted.user_agent, looked=by.kind is PrincipalKind.KEY)
     _note_browser(here, answer, asked)
     return wire.render(answer, asked)
 
@@ -204,14 +209,8 @@ def _question(here: Context, by: Principal, wanted: wire.VerifyRequest) -> Quest
         org_id, environment = wanted.organization, wanted.environment
     else:
         org_id, environment = by.org_id, wanted.environment or by.environment
-        with here.runner.noting("verify_key", by):
-            if environment is not by.environment:
-                raise errors.WrongEnvironment(
-                    f"You ask in {by.environment}, where {environment} keys are not known; ask "
-                    f"with a {environment} key."
-                )
-            if wanted.organization not in ("", org_id):
-                raise errors.OtherOrganization
+        if environment is not by.environment or wanted.organization not in ("", org_id):
+            _refuse(here, by, environment)
     return Question(
         wanted.key,
         organization=org_id,
@@ -222,6 +221,16 @@ def _question(here: Context, by: Principal, wanted: wire.VerifyRequest) -> Quest
         origin=wanted.origin,
         cost=wanted.cost,
     )
+
+
+def _refuse(here: Context, by: Principal, environment: Environment) -> NoReturn:
+    with here.runner.noting("verify_key", by):
+        if environment is not by.environment:
+            raise errors.WrongEnvironment(
+                f"You ask in {by.environment}, where {environment} keys are not known; ask "
+                f"with a {environment} key."
+            )
+        raise errors.OtherOrganization
 
 
 def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
@@ -324,15 +333,26 @@ def _identity(known: KnownSecret | None, verdict: str) -> dict[str, str]:
         str(verdict),
         known.key_id,
         known.kid,
-        quote(known.name, safe=" "),
+        _quoted(known.name),
         str(known.type),
         str(known.environment),
         known.org_id,
         known.org_slug,
-        " ".join(sorted(known.permissions)),
+        _scopes(known.permissions),
         "" if expiry is None else iso(expiry),
     )
     return dict(zip(_IDENTITY, values, strict=True))
+
+
+# Proxies ask for the same few keys all the time, and keys share their permissions.
+@lru_cache(maxsize=4096)
+def _quoted(name: str) -> str:
+    return quote(name, safe=" ")
+
+
+@lru_cache(maxsize=4096)
+def _scopes(permissions: frozenset[str]) -> str:
+    return " ".join(sorted(permissions))
 
 
 _IDENTITY = (
@@ -347,10 +367,6 @@ _IDENTITY = (
     "Wardkey-Permissions",
     "Wardkey-Expires-At",
 )
-
-
-def _json(value: Any) -> Outgoing:  # noqa: ANN401 - JSON values
-    return Outgoing(200, wire.encode(value), _JSON_TYPE, _NO_STORE)
 
 
 def _one_at_hand(incoming: Incoming, here: Context) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -19,8 +20,14 @@ def iso(ms: int) -> str:
 
     Raises `OverflowError` beyond the years 1 to 9999.
     """
-    moment = _EPOCH + timedelta(milliseconds=ms)
-    return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+    seconds, thousandths = divmod(ms, 1000)
+    return f"{_second(seconds)}.{thousandths:03d}Z"
+
+
+# Most times that are told are of the same second.
+@lru_cache(maxsize=1024)
+def _second(seconds: int) -> str:
+    return (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()
 
 
 def parse_iso(text: str) -> int:

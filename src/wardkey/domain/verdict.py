@@ -19,6 +19,7 @@ from wardkey.domain.errors import (
     Revoked,
     SecretKeyInBrowser,
     SecretKeyRequired,
+    TooManyAttempts,
     Unknown,
     WrongEnvironment,
 )
@@ -78,6 +79,8 @@ class KnownSecret:
     key_disabled_at: int | None
     key_revoked_at: int | None
     org_stopped: bool
+    # What answers say of it always, as JSON members; made once with the record.
+    told: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def expires_at(self) -> int | None:
@@ -149,6 +152,8 @@ def failure_of(  # noqa: PLR0911 - one line a verdict
 ) -> Failure:
     """Return the failure that says why `verdict` was not valid, in a sentence that mends it."""
     if known is None:
+        if verdict is Verdict.RATE_LIMITED:
+            return TooManyAttempts(retry_after_s=retry_after_s)
         return Malformed() if verdict is Verdict.MALFORMED else Unknown()
     match verdict:
         case Verdict.WRONG_ENVIRONMENT:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from wardkey.domain.addresses import Network, parse_networks
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.rate import RateLimit
@@ -170,7 +172,20 @@ def known_secret(row: Mapping[str, Any]) -> KnownSecret:
         key_disabled_at=row["key_disabled_at"],
         key_revoked_at=row["key_revoked_at"],
         org_stopped=row["org_suspended_at"] is not None or row["org_deleted_at"] is not None,
+        told=_told(row),
     )
+
+
+def _told(row: Mapping[str, Any]) -> bytes:
+    said = {
+        "key_id": row["key_id"],
+        "kid": row["kid"],
+        "name": row["name"],
+        "type": row["type"],
+        "environment": row["environment"],
+        "organization": {"id": row["org_id"], "slug": row["org_slug"], "name": row["org_name"]},
+    }
+    return msgspec.json.encode(said)[1:-1]
 
 
 def known_service(row: Mapping[str, Any]) -> KnownServiceKey:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 from wardkey.db.engine import Database, storage_failure
 from wardkey.db.leases import Me
@@ -58,11 +59,14 @@ class Seen:
     """The credential that a connection showed last, with the record that its hash matched.
 
     As long as the directory holds this very record, the same text need not be hashed again.
+    `caller` is for whoever made more of it, from the header fields `fields`.
     """
 
     text: str = field(default="", repr=False)
     secret: SecretText | None = None
     known: KnownSecret | None = None
+    fields: tuple[bytes | None, ...] = field(default=(), repr=False)
+    caller: Any = None
 
 
 _NOTHING_SEEN = Seen()
@@ -94,10 +98,37 @@ class Verifier:
             return seen.secret
         return parse(text, brand=self._database.brand)
 
-    def verify(self, asked: Question, user_agent: str = "", seen: Seen | None = None) -> Answer:
-        """Return the verdict on `asked.text`; raises `VerifierUnavailable` without storage."""
+    def again(self, seen: Seen, address: str, user_agent: str) -> bool:
+        """Tell whether the key of `seen` is still valid for the same caller, and count its use.
+
+        False where that takes a verdict of its own: something changed, or is to be counted down.
+        """
+        known = seen.known
+        if known is None or known.rate is not None or known.pepper_version != self._vault.version:
+            return False
+        if self.directory.find(known.kid) is not known:
+            return False
+        now = self._database.clock()
+        end = known.expires_at
+        if (end is not None and now >= end) or self.directory.stale_ms():
+            return False
+        self._usage.note(known.kid, known.key_id, now, address, user_agent)
+        return True
+
+    def verify(
+        self,
+        asked: Question,
+        user_agent: str = "",
+        seen: Seen | None = None,
+        *,
+        looked: bool = False,
+    ) -> Answer:
+        """Return the verdict on `asked.text`; raises `VerifierUnavailable` without storage.
+
+        `looked` says that the same request had a verdict already, on its caller.
+        """
         try:
-            return self._verify(asked, user_agent, seen)
+            return self._verify(asked, user_agent, seen, looked=looked)
         except Exception as fault:
             known = fault if isinstance(fault, Failure) else storage_failure(fault)
             if isinstance(known, Unavailable):
@@ -128,14 +159,16 @@ class Verifier:
         taken, self._rehash = self._rehash, {}
         return taken
 
-    def _verify(self, asked: Question, user_agent: str, seen: Seen | None) -> Answer:
+    def _verify(
+        self, asked: Question, user_agent: str, seen: Seen | None, *, looked: bool
+    ) -> Answer:
         secret = self.parsed(asked.text, seen or _NOTHING_SEEN)
         if isinstance(secret, Malformed):
             known = self._imported(asked.text)
             if known is None:
                 return self._stranger(Verdict.MALFORMED)
         else:
-            known = self._matching(secret, asked.address, seen)
+            known = self._matching(secret, asked.address, seen, looked=looked)
             if known is None:
                 return self._guess(asked.address)
         now = self._database.clock()
@@ -153,12 +186,14 @@ class Verifier:
                 self._note_rehash(known, asked.text)
         return Answer(verdict, known, now, admission, self.directory.stale_ms())
 
-    def _matching(self, secret: SecretText, address: str, seen: Seen | None) -> KnownSecret | None:
+    def _matching(
+        self, secret: SecretText, address: str, seen: Seen | None, *, looked: bool
+    ) -> KnownSecret | None:
         if secret.kind not in _KINDS:
             return None
         if self._guesses and self._is_guessing(address) and not self.directory.holds(secret.kid):
             return None
-        known = self.directory.find(secret.kid)
+        known = self.directory.find(secret.kid, looked=looked)
         if known is None:
             # As long as a known kid with a wrong secret takes.
             self._vault.matches(secret.text, _NOBODY, self._vault.version)
