@@ -25,7 +25,7 @@ from wardkey.db.leases import Confirming, Me, leave, stay
 from wardkey.db.master import MasterKeySource, fitting_key, is_begun, load_vault
 from wardkey.db.migrate import migrate
 from wardkey.db.occupancy import hold_database, hold_folder
-from wardkey.db.upkeep import begin_feed, clean_up, rehash
+from wardkey.db.upkeep import begin_feed, clean_up, clean_up_usage, rehash
 from wardkey.domain.errors import DeploymentNotFound, Failure, InvalidSetting
 from wardkey.verify.leased import Leased
 from wardkey.verify.usage import Usage
@@ -179,6 +179,7 @@ def _tick(context: Context, workers: int, stop: threading.Event) -> None:
         _attempt(partial(_share, context, workers))
         if ticks % CLEAN_UP_TICKS == 0:
             _attempt(partial(clean_up, database))
+            _attempt(partial(clean_up_usage, database))
         ticks += 1
         if last:
             if database.kind == "sqlite":

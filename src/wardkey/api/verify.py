@@ -198,7 +198,12 @@ def _answer(here: Context, by: Principal, wanted: wire.VerifyRequest) -> bytes:
     if by.kind is PrincipalKind.SERVICE_KEY:
         here.runner.notes.note(by, "service_key.used", "verify")
     # The caller's own verdict came first, so commits before this request are known already.
-    answer = here.verifier.verify(asked, wanted.user_agent, looked=by.kind is PrincipalKind.KEY)
+    answer = here.verifier.verify(
+        asked,
+        wanted.user_agent,
+        wanted.route or "verify",
+        looked=by.kind is PrincipalKind.KEY,
+    )
     _note_browser(here, answer, asked)
     return wire.render(answer, asked)
 
@@ -237,7 +242,8 @@ def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
     """Answer GET /v2/auth."""
     try:
         asked = _proxied(incoming, here, terms_of(incoming.query))
-        answer = here.verifier.verify(asked, incoming.text(b"user-agent")[:200], incoming.seen)
+        agent = incoming.text(b"user-agent")[:200]
+        answer = here.verifier.verify(asked, agent, _held_route(incoming), incoming.seen)
     except errors.Failure as failure:
         refused = problem_outgoing(failure, incoming.request_id)
         return replace(refused, headers={**refused.headers, **_identity(None, failure.code)})
@@ -249,6 +255,13 @@ def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
         return Outgoing(200, headers=headers)
     refused = problem_outgoing(answer.failure(asked), incoming.request_id)
     return replace(refused, headers={**refused.headers, **headers})
+
+
+def _held_route(incoming: Incoming) -> str:
+    """Return method and path of the request that a proxy holds up, as far as it tells them."""
+    method = incoming.text(b"x-forwarded-method")
+    path = incoming.text(b"x-forwarded-uri").partition("?")[0]
+    return f"{method} {path}".strip() or "auth"
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,7 +417,11 @@ def _at_hand(incoming: Incoming, here: Context, keys: list[str]) -> bool:
 
 
 HOT_ROUTES = {
-    b"/v2/keys/verify": HotRoute(b"POST", answering(judge_one), _one_at_hand),
-    b"/v2/keys/verify-batch": HotRoute(b"POST", answering(judge_many), _many_at_hand),
-    b"/v2/auth": HotRoute(b"GET", answering(judge_proxied), _proxied_at_hand),
+    b"/v2/keys/verify": HotRoute(
+        b"POST", "POST /v2/keys/verify", answering(judge_one), _one_at_hand
+    ),
+    b"/v2/keys/verify-batch": HotRoute(
+        b"POST", "POST /v2/keys/verify-batch", answering(judge_many), _many_at_hand
+    ),
+    b"/v2/auth": HotRoute(b"GET", "GET /v2/auth", answering(judge_proxied), _proxied_at_hand),
 }

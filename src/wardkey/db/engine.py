@@ -34,6 +34,10 @@ _TAKE_REVISION = (
 )
 # Verifiers that miss it find the change when they renew their leases.
 _NOTIFY = text("NOTIFY wardkey")
+# On SQLite BEGIN IMMEDIATE puts the usage file's writers in line, on PostgreSQL this lock does.
+_TAKE_TURN = text("SELECT pg_advisory_xact_lock(:lock)")
+# Numbers before it stand for migrations and for who uses the deployment.
+_USAGE_LOCK = 0x77617266
 
 
 def wall_clock() -> int:
@@ -110,6 +114,17 @@ class Database:
                 transaction.rollback()
             elif self.kind == "postgresql":
                 connection.execute(_NOTIFY)
+
+    @contextmanager
+    def counting(self) -> Iterator[Connection]:
+        """Open a transaction that changes usage; of all processes one at a time.
+
+        So what was read stays true until it is written, and none can deadlock with another.
+        """
+        with telling(), self.usage.begin() as connection:
+            if self.kind == "postgresql":
+                connection.execute(_TAKE_TURN, {"lock": _USAGE_LOCK})
+            yield connection
 
     def close(self) -> None:
         """Close all connections; SQLite's last one folds the WAL into the file."""

@@ -321,7 +321,7 @@ hours = Table(
     "hours",
     usage,
     Column("kid", String(12), primary_key=True),
-    Column("hour", BigInteger, primary_key=True),
+    Column("hour", BigInteger, primary_key=True, index=True),
     Column("code", String(32), primary_key=True),
     Column("key_id", String(40), nullable=False, index=True),
     Column("count", BigInteger, nullable=False),
@@ -337,7 +337,7 @@ callers = Table(
     Column("route", String(100), primary_key=True),
     Column("key_id", String(40), nullable=False, index=True),
     Column("first_at", BigInteger, nullable=False),
-    Column("last_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False, index=True),
     Column("count", BigInteger, nullable=False),
 )
 

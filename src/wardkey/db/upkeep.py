@@ -10,10 +10,22 @@ from sqlalchemy import delete, func, insert, select, text, update
 
 from wardkey.db.engine import Database, telling
 from wardkey.db.migrate import MigrationState, migration_state
-from wardkey.db.schema import changes, feed, idempotency, imported, last_used, secrets, service_keys
+from wardkey.db.schema import (
+    callers,
+    changes,
+    feed,
+    hours,
+    idempotency,
+    imported,
+    last_used,
+    secrets,
+    service_keys,
+)
+from wardkey.domain.callers import HOUR_MS
 
 KEPT_CHANGES = 100_000
 KEPT_ANSWERS_MS = 600_000
+KEPT_USAGE_MS = 90 * 86_400_000
 
 
 def begin_feed(database: Database) -> None:
@@ -38,6 +50,14 @@ def clean_up(database: Database) -> None:
         )
         newest = connection.execute(select(feed.c.revision)).scalar_one()
         connection.execute(delete(changes).where(changes.c.revision <= newest - KEPT_CHANGES))
+
+
+def clean_up_usage(database: Database) -> None:
+    """Delete hours that are over, and callers not seen, for 90 days."""
+    since = database.clock() - KEPT_USAGE_MS
+    with database.counting() as connection:
+        connection.execute(delete(hours).where(hours.c.hour < since // HOUR_MS))
+        connection.execute(delete(callers).where(callers.c.last_at < since))
 
 
 def check_storage(database: Database) -> None:

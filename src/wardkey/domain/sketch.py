@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Mapping
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
 
-class Sighting(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sighting:
     """How often a caller was seen, and when first and last; times in epoch milliseconds."""
 
     count: int
     first_at: int
     last_at: int
+
+    def plus(self, other: Sighting) -> Sighting:
+        """Return both sightings of one caller as one."""
+        return Sighting(
+            self.count + other.count,
+            min(self.first_at, other.first_at),
+            max(self.last_at, other.last_at),
+        )
 
 
 def merge(kept: Mapping[K, Sighting], new: Mapping[K, Sighting], most: int) -> dict[K, Sighting]:
@@ -36,7 +46,7 @@ def merge(kept: Mapping[K, Sighting], new: Mapping[K, Sighting], most: int) -> d
         if known is None:
             arriving.append((name, sighting))
         else:
-            merged[name] = _sum(known, sighting)
+            merged[name] = known.plus(sighting)
     arriving.sort(key=lambda item: item[1].last_at)
     free = max(0, most - len(merged))
     merged.update(arriving[:free])
@@ -49,15 +59,7 @@ def merge(kept: Mapping[K, Sighting], new: Mapping[K, Sighting], most: int) -> d
     for name, sighting in arriving[free:]:
         lightest, _, place = heap[0]
         del merged[names[place]]
-        merged[name] = sighting._replace(count=sighting.count + lightest)
+        merged[name] = replace(sighting, count=sighting.count + lightest)
         names[place] = name
         heapq.heapreplace(heap, (merged[name].count, sighting.last_at, place))
     return merged
-
-
-def _sum(one: Sighting, other: Sighting) -> Sighting:
-    return Sighting(
-        one.count + other.count,
-        min(one.first_at, other.first_at),
-        max(one.last_at, other.last_at),
-    )

@@ -70,6 +70,7 @@ class Seen:
 
 
 _NOTHING_SEEN = Seen()
+_VALID = Verdict.VALID
 
 
 class Verifier:
@@ -98,7 +99,7 @@ class Verifier:
             return seen.secret
         return parse(text, brand=self._database.brand)
 
-    def again(self, seen: Seen, address: str, user_agent: str) -> bool:
+    def again(self, seen: Seen, address: str, user_agent: str, route: str) -> bool:
         """Tell whether the key of `seen` is still valid for the same caller, and count its use.
 
         False where that takes a verdict of its own: something changed, or is to be counted down.
@@ -112,23 +113,25 @@ class Verifier:
         end = known.expires_at
         if (end is not None and now >= end) or self.directory.stale_ms():
             return False
-        self._usage.note(known.kid, known.key_id, now, address, user_agent)
+        self._usage.note(known.kid, known.key_id, _VALID, now, address, user_agent, route)
         return True
 
     def verify(
         self,
         asked: Question,
         user_agent: str = "",
+        route: str = "",
         seen: Seen | None = None,
         *,
         looked: bool = False,
     ) -> Answer:
         """Return the verdict on `asked.text`; raises `VerifierUnavailable` without storage.
 
-        `looked` says that the same request had a verdict already, on its caller.
+        `user_agent` and `route` say, beside the address, who used the secret and for what;
+        `looked` that the same request had a verdict already, on its caller.
         """
         try:
-            return self._verify(asked, user_agent, seen, looked=looked)
+            return self._verify(asked, user_agent, route, seen, looked=looked)
         except Exception as fault:
             known = fault if isinstance(fault, Failure) else storage_failure(fault)
             if isinstance(known, Unavailable):
@@ -160,7 +163,7 @@ class Verifier:
         return taken
 
     def _verify(
-        self, asked: Question, user_agent: str, seen: Seen | None, *, looked: bool
+        self, asked: Question, user_agent: str, route: str, seen: Seen | None, *, looked: bool
     ) -> Answer:
         secret = self.parsed(asked.text, seen or _NOTHING_SEEN)
         if isinstance(secret, Malformed):
@@ -180,10 +183,9 @@ class Verifier:
             admission = self._admit(known, now, asked.cost)
             if not admission.admitted:
                 verdict = Verdict.RATE_LIMITED
-        if verdict is Verdict.VALID:
-            self._usage.note(known.kid, known.key_id, now, asked.address, user_agent)
-            if known.pepper_version != self._vault.version:
-                self._note_rehash(known, asked.text)
+        self._usage.note(known.kid, known.key_id, verdict, now, asked.address, user_agent, route)
+        if verdict is Verdict.VALID and known.pepper_version != self._vault.version:
+            self._note_rehash(known, asked.text)
         return Answer(verdict, known, now, admission, self.directory.stale_ms())
 
     def _matching(

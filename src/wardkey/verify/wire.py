@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from wardkey.domain.callers import MOST_ADDRESS, MOST_ROUTE
 from wardkey.domain.errors import InvalidCost, InvalidRequest, MalformedJson, TooManyItems
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.secret import Environment
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 MOST_ITEMS = 100
 MOST_COST = 1_000_000
+# More than servers take in one header; what is kept of it is shorter.
+MOST_ASKED_AGENT = 8_192
 
 
 class VerifyRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -28,9 +31,10 @@ class VerifyRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     environment: Environment | None = None
     type: KeyType | None = None
     organization: str = ""
-    address: str = ""
+    address: Annotated[str, msgspec.Meta(max_length=MOST_ADDRESS)] = ""
     origin: str = ""
-    user_agent: str = ""
+    user_agent: Annotated[str, msgspec.Meta(max_length=MOST_ASKED_AGENT)] = ""
+    route: Annotated[str, msgspec.Meta(max_length=MOST_ROUTE)] = ""
     cost: int = 1
 
     def __repr__(self) -> str:

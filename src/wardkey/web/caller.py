@@ -141,7 +141,7 @@ def identify_caller(incoming: Incoming, context: Context) -> Caller:
     fields = (*map(incoming.named.get, _TELLING), incoming.query)
     if seen.caller is not None and seen.fields == fields:
         caller: Caller = seen.caller
-        if context.verifier.again(seen, caller.by.address, caller.by.user_agent):
+        if context.verifier.again(seen, caller.by.address, caller.by.user_agent, incoming.route):
             return caller
     text = shown_credential(incoming, context)
     if not text:
@@ -171,7 +171,7 @@ def identify_caller(incoming: Incoming, context: Context) -> Caller:
         origin=incoming.text(b"origin"),
         browser=from_browser(incoming),
     )
-    answer = context.verifier.verify(asked, agent, incoming.seen)
+    answer = context.verifier.verify(asked, agent, incoming.route, incoming.seen)
     if answer.verdict is not Verdict.VALID or answer.known is None:
         failure = answer.failure(asked)
         if isinstance(failure, SecretKeyInBrowser) and answer.known is not None:

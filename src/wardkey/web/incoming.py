@@ -24,10 +24,11 @@ def next_request_id() -> str:
 class Incoming:
     """What came: names of `fields` in lower case, `peer` the address of the other end.
 
-    `seen` remembers the credential that the same connection showed before.
+    `route` is the method and the route's path, as usage tells it; `seen` remembers the credential
+    that the same connection showed before.
     """
 
-    __slots__ = ("body", "fields", "named", "peer", "query", "request_id", "seen")
+    __slots__ = ("body", "fields", "named", "peer", "query", "request_id", "route", "seen")
 
     def __init__(  # noqa: PLR0917 - the parts of a request
         self,
@@ -37,8 +38,10 @@ class Incoming:
         body: bytes,
         request_id: str,
         seen: Seen,
+        route: str = "",
         named: dict[bytes, bytes] | None = None,
     ) -> None:
+        self.route = route
         self.query = query
         self.fields = fields
         self.named = dict(fields) if named is None else named
@@ -55,7 +58,8 @@ class Incoming:
         scope = request.scope
         peer = scope["client"][0] if scope.get("client") else ""
         request_id = scope.get("state", {}).get("request_id", "")
-        return cls(scope["query_string"], scope["headers"], peer, body, request_id, Seen())
+        route = f"{request.method} {scope['route'].path}"
+        return cls(scope["query_string"], scope["headers"], peer, body, request_id, Seen(), route)
 
     def text(self, name: bytes) -> str:
         """Return the first field of that name, or an empty text."""

@@ -36,13 +36,14 @@ _ELSEWHERE = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
 
 @dataclass(frozen=True, slots=True)
 class HotRoute:
-    """A route that the lane answers.
+    """A route that the lane answers; `name` is its method and path.
 
     `at_hand` tells whether `answer` would need no network; otherwise the framework's way, which
     waits in a thread, is taken.
     """
 
     method: bytes
+    name: str
     answer: Callable[[Incoming, Context], Outgoing]
     at_hand: Callable[[Incoming, Context], bool]
 
@@ -134,6 +135,7 @@ class Lane(HttpToolsProtocol):
             self._body,
             next_request_id(),
             self._seen,
+            route.name,
             self._named,
         )
         if self._here.waits_for_network and not route.at_hand(incoming, self._here):

@@ -1,0 +1,163 @@
+"""Counts of verdicts and callers: none is lost, the heavy ones stay, memory is bounded."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import select, text
+
+from wardkey.actions.run import Runner
+from wardkey.db.engine import Database
+from wardkey.db.schema import callers, hours, last_used
+from wardkey.db.upkeep import KEPT_USAGE_MS, clean_up_usage
+from wardkey.domain.callers import HOUR_MS, MOST_CALLERS
+from wardkey.verify import usage as room
+from wardkey.verify.usage import Usage
+
+KID, KEY = "7QdRk2mVx9Ta", "key_0fA3xQ2LmN7pR9sT1uV4wY"
+AT = 500_000 * HOUR_MS
+
+
+def note(usage: Usage, at: int = AT, code: str = "valid", kid: str = KID, **more: str) -> None:
+    seen = {"address": "203.0.113.7", "user_agent": "curl/8.5.0 (x)", "route": "GET /v1"} | more
+    usage.note(kid, KEY, code, at, seen["address"], seen["user_agent"], seen["route"])
+
+
+def kept(database: Database) -> dict[str, int]:
+    with database.usage.connect() as connection:
+        rows = connection.execute(select(callers.c.address, callers.c["count"]))
+        return {row[0]: row[1] for row in rows}
+
+
+def by_hour(database: Database) -> dict[tuple[int, str], int]:
+    with database.usage.connect() as connection:
+        rows = connection.execute(select(hours.c.hour, hours.c.code, hours.c["count"]))
+        return {(hour, code): count for hour, code, count in rows}
+
+
+def test_each_verdict_is_counted_in_its_hour_and_only_valid_ones_are_uses(runner: Runner) -> None:
+    usage = Usage(runner.database)
+    note(usage)
+    note(usage, AT + 5, address="203.0.113.8")
+    note(usage, AT + HOUR_MS, code="not_permitted")
+    usage.flush()
+    note(usage, AT + 1)
+    usage.flush()
+    assert by_hour(runner.database) == {(500_000, "valid"): 3, (500_001, "not_permitted"): 1}
+    with runner.database.usage.connect() as connection:
+        use = connection.execute(select(last_used)).one()
+        one = connection.execute(select(callers).where(callers.c.address == "203.0.113.7")).one()
+    assert (use.at, use.address, use.user_agent) == (AT + 5, "203.0.113.8", "curl/8.5.0 (x)")
+    assert use.verifications == 3
+    assert (one.product, one.route, one.key_id) == ("curl/8.5.0", "GET /v1", KEY)
+    assert (one.first_at, one.last_at, one[-1]) == (AT, AT + HOUR_MS, 3)
+
+
+def test_heavy_callers_stay_among_a_thousand_light_ones(runner: Runner) -> None:
+    usages = [Usage(runner.database), Usage(runner.database)]
+    heavy = [f"203.0.113.{n}" for n in range(10)]
+    for turn in range(20):
+        for address in heavy:
+            for usage in usages:
+                for _ in range(5):
+                    note(usage, AT + turn, address=address)
+        for n in range(50):
+            note(usages[n % 2], AT + turn, address=f"2001:db8::{turn}:{n}")
+        for usage in usages:
+            usage.flush()
+    found = kept(runner.database)
+    assert len(found) == MOST_CALLERS
+    assert {address: found[address] >= 200 for address in heavy} == dict.fromkeys(heavy, True)
+    assert sum(found.values()) == 20 * (10 * 2 * 5 + 50)
+
+
+def test_processes_that_write_at_once_lose_nothing_and_do_not_deadlock(runner: Runner) -> None:
+    usages = [Usage(runner.database) for _ in range(4)]
+
+    def run(number: int) -> None:
+        for turn in range(10):
+            for n in range(40):
+                place = (n * (-1) ** number) % 40
+                note(usages[number], AT + turn, kid=f"kid{place:09}", address=f"10.0.{number}.1")
+            usages[number].flush()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    with runner.database.usage.connect() as connection:
+        counts = connection.scalars(select(hours.c["count"])).all()
+    assert counts == [40] * 40
+
+
+def test_threads_that_note_while_a_batch_is_written_lose_nothing(runner: Runner) -> None:
+    usage = Usage(runner.database)
+
+    def run(_: int) -> None:
+        for n in range(5_000):
+            note(usage, AT + n % 7)
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(run, n) for n in range(4)]
+        while not all(one.done() for one in running):
+            usage.flush()
+    usage.flush()
+    assert by_hour(runner.database) == {(500_000, "valid"): 20_000}
+    assert usage.lost == 0
+
+
+def test_what_could_not_be_written_is_written_later_once(runner: Runner) -> None:
+    usage = Usage(runner.database)
+    note(usage)
+    with runner.database.usage.begin() as connection:
+        connection.execute(text("ALTER TABLE usage.callers RENAME TO aside"))
+    with pytest.raises(Exception, match="callers"):
+        usage.flush()
+    note(usage, AT + 3)
+    with runner.database.usage.begin() as connection:
+        connection.execute(text("ALTER TABLE usage.aside RENAME TO callers"))
+    usage.flush()
+    usage.flush()
+    assert by_hour(runner.database) == {(500_000, "valid"): 2}
+    with runner.database.usage.connect() as connection:
+        one = connection.execute(select(callers)).one()
+    assert (one.first_at, one.last_at, one[-1]) == (AT, AT + 3, 2)
+
+
+def test_memory_is_bounded_and_what_goes_over_is_counted_as_lost(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_MOST_PENDING", 10)
+    usage = Usage(runner.database)
+    for n in range(2_000):
+        note(usage, address=f"2001:db8::{n:x}")
+    note(usage, address="2001:db8::0")
+    usage.flush()
+    assert usage.lost == 1_990
+    assert by_hour(runner.database) == {(500_000, "valid"): 11}
+
+
+def test_what_a_caller_says_of_himself_is_clipped_and_holds_no_secret(runner: Runner) -> None:
+    usage = Usage(runner.database)
+    hostile = "/v1/sk_live_7QdRk2mVx9Ta_x/" + "é\x00\ud800" * 200 + "?key=1"
+    note(usage, address="9" * 500, user_agent="\x00" * 9_000, route=f"GET {hostile}")
+    note(usage, user_agent="")
+    usage.flush()
+    with runner.database.usage.connect() as connection:
+        rows = connection.execute(select(callers).order_by(callers.c.address)).all()
+    assert [len(row.route) for row in rows] == [7, 100]
+    assert rows[1].route.startswith("GET /v1/…/é��")
+    assert (len(rows[1].address), rows[1].product) == (64, "�" * 64)
+    assert rows[0].product == ""
+
+
+def test_hours_and_callers_are_kept_for_90_days(runner: Runner) -> None:
+    usage = Usage(runner.database)
+    now = AT + KEPT_USAGE_MS
+    note(usage, AT - HOUR_MS, address="10.0.0.1")
+    note(usage, AT, address="10.0.0.2")
+    note(usage, now, address="10.0.0.3")
+    usage.flush()
+    clean_up_usage(replace(runner.database, clock=lambda: now))
+    assert set(by_hour(runner.database)) == {(500_000, "valid"), (now // HOUR_MS, "valid")}
+    assert set(kept(runner.database)) == {"10.0.0.2", "10.0.0.3"}
