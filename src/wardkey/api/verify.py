@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from wardkey.domain import errors
+from wardkey.domain.callers import MOST_ROUTE
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment, Malformed
@@ -120,7 +121,21 @@ async def verify_keys(request: Request, here: Here) -> Response:
     "/v2/auth",
     responses={
         **told(errors.OtherOrganization, errors.OriginNotAllowed),
-        200: {"description": "The key opens it; the Wardkey-* headers say whose it is."},
+        200: {
+            "description": "The key opens it; the Wardkey-* headers say whose it is.",
+            "headers": {
+                "Deprecation": {
+                    "description": "RFC 9745: when the key got a newer secret than this one.",
+                    "schema": {"type": "string", "pattern": "^@[0-9]+$"},
+                    "example": "@1893456000",
+                },
+                "Sunset": {
+                    "description": "RFC 8594: when the secret ends, to the second.",
+                    "schema": {"type": "string"},
+                    "example": "Tue, 01 Jan 2030 00:00:00 GMT",
+                },
+            },
+        },
     },
     response_class=Response,
     openapi_extra={
@@ -248,7 +263,7 @@ def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
         refused = problem_outgoing(failure, incoming.request_id)
         return replace(refused, headers={**refused.headers, **_identity(None, failure.code)})
     _note_browser(here, answer, asked)
-    headers = _identity(answer.known, answer.verdict)
+    headers = _identity(answer.known, answer.verdict) | wire.grace_fields(answer.known)
     if answer.admission is not None and answer.known is not None and answer.known.rate is not None:
         headers |= rate_headers(answer.known.rate, answer.admission)
     if answer.verdict is Verdict.VALID:
@@ -261,7 +276,7 @@ def _held_route(incoming: Incoming) -> str:
     """Return method and path of the request that a proxy holds up, as far as it tells them."""
     method = incoming.text(b"x-forwarded-method")
     path = incoming.text(b"x-forwarded-uri").partition("?")[0]
-    return f"{method} {path}".strip() or "auth"
+    return f"{method} {path}".strip()[:MOST_ROUTE] or "auth"
 
 
 @dataclass(frozen=True, slots=True)

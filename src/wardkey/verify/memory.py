@@ -168,6 +168,7 @@ def known_secret(row: Mapping[str, Any]) -> KnownSecret:
         rate=_shared(_rate, row["rate_limit"]) if row["rate_limit"] else None,
         secret_expires_at=row["secret_expires_at"],
         secret_revoked_at=row["secret_revoked_at"],
+        superseded_at=row["superseded_at"],
         key_expires_at=row["key_expires_at"],
         key_disabled_at=row["key_disabled_at"],
         key_revoked_at=row["key_revoked_at"],

@@ -7,6 +7,8 @@ _COLUMNS = """
   k.name, s.prefix, s.digest, s.pepper_version, s.imported, k.permissions, k.metadata,
   k.allowed_addresses, k.allowed_origins, k.allow_native, k.rate_limit,
   s.expires_at AS secret_expires_at, s.revoked_at AS secret_revoked_at,
+  (SELECT min(n.created_at) FROM secrets n
+    WHERE n.key_id = s.key_id AND n.created_at > s.created_at) AS superseded_at,
   k.expires_at AS key_expires_at, k.disabled_at AS key_disabled_at,
   k.revoked_at AS key_revoked_at, o.suspended_at AS org_suspended_at,
   o.deleted_at AS org_deleted_at

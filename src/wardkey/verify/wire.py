@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from email.utils import formatdate
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
@@ -12,7 +13,7 @@ from wardkey.domain.errors import InvalidCost, InvalidRequest, MalformedJson, To
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.domain.verdict import Question, Verdict
+from wardkey.domain.verdict import KnownSecret, Question, Verdict
 from wardkey.verify.verifier import Answer
 
 T = TypeVar("T")
@@ -114,6 +115,20 @@ def _permissions(permissions: frozenset[str]) -> bytes:
 
 def _time(ms: int | None) -> bytes:
     return b"null" if ms is None else b'"%b"' % iso(ms).encode()
+
+
+def grace_fields(known: KnownSecret | None) -> dict[str, str]:
+    """Return the header fields that tell a proxy of a secret's grace; none without a newer one.
+
+    `Deprecation` (RFC 9745) is when the grace began, `Sunset` (RFC 8594) when it ends; a grace
+    until the secret is revoked has no end yet.
+    """
+    if known is None or known.superseded_at is None or known.secret_revoked_at is not None:
+        return {}
+    fields = {"Deprecation": f"@{known.superseded_at // 1000}"}
+    if known.expires_at is not None:
+        fields["Sunset"] = formatdate(known.expires_at // 1000, usegmt=True)
+    return fields
 
 
 def schemas() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
