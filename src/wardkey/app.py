@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from wardkey import __version__
 from wardkey.actions.run import Runner
-from wardkey.api import audit, docs, health, keys, organization, people, verify
+from wardkey.api import audit, docs, health, keys, organization, people, rotations, verify
 from wardkey.config import Config, load_config
 from wardkey.dashboard import links
 from wardkey.db.engine import Database, open_database, telling
@@ -118,7 +118,7 @@ def create_app() -> FastAPI:
         # A path with another slash is another path; a redirect would lose the body.
         redirect_slashes=False,
     )
-    for room in (keys, verify, organization, people, audit, health, docs):
+    for room in (keys, rotations, verify, organization, people, audit, health, docs):
         app.include_router(room.router)
     app.include_router(links.router)
     problems.install(app)

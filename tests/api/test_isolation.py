@@ -16,6 +16,8 @@ OUR_ROUTES = {
     ("post", "/v2/keys/{key_id}/enable"): "key_not_found",
     ("post", "/v2/keys/{key_id}/rotate"): "key_not_found",
     ("post", "/v2/keys/{key_id}/revoke"): "key_not_found",
+    ("get", "/v2/keys/{key_id}/callers"): "key_not_found",
+    ("post", "/v2/keys/{key_id}/finish"): "key_not_found",
     ("post", "/v2/keys/{key_id}/secrets/{kid}/revoke"): "key_not_found",
     ("get", "/v2/receipts/{receipt_id}"): "receipt_not_found",
     ("delete", "/v2/import-prefixes/{prefix}"): "prefix_not_found",

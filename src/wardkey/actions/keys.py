@@ -130,7 +130,7 @@ def issue(tx: Transaction, by: Principal, spec: KeySpec) -> Issued:
         by.require_grantable(permissions)
     key_id = new_id("key", tx.now)
     row = insert_key(tx, by, key_id, spec, permissions)
-    secret, secret_row = _insert_secret(tx, by, key_id, spec.type)
+    secret, secret_row = _insert_secret(tx, by, key_id, spec.type, tx.now)
     record(
         tx,
         by,
@@ -266,7 +266,9 @@ def rotate(tx: Transaction, by: Principal, key_id: str, grace: str) -> Issued:
     if end != tx.now and len(live) >= MOST_LIVE_SECRETS:
         raise TooManySecrets
     _end_secrets(tx, by, before, end)
-    secret, _ = _insert_secret(tx, by, key_id, before.type)
+    # The newest stays the newest though the clock stood still or was set back.
+    newest = max((old.created_at for old in before.secrets), default=0)
+    secret, _ = _insert_secret(tx, by, key_id, before.type, max(tx.now, newest + 1))
     tx.connection.execute(
         update(keys)
         .where(keys.c.id == key_id, *_room(by))
@@ -432,7 +434,7 @@ def _end_secrets(tx: Transaction, by: Principal, key: KeyRecord, end: int | None
 
 
 def _insert_secret(
-    tx: Transaction, by: Principal, key_id: str, key_type: KeyType
+    tx: Transaction, by: Principal, key_id: str, key_type: KeyType, created_at: int
 ) -> tuple[SecretText, Row[Any]]:
     secret = generate(KINDS[key_type], by.environment, brand=tx.brand)
     row = tx.connection.execute(
@@ -446,7 +448,7 @@ def _insert_secret(
             "digest": tx.vault.digest(secret.text),
             "pepper_version": tx.vault.version,
             "imported": False,
-            "created_at": tx.now,
+            "created_at": created_at,
             "created_by": by.id,
         },
     ).one()

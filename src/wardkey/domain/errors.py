@@ -10,6 +10,8 @@ import inspect
 import re
 from typing import ClassVar
 
+from wardkey.domain.callers import CallerRecord
+
 LEAVES: dict[str, type[Failure]] = {}
 
 
@@ -402,6 +404,16 @@ class KeyRevoked(Conflict):
 
 class TooManySecrets(Conflict):
     """The key has ten live secrets; revoke some before it is rotated again."""
+
+
+class StillInUse(Conflict):
+    """An old secret was used within the last hour; move its callers, or revoke it by itself."""
+
+    def __init__(
+        self, detail: str | None = None, *, callers: tuple[CallerRecord, ...] = ()
+    ) -> None:
+        super().__init__(detail)
+        self.callers = callers
 
 
 class IdempotencyKeyReused(Conflict):

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from wardkey.domain import errors
+from wardkey.domain.callers import CallerRecord
 from wardkey.domain.errors import Failure
 from wardkey.domain.rate import Admission, RateLimit
+from wardkey.domain.times import iso
 from wardkey.web.incoming import Outgoing
 
 log = logging.getLogger("wardkey")
@@ -50,6 +52,18 @@ class FieldProblem(BaseModel):
     message: str
 
 
+class CallerShape(BaseModel):
+    """Who used a secret; `count` may be too high where more callers came than are kept."""
+
+    kid: str = Field(json_schema_extra={"example": "7QdRk2mVx9Ta"})
+    address: str = Field(json_schema_extra={"example": "203.0.113.7"})
+    product: str = Field(json_schema_extra={"example": "curl/8.5.0"})
+    route: str = Field(json_schema_extra={"example": "GET /v1/invoices"})
+    first_seen_at: str
+    last_seen_at: str
+    count: int
+
+
 class Problem(BaseModel):
     """An RFC 9457 problem; `error` and `message` repeat `code` and `detail` for older clients."""
 
@@ -79,6 +93,9 @@ class Problem(BaseModel):
     errors: list[FieldProblem]
     error: str
     message: str
+    callers: list[CallerShape] = Field(
+        default=[], description="Only of `still_in_use`: who used the old secrets, latest first."
+    )
 
 
 def status_of(failure: type[Failure]) -> int:
@@ -86,11 +103,27 @@ def status_of(failure: type[Failure]) -> int:
     return next(status for family, status in _FAMILIES if issubclass(failure, family))
 
 
+def caller_shape(caller: CallerRecord) -> CallerShape:
+    """Render one caller of a secret."""
+    return CallerShape(
+        kid=caller.kid,
+        address=caller.address,
+        product=caller.product,
+        route=caller.route,
+        first_seen_at=iso(caller.first_at),
+        last_seen_at=iso(caller.last_at),
+        count=caller.count,
+    )
+
+
 def problem_body(failure: Failure, request_id: str) -> dict[str, Any]:
     """Return the problem document of `failure` as a JSON object."""
     faults = [{"field": failure.field, "message": failure.detail}] if failure.field else []
     if isinstance(failure, errors.InvalidRequest):
         faults = [{"field": name, "message": message} for name, message in failure.errors]
+    more = {}
+    if isinstance(failure, errors.StillInUse):
+        more["callers"] = [caller_shape(caller).model_dump() for caller in failure.callers]
     return {
         "type": _TYPE + failure.code,
         "title": failure.title,
@@ -101,6 +134,7 @@ def problem_body(failure: Failure, request_id: str) -> dict[str, Any]:
         "errors": faults,
         "error": failure.code,
         "message": failure.detail,
+        **more,
     }
 
 

@@ -1,0 +1,305 @@
+"""Who still uses an old secret, and ending a rotation only when nobody does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from sqlalchemy import update
+
+from demo.steps import worker_of
+from tests.server import Server, wait_until
+from wardkey.actions import keys, organizations, revocations, rotations
+from wardkey.actions.run import Runner
+from wardkey.db.schema import callers
+from wardkey.domain.callers import HOUR_MS
+from wardkey.domain.errors import KeyRevoked, StillInUse
+from wardkey.domain.keys import KeySpec
+from wardkey.domain.permissions import KeyType, Role
+from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.secret import Environment
+from wardkey.domain.times import iso, parse_iso
+from wardkey.verify.usage import Usage
+
+
+@pytest.fixture(scope="module")
+def owner(server: Server) -> Iterator[httpx.Client]:
+    with server.owner() as client:
+        yield client
+
+
+def rotated(owner: httpx.Client, name: str, grace: str = "24h") -> tuple[str, str, str]:
+    """Issue a key and rotate it; return its id, the old secret and the new one."""
+    made = owner.post("/v2/keys", json={"name": name, "type": "secret"}).json()
+    key_id = made["key"]["id"]
+    answer = owner.post(f"/v2/keys/{key_id}/rotate", json={"grace": grace})
+    assert answer.status_code == 200, answer.text
+    return key_id, made["secret"], answer.json()["secret"]
+
+
+def use(server: Server, text: str, **more: object) -> str:
+    asked = {"key": text, "address": "203.0.113.7", "user_agent": "billing/1.4 (x)"} | more
+    with server.client(server.first_key) as client:
+        answer = client.post("/v2/keys/verify", json=asked)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["code"])
+
+
+def told(owner: httpx.Client, key_id: str, text: str) -> dict[str, Any]:
+    kid = text.split("_")[2]
+    answer = owner.get(f"/v2/keys/{key_id}/callers", params={"secret": kid})
+    assert answer.status_code == 200, answer.text
+    (secret,) = answer.json()["secrets"]
+    assert secret["kid"] == kid
+    shown: dict[str, Any] = secret
+    return shown
+
+
+def test_callers_are_told_by_address_program_and_route(server: Server, owner: httpx.Client) -> None:
+    key_id, old, new = rotated(owner, "live-callers")
+    assert use(server, old, route="POST /v1/invoices?page=2") == "valid"
+    assert use(server, old) == "valid"
+    assert use(server, old, permissions=["keys:write"]) == "not_permitted"
+    with server.client(old, User_Agent="probe/2 x") as client:
+        held = {"X-Forwarded-Method": "PUT", "X-Forwarded-Uri": f"/v1/{old}/a?key=1"}
+        assert client.get("/v2/auth", headers=held).status_code == 200
+        assert client.get("/v2/auth").status_code == 200
+        assert client.get(f"/v2/keys/{key_id}").status_code == 200
+
+    def seen() -> dict[str, Any]:
+        shown = told(owner, key_id, old)
+        return shown if sum(one["count"] for one in shown["callers"]) == 6 else {}
+
+    shown = wait_until(seen, 3)
+    assert {(c["address"], c["product"], c["route"], c["count"]) for c in shown["callers"]} == {
+        ("203.0.113.7", "billing/1.4", "POST /v1/invoices", 1),
+        ("203.0.113.7", "billing/1.4", "verify", 2),
+        ("127.0.0.1", "probe/2", "PUT /v1/…/a", 1),
+        ("127.0.0.1", "probe/2", "auth", 1),
+        ("127.0.0.1", "probe/2", "GET /v2/keys/{key_id}", 1),
+    }
+    assert shown["last_seen_at"] == shown["callers"][0]["last_seen_at"]
+    counts = [hour["counts"] for hour in shown["hours"]]
+    assert sum(each.get("valid", 0) for each in counts) == 5
+    assert sum(each.get("not_permitted", 0) for each in counts) == 1
+    assert told(owner, key_id, new)["callers"] == []
+    both = owner.get(f"/v2/keys/{key_id}/callers").json()["secrets"]
+    assert [one["kid"] for one in both] == [new.split("_")[2], old.split("_")[2]]
+    other = owner.get(f"/v2/keys/{key_id}/callers", params={"secret": "000000000000"})
+    assert (other.status_code, other.json()["code"]) == (404, "secret_not_found")
+
+
+def test_409_finish_names_the_callers_and_revoke_is_never_held_up(
+    server: Server, owner: httpx.Client
+) -> None:
+    key_id, old, new = rotated(owner, "live-finish-used")
+    use(server, old)
+    use(server, new, address="198.51.100.1")
+    wait_until(lambda: told(owner, key_id, old)["callers"] and told(owner, key_id, new)["callers"])
+    refused = owner.post(f"/v2/keys/{key_id}/finish")
+    assert (refused.status_code, refused.json()["code"]) == (409, "still_in_use")
+    assert [one["address"] for one in refused.json()["callers"]] == ["203.0.113.7"]
+    assert "used just now; one caller" in refused.json()["detail"]
+    assert [use(server, old), use(server, new)] == ["valid", "valid"]
+    kid = old.split("_")[2]
+    assert owner.post(f"/v2/keys/{key_id}/secrets/{kid}/revoke").status_code == 200
+    assert [use(server, old), use(server, new)] == ["revoked", "valid"]
+
+
+def test_finish_revokes_all_but_the_newest_with_receipts(
+    server: Server, owner: httpx.Client
+) -> None:
+    key_id, old, middle = rotated(owner, "live-finish", "until_revoked")
+    newest = owner.post(f"/v2/keys/{key_id}/rotate", json={"grace": "7d"}).json()["secret"]
+    done = owner.post(f"/v2/keys/{key_id}/finish")
+    assert done.status_code == 200, done.text
+    kids = {text.split("_")[2] for text in (old, middle)}
+    assert done.json()["kept"] == newest.split("_")[2]
+    assert {receipt["kid"] for receipt in done.json()["receipts"]} == kids
+    for receipt in done.json()["receipts"]:
+        assert receipt["reason"] == "superseded"
+        assert owner.get(f"/v2/receipts/{receipt['id']}").json() == receipt
+    codes = [use(server, text) for text in (old, middle, newest)]
+    assert codes == ["revoked", "revoked", "valid"]
+    asked = {"target_id": key_id, "action": "rotation.finished"}
+    (event,) = owner.get("/v2/audit-events", params=asked).json()["events"]
+    assert set(event["details"]["revoked"]) == kids
+    again = owner.post(f"/v2/keys/{key_id}/finish")
+    assert (again.status_code, again.json()["receipts"]) == (200, [])
+    assert again.json()["kept"] == newest.split("_")[2]
+    assert owner.get("/v2/audit-events/verify").json()["holds"]
+
+
+def test_403_a_member_sees_callers_but_cannot_finish(server: Server, owner: httpx.Client) -> None:
+    key_id, old, new = rotated(owner, "live-finish-member")
+    page = owner.post("/v2/keys", json={"name": "live-page-key", "type": "publishable"}).json()
+    with server.person("member") as person:
+        assert person.get(f"/v2/keys/{key_id}/callers").status_code == 200
+        answer = person.post(f"/v2/keys/{key_id}/finish")
+        assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted")
+    with server.client(page["secret"]) as client:
+        for answer in (
+            client.get(f"/v2/keys/{key_id}/callers"),
+            client.post(f"/v2/keys/{key_id}/finish"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (403, "secret_key_required")
+    assert [use(server, old), use(server, new)] == ["valid", "valid"]
+
+
+def test_forward_auth_tells_of_a_grace_when_it_began_and_ends(
+    server: Server, owner: httpx.Client
+) -> None:
+    key_id, old, new = rotated(owner, "live-grace-headers", "1h")
+    secrets = owner.get(f"/v2/keys/{key_id}").json()["secrets"]
+    with server.client() as client:
+
+        def ask(text: str) -> httpx.Headers:
+            answer = client.get("/v2/auth", headers={"Authorization": f"Bearer {text}"})
+            assert answer.status_code == 200
+            return answer.headers
+
+        headers = ask(old)
+        assert headers["deprecation"] == f"@{parse_iso(secrets[0]['created_at']) // 1000}"
+        end = parse_iso(secrets[1]["grace_ends_at"]) // 1000
+        assert parsedate_to_datetime(headers["sunset"]).timestamp() == end
+        assert not {"deprecation", "sunset"} & set(ask(new))
+        _, endless, _ = rotated(owner, "live-grace-endless", "until_revoked")
+        assert "deprecation" in ask(endless)
+        assert "sunset" not in ask(endless)
+
+
+def test_grace_ends_at_its_millisecond_in_both_workers(server: Server, owner: httpx.Client) -> None:
+    assert server.process is not None
+    port, parent = int(server.url.rpartition(":")[2]), server.process.pid
+    clients: dict[int, httpx.Client] = {}
+    judged: dict[int, list[tuple[int, str]]] = {}
+    with ExitStack() as opened:
+        while len(clients) < 2:
+            client = opened.enter_context(server.client(server.first_key))
+            stream = client.get("/readyz").extensions["network_stream"]
+            worker = worker_of(stream.get_extra_info("client_addr")[1], port, parent)
+            clients.setdefault(worker, client)
+        end = int(time.time() * 1000) + 800
+        _, old, _ = rotated(owner, "live-grace-workers", iso(end))
+        while int(time.time() * 1000) < end + 100:
+            for worker, client in clients.items():
+                answer = client.post("/v2/keys/verify", json={"key": old}).json()
+                seen = (parse_iso(answer["as_of"]), answer["code"])
+                judged.setdefault(worker, []).append(seen)
+    for there in judged.values():
+        assert {code for at, code in there if at < end} == {"valid"}
+        assert {code for at, code in there if at >= end} == {"expired"}
+
+
+def test_a_kill_costs_the_callers_of_the_last_second_at_most(
+    start: Callable[..., Server], storage_url: str
+) -> None:
+    server = start(database_url=storage_url)
+    with server.owner() as owner:
+        key_id, old, _ = rotated(owner, "live-callers-killed")
+    used: list[float] = []
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        use(server, old, address=f"10.0.0.{len(used) % 40}")
+        used.append(time.monotonic())
+    killed = time.monotonic()
+    server.kill()
+    server.start()
+    with server.client(server.first_key) as client:
+        shown = client.get(f"/v2/keys/{key_id}/callers").json()["secrets"][1]
+    kept = sum(caller["count"] for caller in shown["callers"])
+    assert kept == sum(hour["counts"]["valid"] for hour in shown["hours"])
+    assert len([at for at in used if at < killed - 1]) <= kept <= len(used)
+
+
+# --- without a server, where stored times can be moved -----------------------------------------
+
+
+@pytest.fixture
+def admin(runner: Runner) -> Principal:
+    made, user = runner.change(organizations.create, operator(), "Acme", "admin@acme.example")
+    return member(
+        user_id=user,
+        email="admin@acme.example",
+        org_id=made.id,
+        role=Role.ADMIN,
+        environment=Environment.LIVE,
+    )
+
+
+def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
+    return runner.change(keys.issue, by, KeySpec(name, KeyType.SECRET, Environment.LIVE))
+
+
+def end_rotation(runner: Runner, by: Principal, key_id: str) -> rotations.FinishedRotation:
+    used = runner.look(rotations.callers_to_finish, by, key_id)
+    return runner.change(rotations.finish, by, key_id, used)
+
+
+def test_finish_is_refused_until_the_last_use_is_an_hour_old(
+    runner: Runner, admin: Principal
+) -> None:
+    now = runner.database.clock()
+    runner.database.clock = lambda: now
+    made = issue(runner, admin, "live-hour")
+    runner.change(keys.rotate, admin, made.key.id, "7d")
+    usage = Usage(runner.database)
+    usage.note(made.kid, made.key.id, "rate_limited", now, "10.0.0.1", "curl/8.5.0", "verify")
+    usage.flush()
+    for age in (0, 3 * 60_000, HOUR_MS - 1):
+        with runner.database.counting() as connection:
+            connection.execute(update(callers).values(last_at=now - age))
+        with pytest.raises(StillInUse) as refused:
+            end_rotation(runner, admin, made.key.id)
+        assert [one.last_at for one in refused.value.callers] == [now - age]
+        if age == 3 * 60_000:
+            assert "last used 3 minutes ago" in refused.value.detail
+    with runner.database.counting() as connection:
+        connection.execute(update(callers).values(last_at=now - HOUR_MS))
+    assert [one.kid for one in end_rotation(runner, admin, made.key.id).receipts] == [made.kid]
+
+
+def test_finish_never_revokes_the_newest_though_the_clock_was_set_back(
+    runner: Runner, admin: Principal
+) -> None:
+    made = issue(runner, admin, "live-clock")
+    early = made.key.created_at - 60_000
+    runner.database.clock = lambda: early
+    newest = runner.change(keys.rotate, admin, made.key.id, "until_revoked")
+    done = end_rotation(runner, admin, made.key.id)
+    assert (done.kept, [one.kid for one in done.receipts]) == (newest.kid, [made.kid])
+
+
+def test_finish_leaves_a_secret_that_was_made_after_the_callers_were_read(
+    runner: Runner, admin: Principal
+) -> None:
+    made = issue(runner, admin, "live-race")
+    used = runner.look(rotations.callers_to_finish, admin, made.key.id)
+    second = runner.change(keys.rotate, admin, made.key.id, "7d")
+    third = runner.change(keys.rotate, admin, made.key.id, "7d")
+    done = runner.change(rotations.finish, admin, made.key.id, used)
+    assert (done.kept, [one.kid for one in done.receipts]) == (third.kid, [made.kid])
+    left = runner.look(keys.get, admin, made.key.id).secrets
+    assert {one.kid for one in left if one.revoked_at is None} == {second.kid, third.kid}
+
+
+def test_the_last_live_secret_stays_when_the_newest_was_revoked(
+    runner: Runner, admin: Principal
+) -> None:
+    made = issue(runner, admin, "live-only")
+    newest = runner.change(keys.rotate, admin, made.key.id, "7d")
+    runner.change(revocations.revoke_secret, admin, made.key.id, newest.kid, "keyCompromise")
+    done = end_rotation(runner, admin, made.key.id)
+    assert (done.kept, done.receipts) == (made.kid, ())
+
+
+def test_409_a_revoked_key_has_no_rotation_to_finish(runner: Runner, admin: Principal) -> None:
+    made = issue(runner, admin, "live-dead")
+    runner.change(revocations.revoke, admin, made.key.id, "unspecified")
+    with pytest.raises(KeyRevoked):
+        end_rotation(runner, admin, made.key.id)
