@@ -123,7 +123,8 @@ def test_finish_revokes_all_but_the_newest_with_receipts(
     assert {receipt["kid"] for receipt in done.json()["receipts"]} == kids
     for receipt in done.json()["receipts"]:
         assert receipt["reason"] == "superseded"
-        assert owner.get(f"/v2/receipts/{receipt['id']}").json() == receipt
+        again = owner.get(f"/v2/receipts/{receipt['id']}").json()
+        assert (again["kid"], again["revision"]) == (receipt["kid"], receipt["revision"])
     codes = [use(server, text) for text in (old, middle, newest)]
     assert codes == ["revoked", "revoked", "valid"]
     asked = {"target_id": key_id, "action": "rotation.finished"}

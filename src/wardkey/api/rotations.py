@@ -71,13 +71,13 @@ def list_callers(
     responses=told(errors.KeyNotFound, errors.KeyRevoked, errors.StillInUse),
 )
 def finish_rotation(key_id: Id, caller: Known, here: Here) -> FinishShape:
-    """End a rotation: revoke every live secret but the newest, unless one is still in use."""
+    """End a rotation: revoke every live secret but the newest, unless an old one is in use."""
     used = here.runner.look(rotations.callers_to_finish, caller.by, key_id)
-    done = here.runner.change(rotations.finish, caller.by, key_id, used)
+    done, confirmed = here.runner.change_confirmed(rotations.finish, caller.by, key_id, used)
     return FinishShape(
         key_id=key_id,
         kept=done.kept or None,
-        receipts=[receipt_shape(receipt) for receipt in done.receipts],
+        receipts=[receipt_shape(receipt, confirmed) for receipt in done.receipts],
     )
 
 
