@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Row, Select, bindparam, insert, select, update
 
 from wardkey.db.engine import Transaction
-from wardkey.db.schema import audit_events, audit_heads, changes
+from wardkey.db.schema import audit_events, audit_heads, changes, organizations
 from wardkey.domain.chain import GENESIS, Break, Head, check, link, open_head, sign_head
 from wardkey.domain.errors import InvalidRequest
 from wardkey.domain.ids import new_id
@@ -144,6 +144,19 @@ def export_events(tx: Transaction, by: Principal, query: AuditQuery) -> Iterator
     statement = _filtered(by.org_id, query).order_by(audit_events.c.seq)
     for row in tx.connection.execution_options(yield_per=500).execute(statement):
         yield _event(row)
+
+
+def list_chains(tx: Transaction, by: Principal) -> list[tuple[str, str]]:
+    """Return (name, organization id) of every chain, those of deleted organizations too."""
+    by.require_operator()
+    slugs = select(organizations.c.id, organizations.c.slug).order_by(organizations.c.slug)
+    named = {row.id: row.slug for row in tx.connection.execute(slugs)}
+    # A head without its organization is one whose rows were removed by hand.
+    heads = tx.connection.execute(select(audit_heads.c.org_id).order_by(audit_heads.c.org_id))
+    for org_id in heads.scalars():
+        named.setdefault(org_id, org_id)
+    named.pop(DEPLOYMENT, None)
+    return [(DEPLOYMENT, DEPLOYMENT), *((name, org_id) for org_id, name in named.items())]
 
 
 def verify_chain(

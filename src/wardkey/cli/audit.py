@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, replace
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
 from wardkey.actions import audit as actions
-from wardkey.actions import organizations
-from wardkey.actions.audit import DEPLOYMENT, AuditQuery
+from wardkey.actions.audit import AuditQuery
 from wardkey.actions.run import Runner
 from wardkey.app import open_existing
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
-from wardkey.domain.errors import AuditBroken
+from wardkey.domain.errors import AuditBroken, InvalidSetting, OrganizationNotFound
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
 
@@ -39,63 +38,99 @@ def audit() -> None:
 @settings(*STORAGE)
 def verify(config: Config, organization: str, head: TextIO | None, *, as_json: bool) -> None:
     """Check every link; an edited, removed or reordered event is told, and exits with 6."""
-    results = []
+    heads = _heads(head) if head else {}
     with open_existing(config) as runner:
-        for name, org_id in _chains(runner, organization):
-            heads = [line for line in head if line.strip()] if head else []
-            known = next((h.split()[1] for h in heads if h.split()[0] == org_id), "")
-            if head:
-                head.seek(0)
-            count, breaks = runner.look(actions.verify_chain, operator(), org_id, known)
-            results.append((name, org_id, count, breaks))
+        chains = _chains(runner, organization)
+        if organization and head and chains[0][1] not in heads:
+            raise InvalidSetting(f"{head.name} has no head of {organization}.", field="head")
+        if not organization:
+            # A chain that was removed with its organization is named by its head only.
+            there = {org_id for _, org_id in chains}
+            chains += [(org_id, org_id) for org_id in heads if org_id not in there]
+        shown = [_verified(runner, name, org_id, heads.get(org_id, "")) for name, org_id in chains]
     lines = []
-    for name, _, count, breaks in results:
-        lines.append(f"{name}: {count} events, " + ("broken" if breaks else "every link holds"))
-        lines += [f"  event {item.seq}: {item.what}" for item in breaks]
-    shown = [
-        {
-            "name": name,
-            "org_id": org_id,
-            "events": count,
-            "holds": not breaks,
-            "breaks": [asdict(item) for item in breaks],
-        }
-        for name, org_id, count, breaks in results
-    ]
+    for item in shown:
+        held = "every link holds" if item["holds"] else "broken"
+        beyond = " (no head of it was given)" if head and not item["checked_against_head"] else ""
+        lines.append(f"{item['name']}: {item['events']} events, {held}{beyond}")
+        lines += [f"  event {found['seq']}: {found['what']}" for found in item["breaks"]]
     say(shown, as_json=as_json, text="\n".join(lines))
-    if any(breaks for *_, breaks in results):
+    if not all(item["holds"] for item in shown):
         raise AuditBroken
 
 
 @audit.command()
 @_which
+@as_json
 @settings(*STORAGE)
-def head(config: Config, organization: str) -> None:
-    """Print the signed end of each chain, to be kept where nobody edits it."""
+def head(config: Config, organization: str, *, as_json: bool) -> None:
+    """Print the signed end of each chain, to be kept where nobody edits it.
+
+    A line has the organization's id and its head; `audit verify --head` reads these lines, or
+    their JSON, back.
+    """
     with open_existing(config) as runner:
-        for _, org_id in _chains(runner, organization):
-            click.echo(f"{org_id} {runner.look(actions.export_head, operator(), org_id)}")
+        shown = [
+            {
+                "name": name,
+                "org_id": org_id,
+                "head": runner.look(actions.export_head, operator(), org_id),
+            }
+            for name, org_id in _chains(runner, organization)
+        ]
+    lines = [f"{item['org_id']} {item['head']}" for item in shown]
+    say(shown, as_json=as_json, text="\n".join(lines))
 
 
 @audit.command()
 @click.option("--org", "organization", required=True, help="Slug or id, or `deployment`.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list instead of lines.")
 @settings(*STORAGE)
-def export(config: Config, organization: str) -> None:
-    """Print the events of one chain as NDJSON, oldest first."""
+def export(config: Config, organization: str, *, as_json: bool) -> None:
+    """Print the events of one chain, oldest first, as a line of JSON each (NDJSON)."""
     with open_existing(config) as runner:
         ((_, org_id),) = _chains(runner, organization)
         by = replace(operator(), org_id=org_id)
         with runner.database.read() as tx:
+            before, between, after = ("[", ",\n", "") if as_json else ("", "", "\n")
             for event in actions.export_events(tx, by, AuditQuery()):
                 line = json.dumps(asdict(event) | {"at": iso(event.at)}, ensure_ascii=False)
-                sys.stdout.write(line + "\n")
+                sys.stdout.write(before + line + after)
+                before = between
+    if as_json:
+        sys.stdout.write("[]\n" if before == "[" else "]\n")
+
+
+def _verified(runner: Runner, name: str, org_id: str, known: str) -> dict[str, Any]:
+    count, breaks = runner.look(actions.verify_chain, operator(), org_id, known)
+    return {
+        "name": name,
+        "org_id": org_id,
+        "events": count,
+        "holds": not breaks,
+        "checked_against_head": bool(known),
+        "breaks": [asdict(item) for item in breaks],
+    }
+
+
+def _heads(file: TextIO) -> dict[str, str]:
+    """Read what `audit head` printed, with or without --json: organization id -> head."""
+    try:
+        text = file.read()
+        if text.lstrip().startswith("["):
+            return {str(item["org_id"]): str(item["head"]) for item in json.loads(text)}
+        return dict(line.split() for line in text.splitlines() if line.strip())
+    except (ValueError, TypeError, KeyError):
+        raise InvalidSetting(
+            f"{file.name} is not what `wardkey audit head` printed; give that file, unchanged.",
+            field="head",
+        ) from None
 
 
 def _chains(runner: Runner, organization: str) -> list[tuple[str, str]]:
-    if organization == DEPLOYMENT:
-        return [(DEPLOYMENT, DEPLOYMENT)]
+    found = runner.look(actions.list_chains, operator())
     if organization:
-        found = runner.look(organizations.find, operator(), organization)
-        return [(found.slug, found.id)]
-    everyone = runner.look(organizations.list_all, operator())
-    return [(DEPLOYMENT, DEPLOYMENT), *((item.slug, item.id) for item in everyone)]
+        found = [chain for chain in found if organization in chain]
+        if not found:
+            raise OrganizationNotFound
+    return found
