@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from wardkey.domain.addresses import Network, parse_networks
 from wardkey.domain.errors import InvalidSetting, UnknownSetting, UnsafeDatabase, UnsafeListen
@@ -16,6 +18,7 @@ from wardkey.domain.secret import clean_brand
 PREFIX = "WARDKEY_"
 # Read by the command line as a client, not by the server.
 _CLIENT_NAMES = frozenset({"WARDKEY_API_KEY", "WARDKEY_ORG", "WARDKEY_URL"})
+_HEADER_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_")
 _YES = {
     "1": True,
     "true": True,
@@ -128,9 +131,12 @@ def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = 
                 field=name,
             )
         values[setting] = _read(name, text, type(getattr(Config(), setting)))
-    values.update({k: v for k, v in (options or {}).items() if v is not None})
-    if "data_dir" in values:
-        values["data_dir"] = Path(values["data_dir"])
+    for setting, value in (options or {}).items():
+        if isinstance(value, str):
+            name = "--" + setting.replace("_", "-")
+            values[setting] = _read(name, value, type(getattr(Config(), setting)))
+        elif value is not None:
+            values[setting] = value
     config = Config(**values)
     _check(config)
     return config
@@ -138,11 +144,6 @@ def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = 
 
 def check_listening(config: Config) -> None:
     """Refuse to carry keys over a network in the clear; raises `UnsafeListen`."""
-    if bool(config.tls_cert) != bool(config.tls_key):
-        raise InvalidSetting("TLS needs both --tls-cert and --tls-key.", field="tls_cert")
-    for name in (config.tls_cert, config.tls_key):
-        if name and not Path(name).is_file():
-            raise InvalidSetting(f"The TLS file {name} does not exist.", field="tls_cert")
     loopback = config.host == "localhost" or _is_loopback(config.host)
     if not (loopback or config.tls_cert or config.behind_proxy):
         raise UnsafeListen(
@@ -150,6 +151,65 @@ def check_listening(config: Config) -> None:
             "--tls-cert and --tls-key, or --behind-proxy if a proxy in front ends TLS.",
             field="listen",
         )
+
+
+def check_tls(config: Config) -> None:
+    """Load the certificate and its key as the server will; raises `InvalidSetting`."""
+    cert, key = config.tls_cert, config.tls_key
+    if not cert and not key:
+        return
+    if not cert or not key:
+        raise InvalidSetting(
+            "TLS needs both --tls-cert and --tls-key.", field="tls_key" if cert else "tls_cert"
+        )
+    for field_name, name in (("tls_cert", cert), ("tls_key", key)):
+        try:
+            Path(name).read_bytes()
+        except OSError as fault:
+            raise InvalidSetting(
+                f"The TLS file {name} cannot be read: {fault.strerror}.", field=field_name
+            ) from None
+
+    def passphrase() -> str:
+        raise InvalidSetting(
+            f"The TLS key {key} has a passphrase, which a server cannot type; give one without, "
+            "readable by its user alone.",
+            field="tls_key",
+        )
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_verify_locations(cert)
+    except ssl.SSLError:
+        raise InvalidSetting(
+            f"The TLS file {cert} holds no certificate in PEM form; give the server's certificate, "
+            "followed by those that it was signed with.",
+            field="tls_cert",
+        ) from None
+    try:
+        context.load_cert_chain(cert, key, passphrase)
+    except ssl.SSLError as fault:
+        raise _tls_fault(cert, key, fault.reason) from None
+
+
+def _tls_fault(cert: str, key: str, reason: str | None) -> InvalidSetting:
+    # The last of these is what a key of another kind (RSA, EC) than the certificate's gets.
+    if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
+        return InvalidSetting(
+            f"The TLS key {key} does not belong to the certificate {cert}; give the key that its "
+            "certificate was asked for with.",
+            field="tls_key",
+        )
+    if reason and reason.startswith(("EE_", "CA_")):
+        return InvalidSetting(
+            f"OpenSSL does not take the certificate {cert} ({reason}); get one with a stronger "
+            "key or signature.",
+            field="tls_cert",
+        )
+    return InvalidSetting(
+        f"The TLS file {key} holds no private key in PEM form; give the certificate's own.",
+        field="tls_key",
+    )
 
 
 def _read(name: str, text: str, kind: type) -> object:
@@ -161,6 +221,10 @@ def _read(name: str, text: str, kind: type) -> object:
         if not text.isascii() or not text.isdecimal():
             raise InvalidSetting(f"{name} is {text!r}; it takes a whole number.", field=name)
         return int(text)
+    if issubclass(kind, Path):
+        if not text:
+            raise InvalidSetting(f"{name} is empty; it takes a folder.", field=name)
+        return Path(text)
     return text
 
 
@@ -186,12 +250,21 @@ def _check(config: Config) -> None:
         raise InvalidSetting("metrics_token has at least 16 characters.", field="metrics_token")
     try:
         clean_brand(config.brand)
+    except ValueError as fault:
+        raise InvalidSetting(str(fault), field="brand") from None
+    try:
         parse_networks(item for item in config.trusted_proxies.split(",") if item.strip())
     except ValueError as fault:
-        raise InvalidSetting(str(fault)) from None
+        raise InvalidSetting(str(fault), field="trusted_proxies") from None
+    for header in config.extra_key_headers:
+        if not set(header) <= _HEADER_CHARACTERS:
+            raise InvalidSetting(
+                f"{header!r} is no name of a header, such as X-Api-Key.", field="key_headers"
+            )
     if config.public_url:
-        parts = urlsplit(config.public_url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query:
+        parts = _split(config.public_url)
+        web = parts is not None and parts.scheme in ("http", "https") and bool(parts.netloc)
+        if parts is None or not web or parts.query or parts.fragment:
             raise InvalidSetting(
                 f"{config.public_url!r} is no URL such as https://keys.example.com.",
                 field="public_url",
@@ -199,11 +272,21 @@ def _check(config: Config) -> None:
     _check_database(config)
 
 
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # is parsed when it is asked for
+    except ValueError:
+        return None
+    return parts
+
+
 def _check_database(config: Config) -> None:
-    if config.embedded:
+    parts = _split(config.storage_url)
+    file = config.storage_url.removeprefix("sqlite:///") if config.embedded else ""
+    if config.embedded and file not in ("", ":memory:", config.storage_url):
         return
-    parts = urlsplit(config.database_url)
-    if parts.scheme not in ("postgresql", "postgres"):
+    if parts is None or parts.scheme not in ("postgresql", "postgres"):
         raise InvalidSetting(
             "The database URL is sqlite:///path or postgresql://…", field="database_url"
         )

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 EXIT_CODES: tuple[tuple[type[errors.Failure], int], ...] = (
+    (errors.NotConfirmed, 1),  # as click ends what Ctrl-C aborts
     (errors.Invalid, 2),
     (errors.Unauthenticated, 4),
     (errors.NotFound, 5),
@@ -70,8 +71,9 @@ class Group(click.Group):
 
 
 def tell(failure: errors.Failure) -> None:
-    """Print a failure's code and sentence on stderr."""
-    click.echo(f"wardkey: {failure.code}: {failure.detail}", err=True)
+    """Print a failure's code and sentence on stderr, and which input is at fault."""
+    at = f" (at {failure.field})" if failure.field else ""
+    click.echo(f"wardkey: {failure.code}: {failure.detail}{at}", err=True)
 
 
 def exit_code(failure: errors.Failure) -> int:
@@ -82,6 +84,19 @@ def exit_code(failure: errors.Failure) -> int:
 def say(value: Any, *, as_json: bool, text: str) -> None:  # noqa: ANN401 - JSON values
     """Print data on stdout: as JSON for programs, or as `text` for people."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def confirm(question: str, wanted: str) -> None:
+    """Ask on stderr; raises `NotConfirmed` unless `wanted` is typed in answer."""
+    try:
+        typed = click.prompt(question, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        typed = ""
+    if typed != wanted:
+        raise errors.NotConfirmed(
+            f"Nothing was changed: type {wanted} in answer, or give --yes where nobody can type."
+        )
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -149,5 +164,6 @@ def _option(name: str) -> Callable[[Any], Any]:
         return click.option(
             flag, name, is_flag=True, default=None, help=_SETTINGS_HELP[name] + shown
         )
-    kind = int if isinstance(default, int) else str
-    return click.option(flag, name, type=kind, default=None, help=_SETTINGS_HELP[name] + shown)
+    # Numbers are read with the variables', so that a bad one is refused in the same words.
+    metavar = "INTEGER" if isinstance(default, int) else "TEXT"
+    return click.option(flag, name, metavar=metavar, help=_SETTINGS_HELP[name] + shown)

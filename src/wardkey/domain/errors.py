@@ -530,5 +530,9 @@ class AuditBroken(Conflict):
     """The audit chain does not hold; the list says at which events."""
 
 
+class NotConfirmed(Conflict):
+    """The confirmation was not given, so nothing was changed."""
+
+
 class UnhealthyDeployment(Conflict):
     """The deployment has faults; the list says how to mend each."""

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from wardkey.cli import main
+from wardkey.cli.edge import SERVING, STORAGE, settings
+from wardkey.config import Config, load_config
+from wardkey.domain.errors import Failure
+
+REMOTE = "postgresql://db.acme.example/wardkey?sslmode=verify-full"
+# setting -> (as an option, what the record then holds, as a variable, what it then holds)
+GIVEN: dict[str, tuple[str, Any, str, Any]] = {
+    "data_dir": ("one", Path("one"), "two", Path("two")),
+    "database_url": ("sqlite:///one", "sqlite:///one", "sqlite:///two", "sqlite:///two"),
+    "database_encrypted_by_operator": ("", True, "yes", True),
+    "listen": ("127.0.0.1:1", "127.0.0.1:1", "[::1]:2", "[::1]:2"),
+    "tls_cert": ("one.pem", "one.pem", "two.pem", "two.pem"),
+    "tls_key": ("one.pem", "one.pem", "two.pem", "two.pem"),
+    "behind_proxy": ("", True, "1", True),
+    "trusted_proxies": ("192.0.2.1", "192.0.2.1", "192.0.2.0/24", "192.0.2.0/24"),
+    "workers": ("2", 2, "3", 3),
+    "public_url": ("https://one.example",) * 2 + ("https://two.example/",) * 2,
+    "brand": ("one", "one", "two", "two"),
+    "key_headers": ("X-One", "X-One", "X-Two", "X-Two"),
+    "master_key_file": ("one", "one", "two", "two"),
+    "master_key_command": ("cat one", "cat one", "cat two", "cat two"),
+    "organization": ("One", "One", "Two", "Two"),
+    "owner": ("admin@one.example",) * 2 + ("admin@two.example",) * 2,
+}
+BAD = [
+    ("data_dir", "", "data_dir"),
+    ("database_url", "mysql://localhost/wardkey", "database_url"),
+    ("database_url", "postgresql://[::1/wardkey", "database_url"),
+    ("database_url", "postgresql://localhost:many/wardkey", "database_url"),
+    ("database_url", "sqlite:wardkey.db", "database_url"),
+    ("database_url", "sqlite:///", "database_url"),
+    ("database_url", "sqlite:///:memory:", "database_url"),
+    ("listen", "", "listen"),
+    ("listen", "8787", "listen"),
+    ("listen", "127.0.0.1:http", "listen"),
+    ("listen", "127.0.0.1:65536", "listen"),
+    ("workers", "many", "workers"),
+    ("workers", "0", "workers"),
+    ("workers", "-1", "workers"),
+    ("workers", "65", "workers"),
+    ("workers", "²", "workers"),
+    ("trusted_proxies", "anybody", "trusted_proxies"),
+    ("trusted_proxies", "192.0.2.0/33", "trusted_proxies"),
+    ("public_url", "keys.acme.example", "public_url"),
+    ("public_url", "ftp://keys.acme.example", "public_url"),
+    ("public_url", "https://[::1", "public_url"),
+    ("public_url", "https://keys.acme.example/?a=b", "public_url"),
+    ("brand", "A b", "brand"),
+    ("brand", "sk", "brand"),
+    ("key_headers", "X-Api-Key, X Key", "key_headers"),
+    ("key_headers", "X-Key:", "key_headers"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WARDKEY_" + item.name.upper() for item in fields(Config)):
+        monkeypatch.delenv(name, raising=False)
+
+
+def read(*args: str, **environ: str) -> Config:
+    """Return the Config of a command that takes every setting of `up`."""
+    read: list[Config] = []
+
+    @click.command()
+    @settings(*SERVING)
+    def command(config: Config) -> None:
+        read.append(config)
+
+    done = CliRunner().invoke(command, args, env=environ, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return read[0]
+
+
+def test_what_nobody_set_has_its_default() -> None:
+    assert read() == Config()
+    assert set(GIVEN) == {item.name for item in fields(Config)} - {"master_key"} == set(SERVING)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_an_option_goes_before_a_variable_and_a_variable_before_the_default(name: str) -> None:
+    option, from_option, variable, from_variable = GIVEN[name]
+    environ = {"WARDKEY_" + name.upper(): variable}
+    args = (f"--{name.replace('_', '-')}", *([option] if option else []))
+    assert getattr(read(**environ), name) == from_variable != getattr(Config(), name)
+    assert getattr(read(*args), name) == from_option != getattr(Config(), name)
+    assert getattr(read(*args, **environ), name) == from_option
+
+
+def test_the_master_key_itself_is_a_variable_only_and_never_shown() -> None:
+    key = "ab" * 32
+    config = read(WARDKEY_MASTER_KEY=key)
+    assert config.master_key == key
+    assert key not in repr(config)
+    assert "--master-key " not in CliRunner().invoke(main, ["up", "--help"]).output
+
+
+def test_a_worker_reads_the_very_settings_that_it_was_started_with() -> None:
+    environ = {"WARDKEY_" + name.upper(): given[2] for name, given in GIVEN.items()}
+    config = load_config({**environ, "WARDKEY_MASTER_KEY": "ab" * 32})
+    assert load_config(config.environment()) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("1", True), ("TRUE", True), ("on", True), ("0", False), ("", False)]
+)
+def test_a_switch_is_read_from_a_variable_in_the_usual_words(text: str, *, meant: bool) -> None:
+    assert load_config({"WARDKEY_BEHIND_PROXY": text}).behind_proxy is meant
+
+
+@pytest.mark.parametrize(("name", "value", "field"), BAD)
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_a_bad_value_is_refused_and_the_setting_named(
+    name: str, value: str, field: str, way: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    if way == "variable":
+        monkeypatch.setenv("WARDKEY_" + name.upper(), value)
+        args = ["up"]
+    else:
+        args = ["up", f"--{name.replace('_', '-')}={value}"]
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("wardkey: invalid_setting: ")
+    assert field in told.lower().replace("-", "_").partition("(at ")[2]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "code", "field"),
+    [
+        ({"WARDKEY_LISTENN": "127.0.0.1:1"}, "unknown_setting", "WARDKEY_LISTENN"),
+        ({"WARDKEY_BEHIND_PROXY": "maybe"}, "invalid_setting", "WARDKEY_BEHIND_PROXY"),
+        ({"WARDKEY_DATABASE_URL": REMOTE}, "unsafe_database", "database_url"),
+        (
+            {"WARDKEY_DATABASE_URL": REMOTE.partition("?")[0]},
+            "unsafe_database",
+            "database_url",
+        ),
+    ],
+)
+def test_what_is_unknown_or_unsafe_has_a_code_of_its_own(
+    environ: dict[str, str], code: str, field: str
+) -> None:
+    with pytest.raises(Failure) as refused:
+        load_config(environ)
+    assert (refused.value.code, refused.value.field) == (code, field)
+
+
+def test_a_postgresql_elsewhere_is_taken_once_its_operator_confirms_its_encryption() -> None:
+    environ = {"WARDKEY_DATABASE_URL": REMOTE, "WARDKEY_DATABASE_ENCRYPTED_BY_OPERATOR": "1"}
+    assert load_config(environ).storage_url == REMOTE
+
+
+def commands(group: click.Group, *path: str) -> dict[tuple[str, ...], click.Command]:
+    """Return every command below `group` by its path, groups too."""
+    found: dict[tuple[str, ...], click.Command] = {}
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        found[*path, name] = command
+        if isinstance(command, click.Group):
+            found |= commands(command, *path, name)
+    return found
+
+
+COMMANDS = commands(main)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_each_command_says_what_it_does_and_what_each_option_is_for(path: tuple[str, ...]) -> None:
+    command = COMMANDS[path]
+    done = CliRunner().invoke(main, [*path, "--help"], prog_name="wardkey")
+    assert done.exit_code == 0
+    assert done.output.startswith("Usage: wardkey " + " ".join(path))
+    said = (command.help or "").split("\n")[0]
+    assert said.endswith(".")
+    assert said.split()[0] in done.output
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+            assert option.opts[0] in done.output
+    if not isinstance(command, click.Group):
+        names = {option.name for option in command.params}
+        assert set(STORAGE) <= names, "it opens the same deployment as the others"
+        assert path == ("up",) or "as_json" in names
+    if path == ("up",):
+        assert all(f"WARDKEY_{name.upper()}" in done.output for name in SERVING)
+
+
+def test_the_list_of_commands_names_those_that_there_are() -> None:
+    done = CliRunner().invoke(main, ["--help"])
+    assert all(path[0] in done.output for path in COMMANDS)
+    assert CliRunner().invoke(main, ["nothing"]).exit_code == 2
