@@ -9,7 +9,8 @@ import click
 from wardkey.actions import organizations, people
 from wardkey.actions.organizations import Organization
 from wardkey.app import open_existing
-from wardkey.cli.edge import STORAGE, as_json, say, settings
+from wardkey.cli.address import link_url
+from wardkey.cli.edge import STORAGE, as_json, confirm, say, settings
 from wardkey.config import Config
 from wardkey.db.engine import Transaction
 from wardkey.domain.principal import Principal, operator
@@ -26,7 +27,7 @@ def org() -> None:
 @click.option("--owner", required=True, help="E-mail address of its owner.")
 @click.option("--slug", default="", help="Short name in addresses; made from NAME if left out.")
 @as_json
-@settings(*STORAGE, "listen", "public_url", "tls_cert")
+@settings(*STORAGE, "public_url")
 def create(config: Config, name: str, owner: str, slug: str, *, as_json: bool) -> None:
     """Create an organization NAME with its owner.
 
@@ -40,8 +41,9 @@ def create(config: Config, name: str, owner: str, slug: str, *, as_json: bool) -
         return made, link
 
     with open_existing(config) as runner:
+        url = link_url(config)
         made, link = runner.change(make, operator())
-    address = f"{config.url}/setup/{link}" if link else ""
+    address = f"{url}/setup/{link}" if link else ""
     text = f"Organization {made.name} ({made.slug}, {made.id}) is made."
     if address:
         text += f"\nSet-up link for {owner}, once, within 7 days:\n  {address}"
@@ -97,9 +99,7 @@ def delete(config: Config, organization: str, *, yes: bool, as_json: bool) -> No
     with open_existing(config) as runner:
         found = runner.look(organizations.find, operator(), organization)
         if not yes:
-            typed = click.prompt(f"Type {found.slug} to delete {found.name}", err=True)
-            if typed != found.slug:
-                raise click.UsageError("That is not its slug; nothing was deleted.")
+            confirm(f"Type {found.slug} to delete {found.name}", found.slug)
         done = runner.change(organizations.delete, operator(), found.id)
     say(_json(done), as_json=as_json, text=f"{done.name} is deleted and its keys are revoked.")
 
@@ -107,15 +107,16 @@ def delete(config: Config, organization: str, *, yes: bool, as_json: bool) -> No
 @click.command()
 @click.argument("email")
 @as_json
-@settings(*STORAGE, "listen", "public_url", "tls_cert")
+@settings(*STORAGE, "public_url")
 def setup_link(config: Config, email: str, *, as_json: bool) -> None:
     """Make a one-time link, valid 7 days, with which EMAIL sets a new password.
 
     Earlier links of the same person end.
     """
     with open_existing(config) as runner:
+        url = link_url(config)
         link = runner.change(people.create_setup_link, operator(), email)
-    address = f"{config.url}/setup/{link}"
+    address = f"{url}/setup/{link}"
     say({"email": email, "setup_link": address}, as_json=as_json, text=address)
 
 

@@ -13,8 +13,9 @@ import click
 
 from wardkey.actions.deployment import first_start, is_new
 from wardkey.app import open_deployment
+from wardkey.cli.address import keep_url
 from wardkey.cli.edge import SERVING, settings
-from wardkey.config import Config, check_listening
+from wardkey.config import Config, check_listening, check_tls
 from wardkey.db.engine import Transaction
 from wardkey.domain.errors import InvalidSetting
 from wardkey.domain.principal import Principal, operator
@@ -31,12 +32,14 @@ def up(config: Config) -> None:
     organization with its owner, and prints a set-up link and a secret key, once.
     """
     check_listening(config)
+    check_tls(config)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with _listen(config) as listening:
         config = replace(config, listen=_address(listening))
         # Held until the last worker has drained, so that nobody restores under it.
         with open_deployment(config) as runner:
+            keep_url(config)
             if runner.look(is_new, operator()):
                 runner.change(_begin, operator(), config)
             click.echo(f"Wardkey listens on {config.url}  (API: {config.url}/v2/docs)")
@@ -52,8 +55,11 @@ def _listen(config: Config) -> socket.socket:
             (config.host, config.port), family=family, backlog=1024, reuse_port=False
         )
     except OSError as fault:
+        said = (fault.strerror or str(fault)).partition(" (while")[0]
         raise InvalidSetting(
-            f"Cannot listen on {config.listen}: {fault.strerror}.", field="listen"
+            f"Cannot listen on {config.listen}: {said}. Choose another address or port "
+            "with --listen, or stop what has it.",
+            field="listen",
         ) from None
 
 
@@ -75,6 +81,10 @@ def _begin(tx: Transaction, by: Principal, config: Config) -> None:
     click.echo(f"    {config.url}/setup/{made.setup_link}")
     click.echo("  First secret key, shown this once; it may make further keys:")
     click.echo(f"    {made.issued.secret.text}")
+    click.echo("  To try it, run this in another terminal and paste the key, so that the shell's")
+    click.echo("  history does not keep it. URL and KEY are then set for the README's examples.")
+    ask = 'curl -H "Authorization: Bearer $KEY" $URL/v2/keys'
+    click.echo(f"    URL={config.url}; read -rs KEY; {ask}")
     click.echo(f"  Master key: {config.master_key_path.absolute()}  Keep a copy elsewhere.")
     sys.stdout.flush()
 
