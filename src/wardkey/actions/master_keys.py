@@ -8,21 +8,11 @@ from sqlalchemy import delete, func, insert, select, update
 
 from wardkey.actions.audit import DEPLOYMENT, Target, record
 from wardkey.db.engine import Transaction
-from wardkey.db.master import sealing_key
-from wardkey.db.schema import (
-    idempotency,
-    invitations,
-    master_keys,
-    secrets,
-    service_keys,
-    setup_links,
-    user_tokens,
-)
+from wardkey.db.master import PEPPERED, sealing_key
+from wardkey.db.schema import idempotency, master_keys
 from wardkey.db.vault import MasterKey, Vault, seal
 from wardkey.domain.errors import InvalidMasterKey
 from wardkey.domain.principal import Principal
-
-_PEPPERED = (secrets, service_keys, invitations, setup_links, user_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +62,12 @@ def versions(tx: Transaction, by: Principal) -> list[MasterKeyVersion]:
     by.require_operator()
     rows = tx.connection.execute(select(master_keys).order_by(master_keys.c.version)).all()
     counts: dict[int, dict[str, int]] = {row.version: {} for row in rows}
-    for table in _PEPPERED:
+    for table in PEPPERED:
         found = tx.connection.execute(
             select(table.c.pepper_version, func.count()).group_by(table.c.pepper_version)
         )
         for version, count in found:
-            counts[version][table.name] = count
+            counts.setdefault(version, {})[table.name] = count
     return [
         MasterKeyVersion(r.version, r.created_at, r.version == tx.vault.version, counts[r.version])
         for r in rows

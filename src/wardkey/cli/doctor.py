@@ -13,12 +13,13 @@ from pathlib import Path
 import click
 from cryptography import x509
 
-from wardkey.actions import master_keys
+from wardkey.actions.audit import list_chains, verify_chain
+from wardkey.actions.run import Runner
 from wardkey.app import master_key_source
 from wardkey.cli.edge import SERVING, as_json, say, settings
-from wardkey.config import Config, check_listening
+from wardkey.config import Config, check_listening, check_tls
 from wardkey.db.engine import Database, open_database, wall_clock
-from wardkey.db.master import fitting_key, is_begun, load_vault
+from wardkey.db.master import PepperState, check_peppers, fitting_key, is_begun, load_vault
 from wardkey.db.upkeep import check_usage, storage_facts
 from wardkey.domain.errors import Failure, UnhealthyDeployment
 from wardkey.domain.principal import operator
@@ -74,8 +75,8 @@ def _examine(config: Config) -> Iterator[Finding]:
     yield from _master_key_file(config)
     yield _space(config.data_dir)
     yield _listening(config)
-    if config.tls_cert:
-        yield _certificate(Path(config.tls_cert))
+    if config.tls_cert or config.tls_key:
+        yield from _certificate(config)
     yield _clock(wall_clock())
     try:
         if not is_begun(config.storage_url):
@@ -86,9 +87,12 @@ def _examine(config: Config) -> Iterator[Finding]:
         yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
         return
     yield Finding(State.OK, "database", "it opens, and the master key fits")
+    yield _at_rest(config)
     database = open_database(config.storage_url, master, config.brand)
     try:
         yield from _database(database)
+    except Failure as failure:
+        yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
     finally:
         database.close()
 
@@ -140,16 +144,39 @@ def _listening(config: Config) -> Finding:
     return Finding(State.OK, "listening", config.listen)
 
 
-def _certificate(path: Path) -> Finding:
+def _certificate(config: Config) -> Iterator[Finding]:
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as fault:
-        return Finding(State.FAULT, "certificate", f"{path} cannot be read: {fault}")
-    end = int(certificate.not_valid_after_utc.timestamp() * 1000)
-    if end <= wall_clock():
+        check_tls(config)
+        chain = x509.load_pem_x509_certificates(Path(config.tls_cert).read_bytes())
+    except Failure as failure:
+        yield Finding(State.FAULT, "certificate", failure.detail)
+        return
+    except ValueError as fault:
+        yield Finding(State.FAULT, "certificate", f"{config.tls_cert} cannot be read: {fault}")
+        return
+    yield _validity(chain)
+    mode = stat.S_IMODE(Path(config.tls_key).stat().st_mode)
+    if mode & 0o007:
+        said = f"everybody may read it ({mode:04o}); run chmod o= {config.tls_key}"
+        yield Finding(State.WARNING, "TLS key", said)
+    else:
+        yield Finding(State.OK, "TLS key", f"it belongs to the certificate, {mode:04o}")
+
+
+def _validity(chain: list[x509.Certificate]) -> Finding:
+    """Judge the chain by that certificate of it which ends first."""
+    now = wall_clock()
+    begin = max(int(item.not_valid_before_utc.timestamp() * 1000) for item in chain)
+    end = min(int(item.not_valid_after_utc.timestamp() * 1000) for item in chain)
+    if end <= now:
         return Finding(State.FAULT, "certificate", f"it ended at {iso(end)}; renew it")
-    soon = end <= wall_clock() + 14 * _DAY_MS
-    return Finding(State.WARNING if soon else State.OK, "certificate", f"good until {iso(end)}")
+    if begin > now:
+        said = f"it begins at {iso(begin)} only; set the clock, or wait for that time"
+        return Finding(State.FAULT, "certificate", said)
+    said = f"good until {iso(end)}"
+    if end <= now + 14 * _DAY_MS:
+        return Finding(State.WARNING, "certificate", f"{said}; renew it and start again")
+    return Finding(State.OK, "certificate", said)
 
 
 def _clock(now: int) -> Finding:
@@ -158,12 +185,20 @@ def _clock(now: int) -> Finding:
     return Finding(State.OK, "clock", iso(now))
 
 
+def _at_rest(config: Config) -> Finding:
+    if config.embedded:
+        return Finding(State.OK, "encryption at rest", "the database's files, by Wardkey")
+    if config.database_encrypted_by_operator:
+        return Finding(State.OK, "encryption at rest", "of PostgreSQL's disk, as you confirmed")
+    return Finding(
+        State.WARNING, "encryption at rest",
+        "Wardkey does not encrypt a PostgreSQL; encrypt its disk, then confirm that with "
+        "--database-encrypted-by-operator",
+    )  # fmt: skip
+
+
 def _database(database: Database) -> Iterator[Finding]:
-    try:
-        facts = storage_facts(database)
-    except Failure as failure:
-        yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
-        return
+    facts = storage_facts(database)
     if database.kind == "postgresql":
         yield _drift(facts.clock - wall_clock())
     elif facts.journal_mode == "wal":
@@ -178,7 +213,13 @@ def _database(database: Database) -> Iterator[Finding]:
         return
     yield Finding(State.OK, "migrations", f"at {facts.migrations.current}")
     yield _usage(database)
-    yield _peppers(database)
+    states = check_peppers(database)
+    yield from _peppers(states)
+    if all(item.opens for item in states):
+        load_vault(database)
+        yield from _audit(Runner(database))
+    else:
+        yield Finding(State.WARNING, "audit", "not looked at, since not every key opens")
 
 
 def _drift(ms: int) -> Finding:
@@ -199,10 +240,34 @@ def _usage(database: Database) -> Finding:
     return Finding(State.OK, "usage database", "it opens")
 
 
-def _peppers(database: Database) -> Finding:
-    load_vault(database)
-    with database.read() as tx:
-        versions = master_keys.versions(tx, operator())
-    old = sum(item.rows.get("secrets", 0) for item in versions if not item.current)
-    said = f"{old} secrets are still hashed under an older pepper"
-    return Finding(State.OK, "peppers", f"{said}; each changes over when it is next used")
+def _peppers(states: list[PepperState]) -> Iterator[Finding]:
+    for item in states:
+        if not item.opens:
+            yield Finding(
+                State.FAULT, "peppers",
+                f"version {item.version} does not open with this master key, and {item.rows:,} "
+                "stored secrets need it; restore a backup",
+            )  # fmt: skip
+    if all(item.opens for item in states):
+        old = sum(item.rows for item in states if not item.current)
+        said = f"{len(states)} opened; {old:,} stored secrets are hashed under an older one"
+        if old:
+            said += ", and those of keys change over when they are next used"
+        yield Finding(State.OK, "peppers", said)
+
+
+def _audit(runner: Runner) -> Iterator[Finding]:
+    chains, events, broken = runner.look(list_chains, operator()), 0, False
+    for name, org_id in chains:
+        count, breaks = runner.look(verify_chain, operator(), org_id)
+        events += count
+        if breaks:
+            broken = True
+            yield Finding(
+                State.FAULT, "audit",
+                f"the chain of {name} does not hold at event {breaks[0].seq}: {breaks[0].what}; "
+                f"`wardkey audit verify --org {org_id}` lists every break",
+            )  # fmt: skip
+    if not broken:
+        said = f"{len(chains)} chains of {events:,} events, every link holds"
+        yield Finding(State.OK, "audit", said)

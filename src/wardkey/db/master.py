@@ -5,19 +5,29 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, insert, inspect, select, text
+from sqlalchemy import Row, func, insert, inspect, select, text
 
 from wardkey.db.engine import Database, connect_sqlite, open_database, telling
 from wardkey.db.files import sync_folder
-from wardkey.db.schema import master_keys
+from wardkey.db.schema import (
+    invitations,
+    master_keys,
+    secrets,
+    service_keys,
+    setup_links,
+    user_tokens,
+)
 from wardkey.db.vault import MasterKey, Vault, derive, unseal
 from wardkey.domain.errors import InvalidMasterKey, MasterKeyMissing, WrongMasterKey
 
+# What is hashed under a pepper; imported secrets stand among the secrets.
+PEPPERED = (secrets, service_keys, invitations, setup_links, user_tokens)
 _NEWEST_TAG = text("SELECT tag FROM master_keys ORDER BY version DESC LIMIT 1")
 
 
@@ -119,9 +129,50 @@ def vault_of(master: MasterKey, rows: Sequence[Row[Any]]) -> Vault:
     return Vault.of(
         master,
         newest.version,
-        {r.version: unseal(sealing, bytes(r.sealed_pepper)) for r in older},
-        {r.version: unseal(sealing, bytes(r.sealed_audit_key)) for r in older},
+        {r.version: unseal(sealing, r.sealed_pepper or b"") for r in older},
+        {r.version: unseal(sealing, r.sealed_audit_key or b"") for r in older},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PepperState:
+    """One pepper version: how many stored secrets need it, and whether the master key opens it."""
+
+    version: int
+    rows: int
+    current: bool
+    opens: bool
+
+
+def check_peppers(database: Database) -> list[PepperState]:
+    """Open the keys of each version that is kept or needed, without trusting that they open."""
+    with telling(), database.reader.connect() as connection:
+        kept = {row.version: row for row in connection.execute(select(master_keys))}
+        needed: Counter[int] = Counter()
+        for table in PEPPERED:
+            version = table.c.pepper_version
+            found = connection.execute(select(version, func.count()).group_by(version))
+            needed.update({row[0]: row[1] for row in found})
+    newest = max(kept, default=0)
+    return [
+        PepperState(
+            version, needed[version], version == newest,
+            version in kept and _opens(database.master, kept[version], newest),
+        )
+        for version in sorted(kept.keys() | needed.keys())
+    ]  # fmt: skip
+
+
+def _opens(master: MasterKey, row: Row[Any], newest: int) -> bool:
+    if row.version == newest:
+        return bytes(row.tag) == master.tag
+    sealing = sealing_key(master)
+    try:
+        unseal(sealing, row.sealed_pepper or b"")
+        unseal(sealing, row.sealed_audit_key or b"")
+    except WrongMasterKey:
+        return False
+    return True
 
 
 def sealing_key(master: MasterKey) -> bytes:

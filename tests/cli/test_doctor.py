@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import update
+
+from tests.cli.test_backup import config_of
+from tests.cli.test_tls import NOW, pair, write_certificate, write_key
+from tests.server import Server
+from wardkey.actions.run import Runner
+from wardkey.app import open_deployment
+from wardkey.db.schema import audit_events, master_keys, service_keys
+
+__all__ = ["pair"]  # a fixture
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, storage_url: str) -> Server:
+    """Make a deployment that had two master keys, with a service key under the first."""
+    server = Server(tmp_path / "data", database_url=storage_url)
+    with open_deployment(config_of(server)):
+        pass
+    for command in (
+        (
+            "org",
+            "create",
+            "Acme",
+            "--owner",
+            "owner@acme.example",
+            "--public-url",
+            "https://a.example",
+        ),
+        ("service-key", "create", "gateway", "--allow", "127.0.0.1"),
+        ("master-key", "rotate"),
+    ):
+        done = server.cli_here(*command)
+        assert done.exit_code == 0, done.output
+    return server
+
+
+def examined(server: Server, code: int = 0) -> dict[str, str]:
+    """Return what doctor says, by what it looked at, each with its state before it."""
+    done = server.cli_here("doctor", "--json")
+    assert done.exit_code == code, done.output
+    assert done.stderr.startswith("wardkey: unhealthy_deployment: " if code else "")
+    told: dict[str, str] = {}
+    for item in json.loads(done.stdout):
+        told[item["what"]] = f"{item['state']}: {item['said']}"
+    return told
+
+
+@contextmanager
+def tampering(server: Server) -> Iterator[Runner]:
+    with open_deployment(config_of(server)) as runner:
+        yield runner
+
+
+def test_a_whole_deployment_is_well_and_doctor_changes_nothing(stopped: Server) -> None:
+    told = examined(stopped)
+    assert not [said for said in told.values() if said.startswith("fault")]
+    assert told["peppers"].startswith("ok: 2 opened; 2 stored secrets are hashed under an older")
+    assert told["audit"].startswith("ok: 2 chains of ")
+    text = stopped.cli_here("doctor").stdout.splitlines()
+    assert [line.split(maxsplit=1)[1].partition(":")[0] for line in text][-1] == "audit"
+    assert examined(stopped)["audit"] == told["audit"]
+
+
+def test_encryption_at_rest_is_wardkeys_or_confirmed(stopped: Server) -> None:
+    said = examined(stopped)["encryption at rest"]
+    if not stopped.settings["database_url"]:
+        assert said == "ok: the database's files, by Wardkey"
+        return
+    assert said.startswith("warning: Wardkey does not encrypt a PostgreSQL")
+    stopped.settings["database_encrypted_by_operator"] = 1
+    assert examined(stopped)["encryption at rest"].startswith("ok: ")
+
+
+def test_a_pepper_that_a_secret_needs_and_that_does_not_open_is_a_fault(stopped: Server) -> None:
+    with tampering(stopped) as runner, runner.database.writer.begin() as connection:
+        connection.execute(
+            update(master_keys).where(master_keys.c.version == 1).values(sealed_pepper=b"x" * 60)
+        )
+    told = examined(stopped, 6)
+    assert told["peppers"].startswith("fault: version 1 does not open with this master key, and 2")
+    assert told["audit"].startswith("warning: not looked at")
+    assert stopped.cli_here("org", "list").exit_code == 6
+
+
+def test_a_pepper_that_a_secret_needs_and_that_is_not_there_is_a_fault(stopped: Server) -> None:
+    with tampering(stopped) as runner, runner.database.writer.begin() as connection:
+        connection.execute(update(service_keys).values(pepper_version=9))
+    assert "version 9 does not open" in examined(stopped, 6)["peppers"]
+    assert stopped.cli_here("master-key", "status").exit_code == 0
+
+
+def test_a_chain_that_does_not_hold_is_a_fault_that_names_its_event(stopped: Server) -> None:
+    with tampering(stopped) as runner, runner.database.writer.begin() as connection:
+        connection.execute(
+            update(audit_events)
+            .where(audit_events.c.org_id == "deployment", audit_events.c.seq == 1)
+            .values(actor_label="somebody else")
+        )
+    said = examined(stopped, 6)["audit"]
+    assert said.startswith("fault: the chain of deployment does not hold at event 1: it was edited")
+    assert "`wardkey audit verify --org deployment`" in said
+
+
+def test_a_folder_without_a_deployment_is_a_fault_with_its_mend(tmp_path: Path) -> None:
+    assert "start `wardkey up`" in examined(Server(tmp_path / "none"), 6)["data folder"]
+    (tmp_path / "empty").mkdir(mode=0o700)
+    told = examined(Server(tmp_path / "empty"), 6)
+    assert told["database"] == "fault: it is empty; start `wardkey up` once."
+    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == []
+
+
+def test_doctor_says_how_long_the_certificate_is_good(
+    tmp_path: Path, pair: tuple[Path, Path]
+) -> None:
+    cert, key = pair
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    server = Server(data, tls_cert=cert, tls_key=key)
+
+    def said() -> dict[str, str]:
+        return examined(server, 6)  # there is no deployment in the folder
+
+    assert said()["certificate"].startswith("ok: good until ")
+    assert said()["TLS key"] == "ok: it belongs to the certificate, 0600"
+    key.chmod(0o644)
+    assert said()["TLS key"].startswith("warning: ")
+    made = ec.generate_private_key(ec.SECP256R1())
+    write_key(key, made)
+    assert said()["certificate"].startswith("fault: The TLS key ")
+    for begin, end, state in [
+        (-30, 13, "warning: good until "),
+        (-30, -1, "fault: it ended at "),
+        (2, 90, "fault: it begins at "),
+    ]:
+        days = timedelta(days=1)
+        write_certificate(cert, made, NOW + end * days, NOW + begin * days)
+        assert said()["certificate"].startswith(state)

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, func, select
+
+from tests.cli.test_backup import config_of
+from tests.server import Server
+from wardkey.app import open_deployment
+from wardkey.db.schema import audit_events, audit_heads
+
+OWNER = "owner@umbrella.example"
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, storage_url: str) -> Server:
+    """Make a deployment that no server runs on, with the organization umbrella."""
+    server = Server(
+        tmp_path / "data", database_url=storage_url, public_url="https://keys.acme.example"
+    )
+    with open_deployment(config_of(server)):
+        pass
+    says(server, "org", "create", "Umbrella", "--owner", OWNER)
+    return server
+
+
+def says(server: Server, *args: str, code: int = 0, typed: str = "") -> str:
+    """Run a command; return what it printed, or the code of its failure."""
+    done = server.cli_here(*args, typed=typed)
+    assert done.exit_code == code, done.output
+    return done.stdout if code == 0 else done.stderr.partition("wardkey: ")[2].partition(":")[0]
+
+
+def data(server: Server, *args: str) -> Any:  # noqa: ANN401 - JSON values
+    return json.loads(says(server, *args, "--json"))
+
+
+def events(server: Server) -> int:
+    with open_deployment(config_of(server)) as runner, runner.database.read() as tx:
+        return tx.connection.execute(select(func.count()).select_from(audit_events)).scalar_one()
+
+
+def test_organizations_are_made_listed_stopped_and_deleted(stopped: Server) -> None:
+    made = data(stopped, "org", "create", "Acme", "--owner", OWNER, "--slug", "acme-2")
+    assert made["slug"] == "acme-2"
+    assert made["setup_link"].startswith("https://keys.acme.example/setup/")
+    assert says(stopped, "org", "list").startswith("acme-2 ")
+    assert [item["slug"] for item in data(stopped, "org", "list")] == ["acme-2", "umbrella"]
+    assert "is suspended" in says(stopped, "org", "suspend", "acme-2")
+    assert data(stopped, "org", "list")[0]["suspended"]
+    assert not data(stopped, "org", "resume", made["id"])["suspended"]
+    assert "is deleted" in says(stopped, "org", "delete", "acme-2", "--yes")
+    assert [item["slug"] for item in data(stopped, "org", "list")] == ["umbrella"]
+    assert data(stopped, "org", "delete", "umbrella", "--yes")["deleted"]
+    assert says(stopped, "org", "list").startswith("No organization yet")
+    assert data(stopped, "org", "list") == []
+
+
+def test_what_cannot_be_done_has_its_code_and_exit_code(stopped: Server) -> None:
+    for command, code, name in [
+        (("org", "suspend", "nobody"), 5, "organization_not_found"),
+        (("org", "delete", "nobody", "--yes"), 5, "organization_not_found"),
+        (
+            ("org", "create", "Umbrella", "--slug", "umbrella", "--owner", OWNER),
+            6,
+            "duplicate_slug",
+        ),
+        (("org", "create", "Acme", "--slug", "A b", "--owner", OWNER), 2, "invalid_slug"),
+        (("org", "create", "Acme", "--owner", "nobody"), 2, "invalid_email"),
+        (("setup-link", "nobody@acme.example"), 5, "user_not_found"),
+        (("service-key", "create", "gateway", "--allow", "anywhere"), 2, "invalid_address"),
+        (("service-key", "revoke", "nothing"), 5, "service_key_not_found"),
+        (("audit", "verify", "--org", "nobody"), 5, "organization_not_found"),
+        (("audit", "export", "--org", "nobody"), 5, "organization_not_found"),
+    ]:
+        before = events(stopped)
+        assert says(stopped, *command, code=code) == name
+        assert events(stopped) == before
+
+
+def test_a_folder_without_a_deployment_is_told_and_left_alone(tmp_path: Path) -> None:
+    server = Server(tmp_path / "none")
+    for command in (
+        ("org", "list"),
+        ("setup-link", OWNER),
+        ("service-key", "list"),
+        ("audit", "verify"),
+        ("audit", "head"),
+    ):
+        assert says(server, *command, code=5) == "deployment_not_found"
+    assert not server.data_dir.exists()
+
+
+@pytest.mark.parametrize("typed", ["", "\n", "wrong\n", "Umbrella\n"])
+def test_a_confirmation_that_is_declined_changes_nothing_and_says_so(
+    stopped: Server, typed: str
+) -> None:
+    before = events(stopped)
+    done = stopped.cli_here("org", "delete", "umbrella", typed=typed)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert "wardkey: not_confirmed: Nothing was changed: type umbrella" in done.stderr
+    assert events(stopped) == before
+
+
+def test_a_confirmation_that_is_given_is_enough(stopped: Server) -> None:
+    assert "is deleted" in says(stopped, "org", "delete", "umbrella", typed="umbrella\n")
+
+
+def test_a_link_names_where_the_server_was_reached(start: Callable[..., Server]) -> None:
+    server = start()  # on a port that it chose
+    assert not server.url.endswith(":0")
+    link = server.cli("setup-link", "owner@acme.example").stdout.strip()
+    assert link.startswith(f"{server.url}/setup/")
+    made = data(server, "org", "create", "Umbrella", "--owner", OWNER)
+    assert made["setup_link"].startswith(f"{server.url}/setup/")
+    with server.client() as anonymous:
+        wanted = {"token": link.rpartition("/")[2], "password": "a password of some length"}
+        assert anonymous.post("/v2/setup", json=wanted).status_code == 201
+
+
+def test_a_link_whose_address_nobody_knows_is_refused_before_it_is_made(stopped: Server) -> None:
+    stopped.settings["public_url"] = ""
+    before = events(stopped)
+    for command in (("setup-link", OWNER), ("org", "create", "Acme", "--owner", OWNER)):
+        assert says(stopped, *command, code=2) == "invalid_setting"
+    assert events(stopped) == before
+    told = says(stopped, "setup-link", OWNER, "--public-url", "https://other.acme.example/")
+    assert told.startswith("https://other.acme.example/setup/")
+
+
+def test_service_keys_are_made_listed_and_revoked(stopped: Server) -> None:
+    assert says(stopped, "service-key", "list").startswith("No service key yet")
+    text = says(stopped, "service-key", "create", "first", "--allow", "192.0.2.0/24")
+    assert text.startswith("wsk_")
+    made = data(
+        stopped, "service-key", "create", "second", "--allow", "::1", "--allow", "127.0.0.1"
+    )
+    assert made["allowed_addresses"] == ["::1/128", "127.0.0.1/32"]
+    assert made["secret"].startswith("wsk_")
+    listed = data(stopped, "service-key", "list")
+    assert [item["name"] for item in listed] == ["first", "second"]
+    assert made["secret"] not in json.dumps(listed)
+    assert "second" in says(stopped, "service-key", "revoke", made["kid"])
+    assert data(stopped, "service-key", "list")[1]["revoked_at"]
+    assert f"{made['kid']}  revoked" in says(stopped, "service-key", "list")
+
+
+def test_chains_are_verified_and_their_ends_kept_as_lines_or_as_json(
+    stopped: Server, tmp_path: Path
+) -> None:
+    assert "umbrella: 1 events, every link holds" in says(stopped, "audit", "verify")
+    lines = says(stopped, "audit", "head")
+    as_json = data(stopped, "audit", "head")
+    assert [line.split()[0] for line in lines.splitlines()] == [i["org_id"] for i in as_json]
+    assert as_json[0]["name"] == "deployment"
+    file = tmp_path / "heads"
+    for kept in (lines, json.dumps(as_json)):
+        file.write_text(kept)
+        found = data(stopped, "audit", "verify", "--head", str(file))
+        assert all(item["holds"] and item["checked_against_head"] for item in found)
+    says(stopped, "org", "create", "Acme", "--owner", OWNER)
+    told = says(stopped, "audit", "verify", "--head", str(file))
+    assert "acme: 1 events, every link holds (no head of it was given)" in told
+    args = ("audit", "verify", "--head", str(file), "--org")
+    assert data(stopped, *args, "umbrella")[0]["holds"]
+    assert says(stopped, *args, "acme", code=2) == "invalid_setting"
+    for wrong in ("a b c", "[1]", "[{}]", "[", "one"):
+        file.write_text(wrong)
+        assert says(stopped, "audit", "verify", "--head", str(file), code=2) == "invalid_setting"
+
+
+def test_a_chain_that_was_cut_off_or_removed_shows_by_its_head(
+    stopped: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "heads"
+    file.write_text(says(stopped, "audit", "head"))
+    org_id = data(stopped, "org", "list")[0]["id"]
+    with (
+        open_deployment(config_of(stopped)) as runner,
+        runner.database.writer.begin() as connection,
+    ):
+        connection.execute(delete(audit_events).where(audit_events.c.org_id == org_id))
+        connection.execute(delete(audit_heads).where(audit_heads.c.org_id == org_id))
+    assert data(stopped, "audit", "verify")[1]["events"] == 0
+    args = ("audit", "verify", "--head", str(file))
+    assert says(stopped, *args, code=6) == "audit_broken"
+    assert "names an event that is gone" in stopped.cli_here(*args).stdout
+
+
+def test_the_chain_of_a_deleted_organization_is_still_verified(stopped: Server) -> None:
+    org_id = data(stopped, "org", "delete", "umbrella", "--yes")["id"]
+    assert org_id in [item["org_id"] for item in data(stopped, "audit", "verify")]
+    assert data(stopped, "audit", "verify", "--org", org_id)[0]["events"] == 2
+    assert "organization.deleted" in says(stopped, "audit", "export", "--org", org_id)
+
+
+def test_events_are_exported_as_lines_or_as_one_list(stopped: Server) -> None:
+    says(stopped, "org", "suspend", "umbrella")
+    lines = [
+        json.loads(line)
+        for line in says(stopped, "audit", "export", "--org", "umbrella").splitlines()
+    ]
+    assert [event["action"] for event in lines] == [
+        "organization.created",
+        "organization.suspended",
+    ]
+    assert lines == data(stopped, "audit", "export", "--org", "umbrella")
