@@ -2,7 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wardkey.domain.permissions import ROLE_TABLE, TYPE_TABLE, KeyType, Permission, Role
+from wardkey.domain.permissions import (
+    ROLE_TABLE,
+    TICKED_EXPLICITLY,
+    TYPE_TABLE,
+    KeyType,
+    Permission,
+    Role,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "permissions.md").read_text()
 
@@ -28,3 +35,10 @@ def test_the_drawn_table_of_key_types_is_the_one_that_is_kept() -> None:
 def test_the_drawn_table_of_roles_is_the_one_that_is_kept() -> None:
     kept = {str(p): {str(r): p in ROLE_TABLE[r] for r in Role} for p in Permission}
     assert drawn("What each role holds") == kept
+
+
+def test_the_marked_permissions_are_those_ticked_explicitly() -> None:
+    marked = {
+        line.split("`")[1] for line in PAGE.splitlines() if line.startswith("| `") and "¹" in line
+    }
+    assert marked == TICKED_EXPLICITLY
