@@ -339,6 +339,7 @@ def _fitting(query: KeyQuery, now: int) -> list[ColumnElement[bool]]:
             keys.c.rotated_at <= now - ROTATION_DUE_MS,
             keys.c.type == KeyType.SECRET,
             keys.c.revoked_at.is_(None),
+            or_(keys.c.expires_at.is_(None), keys.c.expires_at > now),
         ]
     if query.expiring:
         conditions += [

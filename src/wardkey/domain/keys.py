@@ -138,7 +138,8 @@ class KeyRecord:
     def rotation_due(self, now: int) -> bool:
         """Tell whether a live secret key's newest secret is older than 90 days."""
         old = now - self.rotated_at >= ROTATION_DUE_MS
-        return old and self.type is KeyType.SECRET and self.revoked_at is None
+        live = self.status(now) in {KeyStatus.ACTIVE, KeyStatus.DISABLED}
+        return old and live and self.type is KeyType.SECRET
 
 
 def clean_spec(spec: KeySpec, now: int) -> KeySpec:

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import pytest
+
+from wardkey.domain.errors import (
+    ExceedsOwnPermissions,
+    NotPermitted,
+    OperatorOnly,
+    SecretKeyRequired,
+)
+from wardkey.domain.permissions import KeyType, Permission, Role
+from wardkey.domain.principal import Principal, PrincipalKind, member, operator
+from wardkey.domain.secret import Environment
+
+
+def person(role: Role) -> Principal:
+    return member(
+        user_id="user_1",
+        email="admin@acme.example",
+        org_id="org_1",
+        role=role,
+        environment=Environment.TEST,
+        address="192.0.2.7",
+        user_agent="probe/1",
+    )
+
+
+def key(key_type: KeyType, *permissions: str) -> Principal:
+    return Principal(
+        PrincipalKind.KEY,
+        "key_1",
+        "live-billing-export",
+        org_id="org_1",
+        permissions=frozenset(permissions),
+        key_type=key_type,
+    )
+
+
+SERVICE = Principal(PrincipalKind.SERVICE_KEY, "7QdRk2mVx9Ta", "proxy")
+USER = Principal(PrincipalKind.USER, "user_1", "admin@acme.example")
+
+
+def test_a_member_acts_in_his_organization_and_environment_alone() -> None:
+    assert person(Role.VIEWER).room == ("org_1", "test")
+    assert key(KeyType.SECRET).room == ("org_1", "live")
+    assert operator().room == ("", "live")
+
+
+def test_a_member_may_what_his_role_holds() -> None:
+    person(Role.ADMIN).require(Permission.KEYS_WRITE)
+    with pytest.raises(NotPermitted) as caught:
+        person(Role.VIEWER).require(Permission.KEYS_WRITE)
+    assert caught.value.needs == "keys:write"
+    assert caught.value.detail.startswith("A viewer lacks keys:write;")
+
+
+def test_a_key_may_what_it_holds_itself() -> None:
+    key(KeyType.SECRET, "keys:read").require(Permission.KEYS_READ)
+    with pytest.raises(NotPermitted) as caught:
+        key(KeyType.SECRET, "keys:read").require(Permission.KEYS_WRITE)
+    assert caught.value.detail.startswith("This key lacks keys:write;")
+
+
+def test_a_publishable_key_is_told_to_be_a_secret_one_where_no_grant_would_help() -> None:
+    with pytest.raises(SecretKeyRequired) as caught:
+        key(KeyType.PUBLISHABLE).require(Permission.KEYS_READ)
+    assert caught.value.needs == "keys:read"
+    with pytest.raises(NotPermitted):
+        key(KeyType.PUBLISHABLE).require(Permission.PUBLISH)
+    key(KeyType.PUBLISHABLE, "publish").require(Permission.PUBLISH)
+
+
+@pytest.mark.parametrize("by", [USER, SERVICE])
+@pytest.mark.parametrize("permission", Permission)
+def test_who_is_in_no_organization_may_nothing(by: Principal, permission: Permission) -> None:
+    with pytest.raises(NotPermitted):
+        by.require(permission)
+
+
+@pytest.mark.parametrize("permission", [*Permission, "invoices:read"])
+def test_the_operator_may_everything(permission: str) -> None:
+    assert operator().holds(permission)
+    operator().require_operator()
+
+
+@pytest.mark.parametrize(
+    "by", [person(Role.OWNER), key(KeyType.SECRET, *Permission), SERVICE, USER]
+)
+def test_nobody_else_is_the_operator(by: Principal) -> None:
+    with pytest.raises(OperatorOnly):
+        by.require_operator()
+
+
+def test_a_service_key_verifies_and_others_need_the_permission() -> None:
+    SERVICE.require_verifying()
+    key(KeyType.SECRET, "keys:verify").require_verifying()
+    person(Role.ADMIN).require_verifying()
+    for by in (key(KeyType.SECRET, "keys:read"), person(Role.MEMBER), USER):
+        with pytest.raises(NotPermitted) as caught:
+            by.require_verifying()
+        assert caught.value.needs == "keys:verify"
+
+
+@pytest.mark.parametrize(
+    ("by", "grants"),
+    [
+        (person(Role.OWNER), True),
+        (person(Role.ADMIN), True),
+        (person(Role.MEMBER), False),
+        (person(Role.VIEWER), False),
+        (key(KeyType.SECRET, *Permission), False),
+        (key(KeyType.SECRET, "invoices:read"), True),
+        (USER, False),
+        (SERVICE, False),
+    ],
+)
+def test_a_scope_is_granted_by_owners_admins_and_who_holds_it(
+    *, by: Principal, grants: bool
+) -> None:
+    assert by.holds("invoices:read") is grants
+
+
+def test_nobody_grants_what_he_does_not_hold() -> None:
+    admin = person(Role.ADMIN)
+    admin.require_grantable(frozenset({"keys:write", "invoices:read"}))
+    admin.require_grantable(frozenset())
+    with pytest.raises(ExceedsOwnPermissions) as caught:
+        admin.require_grantable(frozenset({"keys:write", "billing:write", "billing:read"}))
+    assert caught.value.needs == "billing:read"
+    assert caught.value.field == "permissions"
+    assert "billing:read, billing:write" in caught.value.detail
+    with pytest.raises(ExceedsOwnPermissions):
+        key(KeyType.SECRET, "keys:write").require_grantable(frozenset({"keys:read"}))
