@@ -161,3 +161,12 @@ def test_hours_and_callers_are_kept_for_90_days(runner: Runner) -> None:
     clean_up_usage(replace(runner.database, clock=lambda: now))
     assert set(by_hour(runner.database)) == {(500_000, "valid"), (now // HOUR_MS, "valid")}
     assert set(kept(runner.database)) == {"10.0.0.2", "10.0.0.3"}
+
+
+def test_a_use_that_is_noted_late_does_not_hide_a_newer_one(runner: Runner) -> None:
+    usage = Usage(runner.database)
+    note(usage, AT + 9)
+    note(usage, AT)
+    usage.flush()
+    with runner.database.usage.connect() as connection:
+        assert connection.execute(select(last_used.c.at)).scalar_one() == AT + 9
