@@ -75,7 +75,8 @@ NAMES = [name for name, _, _ in CAUSES]
 
 @pytest.mark.parametrize("first", NAMES)
 def test_the_first_reason_in_the_order_is_told_over_all_later_ones(first: str) -> None:
-    known, asked = PLAIN, {}
+    known = PLAIN
+    asked: dict[str, Any] = {}
     for _, state, question in CAUSES[NAMES.index(first) :]:
         known = replace(known, **state)
         asked |= question
