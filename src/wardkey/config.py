@@ -248,6 +248,11 @@ def _check(config: Config) -> None:
         )
     if config.metrics_token and len(config.metrics_token) < 16:  # noqa: PLR2004 - not guessed
         raise InvalidSetting("metrics_token has at least 16 characters.", field="metrics_token")
+    _check_names(config)
+    _check_database(config)
+
+
+def _check_names(config: Config) -> None:
     try:
         clean_brand(config.brand)
     except ValueError as fault:
@@ -256,7 +261,7 @@ def _check(config: Config) -> None:
         parse_networks(item for item in config.trusted_proxies.split(",") if item.strip())
     except ValueError as fault:
         raise InvalidSetting(str(fault), field="trusted_proxies") from None
-    for header in config.extra_key_headers:
+    for header in map(str.strip, config.key_headers.split(",")):
         if not set(header) <= _HEADER_CHARACTERS:
             raise InvalidSetting(
                 f"{header!r} is no name of a header, such as X-Api-Key.", field="key_headers"
@@ -269,7 +274,6 @@ def _check(config: Config) -> None:
                 f"{config.public_url!r} is no URL such as https://keys.example.com.",
                 field="public_url",
             )
-    _check_database(config)
 
 
 def _split(url: str) -> SplitResult | None:
