@@ -32,6 +32,13 @@ _YES = {
 }
 
 
+_NUMBERS = {
+    "workers": (1, 64, ""),
+    "directory_memory": (16, 1_048_576, " of MiB"),
+    "max_staleness": (0, 3_600, " of seconds"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """Every setting with its default; field `x` is option `--x` and variable `WARDKEY_X`."""
@@ -235,17 +242,9 @@ def _check(config: Config) -> None:
             f"{config.listen!r} is no address to listen on; write 127.0.0.1:8787 or [::1]:8787.",
             field="listen",
         )
-    if not 1 <= config.workers <= 64:  # noqa: PLR2004 - more than any machine's cores
-        raise InvalidSetting("workers is a number from 1 to 64.", field="workers")
-    if not 16 <= config.directory_memory <= 1_048_576:  # noqa: PLR2004 - MiB: 16 MiB to 1 TiB
-        raise InvalidSetting(
-            "directory_memory is a number of MiB from 16 on, for each worker.",
-            field="directory_memory",
-        )
-    if not 0 <= config.max_staleness <= 3600:  # noqa: PLR2004 - an hour
-        raise InvalidSetting(
-            "max_staleness is a number of seconds from 0 to 3600.", field="max_staleness"
-        )
+    for name, (least, most, unit) in _NUMBERS.items():
+        if not least <= getattr(config, name) <= most:
+            raise InvalidSetting(f"{name} is a number{unit} from {least} to {most}.", field=name)
     if config.metrics_token and len(config.metrics_token) < 16:  # noqa: PLR2004 - not guessed
         raise InvalidSetting("metrics_token has at least 16 characters.", field="metrics_token")
     _check_names(config)

@@ -113,8 +113,7 @@ class Usage:
                         continue
                 tally[_COUNT] += 1
                 # Threads come here in another order than they took the time.
-                if at > tally[_LAST_AT]:
-                    tally[_LAST_AT] = at
+                tally[_LAST_AT] = max(tally[_LAST_AT], at)
 
     def _begin(self, use: Noted, key_id: str, at: int) -> Tally | None:
         """Return the tally of a use in the form that is stored, or None where there is no room.
