@@ -1,0 +1,210 @@
+"""What a process does for its database by itself changes no verdict, and ends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import event, insert, select
+
+from wardkey.actions import imports, keys, organizations, service_keys
+from wardkey.actions.run import Runner
+from wardkey.app import _rehash
+from wardkey.db import upkeep
+from wardkey.db.schema import changes, idempotency, imported, secrets
+from wardkey.db.upkeep import KEPT_ANSWERS_MS, clean_up, rehash
+from wardkey.domain.keys import KeySpec
+from wardkey.domain.permissions import KeyType, Role
+from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.secret import Environment, SecretText
+from wardkey.domain.verdict import Question
+from wardkey.verify.usage import Usage
+from wardkey.verify.verifier import Verifier
+from wardkey.web.context import Context
+from wardkey.web.throttle import Throttle
+
+IMPORTED = "acme_7Zk2mQx9TbW4nLr8VdYc3HsJ"
+ADDRESS = "192.0.2.1"
+
+
+@pytest.fixture
+def owner(runner: Runner) -> Principal:
+    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
+    return member(
+        user_id=user,
+        email="owner@acme.example",
+        org_id=made.id,
+        role=Role.OWNER,
+        environment=Environment.LIVE,
+    )
+
+
+def spec(name: str) -> KeySpec:
+    return KeySpec(name, KeyType.SECRET, Environment.LIVE)
+
+
+def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
+    return runner.change(keys.issue, by, spec(name))
+
+
+@pytest.fixture
+def begin(runner: Runner) -> Iterator[Callable[[], Context]]:
+    """Begin what another process of the deployment holds of it."""
+    begun: list[Context] = []
+
+    def process() -> Context:
+        usage = Usage(runner.database)
+        verifier = Verifier(runner.database, usage)
+        begun.append(Context(runner, verifier, usage, Throttle(), "", (), ()))
+        return begun[-1]
+
+    yield process
+    for context in begun:
+        context.verifier.directory.close()
+
+
+def take_another_pepper(runner: Runner) -> None:
+    old = runner.database.keys
+    version = old.version + 1
+    peppers = {**old.peppers, version: os.urandom(32)}
+    audit_keys = {**old.audit_keys, version: os.urandom(32)}
+    runner.database.vault = replace(old, version=version, peppers=peppers, audit_keys=audit_keys)
+
+
+def written(runner: Runner) -> list[str]:
+    """Collect the statements that change something from now on."""
+    statements: list[str] = []
+
+    def hear(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(("INSERT", "UPDATE", "DELETE")):
+            statements.append(statement.split(" SET", maxsplit=1)[0])
+
+    event.listen(runner.database.writer, "before_cursor_execute", hear)
+    return statements
+
+
+def stored(runner: Runner, kid: str) -> tuple[int, bytes]:
+    with runner.database.read() as tx:
+        row = tx.connection.execute(select(secrets).where(secrets.c.kid == kid)).one()
+    return row.pepper_version, bytes(row.digest)
+
+
+def verdict(context: Context, text: str) -> str:
+    return str(context.verifier.verify(Question(text)).verdict)
+
+
+def test_a_secret_is_hashed_anew_once_after_a_change_of_the_pepper(
+    runner: Runner, owner: Principal, begin: Callable[[], Context]
+) -> None:
+    made, unused = issue(runner, owner, "live-used"), issue(runner, owner, "live-unused")
+    text = made.secret.text
+    take_another_pepper(runner)
+    one, other = begin(), begin()
+    assert [verdict(context, text) for context in (one, other, one)] == ["valid"] * 3
+    statements = written(runner)
+    _rehash(one)
+    assert statements == ["UPDATE secrets", "UPDATE imported"]
+    assert stored(runner, made.kid) == (2, runner.database.keys.digest(text, 2))
+    assert stored(runner, unused.kid)[0] == 1
+    # The other process noted it as well, and learns that it is done.
+    _rehash(other)
+    after = stored(runner, made.kid)
+    statements.clear()
+    for _ in range(2):
+        for context in (one, other):
+            assert verdict(context, text) == "valid"
+            _rehash(context)
+    assert statements == []
+    assert stored(runner, made.kid) == after
+
+
+def test_a_secret_that_opens_nothing_is_not_hashed_anew(
+    runner: Runner, owner: Principal, begin: Callable[[], Context]
+) -> None:
+    made = issue(runner, owner, "live-disabled")
+    runner.change(keys.disable, owner, made.key.id)
+    take_another_pepper(runner)
+    process = begin()
+    assert verdict(process, made.secret.text) == "disabled"
+    assert process.verifier.take_rehashes() == {}
+
+
+def test_an_imported_secret_is_found_under_the_new_pepper(
+    runner: Runner, owner: Principal, begin: Callable[[], Context]
+) -> None:
+    hashed = hashlib.sha256(IMPORTED.encode()).hexdigest()
+    runner.change(imports.register_prefix, owner, "acme_")
+    wanted = imports.Import(spec("live-imported"), "acme_", hashed, 140)
+    runner.change(imports.import_key, owner, wanted)
+    take_another_pepper(runner)
+    process = begin()
+    assert verdict(process, IMPORTED) == "valid"
+    _rehash(process)
+    with runner.database.read() as tx:
+        row = tx.connection.execute(select(imported)).one()
+    assert row.pepper_version == 2
+    assert bytes(row.digest) == runner.database.keys.digest(hashed, 2)
+    assert stored(runner, row.kid) == (2, bytes(row.digest))
+    assert verdict(process, IMPORTED) == "valid"
+    assert process.verifier.take_rehashes() == {}
+
+
+def test_a_service_key_is_hashed_anew_once(runner: Runner, begin: Callable[[], Context]) -> None:
+    secret: SecretText = runner.change(
+        service_keys.create, operator(), "proxy", (f"{ADDRESS}/32",)
+    )[1]
+    take_another_pepper(runner)
+    process = begin()
+    verifier = process.verifier
+    assert verifier.service_key(secret, ADDRESS).pepper_version == 1
+    _rehash(process)
+    known = verifier.service_key(secret, ADDRESS)
+    assert known.pepper_version == 2
+    assert known.digest == runner.database.keys.digest(secret.text, 2)
+    assert verifier.take_rehashes() == {}
+
+
+def test_a_digest_is_replaced_only_where_the_older_one_still_stands(
+    runner: Runner, owner: Principal
+) -> None:
+    made = issue(runner, owner, "live-newer")
+    before = stored(runner, made.kid)
+    rehash(runner.database, {made.kid: (b"x" * 32, 7), "nobodys": (b"x" * 32, 1)})
+    assert stored(runner, made.kid) == before
+
+
+def test_kept_answers_go_after_ten_minutes_to_the_millisecond(runner: Runner) -> None:
+    now = runner.database.clock()
+    runner.database.clock = lambda: now
+    rows: list[dict[str, Any]] = [
+        {"id": name, "body_digest": b"", "sealed": b"", "created_at": now - age}
+        for name, age in ((b"over", KEPT_ANSWERS_MS), (b"kept", KEPT_ANSWERS_MS - 1))
+    ]
+    with runner.database.writer.begin() as connection:
+        connection.execute(insert(idempotency), rows)
+    clean_up(runner.database)
+    with runner.database.read() as tx:
+        left = tx.connection.execute(select(idempotency.c.id)).scalars().all()
+    assert [bytes(name) for name in left] == [b"kept"]
+
+
+def test_the_newest_changes_are_kept_and_a_process_that_missed_the_others_forgets_all(
+    runner: Runner, owner: Principal, begin: Callable[[], Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "KEPT_CHANGES", 3)
+    made = issue(runner, owner, "live-missed")
+    process = begin()
+    assert verdict(process, made.secret.text) == "valid"
+    runner.change(keys.disable, owner, made.key.id)
+    for n in range(5):
+        issue(runner, owner, f"live-later-{n}")
+    clean_up(runner.database)
+    with runner.database.read() as tx:
+        left = tx.connection.execute(select(changes.c.revision).distinct()).scalars().all()
+    assert len(left) == 3
+    assert max(left) == 8
+    assert verdict(process, made.secret.text) == "disabled"
