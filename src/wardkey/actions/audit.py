@@ -120,8 +120,9 @@ def record(
         "action": action,
         "target_kind": target.kind,
         "target_id": target.id,
-        "address": by.address[:64],
-        "user_agent": by.user_agent[:200],
+        # A caller's own texts, of which PostgreSQL takes no NUL.
+        "address": by.address.replace("\0", "")[:64],
+        "user_agent": by.user_agent.replace("\0", "")[:200],
         "details": json.dumps(details or {}, sort_keys=True, ensure_ascii=False),
         "key_version": tx.vault.version,
     }

@@ -50,6 +50,15 @@ class MinuteNotes:
                 taken.append((by, name[2], name[3], count))
             return taken
 
+    def put_back(self, taken: list[tuple[Principal, str, str, int]]) -> None:
+        """Keep for the next time what could not be written."""
+        with self.lock:
+            for by, action, what, count in taken:
+                name = (by.id, by.org_id, action, what)
+                self.told.pop(name, None)
+                newer = self.pending[name][1] if name in self.pending else 0
+                self.pending[name] = (by, count + newer)
+
 
 @dataclass(slots=True)
 class Runner:
@@ -97,14 +106,18 @@ class Runner:
             return action(tx, by, *args, **kwargs)
 
     def write_notes(self, *, everything: bool = False) -> None:
-        """Write what is due as audit events, each with its count."""
+        """Write what is due as audit events, each with its count; what fails is kept for later."""
         due = self.notes.take(self.database.clock(), everything=everything)
         if not due:
             return
-        with self.database.write() as tx:
-            for by, action, what, count in due:
-                details = {"what": what, "count": count}
-                record(tx, by, action, Target(by.kind, by.id), details)
+        try:
+            with self.database.write() as tx:
+                for by, action, what, count in due:
+                    details = {"what": what, "count": count}
+                    record(tx, by, action, Target(by.kind, by.id), details)
+        except Exception:
+            self.notes.put_back(due)
+            raise
 
     @contextmanager
     def noting(self, attempt: str, by: Principal) -> Iterator[None]:

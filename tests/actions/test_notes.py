@@ -1,0 +1,67 @@
+"""A minute note reaches the audit, whatever fails on the way and whatever a caller sent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from sqlalchemy import event, select
+
+from wardkey.actions.run import MINUTE_MS, Runner
+from wardkey.db.schema import audit_events
+from wardkey.domain.errors import StorageFull
+from wardkey.domain.principal import Principal, PrincipalKind
+
+BY = Principal(PrincipalKind.KEY, "key_1", "live-billing-export", org_id="org_1")
+
+
+def noted(runner: Runner) -> list[tuple[str, str, int]]:
+    with runner.database.read() as tx:
+        rows = tx.connection.execute(select(audit_events).order_by(audit_events.c.seq)).all()
+    told = [(row.address, json.loads(row.details)) for row in rows]
+    return [(address, details["what"], details["count"]) for address, details in told]
+
+
+def test_notes_survive_a_write_that_fails(runner: Runner) -> None:
+    full = [True]
+
+    def fill(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if full[0] and statement.startswith("INSERT INTO audit_events"):
+            raise OSError(28, "No space left on device")
+
+    event.listen(runner.database.writer, "before_cursor_execute", fill)
+    for _ in range(2):
+        runner.notes.note(BY, "attempt.refused", "issue: not_permitted")
+        with pytest.raises(StorageFull):
+            runner.write_notes()
+    full[0] = False
+    runner.write_notes()
+    assert noted(runner) == [("", "issue: not_permitted", 2)]
+    runner.write_notes()
+    assert len(noted(runner)) == 1
+
+
+def test_alike_notes_of_a_minute_become_one_event(runner: Runner) -> None:
+    start = runner.database.clock()
+    for at, told in (
+        (start, 1),
+        (start + 1, 1),
+        (start + MINUTE_MS - 1, 1),
+        (start + MINUTE_MS, 2),
+    ):
+        runner.database.clock = lambda at=at: at
+        runner.notes.note(BY, "attempt.refused", "issue: not_permitted")
+        runner.write_notes()
+        assert len(noted(runner)) == told
+    assert [count for _, _, count in noted(runner)] == [1, 3]
+
+
+def test_no_text_of_a_caller_holds_up_the_notes_of_others(runner: Runner) -> None:
+    odd = replace(BY, address="192.0.2.1\0" + "9" * 100, user_agent="\0" * 300)
+    runner.notes.note(odd, "key.exposed", "first")
+    runner.notes.note(BY, "key.exposed", "second")
+    runner.write_notes()
+    assert [what for _, what, _ in noted(runner)] == ["first", "second"]
+    assert "\0" not in noted(runner)[0][0]
