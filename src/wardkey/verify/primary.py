@@ -33,7 +33,8 @@ class Primary:
         self._reachable = threading.Event()
         self._reachable.set()
         self._stopped = threading.Event()
-        threading.Thread(target=self._open, name="wardkey-primary", daemon=True).start()
+        self._thread = threading.Thread(target=self._open, name="wardkey-primary", daemon=True)
+        self._thread.start()
 
     def rows(self, statement: str, one: object = None) -> list[dict[str, Any]]:
         """Run one of `queries` within 250 ms; raises `StorageUnreachable`."""
@@ -62,6 +63,8 @@ class Primary:
         """Stop opening connections and close those that are free."""
         self._stopped.set()
         self._missing.release()
+        # A connection that is just being opened would be left open.
+        self._thread.join(2 * _CONNECT_S)
         while not self._free.empty():
             self._free.get().close()
 
