@@ -346,8 +346,8 @@ def test_each_verdict_but_valid_has_a_failure_of_its_own_code() -> None:
 
 @pytest.mark.parametrize("verdict", [v for v in Verdict if v is not Verdict.VALID])
 def test_a_stranger_hears_no_more_than_that_the_text_opens_nothing(verdict: Verdict) -> None:
-    expected = "malformed" if verdict is Verdict.MALFORMED else "unknown"
-    assert said(verdict, None).code == expected
+    told = {Verdict.MALFORMED: "malformed", Verdict.RATE_LIMITED: "too_many_attempts"}
+    assert said(verdict, None).code == told.get(verdict, "unknown")
 
 
 def test_a_wrong_environment_names_both_and_the_prefix() -> None:

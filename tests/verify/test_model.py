@@ -294,7 +294,7 @@ def test_two_processes_judge_as_a_plain_model_after_every_step(
     world: World, storage_url: str
 ) -> None:
     bounds = settings(
-        max_examples=12 if storage_url else 40,
+        max_examples=8 if storage_url else 20,
         stateful_step_count=30,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -11,6 +11,7 @@ from sqlalchemy import Row, Select, bindparam, insert, select, update
 
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import audit_events, audit_heads, changes, organizations
+from wardkey.domain.callers import MOST_ADDRESS, MOST_AGENT, clip
 from wardkey.domain.chain import GENESIS, Break, Head, check, link, open_head, sign_head
 from wardkey.domain.errors import InvalidRequest
 from wardkey.domain.ids import new_id
@@ -120,9 +121,8 @@ def record(
         "action": action,
         "target_kind": target.kind,
         "target_id": target.id,
-        # A caller's own texts, of which PostgreSQL takes no NUL.
-        "address": by.address.replace("\0", "")[:64],
-        "user_agent": by.user_agent.replace("\0", "")[:200],
+        "address": clip(by.address, MOST_ADDRESS),
+        "user_agent": clip(by.user_agent, MOST_AGENT),
         "details": json.dumps(details or {}, sort_keys=True, ensure_ascii=False),
         "key_version": tx.vault.version,
     }
