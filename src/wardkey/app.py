@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from wardkey import __version__
 from wardkey.actions.run import Runner
-from wardkey.api import audit, docs, health, keys, organization, people, rotations, verify
+from wardkey.api import audit, docs, health, keys, metrics, organization, people, rotations, verify
 from wardkey.config import Config, load_config
 from wardkey.dashboard import links
 from wardkey.db.engine import Database, open_database, telling
@@ -118,7 +118,7 @@ def create_app() -> FastAPI:
         # A path with another slash is another path; a redirect would lose the body.
         redirect_slashes=False,
     )
-    for room in (keys, rotations, verify, organization, people, audit, health, docs):
+    for room in (keys, rotations, verify, organization, people, audit, health, metrics, docs):
         app.include_router(room.router)
     app.include_router(links.router)
     problems.install(app)
@@ -139,14 +139,18 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             me = Me.here(database.clock(), config.max_staleness * 1000)
             verifier = Verifier(database, usage, me, config.directory_memory)
             verifier.live = config.workers
+            confirming = Confirming(database, observe=verifier.metrics.observe)
+            if isinstance(verifier.directory.freshness, Leased):
+                verifier.directory.freshness.metrics = verifier.snapshot
             context = Context(
-                runner=Runner(database, Confirming(database)),
+                runner=Runner(database, confirming),
                 verifier=verifier,
                 usage=usage,
                 throttle=Throttle(),
                 public_url=config.url,
                 proxies=config.proxies,
                 key_headers=config.extra_key_headers,
+                metrics_token=config.metrics_token,
             )
             app.state.context = context
             app.state.hot_routes = verify.HOT_ROUTES
@@ -194,7 +198,9 @@ def _share(context: Context, workers: int) -> None:
     if isinstance(freshness, Leased):
         verifier.live = max(workers, freshness.live)
     else:
-        verifier.live = max(workers, stay(context.runner.database, verifier.me, ""))
+        verifier.live = max(
+            workers, stay(context.runner.database, verifier.me, verifier.snapshot())
+        )
 
 
 def _rehash(context: Context) -> None:

@@ -45,6 +45,11 @@ _SCHEMES: dict[str, dict[str, Any]] = {
         "bearerFormat": "ut_…",
         "description": "A person's token from POST /v2/user-tokens; it ends after 12 hours.",
     },
+    "metricsToken": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "What WARDKEY_METRICS_TOKEN says.",
+    },
     "keyHeader": {
         "type": "apiKey",
         "in": "header",
@@ -52,7 +57,9 @@ _SCHEMES: dict[str, dict[str, Any]] = {
         "description": "An API key, for clients that cannot set Authorization.",
     },
 }
-_ANY_SCHEME: list[dict[str, list[str]]] = [{name: []} for name in _SCHEMES]
+_ANY_SCHEME: list[dict[str, list[str]]] = [
+    {name: []} for name in _SCHEMES if name != "metricsToken"
+]
 _REQUEST_ID = {
     "description": "Names this request in the server's log.",
     "required": True,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from time import perf_counter
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, quote
 
@@ -168,6 +169,7 @@ def answering(judge: Judge) -> Judge:
     """Return `judge` with what it raises as a problem in its answer."""
 
     def answer(incoming: Incoming, here: Context) -> Outgoing:
+        began = perf_counter()
         try:
             return judge(incoming, here)
         except errors.Failure as failure:
@@ -175,6 +177,8 @@ def answering(judge: Judge) -> Judge:
         except Exception:
             log.exception("request %s failed", incoming.request_id)
             return problem_outgoing(errors.InternalError(), incoming.request_id)
+        finally:
+            here.verifier.metrics.observe(incoming.route, perf_counter() - began)
 
     return answer
 

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,6 +134,7 @@ class Confirming:
     database: Database
     dead: dict[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    observe: Callable[[str, float], None] | None = None
 
     def __call__(self, epoch: str, revision: int) -> Confirmation:
         """Return once every verifier has applied `revision` or cannot hold a lease any more.
@@ -164,6 +165,8 @@ class Confirming:
             if first and boottime() - read_at > LEASE_NS:
                 self._bury(rows, first)
         took_ms = (boottime() - began) / 1e6
+        if self.observe is not None:
+            self.observe("confirm", took_ms / 1000)
         return _reached(rows, epoch, revision, took_ms)
 
     def _late(self, row: Row[*tuple[Any, ...]], epoch: str, revision: int) -> bool:

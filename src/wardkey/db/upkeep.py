@@ -60,6 +60,12 @@ def clean_up_usage(database: Database) -> None:
         connection.execute(delete(callers).where(callers.c.last_at < since))
 
 
+def feed_revision(database: Database) -> int:
+    """Return the revision of the last commit; raises the storage's failure."""
+    with database.read() as tx:
+        return int(tx.connection.execute(select(feed.c.revision)).scalar_one())
+
+
 def check_storage(database: Database) -> None:
     """Ask the database for the feed's row; raises the storage's failure if it cannot answer."""
     with database.read() as tx:

@@ -447,6 +447,14 @@ class TooManyAttempts(RateLimited):
     """Too many failed attempts from this address or for this name; wait and try again."""
 
 
+class MetricsOff(NotFound):
+    """Metrics are off; set WARDKEY_METRICS_TOKEN to a text of your choice and scrape with it."""
+
+
+class WrongMetricsToken(Unauthenticated):
+    """That is not the metrics token; scrape with `Authorization: Bearer` and the configured one."""
+
+
 class VerifierUnavailable(Unavailable):
     """The key cannot be judged now, which says nothing about it; try again shortly."""
 

@@ -25,6 +25,9 @@ class Freshness(Protocol):
     def stale_ms(self) -> int:
         """Tell how old an answer from memory may be beyond what is promised; mostly 0."""
 
+    def age_ms(self) -> int:
+        """Tell how long ago memory was last brought up to date; 0 where each verdict does."""
+
     def rows(self, statement: str, one: object = None) -> list[dict[str, Any]]:
         """Run one of `queries` on the newest commit."""
 

@@ -38,6 +38,10 @@ class Embedded:
         """Tell how old an answer from memory may be: never older than the last commit."""
         return 0
 
+    def age_ms(self) -> int:
+        """Tell how long ago memory was last brought up to date: by each verdict."""
+        return 0
+
     def rows(self, statement: str, one: object = None) -> list[dict[str, Any]]:
         """Run one of `queries` on the newest commit; raises the driver's errors."""
         with self._reading_lock:

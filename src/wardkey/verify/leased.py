@@ -84,9 +84,8 @@ class Leased:
         now = boottime()
         return 0 if now < self._until else (now - self._synced) // 1_000_000
 
-    @property
     def age_ms(self) -> int:
-        """Time since the start of the last renewal."""
+        """Return the time since the start of the last renewal."""
         return (boottime() - self._synced) // 1_000_000
 
     def rows(self, statement: str, one: object = None) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from wardkey.domain.secret import Malformed, SecretKind, SecretText, parse
 from wardkey.domain.verdict import KnownSecret, Question, Verdict, decide, failure_of
 from wardkey.verify.directory import Directory
 from wardkey.verify.memory import KnownServiceKey
+from wardkey.verify.metrics import Metrics
 from wardkey.verify.usage import Usage
 
 _NOBODY = bytes(32)
@@ -88,6 +89,7 @@ class Verifier:
         self.me = me or Me.here(database.clock())
         self.directory = Directory(database, self.me, memory_mib)
         self.live = 1
+        self.metrics = Metrics()
         self._rates: dict[str, float] = {}
         self._rate_lock = threading.Lock()
         self._guesses: dict[str, float] = {}
@@ -131,12 +133,29 @@ class Verifier:
         `looked` that the same request had a verdict already, on its caller.
         """
         try:
-            return self._verify(asked, user_agent, route, seen, looked=looked)
+            answer = self._verify(asked, user_agent, route, seen, looked=looked)
         except Exception as fault:
             known = fault if isinstance(fault, Failure) else storage_failure(fault)
             if isinstance(known, Unavailable):
+                self.metrics.count("verifier_unavailable", stale=False)
                 raise VerifierUnavailable from fault
             raise
+        self.metrics.count(answer.verdict, stale=answer.stale_ms > 0)
+        return answer
+
+    def snapshot(self) -> str:
+        """Return what this verifier tells of itself, as JSON."""
+        memory, freshness = self.directory.memory, self.directory.freshness
+        return self.metrics.snapshot(
+            directory_secrets=len(memory.secrets),
+            directory_bytes=memory.held_bytes,
+            directory_hits=self.directory.hits,
+            directory_misses=self.directory.misses,
+            revision=memory.revision,
+            lease_age_seconds=freshness.age_ms() / 1000,
+            rate_limit_parts=self.live,
+            usage_lost=self._usage.lost,
+        )
 
     def service_key(self, secret: SecretText, address: str) -> KnownServiceKey:
         """Return the operator's service key behind `secret`, if it may be used from `address`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -25,6 +25,7 @@ class Context:
     public_url: str
     proxies: tuple[Network, ...]
     key_headers: tuple[bytes, ...]
+    metrics_token: str = field(repr=False)
 
     @property
     def waits_for_network(self) -> bool:
