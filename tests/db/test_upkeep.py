@@ -59,7 +59,7 @@ def begin(runner: Runner) -> Iterator[Callable[[], Context]]:
     def process() -> Context:
         usage = Usage(runner.database)
         verifier = Verifier(runner.database, usage)
-        begun.append(Context(runner, verifier, usage, Throttle(), "", (), ()))
+        begun.append(Context(runner, verifier, usage, Throttle(), "", (), (), ""))
         return begun[-1]
 
     yield process
