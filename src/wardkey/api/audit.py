@@ -12,19 +12,19 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from wardkey.actions import audit
-from wardkey.api.shapes import read_time
+from wardkey.api.shapes import Time, read_time
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
 from wardkey.domain.times import iso
 from wardkey.web.caller import Known
 from wardkey.web.context import Here
-from wardkey.web.pagination import read_cursor, write_cursor
+from wardkey.web.pagination import Cursor, read_cursor, write_cursor
 from wardkey.web.problems import told
 
 router = APIRouter(tags=["audit"])
 
 Filter = Annotated[str, Query(max_length=64)]
-Time = Annotated[str | None, Query(max_length=40, description="RFC 3339 with an offset.")]
+Moment = Annotated[Time | None, Query(description="RFC 3339 with an offset.")]
 
 
 class AuditEventShape(BaseModel):
@@ -76,10 +76,10 @@ def list_events(  # noqa: PLR0917 - FastAPI's parameters
     action: Filter = "",
     actor_id: Filter = "",
     target_id: Filter = "",
-    since: Time = None,
-    until: Time = None,
+    since: Moment = None,
+    until: Moment = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str, Query(max_length=500)] = "",
+    cursor: Cursor = "",
 ) -> AuditPage:
     """List the organization's audit events, newest first."""
     vault = here.runner.database.keys
@@ -114,8 +114,8 @@ def export_events(  # noqa: PLR0917 - FastAPI's parameters
     action: Filter = "",
     actor_id: Filter = "",
     target_id: Filter = "",
-    since: Time = None,
-    until: Time = None,
+    since: Moment = None,
+    until: Moment = None,
 ) -> StreamingResponse:
     """Export events as NDJSON, oldest first, one JSON object a line."""
     query = audit.AuditQuery(

@@ -122,6 +122,8 @@ def _complete(operation: dict[str, Any], route: Any, schemas: dict[str, Any]) ->
     operation["summary"] = route.name.replace("_", " ").capitalize()
     operation.setdefault("security", _ANY_SCHEME if asks_credential(route) else [])
     operation["responses"].pop("422", None)
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _never_null(parameter["schema"])
     for status, answer in operation["responses"].items():
         answer.setdefault("headers", {})["Wardkey-Request-Id"] = _REQUEST_ID
         if status == "429" and route.name == "forward_auth":
@@ -130,6 +132,13 @@ def _complete(operation: dict[str, Any], route: Any, schemas: dict[str, Any]) ->
             _exemplify(answer, schemas)
     if "requestBody" in operation:
         _exemplify(operation["requestBody"], schemas)
+
+
+def _never_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a parameter's schema without null: it is left out or has a value."""
+    said = {name: part for name, part in schema.items() if name != "anyOf"}
+    options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    return said | options[0] if len(options) == 1 else schema
 
 
 def _exemplify(holder: dict[str, Any], schemas: dict[str, Any]) -> None:

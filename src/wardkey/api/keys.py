@@ -6,19 +6,27 @@ import json
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from wardkey.actions import imports, keys, revocations
 from wardkey.actions.idempotency import Retry, once
 from wardkey.api.shapes import (
+    PREFIX,
+    Grantable,
     Id,
     Input,
     IssuedShape,
     KeyShape,
-    MetadataValue,
+    Kid,
+    Metadata,
+    Name,
+    Network,
+    Origin,
     RateShape,
     ReceiptShape,
+    Text,
+    Time,
     issued_shape,
     key_shape,
     read_time,
@@ -26,14 +34,14 @@ from wardkey.api.shapes import (
 )
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors
-from wardkey.domain.keys import KeySpec, KeyStatus, Rate, Reason
+from wardkey.domain.keys import GRACE_MS, KeySpec, KeyStatus, Rate, Reason
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.web.caller import Caller, Known
 from wardkey.web.context import Context, Here
-from wardkey.web.pagination import read_cursor, write_cursor
+from wardkey.web.pagination import Cursor, read_cursor, write_cursor
 from wardkey.web.problems import takes_json, told
 
 router = APIRouter(tags=["keys"], dependencies=[Depends(takes_json)])
@@ -61,27 +69,28 @@ async def _body(request: Request) -> bytes:
 
 
 RawBody = Annotated[bytes, Depends(_body)]
+IdempotencyText = Annotated[str, Field(json_schema_extra={"format": "idempotency-key"})]
 IdempotencyKey = Annotated[
-    str | None,
+    IdempotencyText | None,
     Header(
         description="A text with 128 bits of randomness, such as a UUID of version 4. The same "
-        "request with it gets the same answer, secret included, for 10 minutes."
+        "request with it gets the same answer, secret included, for 10 minutes.",
+        examples=["8f14e45f-ceea-467f-a8d3-9c6f2b1e7a05"],
     ),
 ]
-KeyId = Id
 
 
 class KeyFields(Input):
     """What can be said of a key when it is made and changed afterwards."""
 
-    permissions: list[str] | None = Field(default=None, max_length=100)
-    description: str = ""
-    allowed_addresses: list[str] = Field(default=[], max_length=100)
-    allowed_origins: list[str] = Field(default=[], max_length=100)
+    permissions: list[Grantable] | None = Field(default=None, max_length=100)
+    description: Text = ""
+    allowed_addresses: list[Network] = Field(default=[], max_length=100)
+    allowed_origins: list[Origin] = Field(default=[], max_length=100)
     allow_native: StrictBool = False
     rate_limit: RateShape | None = None
-    metadata: dict[str, MetadataValue] = Field(default={}, max_length=50)
-    expires_at: str | None = Field(default=None, description="RFC 3339 with an offset.")
+    metadata: Metadata = Field(default={})
+    expires_at: Time | None = Field(default=None, description="In the future, or null for never.")
 
 
 class NewKey(KeyFields):
@@ -100,7 +109,7 @@ class NewKey(KeyFields):
         },
     )
 
-    name: str
+    name: Name
     type: KeyType
     environment: Environment | None = Field(
         default=None,
@@ -131,7 +140,7 @@ class KeyChanges(KeyFields):
         extra="forbid", json_schema_extra={"example": {"description": "Used by the nightly job"}}
     )
 
-    name: str = ""
+    name: Name | None = Field(default=None, description="Null leaves it.")
 
     def changes(self) -> dict[str, Any]:
         """Return the named fields with the domain's values."""
@@ -145,6 +154,7 @@ class KeyChanges(KeyFields):
         return {
             name: readers.get(name, lambda value: value)(getattr(self, name))
             for name in self.model_fields_set
+            if not (name == "name" and self.name is None)
         }
 
 
@@ -169,7 +179,11 @@ class Rotation(Input):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"grace": "24h"}})
 
     grace: str = Field(
-        default="24h", description="now, 1h, 24h, 7d, until_revoked or an RFC 3339 time."
+        default="24h",
+        description="now, 1h, 24h, 7d, until_revoked or an RFC 3339 time in the future.",
+        json_schema_extra={
+            "anyOf": [{"enum": ["now", *GRACE_MS, "until_revoked"]}, {"format": "date-time"}]
+        },
     )
 
 
@@ -182,9 +196,11 @@ class Revocation(Input):
     )
 
     reason: str = Field(
-        default=Reason.UNSPECIFIED, description=f"One of {', '.join(Reason)} (RFC 5280)."
+        default=Reason.UNSPECIFIED,
+        description="Those of RFC 5280 §5.3.1 that fit a key.",
+        json_schema_extra={"enum": [str(reason) for reason in Reason]},
     )
-    comment: str = ""
+    comment: Text = ""
 
 
 class NewImport(KeyFields):
@@ -203,11 +219,16 @@ class NewImport(KeyFields):
         },
     )
 
-    name: str
+    name: Name
     environment: Environment
     prefix: str
-    sha256: str = Field(description="64 hexadecimal digits in lower case.")
-    entropy_bits: StrictInt = Field(description="Randomness of the text; at least 128.")
+    sha256: str = Field(
+        description="64 hexadecimal digits in lower case.",
+        json_schema_extra={"pattern": "^[0-9a-f]{64}$"},
+    )
+    entropy_bits: StrictInt = Field(
+        description="Randomness of the text.", json_schema_extra={"minimum": imports.LEAST_BITS}
+    )
 
 
 class NewPrefix(Input):
@@ -215,7 +236,10 @@ class NewPrefix(Input):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"prefix": "acme_"}})
 
-    prefix: str
+    prefix: str = Field(
+        description="Nothing that our own secrets begin with.",
+        json_schema_extra={"pattern": PREFIX},
+    )
 
 
 class PrefixShape(BaseModel):
@@ -269,7 +293,7 @@ def list_keys(  # noqa: PLR0917 - FastAPI's parameters
     rotation_due: bool = False,  # noqa: FBT001, FBT002 - a query parameter
     expiring: bool = False,  # noqa: FBT001, FBT002 - a query parameter
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str, Query(max_length=500)] = "",
+    cursor: Cursor = "",
 ) -> KeyPage:
     """List the keys of the organization's environment, newest first."""
     by = caller.acting_in(environment)
@@ -301,39 +325,39 @@ def list_keys(  # noqa: PLR0917 - FastAPI's parameters
     return here.runner.look(look, by)
 
 
-@router.get("/v2/keys/{key_id}", responses=told(errors.KeyNotFound))
-def get_key(key_id: KeyId, caller: Known, here: Here) -> KeyShape:
+@router.get("/v2/keys/{key_id:id}", responses=told(errors.KeyNotFound))
+def get_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
     """Show one key with its secrets, never their texts."""
     key = here.runner.look(keys.get, caller.by, key_id)
     return key_shape(key, here.runner.database.clock())
 
 
 @router.patch(
-    "/v2/keys/{key_id}",
+    "/v2/keys/{key_id:id}",
     responses=told(*_SPEC_FAULTS, errors.KeyNotFound, errors.KeyRevoked, body=True),
 )
-def change_key(key_id: KeyId, wanted: KeyChanges, caller: Known, here: Here) -> ChangedKey:
+def change_key(key_id: Id, wanted: KeyChanges, caller: Known, here: Here) -> ChangedKey:
     """Change a key; what it loses is refused from the moment this returns."""
     key, warnings = here.runner.change(keys.change, caller.by, key_id, wanted.changes())
     return ChangedKey(key=key_shape(key, here.runner.database.clock()), warnings=list(warnings))
 
 
-@router.post("/v2/keys/{key_id}/disable", responses=told(errors.KeyNotFound, errors.KeyRevoked))
-def disable_key(key_id: KeyId, caller: Known, here: Here) -> KeyShape:
+@router.post("/v2/keys/{key_id:id}/disable", responses=told(errors.KeyNotFound, errors.KeyRevoked))
+def disable_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
     """Stop a key until it is enabled again."""
     key = here.runner.change(keys.disable, caller.by, key_id)
     return key_shape(key, here.runner.database.clock())
 
 
-@router.post("/v2/keys/{key_id}/enable", responses=told(errors.KeyNotFound, errors.KeyRevoked))
-def enable_key(key_id: KeyId, caller: Known, here: Here) -> KeyShape:
+@router.post("/v2/keys/{key_id:id}/enable", responses=told(errors.KeyNotFound, errors.KeyRevoked))
+def enable_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
     """Let a disabled key work again."""
     key = here.runner.change(keys.enable, caller.by, key_id)
     return key_shape(key, here.runner.database.clock())
 
 
 @router.post(
-    "/v2/keys/{key_id}/rotate",
+    "/v2/keys/{key_id:id}/rotate",
     responses=told(
         errors.KeyNotFound,
         errors.KeyRevoked,
@@ -348,7 +372,7 @@ def enable_key(key_id: KeyId, caller: Known, here: Here) -> KeyShape:
 )
 def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
     request: Request,
-    key_id: KeyId,
+    key_id: Id,
     caller: Known,
     here: Here,
     body: RawBody,
@@ -366,11 +390,11 @@ def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
 
 
 @router.post(
-    "/v2/keys/{key_id}/revoke",
+    "/v2/keys/{key_id:id}/revoke",
     responses=told(errors.KeyNotFound, errors.InvalidReason, errors.InvalidText, body=True),
 )
 def revoke_key(
-    key_id: KeyId, caller: Known, here: Here, wanted: Revocation | None = None
+    key_id: Id, caller: Known, here: Here, wanted: Revocation | None = None
 ) -> ReceiptShape:
     """Revoke a key with all its secrets, for good; when this returns nothing accepts it."""
     said = wanted or Revocation()
@@ -380,8 +404,8 @@ def revoke_key(
     return receipt_shape(receipt, confirmed)
 
 
-@router.delete("/v2/keys/{key_id}", responses=told(errors.KeyNotFound))
-def delete_key(key_id: KeyId, caller: Known, here: Here) -> ReceiptShape:
+@router.delete("/v2/keys/{key_id:id}", responses=told(errors.KeyNotFound))
+def delete_key(key_id: Id, caller: Known, here: Here) -> ReceiptShape:
     """Revoke a key; the record stays for the audit."""
     receipt, confirmed = here.runner.change_confirmed(
         revocations.revoke, caller.by, key_id, Reason.UNSPECIFIED, ""
@@ -390,7 +414,7 @@ def delete_key(key_id: KeyId, caller: Known, here: Here) -> ReceiptShape:
 
 
 @router.post(
-    "/v2/keys/{key_id}/secrets/{kid}/revoke",
+    "/v2/keys/{key_id:id}/secrets/{kid}/revoke",
     responses=told(
         errors.KeyNotFound,
         errors.SecretNotFound,
@@ -400,7 +424,7 @@ def delete_key(key_id: KeyId, caller: Known, here: Here) -> ReceiptShape:
     ),
 )
 def revoke_secret(
-    key_id: KeyId, kid: Id, caller: Known, here: Here, wanted: Revocation | None = None
+    key_id: Id, kid: Kid, caller: Known, here: Here, wanted: Revocation | None = None
 ) -> ReceiptShape:
     """Revoke one secret of a key; its other secrets go on."""
     said = wanted or Revocation()
@@ -410,7 +434,7 @@ def revoke_secret(
     return receipt_shape(receipt, confirmed)
 
 
-@router.get("/v2/receipts/{receipt_id}", responses=told(errors.ReceiptNotFound))
+@router.get("/v2/receipts/{receipt_id:id}", responses=told(errors.ReceiptNotFound))
 def get_receipt(receipt_id: Id, caller: Known, here: Here) -> ReceiptShape:
     """Show the receipt of a revocation again."""
     receipt = here.runner.look(revocations.get_receipt, caller.by, receipt_id)
@@ -463,7 +487,7 @@ def register_prefix(wanted: NewPrefix, caller: Known, here: Here) -> PrefixShape
     status_code=204,
     responses=told(errors.PrefixNotFound, errors.PrefixInUse),
 )
-def release_prefix(prefix: Id, caller: Known, here: Here) -> None:
+def release_prefix(prefix: Annotated[str, Path(pattern=PREFIX)], caller: Known, here: Here) -> None:
     """Give a prefix up that no live key has."""
     here.runner.change(imports.release_prefix, caller.by, prefix)
 

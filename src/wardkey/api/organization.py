@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions import members, organizations
-from wardkey.api.shapes import Id, Input, when
+from wardkey.api.shapes import Email, Id, Input, Name, Slug, when
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.times import iso
@@ -31,8 +31,8 @@ class OrganizationChanges(Input):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "Acme"}})
 
-    name: str | None = None
-    slug: str | None = None
+    name: Name | None = None
+    slug: Slug | None = None
 
 
 class MemberShape(BaseModel):
@@ -73,7 +73,7 @@ class NewInvitation(Input):
         json_schema_extra={"example": {"email": "admin@acme.example", "role": "admin"}},
     )
 
-    email: str
+    email: Email
     role: Role
 
 
@@ -139,7 +139,7 @@ def list_members(caller: Known, here: Here) -> MemberList:
 
 
 @router.patch(
-    "/v2/members/{user_id}",
+    "/v2/members/{user_id:id}",
     responses=told(
         errors.MemberNotFound,
         errors.OwnerOnly,
@@ -155,7 +155,7 @@ def change_role(user_id: Id, wanted: RoleChange, caller: Known, here: Here) -> M
 
 
 @router.delete(
-    "/v2/members/{user_id}",
+    "/v2/members/{user_id:id}",
     status_code=204,
     responses=told(
         errors.MemberNotFound, errors.OwnerOnly, errors.LastOwner, errors.ExceedsOwnPermissions
@@ -204,7 +204,7 @@ def invite(wanted: NewInvitation, caller: Known, here: Here) -> CreatedInvitatio
 
 
 @router.delete(
-    "/v2/invitations/{invitation_id}",
+    "/v2/invitations/{invitation_id:id}",
     responses=told(errors.InvitationNotFound, errors.InvitationUsed),
     tags=["invitations"],
 )

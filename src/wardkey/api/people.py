@@ -20,21 +20,49 @@ from wardkey.web.problems import takes_json, told
 router = APIRouter(tags=["people"], dependencies=[Depends(takes_json)])
 
 Password = Annotated[str, Field(max_length=1024)]
+NewPassword = Annotated[
+    str,
+    Field(
+        max_length=1024,
+        description="12 to 256 characters, five of them different.",
+        json_schema_extra={"format": "password", "minLength": 12, "maxLength": 256},
+    ),
+]
 LinkText = Annotated[str, Field(max_length=64, description="The last part of the link.")]
 
 
 class SetUp(Input):
     """The text of a set-up link and the password to set."""
 
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "token": "0A1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q7r8S9t0U1",
+                "password": "correct horse battery",
+            }
+        },
+    )
+
     token: LinkText
-    password: Password
+    password: NewPassword
 
 
 class Acceptance(Input):
     """The text of an invitation's link, and a password: a new one, or the account's own."""
 
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "token": "0A1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q7r8S9t0U1",
+                "password": "correct horse battery",
+            }
+        },
+    )
+
     token: LinkText
-    password: Password
+    password: NewPassword
 
 
 class SignIn(Input):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from wardkey.actions.keys import Issued
 from wardkey.actions.revocations import Receipt
@@ -16,8 +17,81 @@ from wardkey.domain.receipts import Confirmation, Reach
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso, parse_iso
 
-Id = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+class IdConvertor(StringConvertor):
+    """`{…:id}` in a path: only what looks like an id, so that `/v2/keys/import` is none."""
+
+    regex = "[A-Za-z]+_[0-9A-Za-z]{1,60}"
+
+
+register_url_convertor("id", IdConvertor())
+
+Id = Annotated[str, Path(pattern=f"^{IdConvertor.regex}$", examples=["key_0fA3xQ2LmN7pR9sT1uV4wY"])]
+Kid = Annotated[str, Path(pattern="^[0-9A-Za-z]{12}$", examples=["7QdRk2mVx9Ta"])]
+
+# What the domain checks is only written down here, so that each fault keeps its own code. The
+# formats that JSON Schema does not know are rules of Unicode and networks, told in words.
+PREFIX = "^[A-Za-z][A-Za-z0-9_-]{2,31}$"
+_LARGEST = 2**53
+Name = Annotated[
+    str,
+    Field(
+        description="1 to 100 visible characters.",
+        json_schema_extra={"format": "name", "minLength": 1, "maxLength": 100},
+    ),
+]
+Text = Annotated[
+    str,
+    Field(
+        description="At most 500 characters; of those that control, only tab and line break.",
+        json_schema_extra={"format": "text", "maxLength": 500},
+    ),
+]
+Time = Annotated[
+    str,
+    Field(
+        description="RFC 3339 with an offset, from 1970 on.",
+        json_schema_extra={"format": "date-time"},
+    ),
+]
+Email = Annotated[str, Field(json_schema_extra={"format": "email", "maxLength": 254})]
+Slug = Annotated[str, Field(json_schema_extra={"pattern": "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"})]
+Network = Annotated[
+    str,
+    Field(description="An address or CIDR network.", json_schema_extra={"format": "cidr"}),
+]
+Origin = Annotated[
+    str,
+    Field(
+        description="https://host[:port]; *. before the host takes all below it.",
+        json_schema_extra={"format": "origin"},
+    ),
+]
+Grantable = Annotated[
+    str,
+    Field(
+        description="One of Wardkey's own, or a scope of your services such as invoices:read.",
+        json_schema_extra={"format": "permission", "maxLength": 98},
+    ),
+]
 MetadataValue = StrictBool | StrictInt | StrictFloat | str
+Metadata = Annotated[
+    dict[str, MetadataValue],
+    Field(
+        description="Short names and plain values, 8 KiB in all.",
+        json_schema_extra={
+            "maxProperties": 50,
+            "propertyNames": {"pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "boolean"},
+                    {"type": "number", "minimum": -_LARGEST, "maximum": _LARGEST},
+                    {"type": "string", "format": "text", "maxLength": 500},
+                ]
+            },
+        },
+    ),
+]
 
 
 class Input(BaseModel):

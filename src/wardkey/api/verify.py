@@ -94,7 +94,7 @@ def _takes(schema: dict[str, Any]) -> dict[str, Any]:
     "/v2/keys/verify",
     openapi_extra=_takes(_ONE),
     responses={
-        **told(errors.InvalidCost, errors.TooManyItems, errors.MalformedJson, body=True),
+        **told(errors.InvalidCost, errors.TooManyItems, errors.OtherOrganization, body=True),
         200: {"content": {"application/json": {"schema": _VERDICT}}},
     },
     response_class=Response,
@@ -108,7 +108,7 @@ async def verify_key(request: Request, here: Here) -> Response:
     "/v2/keys/verify-batch",
     openapi_extra=_takes(_MANY),
     responses={
-        **told(errors.InvalidCost, errors.TooManyItems, errors.MalformedJson, body=True),
+        **told(errors.InvalidCost, errors.TooManyItems, errors.OtherOrganization, body=True),
         200: {"content": {"application/json": {"schema": _BATCH}}},
     },
     response_class=Response,

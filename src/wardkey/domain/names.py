@@ -115,7 +115,7 @@ def clean_metadata(pairs: Mapping[str, object]) -> dict[str, str | int | float |
 
     Names have 1 to 64 characters of A-Z, a-z, 0-9, `_`, `.` and `-`; values are texts of at most
     500 characters, finite numbers or booleans; all of it is at most 8 KiB as compact JSON.
-    Integers end at ±2^53, beyond which JSON readers differ (RFC 8259 §6).
+    Numbers end at ±2^53, beyond which JSON readers differ (RFC 8259 §6).
     """
     if len(pairs) > _PAIRS:
         raise ValueError(f"Metadata has {len(pairs)} pairs; {_PAIRS} are the most.")
@@ -134,13 +134,11 @@ def _clean_value(key: str, value: object) -> str | int | float | bool:
         _check_length(value, f"value of {key}", _VALUE)
         _check_visible(value, f"value of {key}", "\n\t" + _JOINERS)
         return value
-    if isinstance(value, int):
+    if isinstance(value, (int, float)):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"The value of {key} is no finite number.")
         if abs(value) > _LARGEST:
             raise ValueError(f"The value of {key} is beyond 2^53; send it as a text.")
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"The value of {key} is no finite number.")
         return value
     raise ValueError(f"The value of {key} is neither a text, a number nor true or false.")
 

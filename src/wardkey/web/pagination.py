@@ -6,12 +6,21 @@ import base64
 import hmac
 import json
 from hashlib import blake2b
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Query
 
 from wardkey.db.vault import Vault
 from wardkey.domain.errors import InvalidCursor
 
 _TAG = 16
+Cursor = Annotated[
+    str,
+    Query(
+        description="The `next_cursor` of the page before, with the same filters; empty at first.",
+        json_schema_extra={"format": "cursor"},
+    ),
+]
 
 
 def write_cursor(vault: Vault, bound: str, position: list[Any]) -> str:

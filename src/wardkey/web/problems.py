@@ -195,6 +195,9 @@ def told(
     hold the Problem schema and an example for each code (`problem_example`).
     """
     usual = _ANYWHERE if anonymous else (*_ANYWHERE, *_CREDENTIALS)
+    if any(issubclass(failure, errors.NotFound) for failure in failures):
+        # A path in which an id has another form than ids have is no route at all.
+        usual = (*usual, errors.RouteNotFound)
     by_status: dict[int, list[type[Failure]]] = {}
     for failure in dict.fromkeys((*usual, *(_BODY if body else ()), *failures)):
         by_status.setdefault(status_of(failure), []).append(failure)
