@@ -50,14 +50,13 @@ def once(
     """Return `act()`, or what it returned to the same caller's same request before.
 
     The answer is sealed under a key that needs the master key, the Idempotency-Key and the
-    caller's credential, so the row alone gives nobody the secret in it. Raises
-    `IdempotencyKeyReused`, `WeakIdempotencyKey`.
+    caller's credential, so the row alone gives nobody the secret in it. The same key from another
+    credential is another request. Raises `IdempotencyKeyReused`, `WeakIdempotencyKey`.
     """
     text = check_idempotency_key(retry.key).encode()
     name = f"{by.kind}\0{by.id}\0{by.org_id}\0{by.environment}\0{retry.route}".encode()
-    row_id = blake2b(
-        name + b"\0" + text, key=tx.vault.key_for("idempotency-id"), digest_size=32
-    ).digest()
+    named = name + b"\0" + retry.credential + text
+    row_id = blake2b(named, key=tx.vault.key_for("idempotency-id"), digest_size=32).digest()
     body_digest = blake2b(retry.body, digest_size=32).digest()
     sealing = tx.vault.key_for(
         "idempotency-answer", blake2b(text + b"\0" + retry.credential, digest_size=32).digest()

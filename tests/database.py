@@ -1,0 +1,42 @@
+"""A running server's own database, opened beside it as its command line does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Table, select, update
+
+from tests.server import Server
+from wardkey.app import open_deployment
+from wardkey.config import load_config
+from wardkey.db.schema import metadata
+
+
+@contextmanager
+def database_of(server: Server) -> Iterator[Connection]:
+    """Open a transaction past all actions, for what only time or damage would do."""
+    options = {
+        "data_dir": server.data_dir,
+        "database_url": str(server.settings.get("database_url", "")),
+    }
+    with (
+        open_deployment(load_config({}, options)) as runner,
+        runner.database.writer.begin() as connection,
+    ):
+        yield connection
+
+
+def age(server: Server, table: Table, column: str, ms: int, **where: Any) -> None:  # noqa: ANN401 - any value of a column
+    """Move a stored time back, as if `ms` had passed since."""
+    with database_of(server) as connection:
+        conditions = [table.c[name] == value for name, value in where.items()]
+        moved = update(table).where(*conditions).values({column: table.c[column] - ms})
+        assert connection.execute(moved).rowcount > 0
+
+
+def everything_stored(server: Server) -> str:
+    """Return every value of every table as text, bytes as their repr."""
+    with database_of(server) as connection:
+        return repr([connection.execute(select(table)).all() for table in metadata.sorted_tables])
