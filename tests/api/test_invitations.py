@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from tests.database import age
+from tests.server import PASSWORD, Server
+from wardkey.actions.members import INVITATION_MS
+from wardkey.db.schema import invitations
+
+
+@pytest.fixture
+def owner(server: Server) -> Iterator[httpx.Client]:
+    with server.owner() as client:
+        yield client
+
+
+def invite(owner: httpx.Client, name: str, role: str = "viewer") -> Any:  # noqa: ANN401 - JSON
+    answer = owner.post("/v2/invitations", json={"email": f"{name}@acme.example", "role": role})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def accept(server: Server, made: Any, password: str = PASSWORD) -> httpx.Response:  # noqa: ANN401 - JSON
+    token = made["link"].rpartition("/")[2]
+    with server.client() as anyone:
+        return anyone.post("/v2/invitations/accept", json={"token": token, "password": password})
+
+
+def status(owner: httpx.Client, made: Any) -> str:  # noqa: ANN401 - JSON
+    listed = owner.get("/v2/invitations").json()["invitations"]
+    found: str = next(one["status"] for one in listed if one["id"] == made["id"])
+    return found
+
+
+def emails(owner: httpx.Client) -> list[str]:
+    return [one["email"] for one in owner.get("/v2/members").json()["members"]]
+
+
+def test_401_an_invitation_older_than_seven_days(server: Server, owner: httpx.Client) -> None:
+    made = invite(owner, "late")
+    age(server, invitations, "expires_at", INVITATION_MS - 60_000, id=made["id"])
+    assert status(owner, made) == "pending"
+    age(server, invitations, "expires_at", 60_000, id=made["id"])
+    assert status(owner, made) == "expired"
+    answer = accept(server, made)
+    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_link")
+    assert made["email"] not in emails(owner)
+
+
+def test_401_an_invitation_that_was_taken_back(server: Server, owner: httpx.Client) -> None:
+    made = invite(owner, "unwanted")
+    for _ in range(2):
+        taken = owner.delete(f"/v2/invitations/{made['id']}")
+        assert (taken.status_code, taken.json()["status"]) == (200, "revoked")
+    answer = accept(server, made)
+    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_link")
+    assert made["email"] not in emails(owner)
+
+
+def test_401_an_invitation_used_twice(server: Server, owner: httpx.Client) -> None:
+    made = invite(owner, "keen", "member")
+    first = accept(server, made)
+    assert first.status_code == 201, first.text
+    answer = accept(server, made)
+    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_link")
+    assert emails(owner).count(made["email"]) == 1
+    taken = owner.delete(f"/v2/invitations/{made['id']}")
+    assert (taken.status_code, taken.json()["code"]) == (409, "invitation_used")
+    again = owner.post("/v2/invitations", json={"email": made["email"], "role": "viewer"})
+    assert (again.status_code, again.json()["code"]) == (409, "already_member")
+
+
+def test_a_new_invitation_ends_the_earlier_ones(server: Server, owner: httpx.Client) -> None:
+    first, second = invite(owner, "asked.twice"), invite(owner, "asked.twice")
+    assert accept(server, first).json()["code"] == "invalid_link"
+    assert accept(server, second).status_code == 201
+
+
+def test_a_link_alone_never_takes_over_an_account(server: Server, owner: httpx.Client) -> None:
+    made = invite(owner, "known")
+    user_id = accept(server, made).json()["user_id"]
+    assert owner.delete(f"/v2/members/{user_id}").status_code == 204
+    again = invite(owner, "known", "admin")
+    stranger = accept(server, again, "another password, not hers")
+    assert (stranger.status_code, stranger.json()["code"]) == (401, "wrong_password")
+    assert status(owner, again) == "pending"
+    assert accept(server, again).json()["user_id"] == user_id
+    with server.client() as anyone:
+        signed = anyone.post("/v2/user-tokens", json={"email": made["email"], "password": PASSWORD})
+        assert signed.status_code == 201
+
+
+def test_a_user_token_ends_when_its_person_signs_out(server: Server, owner: httpx.Client) -> None:
+    token = accept(server, invite(owner, "leaving.today")).json()["token"]
+    with server.client(token) as person:
+        assert person.get("/v2/keys").status_code == 200
+        assert person.delete("/v2/user-tokens/current").status_code == 204
+        assert person.get("/v2/keys").json()["code"] == "invalid_user_token"

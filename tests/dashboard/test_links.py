@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import httpx2 as httpx
+import pytest
+
+from tests.database import age
+from tests.server import PASSWORD, Server
+from wardkey.actions.people import LINK_MS
+from wardkey.db.schema import invitations, setup_links
+
+CSP = (
+    "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
+GONE = "This link does not work"
+
+
+def new_person(server: Server, name: str) -> str:
+    """Invite somebody through the API; return the path of the page."""
+    with server.owner() as owner:
+        made = owner.post(
+            "/v2/invitations", json={"email": f"{name}@acme.example", "role": "viewer"}
+        )
+    assert made.status_code == 201, made.text
+    return f"/invitations/{made.json()['link'].rpartition('/')[2]}"
+
+
+def setup_path(server: Server, email: str) -> str:
+    """Have the operator make a set-up link; return the path of the page."""
+    done = server.cli("setup-link", email)
+    assert done.returncode == 0, done.stderr
+    return f"/setup/{done.stdout.strip().rpartition('/')[2]}"
+
+
+def member(server: Server, name: str) -> str:
+    """Return the address of a new member with a password."""
+    path = new_person(server, name)
+    with server.client() as anyone:
+        taken = anyone.post(path, data={"password": PASSWORD})
+    assert taken.status_code == 200, taken.text
+    return f"{name}@acme.example"
+
+
+def signs_in(server: Server, email: str, password: str) -> bool:
+    with server.client() as anyone:
+        answer = anyone.post("/v2/user-tokens", json={"email": email, "password": password})
+    return answer.status_code == 201
+
+
+def is_safe(answer: httpx.Response) -> bool:
+    headers = answer.headers
+    return (
+        headers["content-security-policy"] == CSP
+        and headers["referrer-policy"] == "no-referrer"
+        and headers["cache-control"] == "no-store"
+        and headers["x-content-type-options"] == "nosniff"
+        and "set-cookie" not in headers
+        and "<script" not in answer.text
+        and "style=" not in answer.text
+    )
+
+
+def test_a_set_up_link_works_once(server: Server) -> None:
+    email = member(server, "once")
+    path = setup_path(server, email)
+    with server.client() as anyone:
+        for _ in range(2):  # looking at it does not use it up
+            page = anyone.get(path)
+            assert page.status_code == 200
+            assert email in page.text
+            assert is_safe(page)
+        done = anyone.post(path, data={"password": "a new password, longer"})
+        assert done.status_code == 200
+        assert is_safe(done)
+        assert "a new password" not in done.text
+        for answer in (anyone.get(path), anyone.post(path, data={"password": PASSWORD})):
+            assert answer.status_code == 401
+            assert GONE in answer.text
+            assert email not in answer.text
+            assert is_safe(answer)
+    assert signs_in(server, email, "a new password, longer")
+    assert not signs_in(server, email, PASSWORD)
+
+
+def test_a_new_password_ends_what_was_signed_in_before(server: Server) -> None:
+    email = member(server, "before")
+    with server.client() as anyone:
+        token = anyone.post("/v2/user-tokens", json={"email": email, "password": PASSWORD}).json()[
+            "token"
+        ]
+        anyone.post(setup_path(server, email), data={"password": "a new password, longer"})
+    with server.client(token) as before:
+        assert before.get("/v2/me").json()["code"] == "invalid_user_token"
+
+
+def test_401_a_set_up_link_older_than_seven_days_or_replaced(server: Server) -> None:
+    email = member(server, "late")
+    replaced, path = setup_path(server, email), setup_path(server, email)
+    age(server, setup_links, "expires_at", LINK_MS - 60_000)
+    with server.client() as anyone:
+        assert anyone.get(replaced).status_code == 401
+        assert anyone.get(path).status_code == 200
+        age(server, setup_links, "expires_at", 60_000)
+        assert anyone.get(path).status_code == 401
+        assert anyone.post(path, data={"password": "a new password, longer"}).status_code == 401
+    assert signs_in(server, email, PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("password", "told"),
+    [
+        ("elevenchars", "12 to 256 characters"),
+        ("x" * 257, "12 to 256 characters"),
+        ("abababababab", "repeats itself"),
+        ("", ""),
+        ("x" * 1025, ""),
+    ],
+)
+def test_400_a_weak_password_uses_no_link_up(server: Server, password: str, told: str) -> None:
+    path = setup_path(server, "owner@acme.example")
+    with server.client() as anyone:
+        answer = anyone.post(path, data={"password": password})
+        assert answer.status_code == 400, answer.text
+        if told:
+            assert told in answer.text
+            assert 'role="alert"' in answer.text
+            assert is_safe(answer)
+            assert password not in answer.text
+        assert anyone.get(path).status_code == 200
+        assert anyone.post(path).status_code == 400
+        assert anyone.get(path).status_code == 200
+
+
+def test_an_invitation_asks_a_known_person_for_her_own_password(server: Server) -> None:
+    email = member(server, "known")
+    path = new_person(server, "shortly")
+    # She has an account here already, and was invited a second time.
+    with server.owner() as owner:
+        listed = owner.get("/v2/members").json()["members"]
+        (user_id,) = [one["user_id"] for one in listed if one["email"] == email]
+        owner.delete(f"/v2/members/{user_id}")
+    known = new_person(server, "known")
+    with server.client() as anyone:
+        assert "Choose a password" in anyone.get(path).text
+        page = anyone.get(known)
+        assert "Your password" in page.text
+        assert is_safe(page)
+        wrong = anyone.post(known, data={"password": "not the password of hers"})
+        assert wrong.status_code == 401
+        assert 'role="alert"' in wrong.text
+        assert is_safe(wrong)
+        done = anyone.post(known, data={"password": PASSWORD})
+        assert done.status_code == 200, done.text
+        again = anyone.post(known, data={"password": PASSWORD})
+        assert again.status_code == 401
+        assert GONE in again.text
+
+
+def test_401_an_invitation_that_expired_or_was_never_made(server: Server) -> None:
+    path = new_person(server, "expired")
+    age(server, invitations, "expires_at", LINK_MS, email="expired@acme.example")
+    with server.client() as anyone:
+        for gone in (path, "/invitations/nothing", "/setup/nothing", "/setup/%ED%A0%80"):
+            answer = anyone.get(gone)
+            assert answer.status_code == 401, gone
+            assert GONE in answer.text
+            assert is_safe(answer)
+
+
+def test_a_name_in_a_link_is_shown_as_text(server: Server) -> None:
+    email = "a'b&c@acme.example"
+    with server.owner() as owner:
+        made = owner.post("/v2/invitations", json={"email": email, "role": "viewer"})
+    assert made.status_code == 201, made.text
+    with server.client() as anyone:
+        page = anyone.get(f"/invitations/{made.json()['link'].rpartition('/')[2]}")
+    assert email not in page.text
+    assert "a&#39;b&amp;c@acme.example" in page.text
+
+
+def test_429_guesses_at_links_are_slowed_down(server: Server) -> None:
+    with server.client() as anyone:
+        found = [anyone.post(f"/setup/guess{n}", data={"password": PASSWORD}) for n in range(24)]
+    assert found[0].status_code == 401
+    assert found[-1].status_code == 429
+    assert is_safe(found[-1])

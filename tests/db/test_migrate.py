@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect
+
+from wardkey.actions.run import Runner
+from wardkey.db.migrate import migrate, migration_state
+from wardkey.db.schema import metadata, usage
+
+
+def test_the_migrations_make_the_tables_of_the_schema(runner: Runner) -> None:
+    with runner.database.writer.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+        assert migration_state(connection).pending == ()
+
+
+def test_the_primary_keys_are_those_of_the_schema(runner: Runner) -> None:
+    # Alembic compares no primary keys.
+    with runner.database.writer.connect() as connection:
+        there = inspect(connection)
+        for table in metadata.sorted_tables:
+            found = there.get_pk_constraint(table.name)["constrained_columns"]
+            assert found == [column.name for column in table.primary_key.columns], table.name
+
+
+def test_the_usage_tables_are_those_of_the_schema(runner: Runner) -> None:
+    with runner.database.usage.connect() as connection:
+        there = inspect(connection)
+        for table in usage.sorted_tables:
+            found = {column["name"] for column in there.get_columns(table.name, schema="usage")}
+            assert found == set(table.columns.keys()), table.name
+
+
+def test_migrating_again_changes_nothing(runner: Runner) -> None:
+    state = migrate(runner.database)
+    assert state.current is not None
+    assert state.pending == ()
