@@ -37,27 +37,33 @@ class Primary:
         self._thread.start()
 
     def rows(self, statement: str, one: object = None) -> list[dict[str, Any]]:
-        """Run one of `queries` within 250 ms; raises `StorageUnreachable`."""
+        """Run one of `queries` within 250 ms; raises `StorageUnreachable`.
+
+        When the primary was away, every older connection is dead: the next one is tried then.
+        """
         end = time.monotonic() + READ_S
         if not self._reachable.is_set():
             raise StorageUnreachable
-        try:
-            connection = self._free.get(timeout=READ_S)
-        except queue.Empty:
-            raise StorageUnreachable from None
-        connection.deadline = end
-        try:
-            with connection.cursor(row_factory=dict_row) as cursor:
-                found = cursor.execute(statement.replace(":one", "%(one)s"), {"one": one})
-                rows: list[dict[str, Any]] = found.fetchall()
-        except (psycopg.Error, StorageUnreachable) as fault:
-            connection.pgconn.finish()
-            self._missing.release()
-            if isinstance(fault, psycopg.OperationalError):
-                raise StorageUnreachable from fault
-            raise
-        self._free.put(connection)
-        return rows
+        while True:
+            try:
+                connection = self._free.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                raise StorageUnreachable from None
+            connection.deadline = end
+            try:
+                with connection.cursor(row_factory=dict_row) as cursor:
+                    found = cursor.execute(statement.replace(":one", "%(one)s"), {"one": one})
+                    rows: list[dict[str, Any]] = found.fetchall()
+            except (psycopg.Error, StorageUnreachable) as fault:
+                connection.pgconn.finish()
+                self._missing.release()
+                if isinstance(fault, psycopg.errors.QueryCanceled):
+                    raise StorageUnreachable from fault
+                if not isinstance(fault, psycopg.OperationalError):
+                    raise
+            else:
+                self._free.put(connection)
+                return rows
 
     def close(self) -> None:
         """Stop opening connections and close those that are free."""

@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from sqlalchemy import text, update
+
+from tests.database import database_of
+from tests.server import PASSWORD, Server
+from wardkey.actions import organizations
+from wardkey.actions.run import Runner
+from wardkey.db.schema import audit_events, feed
+from wardkey.domain.errors import LEAVES, OperatorOnly
+from wardkey.domain.permissions import Role
+from wardkey.domain.principal import member
+from wardkey.domain.secret import Environment, SecretKind, generate
+from wardkey.web.problems import status_of
+
+TESTS = Path(__file__).parents[1]
+NOBODY = "key_0fA3xQ2LmN7pR9sT1uV4wY"
+SECRET = {"type": "secret"}
+PAGE = {"type": "publishable"}
+
+
+@dataclass
+class World:
+    """One deployment with what most refusals need: people, and keys of several kinds."""
+
+    server: Server
+    owner: httpx.Client
+    key: httpx.Client
+    anyone: httpx.Client
+    admin: httpx.Client
+    count: int = 0
+
+    def made(self, **more: object) -> Any:  # noqa: ANN401 - JSON
+        self.count += 1
+        answer = self.owner.post("/v2/keys", json={**SECRET, "name": f"w-{self.count}", **more})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def refused(self, **more: object) -> httpx.Response:
+        return self.owner.post("/v2/keys", json={**SECRET, "name": "refused", **more})
+
+    def shown(self, credential: str, **headers: str) -> httpx.Response:
+        with self.server.client(credential, **headers) as client:
+            return client.get("/v2/keys")
+
+    def revoked(self) -> Any:  # noqa: ANN401 - JSON
+        made = self.made()
+        self.owner.delete(f"/v2/keys/{made['key']['id']}")
+        return made
+
+    def changed(self, made: Any, **fields: object) -> str:  # noqa: ANN401 - JSON
+        answer = self.owner.patch(f"/v2/keys/{made['key']['id']}", json=fields)
+        assert answer.status_code == 200, answer.text
+        return str(made["secret"])
+
+    def disabled(self) -> str:
+        made = self.made()
+        self.owner.post(f"/v2/keys/{made['key']['id']}/disable")
+        return str(made["secret"])
+
+    def invited(self, email: str, role: str = "viewer") -> httpx.Response:
+        return self.owner.post("/v2/invitations", json={"email": email, "role": role})
+
+    def accepted(self, token: str, password: str = PASSWORD) -> httpx.Response:
+        return self.anyone.post(
+            "/v2/invitations/accept", json={"token": token, "password": password}
+        )
+
+    def invitation_used(self) -> httpx.Response:
+        made = self.invited("used@acme.example").json()
+        self.accepted(made["link"].rpartition("/")[2])
+        return self.owner.delete(f"/v2/invitations/{made['id']}")
+
+    def weak_password(self) -> httpx.Response:
+        made = self.invited("weak@acme.example").json()
+        return self.accepted(made["link"].rpartition("/")[2], "short")
+
+    def rotated(self, made: Any, **body: str) -> httpx.Response:  # noqa: ANN401 - JSON
+        return self.owner.post(f"/v2/keys/{made['key']['id']}/rotate", json=body)
+
+    def too_many_secrets(self) -> httpx.Response:
+        made = self.made()
+        for _ in range(9):
+            self.rotated(made, grace="until_revoked")
+        return self.rotated(made)
+
+    def reused(self) -> httpx.Response:
+        again = {"Idempotency-Key": "8f14e45f-ceea-467f-a8d3-9c6f2b1e7a05"}
+        self.owner.post("/v2/keys", json={**SECRET, "name": "once"}, headers=again)
+        return self.owner.post("/v2/keys", json={**SECRET, "name": "twice"}, headers=again)
+
+    def brought(self, prefix: str = "brought_", **more: object) -> httpx.Response:
+        wanted = {"name": f"brought-{self.count}", "environment": "live", "prefix": prefix}
+        self.count += 1
+        return self.owner.post(
+            "/v2/keys/import", json=wanted | {"sha256": "ab" * 32, "entropy_bits": 160} | more
+        )
+
+    def registered(self, prefix: str) -> httpx.Response:
+        return self.owner.post("/v2/import-prefixes", json={"prefix": prefix})
+
+    def limited(self) -> httpx.Response:
+        text = self.made(rate_limit={"limit": 1, "period_s": 3600, "burst": 1})["secret"]
+        for _ in range(9):
+            answer = self.shown(text)
+            if answer.status_code == 429:
+                break
+        return answer
+
+    def guessed(self) -> httpx.Response:
+        wanted = {"email": "guessed@acme.example", "password": "guess"}
+        for _ in range(24):
+            answer = self.anyone.post("/v2/user-tokens", json=wanted)
+        return answer
+
+    def slug_taken(self) -> httpx.Response:
+        assert (
+            self.server.cli("org", "create", "Taken", "--owner", "t@acme.example").returncode == 0
+        )
+        return self.owner.patch("/v2/organization", json={"slug": "taken"})
+
+    def suspended(self) -> httpx.Response:
+        self.server.cli("org", "suspend", "acme")
+        answer = self.owner.get("/v2/keys")
+        self.server.cli("org", "resume", "acme")
+        return answer
+
+    def nameless(self) -> httpx.Response:
+        """Ask as a member of two organizations that names none."""
+        made = self.server.cli("org", "create", "Both", "--owner", "owner@acme.example")
+        assert made.returncode == 0, made.stderr
+        answer = self.owner.get("/v2/keys")
+        assert self.server.cli("org", "delete", "both", "--yes").returncode == 0
+        return answer
+
+    def me(self, client: httpx.Client) -> str:
+        return str(client.get("/v2/me").json()["id"])
+
+
+REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
+    "invalid_request": lambda w: w.refused(typo=1),
+    "malformed_json": lambda w: w.owner.post(
+        "/v2/keys", content="{", headers={"Content-Type": "application/json"}
+    ),
+    "body_too_large": lambda w: w.refused(description="x" * 1_100_000),
+    "unsupported_media_type": lambda w: w.owner.post("/v2/keys", data={"name": "x"}),
+    "invalid_name": lambda w: w.refused(name=" "),
+    "invalid_text": lambda w: w.refused(description="x" * 501),
+    "invalid_email": lambda w: w.invited("nobody"),
+    "invalid_slug": lambda w: w.owner.patch("/v2/organization", json={"slug": "-"}),
+    "invalid_metadata": lambda w: w.refused(metadata={"a b": 1}),
+    "invalid_address": lambda w: w.refused(allowed_addresses=["1.2.3.4/33"]),
+    "invalid_origin": lambda w: w.refused(**PAGE, allowed_origins=["https://a.example/path"]),
+    "invalid_time": lambda w: w.refused(expires_at="2200-01-01"),
+    "expiry_in_past": lambda w: w.refused(expires_at="2001-01-01T00:00:00Z"),
+    "invalid_grace": lambda w: w.rotated(w.made(), grace="2h"),
+    "invalid_reason": lambda w: w.owner.post(
+        f"/v2/keys/{w.made()['key']['id']}/revoke", json={"reason": "bored"}
+    ),
+    "invalid_cursor": lambda w: w.owner.get("/v2/keys?cursor=AAAA"),
+    "unknown_permission": lambda w: w.refused(permissions=["nope"]),
+    "permission_not_for_type": lambda w: w.refused(**PAGE, permissions=["acl:read"]),
+    "origins_not_for_type": lambda w: w.refused(allowed_origins=["https://a.example"]),
+    "weak_idempotency_key": lambda w: w.owner.post(
+        "/v2/keys", json={**SECRET, "name": "x"}, headers={"Idempotency-Key": "weak"}
+    ),
+    "weak_password": World.weak_password,
+    "invalid_prefix": lambda w: w.registered("sk_"),
+    "duplicate_prefix": lambda w: (w.registered("brought_"), w.registered("brought_x"))[1],
+    "invalid_import": lambda w: w.brought(sha256="no"),
+    "weak_import": lambda w: w.brought(entropy_bits=64),
+    "prefix_not_found": lambda w: w.brought("nobodys_"),
+    "duplicate_import": lambda w: (w.brought(), w.brought())[1],
+    "prefix_in_use": lambda w: w.owner.delete("/v2/import-prefixes/brought_"),
+    "invalid_cost": lambda w: w.key.post("/v2/keys/verify", json={"key": "x", "cost": -1}),
+    "too_many_items": lambda w: w.key.post(
+        "/v2/keys/verify-batch", json={"items": [{"key": "x"}] * 101}
+    ),
+    "ambiguous_credentials": lambda w: w.key.get("/v2/keys", headers={"Wardkey-Api-Key": "x"}),
+    "organization_required": World.nameless,
+    "credential_in_url": lambda w: w.key.get(f"/v2/keys?search={w.server.first_key}"),
+    "missing_credentials": lambda w: w.anyone.get("/v2/keys"),
+    "malformed": lambda w: w.shown(w.server.first_key[:-1]),
+    "unknown": lambda w: w.shown(generate(SecretKind.SECRET, Environment.LIVE).text),
+    "revoked": lambda w: w.shown(w.revoked()["secret"]),
+    "disabled": lambda w: w.shown(w.disabled()),
+    "invalid_user_token": lambda w: w.shown(generate(SecretKind.USER, None).text),
+    "wrong_password": lambda w: w.anyone.post(
+        "/v2/user-tokens", json={"email": "nobody@acme.example", "password": "guess"}
+    ),
+    "invalid_link": lambda w: w.accepted("nothing"),
+    "not_permitted": lambda w: w.shown(w.made(permissions=["keys:verify"])["secret"]),
+    "wrong_environment": lambda w: w.key.get("/v2/keys?environment=test"),
+    "secret_key_required": lambda w: w.shown(w.made(**PAGE)["secret"]),
+    "address_not_allowed": lambda w: w.shown(w.made(allowed_addresses=["203.0.113.1"])["secret"]),
+    "origin_not_allowed": lambda w: w.shown(
+        w.made(**PAGE, allowed_origins=["https://a.example"])["secret"], Origin="https://b.example"
+    ),
+    "secret_key_in_browser": lambda w: w.shown(w.made()["secret"], Origin="https://a.example"),
+    "exceeds_own_permissions": lambda w: w.admin.post(
+        "/v2/keys", json={**SECRET, "name": "more", "permissions": ["billing:read"]}
+    ),
+    "owner_only": lambda w: w.admin.post(
+        "/v2/organization/transfer", json={"user_id": w.me(w.admin)}
+    ),
+    "organization_suspended": World.suspended,
+    "other_organization": lambda w: w.key.post(
+        "/v2/keys/verify", json={"key": "x", "organization": "other"}
+    ),
+    "route_not_found": lambda w: w.anyone.get("/v2/nothing"),
+    "method_not_allowed": lambda w: w.anyone.put("/v2/keys"),
+    "key_not_found": lambda w: w.owner.get(f"/v2/keys/{NOBODY}"),
+    "secret_not_found": lambda w: w.owner.post(
+        f"/v2/keys/{w.made()['key']['id']}/secrets/kidkidkidkid/revoke"
+    ),
+    "receipt_not_found": lambda w: w.owner.get("/v2/receipts/rcp_nothing"),
+    "organization_not_found": lambda w: w.owner.get(
+        "/v2/keys", headers={"Wardkey-Organization": "nothing"}
+    ),
+    "member_not_found": lambda w: w.owner.delete("/v2/members/user_nobody"),
+    "invitation_not_found": lambda w: w.owner.delete("/v2/invitations/inv_nothing"),
+    "duplicate_name": lambda w: w.refused(name=w.made()["key"]["name"]),
+    "duplicate_slug": World.slug_taken,
+    "key_revoked": lambda w: w.rotated(w.revoked()),
+    "too_many_secrets": World.too_many_secrets,
+    "idempotency_key_reused": World.reused,
+    "last_owner": lambda w: w.owner.delete(f"/v2/members/{w.me(w.owner)}"),
+    "already_member": lambda w: w.invited("admin@acme.example"),
+    "invitation_used": World.invitation_used,
+    "rate_limit_exceeded": World.limited,
+    "too_many_attempts": World.guessed,
+}
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "user_not_found": ("setup-link", "nobody@acme.example"),
+    "service_key_not_found": ("service-key", "revoke", "nobody"),
+    "deployment_not_found": ("org", "list", "--data-dir", "nowhere"),
+    "already_running": ("master-key", "rotate"),
+    # Nobody makes a folder there, not even root.
+    "storage_read_only": ("up", "--listen", "127.0.0.1:0", "--data-dir", "/sys/wardkey"),
+    # The last, because it leaves the chain broken.
+    "audit_broken": ("audit", "verify"),
+}
+
+UNSAFE = "cli/test_up.py::test_what_is_unsafe_or_unknown_is_refused_and_makes_nothing"
+ELSEWHERE = {
+    "expired": "api/test_verify.py::test_expiry_and_grace_end_at_their_second",
+    "storage_full": "cli/test_up.py::test_a_full_disk_refuses_writes_and_verdicts_go_on",
+    "storage_unreachable": "faults/test_postgres_away.py::"
+    "test_503_while_postgresql_is_away_and_nothing_is_half_done",
+    "verifier_unavailable": "faults/test_postgres_away.py::"
+    "test_503_while_postgresql_is_away_and_nothing_is_half_done",
+    "unknown_setting": UNSAFE,
+    "invalid_setting": UNSAFE,
+    "unsafe_listen": UNSAFE,
+    "unsafe_database": UNSAFE,
+    "wrong_master_key": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_told",
+    "master_key_missing": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_told",
+    "invalid_master_key": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_told",
+    "database_newer": "cli/test_up.py::test_a_database_of_a_newer_version_is_told",
+    "unwritable_file": "cli/test_backup.py::test_a_backup_does_not_replace_a_file_unless_told_to",
+    "invalid_backup": "cli/test_backup.py::test_a_damaged_backup_is_refused_and_nothing_changes",
+    "revocations_unknown": "cli/test_backup.py::"
+    "test_without_a_readable_database_revocations_are_unknown",
+    "operator_only": "api/test_problems.py::test_only_the_operator_makes_organizations",
+    "internal_error": "api/test_problems.py::test_500_what_should_not_happen_is_logged_by_its_id",
+    "storage_busy": "api/test_problems.py::test_503_while_something_holds_the_database",
+    "database_damaged": "api/test_problems.py::test_a_damaged_file_is_told_by_every_command",
+    "unhealthy_deployment": "api/test_problems.py::test_a_damaged_file_is_told_by_every_command",
+    "headers_too_large": "api/test_problems.py::test_what_is_no_http_is_a_problem_too",
+    "invalid_http": "api/test_problems.py::test_what_is_no_http_is_a_problem_too",
+}
+
+# No request leads to these; each with its reason. Whoever makes one reachable moves it up.
+UNREACHED = {
+    "quota_exceeded": "Quotas come with billing; the code is reserved.",
+    "request_timeout": "It takes 30 seconds of sending nothing, too long for every run.",
+    "invalid_rate_limit": "The API's types bound a rate first; the rule guards other callers.",
+}
+
+
+@pytest.fixture(scope="module")
+def world(server: Server) -> Iterator[World]:
+    acme = {"Wardkey_Organization": "acme"}
+    with (
+        server.owner() as owner,
+        server.client(server.first_key) as key,
+        server.client() as anyone,
+        server.person("admin", **acme) as admin,
+    ):
+        yield World(server, owner, key, anyone, admin)
+
+
+@pytest.mark.parametrize("code", REQUESTS)
+def test_a_request_provokes_each_problem(world: World, code: str) -> None:
+    answer = REQUESTS[code](world)
+    told = answer.json()
+    assert told["code"] == code, answer.text
+    assert answer.status_code == told["status"] == status_of(LEAVES[code])
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert told["request_id"] == answer.headers["wardkey-request-id"]
+    assert told["detail"].endswith(".")
+    assert (told["error"], told["message"]) == (code, told["detail"])
+
+
+@pytest.mark.parametrize("code", COMMANDS)
+def test_a_command_line_provokes_the_others(world: World, code: str) -> None:
+    if code == "audit_broken":
+        with database_of(world.server) as connection:
+            connection.execute(update(audit_events).values(action="edited"))
+    done = world.server.cli(*COMMANDS[code])
+    assert re.search(r"^wardkey: (\w+): ", done.stderr, re.MULTILINE), done
+    assert f"wardkey: {code}: " in done.stderr
+
+
+def test_every_code_is_provoked_here_or_by_the_test_that_is_named() -> None:
+    places = [REQUESTS, COMMANDS, ELSEWHERE, UNREACHED]
+    known = [code for place in places for code in place]
+    assert len(known) == len(set(known))
+    assert set(known) == set(LEAVES)
+    for place in ELSEWHERE.values():
+        file, _, test = place.partition("::")
+        assert f"def {test}(" in (TESTS / file).read_text(), place
+
+
+def test_only_the_operator_makes_organizations(runner: Runner) -> None:
+    owner = member(
+        user_id="user_owner",
+        email="owner@acme.example",
+        org_id="org_acme",
+        role=Role.OWNER,
+        environment=Environment.LIVE,
+    )
+    with pytest.raises(OperatorOnly):
+        runner.change(organizations.create, owner, "Mine", "owner@acme.example")
+
+
+def test_500_what_should_not_happen_is_logged_by_its_id(start: Callable[..., Server]) -> None:
+    server = start()
+    with database_of(server) as connection:
+        connection.execute(text("DROP TABLE receipts"))
+    with server.client(server.first_key) as key:
+        answer = key.get("/v2/receipts/rcp_any")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert "receipts" not in answer.text
+    assert answer.json()["request_id"] in server.output
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"not a request\r\n\r\n", b"invalid_http"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 66_000, b"headers_too_large"),
+    ],
+)
+def test_what_is_no_http_is_a_problem_too(server: Server, sent: bytes, code: bytes) -> None:
+    host, _, port = server.url.rpartition("/")[2].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as line:
+        line.sendall(sent)
+        answer = b""
+        while part := line.recv(65_536):
+            answer += part
+    assert b'"code":"' + code + b'"' in answer.replace(b": ", b":")
+
+
+def test_503_while_something_holds_the_database(server: Server) -> None:
+    with server.client(server.first_key) as key:
+        with database_of(server) as connection:
+            connection.execute(update(feed).values(revision=feed.c.revision))
+            answer = key.post("/v2/keys", json={**SECRET, "name": "while-held"})
+            assert (answer.status_code, answer.json()["code"]) == (503, "storage_busy")
+            assert answer.headers["retry-after"]
+        assert key.post("/v2/keys", json={**SECRET, "name": "while-held"}).status_code == 201
+
+
+def test_a_damaged_file_is_told_by_every_command(start: Callable[..., Server]) -> None:
+    server = start()
+    assert server.stop() == 0
+    file = server.data_dir / "wardkey.db"
+    body = file.read_bytes()
+    file.write_bytes(body[:4096] + bytes(len(body) - 4096))
+    assert "wardkey: database_damaged: " in server.cli("org", "list").stderr
+    assert "wardkey: unhealthy_deployment: " in server.cli("doctor").stderr
