@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import delete, select, update
 
+from tests.server import Server
 from wardkey.actions import keys, organizations, revocations
 from wardkey.actions.run import Runner
 from wardkey.db.schema import changes, feed
@@ -90,3 +91,24 @@ def test_a_transaction_that_recorded_nothing_is_rolled_back(runner: Runner) -> N
         tx.connection.execute(update(feed).values(epoch="unrecorded"))
     with runner.database.read() as tx:
         assert tx.connection.scalar(select(feed.c.epoch)) != "unrecorded"
+
+
+def test_no_other_server_accepts_a_key_once_its_revocation_returned(
+    start: Callable[..., Server], storage_url: str
+) -> None:
+    here = start(database_url=storage_url)
+    there = start(here.data_dir, database_url=storage_url)
+    assert here.process is not None
+    assert there.process is not None
+    assert here.process.pid != there.process.pid
+    with here.client(here.first_key) as changing, there.client(here.first_key) as asking:
+        for turn in range(300):
+            made = changing.post("/v2/keys", json={"name": f"live-{turn}", "type": "secret"})
+            assert made.status_code == 201, made.text
+            asked = {"key": made.json()["secret"]}
+            assert asking.post("/v2/keys/verify", json=asked).json()["code"] == "valid"
+            receipt = changing.post(f"/v2/keys/{made.json()['key']['id']}/revoke")
+            told = asking.post("/v2/keys/verify", json=asked).json()
+            assert receipt.status_code == 200, receipt.text
+            assert told["code"] == "revoked", turn
+            assert told["as_of"] >= receipt.json()["revoked_at"]
