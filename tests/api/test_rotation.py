@@ -90,8 +90,7 @@ def test_409_an_eleventh_live_secret(
     owner: httpx.Client,
     made: Any,  # noqa: ANN401 - JSON
 ) -> None:
-    for _ in range(9):
-        rotated = rotate(owner, made, grace="until_revoked")
+    rotated = [rotate(owner, made, grace="until_revoked") for _ in range(9)][-1]
     where = f"/v2/keys/{made['key']['id']}"
     answer = owner.post(f"{where}/rotate", json={"grace": "1h"})
     assert (answer.status_code, answer.json()["code"]) == (409, "too_many_secrets")
