@@ -133,6 +133,7 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(
     server = start()
     with server.owner() as owner:
         credential = owner.headers["authorization"]
+        described = operations(owner.get("/v2/openapi.json").json())
     ran = subprocess.run(
         [
             str(Path(sys.executable).with_name("schemathesis")),
@@ -164,4 +165,4 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(
         check=False,
     )
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
-    assert "Tested: 37" in ran.stdout, ran.stdout[-8000:]
+    assert f"Tested: {len(described) - 1}\n" in ran.stdout, ran.stdout[-8000:]

@@ -265,6 +265,10 @@ ELSEWHERE = {
     "invalid_backup": "cli/test_backup.py::test_a_damaged_backup_is_refused_and_nothing_changes",
     "revocations_unknown": "cli/test_backup.py::"
     "test_without_a_readable_database_revocations_are_unknown",
+    "still_in_use": "api/test_rotations.py::"
+    "test_409_finish_names_the_callers_and_revoke_is_never_held_up",
+    "not_confirmed": "cli/test_operator.py::"
+    "test_a_confirmation_that_is_declined_changes_nothing_and_says_so",
     "operator_only": "api/test_problems.py::test_only_the_operator_makes_organizations",
     "internal_error": "api/test_problems.py::test_500_what_should_not_happen_is_logged_by_its_id",
     "storage_busy": "api/test_problems.py::test_503_while_something_holds_the_database",

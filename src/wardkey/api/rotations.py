@@ -52,7 +52,9 @@ class FinishShape(BaseModel):
     receipts: list[ReceiptShape]
 
 
-@router.get("/v2/keys/{key_id}/callers", responses=told(errors.KeyNotFound, errors.SecretNotFound))
+@router.get(
+    "/v2/keys/{key_id:id}/callers", responses=told(errors.KeyNotFound, errors.SecretNotFound)
+)
 def list_callers(
     key_id: Id,
     caller: Known,
@@ -67,7 +69,7 @@ def list_callers(
 
 
 @router.post(
-    "/v2/keys/{key_id}/finish",
+    "/v2/keys/{key_id:id}/finish",
     responses=told(errors.KeyNotFound, errors.KeyRevoked, errors.StillInUse),
 )
 def finish_rotation(key_id: Id, caller: Known, here: Here) -> FinishShape:
