@@ -269,6 +269,8 @@ ELSEWHERE = {
     "test_409_finish_names_the_callers_and_revoke_is_never_held_up",
     "not_confirmed": "cli/test_operator.py::"
     "test_a_confirmation_that_is_declined_changes_nothing_and_says_so",
+    "metrics_off": "api/test_metrics.py::test_metrics_are_off_without_a_token",
+    "wrong_metrics_token": "api/test_metrics.py::test_metrics_are_told_to_nobody_else",
     "operator_only": "api/test_problems.py::test_only_the_operator_makes_organizations",
     "internal_error": "api/test_problems.py::test_500_what_should_not_happen_is_logged_by_its_id",
     "storage_busy": "api/test_problems.py::test_503_while_something_holds_the_database",
