@@ -57,7 +57,7 @@ class Primary:
             except (psycopg.Error, StorageUnreachable) as fault:
                 connection.pgconn.finish()
                 self._missing.release()
-                if isinstance(fault, psycopg.errors.QueryCanceled):
+                if isinstance(fault, psycopg.errors.QueryCanceled) or time.monotonic() >= end:
                     raise StorageUnreachable from fault
                 if not isinstance(fault, psycopg.OperationalError):
                     raise
