@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 # Debian packages that tests and benchmarks need, and nothing else does.
 TEST_PACKAGES := curl postgresql
+BENCH_PACKAGES := golang-go nginx wrk
 
 # Changes of these reinstall; a change of the code does not, the install is editable.
 INSTALLED := .venv/installed
@@ -32,9 +33,9 @@ check: $(INSTALLED) ## lint, formatting, types, and who may import whom
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 
-bench: $(INSTALLED) ## measure, as ratios within one run
-	@tools/debian-packages $(TEST_PACKAGES)
-	@.venv/bin/python -m bench
+bench: $(INSTALLED) ## measure, as ratios within one run (ARGS=--quick in short)
+	@tools/debian-packages $(BENCH_PACKAGES)
+	@.venv/bin/python -m bench $(ARGS)
 
 pins: $(INSTALLED) ## renew constraints.txt with the newest versions that pyproject.toml allows
 	$(PIP) install --upgrade --upgrade-strategy eager --no-build-isolation --editable '.[dev]'
@@ -42,7 +43,7 @@ pins: $(INSTALLED) ## renew constraints.txt with the newest versions that pyproj
 	touch $(INSTALLED)
 
 clean: ## remove what the other targets made
-	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis build dist
+	rm -rf .venv .bench .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A virtual environment whose Python is gone is made anew.

@@ -1,18 +1,17 @@
-"""`python -m bench [create|verdict|revoke] [--quick]`: what is measured, on which machine."""
+"""`python -m bench [create|verdict|revoke|http|peers …] [--quick] [--write] [--keep FOLDER]`."""
 
 from __future__ import annotations
 
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
-import sqlcipher3.dbapi2 as sqlcipher
-
+from bench.http import against_peers, full_plan, over_http, quick_plan
+from bench.page import FILE, Page, spread
 from bench.revoke import revoke
 from wardkey.actions import keys, organizations
 from wardkey.actions.run import Runner
@@ -28,22 +27,15 @@ from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
 ROUNDS = 5
+PARTS = ["http", "peers", "revoke", "create", "verdict"]
 
 
-def machine() -> None:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "?")
-    print(f"{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"Python {platform.python_version()}, SQLite {sqlcipher.sqlite_version}")
+def told(page: Page, name: str, rates: list[float], unit: str) -> float:
+    page.say(f"- {name}: {spread(rates, ',.1f')} {unit}")
+    return statistics.median(rates)
 
 
-def told(name: str, rates: list[float], unit: str) -> float:
-    middle = statistics.median(rates)
-    print(f"{name:34} {middle:10,.1f} {unit}  ({min(rates):,.1f} to {max(rates):,.1f})")
-    return middle
-
-
-def create(runner: Runner, by: Principal, folder: Path, count: int) -> None:
+def create(page: Page, runner: Runner, by: Principal, folder: Path, count: int) -> None:
     """Issue keys durably, in turn with bare durable inserts of as many rows."""
     raw = connect_sqlite(folder / "bare.db", bytes(32))
     for table in range(4):
@@ -63,11 +55,12 @@ def create(runner: Runner, by: Principal, folder: Path, count: int) -> None:
             raw.execute("COMMIT")
         bare.append(count / (time.perf_counter() - began))
     raw.close()
-    mine = told("issue with audit, durable, 1 thread", ours, "/s")
-    print(f"{'÷ bare durable inserts':34} {mine / told('bare, 4 rows each', bare, '/s'):10.2f}")
+    mine = told(page, "issue with audit, durable, one thread", ours, "a second")
+    theirs = told(page, "bare durable inserts of four rows", bare, "a second")
+    page.say(f"- the first ÷ the second: {mine / theirs:.2f}")
 
 
-def verdict(runner: Runner, by: Principal, count: int) -> None:
+def verdict(page: Page, runner: Runner, by: Principal, count: int) -> None:
     """Time a hot key's verdict in process, and its parts."""
     verifier = Verifier(runner.database, Usage(runner.database))
     made = runner.change(
@@ -91,14 +84,12 @@ def verdict(runner: Runner, by: Principal, count: int) -> None:
                 part()
             times[name].append((time.perf_counter() - began) / count * 1e6)
     for name, seen in times.items():
-        told(name, seen, "µs")
+        told(page, name, seen, "µs")
     verifier.directory.close()
 
 
-def main() -> None:
-    quick = "--quick" in sys.argv
-    named = [a for a in sys.argv[1:] if not a.startswith("-")] or ["create", "verdict", "revoke"]
-    machine()
+def in_process(page: Page, named: list[str], *, quick: bool) -> None:
+    page.section("In one process")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         with open_deployment(load_config({}, {"data_dir": folder / "data"})) as runner:
@@ -113,11 +104,36 @@ def main() -> None:
                 environment=Environment.LIVE,
             )
             if "create" in named:
-                create(runner, by, folder, 200 if quick else 1_000)
+                create(page, runner, by, folder, 200 if quick else 1_000)
             if "verdict" in named:
-                verdict(runner, by, 2_000 if quick else 20_000)
-    if "revoke" in named:
-        revoke(500 if quick else 10_000)
+                verdict(page, runner, by, 2_000 if quick else 20_000)
+
+
+def main() -> None:
+    asked = ArgumentParser(prog="python -m bench")
+    asked.add_argument("named", nargs="*", choices=[[], *PARTS], metavar=" ".join(PARTS))
+    asked.add_argument("--quick", action="store_true", help="short rounds, fewer keys")
+    asked.add_argument("--write", action="store_true", help=f"write {FILE.name}")
+    asked.add_argument("--keep", type=Path, help="keep the filled deployments in this folder")
+    wanted = asked.parse_args()
+    named = wanted.named or PARTS
+    page = Page(quick=wanted.quick)
+    page.machine()
+    with tempfile.TemporaryDirectory() as place:
+        kept = (wanted.keep or Path(place)).absolute()
+        kept.mkdir(parents=True, exist_ok=True)
+        plan = (quick_plan if wanted.quick else full_plan)(kept)
+        if "http" in named:
+            over_http(page, plan)
+        if "peers" in named:
+            against_peers(page, plan)
+        if "revoke" in named:
+            page.section("Revocation")
+            revoke(page, 500 if wanted.quick else 10_000)
+        if {"create", "verdict"} & set(named):
+            in_process(page, named, quick=wanted.quick)
+    if wanted.write:
+        page.write()
 
 
 main()

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.page import Page
 from demo.__main__ import deployment
 from demo.steps import worker_of
 
@@ -39,7 +40,7 @@ def a_connection_for_each_worker(
     return list(held.values())
 
 
-def revoke(tries: int) -> None:
+def revoke(page: Page, tries: int) -> None:
     """Revoke through one worker, ask the other as soon as the answer is there; count."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -70,6 +71,8 @@ def revoke(tries: int) -> None:
             ask(there, "GET", "/v2/auth", key[0])
             alone.append((time.perf_counter() - began) * 1000)
     cuts = statistics.quantiles(took, n=100)
-    print(f"accepted in the other worker after the revoke call returned: {accepted} of {tries:,}")
-    print(f"revoke call: p50 {cuts[49]:.1f} ms, p99 {cuts[98]:.1f} ms, max {max(took):.1f} ms")
-    print(f"one forward-auth request alone: p50 {statistics.median(alone):.2f} ms")
+    page.say(
+        f"- accepted in the other worker after the revoke call returned: {accepted} of {tries:,}"
+    )
+    page.say(f"- revoke call: p50 {cuts[49]:.1f} ms, p99 {cuts[98]:.1f} ms, max {max(took):.1f} ms")
+    page.say(f"- one forward-auth request alone: p50 {statistics.median(alone):.2f} ms")

@@ -1,0 +1,128 @@
+"""Deployments with any number of keys, whose texts follow from a number and are stored nowhere."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from zlib import crc32
+
+from sqlalchemy import Table
+
+from wardkey.actions.deployment import first_start
+from wardkey.app import open_deployment
+from wardkey.config import load_config
+from wardkey.db.engine import connect_sqlite
+from wardkey.db.schema import keys, secrets
+from wardkey.domain.principal import operator
+from wardkey.domain.secret import ALPHABET, KID_LENGTH
+
+_STATE = "bench.json"
+_BATCH = 50_000
+_DIGITS = bytes(ALPHABET[n % 62].encode()[0] for n in range(256))
+_PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
+_HEAD = "sk_live_"
+_NOW = 1_790_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A deployment with `count` keys, and the text of one that may ask for verdicts."""
+
+    data_dir: Path
+    count: int
+    caller: str
+    seconds: float
+
+    def asked(self, most: int) -> list[str]:
+        """Return up to `most` distinct keys from all over the deployment, in no order."""
+        texts = [text_of(n, self.count) for n in range(0, self.count, -(-self.count // most))]
+        random.Random(1).shuffle(texts)
+        return texts
+
+
+def text_of(number: int, count: int) -> str:
+    """Return key `number` of `count`; a higher number has a higher kid, so rows are appended."""
+    drawn = blake2b(b"%d of %d" % (number, count), digest_size=40).digest()
+    step = 62**KID_LENGTH // count
+    value, kid = number * step + int.from_bytes(drawn[32:], "big") % step, ""
+    for _ in range(KID_LENGTH // 2):
+        value, low = divmod(value, 62**2)
+        kid = _PAIRS[low] + kid
+    body = f"{_HEAD}{kid}_{drawn[:32].translate(_DIGITS).decode()}"
+    upper, low = divmod(crc32(body.encode()), 62**2)
+    high, middle = divmod(upper, 62**2)
+    return f"{body}{_PAIRS[high]}{_PAIRS[middle]}{_PAIRS[low]}"
+
+
+def filled(place: Path, count: int) -> Filled:
+    """Return the deployment with `count` keys in `place`, made now if it is not there."""
+    data_dir = place / f"keys-{count}"
+    state = data_dir / _STATE
+    if state.exists():
+        told = json.loads(state.read_text())
+        return Filled(data_dir, count, told["caller"], told["seconds"])
+    began = time.perf_counter()
+    with open_deployment(load_config({}, {"data_dir": data_dir})) as runner:
+        made = runner.change(first_start, operator(), "Acme", "owner@acme.example")
+        assert made is not None, f"{data_dir} was left half-filled; remove it"
+        vault, org_id = runner.database.keys, made.organization.id
+    raw = connect_sqlite(data_dir / "wardkey.db", vault.master.database_key)
+    # No journal: whatever a crash would cost is made anew.
+    raw.execute("PRAGMA journal_mode = OFF").fetchall()
+    raw.execute("PRAGMA synchronous = OFF")
+    raw.execute("PRAGMA foreign_keys = OFF")
+    for first in range(0, count, _BATCH):
+        numbers = range(first, min(first + _BATCH, count))
+        texts = [text_of(n, count) for n in numbers]
+        raw.execute("BEGIN IMMEDIATE")
+        raw.executemany(_insert(keys, _KEY), _key_rows(numbers, org_id))
+        raw.executemany(
+            _insert(secrets, _SECRET),
+            (
+                (t[8:20], _id(n), org_id, "live", f"{t[:12]}…", vault.digest(t), vault.version,
+                 0, _NOW, "operator")
+                for n, t in zip(numbers, texts, strict=True)
+            ),
+        )  # fmt: skip
+        raw.execute("COMMIT")
+    raw.execute("PRAGMA journal_mode = WAL").fetchall()
+    raw.close()
+    seconds = time.perf_counter() - began
+    caller = made.issued.secret.text
+    state.touch(mode=0o600)
+    state.write_text(json.dumps({"caller": caller, "seconds": seconds}))
+    return Filled(data_dir, count, caller, seconds)
+
+
+_KEY = (
+    "id", "org_id", "environment", "type", "name", "live_name", "description", "permissions",
+    "allowed_addresses", "allowed_origins", "allow_native", "metadata", "created_at",
+    "created_by", "updated_at", "rotated_at",
+)  # fmt: skip
+_SECRET = (
+    "kid", "key_id", "org_id", "environment", "prefix", "digest", "pepper_version", "imported",
+    "created_at", "created_by",
+)  # fmt: skip
+
+
+def _insert(table: Table, columns: tuple[str, ...]) -> str:
+    marks = ", ".join("?" for _ in columns)
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({marks})"
+
+
+def _id(number: int) -> str:
+    return f"key_{number:022d}"
+
+
+def _key_rows(numbers: range, org_id: str) -> Iterator[tuple[object, ...]]:
+    for n in numbers:
+        name = f"live-bench-{n:08d}"
+        yield (
+            _id(n), org_id, "live", "secret", name, name, "", '["invoices:read"]', "[]", "[]", 0,
+            "{}", _NOW, "operator", _NOW, _NOW,
+        )  # fmt: skip
