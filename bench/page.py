@@ -16,7 +16,7 @@ import sqlcipher3.dbapi2 as sqlcipher
 FILE = Path(__file__).parents[1] / "docs" / "performance.md"
 _INTRO = """# Performance
 
-Made by `make bench ARGS=--write`, all of it in one run; nothing here is typed by hand. Machines
+Made by `make bench ARGS=--write`, all of it in one run; no number is typed by hand. Machines
 differ and are noisy, so look at the ratios: what they compare ran in turns, A B C A B C, within
 seconds of each other. Each number is a median, with the least and the most in parentheses.
 
