@@ -69,6 +69,8 @@ class Asker(threading.Thread):
                 answer = connection.getresponse()
                 body = answer.read()
             except (OSError, http.client.HTTPException):
+                if connection is not None:
+                    connection.close()
                 connection = None
                 time.sleep(0.01)
                 continue
@@ -80,3 +82,5 @@ class Asker(threading.Thread):
                 if still:
                     late_ms = (began - dead_since) * 1000
                     self.accepted_dead.append(f"{text[:20]}… {late_ms:.1f} ms after the call")
+        if connection is not None:
+            connection.close()
