@@ -58,7 +58,7 @@ class Incoming:
         scope = request.scope
         peer = scope["client"][0] if scope.get("client") else ""
         request_id = scope.get("state", {}).get("request_id", "")
-        route = f"{request.method} {scope['route'].path}"
+        route = f"{request.method} {scope['route'].path_format}"
         return cls(scope["query_string"], scope["headers"], peer, body, request_id, Seen(), route)
 
     def text(self, name: bytes) -> str:
