@@ -198,9 +198,9 @@ def _share(context: Context, workers: int) -> None:
     if isinstance(freshness, Leased):
         verifier.live = max(workers, freshness.live)
     else:
-        verifier.live = max(
-            workers, stay(context.runner.database, verifier.me, verifier.snapshot())
-        )
+        freshness.check()
+        told = verifier.snapshot()
+        verifier.live = max(workers, stay(context.runner.database, verifier.me, told))
 
 
 def _rehash(context: Context) -> None:

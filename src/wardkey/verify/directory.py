@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Protocol
 
 from wardkey.db.engine import Database
 from wardkey.db.leases import Me
@@ -16,25 +15,6 @@ from wardkey.verify.memory import KnownServiceKey, Memory, known_secret, known_s
 MIB = 1_048_576
 
 
-class Freshness(Protocol):
-    """How memory is kept true: by SQLite's own word, or by a lease on PostgreSQL."""
-
-    def serves(self, memory: Memory) -> bool:
-        """Bring `memory` up to date and tell whether it may answer; its lock is held."""
-
-    def stale_ms(self) -> int:
-        """Tell how old an answer from memory may be beyond what is promised; mostly 0."""
-
-    def age_ms(self) -> int:
-        """Tell how long ago memory was last brought up to date; 0 where each verdict does."""
-
-    def rows(self, statement: str, one: object = None) -> list[dict[str, Any]]:
-        """Run one of `queries` on the newest commit."""
-
-    def close(self) -> None:
-        """Let go of the storage."""
-
-
 class Directory:
     """Known secrets by kid: from memory while it is fresh, else one indexed read.
 
@@ -45,7 +25,7 @@ class Directory:
         self.memory = Memory(memory_mib * MIB)
         self.hits = self.misses = 0
         self._lock = threading.Lock()
-        self.freshness: Freshness = (
+        self.freshness: Embedded | Leased = (
             Embedded(database)
             if database.kind == "sqlite"
             else Leased(database, self.memory, self._lock, me)

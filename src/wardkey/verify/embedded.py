@@ -9,13 +9,15 @@ from typing import Any
 from wardkey.db.engine import Database, connect_sqlite
 from wardkey.verify import queries
 from wardkey.verify.memory import Change, Memory
+from wardkey.verify.wal_index import WalIndex
 
 
 class Embedded:
     """Two raw connections to the database file that never write: one watches, one reads rows.
 
-    `PRAGMA data_version` changes with every commit of another connection (sqlite.org/pragma.html),
-    as long as no cursor of the watching one is left open; so each is read to its end.
+    An unchanged WAL-index says that nothing was committed. Where it changed, `PRAGMA data_version`
+    decides: it moves with every commit of another connection (sqlite.org/pragma.html), as long as
+    no cursor of the watching one is left open; so each is read to its end.
     """
 
     def __init__(self, database: Database) -> None:
@@ -25,14 +27,28 @@ class Embedded:
         self._reading_lock = threading.Lock()
         self._pragma = self._watching.cursor()
         self._version: Any = None
+        self._index = _wal_index(self._watching, path)
 
     def serves(self, memory: Memory) -> bool:
         """Bring `memory` up to the last commit; the caller holds its lock. Always true."""
+        index, looked = self._index, b""
+        if index is not None:
+            if index.unchanged():
+                return True
+            # Before the changes are read, so that a commit in between shows as another header.
+            looked = index.look()
         version = self._pragma.execute("PRAGMA data_version").fetchall()
         if version != self._version:
             self._catch_up(memory)
             self._version = version
+        if index is not None:
+            index.remember(looked)
         return True
+
+    def check(self) -> None:
+        """Go without the WAL-index if the file in the folder is no longer the mapped one."""
+        if self._index is not None and not self._index.is_current():
+            self._index = None
 
     def stale_ms(self) -> int:
         """Tell how old an answer from memory may be: never older than the last commit."""
@@ -71,6 +87,19 @@ class Embedded:
             found = _rows(self._watching, queries.KIDS, row["subject_id"])
             kids = tuple(item["kid"] for item in found)
         return Change(row["subject"], row["subject_id"], row["org_id"], kids)
+
+
+def _wal_index(connection: Any, path: Path) -> WalIndex | None:  # noqa: ANN401 - no types
+    # The file exists once something was read, and only in WAL mode without an exclusive lock.
+    connection.execute(queries.FEED).fetchall()
+    modes = [
+        connection.execute(f"PRAGMA {name}").fetchall()[0][0]
+        for name in ("journal_mode", "locking_mode")
+    ]
+    try:
+        return WalIndex(path) if modes == ["wal", "normal"] else None
+    except OSError:
+        return None
 
 
 def _rows(connection: Any, statement: str, one: object = None) -> list[dict[str, Any]]:  # noqa: ANN401

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Insert, Table, bindparam, case, delete, select
+from sqlalchemy import Connection, Delete, Insert, Table, bindparam, case, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wardkey.db.engine import Database, Kind, storage_failure
@@ -157,19 +157,19 @@ class Usage:
         key_ids = {use.kid: tally[_KEY_ID] for use, tally in uses.items()}
         with self._database.counting() as connection:
             if latest:
-                connection.execute(_merge_uses(kind), latest)
+                _run(connection, _merge_uses(kind), latest)
             if counted:
                 rows = [
                     {"kid": kid, "hour": hour, "code": code, "key_id": key_ids[kid], "count": count}
                     for (kid, hour, code), count in sorted(counted.items())
                 ]
-                connection.execute(_add_counts(kind, hours), rows)
+                _run(connection, _add_counts(kind, hours), rows)
             if strangers:
                 rows = [
                     {"hour": hour, "code": code, "count": count}
                     for (hour, code), count in sorted(strangers.items())
                 ]
-                connection.execute(_add_counts(kind, refused), rows)
+                _run(connection, _add_counts(kind, refused), rows)
             kids = sorted(seen)
             for start in range(0, len(kids), _SECRETS_AT_ONCE):
                 some = {kid: seen[kid] for kid in kids[start : start + _SECRETS_AT_ONCE]}
@@ -245,9 +245,17 @@ def _write_callers(
             if sighting != before.get(name)
         )
     if dropped:
-        connection.execute(_DROP_CALLER, dropped)
+        _run(connection, _DROP_CALLER, dropped)
     if written:
-        connection.execute(_put_callers(kind), written)
+        _run(connection, _put_callers(kind), written)
+
+
+def _run(connection: Connection, statement: Insert | Delete, rows: list[dict[str, Any]]) -> None:
+    """Run a statement for many rows by the driver itself: half of the time goes otherwise."""
+    compiled = statement.compile(dialect=connection.dialect, column_keys=list(rows[0]))
+    names = compiled.positiontup
+    values = rows if names is None else [tuple(row[name] for name in names) for row in rows]
+    connection.exec_driver_sql(str(compiled), values)
 
 
 def _named(kid: str, name: Iterable[str]) -> dict[str, str]:
