@@ -39,6 +39,7 @@ log = logging.getLogger("wardkey")
 
 FLUSH_S = 0.5
 CLEAN_UP_TICKS = 120
+CLEAN_UP_USAGE_TICKS = 7200
 
 
 def master_key_source(config: Config) -> MasterKeySource:
@@ -183,6 +184,7 @@ def _tick(context: Context, workers: int, stop: threading.Event) -> None:
         _attempt(partial(_share, context, workers))
         if ticks % CLEAN_UP_TICKS == 0:
             _attempt(partial(clean_up, database))
+        if ticks % CLEAN_UP_USAGE_TICKS == 0:
             _attempt(partial(clean_up_usage, database))
         ticks += 1
         if last:

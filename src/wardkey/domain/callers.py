@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from wardkey.domain.secret import looks_like_ours
 
@@ -24,6 +25,8 @@ class CallerRecord:
     count: int
 
 
+# Few programs, addresses and routes make most of the uses.
+@lru_cache(maxsize=4096)
 def product_of(user_agent: str) -> str:
     """Return the first token of a user agent, such as `curl/8.5.0` (RFC 9110 §10.1.5)."""
     return (user_agent.split(maxsplit=1) or [""])[0][:MOST_PRODUCT]
@@ -35,6 +38,7 @@ def clip(text: str, most: int) -> str:
     return short if short.isprintable() else "".join(c if c.isprintable() else "�" for c in short)
 
 
+@lru_cache(maxsize=4096)
 def clip_route(text: str, brand: str = "") -> str:
     """Return a route as it may be stored: short, without query and without any secret of ours."""
     path = text.partition("?")[0].partition("#")[0]

@@ -40,6 +40,10 @@ def merge(kept: Mapping[K, Sighting], new: Mapping[K, Sighting], most: int) -> d
     last of all is kept too, because the new ones come in the order of their last sighting.
     """
     merged = dict(kept)
+    if len(merged) > most:
+        # Two processes may each have added one without knowing of the other's.
+        heaviest = heapq.nlargest(most, merged, key=lambda name: merged[name].count)
+        merged = {name: merged[name] for name in heaviest}
     arriving: list[tuple[K, Sighting]] = []
     for name, sighting in new.items():
         known = merged.get(name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping
-from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Delete, Insert, Table, bindparam, case, delete, select
+from sqlalchemy import Connection, Delete, Insert, Table, bindparam, case, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wardkey.db.engine import Database, Kind, storage_failure
@@ -28,27 +28,19 @@ from wardkey.domain.verdict import Verdict
 _MOST_PENDING = 100_000
 _FOLDED_AT_ONCE = 1_000
 _SECRETS_AT_ONCE = 500
+_MOST_PRESENT = 200_000
 _COUNT, _FIRST_AT, _LAST_AT, _KEY_ID = range(4)
 
 
-# The fields of a `Use`, bare, because naming them takes longer than counting.
+# Kid, code, address, user agent, route and when the hour began: what is counted together, bare,
+# because naming the fields takes longer than counting.
 Noted: TypeAlias = tuple[str, str, str, str, str, int]
-
-
-class Use(NamedTuple):
-    """What is counted together within a batch; `hour_at` is when its hour began."""
-
-    kid: str
-    code: str
-    address: str
-    user_agent: str
-    route: str
-    hour_at: int
 
 
 # Count, first and last time, key id: a list, because it is changed in place for each verdict.
 Tally: TypeAlias = list[Any]
 Name: TypeAlias = tuple[str, str, str]
+_NAMED_MARK = re.compile(r"%\(\w+\)s(?:::\w+)?")
 
 
 class Usage:
@@ -63,6 +55,8 @@ class Usage:
         self._lock = threading.Lock()
         self._noted: deque[tuple[str, str, str, str, str, str, int]] = deque()
         self._uses: dict[Noted, Tally] = {}
+        # Callers that this process wrote: they hold a place, unless another process took it.
+        self._present: set[tuple[str, Name]] = set()
         self.lost = 0
         self._refused: Counter[tuple[int, str]] = Counter()
 
@@ -89,7 +83,7 @@ class Usage:
         if not uses and not strangers:
             return
         try:
-            self._write({Use(*use): tally for use, tally in uses.items()}, strangers)
+            self._write(uses, strangers)
         except Exception as fault:
             self._put_back(uses, strangers)
             raise storage_failure(fault) or fault from fault
@@ -151,65 +145,70 @@ class Usage:
                 else:
                     self.lost += tally[_COUNT]
 
-    def _write(self, uses: Mapping[Use, Tally], strangers: Counter[tuple[int, str]]) -> None:
+    def _write(self, uses: Mapping[Noted, Tally], strangers: Counter[tuple[int, str]]) -> None:
         kind = self._database.kind
-        latest, counted, seen = _latest(uses), _by_hour(uses), _sightings(uses)
-        key_ids = {use.kid: tally[_KEY_ID] for use, tally in uses.items()}
+        batch = Batch()
+        for use, tally in uses.items():
+            batch.add(use, tally, self._present)
         with self._database.counting() as connection:
-            if latest:
-                _run(connection, _merge_uses(kind), latest)
-            if counted:
-                rows = [
-                    {"kid": kid, "hour": hour, "code": code, "key_id": key_ids[kid], "count": count}
-                    for (kid, hour, code), count in sorted(counted.items())
-                ]
-                _run(connection, _add_counts(kind, hours), rows)
-            if strangers:
-                rows = [
-                    {"hour": hour, "code": code, "count": count}
-                    for (hour, code), count in sorted(strangers.items())
-                ]
-                _run(connection, _add_counts(kind, refused), rows)
-            kids = sorted(seen)
+            _run(connection, _merge_uses(kind), list(batch.latest.values()))
+            _run(connection, _add_counts(kind, hours), list(batch.counted.values()))
+            _run(
+                connection,
+                _add_counts(kind, refused),
+                [(hour, code, count) for (hour, code), count in strangers.items()],
+            )
+            _run(connection, _add_sightings(kind), batch.again)
+            kids = list(batch.new)
             for start in range(0, len(kids), _SECRETS_AT_ONCE):
-                some = {kid: seen[kid] for kid in kids[start : start + _SECRETS_AT_ONCE]}
-                _write_callers(connection, kind, some, key_ids)
+                some = {kid: batch.new[kid] for kid in kids[start : start + _SECRETS_AT_ONCE]}
+                _write_callers(connection, kind, some, batch.key_ids)
+        if len(self._present) > _MOST_PRESENT:
+            self._present.clear()
+        self._present |= batch.arrived
 
 
-def _latest(uses: Mapping[Use, Tally]) -> list[dict[str, Any]]:
-    """Return the rows of `last_used`: of each secret its latest valid use, and how many."""
-    rows: dict[str, dict[str, Any]] = {}
-    for use, tally in uses.items():
-        if use.code != Verdict.VALID:
-            continue
-        row = rows.setdefault(use.kid, {"kid": use.kid, "verifications": 0, "at": -1})
-        row["verifications"] += tally[_COUNT]
-        if tally[_LAST_AT] > row["at"]:
-            row |= {
-                "key_id": tally[_KEY_ID],
-                "at": tally[_LAST_AT],
-                "address": use.address,
-                "user_agent": use.user_agent,
-            }
-    return [rows[kid] for kid in sorted(rows)]
+class Batch:
+    """What is to be written of some uses, as rows in the order of their tables' columns.
 
+    `again` are sightings of callers that this process wrote before; `new` those that may need
+    another caller's place.
+    """
 
-def _by_hour(uses: Mapping[Use, Tally]) -> Counter[tuple[str, int, str]]:
-    counted: Counter[tuple[str, int, str]] = Counter()
-    for use, tally in uses.items():
-        counted[use.kid, use.hour_at // HOUR_MS, use.code] += tally[_COUNT]
-    return counted
+    def __init__(self) -> None:
+        self.latest: dict[str, tuple[Any, ...]] = {}
+        self.counted: dict[tuple[str, int, str], tuple[Any, ...]] = {}
+        self.again: list[tuple[Any, ...]] = []
+        self.new: dict[str, dict[Name, Sighting]] = {}
+        self.arrived: set[tuple[str, Name]] = set()
+        self.key_ids: dict[str, str] = {}
 
-
-def _sightings(uses: Mapping[Use, Tally]) -> dict[str, dict[Name, Sighting]]:
-    """Return who was seen with each secret, whatever the verdict was."""
-    seen: defaultdict[str, dict[Name, Sighting]] = defaultdict(dict)
-    for use, (count, first_at, last_at, _) in uses.items():
-        name = (use.address, product_of(use.user_agent), use.route)
+    def add(self, use: Noted, tally: Tally, present: set[tuple[str, Name]]) -> None:
+        """Add one use."""
+        kid, code, address, user_agent, route, hour_at = use
+        count, first_at, last_at, key_id = tally
+        hour = hour_at // HOUR_MS
+        before = self.counted.get((kid, hour, code))
+        total = count if before is None else before[4] + count
+        self.counted[kid, hour, code] = (kid, hour, code, key_id, total)
+        if code == Verdict.VALID:
+            latest = self.latest.get(kid)
+            if latest is None:
+                self.latest[kid] = (kid, key_id, last_at, address, user_agent, count)
+            elif last_at > latest[2]:
+                self.latest[kid] = (kid, key_id, last_at, address, user_agent, latest[5] + count)
+            else:
+                self.latest[kid] = (*latest[:5], latest[5] + count)
+        name = (address, product_of(user_agent), route)
+        if (kid, name) in present:
+            self.again.append((kid, *name, key_id, first_at, last_at, count))
+            return
+        self.key_ids[kid] = key_id
+        self.arrived.add((kid, name))
+        seen = self.new.setdefault(kid, {})
         one = Sighting(count, first_at, last_at)
-        before = seen[use.kid].get(name)
-        seen[use.kid][name] = one if before is None else before.plus(one)
-    return seen
+        known = seen.get(name)
+        seen[name] = one if known is None else known.plus(one)
 
 
 def _write_callers(
@@ -224,42 +223,36 @@ def _write_callers(
         _KEPT.where(callers.c.kid.in_(seen))
     ):
         kept[kid][name[0], name[1], name[2]] = Sighting(count, first_at, last_at)
-    dropped: list[dict[str, Any]] = []
-    written: list[dict[str, Any]] = []
+    dropped: list[tuple[Any, ...]] = []
+    written: list[tuple[Any, ...]] = []
     for kid, new in seen.items():
-        before = kept[kid]
+        before = kept.get(kid, {})
         after = merge(before, new, MOST_CALLERS)
-        dropped += (_named(kid, name) for name in sorted(before.keys() - after.keys()))
+        dropped += ((kid, *name) for name in before.keys() - after.keys())
         written += (
-            {
-                "kid": kid,
-                "address": name[0],
-                "product": name[1],
-                "route": name[2],
-                "key_id": key_ids[kid],
-                "first_at": sighting.first_at,
-                "last_at": sighting.last_at,
-                "count": sighting.count,
-            }
-            for name, sighting in sorted(after.items(), key=itemgetter(0))
-            if sighting != before.get(name)
+            (kid, *name, key_ids[kid], one.first_at, one.last_at, one.count)
+            for name, one in after.items()
+            if one != before.get(name)
         )
-    if dropped:
-        _run(connection, _DROP_CALLER, dropped)
-    if written:
-        _run(connection, _put_callers(kind), written)
+    _run(connection, _DROP_CALLER, dropped)
+    _run(connection, _put_callers(kind), written)
 
 
-def _run(connection: Connection, statement: Insert | Delete, rows: list[dict[str, Any]]) -> None:
-    """Run a statement for many rows by the driver itself: half of the time goes otherwise."""
-    compiled = statement.compile(dialect=connection.dialect, column_keys=list(rows[0]))
-    names = compiled.positiontup
-    values = rows if names is None else [tuple(row[name] for name in names) for row in rows]
-    connection.exec_driver_sql(str(compiled), values)
+def _run(
+    connection: Connection, statement: Insert | Delete, rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """Run a statement for many rows by the driver itself: half of the time goes otherwise.
 
-
-def _named(kid: str, name: Iterable[str]) -> dict[str, str]:
-    return dict(zip(("of_kid", "of_address", "of_product", "of_route"), (kid, *name), strict=True))
+    The values of a row stand in the order of the statement's parameters.
+    """
+    if rows:
+        compiled = statement.compile(
+            dialect=connection.dialect, compile_kwargs={"render_postcompile": True}
+        )
+        marks = compiled.string
+        if compiled.positiontup is None:
+            marks = _NAMED_MARK.sub("%s", marks)
+        connection.exec_driver_sql(marks, list(rows))
 
 
 _KEPT = select(
@@ -304,6 +297,21 @@ def _add_counts(kind: Kind, table: Table) -> Insert:
     added: Insert = insert.on_conflict_do_update(
         index_elements=list(table.primary_key),
         set_={"count": table.c["count"] + insert.excluded["count"]},
+    )
+    return added
+
+
+def _add_sightings(kind: Kind) -> Insert:
+    insert = _insert(kind, callers)
+    new = insert.excluded
+    least, most = (func.min, func.max) if kind == "sqlite" else (func.least, func.greatest)
+    added: Insert = insert.on_conflict_do_update(
+        index_elements=list(callers.primary_key),
+        set_={
+            "first_at": least(callers.c.first_at, new.first_at),
+            "last_at": most(callers.c.last_at, new.last_at),
+            "count": callers.c["count"] + new["count"],
+        },
     )
     return added
 
