@@ -1,0 +1,301 @@
+"""The fast lane answers as the framework does, and carefully whatever a client sends."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.server import Server
+
+# What differs from one answer to the next whoever writes it.
+VOLATILE = re.compile(
+    rb'req_[0-9a-f]{16}|"as_of":"[^"]+"|"(remaining|reset_s|retry_after_s)":[0-9.]+'
+    rb"|(?<=;r=)\d+|(?<=;t=)\d+|(?<=retry-after: )\d+"
+)
+
+
+class Wire:
+    """A bare connection that sends bytes and reads whole answers."""
+
+    def __init__(self, server: Server) -> None:
+        parts = urlsplit(server.url)
+        self.socket = socket.create_connection((parts.hostname, parts.port), timeout=15)
+        self.file = self.socket.makefile("rb")
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers in lower case and body of the next answer."""
+        line = self.file.readline()
+        assert line, "the server closed the connection"
+        status = int(line.split()[1])
+        fields: dict[str, str] = {}
+        while (line := self.file.readline()) not in (b"\r\n", b""):
+            name, _, value = line.decode("latin-1").partition(":")
+            fields[name.lower()] = value.strip()
+        if status == 100:
+            return self.answer()
+        return status, fields, self.file.read(int(fields.get("content-length", "0")))
+
+    def closed(self) -> bool:
+        try:
+            return self.file.read(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def close(self) -> None:
+        self.file.close()
+        self.socket.close()
+
+
+@pytest.fixture
+def wire(server: Server) -> Iterator[Wire]:
+    made = Wire(server)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def secrets(server: Server) -> dict[str, str]:
+    """Issue a key of each sort that a request may show."""
+    with server.owner() as owner:
+
+        def issue(name: str, **more: object) -> str:
+            made = owner.post("/v2/keys", json={"name": name, "type": "secret"} | more)
+            assert made.status_code == 201, made.text
+            return str(made.json()["secret"])
+
+        found = {
+            "first": server.first_key,
+            "plain": issue("live-lane-plain"),
+            "narrow": issue("live-lane-narrow", permissions=["keys:read"]),
+            "address": issue("live-lane-address", allowed_addresses=["192.0.2.1"]),
+            "page": issue(
+                "live-lane-page", type="publishable", allowed_origins=["https://a.example"]
+            ),
+            "meta": issue("live-lane-méta", metadata={"plan": "pro", "n": 1}),
+            "gone": issue("live-lane-gone"),
+            "limited": issue(
+                "live-lane-limited", rate_limit={"limit": 900, "period_s": 1, "burst": 900}
+            ),
+        }
+        key_id = next(
+            k["id"]
+            for k in owner.get("/v2/keys", params={"search": "live-lane-gone"}).json()["keys"]
+        )
+        owner.post(f"/v2/keys/{key_id}/revoke")
+    found["mistyped"] = found["plain"][:-1] + ("a" if found["plain"][-1] != "a" else "b")
+    found["noise"] = "not a key"
+    found["user"] = "ut_nobody"
+    return found
+
+
+NAMES = (
+    "first", "plain", "narrow", "address", "page", "meta", "gone", "limited", "mistyped", "noise",
+    "user",
+)  # fmt: skip
+HEADERS = st.dictionaries(
+    st.sampled_from(
+        ["Origin", "Sec-Fetch-Site", "User-Agent", "wardkey-api-key", "X-Forwarded-For"]
+    ),
+    st.sampled_from(["https://a.example", "cross-site", "probe/1", "192.0.2.1", "x" * 300]),
+    max_size=3,
+)
+BODIES = st.one_of(
+    st.fixed_dictionaries(
+        {"key": st.sampled_from(NAMES)},
+        optional={
+            "permissions": st.sampled_from([[], ["keys:read"], ["nope"]]),
+            "environment": st.sampled_from(["live", "test", "moon"]),
+            "type": st.sampled_from(["secret", "publishable"]),
+            "address": st.sampled_from(["192.0.2.1", "198.51.100.7", "no address"]),
+            "origin": st.sampled_from(["https://a.example", "https://b.example"]),
+            "cost": st.sampled_from([0, 1, -1, 10**7, "1"]),
+            "organization": st.sampled_from(["", "acme", "other"]),
+            "unknown": st.just(1),
+        },
+    ).map(json.dumps),
+    st.sampled_from(
+        ["", "{", "[]", "null", '{"key":1}', '{"items":[]}', '{"items":[{"key":"x"}]}']
+    ),
+)
+QUERIES = st.sampled_from(
+    ["", "?organization=acme", "?organization=other", "?environment=test", "?type=publishable",
+     "?permission=keys:read", "?permission=nope", "?organisation=acme", "?environment=moon"]
+)  # fmt: skip
+
+
+def both_ways(server: Server, head: str, body: bytes) -> list[tuple[int, set[str], bytes]]:
+    """Send a request through the lane and, in chunks, through the framework."""
+    found = []
+    for chunked in (False, True):
+        wire = Wire(server)
+        if chunked:
+            framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            wire.send(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + framed + b"0\r\n\r\n")
+        else:
+            wire.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        status, fields, told = wire.answer()
+        wire.close()
+        told_fields = {
+            VOLATILE.sub(b"", f"{name}: {value}".encode()).decode()
+            for name, value in fields.items()
+            if name not in ("date", "content-length", "connection")
+        }
+        found.append((status, told_fields, VOLATILE.sub(b"", told)))
+    return found
+
+
+@given(st.sampled_from(NAMES), HEADERS, BODIES, st.sampled_from(["application/json", "text/plain"]),
+       st.sampled_from(["verify", "verify-batch"]))  # fmt: skip
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+def test_verify_is_answered_alike_by_the_lane_and_by_the_framework(
+    server: Server,
+    secrets: dict[str, str],
+    caller: str,
+    headers: dict[str, str],
+    body: str,
+    kind: str,
+    route: str,
+) -> None:
+    for name, text in secrets.items():
+        body = body.replace(f'"key": "{name}"', f'"key": {json.dumps(text)}')
+    said = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = (
+        f"POST /v2/keys/{route} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secrets[caller]}\r\n"
+        f"Content-Type: {kind}\r\n{said}"
+    )
+    lane, framework = both_ways(server, head, body.encode())
+    assert lane == framework
+
+
+@given(st.sampled_from(NAMES), HEADERS, QUERIES)
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+def test_forward_auth_is_answered_alike_by_the_lane_and_by_the_framework(
+    server: Server, secrets: dict[str, str], shown: str, headers: dict[str, str], query: str
+) -> None:
+    said = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = (
+        f"GET /v2/auth{query} HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {secrets[shown]}\r\n{said}"
+    )
+    lane, framework = both_ways(server, head, b"")
+    assert lane == framework
+
+
+def request(server: Server, *fields: str, version: str = "1.1") -> bytes:
+    head = f"GET /v2/auth HTTP/{version}\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n"
+    return (head + "".join(f"{field}\r\n" for field in fields) + "\r\n").encode()
+
+
+def test_pipelined_requests_are_answered_in_their_order(server: Server, wire: Wire) -> None:
+    slow = f"GET /v2/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n\r\n"
+    wire.send(request(server) + slow.encode() + request(server) + b"GET /healthz HTTP/1.1\r\n\r\n")
+    told = [wire.answer() for _ in range(4)]
+    assert [status for status, _, _ in told] == [200, 200, 200, 200]
+    assert "wardkey-verdict" in told[0][1]
+    assert b'"keys"' in told[1][2]
+    assert "wardkey-verdict" in told[2][1]
+    assert b'"ok"' in told[3][2]
+
+
+def test_bytes_that_come_one_by_one_are_one_request(server: Server, wire: Wire) -> None:
+    for byte in request(server):
+        wire.send(bytes([byte]))
+    assert wire.answer()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("version", "fields"),
+    [("1.0", ()), ("1.0", ("Connection: keep-alive",)), ("1.1", ("Connection: close",))],
+)
+def test_the_connection_ends_when_the_client_wants_it(
+    server: Server, wire: Wire, version: str, fields: tuple[str, ...]
+) -> None:
+    wire.send(request(server, *fields, version=version))
+    status, told, _ = wire.answer()
+    assert (status, told["connection"]) == (200, "close")
+    assert wire.closed()
+
+
+def test_expect_is_answered_before_the_body_is_sent(server: Server, wire: Wire) -> None:
+    body = json.dumps({"key": server.first_key}).encode()
+    wire.send(
+        f"POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        "Expect: 100-continue\r\n\r\n".encode()
+    )
+    assert wire.file.readline() == b"HTTP/1.1 100 Continue\r\n"
+    assert wire.file.readline() == b"\r\n"
+    wire.send(body)
+    assert wire.answer()[0] == 200
+
+
+def test_a_head_without_end_is_refused_with_431(wire: Wire) -> None:
+    wire.send(b"GET /v2/auth HTTP/1.1\r\nX-Long: ")
+    for _ in range(80):
+        try:
+            wire.send(b"a" * 1024)
+        except OSError:
+            break
+    status, _, body = wire.answer()
+    assert (status, json.loads(body)["code"]) == (431, "headers_too_large")
+    assert wire.closed()
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n"],
+)
+def test_what_is_no_http_is_refused_with_400(wire: Wire, noise: bytes) -> None:
+    wire.send(noise)
+    status, _, body = wire.answer()
+    assert (status, json.loads(body)["code"]) == (400, "invalid_http")
+    assert wire.closed()
+
+
+def test_a_body_over_the_bound_is_refused_with_413(server: Server, wire: Wire) -> None:
+    wire.send(
+        f"POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 2000000\r\n\r\n".encode()
+    )
+    status, _, body = wire.answer()
+    assert (status, json.loads(body)["code"]) == (413, "body_too_large")
+
+
+def test_a_connections_caller_is_not_taken_for_another(secrets: dict[str, str], wire: Wire) -> None:
+    """The connection remembers its last caller; each request is judged by its own credential."""
+    for name, wanted in (("first", 200), ("gone", 401), ("first", 200), ("mistyped", 401)):
+        head = f"GET /v2/auth HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secrets[name]}\r\n\r\n"
+        wire.send(head.encode())
+        assert wire.answer()[0] == wanted
+
+
+def test_a_remembered_caller_is_refused_once_revoked(server: Server, wire: Wire) -> None:
+    with server.owner() as owner:
+        made = owner.post("/v2/keys", json={"name": "live-lane-caller", "type": "secret",
+                                            "permissions": ["keys:verify"]}).json()  # fmt: skip
+        body = json.dumps({"key": server.first_key})
+        ask = (
+            "POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {made['secret']}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+        for _ in range(3):
+            wire.send(ask)
+            assert wire.answer()[0] == 200
+        owner.post(f"/v2/keys/{made['key']['id']}/revoke")
+        wire.send(ask)
+        assert wire.answer()[0] == 401
