@@ -142,7 +142,7 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(
             "-H",
             f"Authorization: {credential}",
             "--phases=examples,coverage,fuzzing,stateful",
-            "--max-examples=5",
+            "--max-examples=3",
             "--seed=1",
             "--no-color",
             # Made-up credentials beside the real one would be ambiguous.
