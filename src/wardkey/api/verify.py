@@ -267,13 +267,37 @@ def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
         refused = problem_outgoing(failure, incoming.request_id)
         return replace(refused, headers={**refused.headers, **_identity(None, failure.code)})
     _note_browser(here, answer, asked)
-    headers = _identity(answer.known, answer.verdict) | wire.grace_fields(answer.known)
-    if answer.admission is not None and answer.known is not None and answer.known.rate is not None:
-        headers |= rate_headers(answer.known.rate, answer.admission)
-    if answer.verdict is Verdict.VALID:
-        return Outgoing(200, headers=headers)
+    known = answer.known
+    if answer.verdict is Verdict.VALID and known is not None:
+        if answer.admission is None and known.superseded_at is None:
+            return Outgoing(200, lines=_valid_lines(known))
+        return Outgoing(200, headers=_fields(answer))
     refused = problem_outgoing(answer.failure(asked), incoming.request_id)
-    return replace(refused, headers={**refused.headers, **headers})
+    return replace(refused, headers={**refused.headers, **_fields(answer)})
+
+
+def _fields(answer: Answer) -> dict[str, str]:
+    fields = _identity(answer.known, answer.verdict) | wire.grace_fields(answer.known)
+    if answer.admission is not None and answer.known is not None and answer.known.rate is not None:
+        fields |= rate_headers(answer.known.rate, answer.admission)
+    return fields
+
+
+_lines: dict[str, tuple[KnownSecret, str]] = {}
+_MOST_LINES = 50_000
+
+
+def _valid_lines(known: KnownSecret) -> str:
+    """Return the identity fields of a valid key, made once for each record."""
+    kept = _lines.get(known.kid)
+    if kept is not None and kept[0] is known:
+        return kept[1]
+    if len(_lines) >= _MOST_LINES:
+        _lines.clear()
+    fields = _identity(known, Verdict.VALID)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    _lines[known.kid] = (known, lines)
+    return lines
 
 
 def _held_route(incoming: Incoming) -> str:

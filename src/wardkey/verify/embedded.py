@@ -29,6 +29,13 @@ class Embedded:
         self._version: Any = None
         self._index = _wal_index(self._watching, path)
 
+    def is_fresh(self) -> bool:
+        """Tell, without any lock, that nothing was committed since memory was brought up to date.
+
+        The header is remembered after memory was corrected, so whoever finds it unchanged may read.
+        """
+        return self._index is not None and self._index.unchanged()
+
     def serves(self, memory: Memory) -> bool:
         """Bring `memory` up to the last commit; the caller holds its lock. Always true."""
         index, looked = self._index, b""

@@ -75,6 +75,10 @@ class Leased:
         self._thread = threading.Thread(target=self._run, name="wardkey-lease", daemon=True)
         self._thread.start()
 
+    def is_fresh(self) -> bool:
+        """Tell, without any lock, that the lease holds."""
+        return boottime() < self._until
+
     def serves(self, memory: Memory) -> bool:  # noqa: ARG002 - the thread brings it up to date
         """Tell whether memory may answer now."""
         return boottime() < self._until + self._stale_ns

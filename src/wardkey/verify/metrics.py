@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from bisect import bisect_left
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ BOUNDS = (
     0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
     0.1, 0.25, 0.5, 1.0, 2.5,
 )  # fmt: skip
+_FOLDED_AT_ONCE = 1_000
 
 
 @dataclass(slots=True)
@@ -23,33 +25,34 @@ class Histogram:
     total_s: float = 0.0
 
 
-@dataclass(slots=True)
 class Metrics:
-    """Counters of this process since its start."""
+    """Counters of this process since its start; what happens is noted and counted later."""
 
-    verdicts: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, Histogram] = field(default_factory=dict)
-    stale: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self) -> None:
+        self.verdicts: dict[str, int] = {}
+        self.seconds: dict[str, Histogram] = {}
+        self.stale = 0
+        self._noted: deque[tuple[str, float]] = deque()
+        self._lock = threading.Lock()
 
     def count(self, code: str, *, stale: bool) -> None:
         """Count a verdict, and whether it may have missed the newest commits."""
-        with self.lock:
-            self.verdicts[code] = self.verdicts.get(code, 0) + 1
-            self.stale += stale
+        self.observe(code, -1.0)
+        if stale:
+            with self._lock:
+                self.stale += 1
 
     def observe(self, what: str, seconds: float) -> None:
-        """Count how long something took."""
-        with self.lock:
-            histogram = self.seconds.get(what)
-            if histogram is None:
-                histogram = self.seconds[what] = Histogram()
-            histogram.counts[bisect_left(BOUNDS, seconds)] += 1
-            histogram.total_s += seconds
+        """Count how long something took; a negative time stands for a verdict."""
+        # Appending needs no lock, which would take longer than all else here.
+        self._noted.append((what, seconds))
+        if len(self._noted) >= _FOLDED_AT_ONCE:
+            self._fold()
 
     def snapshot(self, **gauges: float) -> str:
         """Return everything as JSON, with what is so now."""
-        with self.lock:
+        self._fold()
+        with self._lock:
             return json.dumps(
                 {
                     "verdicts": self.verdicts,
@@ -61,6 +64,20 @@ class Metrics:
                     **gauges,
                 }
             )
+
+    def _fold(self) -> None:
+        with self._lock:
+            noted = self._noted
+            for _ in range(len(noted)):
+                what, seconds = noted.popleft()
+                if seconds < 0:
+                    self.verdicts[what] = self.verdicts.get(what, 0) + 1
+                    continue
+                histogram = self.seconds.get(what)
+                if histogram is None:
+                    histogram = self.seconds[what] = Histogram()
+                histogram.counts[bisect_left(BOUNDS, seconds)] += 1
+                histogram.total_s += seconds
 
 
 def read_snapshot(text: str) -> dict[str, Any]:

@@ -76,13 +76,21 @@ class Incoming:
 
 @dataclass(slots=True)
 class Outgoing:
-    """An answer; `content_type` is empty where there is no body."""
+    """An answer; `content_type` is empty where there is no body.
+
+    `lines` are further header fields as they go over the wire, each with its line end.
+    """
 
     status: int
     body: bytes = b""
     content_type: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    lines: str = ""
 
     def response(self) -> Response:
         """Return it for the framework."""
-        return Response(self.body, self.status, self.headers, media_type=self.content_type or None)
+        said = dict(self.headers)
+        for line in self.lines.splitlines():
+            name, _, value = line.partition(": ")
+            said[name] = value
+        return Response(self.body, self.status, said, media_type=self.content_type or None)

@@ -26,7 +26,7 @@ log = logging.getLogger("wardkey")
 MOST_HEAD = 65_536
 MOST_LANE_BODY = 65_536
 SLOW_S = 30.0
-_LOOK_S = 10.0
+_LOOK_S = 5.0
 _CLOSE = "connection: close\r\n"
 _LINES = {int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n" for s in HTTPStatus}
 # A person's token is looked up in the database, which is no work for the event loop.
@@ -58,6 +58,9 @@ class Lane(HttpToolsProtocol):
     _head = 0
     _in_head = False
     _begun: float | None = None
+    _idle_since: float | None = None
+    _dated: list[tuple[bytes, bytes]] | None = None
+    _date_lines = ""
     _closing = False
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - asyncio's transports
@@ -90,6 +93,7 @@ class Lane(HttpToolsProtocol):
         self._judging = None
         self._in_head = True
         self._begun = self.loop.time()
+        self._idle_since = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one header field."""
@@ -189,21 +193,20 @@ class Lane(HttpToolsProtocol):
         self._write(out, request_id, stays=stays)
         self.server_state.total_requests += 1
         if stays:
-            self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._idle_since = self.loop.time()
 
     def _write(self, out: Outgoing, request_id: str, *, stays: bool) -> None:
         fields = "".join([f"{name}: {value}\r\n" for name, value in out.headers.items()])
-        fields += "".join(
-            [f"{n.decode()}: {v.decode()}\r\n" for n, v in self.server_state.default_headers]
-        )
+        if self._dated is not self.server_state.default_headers:
+            # uvicorn makes the list anew each second, for its date.
+            self._dated = self.server_state.default_headers
+            dated = [f"{name.decode()}: {value.decode()}\r\n" for name, value in self._dated]
+            self._date_lines = "".join(dated)
         kind = f"content-type: {out.content_type}\r\n" if out.content_type else ""
         head = (
-            f"{_LINES[out.status]}{kind}content-length: {len(out.body)}\r\n{fields}"
-            f"wardkey-request-id: {request_id}\r\nx-content-type-options: nosniff\r\n"
-            f"{'' if stays else _CLOSE}\r\n"
+            f"{_LINES[out.status]}{kind}content-length: {len(out.body)}\r\n{out.lines}{fields}"
+            f"{self._date_lines}wardkey-request-id: {request_id}\r\n"
+            f"x-content-type-options: nosniff\r\n{'' if stays else _CLOSE}\r\n"
         )
         self.transport.write(head.encode("latin-1") + out.body)
         if not stays:
@@ -220,8 +223,15 @@ class Lane(HttpToolsProtocol):
         self.transport.close()
 
     def _look_for_slow(self) -> None:
-        """Close a connection whose request takes longer to arrive than any honest one."""
+        """Close a connection that is idle, or whose request takes longer to arrive than any.
+
+        One look in five seconds costs less than a timer for each answer.
+        """
         if self.transport.is_closing():
+            return
+        idle = self._idle_since
+        if idle is not None and self.loop.time() - idle > self.timeout_keep_alive:
+            self.transport.close()
             return
         if self._begun is not None and self.loop.time() - self._begun > SLOW_S:
             if self._in_head or self._judging or self._head:
