@@ -6,10 +6,12 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import psycopg
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from tests.postgres import Postgres
 from tests.promise import Asker, Watched
+from tests.proxy import Proxy
 from tests.server import Server, wait_until
 
 ACTIONS = ("issue", "rotate", "revoke", "revoke secret", "disable", "enable", "narrow")
@@ -343,3 +346,44 @@ def test_a_node_that_registers_among_revocations_accepts_nothing_old(
     finally:
         stopped.set()
         storm.join()
+
+
+@pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("max_staleness", [0, 20])
+def test_a_node_that_is_cut_off_fails_closed_or_says_how_stale_it_is(
+    start: Callable[..., Server], storage_url: str, tmp_path: Path, max_staleness: int
+) -> None:
+    here = start(database_url=storage_url)
+    parts = urlsplit(storage_url)
+    proxy = Proxy(parts.port or 5432)
+    try:
+        login = f"{parts.username}:{parts.password}"
+        through = f"postgresql://{login}@127.0.0.1:{proxy.port}{parts.path}"
+        folder = tmp_path / "there"
+        folder.mkdir(mode=0o700)
+        shutil.copy(here.data_dir / "master.key", folder / "master.key")
+        there = start(folder, database_url=through, max_staleness=max_staleness)
+        key_id, text = issue(here, "live-cut-off")
+        _, kept = issue(here, "live-kept")
+        assert [verdict(there, one) for one in (text, kept)] == ["valid", "valid"]
+        proxy.cut()
+        receipt = revoke(here, key_id)
+        if max_staleness:
+            assert (receipt["reach"], receipt["staleness_s"]) == ("bounded", max_staleness)
+            assert receipt["late_verifiers"] == 1
+            with there.client(kept) as client:
+                answer = client.post("/v2/keys/verify", json={"key": kept})
+            assert answer.json()["stale_s"] > 0
+        else:
+            assert receipt["reach"] == "everywhere"
+            began = time.monotonic()
+            assert {verdict(there, one) for one in (text, kept)} == {"verifier_unavailable"}
+            # Nobody hangs on a network that is gone.
+            assert time.monotonic() - began < 5
+            with there.client() as client:
+                assert client.get("/healthz").status_code == 200
+        proxy.mend()
+        wait_until(lambda: verdict(there, kept) == "valid", 20)
+        wait_until(lambda: verdict(there, text) == "revoked", 20 if max_staleness else 0.5)
+    finally:
+        proxy.close()

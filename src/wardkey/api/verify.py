@@ -263,7 +263,10 @@ def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
         asked = _proxied(incoming, here, terms_of(incoming.query))
         agent = incoming.text(b"user-agent")[:200]
         answer = here.verifier.verify(asked, agent, _held_route(incoming), incoming.seen)
-    except errors.Failure as failure:
+    except errors.Failure as raised:
+        # A proxy is told that the key could not be judged, not which part of us is away.
+        away = isinstance(raised, errors.Unavailable)
+        failure = errors.VerifierUnavailable() if away else raised
         refused = problem_outgoing(failure, incoming.request_id)
         return replace(refused, headers={**refused.headers, **_identity(None, failure.code)})
     _note_browser(here, answer, asked)
