@@ -299,3 +299,40 @@ def test_a_remembered_caller_is_refused_once_revoked(server: Server, wire: Wire)
         owner.post(f"/v2/keys/{made['key']['id']}/revoke")
         wire.send(ask)
         assert wire.answer()[0] == 401
+
+
+def test_a_revoked_caller_is_refused_though_another_key_came_over_the_connection(
+    server: Server, secrets: dict[str, str], wire: Wire
+) -> None:
+    with server.owner() as owner:
+        wanted = {"name": "live-lane-between", "type": "secret", "permissions": ["keys:verify"]}
+        made = owner.post("/v2/keys", json=wanted).json()
+        body = json.dumps({"key": server.first_key})
+        ask = (
+            "POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {made['secret']}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+        shown = f"Authorization: Bearer {secrets['plain']}"
+        other = f"GET /v2/auth HTTP/1.1\r\nHost: x\r\n{shown}\r\n\r\n"
+        for data in (ask, other.encode(), ask, other.encode()):
+            wire.send(data)
+            assert wire.answer()[0] == 200
+        owner.post(f"/v2/keys/{made['key']['id']}/revoke")
+        wire.send(ask)
+        status, _, told = wire.answer()
+    assert (status, json.loads(told)["code"]) == (401, "revoked")
+
+
+def test_a_second_credential_is_ambiguous_though_the_first_is_remembered(
+    server: Server, secrets: dict[str, str], wire: Wire
+) -> None:
+    body = json.dumps({"key": secrets["plain"]})
+    for extra, wanted in (("", 200), (f"Authorization: Bearer {secrets['plain']}\r\n", 400)):
+        wire.send(
+            "POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {server.first_key}\r\n{extra}"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        status, _, told = wire.answer()
+        assert status == wanted, told

@@ -123,13 +123,14 @@ def test_a_rate_limit_is_told_with_the_wait(server: Server, owner: httpx.Client)
     text = issue(owner, "live-verdict-rate", rate_limit={"limit": 1, "period_s": 3600, "burst": 4})[
         "secret"
     ]
-    codes = [verdict(server, text)["code"] for _ in range(8)]
+    # Each of two workers has half of the burst, and who is asked is not for the client to say.
+    codes = [verdict(server, text)["code"] for _ in range(40)]
     assert codes[:2] == ["valid", "valid"]
-    assert codes[-1] == "rate_limited"
-    assert verdict(server, text)["limits"]["retry_after_s"] > 0
+    assert codes.count("valid") <= 4
+    told = next(told for _ in range(40) if (told := verdict(server, text))["code"] != "valid")
+    assert told["limits"]["retry_after_s"] > 0
     with server.client(text) as client:
-        seen = [client.get("/v2/auth") for _ in range(8)]
-    refused = seen[-1]
+        refused = [client.get("/v2/auth") for _ in range(4)][-1]
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) > 0
     assert refused.headers["ratelimit-policy"] == '"key";q=1;w=3600'

@@ -12,8 +12,8 @@ from fastapi.routing import iter_route_contexts
 
 from wardkey.api.verify import QUESTIONS
 from wardkey.domain.errors import LEAVES, RouteNotFound
-from wardkey.web.caller import KEY_HEADER, asks_credential
-from wardkey.web.context import Here
+from wardkey.web.caller import asks_credential
+from wardkey.web.context import KEY_HEADER, Here
 from wardkey.web.problems import HEADERS, Problem, problem_example
 
 router = APIRouter(include_in_schema=False)

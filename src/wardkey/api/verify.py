@@ -17,7 +17,7 @@ from wardkey.domain import errors
 from wardkey.domain.callers import MOST_ROUTE
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.secret import Environment, Malformed
+from wardkey.domain.secret import Environment, kid_of
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
 from wardkey.verify import wire
@@ -40,7 +40,7 @@ log = logging.getLogger("wardkey")
 
 Judge = Callable[[Incoming, Context], Outgoing]
 _JSON_TYPE = "application/json"
-_NO_STORE = {"Cache-Control": "no-store"}
+_NO_STORE = "Cache-Control: no-store\r\n"
 _LONGEST_SLUG = 64
 _MOST_PERMISSIONS = 20
 
@@ -187,14 +187,14 @@ def judge_one(incoming: Incoming, here: Context) -> Outgoing:
     """Answer POST /v2/keys/verify."""
     caller = _asking(incoming, here, "verify_key")
     told = _answer(here, caller.by, wire.read_request(incoming.body))
-    return Outgoing(200, told, _JSON_TYPE, _NO_STORE)
+    return Outgoing(200, told, _JSON_TYPE, lines=_NO_STORE)
 
 
 def judge_many(incoming: Incoming, here: Context) -> Outgoing:
     """Answer POST /v2/keys/verify-batch."""
     caller = _asking(incoming, here, "verify_keys")
     items = [_answer(here, caller.by, item) for item in wire.read_batch(incoming.body)]
-    return Outgoing(200, wire.render_batch(items), _JSON_TYPE, _NO_STORE)
+    return Outgoing(200, wire.render_batch(items), _JSON_TYPE, lines=_NO_STORE)
 
 
 def _asking(incoming: Incoming, here: Context, attempt: str) -> Caller:
@@ -262,7 +262,7 @@ def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
     try:
         asked = _proxied(incoming, here, terms_of(incoming.query))
         agent = incoming.text(b"user-agent")[:200]
-        answer = here.verifier.verify(asked, agent, _held_route(incoming), incoming.seen)
+        answer = here.verifier.verify(asked, agent, _held_route(incoming))
     except errors.Failure as raised:
         # A proxy is told that the key could not be judged, not which part of us is away.
         away = isinstance(raised, errors.Unavailable)
@@ -455,11 +455,7 @@ def _at_hand(incoming: Incoming, here: Context, keys: list[str]) -> bool:
         keys.append(shown_credential(incoming, here))
     except errors.Failure:
         return True
-    for text in keys:
-        secret = here.verifier.parsed(text, incoming.seen)
-        if isinstance(secret, Malformed) or not here.verifier.directory.holds(secret.kid):
-            return False
-    return True
+    return all(here.verifier.directory.holds(kid_of(text)) for text in keys)
 
 
 HOT_ROUTES = {

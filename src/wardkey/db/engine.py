@@ -32,8 +32,9 @@ _PAGE_CACHE_KIB = 65_536
 _TAKE_REVISION = (
     update(feed).values(revision=feed.c.revision + 1).returning(feed.c.epoch, feed.c.revision)
 )
+CHANNEL = "wardkey"
 # Verifiers that miss it find the change when they renew their leases.
-_NOTIFY = text("NOTIFY wardkey")
+_NOTIFY = text(f"NOTIFY {CHANNEL}")
 # On SQLite BEGIN IMMEDIATE puts the usage file's writers in line, on PostgreSQL this lock does.
 _TAKE_TURN = text("SELECT pg_advisory_xact_lock(:lock)")
 # Numbers before it stand for migrations and for who uses the deployment.

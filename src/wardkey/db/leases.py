@@ -19,7 +19,6 @@ from wardkey.domain.errors import Unavailable
 from wardkey.domain.ids import new_id
 from wardkey.domain.receipts import Confirmation, Reach
 
-CHANNEL = "wardkey"
 # How long a verifier may answer from memory after it began to read the changes, and what is
 # taken off here and added there for clocks that run at different speeds.
 LEASE_NS = 2_000_000_000
@@ -124,7 +123,16 @@ def forget_silent(database: Database) -> None:
     """
     hour_ago = text("(extract(epoch FROM clock_timestamp()) * 1000)::bigint - 3600000")
     with telling(), database.usage.begin() as connection:
-        connection.execute(delete(verifiers).where(verifiers.c.seen_at < hour_ago))
+        silent = verifiers.c.seen_at + verifiers.c.max_staleness_ms < hour_ago
+        connection.execute(delete(verifiers).where(silent))
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A verifier whose lease ran out, by the `lease_seq` that it had at `since` (boottime)."""
+
+    lease_seq: int
+    since: int
 
 
 @dataclass(slots=True)
@@ -132,7 +140,7 @@ class Confirming:
     """Waits after a commit until no verifier can answer as if it had not happened."""
 
     database: Database
-    dead: dict[str, int] = field(default_factory=dict)
+    dead: dict[str, Dead] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     observe: Callable[[str, float], None] | None = None
 
@@ -163,23 +171,49 @@ class Confirming:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         else:
             if first and boottime() - read_at > LEASE_NS:
-                self._bury(rows, first)
+                self._bury(rows, first, read_at)
         took_ms = (boottime() - began) / 1e6
         if self.observe is not None:
             self.observe("confirm", took_ms / 1000)
-        return _reached(rows, epoch, revision, took_ms)
+        late = [row for row in rows if self._may_be_stale(row, epoch, revision)]
+        staleness = max((row.max_staleness_ms for row in late), default=0)
+        return Confirmation(
+            Reach.BOUNDED if staleness else Reach.EVERYWHERE,
+            len(rows),
+            took_ms,
+            staleness_s=staleness / 1000,
+            late=len(late),
+        )
 
     def _late(self, row: Row[*tuple[Any, ...]], epoch: str, revision: int) -> bool:
         if row.epoch == epoch and row.applied_revision >= revision:
             return False
-        return bool(self.dead.get(row.id) != row.lease_seq)
+        dead = self.dead.get(row.id)
+        return dead is None or dead.lease_seq != row.lease_seq
 
-    def _bury(self, rows: Sequence[Row[*tuple[Any, ...]]], first: Mapping[str, int]) -> None:
+    def _may_be_stale(self, row: Row[*tuple[Any, ...]], epoch: str, revision: int) -> bool:
+        """Tell whether a verifier may still answer from what it knew before, by its setting."""
+        if not row.max_staleness_ms or (row.epoch == epoch and row.applied_revision >= revision):
+            return False
+        dead = self.dead.get(row.id)
+        if dead is None or dead.lease_seq != row.lease_seq:
+            return True
+        allowed = LEASE_NS + MARGIN_NS + row.max_staleness_ms * 1_000_000
+        return bool(boottime() - dead.since < allowed)
+
+    def _bury(
+        self, rows: Sequence[Row[*tuple[Any, ...]]], first: Mapping[str, int], read_at: int
+    ) -> None:
         """Note whose lease has run out: renewed no more since the first look, a lease ago."""
         with self.lock:
-            self.dead = {
-                row.id: row.lease_seq for row in rows if first.get(row.id) == row.lease_seq
-            }
+            before = self.dead
+            self.dead = {}
+            for row in rows:
+                if first.get(row.id) == row.lease_seq:
+                    known = before.get(row.id)
+                    if known is None or known.lease_seq != row.lease_seq:
+                        known = Dead(row.lease_seq, read_at)
+                    self.dead[row.id] = known
 
     def _count(self) -> int:
         since = {"since": self.database.clock() - _SILENT_MS}
@@ -191,24 +225,13 @@ class Confirming:
             return 0
 
 
-def _reached(
-    rows: Sequence[Row[*tuple[Any, ...]]], epoch: str, revision: int, took_ms: float
-) -> Confirmation:
-    late = [row for row in rows if row.epoch != epoch or row.applied_revision < revision]
-    staleness = max((row.max_staleness_ms for row in late), default=0)
-    return Confirmation(
-        Reach.BOUNDED if staleness else Reach.EVERYWHERE,
-        len(rows),
-        took_ms,
-        staleness_s=staleness / 1000,
-        late=sum(1 for row in late if row.max_staleness_ms),
-    )
-
-
 def told_metrics(database: Database, node: str) -> Mapping[str, str]:
     """Return what each live verifier of a node last told of itself, by its id."""
+    newest = select(func.max(verifiers.c.seen_at)).scalar_subquery()
     statement = select(verifiers.c.id, verifiers.c.metrics).where(
-        verifiers.c.node == node, verifiers.c.released_at.is_(None)
+        verifiers.c.node == node,
+        verifiers.c.released_at.is_(None),
+        verifiers.c.seen_at > newest - _SILENT_MS,
     )
     with telling(), database.usage.connect() as connection:
         return {row.id: row.metrics for row in connection.execute(statement) if row.metrics}

@@ -167,6 +167,11 @@ def parse(text: str, *, brand: str = "") -> SecretText | Malformed:
     return SecretText(kind, environment, text[-51:-39], text)
 
 
+def kid_of(text: str) -> str:
+    """Return what stands where a secret has its kid; of a text that is none, anything."""
+    return text[-51:-39]
+
+
 def _why(text: str) -> Malformed:
     if not text:
         return Malformed.EMPTY

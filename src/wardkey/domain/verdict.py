@@ -81,7 +81,7 @@ class KnownSecret:
     org_stopped: bool
     # When the key got a newer secret, with which the grace of this one began.
     superseded_at: int | None = None
-    # What answers say of it always, as JSON members; made once with the record.
+    # What answers say of it, as JSON members; made once with the record.
     told: bytes = field(default=b"", repr=False, compare=False)
 
     @property

@@ -33,17 +33,21 @@ class Directory:
         self._leased = isinstance(self.freshness, Leased)
         self.stale_ms, self.close = self.freshness.stale_ms, self.freshness.close
 
-    def find(self, kid: str, *, looked: bool = False) -> KnownSecret | None:
-        """Return what is known of a secret now, or None; raises `Unavailable` failures.
+    def remembered(self, kid: str, *, looked: bool = False) -> KnownSecret | None:
+        """Return what memory knows of a secret, without any wait; None where it cannot tell.
 
         `looked` says that the same request asked before, so that memory is fresh enough for it.
         """
-        memory = self.memory
         if (looked and not self._leased) or self.freshness.is_fresh():
-            known = memory.secrets.get(kid)
+            known = self.memory.secrets.get(kid)
             if known is not None:
                 self.hits += 1
-                return known
+            return known
+        return None
+
+    def find(self, kid: str) -> KnownSecret | None:
+        """Return what is known of a secret now, or None; raises `Unavailable` failures."""
+        memory = self.memory
         with self._lock:
             if self.freshness.serves(memory):
                 known = memory.secrets.get(kid)

@@ -79,11 +79,10 @@ class Embedded:
     def _catch_up(self, memory: Memory) -> None:
         # The feed is read after data_version: a commit in between is seen now and told again.
         feed = _rows(self._watching, queries.FEED)[0]
-        told = [
-            self._change(row)
-            for row in _rows(self._watching, queries.CHANGES, memory.revision)
-            if feed["epoch"] == memory.epoch
-        ]
+        rows: list[dict[str, Any]] = []
+        if feed["epoch"] == memory.epoch:
+            rows = _rows(self._watching, queries.CHANGES, memory.revision)
+        told = [self._change(row) for row in rows]
         # Read last, so that a clean-up between the reads is noticed.
         oldest = _rows(self._watching, queries.OLDEST)[0]["oldest"]
         memory.catch_up(feed["epoch"], feed["revision"], oldest, told)

@@ -14,8 +14,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from wardkey.db.bounded import BoundedConnection, connect_bounded
-from wardkey.db.engine import Database
-from wardkey.db.leases import CHANNEL, LEASE_NS, MARGIN_NS, Me, boottime
+from wardkey.db.engine import CHANNEL, Database
+from wardkey.db.leases import LEASE_NS, MARGIN_NS, Me, boottime
 from wardkey.domain.errors import StorageUnreachable
 from wardkey.verify import queries
 from wardkey.verify.memory import Change, Memory
@@ -84,9 +84,12 @@ class Leased:
         return boottime() < self._until + self._stale_ns
 
     def stale_ms(self) -> int:
-        """Tell how old an answer from memory may be beyond the lease, in ms; 0 within it."""
-        now = boottime()
-        return 0 if now < self._until else (now - self._synced) // 1_000_000
+        """Tell how old what was just answered may be, in ms.
+
+        0 within the lease; and where memory may serve no more, what was read from the primary.
+        """
+        late = boottime() - self._until
+        return self.age_ms() if 0 <= late < self._stale_ns else 0
 
     def age_ms(self) -> int:
         """Return the time since the start of the last renewal."""

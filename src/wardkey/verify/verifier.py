@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from wardkey.db.engine import Database, storage_failure
 from wardkey.db.leases import Me
@@ -19,7 +18,7 @@ from wardkey.domain.errors import (
     VerifierUnavailable,
 )
 from wardkey.domain.rate import Admission, RateLimit, admit, share
-from wardkey.domain.secret import Malformed, SecretKind, SecretText, parse
+from wardkey.domain.secret import Malformed, SecretKind, SecretText, kid_of, parse
 from wardkey.domain.verdict import KnownSecret, Question, Verdict, decide, failure_of
 from wardkey.verify.directory import Directory
 from wardkey.verify.memory import KnownServiceKey
@@ -34,7 +33,8 @@ _GUESSES = RateLimit(limit=10, period_ms=1_000, burst=600)
 _KINDS = frozenset({SecretKind.SECRET, SecretKind.PUBLISHABLE})
 
 
-@dataclass(frozen=True, slots=True)
+# Made for each verdict, and a frozen one takes four times as long to make.
+@dataclass(slots=True)
 class Answer:
     """A verdict with what the asking side may know; `known` is None unless the hash matched.
 
@@ -55,22 +55,6 @@ class Answer:
         return failure_of(self.verdict, self.known, asked, seconds)
 
 
-@dataclass(slots=True)
-class Seen:
-    """The credential that a connection showed last, with the record that its hash matched.
-
-    As long as the directory holds this very record, the same text need not be hashed again.
-    `caller` is for whoever made more of it, from the header fields `fields`.
-    """
-
-    text: str = field(default="", repr=False)
-    secret: SecretText | None = None
-    known: KnownSecret | None = None
-    fields: tuple[bytes | None, ...] = field(default=(), repr=False)
-    caller: Any = None
-
-
-_NOTHING_SEEN = Seen()
 _VALID = Verdict.VALID
 
 
@@ -95,37 +79,25 @@ class Verifier:
         self._guesses: dict[str, float] = {}
         self._rehash: dict[str, tuple[bytes, int]] = {}
 
-    def parsed(self, text: str, seen: Seen) -> SecretText | Malformed:
-        """Return the parts of a text, those of `seen` if it is the same."""
-        if seen.secret is not None and seen.text == text:
-            return seen.secret
-        return parse(text, brand=self._database.brand)
-
-    def again(self, seen: Seen, address: str, user_agent: str, route: str) -> bool:
-        """Tell whether the key of `seen` is still valid for the same caller, and count its use.
+    def again(self, known: KnownSecret, address: str, user_agent: str, route: str) -> bool:
+        """Tell whether a caller's key is as valid as in its last verdict, and count its use.
 
         False where that takes a verdict of its own: something changed, or is to be counted down.
         """
-        known = seen.known
-        if known is None or known.rate is not None or known.pepper_version != self._vault.version:
+        if known.rate is not None or known.pepper_version != self._vault.version:
             return False
-        if self.directory.find(known.kid) is not known:
+        if self.directory.remembered(known.kid) is not known:
             return False
         now = self._database.clock()
         end = known.expires_at
-        if (end is not None and now >= end) or self.directory.stale_ms():
+        if end is not None and now >= end:
             return False
         self._usage.note(known.kid, known.key_id, _VALID, now, address, user_agent, route)
+        self.metrics.count(_VALID, stale=False)
         return True
 
     def verify(
-        self,
-        asked: Question,
-        user_agent: str = "",
-        route: str = "",
-        seen: Seen | None = None,
-        *,
-        looked: bool = False,
+        self, asked: Question, user_agent: str = "", route: str = "", *, looked: bool = False
     ) -> Answer:
         """Return the verdict on `asked.text`; raises `VerifierUnavailable` without storage.
 
@@ -133,7 +105,7 @@ class Verifier:
         `looked` that the same request had a verdict already, on its caller.
         """
         try:
-            answer = self._verify(asked, user_agent, route, seen, looked=looked)
+            answer = self._verify(asked, user_agent, route, looked=looked)
         except Exception as fault:
             known = fault if isinstance(fault, Failure) else storage_failure(fault)
             if isinstance(known, Unavailable):
@@ -181,56 +153,54 @@ class Verifier:
         taken, self._rehash = self._rehash, {}
         return taken
 
-    def _verify(
-        self, asked: Question, user_agent: str, route: str, seen: Seen | None, *, looked: bool
-    ) -> Answer:
-        secret = self.parsed(asked.text, seen or _NOTHING_SEEN)
-        if isinstance(secret, Malformed):
-            known = self._imported(asked.text)
-            if known is None:
-                return self._stranger(Verdict.MALFORMED)
-        else:
-            known = self._matching(secret, asked.address, seen, looked=looked)
-            if known is None:
-                return self._guess(asked.address)
+    def _verify(self, asked: Question, user_agent: str, route: str, *, looked: bool) -> Answer:
+        text, stale_ms = asked.text, 0
+        known = self.directory.remembered(kid_of(text), looked=looked)
+        # The digest covers the whole text, so what fits needs no look at its shape.
+        if known is None or known.imported or not self._fits(text, known):
+            found = self._find(text, asked.address)
+            if isinstance(found, Answer):
+                return found
+            known, stale_ms = found, self.directory.stale_ms()
         now = self._database.clock()
         verdict = decide(known, asked, now)
         if verdict is Verdict.UNKNOWN:
             return self._stranger(verdict)
         admission = None
-        if verdict is Verdict.VALID and known.rate is not None:
+        if verdict is _VALID and known.rate is not None:
             admission = self._admit(known, now, asked.cost)
             if not admission.admitted:
                 verdict = Verdict.RATE_LIMITED
         self._usage.note(known.kid, known.key_id, verdict, now, asked.address, user_agent, route)
-        if verdict is Verdict.VALID and known.pepper_version != self._vault.version:
-            self._note_rehash(known, asked.text)
-        return Answer(verdict, known, now, admission, self.directory.stale_ms())
+        if verdict is _VALID and known.pepper_version != self._vault.version:
+            self._note_rehash(known, text)
+        return Answer(verdict, known, now, admission, stale_ms)
 
-    def _matching(
-        self, secret: SecretText, address: str, seen: Seen | None, *, looked: bool
-    ) -> KnownSecret | None:
-        if secret.kind not in _KINDS:
-            return None
-        if self._guesses and self._is_guessing(address) and not self.directory.holds(secret.kid):
-            return None
-        known = self.directory.find(secret.kid, looked=looked)
-        if known is None:
-            # As long as a known kid with a wrong secret takes.
-            self._vault.matches(secret.text, _NOBODY, self._vault.version)
-            return None
-        if seen is not None and known is seen.known and secret is seen.secret:
-            return known
-        fits = self._vault.matches(secret.text, known.digest, known.pepper_version)
-        if not fits or known.imported:
-            return None
-        if seen is not None:
-            seen.text, seen.secret, seen.known = secret.text, secret, known
-        return known
+    def _find(self, text: str, address: str) -> KnownSecret | Answer:
+        """Look a text up that memory alone could not judge; an answer says that it is nobody's."""
+        secret = parse(text, brand=self._database.brand)
+        known, verdict = None, Verdict.UNKNOWN
+        if isinstance(secret, Malformed):
+            verdict = Verdict.MALFORMED
+            if not text or not text.startswith(self.directory.import_prefixes()):
+                return self._stranger(verdict)
+            if not self._is_guessing(address):
+                known = self._imported(text)
+        elif secret.kind in _KINDS and (
+            not self._is_guessing(address) or self.directory.holds(secret.kid)
+        ):
+            known = self.directory.find(secret.kid)
+            if known is None:
+                # As long as a known kid with a wrong secret takes.
+                self._vault.matches(text, _NOBODY, self._vault.version)
+            elif known.imported or not self._fits(text, known):
+                known = None
+        return known or self._guess(address, verdict)
+
+    def _fits(self, text: str, known: KnownSecret) -> bool:
+        return self._vault.matches(text, known.digest, known.pepper_version)
 
     def _imported(self, text: str) -> KnownSecret | None:
-        if not text or not text.startswith(self.directory.import_prefixes()):
-            return None
         hashed = hashlib.sha256(text.encode()).hexdigest()
         for version in self._vault.peppers:
             known = self.directory.find_imported(self._vault.digest(hashed, version))
@@ -238,14 +208,14 @@ class Verifier:
                 return known
         return None
 
-    def _guess(self, address: str) -> Answer:
-        """Answer for an unknown secret; an address that shows too many waits.
+    def _guess(self, address: str, verdict: Verdict) -> Answer:
+        """Answer for nobody's secret; an address that shows too many waits.
 
         Its look-ups stop then, but what memory holds is still judged: others may sit behind it.
         """
         now = self._database.clock()
         if not address:
-            return self._stranger(Verdict.UNKNOWN)
+            return self._stranger(verdict)
         admission = admit(_GUESSES, self._guesses.get(address, 0.0), now)
         if not admission.admitted:
             self._usage.note_stranger(now, Verdict.RATE_LIMITED)
@@ -253,7 +223,7 @@ class Verifier:
         if len(self._guesses) >= _MOST_GUESSING:
             self._guesses = {k: tat for k, tat in self._guesses.items() if tat > now}
         self._guesses[address] = admission.tat
-        return self._stranger(Verdict.UNKNOWN)
+        return self._stranger(verdict)
 
     def _is_guessing(self, address: str) -> bool:
         tat = self._guesses.get(address)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from email.utils import formatdate
-from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -52,6 +51,7 @@ class VerifyBatch(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 _request = msgspec.json.Decoder(VerifyRequest)
 _batch = msgspec.json.Decoder(VerifyBatch)
 _encoder = msgspec.json.Encoder()
+_VALID = Verdict.VALID
 
 
 def read_request(body: bytes) -> VerifyRequest:
@@ -77,7 +77,7 @@ def render(answer: Answer, asked: Question) -> bytes:
     Only a secret whose hash matched is told of: its key, and why it was refused.
     """
     known = answer.known
-    if answer.verdict is Verdict.VALID:
+    if answer.verdict is _VALID:
         said = b'{"valid":true,"code":"valid"'
     else:
         detail = _encoder.encode(answer.failure(asked).detail)
@@ -86,35 +86,13 @@ def render(answer: Answer, asked: Question) -> bytes:
     as_of = iso(answer.as_of).encode()
     if known is None:
         return b'%b%b,"as_of":"%b"}' % (said, stale, as_of)
-    return (
-        b'%b,%b,"permissions":%b,"metadata":%b,"expires_at":%b,"grace_ends_at":%b,"limits":%b%b,'
-        b'"as_of":"%b"}'
-    ) % (
-        said,
-        known.told,
-        _permissions(known.permissions),
-        _encoder.encode(known.metadata) if known.metadata else b"{}",
-        _time(known.key_expires_at),
-        _time(known.secret_expires_at),
-        b"null" if answer.admission is None else _encoder.encode(_limits(answer)),
-        stale,
-        as_of,
-    )
+    limits = b"null" if answer.admission is None else _encoder.encode(_limits(answer))
+    return b'%b,%b,"limits":%b%b,"as_of":"%b"}' % (said, known.told, limits, stale, as_of)
 
 
 def render_batch(items: list[bytes]) -> bytes:
     """Return rendered answers as one JSON object."""
     return b'{"items":[%b]}' % b",".join(items)
-
-
-# Keys share their permissions far more often than not.
-@lru_cache(maxsize=4096)
-def _permissions(permissions: frozenset[str]) -> bytes:
-    return _encoder.encode(sorted(permissions))
-
-
-def _time(ms: int | None) -> bytes:
-    return b"null" if ms is None else b'"%b"' % iso(ms).encode()
 
 
 def grace_fields(known: KnownSecret | None) -> dict[str, str]:

@@ -20,22 +20,12 @@ from wardkey.domain.errors import (
     SecretKeyInBrowser,
 )
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.secret import Environment, Malformed, SecretKind, looks_like_ours
+from wardkey.domain.secret import Environment, Malformed, SecretKind, looks_like_ours, parse
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
-from wardkey.web.context import Context, Here
+from wardkey.web.context import KEY_HEADER, Context, Here
 from wardkey.web.incoming import Incoming
 
-KEY_HEADER = b"wardkey-api-key"
 _LONGEST_ORGANIZATION = 64
-# The header fields that a caller's identity and verdict hang on.
-_TELLING = (
-    b"authorization",
-    KEY_HEADER,
-    b"x-forwarded-for",
-    b"origin",
-    b"sec-fetch-site",
-    b"user-agent",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +128,17 @@ def note_exposure(context: Context, known: KnownSecret, address: str, agent: str
 def identify_caller(incoming: Incoming, context: Context) -> Caller:
     """Return who shows a credential; raises what is wrong with it."""
     seen = incoming.seen
-    fields = (*map(incoming.named.get, _TELLING), incoming.query)
-    if seen.caller is not None and seen.fields == fields:
+    if seen.known is not None and _tells_the_same(incoming, context):
         caller: Caller = seen.caller
-        if context.verifier.again(seen, caller.by.address, caller.by.user_agent, incoming.route):
+        by = caller.by
+        if context.verifier.again(seen.known, by.address, by.user_agent, incoming.route):
             return caller
     text = shown_credential(incoming, context)
     if not text:
         raise MissingCredentials
     address = client_address(incoming, context)
     agent = incoming.text(b"user-agent")[:200]
-    secret = context.verifier.parsed(text, incoming.seen)
+    secret = parse(text, brand=context.runner.database.brand)
     if not isinstance(secret, Malformed) and secret.kind is not SecretKind.SECRET:
         if secret.kind is SecretKind.USER:
             with context.runner.database.read() as tx:
@@ -171,15 +161,16 @@ def identify_caller(incoming: Incoming, context: Context) -> Caller:
         origin=incoming.text(b"origin"),
         browser=from_browser(incoming),
     )
-    answer = context.verifier.verify(asked, agent, incoming.route, incoming.seen)
+    answer = context.verifier.verify(asked, agent, incoming.route)
     if answer.verdict is not Verdict.VALID or answer.known is None:
         failure = answer.failure(asked)
         if isinstance(failure, SecretKeyInBrowser) and answer.known is not None:
             note_exposure(context, answer.known, address, agent)
         raise failure
     caller = Caller(key_principal(answer.known, address, agent), text)
-    if answer.known is seen.known and len(incoming.named) == len(incoming.fields):
-        seen.fields, seen.caller = fields, caller
+    if len(incoming.named) == len(incoming.fields):
+        seen.named, seen.query = incoming.named, incoming.query
+        seen.known, seen.caller = answer.known, caller
     return caller
 
 
@@ -199,6 +190,19 @@ def caller_in_organization(incoming: Incoming, context: Context) -> Caller:
         )
     with context.runner.database.read() as tx:
         return Caller(as_member(tx, caller.by, organization, environment), caller.text)
+
+
+def _tells_the_same(incoming: Incoming, context: Context) -> bool:
+    """Tell whether everything that a caller's identity hangs on is as in the request before."""
+    named, before = incoming.named, incoming.seen.named
+    if incoming.query != incoming.seen.query or len(named) != len(incoming.fields):
+        return False
+    if named is before:
+        return True
+    if any(named.get(name) != before.get(name) for name in context.telling):
+        return False
+    incoming.seen.named = named
+    return True
 
 
 def _caller(request: Request, context: Here) -> Caller:

@@ -13,6 +13,16 @@ from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web.throttle import Throttle
 
+KEY_HEADER = b"wardkey-api-key"
+_TELLING = (
+    b"authorization",
+    KEY_HEADER,
+    b"x-forwarded-for",
+    b"origin",
+    b"sec-fetch-site",
+    b"user-agent",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -26,6 +36,11 @@ class Context:
     proxies: tuple[Network, ...]
     key_headers: tuple[bytes, ...]
     metrics_token: str = field(repr=False)
+
+    @property
+    def telling(self) -> tuple[bytes, ...]:
+        """The header fields that a caller's identity and verdict hang on."""
+        return (*_TELLING, *self.key_headers)
 
     @property
     def waits_for_network(self) -> bool:

@@ -6,10 +6,11 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.verify.verifier import Seen
+from wardkey.domain.verdict import KnownSecret
 
 _LAST_64_BITS = 2**64 - 1
 # From a random start, so that processes and restarts do not repeat each other's.
@@ -21,10 +22,23 @@ def next_request_id() -> str:
     return f"req_{next(_numbers) & _LAST_64_BITS:016x}"
 
 
+@dataclass(slots=True)
+class Seen:
+    """The caller that a connection showed last, with the header fields that told of him.
+
+    `known` is the record of the key that his verdict was on.
+    """
+
+    named: Mapping[bytes, bytes] = field(default_factory=dict, repr=False)
+    query: bytes = field(default=b"", repr=False)
+    known: KnownSecret | None = None
+    caller: Any = None
+
+
 class Incoming:
     """What came: names of `fields` in lower case, `peer` the address of the other end.
 
-    `route` is the method and the route's path, as usage tells it; `seen` remembers the credential
+    `route` is the method and the route's path, as usage tells it; `seen` remembers the caller
     that the same connection showed before.
     """
 
