@@ -22,10 +22,11 @@ from wardkey.domain.errors import (
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment, Malformed, SecretKind, looks_like_ours, parse
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
-from wardkey.web.context import KEY_HEADER, Context, Here
+from wardkey.web.context import Context, Here
 from wardkey.web.incoming import Incoming
 
 _LONGEST_ORGANIZATION = 64
+_BEARER = ("Bearer", "bearer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,12 @@ def shown_credential(incoming: Incoming, context: Context) -> str:
     found = ""
     for value in incoming.texts(b"authorization"):
         scheme, _, rest = value.partition(" ")
-        if scheme.lower() == "bearer":
+        if scheme in _BEARER or scheme.lower() == "bearer":
             found = _only(found, rest.strip())
-    for name in (KEY_HEADER, *context.key_headers):
-        for value in incoming.texts(name):
-            found = _only(found, value.strip())
+    for name in context.key_names:
+        if name in incoming.named:
+            for value in incoming.texts(name):
+                found = _only(found, value.strip())
     return found
 
 

@@ -16,7 +16,6 @@ from wardkey.web.throttle import Throttle
 KEY_HEADER = b"wardkey-api-key"
 _TELLING = (
     b"authorization",
-    KEY_HEADER,
     b"x-forwarded-for",
     b"origin",
     b"sec-fetch-site",
@@ -24,7 +23,7 @@ _TELLING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Context:
     """One process's parts and the settings that doors look at."""
 
@@ -36,11 +35,15 @@ class Context:
     proxies: tuple[Network, ...]
     key_headers: tuple[bytes, ...]
     metrics_token: str = field(repr=False)
+    # Made of `key_headers`: the fields that may hold a key, and those that a caller's identity
+    # and verdict hang on.
+    key_names: tuple[bytes, ...] = field(init=False)
+    telling: tuple[bytes, ...] = field(init=False)
 
-    @property
-    def telling(self) -> tuple[bytes, ...]:
-        """The header fields that a caller's identity and verdict hang on."""
-        return (*_TELLING, *self.key_headers)
+    def __post_init__(self) -> None:
+        """Put the names together."""
+        self.key_names = (KEY_HEADER, *self.key_headers)
+        self.telling = (*_TELLING, *self.key_names)
 
     @property
     def waits_for_network(self) -> bool:
