@@ -6,23 +6,33 @@ from collections.abc import Callable
 
 import httpx2 as httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.server import Server, wait_until
 
 TOKEN = "scraped-by-the-test-only"
 
 
-def scraped(server: Server, token: str = TOKEN) -> dict[tuple[str, str], float]:
-    """Return the sum over all verifiers of each sample, by its name and its other label."""
-    answer = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {token}"})
+def samples(server: Server) -> list[Sample]:
+    """Return what a scrape tells."""
+    answer = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 200, answer.text
+    families = text_string_to_metric_families(answer.text)
+    return [sample for family in families for sample in family.samples]
+
+
+def scraped(server: Server) -> dict[tuple[str, str], float]:
+    """Return the sum over all verifiers of each sample, by its name and its other label."""
     found: dict[tuple[str, str], float] = {}
-    for family in text_string_to_metric_families(answer.text):
-        for sample in family.samples:
-            label = sample.labels.get("code") or sample.labels.get("what") or ""
-            name = (sample.name, label)
-            found[name] = found.get(name, 0) + sample.value
+    for sample in samples(server):
+        name = (sample.name, sample.labels.get("code") or sample.labels.get("what") or "")
+        found[name] = found.get(name, 0) + sample.value
     return found
+
+
+def verifiers(server: Server) -> set[str]:
+    """Return who is told of."""
+    return {sample.labels["verifier"] for sample in samples(server) if "verifier" in sample.labels}
 
 
 def test_verdicts_of_every_worker_are_told_to_who_has_the_token(
@@ -33,13 +43,21 @@ def test_verdicts_of_every_worker_are_told_to_who_has_the_token(
     for _ in range(20):
         with server.client(server.first_key) as client:
             assert client.post("/v2/keys/verify", json={"key": "sk_live_none"}).is_success
-    wait_until(lambda: scraped(server).get(("wardkey_verdicts_total", "malformed")) == 20)
+    # One connection, which remembers its caller: each of his verdicts counts all the same.
+    with server.client(server.first_key) as client:
+        for _ in range(10):
+            assert client.post("/v2/keys/verify", json={"key": "sk_live_none"}).is_success
+    wait_until(lambda: scraped(server).get(("wardkey_verdicts_total", "malformed")) == 30)
     seen = scraped(server)
-    assert seen["wardkey_verdicts_total", "valid"] == 20
+    assert seen["wardkey_verdicts_total", "valid"] == 30
     assert seen["wardkey_verifiers", ""] == 2
-    assert seen["wardkey_seconds_count", "POST /v2/keys/verify"] == 20
+    assert seen["wardkey_seconds_count", "POST /v2/keys/verify"] == 30
     assert seen["wardkey_feed_lag", ""] == 0
     assert seen["wardkey_directory_secrets", ""] >= 1
+    # What a killed worker told last is told no more, once it is silent for longer than any lives.
+    before = verifiers(server)
+    server.kill_one_worker()
+    wait_until(lambda: len(verifiers(server) & before) == 1 and len(verifiers(server)) == 2, 30)
 
 
 def test_metrics_are_told_to_nobody_else(start: Callable[..., Server]) -> None:
