@@ -29,6 +29,7 @@ from wardkey.db.occupancy import hold_database, hold_folder
 from wardkey.db.upkeep import begin_feed, clean_up, clean_up_usage, rehash
 from wardkey.domain.errors import DeploymentNotFound, Failure, InvalidSetting
 from wardkey.verify.leased import Leased
+from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web import problems
@@ -191,6 +192,8 @@ def _tick(context: Context, workers: int, stop: threading.Event) -> None:
             # The process that watches over the workers was killed; nobody would stop this one.
             os.kill(os.getpid(), signal.SIGTERM)
         _attempt(context.usage.flush)
+        # At the start too, for what a killed process left.
+        _attempt(partial(merge_pending, database, MERGE_MS if ticks and not last else 0))
         _attempt(partial(context.runner.write_notes, everything=last))
         _attempt(partial(_rehash, context))
         _attempt(partial(_share, context, workers))

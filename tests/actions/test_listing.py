@@ -88,6 +88,7 @@ def test_a_key_is_unused_once_neither_made_nor_used_for_so_many_days(
     usage.note(newer.kid, rotated.key.id, "valid", START + 2 * DAY, "", "", "")
     usage.note(rotated.kid, rotated.key.id, "valid", START + 1, "", "", "")
     usage.flush()
+    usage.catch_up()
     query = KeyQuery(unused_days=7)
     assert names(runner, owner, START + 7 * DAY - 1, query) == set()
     assert names(runner, owner, START + 7 * DAY, query) == {"never"}

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2 as httpx
 import pytest
+from sqlalchemy import text as sql
 from sqlalchemy import update
 
 from demo.steps import worker_of
 from tests.server import Server, wait_until
 from wardkey.actions import keys, organizations, revocations, rotations
 from wardkey.actions.run import Runner
+from wardkey.app import open_deployment
+from wardkey.config import load_config
+from wardkey.db.engine import Database
 from wardkey.db.schema import callers
 from wardkey.domain.callers import HOUR_MS
 from wardkey.domain.errors import KeyRevoked, StillInUse
@@ -109,6 +113,64 @@ def test_409_finish_names_the_callers_and_revoke_is_never_held_up(
     kid = old.split("_")[2]
     assert owner.post(f"/v2/keys/{key_id}/secrets/{kid}/revoke").status_code == 200
     assert [use(server, old), use(server, new)] == ["revoked", "valid"]
+
+
+@contextmanager
+def beside(server: Server) -> Iterator[Database]:
+    """Open the server's database as another process of the deployment."""
+    url = str(server.settings.get("database_url", ""))
+    options = {"data_dir": server.data_dir, "database_url": url}
+    with open_deployment(load_config({}, options)) as opened:
+        yield opened.database
+
+
+def flush_a_use(database: Database, key_id: str, text: str, address: str) -> None:
+    usage, now = Usage(database), int(time.time() * 1000)
+    usage.note(text.split("_")[2], key_id, "valid", now, address, "billing/1.4", "verify")
+    usage.flush()
+
+
+def test_what_another_process_flushed_is_seen_at_once_by_all_that_read_it(
+    server: Server, owner: httpx.Client
+) -> None:
+    key_id, old, new = rotated(owner, "live-pending")
+    with beside(server) as database:
+        flush_a_use(database, key_id, old, "10.9.0.1")
+        assert [one["address"] for one in told(owner, key_id, old)["callers"]] == ["10.9.0.1"]
+        flush_a_use(database, key_id, old, "10.9.0.2")
+        secrets = owner.get(f"/v2/keys/{key_id}").json()["secrets"]
+        assert secrets[1]["last_used"]["address"] == "10.9.0.2"
+        flush_a_use(database, key_id, new, "10.9.0.3")
+        (shown,) = owner.get("/v2/keys", params={"search": "live-pending"}).json()["keys"]
+        assert shown["secrets"][0]["last_used"]["address"] == "10.9.0.3"
+        flush_a_use(database, key_id, old, "10.9.0.4")
+        refused = owner.post(f"/v2/keys/{key_id}/finish")
+    assert (refused.status_code, refused.json()["code"]) == (409, "still_in_use")
+    named = [one["address"] for one in refused.json()["callers"]]
+    assert named == ["10.9.0.4", "10.9.0.2", "10.9.0.1"]
+
+
+def test_nothing_is_finished_while_a_use_stands_that_cannot_be_merged(
+    server: Server, owner: httpx.Client
+) -> None:
+    key_id, old, new = rotated(owner, "live-unmerged")
+
+    def rename(table: str, name: str) -> None:
+        with database.usage.begin() as connection:
+            connection.execute(sql(f"ALTER TABLE usage.{table} RENAME TO {name}"))
+
+    with beside(server) as database:
+        rename("hours", "aside")
+        try:
+            flush_a_use(database, key_id, old, "10.9.0.1")
+            # The answer to a fault ends its connection.
+            with server.owner() as refused:
+                assert refused.post(f"/v2/keys/{key_id}/finish").status_code == 500
+            assert owner.get(f"/v2/keys/{key_id}").status_code == 200
+        finally:
+            rename("aside", "hours")
+    assert owner.post(f"/v2/keys/{key_id}/finish").status_code == 409
+    assert [use(server, old), use(server, new)] == ["valid", "valid"]
 
 
 def test_finish_revokes_all_but_the_newest_with_receipts(
@@ -252,6 +314,7 @@ def test_finish_is_refused_until_the_last_use_is_an_hour_old(
     usage = Usage(runner.database)
     usage.note(made.kid, made.key.id, "rate_limited", now, "10.0.0.1", "curl/8.5.0", "verify")
     usage.flush()
+    usage.catch_up()
     for age in (0, 3 * 60_000, HOUR_MS - 1):
         with runner.database.counting() as connection:
             connection.execute(update(callers).values(last_at=now - age))

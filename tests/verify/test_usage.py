@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from wardkey.actions.run import Runner
-from wardkey.db.engine import Database
-from wardkey.db.schema import callers, hours, last_used
+from wardkey.app import open_deployment
+from wardkey.config import Config
+from wardkey.db.engine import Database, wall_clock
+from wardkey.db.schema import callers, hours, last_used, pending, refused
 from wardkey.db.upkeep import KEPT_USAGE_MS, clean_up_usage
 from wardkey.domain.callers import HOUR_MS, MOST_CALLERS
+from wardkey.domain.errors import StorageBusy
 from wardkey.verify import usage as room
+from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.usage import Usage
 
 KID, KEY = "7QdRk2mVx9Ta", "key_0fA3xQ2LmN7pR9sT1uV4wY"
@@ -26,12 +35,14 @@ def note(usage: Usage, at: int = AT, code: str = "valid", kid: str = KID, **more
 
 
 def kept(database: Database) -> dict[str, int]:
+    merge_pending(database)
     with database.usage.connect() as connection:
         rows = connection.execute(select(callers.c.address, callers.c["count"]))
         return {row[0]: row[1] for row in rows}
 
 
 def by_hour(database: Database) -> dict[tuple[int, str], int]:
+    merge_pending(database)
     with database.usage.connect() as connection:
         rows = connection.execute(select(hours.c.hour, hours.c.code, hours.c["count"]))
         return {(hour, code): count for hour, code, count in rows}
@@ -67,6 +78,7 @@ def test_heavy_callers_stay_among_a_thousand_light_ones(runner: Runner) -> None:
             note(usages[n % 2], AT + turn, address=f"2001:db8::{turn}:{n}")
         for usage in usages:
             usage.flush()
+        merge_pending(runner.database)
     found = kept(runner.database)
     assert len(found) == MOST_CALLERS
     assert {address: found[address] >= 200 for address in heavy} == dict.fromkeys(heavy, True)
@@ -82,6 +94,7 @@ def test_processes_that_write_at_once_lose_nothing_and_do_not_deadlock(runner: R
                 place = (n * (-1) ** number) % 40
                 note(usages[number], AT + turn, kid=f"kid{place:09}", address=f"10.0.{number}.1")
             usages[number].flush()
+            merge_pending(runner.database)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, range(4)))
@@ -106,22 +119,168 @@ def test_threads_that_note_while_a_batch_is_written_lose_nothing(runner: Runner)
     assert usage.lost == 0
 
 
+@contextmanager
+def without(database: Database, table: str) -> Iterator[None]:
+    """Take a table away for as long as the block runs."""
+    with database.usage.begin() as connection:
+        connection.execute(text(f"ALTER TABLE usage.{table} RENAME TO aside"))
+    yield
+    with database.usage.begin() as connection:
+        connection.execute(text(f"ALTER TABLE usage.aside RENAME TO {table}"))
+
+
+def rows_pending(database: Database) -> int:
+    with database.reader.connect() as connection:
+        return connection.execute(select(func.count()).select_from(pending)).scalar_one()
+
+
 def test_what_could_not_be_written_is_written_later_once(runner: Runner) -> None:
     usage = Usage(runner.database)
     note(usage)
-    with runner.database.usage.begin() as connection:
-        connection.execute(text("ALTER TABLE usage.callers RENAME TO aside"))
-    with pytest.raises(Exception, match="callers"):
-        usage.flush()
-    note(usage, AT + 3)
-    with runner.database.usage.begin() as connection:
-        connection.execute(text("ALTER TABLE usage.aside RENAME TO callers"))
+    with without(runner.database, "pending"):
+        with pytest.raises(Exception, match="pending"):
+            usage.flush()
+        note(usage, AT + 3)
     usage.flush()
     usage.flush()
     assert by_hour(runner.database) == {(500_000, "valid"): 2}
     with runner.database.usage.connect() as connection:
         one = connection.execute(select(callers)).one()
     assert (one.first_at, one.last_at, one[-1]) == (AT, AT + 3, 2)
+
+
+@pytest.mark.parametrize("table", ["callers", "refused", "hours"])
+def test_a_merge_that_fails_midway_loses_and_doubles_nothing(runner: Runner, table: str) -> None:
+    usage = Usage(runner.database)
+    note(usage)
+    usage.note_stranger(AT, "malformed")
+    usage.flush()
+    with without(runner.database, table):
+        with pytest.raises(Exception, match=table):
+            merge_pending(runner.database)
+        note(usage, AT + 3)
+        usage.flush()
+        usage.catch_up()
+        assert rows_pending(runner.database) == 2
+    assert by_hour(runner.database) == {(500_000, "valid"): 2}
+    assert kept(runner.database) == {"203.0.113.7": 2}
+    with runner.database.usage.connect() as connection:
+        assert connection.execute(select(refused)).one() == (500_000, "malformed", 1)
+        assert connection.execute(select(last_used.c.verifications)).scalar_one() == 2
+
+
+def test_a_flush_writes_one_row_whatever_the_uses_and_a_merge_takes_it_away(
+    runner: Runner,
+) -> None:
+    usage = Usage(runner.database)
+    for n in range(3_000):
+        note(usage, kid=f"kid{n:09}", address=f"2001:db8::{n % 7}")
+    usage.flush()
+    assert rows_pending(runner.database) == 1
+    runner.database.clock = lambda: clock
+    clock = wall_clock()
+    merge_pending(runner.database, MERGE_MS)
+    assert rows_pending(runner.database) == 1
+    clock += MERGE_MS
+    merge_pending(runner.database, MERGE_MS)
+    assert rows_pending(runner.database) == 0
+    assert by_hour(runner.database) == {(500_000, "valid"): 1}
+    with runner.database.usage.connect() as connection:
+        assert len(connection.execute(select(hours)).all()) == 3_000
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from wardkey.app import open_deployment
+from wardkey.config import load_config
+from wardkey.verify import pending
+from wardkey.verify.usage import Usage
+
+options = {"data_dir": Path(sys.argv[1]), "database_url": sys.argv[2]}
+with open_deployment(load_config({}, options)) as runner:
+    usage = Usage(runner.database)
+    for n in range(500):
+        at, address = int(sys.argv[3]) + n, f"10.0.0.{n % 40}"
+        usage.note("7QdRk2mVx9Ta", "key_1", "valid", at, address, "", "")
+        if n % 100 == 99:
+            usage.flush()
+    if sys.argv[4] == "merging":
+        with runner.database.counting() as connection:
+            ids = connection.execute(pending._IDS).scalars().all()
+            pending._merge_rows(connection, pending._STATEMENTS[runner.database.kind], ids)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("when", ["flushed", "merging"])
+def test_what_a_killed_process_flushed_is_merged_by_another_exactly(
+    config: Config, runner: Runner, storage_url: str, when: str
+) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(config.data_dir), storage_url, str(AT), when],
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert rows_pending(runner.database) == 5
+    assert by_hour(runner.database) == {(500_000, "valid"): 500}
+    assert sorted(kept(runner.database).values()) == [12] * 20 + [13] * 20
+    assert rows_pending(runner.database) == 0
+
+
+def test_merges_at_once_count_each_row_once(config: Config, runner: Runner) -> None:
+    usage = Usage(runner.database)
+    for turn in range(30):
+        note(usage, AT + turn)
+        usage.flush()
+    with ExitStack() as opened:
+        others = [opened.enter_context(open_deployment(config)).database for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(merge_pending, others))
+    assert by_hour(runner.database) == {(500_000, "valid"): 30}
+    assert kept(runner.database) == {"203.0.113.7": 30}
+
+
+def test_rows_beyond_the_bound_stay_in_memory_until_someone_merges(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_MOST_ROWS", 3)
+    usage = Usage(runner.database)
+    with without(runner.database, "hours"):
+        for _ in range(3):
+            note(usage)
+            usage.flush()
+        note(usage)
+        usage.flush()
+        note(usage)
+        with pytest.raises(StorageBusy):
+            usage.flush()
+        assert rows_pending(runner.database) == 4
+    merge_pending(runner.database)
+    usage.flush()
+    assert by_hour(runner.database) == {(500_000, "valid"): 5}
+
+
+def test_crowded_secrets_keep_their_first_times_and_their_key(runner: Runner) -> None:
+    usage = Usage(runner.database)
+    for n in range(MOST_CALLERS + 20):
+        note(usage, AT + n, address=f"10.0.0.{n}")
+    note(usage, AT, kid="another00000")
+    usage.flush()
+    merge_pending(runner.database)
+    note(usage, AT + 500, address="10.0.0.69")
+    note(usage, AT + 501, address="10.0.1.1")
+    usage.flush()
+    found = kept(runner.database)
+    with runner.database.usage.connect() as connection:
+        rows = connection.execute(select(callers).where(callers.c.kid == KID)).all()
+    assert len(rows) == MOST_CALLERS
+    assert {row.key_id for row in rows} == {KEY}
+    assert sum(row[-1] for row in rows) == MOST_CALLERS + 22
+    (last,) = [row for row in rows if row.address == "10.0.0.69"]
+    assert (last.first_at, last.last_at) == (AT + 69, AT + 500)
+    assert {"10.0.1.1", "203.0.113.7"} <= set(found)
 
 
 def test_memory_is_bounded_and_what_goes_over_is_counted_as_lost(
@@ -143,6 +302,7 @@ def test_what_a_caller_says_of_himself_is_clipped_and_holds_no_secret(runner: Ru
     note(usage, address="9" * 500, user_agent="\x00" * 9_000, route=f"GET {hostile}")
     note(usage, user_agent="")
     usage.flush()
+    merge_pending(runner.database)
     with runner.database.usage.connect() as connection:
         rows = connection.execute(select(callers).order_by(callers.c.address)).all()
     assert [len(row.route) for row in rows] == [7, 100]
@@ -158,6 +318,7 @@ def test_hours_and_callers_are_kept_for_90_days(runner: Runner) -> None:
     note(usage, AT, address="10.0.0.2")
     note(usage, now, address="10.0.0.3")
     usage.flush()
+    merge_pending(runner.database)
     clean_up_usage(replace(runner.database, clock=lambda: now))
     assert set(by_hour(runner.database)) == {(500_000, "valid"), (now // HOUR_MS, "valid")}
     assert set(kept(runner.database)) == {"10.0.0.2", "10.0.0.3"}
@@ -168,5 +329,6 @@ def test_a_use_that_is_noted_late_does_not_hide_a_newer_one(runner: Runner) -> N
     note(usage, AT + 9)
     note(usage, AT)
     usage.flush()
+    merge_pending(runner.database)
     with runner.database.usage.connect() as connection:
         assert connection.execute(select(last_used.c.at)).scalar_one() == AT + 9

@@ -322,12 +322,14 @@ def list_keys(  # noqa: PLR0917 - FastAPI's parameters
             total=keys.count_keys(tx, by, query),
         )
 
+    here.usage.catch_up()
     return here.runner.look(look, by)
 
 
 @router.get("/v2/keys/{key_id:id}", responses=told(errors.KeyNotFound))
 def get_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
     """Show one key with its secrets, never their texts."""
+    here.usage.catch_up()
     key = here.runner.look(keys.get, caller.by, key_id)
     return key_shape(key, here.runner.database.clock())
 

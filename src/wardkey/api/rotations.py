@@ -11,6 +11,7 @@ from wardkey.actions import rotations
 from wardkey.api.shapes import Id, ReceiptShape, receipt_shape, when
 from wardkey.domain import errors
 from wardkey.domain.times import iso
+from wardkey.verify.pending import merge_pending
 from wardkey.web.caller import Known
 from wardkey.web.context import Here
 from wardkey.web.problems import CallerShape, caller_shape, takes_json, told
@@ -64,6 +65,7 @@ def list_callers(
     ] = "",
 ) -> KeyCallersShape:
     """Show who used the key's secrets: address, program and route, with first and last time."""
+    here.usage.catch_up()
     found = here.runner.look(rotations.list_callers, caller.by, key_id, secret)
     return KeyCallersShape(secrets=[_shape(item) for item in found])
 
@@ -74,6 +76,8 @@ def list_callers(
 )
 def finish_rotation(key_id: Id, caller: Known, here: Here) -> FinishShape:
     """End a rotation: revoke every live secret but the newest, unless an old one is in use."""
+    # Where a use may stand that cannot be merged, nothing is finished.
+    merge_pending(here.runner.database)
     used = here.runner.look(rotations.callers_to_finish, caller.by, key_id)
     done, confirmed = here.runner.change_confirmed(rotations.finish, caller.by, key_id, used)
     return FinishShape(

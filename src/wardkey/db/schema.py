@@ -344,6 +344,18 @@ callers = Table(
     sqlite_with_rowid=False,
 )
 
+# What processes counted since the last merge, one row a flush, as JSON: uses that are alike in
+# all but their secret stand together, `[code, address, user agent, route, product, hour,
+# [[kid, key id, count, first, last], …]]`; strangers are `[hour, code, count]`.
+pending = Table(
+    "pending",
+    usage,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("uses", Text, nullable=False),
+    Column("refused", Text, nullable=False),
+)
+
 # The processes that judge keys, each with its lease and what it last told of itself.
 verifiers = Table(
     "verifiers",

@@ -1,34 +1,33 @@
-"""Who uses which secret, and the refused strangers: counted in memory, written in batches."""
+"""Who uses which secret, and the refused strangers: counted in memory, then one row a flush."""
 
 from __future__ import annotations
 
-import re
+import logging
 import threading
-from collections import Counter, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Delete, Insert, Table, bindparam, case, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+import msgspec
+from sqlalchemy import text
 
-from wardkey.db.engine import Database, Kind, storage_failure
-from wardkey.db.schema import callers, hours, last_used, refused
+from wardkey.db.engine import Database, storage_failure, telling
 from wardkey.domain.callers import (
     HOUR_MS,
     MOST_ADDRESS,
     MOST_AGENT,
-    MOST_CALLERS,
     clip,
     clip_route,
     product_of,
 )
-from wardkey.domain.sketch import Sighting, merge
-from wardkey.domain.verdict import Verdict
+from wardkey.domain.errors import Failure, StorageBusy
+from wardkey.verify.pending import merge_pending
+
+log = logging.getLogger("wardkey")
 
 _MOST_PENDING = 100_000
+_MOST_ROWS = 10_000
 _FOLDED_AT_ONCE = 1_000
-_SECRETS_AT_ONCE = 500
-_MOST_PRESENT = 200_000
 _COUNT, _FIRST_AT, _LAST_AT, _KEY_ID = range(4)
 
 
@@ -39,12 +38,10 @@ Noted: TypeAlias = tuple[str, str, str, str, str, int]
 
 # Count, first and last time, key id: a list, because it is changed in place for each verdict.
 Tally: TypeAlias = list[Any]
-Name: TypeAlias = tuple[str, str, str]
-_NAMED_MARK = re.compile(r"%\(\w+\)s(?:::\w+)?")
 
 
 class Usage:
-    """Pending counts of this process; `flush` writes them to the usage database.
+    """Counts of this process; `flush` writes them to the usage database, where they are merged.
 
     What cannot be written is kept for the next batch, up to a bound; `lost` counts what went
     over it.
@@ -55,8 +52,6 @@ class Usage:
         self._lock = threading.Lock()
         self._noted: deque[tuple[str, str, str, str, str, str, int]] = deque()
         self._uses: dict[Noted, Tally] = {}
-        # Callers that this process wrote: they hold a place, unless another process took it.
-        self._present: set[tuple[str, Name]] = set()
         self.lost = 0
         self._refused: Counter[tuple[int, str]] = Counter()
 
@@ -83,10 +78,19 @@ class Usage:
         if not uses and not strangers:
             return
         try:
-            self._write(uses, strangers)
+            self._append(uses, strangers)
         except Exception as fault:
             self._put_back(uses, strangers)
             raise storage_failure(fault) or fault from fault
+
+    def catch_up(self) -> None:
+        """Merge what is pending for who reads usage next; where that fails, reading goes on."""
+        try:
+            merge_pending(self._database)
+        except Failure as failure:
+            log.warning("%s: %s", failure.code, failure.detail)
+        except Exception:
+            log.exception("pending usage cannot be merged")
 
     def _fold(self) -> None:
         """Count what was noted. Others may note meanwhile, so only what is there now is taken."""
@@ -145,181 +149,42 @@ class Usage:
                 else:
                     self.lost += tally[_COUNT]
 
-    def _write(self, uses: Mapping[Noted, Tally], strangers: Counter[tuple[int, str]]) -> None:
-        kind = self._database.kind
-        batch = Batch()
-        for use, tally in uses.items():
-            batch.add(use, tally, self._present)
-        with self._database.counting() as connection:
-            _run(connection, _merge_uses(kind), list(batch.latest.values()))
-            _run(connection, _add_counts(kind, hours), list(batch.counted.values()))
-            _run(
-                connection,
-                _add_counts(kind, refused),
-                [(hour, code, count) for (hour, code), count in strangers.items()],
-            )
-            _run(connection, _add_sightings(kind), batch.again)
-            kids = list(batch.new)
-            for start in range(0, len(kids), _SECRETS_AT_ONCE):
-                some = {kid: batch.new[kid] for kid in kids[start : start + _SECRETS_AT_ONCE]}
-                _write_callers(connection, kind, some, batch.key_ids)
-        if len(self._present) > _MOST_PRESENT:
-            self._present.clear()
-        self._present |= batch.arrived
-
-
-class Batch:
-    """What is to be written of some uses, as rows in the order of their tables' columns.
-
-    `again` are sightings of callers that this process wrote before; `new` those that may need
-    another caller's place.
-    """
-
-    def __init__(self) -> None:
-        self.latest: dict[str, tuple[Any, ...]] = {}
-        self.counted: dict[tuple[str, int, str], tuple[Any, ...]] = {}
-        self.again: list[tuple[Any, ...]] = []
-        self.new: dict[str, dict[Name, Sighting]] = {}
-        self.arrived: set[tuple[str, Name]] = set()
-        self.key_ids: dict[str, str] = {}
-
-    def add(self, use: Noted, tally: Tally, present: set[tuple[str, Name]]) -> None:
-        """Add one use."""
-        kid, code, address, user_agent, route, hour_at = use
-        count, first_at, last_at, key_id = tally
-        hour = hour_at // HOUR_MS
-        before = self.counted.get((kid, hour, code))
-        total = count if before is None else before[4] + count
-        self.counted[kid, hour, code] = (kid, hour, code, key_id, total)
-        if code == Verdict.VALID:
-            latest = self.latest.get(kid)
-            if latest is None:
-                self.latest[kid] = (kid, key_id, last_at, address, user_agent, count)
-            elif last_at > latest[2]:
-                self.latest[kid] = (kid, key_id, last_at, address, user_agent, latest[5] + count)
+    def _append(
+        self, uses: Mapping[Noted, Tally], strangers: Mapping[tuple[int, str], int]
+    ) -> None:
+        """Write one row, whatever the number of uses; raises `StorageBusy` if nobody merges."""
+        alike: dict[tuple[str, str, str, str, int], list[tuple[Any, ...]]] = {}
+        for (kid, code, address, user_agent, route, hour_at), tally in uses.items():
+            count, first_at, last_at, key_id = tally
+            who = (code, address, user_agent, route, hour_at)
+            one = (kid, key_id, count, first_at, last_at)
+            if who in alike:
+                alike[who].append(one)
             else:
-                self.latest[kid] = (*latest[:5], latest[5] + count)
-        name = (address, product_of(user_agent), route)
-        if (kid, name) in present:
-            self.again.append((kid, *name, key_id, first_at, last_at, count))
-            return
-        self.key_ids[kid] = key_id
-        self.arrived.add((kid, name))
-        seen = self.new.setdefault(kid, {})
-        one = Sighting(count, first_at, last_at)
-        known = seen.get(name)
-        seen[name] = one if known is None else known.plus(one)
+                alike[who] = [one]
+        row = {
+            "at": self._database.clock(),
+            "uses": _text_of(
+                [
+                    (code, address, agent, route, product_of(agent), hour_at // HOUR_MS, people)
+                    for (code, address, agent, route, hour_at), people in alike.items()
+                ]
+            ),
+            "refused": _text_of([(*of, count) for of, count in strangers.items()]),
+        }
+        with telling(), self._database.usage.begin() as connection:
+            if not connection.execute(_APPEND, {**row, "most": _MOST_ROWS}).rowcount:
+                raise StorageBusy
 
 
-def _write_callers(
-    connection: Connection,
-    kind: Kind,
-    seen: Mapping[str, Mapping[Name, Sighting]],
-    key_ids: Mapping[str, str],
-) -> None:
-    """Merge the callers of some secrets into those kept, and delete whom the sketch drops."""
-    kept: defaultdict[str, dict[Name, Sighting]] = defaultdict(dict)
-    for kid, *name, count, first_at, last_at in connection.execute(
-        _KEPT.where(callers.c.kid.in_(seen))
-    ):
-        kept[kid][name[0], name[1], name[2]] = Sighting(count, first_at, last_at)
-    dropped: list[tuple[Any, ...]] = []
-    written: list[tuple[Any, ...]] = []
-    for kid, new in seen.items():
-        before = kept.get(kid, {})
-        after = merge(before, new, MOST_CALLERS)
-        dropped += ((kid, *name) for name in before.keys() - after.keys())
-        written += (
-            (kid, *name, key_ids[kid], one.first_at, one.last_at, one.count)
-            for name, one in after.items()
-            if one != before.get(name)
-        )
-    _run(connection, _DROP_CALLER, dropped)
-    _run(connection, _put_callers(kind), written)
+def _text_of(rows: list[tuple[Any, ...]]) -> str:
+    return msgspec.json.encode(rows).decode()
 
 
-def _run(
-    connection: Connection, statement: Insert | Delete, rows: Sequence[tuple[Any, ...]]
-) -> None:
-    """Run a statement for many rows by the driver itself: half of the time goes otherwise.
-
-    The values of a row stand in the order of the statement's parameters.
-    """
-    if rows:
-        compiled = statement.compile(
-            dialect=connection.dialect, compile_kwargs={"render_postcompile": True}
-        )
-        marks = compiled.string
-        if compiled.positiontup is None:
-            marks = _NAMED_MARK.sub("%s", marks)
-        connection.exec_driver_sql(marks, list(rows))
-
-
-_KEPT = select(
-    callers.c.kid,
-    callers.c.address,
-    callers.c.product,
-    callers.c.route,
-    callers.c["count"],
-    callers.c.first_at,
-    callers.c.last_at,
-)
-_DROP_CALLER = delete(callers).where(
-    callers.c.kid == bindparam("of_kid"),
-    callers.c.address == bindparam("of_address"),
-    callers.c.product == bindparam("of_product"),
-    callers.c.route == bindparam("of_route"),
-)
-
-
-def _insert(kind: Kind, table: Table) -> Any:  # noqa: ANN401 - two dialects, one interface
-    return sqlite.insert(table) if kind == "sqlite" else postgresql.insert(table)
-
-
-def _merge_uses(kind: Kind) -> Insert:
-    insert = _insert(kind, last_used)
-    new = insert.excluded
-    newer = new.at >= last_used.c.at
-    merged: Insert = insert.on_conflict_do_update(
-        index_elements=[last_used.c.kid],
-        set_={
-            "at": case((newer, new.at), else_=last_used.c.at),
-            "address": case((newer, new.address), else_=last_used.c.address),
-            "user_agent": case((newer, new.user_agent), else_=last_used.c.user_agent),
-            "verifications": last_used.c.verifications + new.verifications,
-        },
-    )
-    return merged
-
-
-def _add_counts(kind: Kind, table: Table) -> Insert:
-    insert = _insert(kind, table)
-    added: Insert = insert.on_conflict_do_update(
-        index_elements=list(table.primary_key),
-        set_={"count": table.c["count"] + insert.excluded["count"]},
-    )
-    return added
-
-
-def _add_sightings(kind: Kind) -> Insert:
-    insert = _insert(kind, callers)
-    new = insert.excluded
-    least, most = (func.min, func.max) if kind == "sqlite" else (func.least, func.greatest)
-    added: Insert = insert.on_conflict_do_update(
-        index_elements=list(callers.primary_key),
-        set_={
-            "first_at": least(callers.c.first_at, new.first_at),
-            "last_at": most(callers.c.last_at, new.last_at),
-            "count": callers.c["count"] + new["count"],
-        },
-    )
-    return added
-
-
-def _put_callers(kind: Kind) -> Insert:
-    insert = _insert(kind, callers)
-    put: Insert = insert.on_conflict_do_update(
-        index_elements=list(callers.primary_key),
-        set_={name: insert.excluded[name] for name in ("first_at", "last_at", "count")},
-    )
-    return put
+# Where merges fail for long, memory and `lost` bound what is kept instead of the disk.
+_APPEND = text("""
+  INSERT INTO usage.pending (at, uses, refused)
+  SELECT CAST(:at AS BIGINT), CAST(:uses AS TEXT), CAST(:refused AS TEXT)
+  WHERE coalesce((SELECT max(id) FROM usage.pending) - (SELECT min(id) FROM usage.pending), 0)
+    < :most
+""")
