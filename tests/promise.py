@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import random
+import select
+import socket
 import threading
 import time
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+# An answer that does not come is no reason to stop asking: what is asked of a process while it
+# is paused is what it answers first when it goes on.
+MOST_OUTSTANDING = 150
+IMPATIENCE_S = 0.03
+# Then it connects anew, so that each worker behind one port gets its share of the askers.
+ANSWERS_EACH = 300
 
 
 @dataclass
@@ -20,6 +29,7 @@ class Watched:
 
     texts: list[str] = field(default_factory=list)
     dead: dict[str, float] = field(default_factory=dict)
+    ended: deque[str] = field(default_factory=lambda: deque(maxlen=12))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def bind(self, *texts: str) -> None:
@@ -27,7 +37,9 @@ class Watched:
         now = time.monotonic()
         with self.lock:
             for text in texts:
-                self.dead.setdefault(text, now)
+                if text not in self.dead:
+                    self.dead[text] = now
+                    self.ended.append(text)
 
     def free(self, *texts: str) -> None:
         """Say that a call which lets these secrets in again is about to begin."""
@@ -35,52 +47,115 @@ class Watched:
             for text in texts:
                 self.dead.pop(text, None)
 
+    def pick(self, chance: random.Random) -> tuple[str, float | None] | None:
+        """Return a secret to ask for and since when it is dead, often one that just ended."""
+        with self.lock:
+            recent = self.ended if self.ended and chance.random() < 0.5 else self.texts[-40:]
+            if not recent:
+                return None
+            text = chance.choice(recent)
+            return text, self.dead.get(text)
+
 
 class Asker(threading.Thread):
-    """Asks one server for secrets over one connection, as fast as it can."""
+    """Asks one server for secrets over one connection, as fast as it can.
 
-    def __init__(self, url: str, watched: Watched, seed: int) -> None:
+    With `caller` it shows that key and asks `POST /v2/keys/verify`, else it shows the secrets
+    themselves to `GET /v2/auth`.
+    """
+
+    def __init__(self, url: str, watched: Watched, seed: int, caller: str = "") -> None:
         super().__init__(daemon=True)
         self.address = urlsplit(url)
         self.watched = watched
+        self.caller = caller
         self.random = random.Random(seed)
         self.stopped = threading.Event()
         self.accepted_dead: list[str] = []
-        self.verdicts: dict[str, int] = {}
+        self.verdicts: Counter[str] = Counter()
+        # Answers to questions that were asked of a dead secret; and of those, the ones that
+        # waited so long that their process must have been paused.
+        self.judged_dead = self.judged_dead_late = 0
 
     def run(self) -> None:
-        connection: http.client.HTTPConnection | None = None
         while not self.stopped.is_set():
-            # Leaves the servers and the steps some of the machine.
-            time.sleep(0.002)
-            if not self.watched.texts:
-                continue
-            recent = self.watched.texts[-40:]
-            text = self.random.choice(recent)
-            with self.watched.lock:
-                dead_since = self.watched.dead.get(text)
-            began = time.monotonic()
             try:
-                connection = connection or http.client.HTTPConnection(
-                    str(self.address.hostname), self.address.port or 80, timeout=20
-                )
-                headers = {"Authorization": f"Bearer {text}"}
-                connection.request("GET", "/v2/auth?environment=live", headers=headers)
-                answer = connection.getresponse()
-                body = answer.read()
-            except (OSError, http.client.HTTPException):
-                if connection is not None:
-                    connection.close()
-                connection = None
-                time.sleep(0.01)
+                address = (str(self.address.hostname), self.address.port or 80)
+                with socket.create_connection(address, timeout=20) as connection:
+                    self._ask(connection)
+            except OSError:
+                self.stopped.wait(0.02)
+
+    def _ask(self, connection: socket.socket) -> None:
+        outstanding: deque[tuple[str, float | None, float]] = deque()
+        buffer = b""
+        asked_at = 0.0
+        answered = 0
+        while not self.stopped.is_set():
+            waits = bool(outstanding)
+            if answered > ANSWERS_EACH and not waits:
+                return
+            if not waits or (
+                len(outstanding) < MOST_OUTSTANDING and time.monotonic() - asked_at > IMPATIENCE_S
+            ):
+                # Leaves the servers and the steps some of the machine.
+                time.sleep(0 if waits else 0.002)
+                picked = self.watched.pick(self.random)
+                if picked is None:
+                    continue
+                asked_at = time.monotonic()
+                outstanding.append((*picked, asked_at))
+                connection.sendall(self._request(picked[0]))
+            if not select.select([connection], [], [], IMPATIENCE_S)[0]:
                 continue
-            verdict = answer.getheader("wardkey-verdict") or json.loads(body)["code"]
-            self.verdicts[verdict] = self.verdicts.get(verdict, 0) + 1
-            if answer.status == 200 and dead_since is not None:
-                with self.watched.lock:
-                    still = self.watched.dead.get(text) == dead_since
-                if still:
-                    late_ms = (began - dead_since) * 1000
-                    self.accepted_dead.append(f"{text[:20]}… {late_ms:.1f} ms after the call")
-        if connection is not None:
-            connection.close()
+            data = connection.recv(65_536)
+            if not data:
+                return
+            buffer += data
+            while (cut := _whole(buffer)) is not None:
+                self._judge(buffer[:cut], *outstanding.popleft())
+                buffer = buffer[cut:]
+                answered += 1
+
+    def _request(self, text: str) -> bytes:
+        if not self.caller:
+            return (
+                "GET /v2/auth?environment=live HTTP/1.1\r\nHost: x\r\n"
+                f"Authorization: Bearer {text}\r\n\r\n"
+            ).encode()
+        body = json.dumps({"key": text, "environment": "live"})
+        return (
+            f"POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.caller}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+
+    def _judge(self, answer: bytes, text: str, dead_since: float | None, began: float) -> None:
+        head, _, body = answer.partition(b"\r\n\r\n")
+        accepted = head.startswith(b"HTTP/1.1 200") and (
+            not self.caller or json.loads(body)["valid"] is True
+        )
+        self.verdicts["valid" if accepted else str(json.loads(body)["code"])] += 1
+        if dead_since is None:
+            return
+        with self.watched.lock:
+            still = self.watched.dead.get(text) == dead_since
+        if not still:
+            return
+        self.judged_dead += 1
+        self.judged_dead_late += time.monotonic() - began > 0.5
+        if accepted:
+            late_ms = (began - dead_since) * 1000
+            self.accepted_dead.append(f"{text[:20]}… {late_ms:.1f} ms after the call")
+
+
+def _whole(buffer: bytes) -> int | None:
+    """Return where the first answer in `buffer` ends, if all of it is there."""
+    end = buffer.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    size = 0
+    for line in buffer[:end].split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            size = int(value)
+    return end + 4 + size if len(buffer) >= end + 4 + size else None
