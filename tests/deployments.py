@@ -219,6 +219,12 @@ class Deployment:
         living = [node.process for node in self.nodes[1:] if node.process is not None]
         return [process.pid for process in living if process.poll() is None]
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether anything is paused or was killed."""
+        away = (node.process is None or node.process.poll() is not None for node in self.nodes)
+        return bool(self.paused) or any(away)
+
     def pause(self, pick: int) -> None:
         """Stop one process where it is; the others, and the first node, go on."""
         pids = [pid for pid in self.processes() if pid not in self.paused]

@@ -103,6 +103,7 @@ class Promise(RuleBasedStateMachine):
         self.deployment.note(f"kill {pick}")
         self.deployment.kill(pick)
 
+    @precondition(lambda self: self.deployment.disturbed)
     @rule()
     def go_on(self) -> None:
         self.deployment.note("go_on")
@@ -159,12 +160,14 @@ def test_askers_see_both_sides(deployment: Deployment) -> None:
     wait_until(lambda: seen("revoked") > 20)
 
     def asked_while_paused(turns: Iterator[int] = itertools.count()) -> bool:  # noqa: B008
-        deployment.pause(next(turns))
         deployment.issue()
+        before = seen("valid")
+        wait_until(lambda: seen("valid") > before + 60)
+        deployment.pause(next(turns))
         deployment.revoke(deployment.keys[-1])
-        time.sleep(0.7)
+        time.sleep(0.6)
         deployment.go_on()
-        return sum(asker.judged_dead_late for asker in deployment.askers) > 3
+        return sum(asker.judged_dead_late for asker in deployment.askers) > 20
 
     # And what they ask of a process that is paused is judged when it goes on.
     wait_until(asked_while_paused, 30)
