@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,8 +61,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers of a test's own, with any settings; all are stopped at its end."""
     started: list[Server] = []
 
-    def begin(data_dir: Path | None = None, **settings: object) -> Server:
-        up = Server(data_dir or tmp_path / "data", **settings)
+    def begin(
+        data_dir: Path | None = None, around: Mapping[str, str] | None = None, **settings: object
+    ) -> Server:
+        up = Server(data_dir or tmp_path / "data", around, **settings)
         started.append(up)
         up.start()
         return up

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2 as httpx
 
 from tests.promise import Asker, Watched
-from tests.server import Server, wait_until
+from tests.server import NO_CERTIFICATES, Server, wait_until
 
 ELSEWHERE = ["192.0.2.1"]
 
@@ -83,6 +83,7 @@ class Deployment:
                 base_url=self.nodes[0].url,
                 headers={"Authorization": f"Bearer {self.first_key}"},
                 timeout=15,
+                verify=NO_CERTIFICATES,
             ) as client,
         ):
             return client.request(method, path, json=body)

@@ -1,0 +1,153 @@
+"""Machines whose clocks are wrong, or are set while they run, keep the promise all the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server import Server
+
+HOUR_S = 3600
+# libfaketime 0.9.10 cannot sleep until a time on a clock that it was told to leave alone, which
+# is how Python sleeps.
+SLEEP = """
+import select, time
+time.sleep = lambda seconds: select.select([], [], [], seconds) and None
+"""
+
+
+def clock(offset: str, *, fake_monotonic: bool = False) -> dict[str, str]:
+    """Return the environment of a process whose clock is off; `offset` may name a file of it."""
+    libraries = list(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    assert libraries, "faketime is not installed; `make test` installs it on Debian"
+    where = {"FAKETIME_TIMESTAMP_FILE": offset, "FAKETIME_NO_CACHE": "1"}
+    return {
+        "LD_PRELOAD": str(libraries[0]),
+        "FAKETIME_DONT_FAKE_MONOTONIC": "0" if fake_monotonic else "1",
+        **(where if offset.startswith("/") else {"FAKETIME": offset}),
+    }
+
+
+class Machines:
+    """A node whose clock is right, `here`, and others by what is wrong with theirs."""
+
+    def __init__(
+        self, start: Callable[..., Server], folder: Path, url: str, wrong: Mapping[str, Any]
+    ) -> None:
+        self.here = start(database_url=url)
+        sleep = folder / "sleep"
+        sleep.mkdir()
+        (sleep / "sitecustomize.py").write_text(SLEEP)
+
+        def begin(name: str) -> Server:
+            data = self.here.data_dir
+            if url:
+                data = folder / name
+                data.mkdir(mode=0o700)
+                shutil.copy(self.here.data_dir / "master.key", data / "master.key")
+            around = {**wrong[name], "PYTHONPATH": str(sleep)}
+            return start(data, around, database_url=url)
+
+        # Servers in one folder share their log, and are told apart by when they start.
+        with ThreadPoolExecutor(4 if url else 1) as pool:
+            self.wrong = dict(zip(wrong, pool.map(begin, wrong), strict=True))
+        self.all = [self.here, *self.wrong.values()]
+
+    def ask(self, server: Server, text: str) -> dict[str, Any]:
+        with server.client(self.here.first_key) as client:
+            told: dict[str, Any] = client.post("/v2/keys/verify", json={"key": text}).json()
+        return told
+
+    def verdicts(self, text: str) -> set[str]:
+        return {self.ask(server, text)["code"] for server in self.all}
+
+    def ahead_s(self, server: Server) -> float:
+        """Return how far a server's wall clock is ahead of ours."""
+        as_of = datetime.fromisoformat(self.ask(server, self.here.first_key)["as_of"])
+        return (as_of - datetime.now(UTC)).total_seconds()
+
+    def issue(self, name: str) -> tuple[str, str]:
+        with self.here.client(self.here.first_key) as client:
+            made = client.post("/v2/keys", json={"name": name, "type": "secret"}).json()
+        return made["key"]["id"], made["secret"]
+
+    def revoke(self, server: Server, key_id: str) -> dict[str, Any]:
+        with server.client(self.here.first_key) as client:
+            done = client.post(f"/v2/keys/{key_id}/revoke")
+        assert done.status_code == 200, done.text
+        told: dict[str, Any] = done.json()
+        return told
+
+
+def test_a_revocation_is_true_whatever_the_wall_clocks_say(
+    start: Callable[..., Server], storage_url: str, tmp_path: Path
+) -> None:
+    jumping = tmp_path / "offset"
+    jumping.write_text("+0")
+    machines = Machines(
+        start,
+        tmp_path,
+        storage_url,
+        {
+            "behind": clock("-1h"),
+            "jumping": clock(str(jumping)),
+        },
+    )
+    wrong = machines.wrong
+    assert abs(machines.ahead_s(wrong["behind"]) + HOUR_S) < 30
+    for turn, offset in enumerate(("+0", "-1h", "+1h", "+0")):
+        jumping.write_text(offset)
+        wanted = HOUR_S * int(offset.rstrip("h"))
+        assert abs(machines.ahead_s(wrong["jumping"]) - wanted) < 30
+        for number, where in enumerate(machines.all):
+            key_id, text = machines.issue(f"live-clock-{turn}-{number}")
+            assert machines.verdicts(text) == {"valid"}
+            receipt = machines.revoke(where, key_id)
+            assert receipt["reach"] == "everywhere"
+            assert machines.verdicts(text) == {"revoked"}
+
+
+@pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
+def test_a_lease_runs_out_though_the_wall_clock_was_set_back(
+    start: Callable[..., Server], storage_url: str, tmp_path: Path
+) -> None:
+    jumping = tmp_path / "offset"
+    jumping.write_text("+0")
+    machines = Machines(start, tmp_path, storage_url, {"jumping": clock(str(jumping))})
+    there = machines.wrong["jumping"]
+    key_id, text = machines.issue("live-clock")
+    assert machines.verdicts(text) == {"valid"}
+    assert there.process is not None
+    os.kill(there.process.pid, signal.SIGSTOP)
+    jumping.write_text("-1h")
+    receipt = machines.revoke(machines.here, key_id)
+    assert receipt["took_ms"] > 500
+    os.kill(there.process.pid, signal.SIGCONT)
+    assert machines.ask(there, text)["code"] == "revoked"
+    assert machines.ahead_s(there) < -HOUR_S + 30
+
+
+def test_the_clock_of_the_machine_that_answers_decides_when_a_grace_ends(
+    start: Callable[..., Server], storage_url: str, tmp_path: Path
+) -> None:
+    # Its monotonic clocks are other ones too.
+    ahead = clock("+2h", fake_monotonic=True)
+    machines = Machines(start, tmp_path, storage_url, {"ahead": ahead})
+    key_id, text = machines.issue("live-grace")
+    with machines.here.client(machines.here.first_key) as client:
+        rotated = client.post(f"/v2/keys/{key_id}/rotate", json={"grace": "1h"})
+    assert rotated.status_code == 200, rotated.text
+    assert machines.ask(machines.here, text)["code"] == "valid"
+    assert machines.ask(machines.wrong["ahead"], text)["code"] == "expired"
+    text = rotated.json()["secret"]
+    assert machines.verdicts(text) == {"valid"}
+    machines.revoke(machines.here, key_id)
+    assert machines.verdicts(text) == {"revoked"}
