@@ -63,6 +63,7 @@ class Deployment:
         self.history: list[str] = []
         self.done: Counter[str] = Counter()
         self.copied: dict[str, int] = {}
+        self.can_restore = False
         self.askers = [
             Asker(
                 self.nodes[seed % len(self.nodes)].url,
@@ -186,11 +187,14 @@ class Deployment:
 
     def back_up(self) -> None:
         done = self.nodes[0].cli_here("backup", "--force", str(self.folder / "copy.wardkey"))
+        self.can_restore = done.exit_code == 0 or self.can_restore
         if done.exit_code == 0:
             self.copied = {key.id: len(key.texts) for key in self.keys}
 
     def restore(self) -> None:
         """Put the last backup in the database's place; nothing that ended comes back with it."""
+        if not self.can_restore:
+            return
         self.go_on()
         # An edit of the addresses is not carried over, so that these are as wide as they were.
         widened = [key for key in self.keys if "narrowed" in key.held]
@@ -219,12 +223,6 @@ class Deployment:
             return wait_until(self.nodes[0].workers, 30)
         living = [node.process for node in self.nodes[1:] if node.process is not None]
         return [process.pid for process in living if process.poll() is None]
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether anything is paused or was killed."""
-        away = (node.process is None or node.process.poll() is not None for node in self.nodes)
-        return bool(self.paused) or any(away)
 
     def pause(self, pick: int) -> None:
         """Stop one process where it is; the others, and the first node, go on."""

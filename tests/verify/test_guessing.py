@@ -1,0 +1,177 @@
+"""Whoever guesses keys fills no memory, keeps nobody waiting and learns nothing from the clock."""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+import tracemalloc
+from collections.abc import Iterator
+from zlib import crc32
+
+import pytest
+
+from wardkey.actions import keys, organizations
+from wardkey.actions.run import Runner
+from wardkey.domain.keys import KeySpec
+from wardkey.domain.permissions import KeyType, Role
+from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.secret import (
+    ALPHABET,
+    CRC_LENGTH,
+    RANDOM_LENGTH,
+    Environment,
+    SecretKind,
+    SecretText,
+    generate,
+    random_text,
+)
+from wardkey.domain.verdict import Question, Verdict
+from wardkey.verify.usage import Usage
+from wardkey.verify.verifier import Verifier
+
+MIB = 1_048_576
+
+
+@pytest.fixture
+def owner(runner: Runner) -> Principal:
+    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
+    return member(
+        user_id=user,
+        email="owner@acme.example",
+        org_id=made.id,
+        role=Role.OWNER,
+        environment=Environment.LIVE,
+    )
+
+
+@pytest.fixture
+def usage(runner: Runner) -> Usage:
+    return Usage(runner.database)
+
+
+@pytest.fixture
+def verifier(runner: Runner, usage: Usage) -> Iterator[Verifier]:
+    made = Verifier(runner.database, usage)
+    yield made
+    made.directory.close()
+
+
+def issue(runner: Runner, by: Principal, name: str) -> SecretText:
+    spec = KeySpec(name, KeyType.SECRET, Environment.LIVE)
+    return runner.change(keys.issue, by, spec).secret
+
+
+def guess() -> str:
+    """Return a text that nothing but a look-up tells from a secret."""
+    return generate(SecretKind.SECRET, Environment.LIVE).text
+
+
+def guess_at(known: SecretText) -> str:
+    """Return the text of another secret with the same kid, its checksum right."""
+    body = known.text[: -(RANDOM_LENGTH + CRC_LENGTH)] + random_text(RANDOM_LENGTH)
+    left, digits = crc32(body.encode()), ""
+    for _ in range(CRC_LENGTH):
+        left, digit = divmod(left, 62)
+        digits = ALPHABET[digit] + digits
+    return body + digits
+
+
+def address_of(number: int) -> str:
+    return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
+
+@pytest.mark.parametrize(
+    "guesses",
+    [50_000, pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
+)
+def test_a_flood_of_unknown_keys_fills_no_memory_and_keeps_nobody_waiting(
+    runner: Runner,
+    owner: Principal,
+    verifier: Verifier,
+    usage: Usage,
+    storage_url: str,
+    guesses: int,
+) -> None:
+    right = issue(runner, owner, "live-billing-export").text
+    # Each look-up crosses the network there.
+    count = guesses // 4 if storage_url else guesses
+    longest = 0.0
+    memory = verifier.directory.memory
+    assert verifier.verify(Question(right)).verdict is Verdict.VALID
+    gc.collect()
+    tracemalloc.start()
+    for number in range(count):
+        asked = Question(guess(), address=address_of(number))
+        assert verifier.verify(asked).verdict is Verdict.UNKNOWN
+        if number % 500 == 0:
+            began = time.perf_counter()
+            assert verifier.verify(Question(right, address="192.0.2.1")).verdict is Verdict.VALID
+            longest = max(longest, time.perf_counter() - began)
+            usage.flush()
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(memory.strangers) <= 10_000
+    assert len(verifier._guesses) <= 100_000
+    # The two tables when full, and no more: a million keys alone would take twice as much.
+    assert held < 48 * MIB, f"{held / MIB:.1f} MiB after {count} guesses"
+    assert longest < 1
+
+
+def test_the_time_of_an_answer_does_not_tell_whether_a_kid_exists(
+    runner: Runner, owner: Principal, verifier: Verifier
+) -> None:
+    """For kids that memory answers, as for whoever asks a second time."""
+    hot = [issue(runner, owner, f"live-hot-{number}") for number in range(20)]
+    strangers = [generate(SecretKind.SECRET, Environment.LIVE) for _ in range(20)]
+    chance = random.Random(1)
+    asked = {
+        "known": [Question(guess_at(one)) for one in hot for _ in range(50)],
+        "unknown": [Question(guess_at(one)) for one in strangers for _ in range(50)],
+    }
+    for questions in asked.values():
+        for question in questions:
+            assert verifier.verify(question).verdict is Verdict.UNKNOWN
+    took: dict[str, list[int]] = {"known": [], "unknown": []}
+    order = ["known", "unknown"] * 50_000
+    chance.shuffle(order)
+    clock = time.perf_counter_ns
+    verify = verifier.verify
+    gc.disable()
+    try:
+        for which in order:
+            question = chance.choice(asked[which])
+            began = clock()
+            verify(question)
+            took[which].append(clock() - began)
+    finally:
+        gc.enable()
+    low, high = difference_of_middles(took["known"], took["unknown"], chance)
+    typical = statistics.median(took["unknown"])
+    print(f"known - unknown: {low:.0f} to {high:.0f} ns of {typical:.0f} ns")  # noqa: T201 - on failure
+    assert max(abs(low), abs(high)) < typical / 10
+
+
+def difference_of_middles(
+    some: list[int], others: list[int], chance: random.Random
+) -> tuple[float, float]:
+    """Return a 99 % bootstrap interval of the difference between two trimmed means.
+
+    The slowest fifth of each is what else the machine did.
+    """
+
+    def middle(samples: list[int]) -> list[int]:
+        return sorted(samples)[: len(samples) * 4 // 5]
+
+    kept = middle(some), middle(others)
+    found = []
+    for _ in range(200):
+        first, second = (statistics.fmean(chance.choices(part, k=5_000)) for part in kept)
+        found.append(first - second)
+    found.sort()
+    # Means of so many vary less than means of 5,000, by the root of how many more they are.
+    centre = statistics.fmean(kept[0]) - statistics.fmean(kept[1])
+    shrink = (5_000 / len(kept[0])) ** 0.5
+    return centre + (found[1] - centre) * shrink, centre + (found[-2] - centre) * shrink
