@@ -211,8 +211,14 @@ def test_nothing_accepts_what_a_call_ended(
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
     )
-    run_state_machine_as_test(OfDeployment, settings=bounds)
-    print(dict(deployment.done))  # noqa: T201 - for whoever runs it with -s
+    try:
+        run_state_machine_as_test(OfDeployment, settings=bounds)
+    finally:
+        # For whoever runs it with -s.
+        judged = sum(asker.judged_dead for asker in deployment.askers)
+        late = sum(asker.judged_dead_late for asker in deployment.askers)
+        print(sum(deployment.done.values()), dict(deployment.done))  # noqa: T201
+        print(f"{judged} answers on dead secrets, {late} of them late")  # noqa: T201
     assert not deployment.accepted_dead()
 
 
