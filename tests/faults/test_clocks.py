@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import STORAGES
+from tests.postgres import Postgres
 from tests.server import Server
 
 HOUR_S = 3600
@@ -39,27 +41,29 @@ def clock(offset: str, *, fake_monotonic: bool = False) -> dict[str, str]:
 class Machines:
     """A node whose clock is right, `here`, and others by what is wrong with theirs."""
 
-    def __init__(
-        self, start: Callable[..., Server], folder: Path, url: str, wrong: Mapping[str, Any]
-    ) -> None:
-        self.here = start(database_url=url)
+    def __init__(self, folder: Path, url: str, wrong: Mapping[str, Mapping[str, str]]) -> None:
         sleep = folder / "sleep"
         sleep.mkdir()
         (sleep / "sitecustomize.py").write_text(SLEEP)
-
-        def begin(name: str) -> Server:
+        self.here = Server(folder / "data", database_url=url)
+        self.here.start()
+        self.wrong: dict[str, Server] = {}
+        for name, around in wrong.items():
             data = self.here.data_dir
             if url:
                 data = folder / name
                 data.mkdir(mode=0o700)
                 shutil.copy(self.here.data_dir / "master.key", data / "master.key")
-            around = {**wrong[name], "PYTHONPATH": str(sleep)}
-            return start(data, around, database_url=url)
-
+            around = {**around, "PYTHONPATH": str(sleep)}  # noqa: PLW2901
+            self.wrong[name] = Server(data, around, database_url=url)
+        self.all = [self.here, *self.wrong.values()]
         # Servers in one folder share their log, and are told apart by when they start.
         with ThreadPoolExecutor(4 if url else 1) as pool:
-            self.wrong = dict(zip(wrong, pool.map(begin, wrong), strict=True))
-        self.all = [self.here, *self.wrong.values()]
+            list(pool.map(Server.start, self.wrong.values()))
+
+    def close(self) -> None:
+        for server in self.all:
+            server.kill()
 
     def ask(self, server: Server, text: str) -> dict[str, Any]:
         with server.client(self.here.first_key) as client:
@@ -87,25 +91,41 @@ class Machines:
         return told
 
 
+@pytest.fixture(scope="module")
+def offset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Name the file whose text is how far the clock of `jumping` is off."""
+    return tmp_path_factory.mktemp("clock") / "offset"
+
+
+@pytest.fixture(scope="module", params=STORAGES)
+def machines(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, offset: Path
+) -> Iterator[Machines]:
+    url = ""
+    if request.param == "postgresql":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        url = postgres.create_database()
+    offset.write_text("+0")
+    wrong = {
+        "behind": clock("-1h"),
+        "jumping": clock(str(offset)),
+        # Its monotonic clocks are other ones too.
+        "ahead": clock("+2h", fake_monotonic=True),
+    }
+    made = Machines(tmp_path_factory.mktemp("machines"), url, wrong)
+    yield made
+    made.close()
+
+
 def test_a_revocation_is_true_whatever_the_wall_clocks_say(
-    start: Callable[..., Server], storage_url: str, tmp_path: Path
+    machines: Machines, offset: Path
 ) -> None:
-    jumping = tmp_path / "offset"
-    jumping.write_text("+0")
-    machines = Machines(
-        start,
-        tmp_path,
-        storage_url,
-        {
-            "behind": clock("-1h"),
-            "jumping": clock(str(jumping)),
-        },
-    )
     wrong = machines.wrong
     assert abs(machines.ahead_s(wrong["behind"]) + HOUR_S) < 30
-    for turn, offset in enumerate(("+0", "-1h", "+1h", "+0")):
-        jumping.write_text(offset)
-        wanted = HOUR_S * int(offset.rstrip("h"))
+    assert abs(machines.ahead_s(wrong["ahead"]) - 2 * HOUR_S) < 30
+    for turn, jump in enumerate(("-1h", "+1h")):
+        offset.write_text(jump)
+        wanted = HOUR_S * int(jump.rstrip("h"))
         assert abs(machines.ahead_s(wrong["jumping"]) - wanted) < 30
         for number, where in enumerate(machines.all):
             key_id, text = machines.issue(f"live-clock-{turn}-{number}")
@@ -115,19 +135,16 @@ def test_a_revocation_is_true_whatever_the_wall_clocks_say(
             assert machines.verdicts(text) == {"revoked"}
 
 
-@pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("machines", ["postgresql"], indirect=True)
 def test_a_lease_runs_out_though_the_wall_clock_was_set_back(
-    start: Callable[..., Server], storage_url: str, tmp_path: Path
+    machines: Machines, offset: Path
 ) -> None:
-    jumping = tmp_path / "offset"
-    jumping.write_text("+0")
-    machines = Machines(start, tmp_path, storage_url, {"jumping": clock(str(jumping))})
     there = machines.wrong["jumping"]
     key_id, text = machines.issue("live-clock")
     assert machines.verdicts(text) == {"valid"}
     assert there.process is not None
     os.kill(there.process.pid, signal.SIGSTOP)
-    jumping.write_text("-1h")
+    offset.write_text("-1h")
     receipt = machines.revoke(machines.here, key_id)
     assert receipt["took_ms"] > 500
     os.kill(there.process.pid, signal.SIGCONT)
@@ -136,11 +153,8 @@ def test_a_lease_runs_out_though_the_wall_clock_was_set_back(
 
 
 def test_the_clock_of_the_machine_that_answers_decides_when_a_grace_ends(
-    start: Callable[..., Server], storage_url: str, tmp_path: Path
+    machines: Machines,
 ) -> None:
-    # Its monotonic clocks are other ones too.
-    ahead = clock("+2h", fake_monotonic=True)
-    machines = Machines(start, tmp_path, storage_url, {"ahead": ahead})
     key_id, text = machines.issue("live-grace")
     with machines.here.client(machines.here.first_key) as client:
         rotated = client.post(f"/v2/keys/{key_id}/rotate", json={"grace": "1h"})

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from tests.deployments import Deployment, Key
 from tests.postgres import Postgres
 from tests.proxy import Proxy
-from tests.server import Server, wait_until
+from tests.server import Server, running, wait_until
 
 PICK = st.integers(0, 999)
 WHY = st.sampled_from(["disabled", "narrowed"])
@@ -250,12 +250,23 @@ def revoke(server: Server, key_id: str) -> dict[str, Any]:
     return receipt
 
 
-@pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
+@pytest.fixture(scope="module")
+def pair(
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Server]]:
+    """Run two nodes on PostgreSQL."""
+    folder, url = tmp_path_factory.mktemp("pair"), postgres.create_database()
+    with running(folder / "here", database_url=url) as here:
+        (folder / "there").mkdir(mode=0o700)
+        shutil.copy(here.data_dir / "master.key", folder / "there" / "master.key")
+        with running(folder / "there", database_url=url) as there:
+            yield here, there
+
+
 def test_a_node_that_was_paused_beyond_its_lease_accepts_nothing_old(
-    start: Callable[..., Server], storage_url: str, tmp_path: Path
+    pair: tuple[Server, Server],
 ) -> None:
-    here = start(database_url=storage_url)
-    there = node_of(start, here, tmp_path / "there", storage_url)
+    here, there = pair
     first_id, first = issue(here, "live-paused")
     second_id, second = issue(here, "live-paused-too")
     assert [verdict(there, text) for text in (first, second)] == ["valid", "valid"]
@@ -270,7 +281,6 @@ def test_a_node_that_was_paused_beyond_its_lease_accepts_nothing_old(
     assert [verdict(there, text) for text in (first, second)] == ["revoked", "revoked"]
 
 
-@pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize(
     "edit",
     [
@@ -279,12 +289,9 @@ def test_a_node_that_was_paused_beyond_its_lease_accepts_nothing_old(
         "UPDATE usage.verifiers SET released_at = 1",
     ],
 )
-def test_a_lease_row_edited_by_hand_is_written_anew(
-    start: Callable[..., Server], storage_url: str, tmp_path: Path, edit: str
-) -> None:
-    here = start(database_url=storage_url)
-    there = node_of(start, here, tmp_path / "there", storage_url)
-    with psycopg.connect(storage_url, autocommit=True) as connection:
+def test_a_lease_row_edited_by_hand_is_written_anew(pair: tuple[Server, Server], edit: str) -> None:
+    here, there = pair
+    with psycopg.connect(str(here.settings["database_url"]), autocommit=True) as connection:
         connection.execute(edit)
 
         def whole() -> bool:
@@ -295,7 +302,7 @@ def test_a_lease_row_edited_by_hand_is_written_anew(
             return rows is not None and rows[0] == 2
 
         wait_until(whole, 10)
-    key_id, text = issue(here, "live-edited")
+    key_id, text = issue(here, f"live-edited-{time.monotonic_ns()}")
     assert verdict(there, text) == "valid"
     assert revoke(here, key_id)["verifiers"] == 2
     assert verdict(there, text) == "revoked"
