@@ -155,7 +155,7 @@ def test_the_time_of_an_answer_does_not_tell_whether_a_kid_exists(
     low, high = difference_of_middles(took["known"], took["unknown"], chance)
     typical = statistics.median(took["unknown"])
     print(f"known - unknown: {low:.0f} to {high:.0f} ns of {typical:.0f} ns")  # noqa: T201 - on failure
-    assert max(abs(low), abs(high)) < typical / 4
+    assert max(abs(low), abs(high)) < typical / 8
 
 
 def difference_of_middles(

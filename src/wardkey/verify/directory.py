@@ -107,6 +107,8 @@ class Directory:
     def has_one_organization(self) -> bool:
         """Tell whether no key of another organization could be meant."""
         memory = self.memory
+        if self.freshness.is_fresh() and (known := memory.has_one) is not None:
+            return known
         with self._lock:
             if self.freshness.serves(memory) and memory.has_one is not None:
                 return memory.has_one

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 
 from wardkey.db.engine import Database, storage_failure
-from wardkey.db.leases import Me
+from wardkey.db.leases import Me, boottime
 from wardkey.domain.addresses import contains
 from wardkey.domain.errors import (
     AddressNotAllowed,
@@ -155,10 +155,10 @@ class Verifier:
 
     def _verify(self, asked: Question, user_agent: str, route: str, *, looked: bool) -> Answer:
         text, stale_ms = asked.text, 0
-        known = self.directory.remembered(kid_of(text), looked=looked)
+        known = judged = self.directory.remembered(kid_of(text), looked=looked)
         # The digest covers the whole text, so what fits needs no look at its shape.
         if known is None or known.imported or not self._fits(text, known):
-            found = self._find(text, asked.address)
+            found = self._find(text, asked.address, judged)
             if isinstance(found, Answer):
                 return found
             known, stale_ms = found, self.directory.stale_ms()
@@ -168,7 +168,7 @@ class Verifier:
             return self._stranger(verdict)
         admission = None
         if verdict is _VALID and known.rate is not None:
-            admission = self._admit(known, now, asked.cost)
+            admission = self._admit(known, asked.cost)
             if not admission.admitted:
                 verdict = Verdict.RATE_LIMITED
         self._usage.note(known.kid, known.key_id, verdict, now, asked.address, user_agent, route)
@@ -176,8 +176,11 @@ class Verifier:
             self._note_rehash(known, text)
         return Answer(verdict, known, now, admission, stale_ms)
 
-    def _find(self, text: str, address: str) -> KnownSecret | Answer:
-        """Look a text up that memory alone could not judge; an answer says that it is nobody's."""
+    def _find(self, text: str, address: str, judged: KnownSecret | None) -> KnownSecret | Answer:
+        """Look a text up that memory alone could not judge; an answer says that it is nobody's.
+
+        `judged` is the record that it does not fit.
+        """
         secret = parse(text, brand=self._database.brand)
         known, verdict = None, Verdict.UNKNOWN
         if isinstance(secret, Malformed):
@@ -193,7 +196,7 @@ class Verifier:
             if known is None:
                 # As long as a known kid with a wrong secret takes.
                 self._vault.matches(text, _NOBODY, self._vault.version)
-            elif known.imported or not self._fits(text, known):
+            elif known is judged or known.imported or not self._fits(text, known):
                 known = None
         return known or self._guess(address, verdict)
 
@@ -216,26 +219,28 @@ class Verifier:
         now = self._database.clock()
         if not address:
             return self._stranger(verdict)
-        admission = admit(_GUESSES, self._guesses.get(address, 0.0), now)
+        steady = _steady_ms()
+        admission = admit(_GUESSES, self._guesses.get(address, 0.0), steady)
         if not admission.admitted:
             self._usage.note_stranger(now, Verdict.RATE_LIMITED)
             return Answer(Verdict.RATE_LIMITED, None, now, admission)
         if len(self._guesses) >= _MOST_GUESSING:
-            self._guesses = {k: tat for k, tat in self._guesses.items() if tat > now}
+            self._guesses = {k: tat for k, tat in self._guesses.items() if tat > steady}
         self._guesses[address] = admission.tat
         return self._stranger(verdict)
 
     def _is_guessing(self, address: str) -> bool:
         tat = self._guesses.get(address)
-        return tat is not None and not admit(_GUESSES, tat, self._database.clock()).admitted
+        return tat is not None and not admit(_GUESSES, tat, _steady_ms()).admitted
 
     def _stranger(self, verdict: Verdict) -> Answer:
         now = self._database.clock()
         self._usage.note_stranger(now, verdict)
         return Answer(verdict, None, now)
 
-    def _admit(self, known: KnownSecret, now: int, cost: int) -> Admission:
+    def _admit(self, known: KnownSecret, cost: int) -> Admission:
         assert known.rate is not None  # noqa: S101 - the caller looked
+        now = _steady_ms()
         limit = share(known.rate, self.live) if self.live > 1 else known.rate
         with self._rate_lock:
             admission = admit(limit, self._rates.get(known.key_id, 0.0), now, cost)
@@ -247,3 +252,8 @@ class Verifier:
     def _note_rehash(self, known: KnownSecret, text: str) -> None:
         hashed = hashlib.sha256(text.encode()).hexdigest() if known.imported else text
         self._rehash[known.kid] = (self._vault.digest(hashed), known.pepper_version)
+
+
+def _steady_ms() -> int:
+    """Return ms on a clock that nobody sets back, or limits would hold for as long."""
+    return boottime() // 1_000_000

@@ -79,6 +79,7 @@ class Lane(HttpToolsProtocol):
     _closing = False
     _known: KnownHead | None = None
     _whole = b""
+    _waits = False
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - asyncio's transports
         """Take a new connection."""
@@ -86,6 +87,7 @@ class Lane(HttpToolsProtocol):
         self._seen = Seen()
         self._here: Context = self.app.state.context
         self._routes: Mapping[bytes, HotRoute] = self.app.state.hot_routes
+        self._waits = self._here.waits_for_network
         self._peer = self.client[0] if self.client else ""
         self._begun = self.loop.time()
         self._looking = self.loop.call_later(_LOOK_S, self._look_for_slow)
@@ -218,7 +220,7 @@ class Lane(HttpToolsProtocol):
         incoming = Incoming(
             query, fields, self._peer, body, request_id, self._seen, route.name, named
         )
-        if self._here.waits_for_network and not route.at_hand(incoming, self._here):
+        if self._waits and not route.at_hand(incoming, self._here):
             return False
         out = route.answer(incoming, self._here)
         stays = (
