@@ -67,8 +67,8 @@ _new = tuple.__new__
 def admit(limit: RateLimit, tat_ms: float, now_ms: int, cost: int = 1) -> Admission:
     """Decide on a request of `cost` at `now_ms`, given the theoretical arrival time kept before.
 
-    Both times are milliseconds of one clock; 0 stands for a caller never seen. A `cost` of 0 asks without
-    spending; a negative one raises `ValueError`. A clock that goes backwards grants nothing.
+    Both times are milliseconds of one clock; 0 stands for a caller never seen. A `cost` of 0 asks
+    without spending; a negative one raises `ValueError`. A clock set back grants nothing.
 
     GCRA by virtual scheduling: ATM Forum, Traffic Management 4.0 (af-tm-0056.000), §4.4.2; told
     for HTTP in https://brandur.org/rate-limiting.
