@@ -73,7 +73,7 @@ def verdict(page: Page, runner: Runner, by: Principal, count: int) -> None:
     parts: dict[str, Callable[[], object]] = {
         "whole verdict, hot": lambda: verifier.verify(asked),
         "parse": lambda: parse(text),
-        "data_version and look-up": lambda: verifier.directory.find(made.kid),
+        "freshness and look-up": lambda: verifier.directory.remembered(made.kid),
         "hash and compare": lambda: vault.matches(text, known.digest, known.pepper_version),
     }
     times: dict[str, list[float]] = {name: [] for name in parts}

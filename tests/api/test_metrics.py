@@ -48,6 +48,8 @@ def test_verdicts_of_every_worker_are_told_to_who_has_the_token(
         for _ in range(10):
             assert client.post("/v2/keys/verify", json={"key": "sk_live_none"}).is_success
     wait_until(lambda: scraped(server).get(("wardkey_verdicts_total", "malformed")) == 30)
+    # A worker is told of once it has told of itself.
+    wait_until(lambda: len(verifiers(server)) == 2)
     seen = scraped(server)
     assert seen["wardkey_verdicts_total", "valid"] == 30
     assert seen["wardkey_verifiers", ""] == 2

@@ -188,7 +188,7 @@ def test_askers_see_both_sides(deployment: Deployment) -> None:
 # Hypothesis begins with the simplest steps, which here are issues only: one run proves nothing.
 @pytest.mark.parametrize(
     ("runs", "steps"),
-    [(6, 12), pytest.param(50, 50, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])],
+    [(4, 12), pytest.param(50, 50, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])],
 )
 def test_nothing_accepts_what_a_call_ended(
     deployment: Deployment, request: pytest.FixtureRequest, runs: int, steps: int
