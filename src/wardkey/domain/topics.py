@@ -1,0 +1,107 @@
+"""MQTT topics and topic filters: what is refused, what matches, and their form on NATS."""
+
+from __future__ import annotations
+
+MOST_TOPIC = 1_024
+MOST_LEVELS = 64
+_WILD = frozenset("+#")
+# The broker takes `*` and `>` for wildcards of its own, and white space ends its lines.
+_BROKEN = frozenset("*>")
+
+
+def _levels(text: str, what: str) -> list[str]:
+    if not text:
+        raise ValueError(f"The {what} is empty; write one such as agents/agent-01/state.")
+    if len(text.encode("utf-8", "surrogatepass")) > MOST_TOPIC:
+        raise ValueError(f"The {what} is longer than {MOST_TOPIC} bytes of UTF-8; shorten it.")
+    for place, character in enumerate(text, 1):
+        if character.isspace() or not character.isprintable() or character in _BROKEN:
+            raise ValueError(
+                f"The {what} has U+{ord(character):04X} at place {place}; white space, control "
+                "characters, * and > are not taken."
+            )
+    if text.startswith("$"):
+        raise ValueError(f"A {what} that starts with $ belongs to the broker; take another.")
+    levels = text.split("/")
+    if len(levels) > MOST_LEVELS:
+        raise ValueError(f"The {what} has more than {MOST_LEVELS} levels; take fewer.")
+    return levels
+
+
+def clean_topic(text: str) -> str:
+    """Return a topic that can be published to; raises `ValueError` with the place of the fault.
+
+    MQTT 3.1.1 §4.7 takes more (white space, `*`, `>`); a broker on NATS does not.
+    """
+    for place, character in enumerate(text, 1):
+        if character in _WILD:
+            raise ValueError(
+                f"The topic has the wildcard {character} at place {place}; publish to one topic."
+            )
+    _levels(text, "topic")
+    return text
+
+
+def clean_filter(text: str) -> str:
+    """Return a topic filter; raises `ValueError` with the place of the fault.
+
+    `+` stands alone in its level, `#` alone in the last one (MQTT 3.1.1 §4.7.1).
+    """
+    levels, place = _levels(text, "topic filter"), 1
+    for number, level in enumerate(levels):
+        if "#" in level and (level != "#" or number != len(levels) - 1):
+            raise ValueError(f"# at place {place} must be the whole of the last level.")
+        if "+" in level and level != "+":
+            raise ValueError(f"+ at place {place} must be the whole of its level.")
+        place += len(level) + 1
+    return text
+
+
+def covers(pattern: str, other: str) -> bool:
+    """Tell whether every topic that the filter `other` matches is matched by `pattern`.
+
+    `other` may be a topic. As §4.7.1.2 says, `a/#` matches `a` itself.
+    """
+    mine, theirs = pattern.split("/"), other.split("/")
+    for place, level in enumerate(mine):
+        if level == "#":
+            return True
+        if place == len(theirs):
+            return False
+        their = theirs[place]
+        if their == "#" or level not in ("+", their):
+            return False
+    return len(mine) == len(theirs)
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Tell whether some topic is matched by both filters."""
+    mine, theirs = one.split("/"), other.split("/")
+    for place in range(max(len(mine), len(theirs)) + 1):
+        left = mine[place] if place < len(mine) else None
+        right = theirs[place] if place < len(theirs) else None
+        if left == "#" or right == "#":
+            return True
+        if left is None or right is None:
+            return left is right
+        if left != right and "+" not in (left, right):
+            return False
+    return True
+
+
+def to_subject(topic: str) -> str:
+    """Return the NATS subject of a topic or filter, as nats-server's MQTT gateway maps it.
+
+    An empty level is `/`, a dot in a level `//`.
+    """
+    return ".".join(
+        {"+": "*", "#": ">", "": "/"}.get(level) or level.replace(".", "//")
+        for level in topic.split("/")
+    )
+
+
+def to_subjects(pattern: str) -> tuple[str, ...]:
+    """Return the subjects that together match what the filter matches: `a/#` is `a.>` and `a`."""
+    if pattern.endswith("/#"):
+        return to_subject(pattern), to_subject(pattern[:-2])
+    return (to_subject(pattern),)

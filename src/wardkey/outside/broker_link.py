@@ -1,0 +1,282 @@
+"""This process's line to the broker: accounts, sessions, and the answer to each login."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from wardkey.outside.broker import BrokerKeys
+from wardkey.outside.nkeys import NKey, verified
+
+log = logging.getLogger("wardkey")
+
+_ANSWER_S = 2.0
+# How long after a broker's request an answer to it is still worth anything: its auth timeout.
+_LOGIN_S = 1.8
+_AT_ONCE = 64
+_GATHER_S = 0.25
+_MOST_TOPICS = 4_096
+_PUBLISH_DENY = (
+    "$JS.>", "$SYS.>", "$MQTT.>", "$KV.>", "$O.>", "$SRV.>", "$NRG.>", "_INBOX.>", "_R_.>",
+    "_GR_.>",
+)  # fmt: skip
+_SUBSCRIBE_DENY = tuple(subject for subject in _PUBLISH_DENY if subject != "$MQTT.>")
+# Where the broker's own MQTT gateway delivers to a session.
+_OWN = "$MQTT.>"
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Somebody who wants to log in; `cid` and `server` name the connection for a kick."""
+
+    username: str
+    password: str = field(repr=False)
+    client_id: str = ""
+    address: str = ""
+    is_mqtt: bool = False
+    server: str = ""
+    cid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Who logged in, and what he may do, as NATS subjects; `expires_at` in epoch seconds."""
+
+    org_id: str
+    environment: str
+    username: str
+    publish_allow: tuple[str, ...]
+    publish_deny: tuple[str, ...]
+    subscribe_allow: tuple[str, ...]
+    subscribe_deny: tuple[str, ...]
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A live MQTT session; `started_at` as the broker tells it (RFC 3339)."""
+
+    server: str
+    cid: int
+    client_id: str
+    username: str
+    address: str
+    started_at: str
+    subscriptions: tuple[str, ...]
+    received: int
+    sent: int
+
+
+Judge = Callable[[Login], Awaitable[Admitted | None]]
+
+
+class BrokerLink:
+    """Two connections to the broker, in the system account and as the answerer of logins."""
+
+    def __init__(self, url: str, keys: BrokerKeys, clock: Callable[[], int]) -> None:
+        self._url, self._keys, self._clock = url, keys, clock
+        self._system = Client()
+        self._callout = Client()
+        self._known: dict[tuple[str, str], bool] = {}
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_connected(self) -> bool:
+        """Tell whether the broker answers."""
+        return self._system.is_connected
+
+    async def open(self, judge: Judge) -> None:
+        """Connect, for ever trying again, and answer logins by `judge`."""
+        now = self._clock() // 1000
+        await self._connect(self._system, self._keys.system_user, self._keys.system_token(now))
+        await self._connect(self._callout, self._keys.callout_user, self._keys.callout_token(now))
+
+        async def asked(message: Msg) -> None:
+            task = asyncio.create_task(self._answer(message, judge))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        await self._callout.subscribe("$SYS.REQ.USER.AUTH", queue="wardkey", cb=asked)
+
+    async def close(self) -> None:
+        """End both connections."""
+        for client in (self._callout, self._system):
+            await client.close()
+
+    async def put_account(self, org_id: str, environment: str, *, suspended: bool = False) -> None:
+        """Make an account known to the broker, or suspend it, which ends its sessions."""
+        if self._known.get((org_id, environment)) is suspended:
+            return
+        token = self._keys.account_token(
+            org_id, environment, self._clock() // 1000, suspended=suspended
+        )
+        told = await self._system.request(
+            "$SYS.REQ.CLAIMS.UPDATE", token.encode(), timeout=_ANSWER_S
+        )
+        answer = json.loads(told.data)
+        if answer.get("data", {}).get("code") != 200:  # noqa: PLR2004 - the broker's own code
+            raise ConnectionError(f"the broker refused an account: {answer.get('error')}")
+        self._known[org_id, environment] = suspended
+
+    async def sessions(self, org_id: str, environment: str, username: str = "") -> list[Session]:
+        """Return the live sessions of an organization's environment, of all the broker's nodes."""
+        account = self._keys.account(org_id, environment).public
+        asked: dict[str, Any] = {
+            "acc": account, "auth": True, "subscriptions": True, "limit": 1_000_000, "state": 0,
+        }  # fmt: skip
+        if username:
+            asked["user"] = username
+        found = []
+        for answer in await self._gather("$SYS.REQ.SERVER.PING.CONNZ", asked):
+            server = answer["server"]["id"]
+            for one in answer.get("data", {}).get("connections") or []:
+                if one.get("mqtt_client") is None:
+                    continue
+                found.append(_session(server, one))
+        return found
+
+    async def kick(self, server: str, cid: int) -> None:
+        """End a session; one that ended by itself is no fault."""
+        await self._system.request(
+            f"$SYS.REQ.SERVER.{server}.KICK", json.dumps({"cid": cid}).encode(), timeout=_ANSWER_S
+        )
+
+    def bridge_token(self, org_id: str, environment: str, name: str, lasts_s: int) -> str:
+        """Return a password with which this product itself publishes, whatever the callout does."""
+        account = self._keys.account(org_id, environment)
+        now = self._clock() // 1000
+        claims = _user_claims((">",), (), (), ()) | {"bearer_token": True}
+        user = self._keys.sentinel.public
+        return account.issue(user, name, claims, iat=now, exp=now + lasts_s)
+
+    async def _connect(self, client: Client, user: NKey, token: str) -> None:
+        async def told(fault: Exception) -> None:
+            log.info("the broker's line: %s", fault)
+
+        await client.connect(
+            self._url,
+            user_jwt_cb=lambda: bytearray(token.encode()),
+            signature_cb=lambda nonce: base64.b64encode(user.sign(nonce.encode())),
+            error_cb=told,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.2,
+            allow_reconnect=True,
+        )
+
+    async def _gather(self, subject: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
+        """Ask every node; return what came until nobody answered for a quarter of a second."""
+        inbox = self._system.new_inbox()
+        waiting = await self._system.subscribe(inbox)
+        found = []
+        try:
+            await self._system.publish(subject, json.dumps(asked).encode(), reply=inbox)
+            timeout = _ANSWER_S
+            while True:
+                message = await waiting.next_msg(timeout)
+                found.append(json.loads(message.data))
+                timeout = _GATHER_S
+        except (nats.errors.TimeoutError, TimeoutError):
+            return found
+        finally:
+            await waiting.unsubscribe()
+
+    async def _answer(self, message: Msg, judge: Judge) -> None:
+        began = asyncio.get_running_loop().time()
+        try:
+            claims = verified(message.data.decode())
+        except ValueError:
+            return
+        asked = claims["nats"]
+        server, user = asked["server_id"]["id"], asked["user_nkey"]
+        if claims["iss"] != server:
+            return
+        login = _login(asked, server)
+        said: dict[str, Any] = {"error": "refused"}
+        try:
+            async with self._turns:
+                left = _LOGIN_S - (asyncio.get_running_loop().time() - began)
+                admitted = await asyncio.wait_for(judge(login), left)
+                if admitted is not None:
+                    await self.put_account(admitted.org_id, admitted.environment)
+                    said = {"jwt": self._user_token(user, admitted)}
+        except Exception:  # the broker waits for an answer, whatever went wrong here
+            log.exception("a login could not be judged")
+        now = self._clock() // 1000
+        answer = self._keys.auth.issue(
+            user, "", {"type": "authorization_response", **said}, iat=now, aud=server
+        )
+        await message.respond(answer.encode())
+
+    def _user_token(self, user: str, admitted: Admitted) -> str:
+        account = self._keys.account(admitted.org_id, admitted.environment)
+        claims = _user_claims(
+            admitted.publish_allow,
+            admitted.publish_deny,
+            admitted.subscribe_allow,
+            admitted.subscribe_deny,
+        )
+        more = {} if admitted.expires_at is None else {"exp": admitted.expires_at}
+        now = self._clock() // 1000
+        return account.issue(user, admitted.username, claims, iat=now, aud=account.public, **more)
+
+
+def _user_claims(
+    publish_allow: tuple[str, ...],
+    publish_deny: tuple[str, ...],
+    subscribe_allow: tuple[str, ...],
+    subscribe_deny: tuple[str, ...],
+) -> dict[str, Any]:
+    publish: dict[str, Any] = {"deny": [*publish_deny, *_PUBLISH_DENY]}
+    if publish_allow:
+        publish["allow"] = list(publish_allow)
+    else:
+        publish["deny"] = [">"]
+    return {
+        "type": "user",
+        "pub": publish,
+        "sub": {
+            "allow": [*subscribe_allow, _OWN],
+            "deny": [*subscribe_deny, *_SUBSCRIBE_DENY],
+        },
+        "subs": -1,
+        "data": -1,
+        "payload": -1,
+    }
+
+
+def _login(asked: dict[str, Any], server: str) -> Login:
+    told, info = asked["connect_opts"], asked["client_info"]
+    return Login(
+        username=told.get("user", ""),
+        password=told.get("pass", ""),
+        client_id=info.get("mqtt_id", ""),
+        address=info.get("host", ""),
+        is_mqtt=info.get("type") == "mqtt",
+        server=server,
+        cid=info.get("id", 0),
+    )
+
+
+def _session(server: str, one: dict[str, Any]) -> Session:
+    subscribed = one.get("subscriptions_list") or []
+    return Session(
+        server=server,
+        cid=one["cid"],
+        client_id=one["mqtt_client"],
+        username=one.get("authorized_user", ""),
+        address=one.get("ip", ""),
+        started_at=one["start"],
+        subscriptions=tuple(s for s in subscribed if not s.startswith("$MQTT"))[:_MOST_TOPICS],
+        received=one.get("in_msgs", 0),
+        sent=one.get("out_msgs", 0),
+    )
