@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from wardkey.actions import imports, keys, revocations
-from wardkey.actions.idempotency import Retry, once
+from wardkey.api.retries import IdempotencyKey, RawBody, change_once, retry_of
 from wardkey.api.shapes import (
     PREFIX,
     Grantable,
@@ -39,8 +39,8 @@ from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.web.caller import Caller, Known
-from wardkey.web.context import Context, Here
+from wardkey.web.caller import Known
+from wardkey.web.context import Here
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor
 from wardkey.web.problems import takes_json, told
 
@@ -62,22 +62,6 @@ _SPEC_FAULTS = (
     errors.ExceedsOwnPermissions,
     errors.DuplicateName,
 )
-
-
-async def _body(request: Request) -> bytes:
-    return await request.body()
-
-
-RawBody = Annotated[bytes, Depends(_body)]
-IdempotencyText = Annotated[str, Field(json_schema_extra={"format": "idempotency-key"})]
-IdempotencyKey = Annotated[
-    IdempotencyText | None,
-    Header(
-        description="A text with 128 bits of randomness, such as a UUID of version 4. The same "
-        "request with it gets the same answer, secret included, for 10 minutes.",
-        examples=["8f14e45f-ceea-467f-a8d3-9c6f2b1e7a05"],
-    ),
-]
 
 
 class KeyFields(Input):
@@ -278,7 +262,8 @@ def issue_key(  # noqa: PLR0917 - FastAPI's parameters
     def issue(tx: Transaction, by: Principal) -> dict[str, Any]:
         return issued_shape(keys.issue(tx, by, spec), tx.now).model_dump(mode="json")
 
-    return _once(here, by, issue, _retry(request, caller, body, idempotency_key))
+    retry = retry_of(request, caller, body, idempotency_key)
+    return IssuedShape.model_validate(change_once(here, by, issue, retry))
 
 
 @router.get("/v2/keys", responses=told(errors.InvalidCursor))
@@ -387,8 +372,8 @@ def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
     def rotate(tx: Transaction, by: Principal) -> dict[str, Any]:
         return issued_shape(keys.rotate(tx, by, key_id, grace), tx.now).model_dump(mode="json")
 
-    retry = _retry(request, caller, body, idempotency_key)
-    return _once(here, caller.by, rotate, retry)
+    retry = retry_of(request, caller, body, idempotency_key)
+    return IssuedShape.model_validate(change_once(here, caller.by, rotate, retry))
 
 
 @router.post(
@@ -492,31 +477,6 @@ def register_prefix(wanted: NewPrefix, caller: Known, here: Here) -> PrefixShape
 def release_prefix(prefix: Annotated[str, Path(pattern=PREFIX)], caller: Known, here: Here) -> None:
     """Give a prefix up that no live key has."""
     here.runner.change(imports.release_prefix, caller.by, prefix)
-
-
-def _retry(
-    request: Request, caller: Caller, body: bytes, idempotency_key: str | None
-) -> Retry | None:
-    if idempotency_key is None:
-        return None
-    route = f"{request.method} {request.url.path}"
-    return Retry(idempotency_key, route, body, caller.credential)
-
-
-def _once(
-    here: Context,
-    by: Principal,
-    act: Callable[[Transaction, Principal], dict[str, Any]],
-    retry: Retry | None,
-) -> IssuedShape:
-    if retry is None:
-        return IssuedShape.model_validate(here.runner.change(act, by))
-
-    def replayed(tx: Transaction, by: Principal) -> dict[str, Any]:
-        return once(tx, by, retry, lambda: act(tx, by))
-
-    replayed.__name__ = act.__name__
-    return IssuedShape.model_validate(here.runner.change(replayed, by))
 
 
 def _rate(shape: RateShape | None) -> Rate | None:
