@@ -18,7 +18,18 @@ from fastapi import FastAPI
 
 from wardkey import __version__
 from wardkey.actions.run import Runner
-from wardkey.api import audit, docs, health, keys, metrics, organization, people, rotations, verify
+from wardkey.api import (
+    audit,
+    clients,
+    docs,
+    health,
+    keys,
+    metrics,
+    organization,
+    people,
+    rotations,
+    verify,
+)
 from wardkey.config import Config, load_config
 from wardkey.dashboard import links
 from wardkey.db.engine import Database, open_database, telling
@@ -121,7 +132,9 @@ def create_app() -> FastAPI:
         # A path with another slash is another path; a redirect would lose the body.
         redirect_slashes=False,
     )
-    for room in (keys, rotations, verify, organization, people, audit, health, metrics, docs):
+    # As the document lists them.
+    described = (keys, rotations, verify, clients, organization, people, audit)
+    for room in (*described, health, metrics, docs):
         app.include_router(room.router)
     app.include_router(links.router)
     problems.install(app)

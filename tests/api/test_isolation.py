@@ -21,12 +21,19 @@ OUR_ROUTES = {
     ("post", "/v2/keys/{key_id}/secrets/{kid}/revoke"): "key_not_found",
     ("get", "/v2/receipts/{receipt_id}"): "receipt_not_found",
     ("delete", "/v2/import-prefixes/{prefix}"): "prefix_not_found",
+    ("get", "/v2/clients/{client_id}"): "client_not_found",
+    ("patch", "/v2/clients/{client_id}"): "client_not_found",
+    ("delete", "/v2/clients/{client_id}"): "client_not_found",
+    ("post", "/v2/clients/{client_id}/disable"): "client_not_found",
+    ("post", "/v2/clients/{client_id}/enable"): "client_not_found",
+    ("post", "/v2/clients/{client_id}/password"): "client_not_found",
     ("patch", "/v2/members/{user_id}"): "member_not_found",
     ("delete", "/v2/members/{user_id}"): "member_not_found",
     ("delete", "/v2/invitations/{invitation_id}"): "invitation_not_found",
 }
 BODIES = {
     ("patch", "/v2/keys/{key_id}"): {"description": "taken"},
+    ("patch", "/v2/clients/{client_id}"): {"enabled": False},
     ("patch", "/v2/members/{user_id}"): {"role": "viewer"},
 }
 
@@ -35,6 +42,7 @@ def _ids(owner: httpx.Client) -> dict[str, str]:
     key = owner.post("/v2/keys", json={"name": "live-theirs", "type": "secret"}).json()["key"]
     gone = owner.post("/v2/keys", json={"name": "live-gone", "type": "secret"}).json()["key"]
     receipt = owner.delete(f"/v2/keys/{gone['id']}").json()["id"]
+    client = owner.post("/v2/clients", json={"username": "theirs"}).json()["client"]
     assert owner.post("/v2/import-prefixes", json={"prefix": "theirs_"}).status_code == 201
     invited = owner.post(
         "/v2/invitations", json={"email": "guest@acme.example", "role": "viewer"}
@@ -44,6 +52,7 @@ def _ids(owner: httpx.Client) -> dict[str, str]:
         "kid": key["secrets"][0]["kid"],
         "receipt_id": receipt,
         "prefix": "theirs_",
+        "client_id": client["id"],
         "user_id": owner.get("/v2/me").json()["id"],
         "invitation_id": invited["invitation"]["id"] if "invitation" in invited else invited["id"],
     }
@@ -62,7 +71,8 @@ def _second_owner(server: Server) -> httpx.Client:
 def test_404_no_route_shows_or_changes_another_organizations_things(server: Server) -> None:
     with server.owner() as ours:
         ids = _ids(ours)
-        before = ours.get(f"/v2/keys/{ids['key_id']}").json()
+        mine = [f"/v2/keys/{ids['key_id']}", f"/v2/clients/{ids['client_id']}"]
+        before = [ours.get(path).json() for path in mine]
         document = ours.get("/v2/openapi.json").json()
     with _second_owner(server) as theirs:
         for path, item in document["paths"].items():
@@ -77,6 +87,7 @@ def test_404_no_route_shows_or_changes_another_organizations_things(server: Serv
                 assert (answer.status_code, answer.json()["code"]) == (404, expected), path
         for path in (
             "/v2/keys",
+            "/v2/clients",
             "/v2/members",
             "/v2/invitations",
             "/v2/import-prefixes",
@@ -88,7 +99,7 @@ def test_404_no_route_shows_or_changes_another_organizations_things(server: Serv
             hidden = set(ids.values()) - {ids["prefix"]}
             assert not [one for one in hidden if one in shown.text], path
     with server.owner() as ours:
-        assert ours.get(f"/v2/keys/{ids['key_id']}").json() == before
+        assert [ours.get(path).json() for path in mine] == before
 
 
 ALLOWED = {"owner": 201, "admin": 201, "member": 403, "viewer": 403}

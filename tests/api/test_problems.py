@@ -112,6 +112,10 @@ class World:
         text = self.made(rate_limit={"limit": 1, "period_s": 3600, "burst": 1})["secret"]
         return [self.shown(text) for _ in range(9)][-1]
 
+    def connects(self, **more: object) -> httpx.Response:
+        self.count += 1
+        return self.owner.post("/v2/clients", json={"username": f"agent-{self.count}", **more})
+
     def guessed(self) -> httpx.Response:
         wanted = {"email": "guessed@acme.example", "password": "guess"}
         return [self.anyone.post("/v2/user-tokens", json=wanted) for _ in range(24)][-1]
@@ -168,6 +172,8 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
         "/v2/keys", json={**SECRET, "name": "x"}, headers={"Idempotency-Key": "weak"}
     ),
     "weak_password": World.weak_password,
+    "invalid_username": lambda w: w.connects(username="a@b"),
+    "invalid_tag": lambda w: w.connects(tags=["a b"]),
     "invalid_prefix": lambda w: w.registered("sk_"),
     "duplicate_prefix": lambda w: (w.registered("brought_"), w.registered("brought_x"))[1],
     "invalid_import": lambda w: w.brought(sha256="no"),
@@ -220,9 +226,11 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     "organization_not_found": lambda w: w.owner.get(
         "/v2/keys", headers={"Wardkey-Organization": "nothing"}
     ),
+    "client_not_found": lambda w: w.owner.get("/v2/clients/cli_nobody"),
     "member_not_found": lambda w: w.owner.delete("/v2/members/user_nobody"),
     "invitation_not_found": lambda w: w.owner.delete("/v2/invitations/inv_nothing"),
     "duplicate_name": lambda w: w.refused(name=w.made()["key"]["name"]),
+    "username_taken": lambda w: [w.connects(username="taken") for _ in range(2)][-1],
     "duplicate_slug": World.slug_taken,
     "key_revoked": lambda w: w.rotated(w.revoked()),
     "too_many_secrets": World.too_many_secrets,

@@ -64,7 +64,9 @@ def versions(tx: Transaction, by: Principal) -> list[MasterKeyVersion]:
     counts: dict[int, dict[str, int]] = {row.version: {} for row in rows}
     for table in PEPPERED:
         found = tx.connection.execute(
-            select(table.c.pepper_version, func.count()).group_by(table.c.pepper_version)
+            select(table.c.pepper_version, func.count())
+            .where(table.c.pepper_version.is_not(None))
+            .group_by(table.c.pepper_version)
         )
         for version, count in found:
             counts.setdefault(version, {})[table.name] = count

@@ -9,7 +9,7 @@ from sqlalchemy import Row, func, insert, select, update
 
 from wardkey.actions.audit import Target, record
 from wardkey.db.engine import Transaction
-from wardkey.db.schema import keys, members, organizations, users
+from wardkey.db.schema import clients, keys, members, organizations, users
 from wardkey.domain.errors import (
     DuplicateSlug,
     InvalidEmail,
@@ -126,7 +126,7 @@ def resume(tx: Transaction, by: Principal, org_id: str) -> Organization:
 
 
 def delete(tx: Transaction, by: Principal, org_id: str) -> Organization:
-    """End an organization for good: its keys are revoked, its members go, its slug is free.
+    """End an organization for good: its keys are revoked, members and clients go, its slug is free.
 
     The audit chain stays.
     """
@@ -144,6 +144,7 @@ def delete(tx: Transaction, by: Principal, org_id: str) -> Organization:
         )
     )
     tx.connection.execute(members.delete().where(members.c.org_id == before.id))
+    tx.connection.execute(clients.delete().where(clients.c.org_id == before.id))
     tx.connection.execute(
         update(organizations)
         .where(organizations.c.id == before.id)

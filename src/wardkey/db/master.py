@@ -16,6 +16,7 @@ from sqlalchemy import Row, func, insert, inspect, select, text
 from wardkey.db.engine import Database, connect_sqlite, open_database, telling
 from wardkey.db.files import sync_folder
 from wardkey.db.schema import (
+    clients,
     invitations,
     master_keys,
     secrets,
@@ -27,7 +28,7 @@ from wardkey.db.vault import MasterKey, Vault, derive, unseal
 from wardkey.domain.errors import InvalidMasterKey, MasterKeyMissing, WrongMasterKey
 
 # What is hashed under a pepper; imported secrets stand among the secrets.
-PEPPERED = (secrets, service_keys, invitations, setup_links, user_tokens)
+PEPPERED = (secrets, service_keys, invitations, setup_links, user_tokens, clients)
 _NEWEST_TAG = text("SELECT tag FROM master_keys ORDER BY version DESC LIMIT 1")
 
 
@@ -151,7 +152,10 @@ def check_peppers(database: Database) -> list[PepperState]:
         needed: Counter[int] = Counter()
         for table in PEPPERED:
             version = table.c.pepper_version
-            found = connection.execute(select(version, func.count()).group_by(version))
+            # A client whose password was chosen has none.
+            found = connection.execute(
+                select(version, func.count()).where(version.is_not(None)).group_by(version)
+            )
             needed.update({row[0]: row[1] for row in found})
     newest = max(kept, default=0)
     return [

@@ -256,6 +256,32 @@ idempotency = Table(
     sqlite_with_rowid=False,
 )
 
+# --- messaging -----------------------------------------------------------------------------
+
+# A password that its owner chose has an Argon2id hash, a generated one a digest.
+clients = Table(
+    "clients",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("org_id", ForeignKey("organizations.id"), nullable=False),
+    Column("environment", String(8), nullable=False),
+    Column("username", String(64), nullable=False),
+    Column("display_name", String(100), nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("tags", Json, nullable=False),
+    Column("password_hash", Text),
+    Column("digest", LargeBinary),
+    Column("pepper_version", Integer),
+    Column("password_set_at", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("last_connected_at", BigInteger),
+    UniqueConstraint("org_id", "environment", "username"),
+    Index("ix_clients_room", "org_id", "environment", "created_at", "id"),
+    sqlite_with_rowid=False,
+)
+
 # --- audit ---------------------------------------------------------------------------------
 
 # One chain per organization; the deployment's own has the id `deployment`.

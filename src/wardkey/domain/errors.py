@@ -190,6 +190,14 @@ class WeakImport(Invalid):
     """Only secrets of at least 128 bits can be imported by their hash; issue a new key instead."""
 
 
+class InvalidUsername(Invalid):
+    """A client's user name has 1 to 64 characters of a-z, A-Z, 0-9, _, . and -; mend it."""
+
+
+class InvalidTag(Invalid):
+    """A tag has 1 to 32 characters of a-z, A-Z, 0-9, _, ., : and -; mend the item."""
+
+
 class InvalidImport(Invalid):
     """An imported key needs a registered prefix and the SHA-256 of its text as 64 hex digits."""
 
@@ -367,6 +375,10 @@ class ServiceKeyNotFound(NotFound):
     """No such service key in this deployment."""
 
 
+class ClientNotFound(NotFound):
+    """No such client in this organization and environment."""
+
+
 class DeploymentNotFound(NotFound):
     """There is no deployment here; name its folder with --data-dir, or make one with wardkey up."""
 
@@ -380,6 +392,10 @@ class UserNotFound(NotFound):
 
 class DuplicateName(Conflict):
     """Another live key of this environment has that name; choose another name or revoke it."""
+
+
+class UsernameTaken(Conflict):
+    """Another client of this environment has that user name; choose another or delete that one."""
 
 
 class DuplicateSlug(Conflict):

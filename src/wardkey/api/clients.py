@@ -1,0 +1,308 @@
+"""Routes of clients, who log in on MQTT: create, list, change, set passwords and delete."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+
+from wardkey.actions import clients
+from wardkey.api.retries import IdempotencyKey, RawBody, change_once, retry_of
+from wardkey.api.shapes import Id, Input, when
+from wardkey.db.engine import Transaction
+from wardkey.domain import errors
+from wardkey.domain.clients import (
+    LONGEST_PASSWORD,
+    MOST_TAGS,
+    SHORTEST_PASSWORD,
+    ClientRecord,
+    ClientSpec,
+)
+from wardkey.domain.principal import Principal
+from wardkey.domain.secret import Environment
+from wardkey.domain.times import iso
+from wardkey.web.caller import Known
+from wardkey.web.context import Here
+from wardkey.web.pagination import Cursor, read_cursor, write_cursor
+from wardkey.web.problems import takes_json, told
+
+router = APIRouter(tags=["clients"], dependencies=[Depends(takes_json)])
+
+Username = Annotated[
+    str,
+    Field(
+        description="1 to 64 characters of a-z, A-Z, 0-9, _, . and -; unique in its environment.",
+        json_schema_extra={"pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+    ),
+]
+DisplayName = Annotated[
+    str,
+    Field(
+        description="At most 100 visible characters; may be empty.",
+        json_schema_extra={"format": "name", "maxLength": 100},
+    ),
+]
+Tag = Annotated[str, Field(json_schema_extra={"pattern": "^[A-Za-z0-9_.:-]{1,32}$"})]
+GivenPassword = Annotated[
+    str,
+    Field(
+        max_length=1024,
+        description=f"{SHORTEST_PASSWORD} to {LONGEST_PASSWORD} printable characters, five of them "
+        "different. Without one a password is generated.",
+        json_schema_extra={
+            "format": "password",
+            "minLength": SHORTEST_PASSWORD,
+            "maxLength": LONGEST_PASSWORD,
+        },
+    ),
+]
+
+
+class NewClient(Input):
+    """A client to be made."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {"username": "agent-01", "display_name": "Agent 1", "tags": ["agents"]}
+        },
+    )
+
+    username: Username
+    password: GivenPassword | None = None
+    display_name: DisplayName = ""
+    enabled: StrictBool = True
+    tags: list[Tag] = Field(default=[], max_length=MOST_TAGS)
+    environment: Environment | None = Field(
+        default=None,
+        description="A key makes clients in its own environment; people choose, live by default.",
+    )
+
+
+class ClientChanges(Input):
+    """The fields to change; those left out, or null, stay."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"display_name": "Agent 1, hall B"}}
+    )
+
+    display_name: DisplayName | None = None
+    enabled: StrictBool | None = None
+    tags: list[Tag] | None = Field(default=None, max_length=MOST_TAGS)
+
+
+class PasswordChange(Input):
+    """The new password; without one it is generated."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"password": "correct horse battery"}}
+    )
+
+    password: GivenPassword | None = None
+
+
+class ClientShape(BaseModel):
+    """A client as its organization sees it."""
+
+    id: str
+    username: str
+    mqtt_username: str = Field(description="What the client sends as its user name on MQTT.")
+    environment: Environment
+    display_name: str
+    enabled: bool
+    tags: list[str]
+    created_at: str
+    created_by: str
+    updated_at: str
+    password_set_at: str
+    last_connected_at: str | None = Field(description="At most a minute late.")
+
+
+class ClientWithPasswordShape(BaseModel):
+    """A client whose password was just set."""
+
+    client: ClientShape
+    password: str | None = Field(
+        description="The generated password, shown this once; null where one was given."
+    )
+
+
+class ClientPage(BaseModel):
+    """A page of clients, newest first; `next_cursor` is null on the last."""
+
+    clients: list[ClientShape]
+    next_cursor: str | None
+    total: int
+
+
+@router.post(
+    "/v2/clients",
+    status_code=201,
+    responses=told(
+        errors.InvalidUsername,
+        errors.InvalidName,
+        errors.InvalidTag,
+        errors.WeakPassword,
+        errors.UsernameTaken,
+        errors.WeakIdempotencyKey,
+        errors.IdempotencyKeyReused,
+        body=True,
+    ),
+)
+def create_client(  # noqa: PLR0917 - FastAPI's parameters
+    request: Request,
+    wanted: NewClient,
+    caller: Known,
+    here: Here,
+    body: RawBody,
+    idempotency_key: IdempotencyKey = None,
+) -> ClientWithPasswordShape:
+    """Make a client; a generated password is in this answer and nowhere else."""
+    by = caller.acting_in(wanted.environment)
+    environment = wanted.environment or by.environment
+    spec = ClientSpec(
+        wanted.username, environment, wanted.display_name, wanted.enabled, tuple(wanted.tags)
+    )
+    password_hash = _hashed(here, by, wanted.password)
+
+    def create_client(tx: Transaction, by: Principal) -> dict[str, Any]:
+        return _with_password(clients.create(tx, by, spec, password_hash))
+
+    retry = retry_of(request, caller, body, idempotency_key)
+    return ClientWithPasswordShape.model_validate(change_once(here, by, create_client, retry))
+
+
+@router.get("/v2/clients", responses=told(errors.InvalidCursor))
+def list_clients(  # noqa: PLR0917 - FastAPI's parameters
+    caller: Known,
+    here: Here,
+    search: Annotated[
+        str,
+        Query(max_length=200, description="In user and display name; or a tag or an id, whole."),
+    ] = "",
+    environment: Environment | None = None,
+    enabled: bool | None = None,  # noqa: FBT001 - a query parameter
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Cursor = "",
+) -> ClientPage:
+    """List the clients of the organization's environment, newest first."""
+    by = caller.acting_in(environment)
+    if environment is not None and environment is not by.environment:
+        raise errors.WrongEnvironment
+    vault = here.runner.database.keys
+    bound = json.dumps(["clients", *by.room, search, enabled])
+    after = None
+    if cursor:
+        created_at, client_id = read_cursor(vault, bound, cursor)
+        after = (created_at, client_id)
+    query = clients.ClientQuery(search, enabled, after, limit)
+
+    def look(tx: Transaction, by: Principal) -> ClientPage:
+        found = clients.list_clients(tx, by, query)
+        shown = found[:limit]
+        next_cursor = None
+        if len(found) > limit:
+            next_cursor = write_cursor(vault, bound, [shown[-1].created_at, shown[-1].id])
+        return ClientPage(
+            clients=[_shape(client) for client in shown],
+            next_cursor=next_cursor,
+            total=clients.count_clients(tx, by, query),
+        )
+
+    look.__name__ = "list_clients"
+    return here.runner.look(look, by)
+
+
+@router.get("/v2/clients/{client_id:id}", responses=told(errors.ClientNotFound))
+def get_client(client_id: Id, caller: Known, here: Here) -> ClientShape:
+    """Show one client, never its password."""
+    return _shape(here.runner.look(clients.get, caller.by, client_id))
+
+
+@router.patch(
+    "/v2/clients/{client_id:id}",
+    responses=told(errors.ClientNotFound, errors.InvalidName, errors.InvalidTag, body=True),
+)
+def change_client(client_id: Id, wanted: ClientChanges, caller: Known, here: Here) -> ClientShape:
+    """Change a client's display name and tags, or let it in and out."""
+    changes = wanted.model_dump(exclude_none=True)
+    return _shape(here.runner.change(clients.change, caller.by, client_id, changes))
+
+
+@router.post("/v2/clients/{client_id:id}/disable", responses=told(errors.ClientNotFound))
+def disable_client(client_id: Id, caller: Known, here: Here) -> ClientShape:
+    """Let a client in no more until it is enabled again."""
+    return _shape(here.runner.change(clients.change, caller.by, client_id, {"enabled": False}))
+
+
+@router.post("/v2/clients/{client_id:id}/enable", responses=told(errors.ClientNotFound))
+def enable_client(client_id: Id, caller: Known, here: Here) -> ClientShape:
+    """Let a disabled client in again."""
+    return _shape(here.runner.change(clients.change, caller.by, client_id, {"enabled": True}))
+
+
+@router.post(
+    "/v2/clients/{client_id:id}/password",
+    responses=told(
+        errors.ClientNotFound,
+        errors.WeakPassword,
+        errors.WeakIdempotencyKey,
+        errors.IdempotencyKeyReused,
+        body=True,
+    ),
+)
+def set_client_password(  # noqa: PLR0917 - FastAPI's parameters
+    request: Request,
+    client_id: Id,
+    caller: Known,
+    here: Here,
+    body: RawBody,
+    wanted: PasswordChange | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> ClientWithPasswordShape:
+    """Give a client a new password; the old one opens nothing from then on."""
+    password_hash = _hashed(here, caller.by, wanted.password if wanted else None)
+
+    def set_password(tx: Transaction, by: Principal) -> dict[str, Any]:
+        return _with_password(clients.set_password(tx, by, client_id, password_hash))
+
+    retry = retry_of(request, caller, body, idempotency_key)
+    return ClientWithPasswordShape.model_validate(change_once(here, caller.by, set_password, retry))
+
+
+@router.delete("/v2/clients/{client_id:id}", status_code=204, responses=told(errors.ClientNotFound))
+def delete_client(client_id: Id, caller: Known, here: Here) -> None:
+    """Delete a client; its user name is free from then on."""
+    here.runner.change(clients.remove, caller.by, client_id)
+
+
+def _hashed(here: Here, by: Principal, password: str | None) -> str | None:
+    """Return the hash of a password that the caller chose, a refusal noted as an action's is."""
+    if password is None:
+        return None
+    with here.runner.noting("hash_password", by):
+        return clients.hash_password(by, password)
+
+
+def _with_password(made: clients.ClientWithPassword) -> dict[str, Any]:
+    shape = ClientWithPasswordShape(client=_shape(made.client), password=made.password)
+    return shape.model_dump(mode="json")
+
+
+def _shape(client: ClientRecord) -> ClientShape:
+    return ClientShape(
+        id=client.id,
+        username=client.username,
+        mqtt_username=client.mqtt_username,
+        environment=client.environment,
+        display_name=client.display_name,
+        enabled=client.enabled,
+        tags=list(client.tags),
+        created_at=iso(client.created_at),
+        created_by=client.created_by,
+        updated_at=iso(client.updated_at),
+        password_set_at=iso(client.password_set_at),
+        last_connected_at=when(client.last_connected_at),
+    )
