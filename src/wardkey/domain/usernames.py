@@ -8,6 +8,7 @@ from typing import NamedTuple
 from wardkey.domain.secret import Environment
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_ORGANIZATION = re.compile(r"org_[0-9A-Za-z]{1,36}")
 _TEST = ".test"
 
 
@@ -43,7 +44,7 @@ def parse_username(text: str) -> Username | None:
     if not at or not _NAME.fullmatch(name):
         return None
     org_id = rest.removesuffix(_TEST)
-    if not org_id or org_id != org_id.strip():
+    if not _ORGANIZATION.fullmatch(org_id):
         return None
     environment = Environment.TEST if rest.endswith(_TEST) else Environment.LIVE
     return Username(name, org_id, environment)

@@ -1,0 +1,199 @@
+"""Logins of clients: whose a user name and password are, without paying Argon2 each time."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from sqlalchemy import Row, bindparam, or_, select, update
+
+from wardkey.actions.people import check_password
+from wardkey.db.engine import Database, Transaction, telling
+from wardkey.db.schema import clients, organizations
+from wardkey.db.vault import Vault
+from wardkey.domain.clients import LONGEST_PASSWORD
+from wardkey.domain.secret import Environment
+from wardkey.domain.usernames import on_the_wire, parse_username
+
+REMEMBERED_S = 300
+MOST_REMEMBERED = 10_000
+MINUTE_MS = 60_000
+# Each takes 64 MiB and a core for tens of milliseconds.
+_MOST_AT_ONCE = 2
+
+# Built once: constructing a statement costs more than running it.
+_CLIENT = (
+    select(clients, organizations.c.suspended_at)
+    .join(organizations, organizations.c.id == clients.c.org_id)
+    .where(
+        clients.c.org_id == bindparam("of_org"),
+        clients.c.environment == bindparam("of_environment"),
+        clients.c.username == bindparam("wanted"),
+        organizations.c.deleted_at.is_(None),
+    )
+)
+_MARK = (
+    update(clients)
+    .where(
+        clients.c.id == bindparam("wanted"),
+        clients.c.org_id == bindparam("of_org"),
+        clients.c.environment == bindparam("of_environment"),
+        or_(
+            clients.c.last_connected_at.is_(None),
+            clients.c.last_connected_at <= bindparam("before"),
+            clients.c.last_connected_at > bindparam("at"),
+        ),
+    )
+    .values(last_connected_at=bindparam("at"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownClient:
+    """A client whose password fitted; `last_connected_at` in epoch milliseconds."""
+
+    id: str
+    org_id: str
+    environment: Environment
+    username: str
+    tags: tuple[str, ...]
+    password_set_at: int
+    last_connected_at: int | None
+
+    @property
+    def mqtt_username(self) -> str:
+        """The user name as it stands on the wire."""
+        return on_the_wire(self.username, self.org_id, self.environment)
+
+
+@dataclass(slots=True)
+class VerifiedPasswords:
+    """Passwords that fitted an Argon2 hash in the last five minutes, as keyed hashes.
+
+    Each is bound to the hash that it fitted, which has a salt of its own, so a password that was
+    replaced is never found here. The key exists in this process alone.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
+    # In the order in which they end.
+    ends: dict[bytes, float] = field(default_factory=dict, repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    turns: threading.Semaphore = field(
+        default_factory=lambda: threading.Semaphore(_MOST_AT_ONCE), repr=False
+    )
+
+    def fits(self, password_hash: str | None, password: str) -> bool:
+        """Tell whether a password fits; a missing hash takes as long and never fits."""
+        name = blake2b(f"{password_hash}\0{password}".encode(), key=self.key, digest_size=32)
+        digest = name.digest()
+        if self._remembers(digest):
+            return True
+        with self.turns:
+            # Of many who come at once with one password, the first ones paid for the rest.
+            if self._remembers(digest):
+                return True
+            fits = check_password(password_hash, password)
+            if fits:
+                self._remember(digest)
+            return fits
+
+    def _remembers(self, digest: bytes) -> bool:
+        with self.lock:
+            return self.ends.get(digest, 0) > self.clock()
+
+    def _remember(self, digest: bytes) -> None:
+        with self.lock:
+            now = self.clock()
+            self.ends.pop(digest, None)
+            self.ends[digest] = now + REMEMBERED_S
+            while True:
+                oldest, end = next(iter(self.ends.items()))
+                if end > now and len(self.ends) <= MOST_REMEMBERED:
+                    return
+                del self.ends[oldest]
+
+
+def find_login(
+    database: Database, verified: VerifiedPasswords, username: str, password: str
+) -> KnownClient | None:
+    """Return the enabled client whose user name, as on the wire, and password these are.
+
+    Every refusal takes as long as a wrong password. The transaction ends before a password is
+    hashed, so a client that is disabled in between is still found: whoever disables one looks for
+    its sessions once more afterwards. Raises the storage's failure.
+    """
+    with database.read() as tx:
+        row = _find(tx, username)
+    if not _fits(database.keys, verified, row, password) or row is None:
+        return None
+    if not row.enabled or row.suspended_at is not None:
+        return None
+    return KnownClient(
+        id=row.id,
+        org_id=row.org_id,
+        environment=Environment(row.environment),
+        username=row.username,
+        tags=tuple(row.tags),
+        password_set_at=row.password_set_at,
+        last_connected_at=row.last_connected_at,
+    )
+
+
+def mark_connected(database: Database, connected: Iterable[KnownClient]) -> None:
+    """Store that these clients connected just now, each at most once a minute.
+
+    Like the last use of a key, that stands neither in the audit nor in the change feed.
+    """
+    now = database.clock()
+    due = {
+        client.id: client
+        for client in connected
+        if client.last_connected_at is None or not now - MINUTE_MS < client.last_connected_at <= now
+    }
+    if not due:
+        return
+    rows = [
+        {
+            "wanted": client.id,
+            "of_org": client.org_id,
+            "of_environment": client.environment,
+            "before": now - MINUTE_MS,
+            "at": now,
+        }
+        # In one order, so that two processes on PostgreSQL never wait for each other.
+        for client in sorted(due.values(), key=lambda client: client.id)
+    ]
+    with telling(), database.writer.begin() as connection:
+        connection.execute(_MARK, rows)
+
+
+def _find(tx: Transaction, username: str) -> Row[Any] | None:
+    parsed = parse_username(username)
+    if parsed is None:
+        return None
+    asked = {
+        "wanted": parsed.name,
+        "of_org": parsed.org_id,
+        "of_environment": parsed.environment,
+    }
+    return tx.connection.execute(_CLIENT, asked).one_or_none()
+
+
+def _fits(vault: Vault, verified: VerifiedPasswords, row: Row[Any] | None, password: str) -> bool:
+    if len(password) > LONGEST_PASSWORD or not password.isprintable():
+        # No client has such a password, and not every hash takes such a text.
+        return verified.fits(None, "")
+    if row is None:
+        return verified.fits(None, password)
+    if row.digest is None:
+        return verified.fits(row.password_hash, password)
+    known = row.pepper_version in vault.peppers
+    if known and vault.matches(password, bytes(row.digest), row.pepper_version):
+        return True
+    return verified.fits(None, password)
