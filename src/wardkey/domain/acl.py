@@ -1,23 +1,21 @@
-"""ACL rules of MQTT: who may publish and subscribe to what, decided by the first rule that fits."""
+"""ACL rules of MQTT: whom a rule is for, and what its topic filter is for somebody."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 
-from wardkey.domain.topics import clean_filter, covers, overlaps, to_subjects
+from wardkey.domain.topics import clean_filter
 
 MOST_RULES = 1_000
 _VARIABLE = re.compile(r"\{([a-z_]+(?:\.[A-Za-z0-9_-]{1,64})?)\}")
-# A level with a variable in it may be filled with anything.
-_VARIABLE_LEVEL = re.compile(r"[^/]*\{[^/]*")
+_USERNAMES = re.compile(r"[A-Za-z0-9_.*-]{1,64}")
 _PLAIN = frozenset({"username", "client_id", "org"})
 _CLAIM = "claim."
 # What stands for a variable whose value cannot be filled in, where denying more is safe.
-_ANY = "+"
+ANY = "+"
 
 
 class Effect(StrEnum):
@@ -103,60 +101,29 @@ def clean_rule_filter(text: str) -> str:
                 f"There is no variable {{{name}}} (place {found.start() + 1}); take {{username}}, "
                 "{client_id}, {org} or {claim.NAME}."
             )
-    plain = _VARIABLE.sub("x", text)
-    for bracket in "{}":
-        if bracket in plain:
-            place = text.index(bracket) + 1
-            raise ValueError(f"A lone {bracket} at place {place} is no variable; close it.")
+    # As long as before, so that the places of faults stay.
+    plain = _VARIABLE.sub(lambda found: "x" * len(found[0]), text)
+    for place, character in enumerate(plain, 1):
+        if character in "{}":
+            raise ValueError(
+                f"The {character} at place {place} is part of no variable; take {{username}}, "
+                "{client_id}, {org} or {claim.NAME}."
+            )
     clean_filter(plain)
     return text
 
 
-def decide(rules: Iterable[AclRule], actor: Actor, action: Action, topic: str) -> Decision:
-    """Return what the first rule that fits says of publishing to `topic`, or of subscribing to it.
+def clean_username_pattern(text: str) -> str:
+    """Return a pattern of user names, in which `*` stands for any characters, or none.
 
-    `rules` are in the order of their priorities. A rule fits a subscription's filter if it covers
-    it wholly; of an accepted subscription, topics that a rule denies are not delivered.
+    Raises `ValueError` with a sentence that says how to mend it.
     """
-    for rule in rules:
-        if rule.action in (Action.BOTH, action) and is_for(rule, actor):
-            pattern = filled(rule, actor)
-            if pattern is not None and covers(pattern, topic):
-                return Decision(rule.effect is Effect.ALLOW, rule)
-    return Decision(allowed=False, rule=None)
-
-
-def exception_to(rules: Iterable[AclRule]) -> tuple[AclRule, AclRule] | None:
-    """Return an allowing rule and a denying one below it that it touches, or None.
-
-    Such a pair cannot be held by the broker, for which what is denied is denied; so sets of rules
-    with one are refused. `rules` are in the order of their priorities.
-    """
-    above: list[AclRule] = []
-    for rule in rules:
-        if rule.effect is Effect.ALLOW:
-            above.append(rule)
-            continue
-        mine = _VARIABLE_LEVEL.sub(_ANY, rule.filter)
-        for other in above:
-            theirs = _VARIABLE_LEVEL.sub(_ANY, other.filter)
-            if _same_action(rule, other) and _may_meet(rule, other) and overlaps(mine, theirs):
-                return other, rule
-    return None
-
-
-def _same_action(one: AclRule, other: AclRule) -> bool:
-    return one.action is other.action or Action.BOTH in (one.action, other.action)
-
-
-def _may_meet(one: AclRule, other: AclRule) -> bool:
-    """Tell whether somebody may be meant by both; publishable keys never reach the broker."""
-    kinds = {one.subject_kind, other.subject_kind}
-    if SubjectKind.PUBLISHABLE in kinds:
-        return False
-    if one.subject_kind is other.subject_kind and one.subject_kind is not SubjectKind.USERNAME:
-        return one.subject == other.subject
-    return kinds != {SubjectKind.CLIENT, SubjectKind.PROVIDER}
+    if not _USERNAMES.fullmatch(text):
+        raise ValueError(
+            "A pattern of user names has 1 to 64 characters of a-z, A-Z, 0-9, _, . and -, and * "
+            "for any of them; the organization is left out."
+        )
+    return text
 
 
 def is_for(rule: AclRule, actor: Actor) -> bool:
@@ -168,16 +135,45 @@ def is_for(rule: AclRule, actor: Actor) -> bool:
             return actor.kind is ActorKind.CLIENT and rule.subject == actor.subject_id
         case SubjectKind.USERNAME:
             named = actor.kind in (ActorKind.CLIENT, ActorKind.GRANT)
-            return named and _pattern(rule.subject).fullmatch(actor.username) is not None
+            return named and fits_pattern(rule.subject, actor.username)
         case SubjectKind.PROVIDER:
             return actor.kind is ActorKind.GRANT and rule.subject == actor.subject_id
         case SubjectKind.PUBLISHABLE:
             return actor.kind is ActorKind.PUBLISHABLE_KEY
 
 
-@lru_cache(maxsize=4096)
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL)
+def fits_pattern(pattern: str, name: str) -> bool:
+    """Tell whether a pattern with `*` fits a user name; in time linear in both.
+
+    A regular expression would take for ever with many stars.
+    """
+    first, *rest = pattern.split("*")
+    if not rest:
+        return name == pattern
+    last = rest.pop()
+    end = len(name) - len(last)
+    if not (name.startswith(first) and name.endswith(last) and end >= len(first)):
+        return False
+    place = len(first)
+    for part in rest:
+        place = name.find(part, place, end)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
+
+
+def patterns_meet(one: str, other: str) -> bool:
+    """Tell whether some user name fits both patterns."""
+    if "*" not in one:
+        return fits_pattern(other, one)
+    if "*" not in other:
+        return fits_pattern(one, other)
+    starts = one.partition("*")[0], other.partition("*")[0]
+    ends = one.rpartition("*")[2], other.rpartition("*")[2]
+    return (starts[0].startswith(starts[1]) or starts[1].startswith(starts[0])) and (
+        ends[0].endswith(ends[1]) or ends[1].endswith(ends[0])
+    )
 
 
 def filled(rule: AclRule, actor: Actor) -> str | None:
@@ -190,23 +186,25 @@ def filled(rule: AclRule, actor: Actor) -> str | None:
         return rule.filter
     levels = []
     for level in rule.filter.split("/"):
-        made: str | None = ""
-        end = 0
-        for found in _VARIABLE.finditer(level):
-            value = _value(found[1], actor)
-            if value is None:
-                made = None
-                break
-            made = f"{made}{level[end : found.start()]}{value}"
-            end = found.end()
+        made = filled_level(level, actor)
         if made is None:
             if rule.effect is Effect.ALLOW:
                 return None
-            made = _ANY
-        else:
-            made += level[end:]
+            made = ANY
         levels.append(made)
     return "/".join(levels)
+
+
+def filled_level(level: str, actor: Actor) -> str | None:
+    """Return one level of a rule's filter with the actor's values; None where one cannot be."""
+    made, end = "", 0
+    for found in _VARIABLE.finditer(level):
+        value = _value(found[1], actor)
+        if value is None:
+            return None
+        made = f"{made}{level[end : found.start()]}{value}"
+        end = found.end()
+    return made + level[end:]
 
 
 def _value(name: str, actor: Actor) -> str | None:
@@ -223,38 +221,3 @@ def _value(name: str, actor: Actor) -> str | None:
     if any(character in "/+#*>{}" or character.isspace() for character in value):
         return None
     return value
-
-
-@dataclass(frozen=True, slots=True)
-class Subjects:
-    """What a session may do, as NATS permissions: denied ones win over allowed ones."""
-
-    publish_allow: tuple[str, ...]
-    publish_deny: tuple[str, ...]
-    subscribe_allow: tuple[str, ...]
-    subscribe_deny: tuple[str, ...]
-
-
-def compiled(rules: Iterable[AclRule], actor: Actor) -> Subjects:
-    """Return an actor's rules as NATS subjects.
-
-    Exact as long as no denying rule stands below an allowing one that it touches: see `exceptions`.
-    """
-    found: dict[tuple[Action, Effect], list[str]] = {
-        (action, effect): [] for action in (Action.PUBLISH, Action.SUBSCRIBE) for effect in Effect
-    }
-    for rule in rules:
-        if not is_for(rule, actor):
-            continue
-        pattern = filled(rule, actor)
-        if pattern is None:
-            continue
-        for action in (Action.PUBLISH, Action.SUBSCRIBE):
-            if rule.action in (Action.BOTH, action):
-                found[action, rule.effect] += to_subjects(pattern)
-    return Subjects(
-        tuple(found[Action.PUBLISH, Effect.ALLOW]),
-        tuple(found[Action.PUBLISH, Effect.DENY]),
-        tuple(found[Action.SUBSCRIBE, Effect.ALLOW]),
-        tuple(found[Action.SUBSCRIBE, Effect.DENY]),
-    )

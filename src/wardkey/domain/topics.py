@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MOST_TOPIC = 1_024
 MOST_LEVELS = 64
 _WILD = frozenset("+#")
@@ -50,9 +52,13 @@ def clean_filter(text: str) -> str:
     levels, place = _levels(text, "topic filter"), 1
     for number, level in enumerate(levels):
         if "#" in level and (level != "#" or number != len(levels) - 1):
-            raise ValueError(f"# at place {place} must be the whole of the last level.")
+            raise ValueError(
+                f"# at place {place + level.index('#')} must be the whole of the last level."
+            )
         if "+" in level and level != "+":
-            raise ValueError(f"+ at place {place} must be the whole of its level.")
+            raise ValueError(
+                f"+ at place {place + level.index('+')} must be the whole of its level."
+            )
         place += len(level) + 1
     return text
 
@@ -60,8 +66,11 @@ def clean_filter(text: str) -> str:
 def covers(pattern: str, other: str) -> bool:
     """Tell whether every topic that the filter `other` matches is matched by `pattern`.
 
-    `other` may be a topic. As §4.7.1.2 says, `a/#` matches `a` itself.
+    `other` may be a topic. As §4.7.1.2 says, `a/#` matches `a` itself, and as §4.7.2 does, no
+    wildcard matches a `$` at the start. `+/#` is not taken for `#`, as the broker does not.
     """
+    if other.startswith("$") and pattern.startswith(("+", "#")):
+        return False
     mine, theirs = pattern.split("/"), other.split("/")
     for place, level in enumerate(mine):
         if level == "#":
@@ -75,18 +84,24 @@ def covers(pattern: str, other: str) -> bool:
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Tell whether some topic is matched by both filters."""
-    mine, theirs = one.split("/"), other.split("/")
-    for place in range(max(len(mine), len(theirs)) + 1):
-        left = mine[place] if place < len(mine) else None
-        right = theirs[place] if place < len(theirs) else None
+    """Tell whether some topic, which never starts with `$`, is matched by both filters."""
+    return levels_overlap(one.split("/"), other.split("/"))
+
+
+def levels_overlap(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Tell what `overlaps` does of two filters that were split into levels before."""
+    if len(mine) != len(theirs) and mine[-1] != "#" and theirs[-1] != "#":
+        return False
+    for left, right in zip(mine, theirs, strict=False):
         if left == "#" or right == "#":
             return True
-        if left is None or right is None:
-            return left is right
-        if left != right and "+" not in (left, right):
+        if left not in ("+", right) and right != "+":
             return False
-    return True
+    if len(mine) == len(theirs):
+        return True
+    # One of them ends here, which `#` as the next level of the other still matches.
+    longer, shorter = (mine, theirs) if len(mine) > len(theirs) else (theirs, mine)
+    return longer[len(shorter)] == "#"
 
 
 def to_subject(topic: str) -> str:

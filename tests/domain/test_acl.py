@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import product
+from random import Random
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from wardkey.domain.acl import (
+    AclRule,
+    Action,
+    Actor,
+    ActorKind,
+    Decision,
+    Effect,
+    SubjectKind,
+    clean_rule_filter,
+    clean_username_pattern,
+    filled,
+    fits_pattern,
+    is_for,
+    patterns_meet,
+)
+from wardkey.domain.broker_acl import Subjects, compiled, exception_to, loose_wildcard
+from wardkey.domain.rule_set import RuleSet
+from wardkey.domain.topics import covers, to_subject
+
+FILTERS = [
+    "/".join(levels)
+    for depth in range(1, 4)
+    for levels in product(("a", "b", "+", "#", "{username}"), repeat=depth)
+    if "#" not in levels[:-1]
+]
+TOPICS = ["/".join(levels) for n in range(1, 5) for levels in product("abc", repeat=n)]
+SUBJECTS = [
+    (SubjectKind.EVERYONE, ""),
+    (SubjectKind.CLIENT, "cli_1"),
+    (SubjectKind.CLIENT, "cli_2"),
+    (SubjectKind.USERNAME, "a"),
+    (SubjectKind.USERNAME, "a*"),
+    (SubjectKind.USERNAME, "*b"),
+    (SubjectKind.PROVIDER, "idp_1"),
+    (SubjectKind.PUBLISHABLE, ""),
+]
+ACTORS = [
+    Actor(ActorKind.CLIENT, "org_1", "a", "device-1", "cli_1"),
+    Actor(ActorKind.CLIENT, "org_1", "ab", "device-2", "cli_2"),
+    Actor(ActorKind.GRANT, "org_1", "b", "page-1", "idp_1", {"team": "a"}),
+    Actor(ActorKind.CLIENT, "org_1", "", "device-3", "cli_3"),
+    Actor(ActorKind.PUBLISHABLE_KEY, "org_1"),
+    Actor(ActorKind.SECRET_KEY, "org_1"),
+]
+DEVICE = ACTORS[0]
+DOING = (Action.PUBLISH, Action.SUBSCRIBE)
+
+
+def rule(
+    pattern: str,
+    effect: Effect = Effect.ALLOW,
+    priority: int = 10,
+    subject: tuple[SubjectKind, str] = SUBJECTS[0],
+    action: Action = Action.BOTH,
+) -> AclRule:
+    return AclRule(f"acl_{priority}", priority, *subject, pattern, action, effect)
+
+
+made_rules = st.lists(
+    st.builds(
+        lambda pattern, effect, subject, action: rule(pattern, effect, 0, subject, action),
+        st.sampled_from(FILTERS),
+        st.sampled_from(Effect),
+        st.sampled_from(SUBJECTS),
+        st.sampled_from(Action),
+    ),
+    max_size=8,
+).map(lambda found: [replace(r, id=f"acl_{n}", priority=n) for n, r in enumerate(found)])
+
+
+def by_hand(rules: Iterable[AclRule], actor: Actor, action: Action, topic: str) -> Decision:
+    """Ask one rule after the other, as the rules are told to people."""
+    for one in rules:
+        if one.action not in (Action.BOTH, action) or not is_for(one, actor):
+            continue
+        pattern = filled(one, actor)
+        if pattern is None:
+            continue
+        # The broker denies `a/#` where it denies `a` or `a/+`.
+        asked = [topic]
+        if topic.endswith("#") and one.effect is Effect.DENY:
+            asked += [topic[:-2]] * (topic != "#") + [topic[:-1] + "+"]
+        if any(covers(pattern, each) for each in asked):
+            return Decision(one.effect is Effect.ALLOW, one)
+    return Decision(allowed=False, rule=None)
+
+
+# --- the matcher ---------------------------------------------------------------------------
+
+
+@given(
+    made_rules,
+    st.sampled_from(ACTORS),
+    st.sampled_from(DOING),
+    st.sampled_from([*TOPICS, *(one for one in FILTERS if "{" not in one)]),
+)
+def test_the_first_rule_that_fits_decides(
+    rules: list[AclRule], actor: Actor, action: Action, topic: str
+) -> None:
+    assert RuleSet(rules).decide(actor, action, topic) == by_hand(rules, actor, action, topic)
+
+
+def test_the_lower_priority_is_asked_first_and_of_two_alike_the_lower_id() -> None:
+    first, second = rule("a", Effect.DENY, 5), rule("a", Effect.ALLOW, 6)
+    assert RuleSet([second, first]).decide(DEVICE, Action.PUBLISH, "a").rule == first
+    twin = replace(second, id="acl_0", priority=5)
+    assert RuleSet([first, twin]).decide(DEVICE, Action.PUBLISH, "a") == Decision(True, twin)
+
+
+def test_nothing_is_allowed_that_no_rule_allows() -> None:
+    for actor, action, topic in product(ACTORS, DOING, ("a", "#", "a/+", "$SYS/a")):
+        assert RuleSet([]).decide(actor, action, topic) == Decision(allowed=False, rule=None)
+    only = RuleSet([rule("a/+", action=Action.PUBLISH)])
+    assert only.decide(DEVICE, Action.PUBLISH, "a/b").allowed
+    assert not only.decide(DEVICE, Action.SUBSCRIBE, "a/b").allowed
+    assert not only.decide(DEVICE, Action.PUBLISH, "a/b/c").allowed
+
+
+def test_topics_of_the_broker_are_never_allowed() -> None:
+    every = RuleSet([rule("#"), rule("+/#", priority=11)])
+    for topic in ("$SYS/broker", "$share/g/a", "$JS/API"):
+        assert not every.decide(DEVICE, Action.SUBSCRIBE, topic).allowed
+
+
+@given(made_rules, st.sampled_from(TOPICS))
+def test_a_publishable_key_is_meant_by_its_own_rules_alone(
+    rules: list[AclRule], topic: str
+) -> None:
+    key = Actor(ActorKind.PUBLISHABLE_KEY, "org_1")
+    decision = RuleSet(rules).decide(key, Action.PUBLISH, topic)
+    own = [one for one in rules if one.subject_kind is SubjectKind.PUBLISHABLE]
+    assert decision == RuleSet(own).decide(key, Action.PUBLISH, topic)
+    for other in ACTORS:
+        if other.kind is not ActorKind.PUBLISHABLE_KEY:
+            ruled = RuleSet(rules).decide(other, Action.PUBLISH, topic).rule
+            assert ruled is None or ruled.subject_kind is not SubjectKind.PUBLISHABLE
+
+
+@pytest.mark.parametrize(("subject", "meant"), [
+    (SUBJECTS[0], [0, 1, 2, 3, 5]),
+    (SUBJECTS[1], [0]),
+    (SUBJECTS[4], [0, 1]),
+    (SUBJECTS[5], [1, 2]),
+    (SUBJECTS[6], [2]),
+    (SUBJECTS[7], [4]),
+])  # fmt: skip
+def test_a_rule_is_for_those_whom_it_names(
+    subject: tuple[SubjectKind, str], meant: list[int]
+) -> None:
+    rules = RuleSet([rule("a", subject=subject)])
+    found = [n for n, who in enumerate(ACTORS) if rules.decide(who, Action.PUBLISH, "a").allowed]
+    assert found == meant
+
+
+# --- variables -----------------------------------------------------------------------------
+
+
+def test_variables_stand_for_the_actors_own_values() -> None:
+    grant = ACTORS[2]
+    for pattern, topic in (
+        ("u/{username}/#", "u/b/x/y"),
+        ("c/{client_id}", "c/page-1"),
+        ("{org}/t", "org_1/t"),
+        ("t-{claim.team}-{username}/+", "t-a-b/z"),
+    ):
+        rules = RuleSet([rule(pattern)])
+        assert rules.decide(grant, Action.PUBLISH, topic).allowed
+        other = Actor(ActorKind.GRANT, "org_2", "c", "page-2", "idp_1", {"team": "b"})
+        assert not rules.decide(other, Action.PUBLISH, topic).allowed
+
+
+WIDENING = [
+    "",
+    "+",
+    "#",
+    "*",
+    ">",
+    "a/b",
+    "a+",
+    "a#",
+    "a b",
+    "a\tb",
+    "a\u00a0",
+    "\0",
+    "$SYS",
+    "{org}",
+]
+
+
+@pytest.mark.parametrize("value", WIDENING)
+def test_a_value_that_would_widen_a_filter_allows_nothing_and_denies_all(value: str) -> None:
+    who = Actor(ActorKind.GRANT, "org_1", "u", "c", "idp_1", {"team": value})
+    allowing = RuleSet([rule("t/{claim.team}/x"), rule("{claim.team}/#", priority=11)])
+    assert filled(allowing.rules[0], who) is None
+    for topic in ("t/a/x", f"t/{value}/x", "t/+/x", "#", f"{value}/a", "a"):
+        assert not allowing.decide(who, Action.SUBSCRIBE, topic).allowed
+    assert compiled(allowing.rules, who) == Subjects((), (">",), (), (">",))
+    denying = RuleSet([rule("t/{claim.team}/x", Effect.DENY, 1), rule("#", priority=2)])
+    assert not denying.decide(who, Action.PUBLISH, "t/anything/x").allowed
+    assert denying.decide(who, Action.PUBLISH, "t/anything/y").allowed
+
+
+@given(st.text(max_size=6), st.sampled_from(TOPICS))
+def test_no_value_lets_anybody_beyond_his_own_level(value: str, topic: str) -> None:
+    who = Actor(ActorKind.GRANT, "org_1", "u", "c", "idp_1", {"team": value})
+    for asked in (topic, "#", "+", "t/#", "t/+"):
+        if RuleSet([rule("t/{claim.team}")]).decide(who, Action.SUBSCRIBE, asked).allowed:
+            assert asked == f"t/{value}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a/{user}", r"no variable \{user\} \(place 3\)"),
+        ("{org}/{claim}", r"no variable \{claim\} \(place 7\)"),
+        ("{username.x}", r"no variable \{username.x\} \(place 1\)"),
+        ("{username}/{", r"\{ at place 12"),
+        ("{org}}", r"\} at place 6"),
+        ("a/{Claim.x}", r"\{ at place 3"),
+        ("{}", r"\{ at place 1"),
+        ("{claim.a b}", r"\{ at place 1"),
+        ("{username}/b+/c", r"\+ at place 13"),
+        ("{username}+", r"\+ at place 11"),
+        ("{org} /a", r"U\+0020 at place 6"),
+        ("a/{org}/#/b", "# at place 9"),
+        ("$SYS/{org}", r"starts with \$"),
+        ("{claim." + "a" * 64 + "}/" * 20, "longer than|part of no variable"),
+    ],
+)
+def test_a_fault_in_a_rules_filter_is_told_with_its_place(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        clean_rule_filter(text)
+
+
+@pytest.mark.parametrize("text", ["#", "{username}", "a/{org}-{client_id}/+/#", "{claim.x_Y-1}"])
+def test_a_rules_filter_that_is_taken_stays_as_it_is(text: str) -> None:
+    assert clean_rule_filter(text) == text
+
+
+# --- user names ----------------------------------------------------------------------------
+
+words = st.text("ab*", min_size=1, max_size=6)
+NAMES = ["".join(found) for size in range(1, 9) for found in product("ab", repeat=size)]
+
+
+def fits_by_hand(pattern: str, name: str) -> bool:
+    if not pattern:
+        return not name
+    if pattern[0] == "*":
+        return any(fits_by_hand(pattern[1:], name[start:]) for start in range(len(name) + 1))
+    return name[:1] == pattern[0] and fits_by_hand(pattern[1:], name[1:])
+
+
+@given(words, st.sampled_from(NAMES))
+def test_a_star_stands_for_any_characters(pattern: str, name: str) -> None:
+    assert fits_pattern(pattern, name) == fits_by_hand(pattern, name)
+
+
+@given(words, words)
+def test_two_patterns_meet_where_one_name_fits_both(one: str, other: str) -> None:
+    if len(one) + len(other) <= 8:
+        both = any(fits_by_hand(one, name) and fits_by_hand(other, name) for name in NAMES)
+        assert patterns_meet(one, other) == both
+
+
+def test_many_stars_take_no_longer_than_few() -> None:
+    began = time.process_time()
+    assert not fits_pattern("*a" * 31 + "*b", "a" * 64)
+    assert time.process_time() - began < 0.1
+
+
+@pytest.mark.parametrize("text", ["", "a b", "a/b", "é", "a" * 65, "a@org_1", "+"])
+def test_a_pattern_that_no_user_name_can_fit_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="1 to 64 characters"):
+        clean_username_pattern(text)
+    assert clean_username_pattern("dev-*.x") == "dev-*.x"
+
+
+# --- the broker ----------------------------------------------------------------------------
+
+
+def nats_takes(permitted: Sequence[str], subject: str) -> bool:
+    """nats-server's Sublist.Match, for which `>` is a token like others in what is asked."""
+    asked = subject.split(".")
+    for pattern in permitted:
+        mine = pattern.split(".")
+        if mine[-1] == ">":
+            mine.pop()
+            fits = len(asked) > len(mine)
+        else:
+            fits = len(asked) == len(mine)
+        if fits and all(a in ("*", b) for a, b in zip(mine, asked, strict=False)):
+            return True
+    return False
+
+
+def nats_allows(allow: Sequence[str], deny: Sequence[str], subject: str) -> bool:
+    """As in Client.canSubscribe and pubAllowed: without a list of allowed ones all are."""
+    return (not allow or nats_takes(allow, subject)) and not nats_takes(deny, subject)
+
+
+def broker_delivers(may: Subjects, pattern: str, topics: Iterable[str]) -> set[str] | None:
+    """Return what a subscription of MQTT gets, None if it is refused; tried on nats-server 2.15."""
+    lists = may.subscribe_allow, may.subscribe_deny
+    wanted = [to_subject(pattern)]
+    if pattern.endswith("/#"):
+        wanted.append(to_subject(pattern[:-2]))
+    if not all(nats_allows(*lists, subject) for subject in wanted):
+        return None
+    found = {topic for topic in topics if covers(pattern, topic)}
+    return {topic for topic in found if not nats_takes(may.subscribe_deny, to_subject(topic))}
+
+
+PLAIN = [one for one in FILTERS if "{" not in one]
+
+
+@settings(max_examples=150)
+@given(made_rules, st.sampled_from(ACTORS[:4]), st.lists(st.sampled_from(PLAIN), max_size=30))
+def test_the_broker_holds_what_the_rules_say(
+    rules: list[AclRule], actor: Actor, asked: list[str]
+) -> None:
+    assume(exception_to(rules) is None and loose_wildcard(rules) is None)
+    known = RuleSet(rules)
+    may = compiled(rules, actor)
+    for topic in TOPICS:
+        told = nats_allows(may.publish_allow, may.publish_deny, to_subject(topic))
+        assert told == known.decide(actor, Action.PUBLISH, topic).allowed, topic
+    readable = {t for t in TOPICS if known.decide(actor, Action.SUBSCRIBE, t).allowed}
+    for pattern in [*asked, "#", "+", "a/#", "a/+", "+/#"]:
+        got = broker_delivers(may, pattern, TOPICS)
+        assert got is None or got <= readable, pattern
+        if known.decide(actor, Action.SUBSCRIBE, pattern).allowed:
+            assert got == {t for t in readable if covers(pattern, t)}, pattern
+
+
+@settings(max_examples=150)
+@given(made_rules, st.sampled_from(ACTORS[:4]), st.sampled_from(PLAIN))
+def test_the_broker_is_never_wider_than_the_rules_whatever_they_are(
+    rules: list[AclRule], actor: Actor, pattern: str
+) -> None:
+    known = RuleSet(rules)
+    may = compiled(rules, actor)
+    for topic in TOPICS:
+        if nats_allows(may.publish_allow, may.publish_deny, to_subject(topic)):
+            assert known.decide(actor, Action.PUBLISH, topic).allowed, topic
+    for topic in broker_delivers(may, pattern, TOPICS) or ():
+        assert known.decide(actor, Action.SUBSCRIBE, topic).allowed, topic
+
+
+def test_who_may_do_nothing_is_not_told_to_nats_as_everything() -> None:
+    assert compiled([], DEVICE) == Subjects((), (">",), (), (">",))
+    assert not nats_allows((), (">",), "a")
+
+
+def test_an_exception_above_a_denial_is_found() -> None:
+    allow, deny, rest = rule("a/b"), rule("a/#", Effect.DENY, 20), rule("#", priority=30)
+    assert exception_to([allow, deny, rest]) == (allow, deny)
+    assert exception_to([deny, allow, rest]) is None
+    # Nothing is allowed below it, so it denies only what is denied anyway.
+    assert exception_to([allow, rule("#", Effect.DENY, 20)]) is None
+    for apart in (
+        replace(allow, filter="b/{username}"),
+        replace(allow, action=Action.PUBLISH),
+        replace(allow, subject_kind=SubjectKind.PUBLISHABLE),
+    ):
+        assert exception_to([apart, replace(deny, action=Action.SUBSCRIBE), rest]) is None
+    variable = replace(allow, filter="a/{username}")
+    assert exception_to([variable, deny, rest]) == (variable, deny)
+    mine, yours = (SubjectKind.USERNAME, "dev-*"), (SubjectKind.USERNAME, "bot-*")
+    only = rule("a/#", Effect.DENY, 20, yours)
+    assert exception_to([rule("a/b", subject=mine), only, rest]) is None
+    assert exception_to([rule("a/b", subject=(SubjectKind.USERNAME, "*-1")), only, rest])
+
+
+def test_a_plus_that_the_broker_takes_for_a_hash_is_denied_below() -> None:
+    may = compiled([rule("+")], DEVICE)
+    assert broker_delivers(may, "#", TOPICS) == {"a", "b", "c"}
+    assert broker_delivers(compiled([rule("a/+")], DEVICE), "a/#", TOPICS) is None
+
+
+def test_a_plus_that_cannot_be_denied_below_is_found() -> None:
+    loose = rule("a/+")
+    assert loose_wildcard([rule("a"), loose]) is None
+    assert loose_wildcard([loose, rule("a/b/c")]) is None
+    assert loose_wildcard([rule("a"), loose, rule("a/b/c")]) == loose
+    assert loose_wildcard([rule("a/#"), loose, rule("a/b/c")]) is None
+    for who in (SUBJECTS[1], SUBJECTS[4]):
+        assert loose_wildcard([rule("a", subject=who), loose, rule("a/b/c")]) == loose
+        assert loose_wildcard([rule("a"), loose, rule("a/b/c"), rule("#", subject=who)]) == loose
+
+
+# --- speed ---------------------------------------------------------------------------------
+
+
+def thousand() -> list[AclRule]:
+    made = []
+    for n in range(1_000):
+        subject = SUBJECTS[0]
+        if n % 3:
+            subject = (
+                (SubjectKind.CLIENT, f"cli_{n}")
+                if n % 3 == 1
+                else (SubjectKind.USERNAME, f"u{n}-*")
+            )
+        effect = Effect.DENY if n < 300 else Effect.ALLOW
+        pattern = Random(n).choice(
+            [f"agents/a-{n}/state", f"agents/+/r{n}", f"t{n}/{{username}}/#"]
+        )
+        made.append(rule(pattern, effect, n, subject))
+    return made
+
+
+def test_a_thousand_rules_are_looked_up_and_checked_in_no_time() -> None:
+    rules = thousand()
+    known = RuleSet(rules)
+    began = time.process_time()
+    for n in range(1_000):
+        known.decide(DEVICE, Action.PUBLISH, f"agents/a-{n}/r{n}")
+    # A tenth of what asking one after the other takes; the goal of 50 µs is held by the bench.
+    assert time.process_time() - began < 0.5
+    began = time.process_time()
+    assert exception_to(rules) is None
+    assert loose_wildcard(rules) is None
+    assert time.process_time() - began < 3
