@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 
+from demo.messaging import messaging
 from demo.steps import Broken, claim, life_of_a_key
 
 WORKERS = 2
@@ -36,6 +37,11 @@ def main() -> int:
                 tell("start `wardkey up`", f"{WORKERS} workers on {url[1]}", started)
                 before = time.perf_counter()
                 for title, outcome in life_of_a_key(url[1], found[1], data_dir, process, WORKERS):
+                    tell(title, outcome, before)
+                    before = time.perf_counter()
+                port = re.search(r"MQTT: \S+:(\d+),", output)
+                assert port is not None
+                for title, outcome in messaging(url[1], int(port[1])):
                     tell(title, outcome, before)
                     before = time.perf_counter()
                 print("\nEvery step held.")
@@ -62,7 +68,8 @@ def deployment(data_dir: Path) -> Iterator[tuple[int, str]]:
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [sys.executable, "-m", "wardkey", "up", "--data-dir", str(data_dir), "--listen",
-             "127.0.0.1:0", "--workers", str(WORKERS), "--organization", "Acme",
+             "127.0.0.1:0", "--mqtt-listen", "127.0.0.1:0", "--websocket-listen", "127.0.0.1:0",
+             "--workers", str(WORKERS), "--organization", "Acme",
              "--owner", "owner@acme.example"],
             env=clean, stdout=sink, stderr=sink, start_new_session=True,
         )  # fmt: skip

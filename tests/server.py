@@ -52,6 +52,10 @@ class Server:
             "listen": "127.0.0.1:0",
             "owner": OWNER,
             "organization": "Acme",
+            # Most tests are about keys; a broker for each would take a second.
+            "no_messaging": 1,
+            "mqtt_listen": "127.0.0.1:0",
+            "websocket_listen": "127.0.0.1:0",
             **settings,
         }
         cert = settings.get("tls_cert")
@@ -106,6 +110,8 @@ class Server:
         link = re.search(r"/setup/(\w+)", self.output)
         self.first_key = key[0] if key else ""
         self.setup_token = link[1] if link else ""
+        mqtt = re.search(r"MQTT: \S+:(\d+), over WebSocket: ws://\S+:(\d+)/mqtt", self.output)
+        self.mqtt_port, self.websocket_port = (int(mqtt[1]), int(mqtt[2])) if mqtt else (0, 0)
 
     def stop(self) -> int:
         """Ask it to stop, as an init system does; return its exit code."""
@@ -134,6 +140,25 @@ class Server:
         pid = self.workers()[0]
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    def broker(self) -> int:
+        """Return the broker's process."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        pids = [int(pid) for file in children for pid in file.read_text().split()]
+        return next(p for p in pids if "nats-server" in Path(f"/proc/{p}/cmdline").read_text())
+
+    def kill_broker(self) -> None:
+        """Kill the broker at once; it is started again."""
+        os.kill(self.broker(), signal.SIGKILL)
+
+    def pause_broker(self) -> None:
+        """Stop the broker dead, with its connections open."""
+        os.kill(self.broker(), signal.SIGSTOP)
+
+    def resume_broker(self) -> None:
+        """Let it go on."""
+        os.kill(self.broker(), signal.SIGCONT)
 
     def cli(self, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run `wardkey …` as this deployment's operator."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
 import signal
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -17,8 +19,10 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from wardkey import __version__
+from wardkey.actions.rights import Rights
 from wardkey.actions.run import Runner
 from wardkey.api import (
+    acl,
     audit,
     clients,
     docs,
@@ -28,8 +32,12 @@ from wardkey.api import (
     organization,
     people,
     rotations,
+    sessions,
     verify,
 )
+from wardkey.bridge import publish
+from wardkey.bridge.cutting import Cutting
+from wardkey.bridge.logins import Logins
 from wardkey.config import Config, load_config
 from wardkey.dashboard import links
 from wardkey.db.engine import Database, open_database, telling
@@ -39,6 +47,9 @@ from wardkey.db.migrate import migrate
 from wardkey.db.occupancy import hold_database, hold_folder
 from wardkey.db.upkeep import begin_feed, clean_up, clean_up_usage, rehash
 from wardkey.domain.errors import DeploymentNotFound, Failure, InvalidSetting
+from wardkey.outside.broker import BrokerKeys
+from wardkey.outside.broker_link import BrokerLink
+from wardkey.outside.publishers import Publishers
 from wardkey.verify.leased import Leased
 from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.usage import Usage
@@ -133,7 +144,18 @@ def create_app() -> FastAPI:
         redirect_slashes=False,
     )
     # As the document lists them.
-    described = (keys, rotations, verify, clients, organization, people, audit)
+    described = (
+        keys,
+        rotations,
+        verify,
+        clients,
+        acl,
+        sessions,
+        publish,
+        organization,
+        people,
+        audit,
+    )
     for room in (*described, health, metrics, docs):
         app.include_router(room.router)
     app.include_router(links.router)
@@ -167,6 +189,8 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 proxies=config.proxies,
                 key_headers=config.extra_key_headers,
                 metrics_token=config.metrics_token,
+                link=(link := _link(config, database)),
+                publishers=None if link is None else _publishers(config, link, me),
             )
             app.state.context = context
             app.state.hot_routes = verify.HOT_ROUTES
@@ -176,14 +200,48 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             )
             ticker.start()
             _calm_collector()
+            messaging = asyncio.create_task(_messaging(context))
             try:
                 yield
             finally:
+                messaging.cancel()
+                await asyncio.gather(messaging, return_exceptions=True)
                 stop.set()
                 await anyio.to_thread.run_sync(ticker.join)
                 context.verifier.directory.close()
 
     return lifespan
+
+
+def _link(config: Config, database: Database) -> BrokerLink | None:
+    if not config.messaging or not config.broker:
+        return None
+    keys = BrokerKeys(database.keys.key_for("broker"))
+    return BrokerLink(config.broker, keys, database.clock)
+
+
+def _publishers(config: Config, link: BrokerLink, me: Me) -> Publishers:
+    host, _, port = config.mqtt_listen.rpartition(":")
+    tls = None
+    if config.tls_cert:
+        # The broker shows the very certificate that is named here, under whatever name.
+        tls = ssl.create_default_context(cafile=config.tls_cert)
+        tls.check_hostname = False
+    return Publishers(link, host.strip("[]"), int(port), me.id, tls)
+
+
+async def _messaging(context: Context) -> None:
+    """Answer the broker's logins and keep sessions to what is allowed, until cancelled."""
+    link, publishers = context.link, context.publishers
+    if link is None or publishers is None:
+        return
+    try:
+        rights = Rights()
+        await link.open(Logins(context, rights).judge)
+        await Cutting(context, link, rights).follow()
+    finally:
+        await publishers.close()
+        await link.close()
 
 
 def _calm_collector() -> None:

@@ -55,6 +55,11 @@ class Config:
     directory_memory: int = 256
     max_staleness: int = 0
     metrics_token: str = field(default="", repr=False)
+    no_messaging: bool = False
+    mqtt_listen: str = "127.0.0.1:1883"
+    websocket_listen: str = "127.0.0.1:8984"
+    broker: str = ""
+    nats_server: str = ""
     public_url: str = ""
     brand: str = ""
     key_headers: str = ""
@@ -81,6 +86,11 @@ class Config:
             return self.public_url.rstrip("/")
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+    @property
+    def messaging(self) -> bool:
+        """Tell whether MQTT is part of it."""
+        return not self.no_messaging
 
     @property
     def storage_url(self) -> str:
@@ -151,13 +161,17 @@ def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = 
 
 def check_listening(config: Config) -> None:
     """Refuse to carry keys over a network in the clear; raises `UnsafeListen`."""
-    loopback = config.host == "localhost" or _is_loopback(config.host)
-    if not (loopback or config.tls_cert or config.behind_proxy):
-        raise UnsafeListen(
-            f"{config.listen} is beyond loopback, where keys would travel in the clear. Give "
-            "--tls-cert and --tls-key, or --behind-proxy if a proxy in front ends TLS.",
-            field="listen",
-        )
+    names = ("listen", "mqtt_listen", "websocket_listen") if config.messaging else ("listen",)
+    for name in names:
+        text = getattr(config, name)
+        host = text.rpartition(":")[0].strip("[]")
+        loopback = host == "localhost" or _is_loopback(host)
+        if not (loopback or config.tls_cert or config.behind_proxy):
+            raise UnsafeListen(
+                f"{text} is beyond loopback, where keys would travel in the clear. Give "
+                "--tls-cert and --tls-key, or --behind-proxy if a proxy in front ends TLS.",
+                field=name,
+            )
 
 
 def check_tls(config: Config) -> None:
@@ -236,11 +250,19 @@ def _read(name: str, text: str, kind: type) -> object:
 
 
 def _check(config: Config) -> None:
-    host, _, port = config.listen.rpartition(":")
-    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:  # noqa: PLR2004
+    for name in ("listen", "mqtt_listen", "websocket_listen"):
+        text = getattr(config, name)
+        host, _, port = text.rpartition(":")
+        if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:  # noqa: PLR2004
+            raise InvalidSetting(
+                f"{text!r} is no address to listen on; write 127.0.0.1:8787 or [::1]:8787.",
+                field=name,
+            )
+    parts = _split(config.broker)
+    if config.broker and (parts is None or parts.scheme not in ("nats", "tls")):
         raise InvalidSetting(
-            f"{config.listen!r} is no address to listen on; write 127.0.0.1:8787 or [::1]:8787.",
-            field="listen",
+            f"{config.broker!r} is no broker's address, such as nats://10.0.0.7:4222.",
+            field="broker",
         )
     for name, (least, most, unit) in _NUMBERS.items():
         if not least <= getattr(config, name) <= most:

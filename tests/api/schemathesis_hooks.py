@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 # Refusals that hang on the state of things, which the schema of one request cannot tell: the
-# type of the key that is changed, or whether the key that is rotated has expired by then.
-BEYOND_A_SCHEMA = {"permission_not_for_type", "origins_not_for_type", "expiry_in_past"}
+# type of the key that is changed, or whether the key that is rotated has expired by then,
+# or whether the client that a rule names is there.
+BEYOND_A_SCHEMA = {
+    "permission_not_for_type",
+    "origins_not_for_type",
+    "expiry_in_past",
+    "invalid_acl_subject",
+}
+FILTERS = ["#", "agents/{username}/#", "a/+/b", "{org}-{claim.team}", "é.x/{client_id}"]
 
 WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=12)
 # Times are in the future: an expiry that has passed is refused.
@@ -28,6 +35,8 @@ FORMATS = {
     "idempotency-key": st.uuids(version=4).map(str),
     "password": WORD.map(lambda word: f"a long password of {word}"),
     "permission": st.sampled_from(["publish", "keys:read", "invoices:read", "a.b:c:d-e"]),
+    "rule-filter": st.sampled_from(FILTERS),
+    "topic": st.builds("{}/{}".format, WORD, WORD),
     # Only the server writes cursors; the walk through pages has a test of its own.
     "cursor": st.just(""),
 }

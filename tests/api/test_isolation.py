@@ -9,6 +9,8 @@ from tests.server import PASSWORD, Server
 
 METHODS = ("get", "post", "put", "patch", "delete")
 OUR_ROUTES = {
+    # Without messaging; with it see tests/messaging/test_sessions.py.
+    ("delete", "/v2/sessions/{session_id}"): "messaging_off",
     ("get", "/v2/keys/{key_id}"): "key_not_found",
     ("patch", "/v2/keys/{key_id}"): "key_not_found",
     ("delete", "/v2/keys/{key_id}"): "key_not_found",
@@ -30,12 +32,17 @@ OUR_ROUTES = {
     ("patch", "/v2/members/{user_id}"): "member_not_found",
     ("delete", "/v2/members/{user_id}"): "member_not_found",
     ("delete", "/v2/invitations/{invitation_id}"): "invitation_not_found",
+    ("get", "/v2/acl/rules/{rule_id}"): "acl_rule_not_found",
+    ("patch", "/v2/acl/rules/{rule_id}"): "acl_rule_not_found",
+    ("delete", "/v2/acl/rules/{rule_id}"): "acl_rule_not_found",
 }
 BODIES = {
     ("patch", "/v2/keys/{key_id}"): {"description": "taken"},
     ("patch", "/v2/clients/{client_id}"): {"enabled": False},
     ("patch", "/v2/members/{user_id}"): {"role": "viewer"},
+    ("patch", "/v2/acl/rules/{rule_id}"): {"effect": "deny"},
 }
+OURS = ("/v2/keys/{key_id}", "/v2/clients/{client_id}", "/v2/acl/rules/{rule_id}")
 
 
 def _ids(owner: httpx.Client) -> dict[str, str]:
@@ -47,7 +54,11 @@ def _ids(owner: httpx.Client) -> dict[str, str]:
     invited = owner.post(
         "/v2/invitations", json={"email": "guest@acme.example", "role": "viewer"}
     ).json()
+    everything = {"priority": 1, "filter": "#", "action": "both", "effect": "allow"}
+    rule = owner.post("/v2/acl/rules", json={**everything, "subject": {"kind": "everyone"}}).json()
     return {
+        "rule_id": rule["id"],
+        "session_id": f"ses_{'N' * 56}_1",
         "key_id": key["id"],
         "kid": key["secrets"][0]["kid"],
         "receipt_id": receipt,
@@ -71,8 +82,7 @@ def _second_owner(server: Server) -> httpx.Client:
 def test_404_no_route_shows_or_changes_another_organizations_things(server: Server) -> None:
     with server.owner() as ours:
         ids = _ids(ours)
-        mine = [f"/v2/keys/{ids['key_id']}", f"/v2/clients/{ids['client_id']}"]
-        before = [ours.get(path).json() for path in mine]
+        before = [ours.get(path.format(**ids)).json() for path in OURS]
         document = ours.get("/v2/openapi.json").json()
     with _second_owner(server) as theirs:
         for path, item in document["paths"].items():
@@ -91,15 +101,16 @@ def test_404_no_route_shows_or_changes_another_organizations_things(server: Serv
             "/v2/members",
             "/v2/invitations",
             "/v2/import-prefixes",
+            "/v2/acl/rules",
             "/v2/audit-events",
             "/v2/audit-events/export",
         ):
             shown = theirs.get(path)
             assert shown.status_code == 200, path
-            hidden = set(ids.values()) - {ids["prefix"]}
+            hidden = set(ids.values()) - {ids["prefix"], ids["session_id"]}
             assert not [one for one in hidden if one in shown.text], path
     with server.owner() as ours:
-        assert [ours.get(path).json() for path in mine] == before
+        assert [ours.get(path.format(**ids)).json() for path in OURS] == before
 
 
 ALLOWED = {"owner": 201, "admin": 201, "member": 403, "viewer": 403}

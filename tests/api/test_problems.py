@@ -26,6 +26,7 @@ TESTS = Path(__file__).parents[1]
 NOBODY = "key_0fA3xQ2LmN7pR9sT1uV4wY"
 SECRET = {"type": "secret"}
 PAGE = {"type": "publishable"}
+EVERYONE = {"subject": {"kind": "everyone"}, "action": "both"}
 
 
 @dataclass
@@ -140,6 +141,22 @@ class World:
         assert self.server.cli("org", "delete", "both", "--yes").returncode == 0
         return answer
 
+    def ruled(self, *rules: tuple[str, str]) -> httpx.Response:
+        """Put ACL rules for everyone, each an effect and a filter."""
+        made = [
+            {"priority": n, "effect": effect, "filter": topic_filter, **EVERYONE}
+            for n, (effect, topic_filter) in enumerate(rules)
+        ]
+        return self.owner.put("/v2/acl/rules", json={"rules": made})
+
+    def preset_over_rules(self) -> httpx.Response:
+        self.ruled(("allow", "a"))
+        return self.owner.post("/v2/acl/presets", json={"preset": "chat"})
+
+    def simulated(self, topic: str) -> httpx.Response:
+        asked = {"who": {"kind": "client"}, "action": "publish", "topic": topic}
+        return self.owner.post("/v2/acl/simulate", json=asked)
+
     def me(self, client: httpx.Client) -> str:
         return str(client.get("/v2/me").json()["id"])
 
@@ -238,6 +255,25 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     "last_owner": lambda w: w.owner.delete(f"/v2/members/{w.me(w.owner)}"),
     "already_member": lambda w: w.invited("admin@acme.example"),
     "invitation_used": World.invitation_used,
+    "invalid_topic": lambda w: w.simulated("a/+"),
+    "invalid_topic_filter": lambda w: w.ruled(("allow", "a/#/b")),
+    "invalid_acl_subject": lambda w: w.owner.post(
+        "/v2/acl/rules",
+        json={
+            **EVERYONE,
+            "priority": 1,
+            "effect": "allow",
+            "filter": "a",
+            "subject": {"kind": "client", "value": "agent"},
+        },
+    ),
+    "acl_rule_not_found": lambda w: w.owner.get("/v2/acl/rules/acl_nothing"),
+    "too_many_acl_rules": lambda w: w.ruled(*[("allow", "a")] * 1_001),
+    "acl_rules_exist": World.preset_over_rules,
+    "acl_exception_above_denial": lambda w: w.ruled(
+        ("allow", "a/b"), ("deny", "a/#"), ("allow", "#")
+    ),
+    "acl_loose_wildcard": lambda w: w.ruled(("allow", "a"), ("allow", "a/+"), ("allow", "a/b/c")),
     "rate_limit_exceeded": World.limited,
     "too_many_attempts": World.guessed,
 }
@@ -254,7 +290,18 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 
 UNSAFE = "cli/test_up.py::test_what_is_unsafe_or_unknown_is_refused_and_makes_nothing"
+BAD_MESSAGE = "messaging/test_publish.py::test_bad_input_is_refused_with_a_sentence"
+BROKER_AWAY = "messaging/test_publish.py::test_503_while_the_broker_is_away_and_nothing_was_sent"
 ELSEWHERE = {
+    "invalid_payload": BAD_MESSAGE,
+    "payload_too_large": BAD_MESSAGE,
+    "publish_denied": "messaging/test_publish.py::"
+    "test_a_publishable_key_publishes_only_where_a_rule_allows_it",
+    "publish_unconfirmed": BROKER_AWAY,
+    "broker_unreachable": BROKER_AWAY,
+    "messaging_off": "messaging/test_publish.py::test_messaging_that_is_left_out_is_said",
+    "session_not_found": "messaging/test_sessions.py::"
+    "test_404_another_organizations_session_cannot_be_ended",
     "expired": "api/test_verify.py::test_expiry_and_grace_end_at_their_second",
     "storage_full": "cli/test_up.py::test_a_full_disk_refuses_writes_and_verdicts_go_on",
     "storage_unreachable": "faults/test_postgres_away.py::"

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.server import Server
+from tests.server import Server, wait_until
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
@@ -28,7 +29,13 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_the_page_shows_is_what_happens(page: Path, server: Server) -> None:
+def test_what_the_page_shows_is_what_happens(
+    page: Path, server: Server, start: Callable[..., Server]
+) -> None:
+    if page.stem == "messaging":
+        server = start(no_messaging=0)
+        with server.client(server.first_key) as client:
+            wait_until(lambda: client.get("/v2/sessions").status_code == 200)
     told = {**server.environment, "URL": server.url, "KEY": server.first_key}
     script = (ROOT / ".venv" / "bin").as_posix()
     told["PATH"] = f"{script}:{told['PATH']}"

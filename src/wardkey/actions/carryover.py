@@ -12,6 +12,7 @@ from wardkey.actions.audit import Target
 from wardkey.db.backup import Backup, batches, find, name_of
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import (
+    clients,
     import_prefixes,
     invitations,
     keys,
@@ -87,6 +88,7 @@ def survey(tx: Transaction, backup: Backup) -> Survey:
     prefixes = _secrets(tx, backup, seen, lost_orgs)
     _keys(tx, backup, seen, prefixes)
     _service_keys(tx, backup, seen)
+    _clients(tx, backup, seen, lost_orgs)
     _invitations(tx, backup, seen, lost_orgs)
     _links(tx, backup, seen)
     _prefixes(tx, backup, seen)
@@ -308,6 +310,43 @@ def _service_keys(tx: Transaction, backup: Backup, seen: Survey) -> None:
             seen.narrowed.append(
                 Narrowing(service_keys, (now.kid,), values, "service_key.revoked", target)
             )
+
+
+def _clients(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
+    for now, then in _pairs(tx, backup, clients):
+        if then is None:
+            if now.org_id not in lost_orgs:
+                seen.lost.append(Loss("client", now.id, now.username, now.org_id))
+            continue
+        changes: list[tuple[str, dict[str, Any]]] = []
+        if _password(now) != _password(then):
+            changes.append(("client.password_set", _password(now)))
+        if then.enabled and not now.enabled:
+            changes.append(("client.disabled", {"enabled": False}))
+        for action, values in changes:
+            where = (Target("client", now.id), now.org_id, now.environment)
+            row, details = {**values, "updated_at": tx.now}, {"username": now.username}
+            seen.narrowed.append(Narrowing(clients, (now.id,), row, action, *where, details))
+        if now.enabled and not then.enabled:
+            fields = ("enabled",)
+            seen.widened.append(Loss("client", now.id, now.username, now.org_id, fields=fields))
+    for then in _gone(tx, backup, clients):
+        # What an organization that the database never knew had is as the backup says.
+        if find(tx.connection, organizations, [(then.org_id,)]):
+            where = (Target("client", then.id), then.org_id, then.environment)
+            details = {"username": then.username}
+            seen.narrowed.append(
+                Narrowing(clients, (then.id,), None, "client.deleted", *where, details)
+            )
+
+
+def _password(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "password_hash": row.password_hash,
+        "digest": None if row.digest is None else bytes(row.digest),
+        "pepper_version": row.pepper_version,
+        "password_set_at": row.password_set_at,
+    }
 
 
 def _invitations(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:

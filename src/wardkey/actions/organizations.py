@@ -9,7 +9,7 @@ from sqlalchemy import Row, func, insert, select, update
 
 from wardkey.actions.audit import Target, record
 from wardkey.db.engine import Transaction
-from wardkey.db.schema import clients, keys, members, organizations, users
+from wardkey.db.schema import acl_rules, clients, keys, members, organizations, users
 from wardkey.domain.errors import (
     DuplicateSlug,
     InvalidEmail,
@@ -145,6 +145,7 @@ def delete(tx: Transaction, by: Principal, org_id: str) -> Organization:
     )
     tx.connection.execute(members.delete().where(members.c.org_id == before.id))
     tx.connection.execute(clients.delete().where(clients.c.org_id == before.id))
+    tx.connection.execute(acl_rules.delete().where(acl_rules.c.org_id == before.id))
     tx.connection.execute(
         update(organizations)
         .where(organizations.c.id == before.id)

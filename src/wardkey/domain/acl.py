@@ -92,7 +92,8 @@ class Decision:
 def clean_rule_filter(text: str) -> str:
     """Return a rule's topic filter, in which variables may stand for a level or a part of one.
 
-    They are `{username}`, `{client_id}`, `{org}` and `{claim.NAME}`. Raises `ValueError` with the place of the fault.
+    They are `{username}`, `{client_id}`, `{org}` and `{claim.NAME}`. Raises `ValueError` with the
+    place of the fault.
     """
     for found in _VARIABLE.finditer(text):
         name = found[1]

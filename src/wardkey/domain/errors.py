@@ -210,6 +210,18 @@ class InvalidCost(Invalid):
     """A cost is a whole number from 0 to 1,000,000."""
 
 
+class InvalidTopic(Invalid):
+    """A topic has no wildcard, white space, * or > and no $ at its start; mend the place told."""
+
+
+class InvalidTopicFilter(Invalid):
+    """In a topic filter + stands alone in its level and # in the last one; mend the place told."""
+
+
+class InvalidAclSubject(Invalid):
+    """A rule's subject has a value that fits its kind; everyone and publishable have none."""
+
+
 class TooManyItems(Invalid):
     """That is more than one call takes; split it."""
 
@@ -367,6 +379,10 @@ class InvitationNotFound(NotFound):
     """No such invitation in this organization."""
 
 
+class AclRuleNotFound(NotFound):
+    """No such ACL rule in this organization and environment."""
+
+
 class PrefixNotFound(NotFound):
     """No such import prefix in this organization."""
 
@@ -432,6 +448,22 @@ class StillInUse(Conflict):
         self.callers = callers
 
 
+class TooManyAclRules(Conflict):
+    """An environment has at most 1,000 ACL rules; use wildcards or variables instead of more."""
+
+
+class AclRulesExist(Conflict):
+    """The environment has ACL rules already; say that the preset may replace them, or write one."""
+
+
+class AclExceptionAboveDenial(Conflict):
+    """A rule allows what one below denies, which the broker cannot hold; move the denial up."""
+
+
+class AclLooseWildcard(Conflict):
+    """The broker would take a rule's + for #; write # in it, or fewer rules around it."""
+
+
 class IdempotencyKeyReused(Conflict):
     """That Idempotency-Key came with another body before; use a new one for a new request."""
 
@@ -493,6 +525,37 @@ class StorageUnreachable(Unavailable):
 
 class InternalError(Unavailable):
     """Something broke that should not; the request id leads to the line in the server's log."""
+
+
+# --- messaging -----------------------------------------------------------------------------
+
+
+class InvalidPayload(Invalid):
+    """The payload does not fit its payload_encoding; mend one of the two."""
+
+
+class PayloadTooLarge(Invalid):
+    """The payload is over 256 KiB; send less in one message."""
+
+
+class PublishDenied(Forbidden):
+    """No rule allows publishing there; an admin can add an ACL rule for it."""
+
+
+class SessionNotFound(NotFound):
+    """There is no such live session; list those there are at /v2/sessions."""
+
+
+class MessagingOff(NotFound):
+    """This deployment runs without messaging; start it without --no-messaging."""
+
+
+class BrokerUnreachable(Unavailable):
+    """The broker cannot be reached, so nothing was sent; try again."""
+
+
+class PublishUnconfirmed(Unavailable):
+    """Sent, but the broker did not confirm it in time; it may have been published."""
 
 
 # --- a deployment that cannot start --------------------------------------------------------

@@ -120,3 +120,11 @@ def to_subjects(pattern: str) -> tuple[str, ...]:
     if pattern.endswith("/#"):
         return to_subject(pattern), to_subject(pattern[:-2])
     return (to_subject(pattern),)
+
+
+def from_subject(subject: str) -> str:
+    """Return the topic or filter of a NATS subject, the inverse of `to_subject`."""
+    return "/".join(
+        {"*": "+", ">": "#", "/": ""}.get(token, token.replace("//", "."))
+        for token in subject.split(".")
+    )

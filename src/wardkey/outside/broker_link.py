@@ -59,6 +59,7 @@ class Admitted:
     subscribe_allow: tuple[str, ...]
     subscribe_deny: tuple[str, ...]
     expires_at: int | None = None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Session:
     subscriptions: tuple[str, ...]
     received: int
     sent: int
+    tags: tuple[str, ...]
 
 
 Judge = Callable[[Login], Awaitable[Admitted | None]]
@@ -89,6 +91,7 @@ class BrokerLink:
         self._known: dict[tuple[str, str], bool] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._nodes = 0
 
     @property
     def is_connected(self) -> bool:
@@ -107,6 +110,7 @@ class BrokerLink:
             task.add_done_callback(self._tasks.discard)
 
         await self._callout.subscribe("$SYS.REQ.USER.AUTH", queue="wardkey", cb=asked)
+        await self._callout.flush()
 
     async def close(self) -> None:
         """End both connections."""
@@ -128,8 +132,15 @@ class BrokerLink:
             raise ConnectionError(f"the broker refused an account: {answer.get('error')}")
         self._known[org_id, environment] = suspended
 
-    async def sessions(self, org_id: str, environment: str, username: str = "") -> list[Session]:
-        """Return the live sessions of an organization's environment, of all the broker's nodes."""
+    async def sessions(
+        self, org_id: str, environment: str, username: str = "", *, patient: bool = False
+    ) -> list[Session]:
+        """Return the live sessions of an organization's environment, of all the broker's nodes.
+
+        `patient` waits for nodes that may have joined since they were counted.
+        """
+        # The broker would look for an account that it does not know for two seconds.
+        await self.put_account(org_id, environment)
         account = self._keys.account(org_id, environment).public
         asked: dict[str, Any] = {
             "acc": account, "auth": True, "subscriptions": True, "limit": 1_000_000, "state": 0,
@@ -137,7 +148,7 @@ class BrokerLink:
         if username:
             asked["user"] = username
         found = []
-        for answer in await self._gather("$SYS.REQ.SERVER.PING.CONNZ", asked):
+        for answer in await self._gather("$SYS.REQ.SERVER.PING.CONNZ", asked, patient=patient):
             server = answer["server"]["id"]
             for one in answer.get("data", {}).get("connections") or []:
                 if one.get("mqtt_client") is None:
@@ -169,23 +180,32 @@ class BrokerLink:
             signature_cb=lambda nonce: base64.b64encode(user.sign(nonce.encode())),
             error_cb=told,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.2,
+            reconnect_time_wait=1,
             allow_reconnect=True,
         )
 
-    async def _gather(self, subject: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
-        """Ask every node; return what came until nobody answered for a quarter of a second."""
+    async def _gather(
+        self, subject: str, asked: dict[str, Any], *, patient: bool
+    ) -> list[dict[str, Any]]:
+        """Ask every node; return what came.
+
+        That is known to be all once as many answered as did when there was time to wait, else once
+        nobody did for a quarter of a second.
+        """
         inbox = self._system.new_inbox()
         waiting = await self._system.subscribe(inbox)
-        found = []
+        found: list[dict[str, Any]] = []
         try:
             await self._system.publish(subject, json.dumps(asked).encode(), reply=inbox)
             timeout = _ANSWER_S
-            while True:
+            while patient or not self._nodes or len(found) < self._nodes:
                 message = await waiting.next_msg(timeout)
                 found.append(json.loads(message.data))
                 timeout = _GATHER_S
         except (nats.errors.TimeoutError, TimeoutError):
+            self._nodes = len(found)
+            return found
+        else:
             return found
         finally:
             await waiting.unsubscribe()
@@ -225,6 +245,7 @@ class BrokerLink:
             admitted.subscribe_allow,
             admitted.subscribe_deny,
         )
+        claims["tags"] = list(admitted.tags)
         more = {} if admitted.expires_at is None else {"exp": admitted.expires_at}
         now = self._clock() // 1000
         return account.issue(user, admitted.username, claims, iat=now, aud=account.public, **more)
@@ -279,4 +300,5 @@ def _session(server: str, one: dict[str, Any]) -> Session:
         subscriptions=tuple(s for s in subscribed if not s.startswith("$MQTT"))[:_MOST_TOPICS],
         received=one.get("in_msgs", 0),
         sent=one.get("out_msgs", 0),
+        tags=tuple(one.get("tags") or ()),
     )

@@ -9,6 +9,8 @@ from fastapi import Depends, Request
 
 from wardkey.actions.run import Runner
 from wardkey.domain.addresses import Network
+from wardkey.outside.broker_link import BrokerLink
+from wardkey.outside.publishers import Publishers
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web.throttle import Throttle
@@ -35,6 +37,9 @@ class Context:
     proxies: tuple[Network, ...]
     key_headers: tuple[bytes, ...]
     metrics_token: str = field(repr=False)
+    # None without messaging.
+    link: BrokerLink | None = None
+    publishers: Publishers | None = None
     # Made of `key_headers`: the fields that may hold a key, and those that a caller's identity
     # and verdict hang on.
     key_names: tuple[bytes, ...] = field(init=False)

@@ -26,6 +26,8 @@ log = logging.getLogger("wardkey")
 
 _FAMILIES: tuple[tuple[type[Failure], int], ...] = (
     (errors.BodyTooLarge, 413),
+    (errors.PayloadTooLarge, 413),
+    (errors.PublishUnconfirmed, 504),
     (errors.HeadersTooLarge, 431),
     (errors.RequestTimeout, 408),
     (errors.UnsupportedMediaType, 415),

@@ -1,0 +1,63 @@
+"""What a client may do on MQTT now, by the rules of its organization and environment."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from sqlalchemy import select
+
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import acl_rules, feed
+from wardkey.domain.acl import AclRule, Action, Actor, ActorKind, Effect, SubjectKind
+from wardkey.domain.broker_acl import Subjects, compiled
+from wardkey.domain.rule_set import RuleSet
+from wardkey.domain.secret import Environment
+
+Room = tuple[str, Environment]
+
+_MOST_ROOMS = 1_000
+
+
+@dataclass(slots=True)
+class Rights:
+    """Reads rules once for each commit, however many clients log in in between."""
+
+    _kept: dict[Room, tuple[int, RuleSet]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(
+        self, tx: Transaction, room: Room, client_id: str, username: str, mqtt_id: str
+    ) -> Subjects:
+        """Return a client's rights in a session with the client id `mqtt_id`."""
+        actor = Actor(ActorKind.CLIENT, room[0], username, mqtt_id, client_id)
+        return compiled(self._rules(tx, room).rules, actor)
+
+    def _rules(self, tx: Transaction, room: Room) -> RuleSet:
+        revision = int(tx.connection.execute(select(feed.c.revision)).scalar_one())
+        with self._lock:
+            kept = self._kept.get(room)
+        if kept is not None and kept[0] == revision:
+            return kept[1]
+        rows = tx.connection.execute(
+            select(acl_rules).where(
+                acl_rules.c.org_id == room[0], acl_rules.c.environment == room[1]
+            )
+        )
+        rules = RuleSet(
+            AclRule(
+                row.id,
+                row.priority,
+                SubjectKind(row.subject_kind),
+                row.subject,
+                row.filter,
+                Action(row.action),
+                Effect(row.effect),
+            )
+            for row in rows
+        )
+        with self._lock:
+            if len(self._kept) >= _MOST_ROOMS:
+                self._kept.clear()
+            self._kept[room] = (revision, rules)
+        return rules

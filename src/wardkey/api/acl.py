@@ -1,0 +1,386 @@
+"""Routes of ACL rules: write, list and try them, and the presets to begin with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+from wardkey.actions import acl
+from wardkey.api.shapes import Id, Input, Text
+from wardkey.domain import errors
+from wardkey.domain.acl import MOST_RULES, Action, ActorKind, Effect, SubjectKind
+from wardkey.domain.rule_specs import MOST_PRIORITY, PRESETS, PresetName, RuleSpec
+from wardkey.domain.times import iso
+from wardkey.web.caller import Known
+from wardkey.web.context import Here
+from wardkey.web.problems import takes_json, told
+
+router = APIRouter(tags=["acl"], dependencies=[Depends(takes_json)])
+
+_RULE_FAULTS = (
+    errors.InvalidTopicFilter,
+    errors.InvalidAclSubject,
+    errors.InvalidText,
+    errors.TooManyAclRules,
+    errors.AclExceptionAboveDenial,
+    errors.AclLooseWildcard,
+)
+
+Priority = Annotated[
+    StrictInt, Field(ge=0, le=MOST_PRIORITY, description="The lowest is asked first.")
+]
+Filter = Annotated[
+    str,
+    Field(
+        description="+ for a level, # for the rest, and the variables {username}, {client_id}, "
+        "{org} and {claim.NAME}.",
+        json_schema_extra={"format": "rule-filter", "maxLength": 1024},
+    ),
+]
+Topic = Annotated[
+    str,
+    Field(
+        description="A topic to publish to, or a filter to subscribe to.",
+        json_schema_extra={"format": "topic", "maxLength": 1024},
+    ),
+]
+Value = Annotated[str, Field(max_length=256)]
+
+
+class SubjectShape(BaseModel):
+    """Whom a rule is for."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {"kind": "username", "value": "agent-*"},
+            # What stands beside each kind, for whoever makes up requests.
+            "oneOf": [
+                {
+                    "properties": {
+                        "kind": {"enum": ["everyone", "publishable"]},
+                        "value": {"const": ""},
+                    }
+                },
+                {
+                    "properties": {
+                        "kind": {"const": "client"},
+                        "value": {"pattern": "^cli_[0-9A-Za-z]{1,60}$"},
+                    },
+                    "required": ["value"],
+                },
+                {
+                    "properties": {
+                        "kind": {"const": "username"},
+                        "value": {"pattern": "^[A-Za-z0-9_.*-]{1,64}$"},
+                    },
+                    "required": ["value"],
+                },
+                {
+                    "properties": {
+                        "kind": {"const": "provider"},
+                        "value": {"pattern": "^[a-z]{2,8}_[0-9A-Za-z]{1,55}$"},
+                    },
+                    "required": ["value"],
+                },
+            ],
+        },
+    )
+
+    kind: SubjectKind
+    value: str = Field(
+        default="",
+        description="A client's or provider's id, or a pattern of user names with *; empty for "
+        "everyone and for publishable keys.",
+    )
+
+
+class NewRule(Input):
+    """A rule; of those that fit, the one with the lowest priority decides."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "priority": 100,
+                "subject": {"kind": "username", "value": "agent-*"},
+                "filter": "agents/{username}/#",
+                "action": "both",
+                "effect": "allow",
+            }
+        },
+    )
+
+    priority: Priority
+    subject: SubjectShape
+    filter: Filter
+    action: Action
+    effect: Effect
+    description: Text = ""
+
+    def spec(self) -> RuleSpec:
+        """Return the domain's record of what is wanted."""
+        return RuleSpec(
+            self.priority,
+            self.subject.kind,
+            self.subject.value,
+            self.filter,
+            self.action,
+            self.effect,
+            self.description,
+        )
+
+
+Rules = Annotated[list[NewRule], Field(json_schema_extra={"maxItems": MOST_RULES})]
+
+
+class RuleChange(Input):
+    """The fields to change; those left out stay."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"priority": 50, "effect": "deny"}}
+    )
+
+    priority: Priority | None = None
+    subject: SubjectShape | None = None
+    filter: Filter | None = None
+    action: Action | None = None
+    effect: Effect | None = None
+    description: Text | None = None
+
+
+class RuleShape(BaseModel):
+    """A rule as it is kept."""
+
+    id: str
+    priority: int
+    subject: SubjectShape
+    filter: str
+    action: Action
+    effect: Effect
+    description: str
+    created_at: str
+    created_by: str
+    updated_at: str
+
+
+class RuleList(BaseModel):
+    """Every rule, in the order in which they are asked: by priority, then by age."""
+
+    rules: list[RuleShape]
+
+
+class NewRules(Input):
+    """The rules that are to be there instead of the present ones."""
+
+    rules: Rules
+
+
+class Simulation(Input):
+    """Who does what with which topic; `rules` are asked instead of the saved ones."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "who": {"kind": "client", "username": "agent-01"},
+                "action": "publish",
+                "topic": "agents/agent-01/state",
+            }
+        },
+    )
+
+    class Who(Input):
+        """Somebody that may not exist; what is left out is empty."""
+
+        kind: ActorKind
+        username: Value = Field(default="", description="Without the organization behind it.")
+        client_id: Value = Field(default="", description="The client id of MQTT.")
+        id: Value = Field(default="", description="The client's id, or the grant's provider's.")
+        claims: dict[str, Value] = Field(default={}, max_length=50)
+
+    who: Who
+    action: Annotated[Action, Field(json_schema_extra={"enum": ["publish", "subscribe"]})]
+    topic: Topic
+    rules: Rules | None = None
+
+
+class DecidingRule(BaseModel):
+    """The rule that decided; `id` of a saved one, `position` (from 0) of one that was sent."""
+
+    id: str | None
+    position: int | None
+    priority: int
+    subject: SubjectShape
+    filter: str
+    action: Action
+    effect: Effect
+
+
+class SimulationShape(BaseModel):
+    """What the rules say; without a rule nothing fits, which denies."""
+
+    allowed: bool
+    rule: DecidingRule | None
+    sentence: str
+
+
+class PresetShape(BaseModel):
+    """A set of rules to begin with, and what it allows."""
+
+    name: PresetName
+    description: str
+    rules: list[NewRule]
+
+
+class PresetList(BaseModel):
+    """Every preset."""
+
+    presets: list[PresetShape]
+
+
+class PresetChoice(Input):
+    """Which preset, and whether it takes the place of the rules that are there."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"preset": "chat", "replace": True}}
+    )
+
+    preset: PresetName
+    replace: StrictBool = False
+
+
+@router.get("/v2/acl/rules", responses=told())
+def list_acl_rules(caller: Known, here: Here) -> RuleList:
+    """List the rules in the order in which they are asked."""
+    return _list(here.runner.look(acl.list_rules, caller.by))
+
+
+@router.post("/v2/acl/rules", status_code=201, responses=told(*_RULE_FAULTS, body=True))
+def create_acl_rule(wanted: NewRule, caller: Known, here: Here) -> RuleShape:
+    """Add a rule."""
+    return _shape(here.runner.change(acl.create, caller.by, wanted.spec()))
+
+
+@router.put("/v2/acl/rules", responses=told(*_RULE_FAULTS, body=True))
+def put_acl_rules(wanted: NewRules, caller: Known, here: Here) -> RuleList:
+    """Replace all rules at once, or none where one is refused."""
+    specs = [rule.spec() for rule in wanted.rules]
+    return _list(here.runner.change(acl.put_rules, caller.by, specs))
+
+
+@router.get("/v2/acl/rules/{rule_id:id}", responses=told(errors.AclRuleNotFound))
+def get_acl_rule(rule_id: Id, caller: Known, here: Here) -> RuleShape:
+    """Show a rule."""
+    return _shape(here.runner.look(acl.get, caller.by, rule_id))
+
+
+@router.patch(
+    "/v2/acl/rules/{rule_id:id}",
+    responses=told(errors.AclRuleNotFound, *_RULE_FAULTS, body=True),
+)
+def change_acl_rule(rule_id: Id, wanted: RuleChange, caller: Known, here: Here) -> RuleShape:
+    """Change a rule."""
+    subject = (wanted.subject.kind, wanted.subject.value) if wanted.subject else None
+    changes = acl.RuleChanges(
+        wanted.priority, subject, wanted.filter, wanted.action, wanted.effect, wanted.description
+    )
+    return _shape(here.runner.change(acl.change, caller.by, rule_id, changes))
+
+
+@router.delete(
+    "/v2/acl/rules/{rule_id:id}",
+    status_code=204,
+    responses=told(errors.AclRuleNotFound, errors.AclLooseWildcard),
+)
+def delete_acl_rule(rule_id: Id, caller: Known, here: Here) -> None:
+    """Delete a rule."""
+    here.runner.change(acl.remove, caller.by, rule_id)
+
+
+@router.post(
+    "/v2/acl/simulate",
+    responses=told(errors.InvalidTopic, *_RULE_FAULTS, body=True),
+)
+def simulate_acl(wanted: Simulation, caller: Known, here: Here) -> SimulationShape:
+    """Tell whether somebody may publish or subscribe, and which rule decides it."""
+    if wanted.action is Action.BOTH:
+        raise errors.InvalidRequest(
+            "Ask about publish or about subscribe.", errors=(("action", "Not both at once."),)
+        )
+    who = wanted.who
+    question = acl.Question(
+        who.kind,
+        wanted.action,
+        wanted.topic,
+        who.username,
+        who.client_id,
+        who.id,
+        who.claims,
+        None if wanted.rules is None else tuple(rule.spec() for rule in wanted.rules),
+    )
+    done = here.runner.look(acl.simulate, caller.by, question)
+    rule = done.decision.rule
+    deciding = None
+    if rule is not None:
+        deciding = DecidingRule(
+            id=rule.id if done.position is None else None,
+            position=done.position,
+            priority=rule.priority,
+            subject=SubjectShape(kind=rule.subject_kind, value=rule.subject),
+            filter=rule.filter,
+            action=rule.action,
+            effect=rule.effect,
+        )
+    return SimulationShape(allowed=done.decision.allowed, rule=deciding, sentence=done.sentence)
+
+
+@router.get("/v2/acl/presets", responses=told())
+def list_acl_presets(caller: Known) -> PresetList:  # noqa: ARG001 - asks who it is
+    """List the presets with their rules and what they allow."""
+    return PresetList(
+        presets=[
+            PresetShape(
+                name=name,
+                description=preset.says,
+                rules=[_new(spec) for spec in preset.rules],
+            )
+            for name, preset in PRESETS.items()
+        ]
+    )
+
+
+@router.post("/v2/acl/presets", responses=told(errors.AclRulesExist, body=True))
+def apply_acl_preset(wanted: PresetChoice, caller: Known, here: Here) -> RuleList:
+    """Make a preset's rules; where there are rules already, only with `replace`."""
+    made = here.runner.change(
+        acl.apply_preset, caller.by, wanted.preset, over_others=wanted.replace
+    )
+    return _list(made)
+
+
+def _new(spec: RuleSpec) -> NewRule:
+    return NewRule(
+        priority=spec.priority,
+        subject=SubjectShape(kind=spec.subject_kind, value=spec.subject),
+        filter=spec.filter,
+        action=spec.action,
+        effect=spec.effect,
+        description=spec.description,
+    )
+
+
+def _shape(saved: acl.SavedRule) -> RuleShape:
+    return RuleShape(
+        id=saved.id,
+        **dict(_new(saved.spec)),
+        created_at=iso(saved.created_at),
+        created_by=saved.created_by,
+        updated_at=iso(saved.updated_at),
+    )
+
+
+def _list(saved: list[acl.SavedRule]) -> RuleList:
+    return RuleList(rules=[_shape(rule) for rule in saved])

@@ -1,0 +1,68 @@
+"""The door of MQTT: what the broker asks of somebody who wants to log in is answered here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from starlette.concurrency import run_in_threadpool
+
+from wardkey.actions.logins import KnownClient, VerifiedPasswords, find_login, mark_connected
+from wardkey.actions.rights import Rights
+from wardkey.actions.sessions import take_mqtt_id
+from wardkey.domain.broker_acl import Subjects
+from wardkey.domain.errors import TooManyAttempts
+from wardkey.outside.broker_link import Admitted, Login
+from wardkey.web.context import Context
+
+
+@dataclass(slots=True)
+class Logins:
+    """Judges logins for one process; wrong passwords count against address and user name."""
+
+    here: Context
+    rights: Rights
+    verified: VerifiedPasswords = field(default_factory=VerifiedPasswords)
+
+    async def judge(self, login: Login) -> Admitted | None:
+        """Return who may log in and what he may do, or None."""
+        # Other protocols of the broker would go around the rules, which are made for MQTT.
+        if not login.is_mqtt or not login.password:
+            return None
+        return await run_in_threadpool(self._judge, login)
+
+    def _judge(self, login: Login) -> Admitted | None:
+        database, throttle = self.here.runner.database, self.here.throttle
+        names = (f"mqtt address {login.address}", f"mqtt user {login.username[:200]}")
+        try:
+            throttle.check(database.clock(), *names)
+        except TooManyAttempts:
+            return None
+        client = find_login(database, self.verified, login.username, login.password)
+        if client is None:
+            throttle.failed(database.clock(), *names)
+            return None
+        room = (client.org_id, client.environment)
+        with database.read() as tx:
+            rights = self.rights.of(tx, room, client.id, client.username, login.client_id)
+        if not take_mqtt_id(database, room, login.client_id, client.id, mark_of(rights)):
+            return None
+        mark_connected(database, [client])
+        return _admitted(client, rights)
+
+
+def mark_of(rights: Subjects) -> bytes:
+    """Return what tells two sets of rights apart."""
+    return hashlib.sha256(repr(rights).encode()).digest()
+
+
+def _admitted(client: KnownClient, rights: Subjects) -> Admitted:
+    return Admitted(
+        client.org_id,
+        client.environment,
+        client.mqtt_username,
+        rights.publish_allow,
+        rights.publish_deny,
+        rights.subscribe_allow,
+        rights.subscribe_deny,
+    )

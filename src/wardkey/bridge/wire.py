@@ -1,0 +1,103 @@
+"""What `POST /publish` takes, read strictly from its bytes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Literal
+
+import msgspec
+
+from wardkey.domain.errors import (
+    InvalidPayload,
+    InvalidRequest,
+    InvalidTopic,
+    MalformedJson,
+    PayloadTooLarge,
+    TooManyItems,
+)
+from wardkey.domain.topics import clean_topic
+
+MOST_PAYLOAD = 262_144
+MOST_ITEMS = 1_000
+
+
+class PublishRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One message; `payload` is sent as its JSON text, but a string as it is."""
+
+    topic: str
+    payload: msgspec.Raw
+    qos: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
+    retain: bool = False
+    payload_encoding: Literal["json", "plain", "base64"] = "json"
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A message as it goes to the broker."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+
+
+_one = msgspec.json.Decoder(PublishRequest)
+_many = msgspec.json.Decoder(list[PublishRequest])
+_string = msgspec.json.Decoder(str)
+
+
+def read_publish(body: bytes) -> list[PublishRequest] | PublishRequest:
+    """Read one message or an array of them.
+
+    Raises `MalformedJson`, `InvalidRequest`, `TooManyItems`.
+    """
+    try:
+        if body.lstrip()[:1] != b"[":
+            return _one.decode(body)
+        items = _many.decode(body)
+    except msgspec.ValidationError as fault:
+        sentence, _, path = str(fault).partition(" - at ")
+        name = path.strip("`").removeprefix("$").strip(".") or "body"
+        detail = f"The request does not have the documented form: {name}: {sentence}."
+        raise InvalidRequest(detail, errors=((name, sentence),)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise MalformedJson from None
+    if not 1 <= len(items) <= MOST_ITEMS:
+        raise TooManyItems(f"A batch takes 1 to {MOST_ITEMS:,} messages.")
+    return items
+
+
+def message_of(wanted: PublishRequest) -> Message:
+    """Return the message; raises `InvalidTopic`, `InvalidPayload`, `PayloadTooLarge`."""
+    try:
+        topic = clean_topic(wanted.topic)
+    except ValueError as fault:
+        raise InvalidTopic(str(fault), field="topic") from None
+    payload = _payload(wanted)
+    if len(payload) > MOST_PAYLOAD:
+        raise PayloadTooLarge(
+            f"The payload has {len(payload):,} bytes; at most {MOST_PAYLOAD:,} are taken.",
+            field="payload",
+        )
+    return Message(topic, payload, wanted.qos, wanted.retain)
+
+
+def _payload(wanted: PublishRequest) -> bytes:
+    raw = bytes(wanted.payload)
+    is_string = raw[:1] == b'"'
+    if wanted.payload_encoding == "json":
+        return _string.decode(raw).encode() if is_string else raw
+    if not is_string:
+        raise InvalidPayload(
+            f"With payload_encoding {wanted.payload_encoding} the payload is a string.",
+            field="payload",
+        )
+    text = _string.decode(raw)
+    if wanted.payload_encoding == "plain":
+        return text.encode()
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        raise InvalidPayload(
+            "The payload is no base64 (RFC 4648, with its padding).", field="payload"
+        ) from None

@@ -1,0 +1,206 @@
+"""`POST /publish`: what the broker acknowledged is told, and only that."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from tests.mqtt import MqttClient, connected
+from tests.server import Server, running, wait_until
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("bridge") / "data", no_messaging=0) as server:
+        with server.owner() as owner:
+            rule = {
+                "subject": {"kind": "everyone"},
+                "action": "both",
+                "effect": "allow",
+                "priority": 10,
+                "filter": "#",
+            }
+            assert owner.post("/v2/acl/rules", json=rule).status_code == 201
+            wait_until(lambda: owner.get("/v2/sessions").status_code == 200)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def receiver(broker: Server) -> Iterator[MqttClient]:
+    with broker.owner() as owner:
+        made = owner.post("/v2/clients", json={"username": "receiver"}).json()
+    with connected(
+        broker, made["client"]["mqtt_username"], made["password"], "receiver-1"
+    ) as client:
+        assert client.subscribe("#") == 1
+        yield client
+
+
+def publish(server: Server, body: Any, key: str = "", **headers: str) -> httpx.Response:  # noqa: ANN401
+    with server.client(key or server.first_key, **headers) as client:
+        return client.post("/publish", json=body)
+
+
+@pytest.mark.parametrize(
+    ("payload", "encoding", "expected"),
+    [
+        ({"status": "idle", "load": 0.12}, "json", b'{"status":"idle","load":0.12}'),
+        ([1, 2], "json", b"[1,2]"),
+        (True, "json", b"true"),
+        ("as it is", "json", b"as it is"),
+        ("plain", "plain", b"plain"),
+        (base64.b64encode(b"\0\xff").decode(), "base64", b"\0\xff"),
+        ("", "plain", b""),
+    ],
+)
+def test_a_message_arrives_as_it_was_meant(
+    broker: Server, receiver: MqttClient, payload: object, encoding: str, expected: bytes
+) -> None:
+    topic = f"agents/{uuid.uuid4().hex}"
+    for qos in (0, 1):
+        told = publish(
+            broker,
+            {"topic": topic, "payload": payload, "payload_encoding": encoding, "qos": qos},
+        )
+        assert told.status_code == 200, told.text
+        assert told.json()["success"] is True
+    wait_until(lambda: receiver.messages.count((topic, expected)) == 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"topic": "a/+", "payload": 1}, 400, "invalid_topic"),
+        ({"topic": "a/#", "payload": 1}, 400, "invalid_topic"),
+        ({"topic": "$SYS/x", "payload": 1}, 400, "invalid_topic"),
+        ({"topic": "a b", "payload": 1}, 400, "invalid_topic"),
+        ({"topic": "a\0", "payload": 1}, 400, "invalid_topic"),
+        ({"topic": "a*>", "payload": 1}, 400, "invalid_topic"),
+        ({"topic": "", "payload": 1}, 400, "invalid_topic"),
+        ({"topic": "x" * 65_536, "payload": 1}, 400, "invalid_topic"),
+        ({"topic": "a", "payload": "$$", "payload_encoding": "base64"}, 400, "invalid_payload"),
+        ({"topic": "a", "payload": 1, "payload_encoding": "plain"}, 400, "invalid_payload"),
+        ({"topic": "a", "payload": "x" * 300_000}, 413, "payload_too_large"),
+        ({"topic": "a", "payload": 1, "qos": 2}, 400, "invalid_request"),
+        ({"topic": "a", "payload": 1, "qos": 7}, 400, "invalid_request"),
+        ({"topic": "a"}, 400, "invalid_request"),
+        ({"topic": "a", "payload": 1, "retian": True}, 400, "invalid_request"),
+        ([], 400, "too_many_items"),
+        ([{"topic": "a", "payload": 1}] * 1_001, 400, "too_many_items"),
+    ],
+)
+def test_bad_input_is_refused_with_a_sentence(
+    broker: Server,
+    body: Any,  # noqa: ANN401
+    status: int,
+    code: str,
+) -> None:
+    told = publish(broker, body)
+    assert (told.status_code, told.json()["code"]) == (status, code)
+    assert told.headers["access-control-allow-origin"] == "*"
+
+
+def test_a_batch_is_answered_item_by_item(broker: Server, receiver: MqttClient) -> None:
+    topic = f"agents/{uuid.uuid4().hex}"
+    told = publish(broker, [{"topic": topic, "payload": n} for n in range(50)] + [
+        {"topic": "a/+", "payload": 1}
+    ])  # fmt: skip
+    assert told.status_code == 200, told.text
+    answers = told.json()
+    assert [one["success"] for one in answers] == [True] * 50 + [False]
+    assert answers[-1]["code"] == "invalid_topic"
+    wait_until(lambda: sum(1 for seen, _ in receiver.messages if seen == topic) == 50)
+
+
+def test_an_idempotency_key_publishes_once(broker: Server, receiver: MqttClient) -> None:
+    topic, key = f"agents/{uuid.uuid4().hex}", str(uuid.uuid4())
+    body = {"topic": topic, "payload": "once"}
+    first, second = (publish(broker, body, **{"Idempotency-Key": key}) for _ in range(2))
+    assert first.status_code == second.status_code == 200
+    assert first.json() == second.json()
+    other = publish(broker, body | {"payload": "twice"}, **{"Idempotency-Key": key})
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency_key_reused")
+    publish(broker, {"topic": topic, "payload": "end"})
+    wait_until(lambda: (topic, b"end") in receiver.messages)
+    assert receiver.messages.count((topic, b"once")) == 1
+
+
+def test_retained_messages_stay_until_an_empty_one_clears_them(broker: Server) -> None:
+    with broker.owner() as owner:
+        made = owner.post("/v2/clients", json={"username": "late"}).json()
+    name, password = made["client"]["mqtt_username"], made["password"]
+    for payload, expected in (("kept", [("retained/x", b"kept")]), ("", [])):
+        publish(broker, {"topic": "retained/x", "payload": payload, "retain": True, "qos": 1})
+        with connected(broker, name, password, "late-1") as late:
+            late.subscribe("retained/x")
+            late.publish("agents/end", "end")
+            late.subscribe("agents/#")
+            late.publish("agents/end", "end")
+            wait_until(lambda: ("agents/end", b"end") in late.messages)
+            assert [m for m in late.messages if m[0] == "retained/x"] == expected
+
+
+def test_a_publishable_key_publishes_only_where_a_rule_allows_it(broker: Server) -> None:
+    with broker.owner() as owner:
+        made = owner.post(
+            "/v2/keys",
+            json={
+                "name": "live-page",
+                "type": "publishable",
+                "allowed_origins": ["https://app.acme.example"],
+            },
+        ).json()
+    page, origin = made["secret"], {"Origin": "https://app.acme.example"}
+    denied = publish(broker, {"topic": "public/x", "payload": 1}, page, **origin)
+    assert (denied.status_code, denied.json()["code"]) == (403, "publish_denied")
+    with broker.owner() as owner:
+        rule = {
+            "subject": {"kind": "publishable"},
+            "action": "publish",
+            "effect": "allow",
+            "priority": 5,
+            "filter": "public/#",
+        }
+        assert owner.post("/v2/acl/rules", json=rule).status_code == 201
+    assert publish(broker, {"topic": "public/x", "payload": 1}, page, **origin).is_success
+    for wrong in ({}, {"Origin": "https://evil.example"}):
+        refused = publish(broker, {"topic": "public/x", "payload": 1}, page, **wrong)
+        assert (refused.status_code, refused.json()["code"]) == (403, "origin_not_allowed")
+        assert refused.headers["access-control-allow-origin"] == "*"
+
+
+def test_a_preflight_needs_no_key(broker: Server) -> None:
+    told = httpx.options(
+        f"{broker.url}/publish",
+        headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"},
+    )
+    assert told.status_code == 204
+    assert told.headers["access-control-allow-origin"] == "*"
+    assert "authorization" in told.headers["access-control-allow-headers"].lower()
+
+
+def test_503_while_the_broker_is_away_and_nothing_was_sent(broker: Server) -> None:
+    broker.pause_broker()
+    try:
+        unconfirmed = publish(broker, {"topic": "agents/x", "payload": 1, "qos": 1})
+        assert (unconfirmed.status_code, unconfirmed.json()["code"]) == (504, "publish_unconfirmed")
+    finally:
+        broker.resume_broker()
+    wait_until(lambda: publish(broker, {"topic": "agents/x", "payload": 1, "qos": 1}).is_success)
+    broker.kill_broker()
+    answers = [publish(broker, {"topic": "agents/x", "payload": 1}) for _ in range(3)]
+    for told in answers:
+        assert told.status_code in (200, 503, 504), told.text
+    wait_until(
+        lambda: publish(broker, {"topic": "agents/x", "payload": 1, "qos": 1}).is_success, 30
+    )
+
+
+def test_messaging_that_is_left_out_is_said(server: Server) -> None:
+    told = publish(server, {"topic": "a", "payload": 1})
+    assert (told.status_code, told.json()["code"]) == (404, "messaging_off")

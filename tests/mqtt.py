@@ -1,0 +1,73 @@
+"""A foreign MQTT client (paho) that keeps what it saw."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+from tests.server import Server, wait_until
+
+
+class MqttClient:
+    """A connection with what arrived, what was granted and when it ended."""
+
+    def __init__(self, server: Server, username: str, password: str, mqtt_id: str) -> None:
+        self.messages: list[tuple[str, bytes]] = []
+        self.granted: list[int] = []
+        self.code: int | None = None
+        self.ended_at = 0.0
+        self._done = threading.Event()
+        self.paho = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=mqtt_id, protocol=MQTTProtocolVersion.MQTTv311
+        )
+        self.paho.username_pw_set(username, password)
+        self.paho.reconnect_delay_set(60)
+        self.paho.on_connect = self._connected
+        self.paho.on_disconnect = self._ended
+        self.paho.on_message = self._came
+        self.paho.on_subscribe = self._subscribed
+        self.paho.connect("127.0.0.1", server.mqtt_port)
+        self.paho.loop_start()
+        wait_until(lambda: self.code is not None or self.ended_at)
+
+    def subscribe(self, pattern: str, qos: int = 1) -> int:
+        """Return what was granted: the QoS, or 128."""
+        before = len(self.granted)
+        self.paho.subscribe(pattern, qos)
+        wait_until(lambda: len(self.granted) > before)
+        return self.granted[-1]
+
+    def publish(self, topic: str, payload: str, qos: int = 1, *, retain: bool = False) -> None:
+        self.paho.publish(topic, payload, qos, retain=retain).wait_for_publish(10)
+
+    def close(self) -> None:
+        self.paho.disconnect()
+        self.paho.loop_stop()
+
+    def _connected(self, _c: Any, _u: Any, _f: Any, code: Any, _p: Any) -> None:  # noqa: ANN401
+        self.code = int(code.value)
+
+    def _ended(self, _c: Any, _u: Any, _f: Any, _code: Any, _p: Any) -> None:  # noqa: ANN401
+        self.ended_at = time.monotonic()
+
+    def _came(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:  # noqa: ANN401
+        self.messages.append((message.topic, bytes(message.payload)))
+
+    def _subscribed(self, _c: Any, _u: Any, _m: int, codes: Any, _p: Any) -> None:  # noqa: ANN401
+        self.granted += [int(code.value) for code in codes]
+
+
+@contextmanager
+def connected(server: Server, username: str, password: str, mqtt_id: str) -> Iterator[MqttClient]:
+    """Connect until the block ends."""
+    client = MqttClient(server, username, password, mqtt_id)
+    try:
+        yield client
+    finally:
+        client.close()
