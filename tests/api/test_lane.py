@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -257,6 +258,23 @@ def test_a_known_head_with_other_bodies_is_answered_as_when_parsed(
     assert json.loads(wire.answer()[2])["code"] == "malformed"
     wire.send(asked[right])
     assert json.loads(wire.answer()[2])["code"] == "valid"
+
+
+def test_a_connection_in_use_is_not_taken_for_idle(server: Server, wire: Wire) -> None:
+    """The framework closes what is idle for 5 s after its answer; the lane's requests count too."""
+    body = json.dumps({"key": server.first_key})
+    asked = (
+        f"POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+    for data in (asked, asked, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+        wire.send(data)
+        assert wire.answer()[0] == 200
+    end = time.monotonic() + 6
+    while time.monotonic() < end:
+        wire.send(asked)
+        assert wire.answer()[0] == 200
+        time.sleep(0.2)
 
 
 def test_bytes_that_come_one_by_one_are_one_request(server: Server, wire: Wire) -> None:

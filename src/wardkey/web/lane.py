@@ -111,6 +111,8 @@ class Lane(HttpToolsProtocol):
                 known.route, known.query, known.fields, known.named, data[len(known.head) :]
             )
         ):
+            # Set by an answer of the framework's before, to close what is idle.
+            self._unset_keepalive_if_required()
             return
         self._whole = data if self._begun is None else b""
         self._head += len(data)
