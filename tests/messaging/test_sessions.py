@@ -69,6 +69,20 @@ def test_a_wrong_login_is_refused(broker: Server, wrong: str) -> None:
         assert refused.code != 0
 
 
+def test_guessing_is_slowed_down_for_that_name_alone(broker: Server) -> None:
+    guessed, other = create(broker, "guessed"), create(broker, "bystander")
+    # Each of two workers counts for itself.
+    for number in range(40):
+        with connected(broker, guessed["mqtt_username"], "wrong", f"guess-{number}") as refused:
+            assert refused.code != 0
+    with (
+        connected(broker, guessed["mqtt_username"], guessed["password"], "guessed-1") as waiting,
+        connected(broker, other["mqtt_username"], other["password"], "bystander-1") as let_in,
+    ):
+        assert waiting.code != 0
+        assert let_in.code == 0
+
+
 def test_environments_never_meet(broker: Server) -> None:
     live = create(broker, "apart")
     with broker.owner(**{"Wardkey-Environment": "test"}) as owner:

@@ -48,7 +48,7 @@ class Cutting:
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                if not self.link.is_connected:
+                if not self.link.is_connected or self.here.verifier.directory.revision() == seen:
                     continue
                 change = await run_in_threadpool(changes_since, self.here.runner.database, seen)
                 if change is None:

@@ -12,8 +12,13 @@ from wardkey.actions.rights import Rights
 from wardkey.actions.sessions import take_mqtt_id
 from wardkey.domain.broker_acl import Subjects
 from wardkey.domain.errors import TooManyAttempts
+from wardkey.domain.rate import RateLimit
 from wardkey.outside.broker_link import Admitted, Login
 from wardkey.web.context import Context
+from wardkey.web.throttle import Throttle
+
+# A hundred failures at once, then one a second.
+_ADDRESS_LIMIT = RateLimit(limit=60, period_ms=60_000, burst=100)
 
 
 @dataclass(slots=True)
@@ -22,6 +27,10 @@ class Logins:
 
     here: Context
     rights: Rights
+    # For a name at an address, so that nobody can lock out another's; and for an address, behind
+    # which there may be many devices.
+    names: Throttle = field(default_factory=Throttle)
+    addresses: Throttle = field(default_factory=lambda: Throttle(_ADDRESS_LIMIT))
     verified: VerifiedPasswords = field(default_factory=VerifiedPasswords)
 
     async def judge(self, login: Login) -> Admitted | None:
@@ -32,15 +41,17 @@ class Logins:
         return await run_in_threadpool(self._judge, login)
 
     def _judge(self, login: Login) -> Admitted | None:
-        database, throttle = self.here.runner.database, self.here.throttle
-        names = (f"mqtt address {login.address}", f"mqtt user {login.username[:200]}")
+        database, name = self.here.runner.database, f"{login.address} {login.username[:200]}"
+        now = database.clock()
         try:
-            throttle.check(database.clock(), *names)
+            self.names.check(now, name)
+            self.addresses.check(now, login.address)
         except TooManyAttempts:
             return None
         client = find_login(database, self.verified, login.username, login.password)
         if client is None:
-            throttle.failed(database.clock(), *names)
+            self.names.failed(now, name)
+            self.addresses.failed(now, login.address)
             return None
         room = (client.org_id, client.environment)
         with database.read() as tx:

@@ -139,8 +139,9 @@ class BrokerLink:
 
         `patient` waits for nodes that may have joined since they were counted.
         """
-        # The broker would look for an account that it does not know for two seconds.
-        await self.put_account(org_id, environment)
+        if (org_id, environment) not in self._known:
+            # The broker would look for an account that it does not know for two seconds.
+            await self.put_account(org_id, environment)
         account = self._keys.account(org_id, environment).public
         asked: dict[str, Any] = {
             "acc": account, "auth": True, "subscriptions": True, "limit": 1_000_000, "state": 0,

@@ -17,6 +17,7 @@ _MOST = 50_000
 class Throttle:
     """Counts failures by name; who has too many waits, whether right or wrong this time."""
 
+    limit: RateLimit = _LIMIT
     tats: dict[str, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -24,7 +25,7 @@ class Throttle:
         """Raise `TooManyAttempts` with the wait, if one of `names` failed too often."""
         with self.lock:
             for name in names:
-                asked = admit(_LIMIT, self.tats.get(name, 0.0), now, 1)
+                asked = admit(self.limit, self.tats.get(name, 0.0), now, 1)
                 if not asked.admitted:
                     raise TooManyAttempts(retry_after_s=(asked.retry_after_ms or 0) / 1000)
 
@@ -34,4 +35,4 @@ class Throttle:
             if len(self.tats) > _MOST:
                 self.tats = {name: tat for name, tat in self.tats.items() if tat > now}
             for name in names:
-                self.tats[name] = admit(_LIMIT, self.tats.get(name, 0.0), now, 1).tat
+                self.tats[name] = admit(self.limit, self.tats.get(name, 0.0), now, 1).tat
