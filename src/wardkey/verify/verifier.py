@@ -123,7 +123,7 @@ class Verifier:
             directory_bytes=memory.held_bytes,
             directory_hits=self.directory.hits,
             directory_misses=self.directory.misses,
-            revision=memory.revision,
+            revision=self.directory.revision(),
             lease_age_seconds=freshness.age_ms() / 1000,
             rate_limit_parts=self.live,
             usage_lost=self._usage.lost,
