@@ -45,8 +45,8 @@ def wardkey(place: Path, deployment: Filled, most: int) -> tuple[Server, Case, C
     """Return Wardkey on one worker, and its verify and forward-auth."""
     server = Server(
         f"wardkey-{deployment.count}",
-        [sys.executable, "-m", "wardkey", "up", "--data-dir", str(deployment.data_dir),
-         "--listen", "127.0.0.1:PORT"],
+        [sys.executable, "-m", "wardkey", "up", "--no-messaging",
+         "--data-dir", str(deployment.data_dir), "--listen", "127.0.0.1:PORT"],
         place / f"wardkey-{deployment.count}",
     )  # fmt: skip
     texts = deployment.asked(most)
