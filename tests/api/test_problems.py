@@ -298,7 +298,7 @@ ELSEWHERE = {
     "publish_denied": "messaging/test_publish.py::"
     "test_a_publishable_key_publishes_only_where_a_rule_allows_it",
     "publish_unconfirmed": BROKER_AWAY,
-    "broker_unreachable": BROKER_AWAY,
+    "broker_unreachable": "messaging/test_publish.py::test_503_where_the_broker_was_never_there",
     "messaging_off": "messaging/test_publish.py::test_messaging_that_is_left_out_is_said",
     "session_not_found": "messaging/test_sessions.py::"
     "test_404_another_organizations_session_cannot_be_ended",

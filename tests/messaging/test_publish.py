@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2 as httpx
@@ -199,6 +199,19 @@ def test_503_while_the_broker_is_away_and_nothing_was_sent(broker: Server) -> No
     wait_until(
         lambda: publish(broker, {"topic": "agents/x", "payload": 1, "qos": 1}).is_success, 30
     )
+
+
+def test_503_where_the_broker_was_never_there(start: Callable[..., Server]) -> None:
+    # Nobody listens on port 1.
+    server = start(no_messaging=0, broker="nats://127.0.0.1:1", mqtt_listen="127.0.0.1:1")
+    told = publish(server, {"topic": "a", "payload": 1}, **{"Idempotency-Key": str(uuid.uuid4())})
+    assert (told.status_code, told.json()["code"]) == (503, "broker_unreachable")
+    assert told.headers["retry-after"]
+    with server.owner() as owner:
+        assert owner.get("/v2/sessions").json()["code"] == "broker_unreachable"
+        # What needs no broker goes on.
+        assert owner.post("/v2/clients", json={"username": "waiting"}).status_code == 201
+    assert server.stop() == 0
 
 
 def test_messaging_that_is_left_out_is_said(server: Server) -> None:
