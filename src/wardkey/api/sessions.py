@@ -55,7 +55,7 @@ def list_sessions(
     """List the organization's live MQTT sessions, as every node of the broker tells them."""
     with here.runner.noting("list_sessions", caller.by):
         caller.by.require(Permission.CLIENTS_READ)
-    found = run(_find, _link(here.link), *caller.by.room, username)
+    found = run(_link(here.link).sessions, *caller.by.room, username)
     wanted = [
         one
         for one in found
@@ -75,7 +75,7 @@ def end_session(session_id: SessionId, caller: Known, here: Here) -> None:
     link = _link(here.link)
     with here.runner.noting("end_session", caller.by):
         caller.by.require(Permission.CLIENTS_WRITE)
-    found = run(_find, link, *caller.by.room, "")
+    found = run(link.sessions, *caller.by.room, "")
     ended = next((one for one in found if _id(one) == session_id), None)
     if ended is None:
         raise errors.SessionNotFound
@@ -89,13 +89,6 @@ def _link(link: BrokerLink | None) -> BrokerLink:
     if not link.is_connected:
         raise errors.BrokerUnreachable
     return link
-
-
-async def _find(link: BrokerLink, org_id: str, environment: str, username: str) -> list[Session]:
-    try:
-        return await link.sessions(org_id, environment, username)
-    except (OSError, TimeoutError) as fault:
-        raise errors.BrokerUnreachable from fault
 
 
 def _id(one: Session) -> str:

@@ -20,7 +20,6 @@ from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.rule_set import RuleSet
-from wardkey.outside.mqtt import Unconfirmed, Unreachable
 from wardkey.outside.publishers import Publishers
 from wardkey.web.caller import caller_in_organization
 from wardkey.web.context import Context, Here
@@ -180,10 +179,8 @@ async def _publish_one(
         return item
     try:
         await publishers.publish(by.room, item.topic, item.payload, item.qos, retain=item.retain)
-    except Unreachable:
-        return errors.BrokerUnreachable()
-    except Unconfirmed:
-        return errors.PublishUnconfirmed()
+    except errors.Unavailable as failure:
+        return failure
     return new_id("msg", now)
 
 

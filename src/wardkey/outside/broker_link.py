@@ -6,7 +6,8 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from wardkey.domain.errors import BrokerUnreachable
 from wardkey.outside.broker import BrokerKeys
 from wardkey.outside.nkeys import NKey, verified
 
@@ -118,18 +120,23 @@ class BrokerLink:
             await client.close()
 
     async def put_account(self, org_id: str, environment: str, *, suspended: bool = False) -> None:
-        """Make an account known to the broker, or suspend it, which ends its sessions."""
+        """Make an account known to the broker, or suspend it, which ends its sessions.
+
+        Raises `BrokerUnreachable`, as all that follow do.
+        """
         if self._known.get((org_id, environment)) is suspended:
             return
         token = self._keys.account_token(
             org_id, environment, self._clock() // 1000, suspended=suspended
         )
-        told = await self._system.request(
-            "$SYS.REQ.CLAIMS.UPDATE", token.encode(), timeout=_ANSWER_S
-        )
+        with _telling():
+            told = await self._system.request(
+                "$SYS.REQ.CLAIMS.UPDATE", token.encode(), timeout=_ANSWER_S
+            )
         answer = json.loads(told.data)
         if answer.get("data", {}).get("code") != 200:  # noqa: PLR2004 - the broker's own code
-            raise ConnectionError(f"the broker refused an account: {answer.get('error')}")
+            log.error("the broker refused an account: %s", answer.get("error"))
+            raise BrokerUnreachable
         self._known[org_id, environment] = suspended
 
     async def sessions(
@@ -149,7 +156,9 @@ class BrokerLink:
         if username:
             asked["user"] = username
         found = []
-        for answer in await self._gather("$SYS.REQ.SERVER.PING.CONNZ", asked, patient=patient):
+        with _telling():
+            answers = await self._gather("$SYS.REQ.SERVER.PING.CONNZ", asked, patient=patient)
+        for answer in answers:
             server = answer["server"]["id"]
             for one in answer.get("data", {}).get("connections") or []:
                 if one.get("mqtt_client") is None:
@@ -159,9 +168,9 @@ class BrokerLink:
 
     async def kick(self, server: str, cid: int) -> None:
         """End a session; one that ended by itself is no fault."""
-        await self._system.request(
-            f"$SYS.REQ.SERVER.{server}.KICK", json.dumps({"cid": cid}).encode(), timeout=_ANSWER_S
-        )
+        asked = json.dumps({"cid": cid}).encode()
+        with _telling():
+            await self._system.request(f"$SYS.REQ.SERVER.{server}.KICK", asked, timeout=_ANSWER_S)
 
     def bridge_token(self, org_id: str, environment: str, name: str, lasts_s: int) -> str:
         """Return a password with which this product itself publishes, whatever the callout does."""
@@ -250,6 +259,15 @@ class BrokerLink:
         more = {} if admitted.expires_at is None else {"exp": admitted.expires_at}
         now = self._clock() // 1000
         return account.issue(user, admitted.username, claims, iat=now, aud=account.public, **more)
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Turn what nats-py says of a broker that is away into the failure that it stands for."""
+    try:
+        yield
+    except (OSError, TimeoutError, nats.errors.Error) as fault:
+        raise BrokerUnreachable from fault
 
 
 def _user_claims(

@@ -7,6 +7,8 @@ import ssl
 from contextlib import suppress
 from struct import pack
 
+from wardkey.domain.errors import BrokerUnreachable, PublishUnconfirmed
+
 _CONNECT, _CONNACK, _PUBLISH, _PUBACK, _PINGREQ, _PINGRESP = 0x10, 2, 0x30, 4, 0xC0, 13
 _CLEAN_USER_PASSWORD = 0b11000010
 _KEEP_ALIVE_S = 60
@@ -15,14 +17,6 @@ _CONNECT_S = 5.0
 _LAST_ID = 0xFFFF
 _MOST_WAITING = 20_000
 _QUIET_BYTES = 1_048_576
-
-
-class Unreachable(Exception):  # noqa: N818 - the caller tells its own failure
-    """The broker cannot be reached, or refused the connection: nothing was sent."""
-
-
-class Unconfirmed(Exception):  # noqa: N818 - as above
-    """The message was sent, and no acknowledgement came."""
 
 
 class Publisher:
@@ -43,7 +37,7 @@ class Publisher:
         return self._writer is not None and not self._writer.is_closing()
 
     async def open(self, username: str, password: str) -> None:
-        """Connect and log in; raises `Unreachable`."""
+        """Connect and log in; raises `BrokerUnreachable`."""
         try:
             async with asyncio.timeout(_CONNECT_S):
                 reader, writer = await asyncio.open_connection(
@@ -52,10 +46,10 @@ class Publisher:
                 writer.write(_connect(self._client_id, username, password))
                 kind, body = await _packet(reader)
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as fault:
-            raise Unreachable(str(fault)) from fault
+            raise BrokerUnreachable from fault
         if kind != _CONNACK or body[1:2] != b"\0":
             writer.close()
-            raise Unreachable("the broker refused the login")
+            raise BrokerUnreachable
         self._writer = writer
         self._tasks = [
             asyncio.create_task(self._read(reader)),
@@ -65,11 +59,11 @@ class Publisher:
     async def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> None:
         """Send a message.
 
-        Raises `Unreachable` if it was not sent, `Unconfirmed` if nobody can say.
+        Raises `BrokerUnreachable` if it was not sent, `PublishUnconfirmed` if nobody can say.
         """
         writer = self._writer
         if writer is None or writer.is_closing() or len(self._waiting) >= _MOST_WAITING:
-            raise Unreachable("no connection")
+            raise BrokerUnreachable
         name = topic.encode()
         head = _PUBLISH | qos << 1 | retain
         if qos == 0:
@@ -124,7 +118,7 @@ class Publisher:
             writer.close()
         for done in self._waiting.values():
             if not done.done():
-                done.set_exception(Unconfirmed())
+                done.set_exception(PublishUnconfirmed())
 
 
 def _connect(client_id: str, username: str, password: str) -> bytes:

@@ -8,8 +8,9 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from wardkey.domain.errors import PublishUnconfirmed
 from wardkey.outside.broker_link import BrokerLink
-from wardkey.outside.mqtt import Publisher, Unconfirmed, Unreachable
+from wardkey.outside.mqtt import Publisher
 
 Account = tuple[str, str]
 
@@ -48,14 +49,14 @@ class Publishers:
     ) -> None:
         """Publish for an organization's environment.
 
-        Raises `Unreachable` if nothing was sent, `Unconfirmed` if it may have been published.
+        Raises `BrokerUnreachable` if nothing was sent, `PublishUnconfirmed` if nobody can say.
         """
         publisher = await self._take(account)
         try:
             async with asyncio.timeout(_CONFIRM_S):
                 await publisher.publish(topic, payload, qos, retain=retain)
         except TimeoutError:
-            raise Unconfirmed from None
+            raise PublishUnconfirmed from None
 
     async def close(self) -> None:
         """End every connection."""
@@ -86,10 +87,7 @@ class Publishers:
 
     async def _connect(self, account: Account) -> _Open:
         org_id, environment = account
-        try:
-            await self.link.put_account(org_id, environment)
-        except Exception as fault:  # whatever nats-py raises for a broker that is away
-            raise Unreachable(str(fault)) from fault
+        await self.link.put_account(org_id, environment)
         publisher = Publisher(self.host, self.port, f"{BRIDGE}-{self.name}", self.tls)
         token = self.link.bridge_token(org_id, environment, BRIDGE, _LASTS_S)
         await publisher.open(BRIDGE, token)
