@@ -114,16 +114,11 @@ def find_owners(tx: Transaction, room: Room, ids: Sequence[str]) -> Mapping[str,
     return found
 
 
-def feed_now(database: Database) -> int:
-    """Return the revision of the last commit."""
-    with database.read() as tx:
-        return int(tx.connection.execute(select(feed.c.revision)).scalar_one())
-
-
 def changes_since(database: Database, revision: int) -> Changed | None:
     """Return what changed for sessions since `revision`, or None if nothing was committed.
 
-    Where the feed was cut or rewound, every room with a known client id has changed.
+    Where the feed was cut or rewound, and for a negative `revision`, which stands for a process
+    that has seen nothing, every room with a known client id has changed.
     """
     with database.read() as tx:
         now = int(tx.connection.execute(select(feed.c.revision)).scalar_one())
@@ -131,7 +126,7 @@ def changes_since(database: Database, revision: int) -> Changed | None:
             return None
         rows = tx.connection.execute(
             select(changes.c.subject, changes.c.org_id, changes.c.revision).where(
-                changes.c.revision > revision
+                changes.c.revision > (now if revision < 0 else revision)
             )
         ).all()
         if now < revision or len({row.revision for row in rows}) < now - revision:
