@@ -1,15 +1,24 @@
-"""What a database that a restore replaces knows beyond the backup: what narrows, what is lost."""
+"""What a restore carries over from the database that it replaces, table by table, and what not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Column, Row, Table, select
+from sqlalchemy import Row, select
 
 from wardkey.actions.audit import Target
-from wardkey.db.backup import Backup, batches, find, name_of
+from wardkey.actions.survey import (
+    Fields,
+    Loss,
+    Narrowing,
+    Survey,
+    earlier,
+    gone,
+    pairs,
+    since,
+)
+from wardkey.db.backup import Backup, find
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import (
     clients,
@@ -38,46 +47,6 @@ _EDITED = (
 )
 _RANKS = (Role.VIEWER, Role.MEMBER, Role.ADMIN, Role.OWNER)
 
-Fields = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Narrowing:
-    """A row to narrow once the backup's rows are in: new values, or (None) its deletion."""
-
-    table: Table
-    name: tuple[Any, ...]
-    values: Fields | None
-    action: str
-    target: Target
-    org_id: str = ""
-    environment: str = ""
-    details: Fields = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Something that is gone, or wider again, after the restore; `label` is what people call it."""
-
-    kind: str
-    id: str
-    label: str
-    org_id: str = ""
-    prefixes: tuple[str, ...] = ()
-    fields: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class Survey:
-    """All that the replaced database knows beyond the backup, before anything is replaced."""
-
-    narrowed: list[Narrowing] = field(default_factory=list)
-    lost: list[Loss] = field(default_factory=list)
-    widened: list[Loss] = field(default_factory=list)
-    receipts: list[Fields] = field(default_factory=list)
-    # Owners of organizations whose owner in the backup is no longer theirs: (person, member).
-    owners: list[tuple[Fields, Fields]] = field(default_factory=list)
-
 
 def survey(tx: Transaction, backup: Backup) -> Survey:
     """Compare every row of the two; holds only what differs."""
@@ -92,51 +61,25 @@ def survey(tx: Transaction, backup: Backup) -> Survey:
     _invitations(tx, backup, seen, lost_orgs)
     _links(tx, backup, seen)
     _prefixes(tx, backup, seen)
-    seen.receipts = [dict(now._mapping) for now, then in _pairs(tx, backup, receipts) if not then]  # noqa: SLF001
+    seen.receipts = [dict(now._mapping) for now, then in pairs(tx, backup, receipts) if not then]  # noqa: SLF001
     return seen
-
-
-def _pairs(
-    tx: Transaction, backup: Backup, table: Table
-) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
-    """Yield each row of the database with the backup's of the same name."""
-    for rows in batches(tx.connection, table):
-        known = backup.find(table, [name_of(table, row) for row in rows])
-        for row in rows:
-            yield row, known.get(name_of(table, row))
-
-
-def _gone(tx: Transaction, backup: Backup, table: Table) -> Iterator[Row[Any]]:
-    """Yield each row of the backup that the database does not have."""
-    for rows in backup.batches(table):
-        known = find(tx.connection, table, [name_of(table, row) for row in rows])
-        yield from (row for row in rows if name_of(table, row) not in known)
-
-
-def _since(now: Row[Any], then: Row[Any], column: Column[Any]) -> bool:
-    """Tell whether something was set after the backup."""
-    return getattr(now, column.name) is not None and getattr(then, column.name) is None
-
-
-def _earlier(now: int | None, then: int | None) -> bool:
-    return now is not None and (then is None or now < then)
 
 
 def _organizations(tx: Transaction, backup: Backup, seen: Survey) -> set[str]:
     lost = set()
-    for now, then in _pairs(tx, backup, organizations):
+    for now, then in pairs(tx, backup, organizations):
         target = Target("organization", now.id)
         if then is None:
             lost.add(now.id)
             seen.lost.append(Loss("organization", now.id, now.name, now.id))
-        elif _since(now, then, organizations.c.deleted_at):
+        elif since(now, then, organizations.c.deleted_at):
             values = {"deleted_at": now.deleted_at, "slug": now.slug}
             action = "organization.deleted"
             seen.narrowed.append(
                 Narrowing(organizations, (now.id,), values, action, target, now.id)
             )
         else:
-            if _since(now, then, organizations.c.suspended_at):
+            if since(now, then, organizations.c.suspended_at):
                 values = {"suspended_at": now.suspended_at}
                 action = "organization.suspended"
                 seen.narrowed.append(
@@ -149,7 +92,7 @@ def _organizations(tx: Transaction, backup: Backup, seen: Survey) -> set[str]:
 
 
 def _users(tx: Transaction, backup: Backup, seen: Survey) -> None:
-    for now, then in _pairs(tx, backup, users):
+    for now, then in pairs(tx, backup, users):
         if then is None:
             seen.lost.append(Loss("user", now.id, now.email))
         elif now.password_hash not in (None, then.password_hash):
@@ -160,7 +103,7 @@ def _users(tx: Transaction, backup: Backup, seen: Survey) -> None:
 
 def _members(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
     ownerless = set()
-    for now, then in _pairs(tx, backup, members):
+    for now, then in pairs(tx, backup, members):
         target, name = Target("member", now.user_id), (now.org_id, now.user_id)
         if then is None:
             if now.org_id not in lost_orgs:
@@ -192,7 +135,7 @@ def _removed_members(tx: Transaction, backup: Backup, seen: Survey) -> set[str]:
     """Take out again who is gone since; return whose owner that was."""
     ownerless = set()
     known: dict[str, bool] = {}
-    for then in _gone(tx, backup, members):
+    for then in gone(tx, backup, members):
         if then.org_id not in known:
             known[then.org_id] = bool(find(tx.connection, organizations, [(then.org_id,)]))
         if known[then.org_id]:
@@ -224,7 +167,7 @@ def _secrets(
 ) -> dict[str, list[str]]:
     """Compare secrets; return the prefixes of those that are lost, by key."""
     lost: dict[str, list[str]] = {}
-    for now, then in _pairs(tx, backup, secrets):
+    for now, then in pairs(tx, backup, secrets):
         if then is None:
             lost.setdefault(now.key_id, []).append(now.prefix)
             if now.org_id not in lost_orgs:
@@ -232,9 +175,9 @@ def _secrets(
                 seen.lost.append(loss)
             continue
         changes: list[tuple[str, dict[str, Any]]] = []
-        if _since(now, then, secrets.c.revoked_at):
+        if since(now, then, secrets.c.revoked_at):
             changes.append(("secret.revoked", _revocation(now)))
-        if _earlier(now.expires_at, then.expires_at):
+        if earlier(now.expires_at, then.expires_at):
             changes.append(("secret.ended", {"expires_at": now.expires_at}))
         for action, values in changes:
             target = Target("key", now.key_id)
@@ -263,18 +206,18 @@ def _revocation(now: Row[Any]) -> dict[str, Any]:
 
 def _keys(tx: Transaction, backup: Backup, seen: Survey, prefixes: Mapping[str, list[str]]) -> None:
     lost = set()
-    for now, then in _pairs(tx, backup, keys):
+    for now, then in pairs(tx, backup, keys):
         if then is None:
             lost.add(now.id)
             kids = tuple(prefixes.get(now.id, ()))
             seen.lost.append(Loss("key", now.id, now.name, now.org_id, kids))
             continue
         changes: list[tuple[str, dict[str, Any]]] = []
-        if _since(now, then, keys.c.revoked_at):
+        if since(now, then, keys.c.revoked_at):
             changes.append(("key.revoked", {**_revocation(now), "live_name": None}))
-        if _since(now, then, keys.c.disabled_at):
+        if since(now, then, keys.c.disabled_at):
             changes.append(("key.disabled", {"disabled_at": now.disabled_at}))
-        if _earlier(now.expires_at, then.expires_at):
+        if earlier(now.expires_at, then.expires_at):
             changes.append(("key.updated", {"expires_at": now.expires_at}))
         for action, values in changes:
             target, details = Target("key", now.id), {"name": then.name, **values}
@@ -293,7 +236,7 @@ def _keys(tx: Transaction, backup: Backup, seen: Survey, prefixes: Mapping[str, 
 def _edits(now: Row[Any], then: Row[Any]) -> tuple[str, ...]:
     """Name the fields of a key that are as before an edit again."""
     fields = [name for name in _EDITED if getattr(now, name) != getattr(then, name)]
-    if now.expires_at != then.expires_at and not _earlier(now.expires_at, then.expires_at):
+    if now.expires_at != then.expires_at and not earlier(now.expires_at, then.expires_at):
         fields.append("expires_at")
     if now.disabled_at is None and then.disabled_at is not None:
         fields.append("disabled_at")
@@ -301,10 +244,10 @@ def _edits(now: Row[Any], then: Row[Any]) -> tuple[str, ...]:
 
 
 def _service_keys(tx: Transaction, backup: Backup, seen: Survey) -> None:
-    for now, then in _pairs(tx, backup, service_keys):
+    for now, then in pairs(tx, backup, service_keys):
         if then is None:
             seen.lost.append(Loss("service_key", now.kid, now.name, prefixes=(now.prefix,)))
-        elif _since(now, then, service_keys.c.revoked_at):
+        elif since(now, then, service_keys.c.revoked_at):
             values = {"revoked_at": now.revoked_at}
             target = Target("service_key", now.kid)
             seen.narrowed.append(
@@ -313,7 +256,7 @@ def _service_keys(tx: Transaction, backup: Backup, seen: Survey) -> None:
 
 
 def _clients(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
-    for now, then in _pairs(tx, backup, clients):
+    for now, then in pairs(tx, backup, clients):
         if then is None:
             if now.org_id not in lost_orgs:
                 seen.lost.append(Loss("client", now.id, now.username, now.org_id))
@@ -330,7 +273,7 @@ def _clients(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str])
         if now.enabled and not then.enabled:
             fields = ("enabled",)
             seen.widened.append(Loss("client", now.id, now.username, now.org_id, fields=fields))
-    for then in _gone(tx, backup, clients):
+    for then in gone(tx, backup, clients):
         # What an organization that the database never knew had is as the backup says.
         if find(tx.connection, organizations, [(then.org_id,)]):
             where = (Target("client", then.id), then.org_id, then.environment)
@@ -350,13 +293,13 @@ def _password(row: Row[Any]) -> dict[str, Any]:
 
 
 def _invitations(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
-    for now, then in _pairs(tx, backup, invitations):
+    for now, then in pairs(tx, backup, invitations):
         if then is None:
             if now.org_id not in lost_orgs:
                 seen.lost.append(Loss("invitation", now.id, now.email, now.org_id))
             continue
         for column in (invitations.c.accepted_at, invitations.c.revoked_at):
-            if _since(now, then, column):
+            if since(now, then, column):
                 seen.narrowed.append(
                     Narrowing(
                         invitations,
@@ -371,8 +314,8 @@ def _invitations(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[s
 
 
 def _links(tx: Transaction, backup: Backup, seen: Survey) -> None:
-    for now, then in _pairs(tx, backup, setup_links):
-        if then is not None and _since(now, then, setup_links.c.used_at):
+    for now, then in pairs(tx, backup, setup_links):
+        if then is not None and since(now, then, setup_links.c.used_at):
             values = {"used_at": now.used_at}
             target = Target("user", now.user_id)
             seen.narrowed.append(
@@ -381,10 +324,10 @@ def _links(tx: Transaction, backup: Backup, seen: Survey) -> None:
 
 
 def _prefixes(tx: Transaction, backup: Backup, seen: Survey) -> None:
-    for now, then in _pairs(tx, backup, import_prefixes):
+    for now, then in pairs(tx, backup, import_prefixes):
         if then is None:
             seen.lost.append(Loss("import_prefix", now.prefix, now.prefix, now.org_id))
-    for then in _gone(tx, backup, import_prefixes):
+    for then in gone(tx, backup, import_prefixes):
         fields = ("released",)
         seen.widened.append(
             Loss("import_prefix", then.prefix, then.prefix, then.org_id, fields=fields)

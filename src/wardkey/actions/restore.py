@@ -13,7 +13,8 @@ from typing import Any, TextIO
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from wardkey.actions.audit import DEPLOYMENT, Target, record
-from wardkey.actions.carryover import Loss, Narrowing, Survey, survey
+from wardkey.actions.carryover import survey
+from wardkey.actions.survey import Loss, Narrowing, Survey
 from wardkey.db.backup import COPIED, Backup
 from wardkey.db.engine import Transaction
 from wardkey.db.master import vault_of

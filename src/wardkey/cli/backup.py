@@ -12,10 +12,10 @@ from typing import Any, TextIO
 
 import click
 
-from wardkey.actions.carryover import Loss, Narrowing
 from wardkey.actions.restore import Restored
 from wardkey.actions.restore import restore as restore_action
 from wardkey.actions.run import Runner
+from wardkey.actions.survey import Loss, Narrowing
 from wardkey.app import make_folder, master_key_source, open_deployment, open_storage
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
