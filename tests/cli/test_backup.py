@@ -17,7 +17,6 @@ from sqlalchemy import func, insert, select
 
 from tests.server import PASSWORD, Server
 from wardkey.actions.audit import verify_chain
-from wardkey.actions.logins import VerifiedPasswords, find_login
 from wardkey.actions.run import Runner
 from wardkey.app import open_deployment
 from wardkey.config import Config, load_config
@@ -203,55 +202,6 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
     server.stop()
     with open_deployment(config_of(server)) as runner:
         assert holds(runner)
-
-
-def test_restore_lets_no_client_in_that_was_kept_out_since_the_backup(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
-    server, file = start(), tmp_path / "copy.wardkey"
-    with server.owner() as owner:
-
-        def create(name: str, **more: object) -> tuple[str, str]:
-            made = owner.post("/v2/clients", json={"username": name, **more})
-            assert made.status_code == 201, made.text
-            return made.json()["client"]["id"], made.json()["password"]
-
-        ids, texts = {}, {}
-        for name in ("untouched", "deleted", "disabled", "changed", "changed back"):
-            ids[name], texts[name] = create(name.replace(" ", "-"))
-        ids["let in"], texts["let in"] = create("let-in", enabled=False)
-        told(server.cli("backup", str(file), "--json"))
-        assert owner.delete(f"/v2/clients/{ids['deleted']}").status_code == 204
-        owner.post(f"/v2/clients/{ids['disabled']}/disable")
-        owner.post(f"/v2/clients/{ids['let in']}/enable")
-        anew = owner.post(f"/v2/clients/{ids['changed']}/password").json()["password"]
-        given = {"password": PASSWORD}
-        owner.post(f"/v2/clients/{ids['changed back']}/password", json=given)
-        create("new")
-        org_id = owner.get("/v2/organization").json()["id"]
-    server.stop()
-
-    done = told(server.cli("restore", str(file), "--json"))
-
-    carried = {(item["action"], item["target"]["id"]) for item in done["carried_over"]}
-    assert carried == {
-        ("client.deleted", ids["deleted"]),
-        ("client.disabled", ids["disabled"]),
-        ("client.password_set", ids["changed"]),
-        ("client.password_set", ids["changed back"]),
-    }
-    assert [(item["kind"], item["name"]) for item in done["lost"]] == [("client", "new")]
-    assert [(item["name"], item["fields"]) for item in done["widened"]] == [("let-in", ["enabled"])]
-    with open_deployment(config_of(server)) as runner:
-        assert holds(runner)
-
-        def opens(name: str, password: str) -> bool:
-            wire = f"{name.replace(' ', '-')}@{org_id}"
-            return find_login(runner.database, VerifiedPasswords(), wire, password) is not None
-
-        assert [name for name, text in texts.items() if opens(name, text)] == ["untouched"]
-        assert opens("changed", anew)
-        assert opens("changed back", PASSWORD)
 
 
 def test_a_backup_made_while_keys_are_issued_is_of_one_moment(shop: Shop, tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, func, select
 
 from wardkey.actions.audit import Target
 from wardkey.actions.survey import (
     Fields,
+    KeptRules,
     Loss,
     Narrowing,
     Survey,
@@ -21,6 +22,7 @@ from wardkey.actions.survey import (
 from wardkey.db.backup import Backup, find
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import (
+    acl_rules,
     clients,
     import_prefixes,
     invitations,
@@ -58,6 +60,7 @@ def survey(tx: Transaction, backup: Backup) -> Survey:
     _keys(tx, backup, seen, prefixes)
     _service_keys(tx, backup, seen)
     _clients(tx, backup, seen, lost_orgs)
+    _rules(tx, backup, seen, lost_orgs)
     _invitations(tx, backup, seen, lost_orgs)
     _links(tx, backup, seen)
     _prefixes(tx, backup, seen)
@@ -262,7 +265,7 @@ def _clients(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str])
                 seen.lost.append(Loss("client", now.id, now.username, now.org_id))
             continue
         changes: list[tuple[str, dict[str, Any]]] = []
-        if _password(now) != _password(then):
+        if _is_another(_password(now), _password(then)):
             changes.append(("client.password_set", _password(now)))
         if then.enabled and not now.enabled:
             changes.append(("client.disabled", {"enabled": False}))
@@ -290,6 +293,31 @@ def _password(row: Row[Any]) -> dict[str, Any]:
         "pepper_version": row.pepper_version,
         "password_set_at": row.password_set_at,
     }
+
+
+def _is_another(now: Fields, then: Fields) -> bool:
+    """Tell whether a password was set since; one that was only hashed anew is the same."""
+    anew = now["pepper_version"] != then["pepper_version"]
+    changed = {name for name in now if now[name] != then[name]}
+    return bool(changed - ({"digest", "pepper_version"} if anew else set()))
+
+
+def _rules(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
+    """Keep the rules of each room as they are: which of two sets is the wider, nobody can tell."""
+    rooms = {(row.org_id, row.environment) for row in gone(tx, backup, acl_rules)}
+    for now, then in pairs(tx, backup, acl_rules):
+        if then is None or tuple(now) != tuple(then):
+            rooms.add((now.org_id, now.environment))
+    for org_id, environment in sorted(rooms):
+        if org_id in lost_orgs or not find(tx.connection, organizations, [(org_id,)]):
+            continue
+        room = (acl_rules.c.org_id == org_id, acl_rules.c.environment == environment)
+        rows = tx.connection.execute(select(acl_rules).where(*room)).mappings()
+        replaced = backup.connection.execute(
+            select(func.count()).select_from(acl_rules).where(*room)
+        ).scalar_one()
+        kept = tuple(dict(row) for row in rows)
+        seen.kept_rules.append(KeptRules(org_id, environment, kept, replaced))
 
 
 def _invitations(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:

@@ -14,11 +14,12 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from wardkey.actions.audit import DEPLOYMENT, Target, record
 from wardkey.actions.carryover import survey
-from wardkey.actions.survey import Loss, Narrowing, Survey
+from wardkey.actions.survey import KeptRules, Loss, Narrowing, Survey
 from wardkey.db.backup import COPIED, Backup
 from wardkey.db.engine import Transaction
 from wardkey.db.master import vault_of
 from wardkey.db.schema import (
+    acl_rules,
     audit_events,
     audit_heads,
     changes,
@@ -45,14 +46,16 @@ _KEPT = (feed, changes)
 class Restored:
     """What a restore did; times in epoch milliseconds.
 
-    `carried` narrows as it did before; `lost` is gone; `widened` is as at the time of the backup
-    though it was edited since; `lost_events` counts the audit events written to the file beside.
+    `carried` narrows as it did before; `kept_rules` are as before; `lost` is gone; `widened` is as
+    at the time of the backup though it was edited since; `lost_events` counts the audit events
+    written to the file beside.
     """
 
     created_at: int
     epoch: str
     revision: int
     carried: tuple[Narrowing, ...]
+    kept_rules: tuple[KeptRules, ...]
     lost: tuple[Loss, ...]
     widened: tuple[Loss, ...]
     lost_events: int
@@ -88,6 +91,8 @@ def restore(
     ).rowcount
     for narrowing in seen.narrowed:
         _narrow(tx, by, narrowing)
+    for room in seen.kept_rules:
+        _keep_rules(tx, by, room)
     _keep_owners(tx, by, seen)
     _keep_receipts(tx, seen)
     details = {
@@ -95,19 +100,20 @@ def restore(
         "backup_epoch": backup.head.epoch,
         "backup_revision": backup.head.revision,
         "carried_over": len(seen.narrowed),
+        "acl_rules_kept": sum(len(room.rules) for room in seen.kept_rules),
         "lost": len(seen.lost),
         "lost_audit_events": events,
         "user_tokens_ended": ended,
         "revocations_known": bool(known),
     }
     record(tx, by, "deployment.restored", Target("deployment", DEPLOYMENT), details)
-    carried, lost = tuple(seen.narrowed), tuple(seen.lost)
     return Restored(
         backup.head.created_at,
         tx.epoch,
         tx.revision,
-        carried,
-        lost,
+        tuple(seen.narrowed),
+        tuple(seen.kept_rules),
+        tuple(seen.lost),
         tuple(seen.widened),
         events,
     )
@@ -142,6 +148,22 @@ def _narrow(tx: Transaction, by: Principal, narrowing: Narrowing) -> None:
     actor = replace(by, environment=Environment(narrowing.environment or by.environment))
     details = {**narrowing.details, "carried_over_restore": True}
     record(tx, actor, narrowing.action, narrowing.target, details, org_id=narrowing.org_id)
+
+
+def _keep_rules(tx: Transaction, by: Principal, room: KeptRules) -> None:
+    """Put a room's rules back in the place of the backup's: they are what was decided last."""
+    tx.connection.execute(
+        delete(acl_rules).where(
+            acl_rules.c.org_id == room.org_id, acl_rules.c.environment == room.environment
+        )
+    )
+    if room.rules:
+        tx.connection.execute(insert(acl_rules), list(room.rules))
+    actor = replace(by, environment=Environment(room.environment))
+    target = Target("acl", room.environment)
+    counts = {"rules": len(room.rules), "old_rules": room.replaced}
+    details = {**counts, "carried_over_restore": True}
+    record(tx, actor, "acl_rules.replaced", target, details, org_id=room.org_id)
 
 
 def _keep_owners(tx: Transaction, by: Principal, seen: Survey) -> None:

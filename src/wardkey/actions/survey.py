@@ -41,6 +41,16 @@ class Loss:
     fields: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class KeptRules:
+    """A room's ACL rules, which differ from the backup's and stay; `replaced` counts the latter."""
+
+    org_id: str
+    environment: str
+    rules: tuple[Fields, ...]
+    replaced: int
+
+
 @dataclass(slots=True)
 class Survey:
     """All that the replaced database knows beyond the backup, before anything is replaced."""
@@ -48,6 +58,7 @@ class Survey:
     narrowed: list[Narrowing] = field(default_factory=list)
     lost: list[Loss] = field(default_factory=list)
     widened: list[Loss] = field(default_factory=list)
+    kept_rules: list[KeptRules] = field(default_factory=list)
     receipts: list[Fields] = field(default_factory=list)
     # Owners of organizations whose owner in the backup is no longer theirs: (person, member).
     owners: list[tuple[Fields, Fields]] = field(default_factory=list)

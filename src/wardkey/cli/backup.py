@@ -15,7 +15,7 @@ import click
 from wardkey.actions.restore import Restored
 from wardkey.actions.restore import restore as restore_action
 from wardkey.actions.run import Runner
-from wardkey.actions.survey import Loss, Narrowing
+from wardkey.actions.survey import KeptRules, Loss, Narrowing
 from wardkey.app import make_folder, master_key_source, open_deployment, open_storage
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
@@ -84,8 +84,8 @@ def restore(config: Config, file: Path, *, accept: bool, as_json: bool) -> None:
     """Put the backup FILE in the database's place; servers are stopped.
 
     Whatever was revoked, disabled, suspended, removed or shortened since the backup stays so: it
-    is carried over from the database that is replaced. What is lost, and what is wider again, is
-    listed. Everybody signs in anew.
+    is carried over from the database that is replaced, and so are ACL rules as they are now. What
+    is lost, and what is wider again, is listed. Everybody signs in anew.
     """
     make_folder(config.data_dir)
     found = _look(config, file)
@@ -204,6 +204,7 @@ def _restored_json(done: Restored, kept: Path | None) -> dict[str, Any]:
         "epoch": done.epoch,
         "revision": done.revision,
         "carried_over": [_carried_json(item) for item in done.carried],
+        "acl_rules_kept": [_rules_json(room) for room in done.kept_rules],
         "lost": [_loss_json(item) for item in done.lost],
         "widened": [_loss_json(item) for item in done.widened],
         "lost_audit_events": done.lost_events,
@@ -218,6 +219,15 @@ def _carried_json(item: Narrowing) -> dict[str, Any]:
         "organization": item.org_id or None,
         "environment": item.environment or None,
         "details": dict(item.details),
+    }
+
+
+def _rules_json(room: KeptRules) -> dict[str, Any]:
+    return {
+        "organization": room.org_id,
+        "environment": room.environment,
+        "rules": len(room.rules),
+        "backup_rules": room.replaced,
     }
 
 
@@ -236,6 +246,9 @@ def _lines(done: Restored, kept: Path | None) -> Iterator[str]:
     yield f"Restored the backup of {iso(done.created_at)}; epoch {done.epoch}."
     yield "Everybody signs in anew; signed audit heads exported since the backup no longer fit."
     yield from _section("Carried over from the replaced database", done.carried, _carried_line)
+    yield from _section(
+        "ACL rules that differ from the backup's, kept as they were", done.kept_rules, _rules_line
+    )
     yield from _section("Lost, made after the backup", done.lost, _loss_line)
     yield from _section(
         "As at the backup again, edited since: check them", done.widened, _loss_line
@@ -253,6 +266,13 @@ def _section(title: str, items: tuple[Any, ...], line: Callable[[Any], str]) -> 
 def _carried_line(item: Narrowing) -> str:
     named = item.details.get("name") or item.details.get("kid") or item.details.get("email") or ""
     return f"{item.action}  {item.target.id}  {named}  {item.org_id}".rstrip()
+
+
+def _rules_line(room: KeptRules) -> str:
+    return (
+        f"{room.org_id}  {room.environment}  {len(room.rules):,} rules, not the {room.replaced:,} "
+        "of the backup"
+    )
 
 
 def _loss_line(item: Loss) -> str:

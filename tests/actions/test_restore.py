@@ -1,0 +1,140 @@
+"""After a restore clients may do what they could just before it, whatever the backup says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from wardkey.actions import acl, clients, organizations
+from wardkey.actions.audit import verify_chain
+from wardkey.actions.restore import Restored, restore
+from wardkey.actions.run import Runner
+from wardkey.db.backup import open_backup, write_backup
+from wardkey.domain.acl import Action, Actor, ActorKind, Effect, SubjectKind
+from wardkey.domain.clients import ClientSpec
+from wardkey.domain.permissions import Role
+from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.rule_specs import RuleSpec
+from wardkey.domain.secret import Environment
+
+TOPICS = ("a", "a/b", "a/secret", "b")
+
+
+@pytest.fixture
+def owner(runner: Runner) -> Principal:
+    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
+    return member(
+        user_id=user,
+        email="owner@acme.example",
+        org_id=made.id,
+        role=Role.OWNER,
+        environment=Environment.LIVE,
+    )
+
+
+@pytest.fixture
+def back_up(runner: Runner, tmp_path: Path) -> Callable[[], Callable[[], Restored]]:
+    """Make a backup, and give what puts it in the database's place."""
+
+    def begin() -> Callable[[], Restored]:
+        file = tmp_path / "copy.wardkey"
+        write_backup(runner.database, file)
+
+        def put_back() -> Restored:
+            with (
+                open_backup(file, runner.database.master, tmp_path) as backup,
+                (tmp_path / "lost").open("w") as lost,
+            ):
+                return runner.change(restore, operator(), backup, lost)
+
+        return put_back
+
+    return begin
+
+
+def rule(
+    pattern: str,
+    effect: Effect = Effect.ALLOW,
+    priority: int = 10,
+    subject: tuple[SubjectKind, str] = (SubjectKind.EVERYONE, ""),
+) -> RuleSpec:
+    return RuleSpec(priority, *subject, pattern, Action.BOTH, effect, "")
+
+
+def add(runner: Runner, by: Principal, spec: RuleSpec) -> str:
+    return runner.change(acl.create, by, spec).id
+
+
+def allowed(runner: Runner, by: Principal) -> set[str]:
+    """Return the topics that a client of the room may publish to."""
+    actor = Actor(ActorKind.CLIENT, by.org_id, "agent", "agent-1", "cli_1")
+    rules = runner.look(acl.rules_of, by)
+    return {topic for topic in TOPICS if rules.decide(actor, Action.PUBLISH, topic).allowed}
+
+
+def narrowed(runner: Runner, owner: Principal, how: str, first: str) -> None:
+    if how == "denied":
+        add(runner, owner, rule("a/secret", Effect.DENY, 1))
+    elif how == "changed":
+        runner.change(acl.change, owner, first, acl.RuleChanges(filter="a/b"))
+    elif how == "deleted":
+        runner.change(acl.remove, owner, first)
+    else:
+        runner.change(acl.put_rules, owner, [rule("b"), rule("a/secret", priority=11)])
+
+
+@pytest.mark.parametrize("how", ["denied", "changed", "deleted", "replaced"])
+def test_rules_that_were_narrowed_since_the_backup_stay_so(
+    runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]], how: str
+) -> None:
+    test = replace(owner, environment=Environment.TEST)
+    first = add(runner, owner, rule("a/#"))
+    add(runner, test, rule("b"))
+    put_back = back_up()
+    narrowed(runner, owner, how, first)
+    before, rules = allowed(runner, owner), runner.look(acl.list_rules, owner)
+    assert before != {"a", "a/b", "a/secret"}
+
+    done = put_back()
+
+    assert allowed(runner, owner) == before
+    assert runner.look(acl.list_rules, owner) == rules
+    assert allowed(runner, test) == {"b"}
+    (kept,) = done.kept_rules
+    assert (kept.org_id, kept.environment) == (owner.org_id, "live")
+    assert (len(kept.rules), kept.replaced) == (len(rules), 1)
+    with runner.database.read() as tx:
+        assert verify_chain(tx, operator(), owner.org_id)[1] == []
+
+
+def test_rules_that_are_as_in_the_backup_are_not_named(
+    runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
+) -> None:
+    add(runner, owner, rule("a/#"))
+    put_back = back_up()
+    other, user = runner.change(organizations.create, operator(), "Other", "owner@acme.example")
+    made_since = replace(owner, org_id=other.id, id=user)
+    add(runner, made_since, rule("b"))
+
+    done = put_back()
+
+    assert done.kept_rules == ()
+    assert [loss.id for loss in done.lost] == [other.id]
+    assert allowed(runner, owner) == {"a", "a/b", "a/secret"}
+
+
+def test_a_rule_for_a_client_that_is_lost_stays_and_means_nobody(
+    runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
+) -> None:
+    put_back = back_up()
+    made = runner.change(clients.create, owner, ClientSpec("agent", owner.environment)).client
+    add(runner, owner, rule("a", subject=(SubjectKind.CLIENT, made.id)))
+
+    done = put_back()
+
+    assert [loss.id for loss in done.lost] == [made.id]
+    assert [len(kept.rules) for kept in done.kept_rules] == [1]
+    assert allowed(runner, owner) == set()
