@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.server import Server, running
+from wardkey.actions import organizations
 from wardkey.actions.run import Runner
 from wardkey.app import open_deployment
 from wardkey.config import Config, load_config
+from wardkey.domain.permissions import Role
+from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.secret import Environment
 
 if TYPE_CHECKING:  # importing it here would keep pytest from rewriting its asserts
     from tests.postgres import Postgres
@@ -48,6 +52,19 @@ def runner(config: Config) -> Iterator[Runner]:
     """Open an empty deployment without any server."""
     with open_deployment(config) as opened:
         yield opened
+
+
+@pytest.fixture
+def owner(runner: Runner) -> Principal:
+    """Give the owner of the organization Acme, made in that deployment."""
+    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
+    return member(
+        user_id=user,
+        email="owner@acme.example",
+        org_id=made.id,
+        role=Role.OWNER,
+        environment=Environment.LIVE,
+    )
 
 
 @pytest.fixture(scope="module", params=STORAGES)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from wardkey.actions import keys, organizations, revocations
+from wardkey.actions import keys, revocations
 from wardkey.actions.keys import KeyQuery
 from wardkey.actions.run import Runner
 from wardkey.domain.keys import EXPIRING_MS, KeySpec, KeyStatus
-from wardkey.domain.permissions import KeyType, Role
-from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.permissions import KeyType
+from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.verify.usage import Usage
 
@@ -17,17 +17,9 @@ START = 1_900_000_000_000
 DAY = 86_400_000
 
 
-@pytest.fixture
-def owner(runner: Runner) -> Principal:
+@pytest.fixture(autouse=True)
+def steady(runner: Runner) -> None:
     runner.database.clock = lambda: START
-    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
-    return member(
-        user_id=user,
-        email="owner@acme.example",
-        org_id=made.id,
-        role=Role.OWNER,
-        environment=Environment.LIVE,
-    )
 
 
 def issue(

@@ -25,24 +25,11 @@ from wardkey.actions.run import Runner
 from wardkey.db.master import check_peppers
 from wardkey.db.vault import MasterKey
 from wardkey.domain.clients import ClientSpec
-from wardkey.domain.permissions import Role
-from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.principal import Principal, operator
 from wardkey.domain.secret import Environment
 
 GIVEN = "moss on a northern roof"
 OTHER = "a heron beside the pond"
-
-
-@pytest.fixture
-def owner(runner: Runner) -> Principal:
-    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
-    return member(
-        user_id=user,
-        email="owner@acme.example",
-        org_id=made.id,
-        role=Role.OWNER,
-        environment=Environment.LIVE,
-    )
 
 
 @pytest.fixture

@@ -15,24 +15,11 @@ from wardkey.actions.run import Runner
 from wardkey.db.backup import open_backup, write_backup
 from wardkey.domain.acl import Action, Actor, ActorKind, Effect, SubjectKind
 from wardkey.domain.clients import ClientSpec
-from wardkey.domain.permissions import Role
-from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.principal import Principal, operator
 from wardkey.domain.rule_specs import RuleSpec
 from wardkey.domain.secret import Environment
 
 TOPICS = ("a", "a/b", "a/secret", "b")
-
-
-@pytest.fixture
-def owner(runner: Runner) -> Principal:
-    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
-    return member(
-        user_id=user,
-        email="owner@acme.example",
-        org_id=made.id,
-        role=Role.OWNER,
-        environment=Environment.LIVE,
-    )
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, select
 
-from wardkey.actions import imports, keys, organizations, service_keys
+from wardkey.actions import imports, keys, service_keys
 from wardkey.actions.run import Runner
 from wardkey.app import _rehash
 from wardkey.db import upkeep
 from wardkey.db.schema import changes, idempotency, imported, secrets
 from wardkey.db.upkeep import KEPT_ANSWERS_MS, clean_up, rehash
 from wardkey.domain.keys import KeySpec
-from wardkey.domain.permissions import KeyType, Role
-from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.permissions import KeyType
+from wardkey.domain.principal import Principal, operator
 from wardkey.domain.secret import Environment, SecretText
 from wardkey.domain.verdict import Question
 from wardkey.verify.usage import Usage
@@ -29,18 +29,6 @@ from wardkey.web.throttle import Throttle
 
 IMPORTED = "acme_7Zk2mQx9TbW4nLr8VdYc3HsJ"
 ADDRESS = "192.0.2.1"
-
-
-@pytest.fixture
-def owner(runner: Runner) -> Principal:
-    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
-    return member(
-        user_id=user,
-        email="owner@acme.example",
-        org_id=made.id,
-        role=Role.OWNER,
-        environment=Environment.LIVE,
-    )
 
 
 def spec(name: str) -> KeySpec:

@@ -9,28 +9,16 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from tests.server import Server
-from wardkey.actions import keys, organizations, revocations
+from wardkey.actions import keys, revocations
 from wardkey.actions.run import Runner
 from wardkey.db.schema import changes, feed
 from wardkey.domain.keys import KeySpec
-from wardkey.domain.permissions import KeyType, Role
-from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.permissions import KeyType
+from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.domain.verdict import Question, Verdict
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
-
-
-@pytest.fixture
-def owner(runner: Runner) -> Principal:
-    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
-    return member(
-        user_id=user,
-        email="owner@acme.example",
-        org_id=made.id,
-        role=Role.OWNER,
-        environment=Environment.LIVE,
-    )
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from zlib import crc32
 
 import pytest
 
-from wardkey.actions import keys, organizations
+from wardkey.actions import keys
 from wardkey.actions.run import Runner
 from wardkey.domain.keys import KeySpec
-from wardkey.domain.permissions import KeyType, Role
-from wardkey.domain.principal import Principal, member, operator
+from wardkey.domain.permissions import KeyType
+from wardkey.domain.principal import Principal
 from wardkey.domain.secret import (
     ALPHABET,
     CRC_LENGTH,
@@ -33,18 +33,6 @@ from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
 MIB = 1_048_576
-
-
-@pytest.fixture
-def owner(runner: Runner) -> Principal:
-    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
-    return member(
-        user_id=user,
-        email="owner@acme.example",
-        org_id=made.id,
-        role=Role.OWNER,
-        environment=Environment.LIVE,
-    )
 
 
 @pytest.fixture
