@@ -45,7 +45,7 @@ from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
 from wardkey.db.master import MasterKeySource, fitting_key, is_begun, load_vault
 from wardkey.db.migrate import migrate
 from wardkey.db.occupancy import hold_database, hold_folder
-from wardkey.db.upkeep import begin_feed, clean_up, clean_up_usage, rehash
+from wardkey.db.upkeep import begin_feed, clean_up, clean_up_usage, rehash, rehash_passwords
 from wardkey.domain.errors import DeploymentNotFound, Failure, InvalidSetting
 from wardkey.outside.broker import BrokerKeys
 from wardkey.outside.broker_link import BrokerLink
@@ -299,6 +299,7 @@ def _rehash(context: Context) -> None:
     rehash(context.runner.database, taken)
     for kid in taken:
         context.verifier.directory.forget(kid)
+    rehash_passwords(context.runner.database, context.verified.take_rehashes())
 
 
 def _attempt(job: Callable[[], None]) -> None:

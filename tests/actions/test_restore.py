@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from wardkey.actions import acl, clients, organizations
+from wardkey.actions import acl, clients, master_keys, organizations
 from wardkey.actions.audit import verify_chain
+from wardkey.actions.logins import VerifiedPasswords, find_login
 from wardkey.actions.restore import Restored, restore
 from wardkey.actions.run import Runner
 from wardkey.db.backup import open_backup, write_backup
+from wardkey.db.upkeep import rehash_passwords
+from wardkey.db.vault import MasterKey
 from wardkey.domain.acl import Action, Actor, ActorKind, Effect, SubjectKind
 from wardkey.domain.clients import ClientSpec
 from wardkey.domain.principal import Principal, operator
@@ -125,3 +128,20 @@ def test_a_rule_for_a_client_that_is_lost_stays_and_means_nobody(
     assert [loss.id for loss in done.lost] == [made.id]
     assert [len(kept.rules) for kept in done.kept_rules] == [1]
     assert allowed(runner, owner) == set()
+
+
+def test_a_password_that_was_only_hashed_anew_is_not_another_one(
+    runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
+) -> None:
+    made = runner.change(clients.create, owner, ClientSpec("agent", owner.environment))
+    with runner.database.write() as tx:
+        master_keys.rotate(tx, operator(), MasterKey.generate())
+        runner.database.vault = tx.vault
+    put_back = back_up()
+    verified = VerifiedPasswords()
+    wire, password = made.client.mqtt_username, made.password or ""
+    assert find_login(runner.database, verified, wire, password)
+    rehash_passwords(runner.database, verified.take_rehashes())
+
+    assert put_back().carried == ()
+    assert find_login(runner.database, verified, wire, password)

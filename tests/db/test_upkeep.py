@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, select
 
-from wardkey.actions import imports, keys, service_keys
+from wardkey.actions import clients, imports, keys, service_keys
+from wardkey.actions.logins import find_login
 from wardkey.actions.run import Runner
 from wardkey.app import _rehash
 from wardkey.db import upkeep
 from wardkey.db.schema import changes, idempotency, imported, secrets
+from wardkey.db.schema import clients as client_rows
 from wardkey.db.upkeep import KEPT_ANSWERS_MS, clean_up, rehash
+from wardkey.domain.clients import ClientSpec
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, operator
@@ -154,6 +157,46 @@ def test_a_service_key_is_hashed_anew_once(runner: Runner, begin: Callable[[], C
     assert known.pepper_version == 2
     assert known.digest == runner.database.keys.digest(secret.text, 2)
     assert verifier.take_rehashes() == {}
+
+
+def test_a_generated_password_is_hashed_anew_once_by_a_login(
+    runner: Runner, owner: Principal, begin: Callable[[], Context]
+) -> None:
+    made = {
+        name: runner.change(clients.create, owner, ClientSpec(name, owner.environment))
+        for name in ("used", "unused", "disabled", "changed")
+    }
+    runner.change(clients.change, owner, made["disabled"].client.id, {"enabled": False})
+    take_another_pepper(runner)
+    process = begin()
+
+    def opens(name: str) -> bool:
+        one = made[name]
+        wire, password = one.client.mqtt_username, one.password or ""
+        return find_login(runner.database, process.verified, wire, password) is not None
+
+    def versions() -> dict[str, int]:
+        with runner.database.read() as tx:
+            rows = tx.connection.execute(select(client_rows)).all()
+        return {row.username: row.pepper_version for row in rows}
+
+    assert [opens(name) for name in ("used", "used", "disabled", "changed")] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    made["changed"] = runner.change(clients.set_password, owner, made["changed"].client.id)
+    statements = written(runner)
+    _rehash(process)
+    assert versions() == {"used": 2, "unused": 1, "disabled": 1, "changed": 2}
+    assert set(statements) == {"UPDATE clients"}
+    statements.clear()
+    assert [opens(name) for name in ("used", "unused", "changed")] == [True] * 3
+    assert list(process.verified.rehashes) == [made["unused"].client.id]
+    _rehash(process)
+    assert versions()["unused"] == 2
+    assert len(statements) == 1
 
 
 def test_a_digest_is_replaced_only_where_the_older_one_still_stands(

@@ -76,13 +76,16 @@ class VerifiedPasswords:
     """Passwords that fitted an Argon2 hash in the last five minutes, as keyed hashes.
 
     Each is bound to the hash that it fitted, which has a salt of its own, so a password that was
-    replaced is never found here. The key exists in this process alone.
+    replaced is never found here. The key exists in this process alone. Generated passwords have a
+    digest instead; `rehashes` are the new ones of those that fitted under an older pepper.
     """
 
     clock: Callable[[], float] = time.monotonic
     key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
     # In the order in which they end.
     ends: dict[bytes, float] = field(default_factory=dict, repr=False)
+    # By client: the digest, and the version that it takes the place of.
+    rehashes: dict[str, tuple[bytes, int]] = field(default_factory=dict, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     turns: threading.Semaphore = field(
         default_factory=lambda: threading.Semaphore(_MOST_AT_ONCE), repr=False
@@ -102,6 +105,17 @@ class VerifiedPasswords:
             if fits:
                 self._remember(digest)
             return fits
+
+    def note_rehash(self, client_id: str, digest: bytes, old_version: int) -> None:
+        """Keep the digest of a generated password under the current pepper, to be stored."""
+        with self.lock:
+            self.rehashes[client_id] = digest, old_version
+
+    def take_rehashes(self) -> dict[str, tuple[bytes, int]]:
+        """Return what was noted since the last time."""
+        with self.lock:
+            taken, self.rehashes = self.rehashes, {}
+        return taken
 
     def _remembers(self, digest: bytes) -> bool:
         with self.lock:
@@ -134,6 +148,9 @@ def find_login(
         return None
     if not row.enabled or row.suspended_at is not None:
         return None
+    keys = database.keys
+    if row.digest is not None and row.pepper_version != keys.version:
+        verified.note_rehash(row.id, keys.digest(password), row.pepper_version)
     return KnownClient(
         id=row.id,
         org_id=row.org_id,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.actions.logins import KnownClient, VerifiedPasswords, find_login, mark_connected
+from wardkey.actions.logins import KnownClient, find_login, mark_connected
 from wardkey.actions.rights import Rights
 from wardkey.actions.sessions import take_mqtt_id
 from wardkey.domain.broker_acl import Subjects
@@ -31,7 +31,6 @@ class Logins:
     # which there may be many devices.
     names: Throttle = field(default_factory=Throttle)
     addresses: Throttle = field(default_factory=lambda: Throttle(_ADDRESS_LIMIT))
-    verified: VerifiedPasswords = field(default_factory=VerifiedPasswords)
 
     async def judge(self, login: Login) -> Admitted | None:
         """Return who may log in and what he may do, or None."""
@@ -48,7 +47,7 @@ class Logins:
             self.addresses.check(now, login.address)
         except TooManyAttempts:
             return None
-        client = find_login(database, self.verified, login.username, login.password)
+        client = find_login(database, self.here.verified, login.username, login.password)
         if client is None:
             self.names.failed(now, name)
             self.addresses.failed(now, login.address)

@@ -13,6 +13,7 @@ from wardkey.db.migrate import MigrationState, migration_state
 from wardkey.db.schema import (
     callers,
     changes,
+    clients,
     feed,
     hours,
     idempotency,
@@ -95,6 +96,23 @@ def rehash(database: Database, digests: Mapping[str, tuple[bytes, int]]) -> None
                     .where(service_keys.c.kid == kid, service_keys.c.pepper_version == old_version)
                     .values(values)
                 )
+
+
+def rehash_passwords(database: Database, digests: Mapping[str, tuple[bytes, int]]) -> None:
+    """Store digests under the current pepper for clients whose generated password had an older one.
+
+    As with secrets, it stands neither in the audit nor in the change feed.
+    """
+    if not digests:
+        return
+    with telling(), database.writer.begin() as connection:
+        for client_id, (digest, old_version) in sorted(digests.items()):
+            # Whoever has another password by now has none under the old version.
+            connection.execute(
+                update(clients)
+                .where(clients.c.id == client_id, clients.c.pepper_version == old_version)
+                .values(digest=digest, pepper_version=database.keys.version)
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from wardkey.actions.logins import VerifiedPasswords
 from wardkey.actions.run import Runner
 from wardkey.domain.addresses import Network
 from wardkey.outside.broker_link import BrokerLink
@@ -40,6 +41,7 @@ class Context:
     # None without messaging.
     link: BrokerLink | None = None
     publishers: Publishers | None = None
+    verified: VerifiedPasswords = field(default_factory=VerifiedPasswords)
     # Made of `key_headers`: the fields that may hold a key, and those that a caller's identity
     # and verdict hang on.
     key_names: tuple[bytes, ...] = field(init=False)
