@@ -110,7 +110,8 @@ class Server:
         link = re.search(r"/setup/(\w+)", self.output)
         self.first_key = key[0] if key else ""
         self.setup_token = link[1] if link else ""
-        mqtt = re.search(r"MQTT: \S+:(\d+), over WebSocket: ws://\S+:(\d+)/mqtt", self.output)
+        told = self.output[before:]
+        mqtt = re.search(r"MQTT: \S+:(\d+), over WebSocket: ws://\S+:(\d+)/mqtt", told)
         self.mqtt_port, self.websocket_port = (int(mqtt[1]), int(mqtt[2])) if mqtt else (0, 0)
 
     def stop(self) -> int:

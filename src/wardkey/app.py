@@ -216,7 +216,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
 def _link(config: Config, database: Database) -> BrokerLink | None:
     if not config.messaging or not config.broker:
         return None
-    keys = BrokerKeys(database.keys.key_for("broker"))
+    keys = BrokerKeys(database.keys.broker_root)
     return BrokerLink(config.broker, keys, database.clock)
 
 

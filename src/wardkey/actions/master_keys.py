@@ -25,12 +25,15 @@ class MasterKeyVersion:
     rows: dict[str, int]
 
 
-def rotate(tx: Transaction, by: Principal, following: MasterKey) -> int:
+def rotate(
+    tx: Transaction, by: Principal, following: MasterKey, *, new_broker_keys: bool = False
+) -> int:
     """Make `following` the database's master key; return its version.
 
     What earlier master keys derived is kept, sealed under the new one, so that secrets go on and
-    chains still verify. Kept answers go, since only the old key opens them. Raises
-    `InvalidMasterKey` for a key that was in use before.
+    chains still verify, and the broker finds its messages and sessions unless it takes new keys,
+    too. Kept answers go, since only the old key opens them. Raises `InvalidMasterKey` for a key
+    that was in use before.
     """
     by.require_operator()
     used = tx.connection.execute(select(master_keys.c.tag)).scalars()
@@ -44,16 +47,24 @@ def rotate(tx: Transaction, by: Principal, following: MasterKey) -> int:
             .values(
                 sealed_pepper=seal(sealing, pepper),
                 sealed_audit_key=seal(sealing, old.audit_keys[version]),
+                sealed_broker_root=None,
             )
         )
     version = old.version + 1
+    root = None if new_broker_keys else old.broker_root
     tx.connection.execute(
-        insert(master_keys).values(version=version, tag=following.tag, created_at=tx.now)
+        insert(master_keys).values(
+            version=version,
+            tag=following.tag,
+            sealed_broker_root=root and seal(sealing, root),
+            created_at=tx.now,
+        )
     )
     tx.connection.execute(delete(idempotency))
-    tx.vault = Vault.of(following, version, old.peppers, old.audit_keys)
+    tx.vault = Vault.of(following, version, old.peppers, old.audit_keys, root)
     target = Target("deployment", DEPLOYMENT)
-    record(tx, by, "master_key.rotated", target, {"version": version})
+    details = {"version": version, "new_broker_keys": new_broker_keys}
+    record(tx, by, "master_key.rotated", target, details)
     return version
 
 

@@ -36,9 +36,17 @@ def master_key() -> None:
     help="A file with the new key: 64 hexadecimal digits. Needed where the present key comes "
     "from the environment or a command; else a new one is made.",
 )
+@click.option(
+    "--new-broker-keys",
+    is_flag=True,
+    help="Change the broker's keys as well, because the old master key leaked. Its retained "
+    "messages and persistent sessions are left behind.",
+)
 @as_json
 @settings(*STORAGE)
-def rotate(config: Config, new_key_file: Path | None, *, as_json: bool) -> None:
+def rotate(
+    config: Config, new_key_file: Path | None, *, new_broker_keys: bool, as_json: bool
+) -> None:
     """Encrypt everything under a new master key; servers are stopped.
 
     Keys that were issued go on, and are hashed anew when they are next used. Backups made before
@@ -55,7 +63,7 @@ def rotate(config: Config, new_key_file: Path | None, *, as_json: bool) -> None:
         )
     following = _read(new_key_file) if new_key_file else MasterKey.generate()
     with open_deployment(config, alone=True) as runner:
-        version = _rotate(runner, source, following)
+        version = _rotate(runner, source, following, new_broker_keys=new_broker_keys)
     text = f"Master key {version} is in use. Backups made before open with the old one only."
     if not source.uses_file:
         text += "\nNow change the setting, so that it gives the new key, and start the servers."
@@ -94,7 +102,9 @@ def status(config: Config, *, as_json: bool) -> None:
     say(values, as_json=as_json, text="\n".join(lines))
 
 
-def _rotate(runner: Runner, source: MasterKeySource, following: MasterKey) -> int:
+def _rotate(
+    runner: Runner, source: MasterKeySource, following: MasterKey, *, new_broker_keys: bool
+) -> int:
     """Write the new key's file, then the database, then rename the file: in that order.
 
     So at any time the database's key is in one of the two files, where the next start finds it.
@@ -105,8 +115,9 @@ def _rotate(runner: Runner, source: MasterKeySource, following: MasterKey) -> in
     done: list[int] = []
 
     def change(database: Database) -> None:
+        runner = Runner(database, Confirming(database))
         done.append(
-            Runner(database, Confirming(database)).change(rotate_action, operator(), following)
+            runner.change(rotate_action, operator(), following, new_broker_keys=new_broker_keys)
         )
 
     if runner.database.kind == "sqlite":

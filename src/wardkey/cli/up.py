@@ -85,7 +85,7 @@ def _broker(config: Config, runner: Runner) -> Iterator[Config]:
     inside = _free("127.0.0.1:0", "broker")
     database = runner.database
     settings = broker_settings(
-        BrokerKeys(database.keys.key_for("broker")),
+        BrokerKeys(database.keys.broker_root),
         Listening(
             inside, config.mqtt_listen, config.websocket_listen, config.tls_cert, config.tls_key
         ),

@@ -132,6 +132,7 @@ def vault_of(master: MasterKey, rows: Sequence[Row[Any]]) -> Vault:
         newest.version,
         {r.version: unseal(sealing, r.sealed_pepper or b"") for r in older},
         {r.version: unseal(sealing, r.sealed_audit_key or b"") for r in older},
+        newest.sealed_broker_root and unseal(sealing, newest.sealed_broker_root),
     )
 
 
@@ -168,10 +169,12 @@ def check_peppers(database: Database) -> list[PepperState]:
 
 
 def _opens(master: MasterKey, row: Row[Any], newest: int) -> bool:
-    if row.version == newest:
-        return bytes(row.tag) == master.tag
     sealing = sealing_key(master)
     try:
+        if row.version == newest:
+            if row.sealed_broker_root:
+                unseal(sealing, row.sealed_broker_root)
+            return bytes(row.tag) == master.tag
         unseal(sealing, row.sealed_pepper or b"")
         unseal(sealing, row.sealed_audit_key or b"")
     except WrongMasterKey:

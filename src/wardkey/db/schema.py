@@ -63,6 +63,8 @@ master_keys = Table(
     Column("tag", LargeBinary, nullable=False),
     Column("sealed_pepper", LargeBinary),
     Column("sealed_audit_key", LargeBinary),
+    # Of the newest version; empty where its master key derives the root.
+    Column("sealed_broker_root", LargeBinary),
     Column("created_at", BigInteger, nullable=False),
 )
 

@@ -83,6 +83,8 @@ class Vault:
     version: int
     peppers: Mapping[int, bytes] = field(repr=False)
     audit_keys: Mapping[int, bytes] = field(repr=False)
+    # Of every key of the broker, under which it keeps messages and sessions.
+    broker_root: bytes = field(repr=False)
 
     @classmethod
     def first(cls, master: MasterKey) -> Vault:
@@ -96,6 +98,7 @@ class Vault:
         version: int,
         old_peppers: Mapping[int, bytes],
         old_audit_keys: Mapping[int, bytes],
+        broker_root: bytes | None = None,
     ) -> Vault:
         """Return the vault of `master` as key number `version` beside the keys of older ones."""
         return cls(
@@ -103,6 +106,7 @@ class Vault:
             version,
             {**old_peppers, version: derive(master.raw, "pepper")},
             {**old_audit_keys, version: derive(master.raw, "audit")},
+            broker_root or derive(master.raw, "broker"),
         )
 
     def digest(self, text: str, version: int | None = None) -> bytes:
