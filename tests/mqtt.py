@@ -17,14 +17,20 @@ from tests.server import Server, wait_until
 class MqttClient:
     """A connection with what arrived, what was granted and when it ended."""
 
-    def __init__(self, server: Server, username: str, password: str, mqtt_id: str) -> None:
+    def __init__(
+        self, server: Server, username: str, password: str, mqtt_id: str, *, clean: bool = True
+    ) -> None:
         self.messages: list[tuple[str, bytes]] = []
+        self.arrived: list[paho.MQTTMessage] = []
         self.granted: list[int] = []
         self.code: int | None = None
         self.ended_at = 0.0
         self._done = threading.Event()
         self.paho = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=mqtt_id, protocol=MQTTProtocolVersion.MQTTv311
+            CallbackAPIVersion.VERSION2,
+            client_id=mqtt_id,
+            clean_session=clean,
+            protocol=MQTTProtocolVersion.MQTTv311,
         )
         self.paho.username_pw_set(username, password)
         self.paho.reconnect_delay_set(60)
@@ -57,6 +63,7 @@ class MqttClient:
         self.ended_at = time.monotonic()
 
     def _came(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:  # noqa: ANN401
+        self.arrived.append(message)
         self.messages.append((message.topic, bytes(message.payload)))
 
     def _subscribed(self, _c: Any, _u: Any, _m: int, codes: Any, _p: Any) -> None:  # noqa: ANN401
@@ -64,9 +71,11 @@ class MqttClient:
 
 
 @contextmanager
-def connected(server: Server, username: str, password: str, mqtt_id: str) -> Iterator[MqttClient]:
+def connected(
+    server: Server, username: str, password: str, mqtt_id: str, *, clean: bool = True
+) -> Iterator[MqttClient]:
     """Connect until the block ends."""
-    client = MqttClient(server, username, password, mqtt_id)
+    client = MqttClient(server, username, password, mqtt_id, clean=clean)
     try:
         yield client
     finally:
