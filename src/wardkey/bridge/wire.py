@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Annotated, Literal
 
 import msgspec
@@ -52,6 +51,8 @@ def read_publish(body: bytes) -> list[PublishRequest] | PublishRequest:
     Raises `MalformedJson`, `InvalidRequest`, `TooManyItems`.
     """
     try:
+        # The decoder passes over a payload without looking whether it is UTF-8.
+        body.decode()
         if body.lstrip()[:1] != b"[":
             return _one.decode(body)
         items = _many.decode(body)
@@ -60,7 +61,7 @@ def read_publish(body: bytes) -> list[PublishRequest] | PublishRequest:
         name = path.strip("`").removeprefix("$").strip(".") or "body"
         detail = f"The request does not have the documented form: {name}: {sentence}."
         raise InvalidRequest(detail, errors=((name, sentence),)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise MalformedJson from None
     if not 1 <= len(items) <= MOST_ITEMS:
         raise TooManyItems(f"A batch takes 1 to {MOST_ITEMS:,} messages.")
@@ -97,7 +98,7 @@ def _payload(wanted: PublishRequest) -> bytes:
         return text.encode()
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise InvalidPayload(
             "The payload is no base64 (RFC 4648, with its padding).", field="payload"
         ) from None

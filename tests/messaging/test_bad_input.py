@@ -1,0 +1,272 @@
+"""What no decent client sends: over MQTT it ends that connection alone, over HTTP it is told."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from struct import pack
+
+import pytest
+
+from tests.mqtt import MqttClient, connected
+from tests.mqtt_wire import CONNACK, CONNECT, PINGREQ, PUBLISH, SUBSCRIBE, framed, text, wired
+from tests.server import Server, running, wait_until
+
+LEVEL = pack(">BBH", 4, 2, 60)
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("bad") / "data", no_messaging=0) as server:
+        with server.owner() as owner:
+            rule = {
+                "subject": {"kind": "everyone"},
+                "action": "both",
+                "effect": "allow",
+                "priority": 10,
+                "filter": "#",
+            }
+            assert owner.post("/v2/acl/rules", json=rule).status_code == 201
+            wait_until(lambda: owner.get("/v2/sessions").status_code == 200)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def login(broker: Server) -> tuple[str, str]:
+    with broker.owner() as owner:
+        made = owner.post("/v2/clients", json={"username": "fuzzer"}).json()
+    return made["client"]["mqtt_username"], made["password"]
+
+
+@pytest.fixture(scope="module")
+def bystander(broker: Server) -> Iterator[MqttClient]:
+    with broker.owner() as owner:
+        made = owner.post("/v2/clients", json={"username": "bystander"}).json()
+    with connected(broker, made["client"]["mqtt_username"], made["password"], "by") as client:
+        assert client.subscribe("#") == 1
+        yield client
+
+
+def nothing_came(client: MqttClient) -> bool:
+    """Tell whether a client that sees all topics, and is still there, saw nothing until now."""
+    client.publish("end", "end")
+    wait_until(lambda: client.messages)
+    seen, client.messages[:] = list(client.messages), []
+    return seen == [("end", b"end")] and not client.ended_at
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        framed(PUBLISH, text("a") + b"\0\1x", 0b110),
+        framed(PUBLISH, b"\xff\xffab"),
+        framed(CONNECT, text("MQTT") + LEVEL + text("twice")),
+        framed(CONNACK, b"\0\0"),
+        framed(SUBSCRIBE, b"\0\1" + text("a") + b"\1", 0),
+        framed(SUBSCRIBE, b"\0\1" + text("a") + b"\3", 2),
+        framed(SUBSCRIBE, b"\0\0" + text("a") + b"\1", 2),
+        framed(SUBSCRIBE, b"\0\1", 2),
+        framed(0),
+        framed(15),
+        b"\x30\xff\xff\xff\xff\x01",
+        b"\x30\xff\xff\xff\x7f",
+    ],
+    ids=[
+        "QoS 3",
+        "a string longer than its packet",
+        "CONNECT twice",
+        "CONNACK from a client",
+        "SUBSCRIBE without its flags",
+        "SUBSCRIBE for QoS 3",
+        "packet id 0",
+        "SUBSCRIBE to nothing",
+        "type 0",
+        "type 15",
+        "a length of five bytes",
+        "256 MiB announced",
+    ],
+)
+def test_a_malformed_packet_ends_the_connection_that_sent_it_and_no_other(
+    broker: Server, login: tuple[str, str], bystander: MqttClient, sent: bytes
+) -> None:
+    with wired(broker) as wire:
+        assert wire.login(*login, "") == (0, False)
+        wire.socket.sendall(sent)
+        assert wire.read() is None
+    assert nothing_came(bystander)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        framed(PUBLISH, text("a") + b"x"),
+        framed(PINGREQ),
+        framed(CONNECT, text("MQTT") + pack(">BBH", 4, 3, 60) + text("reserved")),
+        framed(CONNECT, text("MQIsdp") + pack(">BBH", 3, 2, 60) + text("old")),
+        framed(CONNECT, text("HTTP") + LEVEL + text("other")),
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x00\x05hello",
+    ],
+    ids=["PUBLISH", "PINGREQ", "reserved flag", "MQTT 3.1", "no MQTT", "HTTP", "TLS"],
+)
+def test_whoever_does_not_begin_with_connect_is_closed(
+    broker: Server, bystander: MqttClient, sent: bytes
+) -> None:
+    with wired(broker) as wire:
+        wire.socket.sendall(sent)
+        assert wire.read() is None
+    assert nothing_came(bystander)
+
+
+@pytest.mark.parametrize(
+    "topic", ["", "a/+", "a/#", "a b", "a\tb", "a\nb", "a\0", "a\x7f", b"\xff\xfe"]
+)
+def test_publishing_to_what_is_no_topic_ends_the_connection(
+    broker: Server, login: tuple[str, str], bystander: MqttClient, topic: str | bytes
+) -> None:
+    with wired(broker) as wire:
+        assert wire.login(*login, "") == (0, False)
+        wire.publish(topic, b"x")
+        assert not wire.is_alive()
+    assert nothing_came(bystander)
+
+
+def test_the_longest_topic_of_mqtt_arrives_whole(
+    broker: Server, login: tuple[str, str], bystander: MqttClient
+) -> None:
+    with wired(broker) as wire:
+        assert wire.login(*login, "") == (0, False)
+        wire.publish("x" * 65_535, b"x")
+        wait_until(lambda: bystander.messages)
+        assert wire.subscribe("x" * 65_535) == 1
+    assert bystander.messages == [("x" * 65_535, b"x")]
+    bystander.messages.clear()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "answer"),
+    [
+        ("a b", 128),
+        ("a/#/b", 128),
+        ("$SYS/#", 128),
+        ("", None),
+        ("a\0", None),
+        (b"\xff", None),
+    ],
+)
+def test_subscribing_to_what_is_no_filter_is_refused(
+    broker: Server, login: tuple[str, str], pattern: str | bytes, answer: int | None
+) -> None:
+    with wired(broker) as wire:
+        assert wire.login(*login, "") == (0, False)
+        assert wire.subscribe(pattern) == answer
+
+
+def test_a_payload_over_the_brokers_limit_ends_the_connection(
+    broker: Server, login: tuple[str, str], bystander: MqttClient
+) -> None:
+    with wired(broker) as wire:
+        assert wire.login(*login, "") == (0, False)
+        try:
+            wire.publish("a", b"x" * 1_100_000)
+            assert wire.read() is None
+        except ConnectionError:
+            pass
+    assert nothing_came(bystander)
+
+
+@pytest.mark.parametrize("name", ["a@b", "a+b", "a#", "a*", "a>", "a b", "a\0", "a/b", "", "é"])
+def test_400_a_user_name_that_means_something_else(broker: Server, name: str) -> None:
+    with broker.owner() as owner:
+        told = owner.post("/v2/clients", json={"username": name})
+    assert (told.status_code, told.json()["code"]) == (400, "invalid_username")
+
+
+@pytest.mark.parametrize("username", ["*@{org}", "fuzzer@*", "fuzzer@{org}>", "x@fuzzer@{org}"])
+def test_a_login_whose_name_means_something_else_is_refused(
+    broker: Server, login: tuple[str, str], username: str
+) -> None:
+    organization = login[0].partition("@")[2]
+    with wired(broker) as wire:
+        assert wire.login(username.format(org=organization), login[1], "") == (5, False)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"topic": "a", "payload": "\\u00e9", "payload_encoding": "base64"}', "invalid_payload"),
+        (b'{"topic": "a", "payload": "YQ", "payload_encoding": "base64"}', "invalid_payload"),
+        (b'{"topic": "a", "payload": "Y Q==", "payload_encoding": "base64"}', "invalid_payload"),
+        (b'{"topic": "a", "payload": "YQ=\\n=", "payload_encoding": "base64"}', "invalid_payload"),
+        (b'{"topic": "a", "payload": null, "payload_encoding": "base64"}', "invalid_payload"),
+        (b'{"topic": "a", "payload": 1, "payload_encoding": "hex"}', "invalid_request"),
+        (b'{"topic": "a\\ud800", "payload": 1}', "malformed_json"),
+        (b'{"topic": "a", "payload": "\\ud800"}', "malformed_json"),
+        (b'{"topic": "a", "payload": "\xff"}', "malformed_json"),
+        (b'{"topic": "a", "payload": {"b": "\xff"}}', "malformed_json"),
+        (b'{"topic": "a", "payload": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "malformed_json"),
+        (b"[" * 100_000, "invalid_request"),
+        (b'{"topic": "a", "payload": NaN}', "malformed_json"),
+        (b'{"topic": 1, "payload": 1}', "invalid_request"),
+        (b'{"topic": "a", "payload": 1, "qos": -1}', "invalid_request"),
+        (b'{"topic": "a", "payload": 1, "qos": 1.5}', "invalid_request"),
+        (b'{"topic": "a", "payload": 1, "qos": "1"}', "invalid_request"),
+        (b'{"topic": "a", "payload": 1, "retain": "yes"}', "invalid_request"),
+        (b"[[]]", "invalid_request"),
+        (b"null", "invalid_request"),
+        (b"", "malformed_json"),
+    ],
+    ids=lambda value: str(value[:60]),
+)
+def test_400_what_cannot_be_published_is_told(
+    broker: Server, bystander: MqttClient, body: bytes, code: str
+) -> None:
+    with broker.client(broker.first_key) as client:
+        told = client.post("/publish", content=body, headers=JSON)
+    assert (told.status_code, told.json()["code"]) == (400, code)
+    assert nothing_came(bystander)
+
+
+def test_400_an_environment_that_does_not_exist(broker: Server) -> None:
+    with broker.owner(**{"Wardkey-Environment": "staging"}) as owner:
+        told = owner.post("/publish", json={"topic": "a", "payload": 1})
+    assert (told.status_code, told.json()["code"]) == (400, "invalid_request")
+    assert "live or test" in told.json()["detail"]
+
+
+def test_no_password_is_ever_written_down(broker: Server, bystander: MqttClient) -> None:
+    chosen, wrong = "a-chosen-password-4711", "a-wrong-password-4712"
+    with broker.owner() as owner:
+        one = owner.post("/v2/clients", json={"username": "chosen", "password": chosen}).json()
+        two = owner.post("/v2/clients", json={"username": "generated"}).json()
+    names = [told["client"]["mqtt_username"] for told in (one, two)]
+    generated = two["password"]
+    with connected(broker, names[0], chosen, "chosen-1") as first:
+        assert first.code == 0
+    with connected(broker, names[1], generated, "generated-1") as second:
+        assert second.code == 0
+    # Wrong ones, one of them where the user name belongs, one whose connection then breaks.
+    with wired(broker) as wire:
+        assert wire.login(names[0], wrong, "w") == (5, False)
+    with wired(broker) as wire:
+        wire.login(wrong, wrong, wrong)
+    with wired(broker) as wire:
+        wire.login(names[0], chosen, "chosen-1")
+        wire.socket.sendall(framed(15))
+        assert wire.read() is None
+    assert nothing_came(bystander)
+    data = [file for file in broker.data_dir.rglob("*") if file.is_file()]
+    assert any("nats" in file.name for file in data)
+    for secret in (chosen, generated):
+        for written in (secret.encode(), base64.b64encode(secret.encode()).rstrip(b"=")):
+            assert written not in broker.log.read_bytes()
+            assert [file for file in data if written in _bytes_of(file)] == []
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:  # the broker removes its own at will
+        return b""
