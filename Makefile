@@ -5,11 +5,13 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 # Debian packages that tests and benchmarks need, and nothing else does.
-TEST_PACKAGES := curl faketime postgresql
+TEST_PACKAGES := chromium curl faketime mosquitto-clients nodejs npm postgresql
 BENCH_PACKAGES := golang-go nginx wrk
 
 # Changes of these reinstall; a change of the code does not, the install is editable.
 INSTALLED := .venv/installed
+# What the tests' foreign clients in JavaScript are; installed anew when their lock file changes.
+NODE_INSTALLED := tests/node/node_modules/installed
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help demo up test check bench pins clean
@@ -25,6 +27,7 @@ up: $(INSTALLED) ## start Wardkey
 
 test: $(INSTALLED) ## run the tests (ARGS="-k rotate" picks some)
 	@tools/debian-packages $(TEST_PACKAGES)
+	@$(MAKE) --silent $(NODE_INSTALLED)
 	@.venv/bin/pytest $(ARGS)
 
 check: $(INSTALLED) ## lint, formatting, types, and who may import whom
@@ -44,6 +47,7 @@ pins: $(INSTALLED) ## renew constraints.txt with the newest versions that pyproj
 
 clean: ## remove what the other targets made
 	rm -rf .venv .bench .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis build dist
+	rm -rf tests/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A virtual environment whose Python is gone is made anew.
@@ -54,4 +58,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing what pyproject.toml asks for"
 	@$(PIP) install --constraint constraints.txt hatchling editables
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# npm comes with the Debian packages, so this is made after them and not before.
+$(NODE_INSTALLED): tests/node/package.json tests/node/package-lock.json tests/node/.npmrc
+	@echo "Installing what tests/node/package-lock.json asks for"
+	@cd tests/node && npm ci --ignore-scripts --loglevel=error
 	@touch $@

@@ -17,7 +17,9 @@ from wardkey.domain.permissions import Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
 
-if TYPE_CHECKING:  # importing it here would keep pytest from rewriting its asserts
+if TYPE_CHECKING:  # the first here would keep pytest from rewriting its asserts; both take time
+    from playwright.sync_api import Browser, Page
+
     from tests.postgres import Postgres
 
 pytest_plugins = ["tests.postgres"]
@@ -96,3 +98,36 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield begin
     for up in started:
         up.kill()
+
+
+# Not for the session: while it is open, `asyncio.run` finds a loop running in this thread.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Run Debian's Chromium, which finds nobody but this machine, for a module's tests."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium",
+            args=[
+                "--no-sandbox",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+            ],
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """Open a page without cookies of others; an error that its scripts do not catch fails."""
+    faults: list[object] = []
+    context = browser.new_context()
+    opened = context.new_page()
+    # Playwright leaves a mark on what it is given, which no method of a list takes.
+    opened.on("pageerror", lambda fault: faults.append(fault))  # noqa: PLW0108
+    yield opened
+    context.close()
+    assert faults == []
