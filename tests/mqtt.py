@@ -18,7 +18,7 @@ class MqttClient:
     """A connection with what arrived, what was granted and when it ended."""
 
     def __init__(
-        self, server: Server, username: str, password: str, mqtt_id: str, *, clean: bool = True
+        self, port: int, username: str, password: str, mqtt_id: str, *, clean: bool = True
     ) -> None:
         self.messages: list[tuple[str, bytes]] = []
         self.arrived: list[paho.MQTTMessage] = []
@@ -38,7 +38,7 @@ class MqttClient:
         self.paho.on_disconnect = self._ended
         self.paho.on_message = self._came
         self.paho.on_subscribe = self._subscribed
-        self.paho.connect("127.0.0.1", server.mqtt_port)
+        self.paho.connect("127.0.0.1", port)
         self.paho.loop_start()
         wait_until(lambda: self.code is not None or self.ended_at)
 
@@ -72,10 +72,11 @@ class MqttClient:
 
 @contextmanager
 def connected(
-    server: Server, username: str, password: str, mqtt_id: str, *, clean: bool = True
+    broker: Server | int, username: str, password: str, mqtt_id: str, *, clean: bool = True
 ) -> Iterator[MqttClient]:
-    """Connect until the block ends."""
-    client = MqttClient(server, username, password, mqtt_id, clean=clean)
+    """Connect until the block ends, to a deployment's broker or to the one at a port."""
+    port = broker if isinstance(broker, int) else broker.mqtt_port
+    client = MqttClient(port, username, password, mqtt_id, clean=clean)
     try:
         yield client
     finally:

@@ -35,8 +35,9 @@ from wardkey.api import (
     sessions,
     verify,
 )
-from wardkey.bridge import publish
+from wardkey.bridge import emqx, mosquitto, publish, rabbitmq, vernemq
 from wardkey.bridge.cutting import Cutting
+from wardkey.bridge.hooks import Hooks
 from wardkey.bridge.logins import Logins
 from wardkey.config import Config, load_config
 from wardkey.dashboard import links
@@ -156,7 +157,7 @@ def create_app() -> FastAPI:
         people,
         audit,
     )
-    for room in (*described, health, metrics, docs):
+    for room in (*described, health, metrics, docs, emqx, mosquitto, rabbitmq, vernemq):
         app.include_router(room.router)
     app.include_router(links.router)
     problems.install(app)
@@ -193,6 +194,9 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 publishers=None if link is None else _publishers(config, link, me),
             )
             app.state.context = context
+            # One of them for the broker beside this and for others, so that guesses count together.
+            logins = Logins(context, Rights())
+            app.state.hooks = Hooks(context, logins)
             app.state.hot_routes = verify.HOT_ROUTES
             stop = threading.Event()
             ticker = threading.Thread(
@@ -200,7 +204,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             )
             ticker.start()
             _calm_collector()
-            messaging = asyncio.create_task(_messaging(context))
+            messaging = asyncio.create_task(_messaging(context, logins))
             try:
                 yield
             finally:
@@ -230,15 +234,14 @@ def _publishers(config: Config, link: BrokerLink, me: Me) -> Publishers:
     return Publishers(link, host.strip("[]"), int(port), me.id, tls)
 
 
-async def _messaging(context: Context) -> None:
+async def _messaging(context: Context, logins: Logins) -> None:
     """Answer the broker's logins and keep sessions to what is allowed, until cancelled."""
     link, publishers = context.link, context.publishers
     if link is None or publishers is None:
         return
     try:
-        rights = Rights()
-        await link.open(Logins(context, rights).judge)
-        await Cutting(context, link, rights).follow()
+        await link.open(logins.judge)
+        await Cutting(context, link, logins.rights).follow()
     finally:
         await publishers.close()
         await link.close()

@@ -211,6 +211,7 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     "revoked": lambda w: w.shown(w.revoked()["secret"]),
     "disabled": lambda w: w.shown(w.disabled()),
     "invalid_user_token": lambda w: w.shown(generate(SecretKind.USER, None).text),
+    "invalid_hook_token": lambda w: w.anyone.post("/hooks/rabbitmq/nothing/user"),
     "wrong_password": lambda w: w.anyone.post(
         "/v2/user-tokens", json={"email": "nobody@acme.example", "password": "guess"}
     ),
@@ -281,6 +282,8 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
 COMMANDS: dict[str, tuple[str, ...]] = {
     "user_not_found": ("setup-link", "nobody@acme.example"),
     "service_key_not_found": ("service-key", "revoke", "nobody"),
+    "hook_token_not_found": ("hook", "revoke", "nobody"),
+    "invalid_hook": ("hook", "create", "mosquitto"),
     "deployment_not_found": ("org", "list", "--data-dir", "nowhere"),
     "already_running": ("master-key", "rotate"),
     # Nobody makes a folder there, not even root.

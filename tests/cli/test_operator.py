@@ -150,6 +150,44 @@ def test_service_keys_are_made_listed_and_revoked(stopped: Server) -> None:
     assert f"{made['kid']}  revoked" in says(stopped, "service-key", "list")
 
 
+def test_hook_tokens_are_made_listed_and_revoked(stopped: Server) -> None:
+    assert says(stopped, "hook", "list").startswith("No hook token yet")
+    assert says(stopped, "hook", "create", "emqx").startswith("wht_")
+    bound = ("--organization", "umbrella", "--environment", "test")
+    before = events(stopped)
+    made = data(stopped, "hook", "create", "mosquitto", *bound)
+    assert events(stopped) == before + 1
+    assert (made["kind"], made["environment"]) == ("mosquitto", "test")
+    assert made["secret"].startswith("wht_")
+    listed = data(stopped, "hook", "list")
+    assert [(item["kind"], item["organization_id"]) for item in listed] == [
+        ("emqx", None),
+        ("mosquitto", made["organization_id"]),
+    ]
+    assert made["secret"] not in json.dumps(listed)
+    assert "all organizations" in says(stopped, "hook", "list")
+    assert "mosquitto" in says(stopped, "hook", "revoke", made["kid"])
+    assert data(stopped, "hook", "list")[1]["revoked_at"]
+    says(stopped, "hook", "revoke", made["kid"])
+    assert events(stopped) == before + 2
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("mosquitto",),
+        ("emqx", "--organization", "umbrella"),
+        ("emqx", "--environment", "live"),
+    ],
+)
+def test_a_hook_that_could_not_keep_organizations_apart_is_refused(
+    stopped: Server, args: tuple[str, ...]
+) -> None:
+    before = data(stopped, "hook", "list")
+    assert says(stopped, "hook", "create", *args, code=2) == "invalid_hook"
+    assert data(stopped, "hook", "list") == before
+
+
 def test_chains_are_verified_and_their_ends_kept_as_lines_or_as_json(
     stopped: Server, tmp_path: Path
 ) -> None:

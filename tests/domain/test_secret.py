@@ -26,6 +26,7 @@ FORMS = [
     (SecretKind.PUBLISHABLE, Environment.LIVE, "pk_live_"),
     (SecretKind.PUBLISHABLE, Environment.TEST, "pk_test_"),
     (SecretKind.SERVICE, None, "wsk_"),
+    (SecretKind.HOOK, None, "wht_"),
     (SecretKind.USER, None, "ut_"),
 ]
 BRANDS = ["", "acme", "a1"]
@@ -190,6 +191,7 @@ def test_the_prefix_has_the_brand_and_four_characters_of_the_kid(
         (SecretKind.SECRET, None),
         (SecretKind.PUBLISHABLE, None),
         (SecretKind.SERVICE, Environment.LIVE),
+        (SecretKind.HOOK, Environment.LIVE),
         (SecretKind.USER, Environment.TEST),
     ],
 )
@@ -200,7 +202,9 @@ def test_a_kind_without_its_environment_is_not_made(
         generate(kind, environment)
 
 
-@pytest.mark.parametrize("brand", ["A", "a", "1a", "acme_", "a" * 17, "sk", "wsk", "ut", "é1"])
+@pytest.mark.parametrize(
+    "brand", ["A", "a", "1a", "acme_", "a" * 17, "sk", "wsk", "wht", "ut", "é1"]
+)
 def test_a_brand_that_would_blur_the_form_is_refused(brand: str) -> None:
     for refuse in (
         lambda: clean_brand(brand),

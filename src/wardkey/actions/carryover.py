@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, Table, func, select
 
 from wardkey.actions.audit import Target
 from wardkey.actions.survey import (
@@ -24,6 +24,7 @@ from wardkey.db.engine import Transaction
 from wardkey.db.schema import (
     acl_rules,
     clients,
+    hook_tokens,
     import_prefixes,
     invitations,
     keys,
@@ -58,7 +59,8 @@ def survey(tx: Transaction, backup: Backup) -> Survey:
     _members(tx, backup, seen, lost_orgs)
     prefixes = _secrets(tx, backup, seen, lost_orgs)
     _keys(tx, backup, seen, prefixes)
-    _service_keys(tx, backup, seen)
+    _operators_own(tx, backup, seen, service_keys, "service_key")
+    _operators_own(tx, backup, seen, hook_tokens, "hook_token")
     _clients(tx, backup, seen, lost_orgs)
     _rules(tx, backup, seen, lost_orgs)
     _invitations(tx, backup, seen, lost_orgs)
@@ -246,16 +248,14 @@ def _edits(now: Row[Any], then: Row[Any]) -> tuple[str, ...]:
     return tuple(fields)
 
 
-def _service_keys(tx: Transaction, backup: Backup, seen: Survey) -> None:
-    for now, then in pairs(tx, backup, service_keys):
+def _operators_own(tx: Transaction, backup: Backup, seen: Survey, table: Table, kind: str) -> None:
+    for now, then in pairs(tx, backup, table):
         if then is None:
-            seen.lost.append(Loss("service_key", now.kid, now.name, prefixes=(now.prefix,)))
-        elif since(now, then, service_keys.c.revoked_at):
-            values = {"revoked_at": now.revoked_at}
-            target = Target("service_key", now.kid)
-            seen.narrowed.append(
-                Narrowing(service_keys, (now.kid,), values, "service_key.revoked", target)
-            )
+            label = now.name if kind == "service_key" else now.kind
+            seen.lost.append(Loss(kind, now.kid, label, prefixes=(now.prefix,)))
+        elif since(now, then, table.c.revoked_at):
+            values, target = {"revoked_at": now.revoked_at}, Target(kind, now.kid)
+            seen.narrowed.append(Narrowing(table, (now.kid,), values, f"{kind}.revoked", target))
 
 
 def _clients(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:

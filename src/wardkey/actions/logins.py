@@ -146,11 +146,21 @@ def find_login(
         row = _find(tx, username)
     if not _fits(database.keys, verified, row, password) or row is None:
         return None
+    known, keys = _known(row), database.keys
+    if known is not None and row.digest is not None and row.pepper_version != keys.version:
+        verified.note_rehash(row.id, keys.digest(password), row.pepper_version)
+    return known
+
+
+def find_client(tx: Transaction, username: str) -> KnownClient | None:
+    """Return the enabled client with this user name as on the wire, whose login was judged."""
+    row = _find(tx, username)
+    return None if row is None else _known(row)
+
+
+def _known(row: Row[Any]) -> KnownClient | None:
     if not row.enabled or row.suspended_at is not None:
         return None
-    keys = database.keys
-    if row.digest is not None and row.pepper_version != keys.version:
-        verified.note_rehash(row.id, keys.digest(password), row.pepper_version)
     return KnownClient(
         id=row.id,
         org_id=row.org_id,

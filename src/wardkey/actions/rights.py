@@ -31,9 +31,10 @@ class Rights:
     ) -> Subjects:
         """Return a client's rights in a session with the client id `mqtt_id`."""
         actor = Actor(ActorKind.CLIENT, room[0], username, mqtt_id, client_id)
-        return compiled(self._rules(tx, room).rules, actor)
+        return compiled(self.rules(tx, room).rules, actor)
 
-    def _rules(self, tx: Transaction, room: Room) -> RuleSet:
+    def rules(self, tx: Transaction, room: Room) -> RuleSet:
+        """Return the rules of an organization's environment."""
         revision = int(tx.connection.execute(select(feed.c.revision)).scalar_one())
         with self._lock:
             kept = self._kept.get(room)

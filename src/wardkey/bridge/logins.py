@@ -34,23 +34,26 @@ class Logins:
 
     async def judge(self, login: Login) -> Admitted | None:
         """Return who may log in and what he may do, or None."""
+        return await run_in_threadpool(self.judged, login)
+
+    def judged(self, login: Login) -> Admitted | None:
+        """Judge in this thread, for hooks too; a broker that tells no address leaves it empty."""
         # Other protocols of the broker would go around the rules, which are made for MQTT.
         if not login.is_mqtt or not login.password:
             return None
-        return await run_in_threadpool(self._judge, login)
-
-    def _judge(self, login: Login) -> Admitted | None:
         database, name = self.here.runner.database, f"{login.address} {login.username[:200]}"
         now = database.clock()
         try:
             self.names.check(now, name)
-            self.addresses.check(now, login.address)
+            if login.address:
+                self.addresses.check(now, login.address)
         except TooManyAttempts:
             return None
         client = find_login(database, self.here.verified, login.username, login.password)
         if client is None:
             self.names.failed(now, name)
-            self.addresses.failed(now, login.address)
+            if login.address:
+                self.addresses.failed(now, login.address)
             return None
         room = (client.org_id, client.environment)
         with database.read() as tx:

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "org": ("organizations", "Create, list, suspend, resume and delete organizations."),
     "setup-link": ("organizations", "Make a one-time link that sets a person's password."),
     "service-key": ("service_keys", "Create, list and revoke keys that only verify."),
+    "hook": ("hooks", "Create, list and revoke tokens for brokers of your own."),
     "audit": ("audit", "Verify audit chains and export their ends."),
 }
 

@@ -17,6 +17,7 @@ from wardkey.db.engine import Database, connect_sqlite, open_database, telling
 from wardkey.db.files import sync_folder
 from wardkey.db.schema import (
     clients,
+    hook_tokens,
     invitations,
     master_keys,
     secrets,
@@ -28,7 +29,7 @@ from wardkey.db.vault import MasterKey, Vault, derive, unseal
 from wardkey.domain.errors import InvalidMasterKey, MasterKeyMissing, WrongMasterKey
 
 # What is hashed under a pepper; imported secrets stand among the secrets.
-PEPPERED = (secrets, service_keys, invitations, setup_links, user_tokens, clients)
+PEPPERED = (secrets, service_keys, invitations, setup_links, user_tokens, clients, hook_tokens)
 _NEWEST_TAG = text("SELECT tag FROM master_keys ORDER BY version DESC LIMIT 1")
 
 

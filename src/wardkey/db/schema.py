@@ -295,6 +295,22 @@ clients = Table(
     sqlite_with_rowid=False,
 )
 
+# The operator's tokens with which brokers of his own ask; without an organization, for all.
+hook_tokens = Table(
+    "hook_tokens",
+    metadata,
+    Column("kid", String(12), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("org_id", ForeignKey("organizations.id")),
+    Column("environment", String(8)),
+    Column("prefix", String(64), nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("pepper_version", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    sqlite_with_rowid=False,
+)
+
 # --- answers kept for a retry --------------------------------------------------------------
 
 idempotency = Table(

@@ -275,6 +275,10 @@ class InvalidUserToken(Unauthenticated):
     """The user token is unknown, ended or older than its 12 hours; sign in again."""
 
 
+class InvalidHookToken(Unauthenticated):
+    """No live hook token for this kind of broker; `wardkey hook create` makes one."""
+
+
 class WrongPassword(Unauthenticated):
     """No such e-mail address and password; check both, or ask for a new set-up link."""
 
@@ -389,6 +393,10 @@ class PrefixNotFound(NotFound):
 
 class ServiceKeyNotFound(NotFound):
     """No such service key in this deployment."""
+
+
+class HookTokenNotFound(NotFound):
+    """No such hook token in this deployment."""
 
 
 class ClientNotFound(NotFound):
@@ -563,6 +571,10 @@ class PublishUnconfirmed(Unavailable):
 
 class UnknownSetting(Invalid):
     """No such setting; `wardkey up --help` lists them all."""
+
+
+class InvalidHook(Invalid):
+    """A hook is for one organization's environment; name both, or neither for all of them."""
 
 
 class InvalidSetting(Invalid):

@@ -17,7 +17,7 @@ CRC_LENGTH = 6
 _TAIL = KID_LENGTH + 1 + RANDOM_LENGTH + CRC_LENGTH
 _MOST = 96
 _BRAND = re.compile(r"[a-z][a-z0-9]{1,15}")
-_BODY = r"(?:(?:sk|pk)_(?:live|test)|wsk|ut)_[0-9A-Za-z]{12}_[0-9A-Za-z]{38}"
+_BODY = r"(?:(?:sk|pk)_(?:live|test)|wsk|wht|ut)_[0-9A-Za-z]{12}_[0-9A-Za-z]{38}"
 _OF_ANY_BRAND = re.compile(rf"(?:{_BRAND.pattern}_)?{_BODY}")
 
 # Base62 read and written two digits at a time: a third of the steps, and tables of 3,844 entries.
@@ -37,11 +37,12 @@ class Environment(StrEnum):
 
 
 class SecretKind(StrEnum):
-    """What a secret opens, as its text says: a key, the operator's door, a user's session."""
+    """What a secret opens, as its text says: a key, a door of the operator's, a user's session."""
 
     SECRET = "sk"
     PUBLISHABLE = "pk"
     SERVICE = "wsk"
+    HOOK = "wht"
     USER = "ut"
 
 
@@ -93,6 +94,7 @@ class _Heads(dict[str, dict[str, tuple[SecretKind, Environment | None]]]):
         start = f"{clean_brand(brand)}_" if brand else ""
         heads: dict[str, tuple[SecretKind, Environment | None]] = {
             f"{start}{SecretKind.SERVICE}_": (SecretKind.SERVICE, None),
+            f"{start}{SecretKind.HOOK}_": (SecretKind.HOOK, None),
             f"{start}{SecretKind.USER}_": (SecretKind.USER, None),
         }
         for kind in (SecretKind.SECRET, SecretKind.PUBLISHABLE):

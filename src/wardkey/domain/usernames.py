@@ -19,6 +19,11 @@ class Username(NamedTuple):
     org_id: str
     environment: Environment
 
+    @property
+    def room(self) -> str:
+        """The organization as it stands behind the name, with `.test` in the test environment."""
+        return on_the_wire("", self.org_id, self.environment)[1:]
+
 
 def clean_client_name(text: str) -> str:
     """Return a client's user name, 1 to 64 characters of a-z, A-Z, 0-9, `_`, `.` and `-`.

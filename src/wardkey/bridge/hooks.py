@@ -1,0 +1,150 @@
+"""What the doors of foreign brokers share: whose token it is, and the one judge of their asking."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, cast
+from urllib.parse import parse_qsl
+
+import msgspec
+from fastapi import Depends, Request
+
+from wardkey.actions.hook_tokens import identify_hook
+from wardkey.actions.logins import find_client
+from wardkey.bridge.logins import Logins
+from wardkey.db.engine import Transaction
+from wardkey.domain.acl import Action, Actor, ActorKind
+from wardkey.domain.hooks import Hook, HookKind, ListedRule, listed, may
+from wardkey.domain.rule_set import RuleSet
+from wardkey.domain.usernames import parse_username
+from wardkey.outside.broker_link import Admitted, Login
+from wardkey.web.context import Context
+
+T = TypeVar("T")
+
+# What is asked once is not to be answered from a broker's memory.
+NO_STORE = {"Cache-Control": "no-store"}
+_LONGEST_CLIENT_ID = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks about himself at a foreign broker; the address is empty where none is told."""
+
+    username: str
+    client_id: str
+    address: str = ""
+
+
+@dataclass(slots=True)
+class Hooks:
+    """Judges for foreign brokers as for the one beside this process, with the same judge."""
+
+    here: Context
+    logins: Logins
+
+    def of(self, kind: HookKind, token: str) -> Hook:
+        """Return whom a broker's token may ask about; raises `InvalidHookToken`."""
+        with self.here.runner.database.read() as tx:
+            return identify_hook(tx, kind, token)
+
+    def log_in(self, hook: Hook, asked: Asked, password: str) -> Admitted | None:
+        """Return who may log in, or None."""
+        if not hook.serves(asked.username) or not _is_client_id(asked.client_id):
+            return None
+        return self.logins.judged(
+            Login(
+                username=asked.username,
+                password=password,
+                client_id=asked.client_id,
+                address=_address(asked.address),
+                is_mqtt=True,
+            )
+        )
+
+    def knows(self, hook: Hook, username: str) -> bool:
+        """Tell whether a user name is somebody's who may be logged in."""
+        with self.here.runner.database.read() as tx:
+            return self._actor(tx, hook, Asked(username, "")) is not None
+
+    def decide(self, hook: Hook, asked: Asked, wanted: list[tuple[Action, str]]) -> list[bool]:
+        """Tell of each action and topic whether somebody who is logged in may."""
+        with self.here.runner.database.read() as tx:
+            found = self._actor(tx, hook, asked)
+        if found is None:
+            return [False] * len(wanted)
+        later = hook.kind.checks_deliveries
+        return [
+            may(found[1], found[0], action, topic, checked_later=later) for action, topic in wanted
+        ]
+
+    def rules_for(self, hook: Hook, asked: Asked) -> list[ListedRule]:
+        """Return what somebody may do as a list for a broker to keep."""
+        with self.here.runner.database.read() as tx:
+            found = self._actor(tx, hook, asked)
+        actor, rules = found or (Actor(ActorKind.CLIENT, ""), RuleSet(()))
+        return listed(rules, actor)
+
+    def _actor(self, tx: Transaction, hook: Hook, asked: Asked) -> tuple[Actor, RuleSet] | None:
+        if not hook.serves(asked.username):
+            return None
+        client = find_client(tx, asked.username)
+        if client is None:
+            return None
+        actor = Actor(ActorKind.CLIENT, client.org_id, client.username, asked.client_id, client.id)
+        return actor, self.logins.rights.rules(tx, (client.org_id, client.environment))
+
+
+def room_of(username: str) -> str:
+    """Return the room of a user name, as the broker is to call it; empty if it is none of ours."""
+    name = parse_username(username)
+    return "" if name is None else name.room
+
+
+def _hooks(request: Request) -> Hooks:
+    return cast("Hooks", request.app.state.hooks)
+
+
+HooksHere = Annotated[Hooks, Depends(_hooks)]
+
+
+def read_json(request: Request, body: bytes, shape: type[T]) -> T | None:
+    """Return a body of the shape, or None for anything else; what is not asked for is left out."""
+    if _content_type(request) != "application/json":
+        return None
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def read_form(request: Request, body: bytes, shape: type[T]) -> T | None:
+    """Return a form of the shape, or None for anything else."""
+    if _content_type(request) != "application/x-www-form-urlencoded":
+        return None
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=64)
+        named: Mapping[str, Any] = dict(pairs)
+        # A field that comes twice could be read one way here and another way there.
+        if len(named) != len(pairs):
+            return None
+        return msgspec.convert(named, shape, strict=False)
+    except (ValueError, msgspec.ValidationError):
+        return None
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _is_client_id(text: str) -> bool:
+    return 0 < len(text) <= _LONGEST_CLIENT_ID and text.isprintable()
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return ""

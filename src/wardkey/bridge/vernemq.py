@@ -1,0 +1,113 @@
+"""The door of VerneMQ: its webhooks for logins, publishing and subscribing, of MQTT 3 and 5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from wardkey.bridge.hooks import NO_STORE, Asked, Hooks, HooksHere, read_json, room_of
+from wardkey.domain.acl import Action
+from wardkey.domain.hooks import Hook, HookKind
+
+router = APIRouter(include_in_schema=False)
+
+_MQTT_5 = "_m5"
+# What a refused topic is granted: the failure of MQTT 3, "not authorized" of MQTT 5.
+_FAILURE = 128
+_NOT_AUTHORIZED = 135
+_OK: dict[str, Any] = {"result": "ok"}
+_REFUSED: dict[str, Any] = {"result": {"error": "not_allowed"}}
+
+
+class Register(msgspec.Struct, frozen=True):
+    """Who wants to log in."""
+
+    username: str
+    password: str
+    client_id: str
+    peer_addr: str = ""
+
+
+class Publish(msgspec.Struct, frozen=True):
+    """Where somebody wants to publish; the mountpoint is what his login was given."""
+
+    username: str
+    client_id: str
+    topic: str
+    mountpoint: str = ""
+
+
+class Subscribe(msgspec.Struct, frozen=True):
+    """What somebody wants to subscribe to; options of MQTT 5 are given back as they came."""
+
+    username: str
+    client_id: str
+    topics: list[dict[str, Any]]
+    mountpoint: str = ""
+
+
+@router.post("/hooks/vernemq/{token}")
+async def answer(token: str, request: Request, hooks: HooksHere) -> Response:
+    """Answer the hook that the field `vernemq-hook` names."""
+    body = await request.body()
+    told = await run_in_threadpool(_answer, token, request, body, hooks)
+    return JSONResponse(told, headers=NO_STORE)
+
+
+def _answer(token: str, request: Request, body: bytes, hooks: Hooks) -> dict[str, Any]:
+    hook = hooks.of(HookKind.VERNEMQ, token)
+    name = request.headers.get("vernemq-hook", "")
+    match name.removesuffix(_MQTT_5):
+        case "auth_on_register":
+            register = read_json(request, body, Register)
+            return _REFUSED if register is None else _register(hook, hooks, register)
+        case "auth_on_publish":
+            publish = read_json(request, body, Publish)
+            return _REFUSED if publish is None else _publish(hook, hooks, publish)
+        case "auth_on_subscribe":
+            subscribe = read_json(request, body, Subscribe)
+            if subscribe is None:
+                return _REFUSED
+            return _subscribe(hook, hooks, subscribe, mqtt_5=name.endswith(_MQTT_5))
+    return _REFUSED
+
+
+def _register(hook: Hook, hooks: Hooks, wanted: Register) -> dict[str, Any]:
+    asked = Asked(wanted.username, wanted.client_id, wanted.peer_addr)
+    if hooks.log_in(hook, asked, wanted.password) is None:
+        return _REFUSED
+    if hook.org_id is not None:
+        return _OK
+    # The broker takes a mountpoint only together with the client id.
+    inside = {"client_id": wanted.client_id, "mountpoint": room_of(wanted.username)}
+    return {**_OK, "modifiers": inside}
+
+
+def _publish(hook: Hook, hooks: Hooks, wanted: Publish) -> dict[str, Any]:
+    asked = Asked(wanted.username, wanted.client_id)
+    (allowed,) = hooks.decide(hook, asked, [(Action.PUBLISH, wanted.topic)])
+    return _OK if allowed and _apart(hook, wanted) else _REFUSED
+
+
+def _subscribe(hook: Hook, hooks: Hooks, wanted: Subscribe, *, mqtt_5: bool) -> dict[str, Any]:
+    filters = [str(item.get("topic", "")) for item in wanted.topics]
+    asked = Asked(wanted.username, wanted.client_id)
+    allowed = hooks.decide(hook, asked, [(Action.SUBSCRIBE, pattern) for pattern in filters])
+    if not filters or not any(allowed) or not _apart(hook, wanted):
+        return _REFUSED
+    if all(allowed):
+        return _OK
+    refused = _NOT_AUTHORIZED if mqtt_5 else _FAILURE
+    granted = [
+        item if may else {"topic": pattern, "qos": refused}
+        for item, pattern, may in zip(wanted.topics, filters, allowed, strict=True)
+    ]
+    return {**_OK, "modifiers": {"topics": granted}} if mqtt_5 else {**_OK, "topics": granted}
+
+
+def _apart(hook: Hook, wanted: Publish | Subscribe) -> bool:
+    return hook.org_id is not None or wanted.mountpoint == room_of(wanted.username)
