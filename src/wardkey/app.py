@@ -19,7 +19,6 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from wardkey import __version__
-from wardkey.actions.rights import Rights
 from wardkey.actions.run import Runner
 from wardkey.api import (
     acl,
@@ -195,9 +194,9 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             )
             app.state.context = context
             # One of them for the broker beside this and for others, so that guesses count together.
-            logins = Logins(context, Rights())
+            logins = Logins(context, context.rights)
             app.state.hooks = Hooks(context, logins)
-            app.state.hot_routes = verify.HOT_ROUTES
+            app.state.hot_routes = verify.HOT_ROUTES | publish.HOT_ROUTES
             stop = threading.Event()
             ticker = threading.Thread(
                 target=_tick, args=(context, config.workers, stop), name="wardkey-ticker"
@@ -241,7 +240,7 @@ async def _messaging(context: Context, logins: Logins) -> None:
         return
     try:
         await link.open(logins.judge)
-        await Cutting(context, link, logins.rights).follow()
+        await Cutting(context, link, context.rights).follow()
     finally:
         await publishers.close()
         await link.close()

@@ -206,11 +206,6 @@ def simulate(tx: Transaction, by: Principal, question: Question) -> Simulated:
     return Simulated(decision, _sentence(question, decision, position), position)
 
 
-def rules_of(tx: Transaction, by: Principal) -> RuleSet:
-    """Return what decides in the organization and environment of somebody who asks to act there."""
-    return RuleSet(_rules(_saved(tx, by)))
-
-
 def _replace(
     tx: Transaction, by: Principal, specs: Sequence[RuleSpec], more: dict[str, object]
 ) -> list[SavedRule]:

@@ -33,8 +33,13 @@ class Rights:
         actor = Actor(ActorKind.CLIENT, room[0], username, mqtt_id, client_id)
         return compiled(self.rules(tx, room).rules, actor)
 
+    def kept(self, room: Room, revision: int) -> RuleSet | None:
+        """Return the rules as of a revision, if they were read since; no query."""
+        kept = self._kept.get(room)
+        return kept[1] if kept is not None and kept[0] == revision else None
+
     def rules(self, tx: Transaction, room: Room) -> RuleSet:
-        """Return the rules of an organization's environment."""
+        """Return what decides in an organization's environment."""
         revision = int(tx.connection.execute(select(feed.c.revision)).scalar_one())
         with self._lock:
             kept = self._kept.get(room)

@@ -17,13 +17,14 @@ from wardkey.domain import errors
 from wardkey.domain.callers import MOST_ROUTE
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.secret import Environment, kid_of
+from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
 from wardkey.verify import wire
 from wardkey.verify.verifier import Answer
 from wardkey.web.caller import (
     Caller,
+    at_hand,
     caller_in_organization,
     client_address,
     from_browser,
@@ -101,7 +102,7 @@ def _takes(schema: dict[str, Any]) -> dict[str, Any]:
 )
 async def verify_key(request: Request, here: Here) -> Response:
     """Judge a key; a refusal is an answer too: 200 with `valid: false` and its code."""
-    return await _apart(HOT_ROUTES[b"/v2/keys/verify"], request, here)
+    return await _apart(_answer_one, request, here)
 
 
 @router.post(
@@ -115,7 +116,7 @@ async def verify_key(request: Request, here: Here) -> Response:
 )
 async def verify_keys(request: Request, here: Here) -> Response:
     """Judge up to a hundred keys, each by itself, in their order."""
-    return await _apart(HOT_ROUTES[b"/v2/keys/verify-batch"], request, here)
+    return await _apart(_answer_many, request, here)
 
 
 @router.get(
@@ -156,13 +157,13 @@ async def forward_auth(request: Request, here: Here) -> Response:
 
     Every identity header is always sent, even empty, so that none can be forged from outside.
     """
-    return await _apart(HOT_ROUTES[b"/v2/auth"], request, here)
+    return await _apart(_answer_proxied, request, here)
 
 
-async def _apart(route: HotRoute, request: Request, here: Context) -> Response:
+async def _apart(answer: Judge, request: Request, here: Context) -> Response:
     """Judge in a thread, where waiting for a database holds up nobody."""
     incoming = Incoming.of(request, await request.body())
-    return (await run_in_threadpool(route.answer, incoming, here)).response()
+    return (await run_in_threadpool(answer, incoming, here)).response()
 
 
 def answering(judge: Judge) -> Judge:
@@ -433,7 +434,7 @@ def _one_at_hand(incoming: Incoming, here: Context) -> bool:
         keys = [wire.read_request(incoming.body).key]
     except errors.Failure:
         keys = []
-    return _at_hand(incoming, here, keys)
+    return at_hand(incoming, here, keys)
 
 
 def _many_at_hand(incoming: Incoming, here: Context) -> bool:
@@ -441,29 +442,19 @@ def _many_at_hand(incoming: Incoming, here: Context) -> bool:
         keys = [item.key for item in wire.read_batch(incoming.body)]
     except errors.Failure:
         keys = []
-    return _at_hand(incoming, here, keys)
+    return at_hand(incoming, here, keys)
 
 
 def _proxied_at_hand(incoming: Incoming, here: Context) -> bool:
     terms = b"organization=" in incoming.query or here.verifier.directory.memory.has_one is not None
-    return terms and _at_hand(incoming, here, [])
+    return terms and at_hand(incoming, here)
 
 
-def _at_hand(incoming: Incoming, here: Context, keys: list[str]) -> bool:
-    """Tell whether memory holds the caller's credential and `keys`."""
-    try:
-        keys.append(shown_credential(incoming, here))
-    except errors.Failure:
-        return True
-    return all(here.verifier.directory.holds(kid_of(text)) for text in keys)
-
-
+_answer_one, _answer_many, _answer_proxied = map(answering, (judge_one, judge_many, judge_proxied))
 HOT_ROUTES = {
-    b"/v2/keys/verify": HotRoute(
-        b"POST", "POST /v2/keys/verify", answering(judge_one), _one_at_hand
-    ),
+    b"/v2/keys/verify": HotRoute(b"POST", "POST /v2/keys/verify", _answer_one, _one_at_hand),
     b"/v2/keys/verify-batch": HotRoute(
-        b"POST", "POST /v2/keys/verify-batch", answering(judge_many), _many_at_hand
+        b"POST", "POST /v2/keys/verify-batch", _answer_many, _many_at_hand
     ),
-    b"/v2/auth": HotRoute(b"GET", "GET /v2/auth", answering(judge_proxied), _proxied_at_hand),
+    b"/v2/auth": HotRoute(b"GET", "GET /v2/auth", _answer_proxied, _proxied_at_hand),
 }

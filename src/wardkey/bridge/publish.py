@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.actions import acl
 from wardkey.actions.idempotency import Retry
 from wardkey.actions.publications import Claim, claim, settle
 from wardkey.bridge.wire import Message, PublishRequest, message_of, read_publish
@@ -21,16 +22,18 @@ from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.rule_set import RuleSet
 from wardkey.outside.publishers import Publishers
-from wardkey.web.caller import caller_in_organization
+from wardkey.web.caller import Caller, at_hand, caller_in_organization
 from wardkey.web.context import Context, Here
 from wardkey.web.incoming import Incoming, Outgoing
+from wardkey.web.lane import HotRoute
 from wardkey.web.problems import check_json, problem_body, problem_outgoing, status_of, told
 
 router = APIRouter(tags=["publish"])
+log = logging.getLogger("wardkey")
 
 _JSON = "application/json"
 # A page must be able to read refusals too; no cookie ever counts here.
-_CORS = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
+_CORS = "Access-Control-Allow-Origin: *\r\nCache-Control: no-store\r\n"
 _PREFLIGHT = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, OPTIONS",
@@ -38,6 +41,7 @@ _PREFLIGHT = {
     "Access-Control-Max-Age": "7200",
 }
 _encoder = msgspec.json.Encoder()
+_NO_RULES = RuleSet(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,102 @@ def preflight() -> Response:
 async def publish(request: Request, here: Here) -> Response:
     """Publish a message, or up to 1,000, to MQTT; the answer comes once the broker has them."""
     incoming = Incoming.of(request, await request.body())
+    began = perf_counter()
     out = await _published(incoming, here)
-    out.headers = {**out.headers, **_CORS}
-    return out.response()
+    return _finished(out, incoming, here, began).response()
+
+
+def publish_in_place(
+    incoming: Incoming, here: Context
+) -> Outgoing | asyncio.Future[Outgoing] | None:
+    """Answer one ordinary message without a thread; None for what is no such.
+
+    What would have to be waited for (a connection, the database) is waited for in a task.
+    """
+    if (
+        here.publishers is None
+        or b"idempotency-key" in incoming.named
+        or incoming.body.lstrip()[:1] == b"["
+    ):
+        return None
+    began = perf_counter()
+    try:
+        by = _publishing(incoming, here).by
+        wanted = read_publish(incoming.body)
+        assert not isinstance(wanted, list)  # noqa: S101 - looked at above
+        asked = _Asked(incoming, here, by, wanted, began)
+        return _sent(asked, here.publishers) or asyncio.create_task(_published_later(asked))
+    except errors.Failure as failure:
+        out = problem_outgoing(failure, incoming.request_id)
+    except Exception:
+        log.exception("request %s failed", incoming.request_id)
+        out = problem_outgoing(errors.InternalError(), incoming.request_id)
+    return _finished(out, incoming, here, began)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request with one message that is being answered since `began`."""
+
+    incoming: Incoming
+    here: Context
+    by: Principal
+    wanted: PublishRequest
+    began: float
+
+    def told(self, answer: str | errors.Failure) -> Outgoing:
+        """Return what is answered: the message's id, or why it was not published."""
+        if isinstance(answer, errors.Failure):
+            out = problem_outgoing(answer, self.incoming.request_id)
+        else:
+            out = _said(answer)
+        return _finished(out, self.incoming, self.here, self.began)
+
+
+def _finished(out: Outgoing, incoming: Incoming, here: Context, began: float) -> Outgoing:
+    out.lines = _CORS
+    here.verifier.metrics.observe(incoming.route, perf_counter() - began)
+    return out
+
+
+def _sent(asked: _Asked, publishers: Publishers) -> Outgoing | asyncio.Future[Outgoing] | None:
+    """Send a message; None, and nothing was sent, where something must be waited for."""
+    by, here, rules = asked.by, asked.here, _NO_RULES
+    if by.key_type is KeyType.PUBLISHABLE:
+        kept = here.rights.kept(by.room, here.verifier.directory.revision())
+        if kept is None:
+            return None
+        rules = kept
+    if not publishers.is_ready(by.room):
+        return None
+    message = _checked(here, by, rules, asked.wanted)
+    said = new_id("msg", here.runner.database.clock())
+    if message.qos == 0:
+        publishers.send(by.room, message.topic, message.payload, None, retain=message.retain)
+        return asked.told(said)
+    answer: asyncio.Future[Outgoing] = asyncio.get_running_loop().create_future()
+
+    def done(failure: errors.Failure | None) -> None:
+        answer.set_result(asked.told(failure or said))
+
+    publishers.send(by.room, message.topic, message.payload, done, retain=message.retain)
+    return answer
+
+
+async def _published_later(asked: _Asked) -> Outgoing:
+    """Publish a message whose rules, or whose connection, must be waited for."""
+    here = asked.here
+    try:
+        assert here.publishers is not None  # noqa: S101 - the caller looked
+        rules = await run_in_threadpool(_rules, here, asked.by)
+        message = _checked(here, asked.by, rules, asked.wanted)
+        now = here.runner.database.clock()
+        return asked.told(await _publish_one(here.publishers, asked.by, message, now))
+    except errors.Failure as failure:
+        return asked.told(failure)
+    except Exception:
+        log.exception("request %s failed", asked.incoming.request_id)
+        return asked.told(errors.InternalError())
 
 
 async def _published(incoming: Incoming, here: Context) -> Outgoing:
@@ -101,7 +198,7 @@ async def _published(incoming: Incoming, here: Context) -> Outgoing:
         elif isinstance(answers[0], errors.Failure):
             out = problem_outgoing(answers[0], incoming.request_id)
         else:
-            out = Outgoing(200, _said(answers[0]), _JSON)
+            out = _said(answers[0])
         if prepared.held is not None:
             unsent = all(isinstance(answer, errors.BrokerUnreachable) for answer in answers)
             kept = None if unsent else b"%d %b" % (out.status, out.body)
@@ -111,25 +208,32 @@ async def _published(incoming: Incoming, here: Context) -> Outgoing:
     return out
 
 
-def _prepare(incoming: Incoming, here: Context) -> Prepared:
-    """Identify, read and check everything before anything is sent."""
+def _publishing(incoming: Incoming, here: Context) -> Caller:
+    """Return the caller, who may publish."""
     check_json(incoming.text(b"content-type"))
     caller = caller_in_organization(incoming, here)
+    try:
+        caller.by.require(Permission.PUBLISH)
+    except errors.Forbidden as failure:
+        here.runner.note_refusal("publish", caller.by, failure)
+        raise
+    return caller
+
+
+def _prepare(incoming: Incoming, here: Context) -> Prepared:
+    """Identify, read and check everything before anything is sent."""
+    caller = _publishing(incoming, here)
     by = caller.by
-    with here.runner.noting("publish", by):
-        by.require(Permission.PUBLISH)
     wanted = read_publish(incoming.body)
     is_batch = isinstance(wanted, list)
     many = wanted if isinstance(wanted, list) else [wanted]
-    check = _checker(by, here)
+    rules = _rules(here, by)
     items: list[Message | errors.Failure] = []
     for one in many:
         try:
-            items.append(check(one))
+            items.append(_checked(here, by, rules, one, is_noted=not is_batch))
         except errors.Failure as failure:
             if not is_batch:
-                if isinstance(failure, errors.PublishDenied):
-                    here.runner.note_refusal("publish", by, failure)
                 raise
             items.append(failure)
     held = None
@@ -146,29 +250,41 @@ def _prepare(incoming: Incoming, here: Context) -> Prepared:
     return Prepared(by, items, is_batch, held)
 
 
-def _checker(by: Principal, here: Context) -> Callable[[PublishRequest], Message]:
-    """Return what reads a message and holds it against the rules, read once for a request."""
-    rules = RuleSet(())
-    if by.key_type is KeyType.PUBLISHABLE:
-        rules = here.runner.look(acl.rules_of, by)
-    actor = Actor(ActorKind.PUBLISHABLE_KEY, by.org_id)
+def _rules(here: Context, by: Principal) -> RuleSet:
+    """Return the rules that bind a caller; only publishable keys are bound."""
+    if by.key_type is not KeyType.PUBLISHABLE:
+        return _NO_RULES
+    with here.runner.database.read() as tx:
+        return here.rights.rules(tx, by.room)
 
-    def check(wanted: PublishRequest) -> Message:
-        message = message_of(wanted)
-        if by.key_type is not KeyType.PUBLISHABLE:
-            return message
-        decision = rules.decide(actor, Action.PUBLISH, message.topic)
-        if decision.allowed:
-            return message
-        said = "no rule for publishable keys allows it"
-        if decision.rule is not None:
-            rule = decision.rule
-            said = f"rule {rule.id} ({rule.effect} {rule.action} {rule.filter}) denies it"
-        raise errors.PublishDenied(
-            f"Publishing to {message.topic} is denied: {said}.", field="topic"
-        )
 
-    return check
+def _checked(
+    here: Context,
+    by: Principal,
+    rules: RuleSet,
+    wanted: PublishRequest,
+    *,
+    is_noted: bool = True,
+) -> Message:
+    """Return a message that may be published; raises what is wrong with it, `PublishDenied`."""
+    message = message_of(wanted)
+    if by.key_type is not KeyType.PUBLISHABLE:
+        return message
+    decision = rules.decide(
+        Actor(ActorKind.PUBLISHABLE_KEY, by.org_id), Action.PUBLISH, message.topic
+    )
+    if decision.allowed:
+        return message
+    said = "no rule for publishable keys allows it"
+    if decision.rule is not None:
+        rule = decision.rule
+        said = f"rule {rule.id} ({rule.effect} {rule.action} {rule.filter}) denies it"
+    failure = errors.PublishDenied(
+        f"Publishing to {message.topic} is denied: {said}.", field="topic"
+    )
+    if is_noted:
+        here.runner.note_refusal("publish", by, failure)
+    raise failure
 
 
 async def _publish_one(
@@ -184,8 +300,8 @@ async def _publish_one(
     return new_id("msg", now)
 
 
-def _said(message_id: str) -> bytes:
-    return _encoder.encode({"success": True, "message_id": message_id})
+def _said(message_id: str) -> Outgoing:
+    return Outgoing(200, b'{"success":true,"message_id":"%b"}' % message_id.encode(), _JSON)
 
 
 def _batch(answers: Sequence[str | errors.Failure], request_id: str) -> bytes:
@@ -196,3 +312,9 @@ def _batch(answers: Sequence[str | errors.Failure], request_id: str) -> bytes:
         for answer in answers
     ]
     return _encoder.encode(told_each)
+
+
+HOT_ROUTES = {
+    path: HotRoute(b"POST", f"POST {path.decode()}", publish_in_place, at_hand)
+    for path in (b"/publish", b"/v1/publish")
+}

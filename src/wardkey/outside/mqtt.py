@@ -4,88 +4,148 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import suppress
+from collections.abc import Callable
 from struct import pack
+from typing import Any
 
-from wardkey.domain.errors import BrokerUnreachable, PublishUnconfirmed
+from wardkey.domain.errors import BrokerUnreachable, Failure, PublishUnconfirmed
 
-_CONNECT, _CONNACK, _PUBLISH, _PUBACK, _PINGREQ, _PINGRESP = 0x10, 2, 0x30, 4, 0xC0, 13
+_CONNECT, _CONNACK, _PUBLISH, _PUBACK, _PINGREQ = 0x10, 0x20, 0x30, 0x40, 0xC0
+_QOS_1 = 0x02
 _CLEAN_USER_PASSWORD = 0b11000010
 _KEEP_ALIVE_S = 60
-_PING_S = 30.0
 _CONNECT_S = 5.0
 _LAST_ID = 0xFFFF
 _MOST_WAITING = 20_000
 _QUIET_BYTES = 1_048_576
+_LOOK_S = 1.0
+# In looks.
+_PING_EACH = 30
+_CONFIRM_WITHIN = 10
+
+# Called once: with None when the broker acknowledged, else with why nobody can say.
+Done = Callable[[Failure | None], None]
 
 
-class Publisher:
-    """One connection; `publish` returns once the broker has acknowledged, or at once for QoS 0."""
+class Publisher(asyncio.Protocol):
+    """One connection. What is sent in one turn of the event loop goes out in one write."""
 
     def __init__(
         self, host: str, port: int, client_id: str, tls: ssl.SSLContext | None = None
     ) -> None:
         self._host, self._port, self._client_id, self._tls = host, port, client_id, tls
-        self._writer: asyncio.StreamWriter | None = None
-        self._waiting: dict[int, asyncio.Future[None]] = {}
-        self._next_id = 0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._welcome: asyncio.Future[int] = self._loop.create_future()
+        # Oldest first; with the look in which each was sent.
+        self._waiting: dict[int, tuple[Done, int]] = {}
+        self._next_id = self._looks = 0
+        self._unsent: list[bytes] = []
+        self._rest = b""
+        self._paused: asyncio.Future[None] | None = None
+        self._is_retired = False
+        self._looking: asyncio.TimerHandle | None = None
 
     @property
     def is_open(self) -> bool:
         """Tell whether messages can be sent."""
-        return self._writer is not None and not self._writer.is_closing()
+        transport = self._transport
+        return transport is not None and not self._is_retired and not transport.is_closing()
+
+    @property
+    def takes_more(self) -> bool:
+        """Tell whether the broker keeps up, so that a message need not wait to be sent."""
+        return self._paused is None and self.is_open
 
     async def open(self, username: str, password: str) -> None:
         """Connect and log in; raises `BrokerUnreachable`."""
         try:
             async with asyncio.timeout(_CONNECT_S):
-                reader, writer = await asyncio.open_connection(
-                    self._host, self._port, ssl=self._tls
+                await self._loop.create_connection(
+                    lambda: self, self._host, self._port, ssl=self._tls
                 )
-                writer.write(_connect(self._client_id, username, password))
-                kind, body = await _packet(reader)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as fault:
+                assert self._transport is not None  # noqa: S101 - connection_made was called
+                self._transport.write(_connect(self._client_id, username, password))
+                code = await self._welcome
+        except (OSError, TimeoutError) as fault:
+            self.close()
             raise BrokerUnreachable from fault
-        if kind != _CONNACK or body[1:2] != b"\0":
-            writer.close()
+        if code:
+            self.close()
             raise BrokerUnreachable
-        self._writer = writer
-        self._tasks = [
-            asyncio.create_task(self._read(reader)),
-            asyncio.create_task(self._ping(writer)),
-        ]
+        self._looking = self._loop.call_later(_LOOK_S, self._look)
 
-    async def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> None:
-        """Send a message.
+    def send(self, topic: str, payload: bytes, done: Done | None, *, retain: bool) -> None:
+        """Send a message, with QoS 1 if somebody wants to be told when it is `done`.
 
-        Raises `BrokerUnreachable` if it was not sent, `PublishUnconfirmed` if nobody can say.
+        Raises `BrokerUnreachable` if nothing was sent.
         """
-        writer = self._writer
-        if writer is None or writer.is_closing() or len(self._waiting) >= _MOST_WAITING:
+        if not self.is_open or len(self._waiting) >= _MOST_WAITING:
             raise BrokerUnreachable
         name = topic.encode()
-        head = _PUBLISH | qos << 1 | retain
-        if qos == 0:
-            writer.write(_framed(head, pack(">H", len(name)), name, payload))
-            if writer.transport.get_write_buffer_size() > _QUIET_BYTES:
-                with suppress(OSError):
-                    await writer.drain()
-            return
-        packet_id = self._take_id()
-        done = asyncio.get_running_loop().create_future()
-        self._waiting[packet_id] = done
-        parts = (pack(">H", len(name)), name, pack(">H", packet_id), payload)
-        writer.write(_framed(head, *parts))
-        try:
-            await done
-        finally:
-            self._waiting.pop(packet_id, None)
+        if done is None:
+            message = _framed(_PUBLISH | retain, pack(">H", len(name)), name, payload)
+        else:
+            number = self._take_id()
+            self._waiting[number] = done, self._looks
+            message = _framed(
+                _PUBLISH | _QOS_1 | retain,
+                pack(">H", len(name)), name, pack(">H", number), payload,
+            )  # fmt: skip
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(message)
 
-    async def close(self) -> None:
+    async def drained(self) -> None:
+        """Wait until the broker has taken what was sent."""
+        while self._paused is not None:
+            await asyncio.shield(self._paused)
+
+    def retire(self) -> None:
+        """Send nothing more; the connection ends when it waits for nothing."""
+        self._is_retired = True
+
+    def close(self) -> None:
         """End the connection; what is not acknowledged is unconfirmed."""
-        for task in self._tasks:
-            task.cancel()
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
+        self._end()
+
+    def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - asyncio's transports
+        """Take the connection."""
+        self._transport = transport
+        transport.set_write_buffer_limits(_QUIET_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        """Read acknowledgements; nothing else that comes to a publisher is as long as 128 bytes."""
+        data = self._rest + data
+        place, end = 0, len(data)
+        while end - place > 1:
+            kind, stop = data[place], place + 2 + data[place + 1]
+            if stop > end:
+                break
+            if kind == _PUBACK:
+                waiting = self._waiting.pop(data[place + 2] << 8 | data[place + 3], None)
+                if waiting is not None:
+                    waiting[0](None)
+            elif kind == _CONNACK and not self._welcome.done():
+                self._welcome.set_result(data[place + 3])
+            place = stop
+        self._rest = data[place:]
+
+    def pause_writing(self) -> None:
+        """Note that the broker does not keep up."""
+        self._paused = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """Note that the broker keeps up again."""
+        paused, self._paused = self._paused, None
+        if paused is not None:
+            paused.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Tell everybody who waits."""
         self._end()
 
     def _take_id(self) -> int:
@@ -94,31 +154,42 @@ class Publisher:
             if self._next_id not in self._waiting:
                 return self._next_id
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
-                kind, body = await _packet(reader)
-                if kind == _PUBACK:
-                    done = self._waiting.get(int.from_bytes(body[:2], "big"))
-                    if done is not None and not done.done():
-                        done.set_result(None)
-        except (OSError, asyncio.IncompleteReadError):
-            return
-        finally:
-            self._end()
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if unsent and self._transport is not None:
+            self._transport.write(b"".join(unsent))
 
-    async def _ping(self, writer: asyncio.StreamWriter) -> None:
-        while not writer.is_closing():
-            await asyncio.sleep(_PING_S)
-            writer.write(bytes([_PINGREQ, 0]))
+    def _look(self) -> None:
+        """Give up what waits too long. Its number is not free then, so that this sends no more."""
+        self._looks += 1
+        if self._looks % _PING_EACH == 0 and self._transport is not None:
+            self._transport.write(bytes([_PINGREQ, 0]))
+        for number, (done, since) in list(self._waiting.items()):
+            if self._looks - since <= _CONFIRM_WITHIN:
+                break
+            self._is_retired = True
+            del self._waiting[number]
+            done(PublishUnconfirmed())
+        if self._is_retired and not self._waiting:
+            if self._paused is not None and self._transport is not None:
+                # Whoever takes nothing would not take what is left either.
+                self._transport.abort()
+            self.close()
+        if self._transport is not None:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
 
     def _end(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-        for done in self._waiting.values():
-            if not done.done():
-                done.set_exception(PublishUnconfirmed())
+        self._transport = None
+        if self._looking is not None:
+            self._looking.cancel()
+        if not self._welcome.done():
+            self._welcome.set_exception(ConnectionResetError())
+            # Whoever would have asked may be gone.
+            self._welcome.exception()
+        self.resume_writing()
+        waiting, self._waiting = self._waiting, {}
+        for done, _ in waiting.values():
+            done(PublishUnconfirmed())
 
 
 def _connect(client_id: str, username: str, password: str) -> bytes:
@@ -130,21 +201,11 @@ def _connect(client_id: str, username: str, password: str) -> bytes:
 
 def _framed(head: int, *parts: bytes) -> bytes:
     left = sum(map(len, parts))
-    length = bytearray()
+    if left < 0x80:  # noqa: PLR2004 - a length of one byte
+        return b"".join((bytes((head, left)), *parts))
+    length = bytearray((head,))
     while True:
         left, digit = left >> 7, left & 0x7F
         length.append(digit | (0x80 if left else 0))
         if not left:
-            return b"".join((bytes([head]), bytes(length), *parts))
-
-
-async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Return a packet's type and body."""
-    head = (await reader.readexactly(1))[0]
-    length = shift = 0
-    while True:
-        digit = (await reader.readexactly(1))[0]
-        length |= (digit & 0x7F) << shift
-        if not digit & 0x80:
-            return head >> 4, await reader.readexactly(length)
-        shift += 7
+            return b"".join((length, *parts))

@@ -8,9 +8,9 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from wardkey.domain.errors import PublishUnconfirmed
+from wardkey.domain.errors import BrokerUnreachable, Failure
 from wardkey.outside.broker_link import BrokerLink
-from wardkey.outside.mqtt import Publisher
+from wardkey.outside.mqtt import Done, Publisher
 
 Account = tuple[str, str]
 
@@ -20,7 +20,7 @@ _LASTS_S = 3_600
 # Another connection takes over long before the broker ends this one.
 _TAKE_OVER_S = 3_000
 _IDLE_S = 300
-_CONFIRM_S = 10.0
+_ROOM_S = 10.0
 
 
 @dataclass(slots=True)
@@ -39,10 +39,31 @@ class Publishers:
     port: int
     name: str
     tls: ssl.SSLContext | None = None
+    _count: int = 0
     _open: dict[Account, _Open] = field(default_factory=dict)
     _locks: defaultdict[Account, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
     )
+
+    def is_ready(self, account: Account) -> bool:
+        """Tell whether a message would be sent at once, so that `send` may be called."""
+        held = self._open.get(account)
+        return (
+            held is not None
+            and held.publisher.takes_more
+            and time.monotonic() - held.since < _TAKE_OVER_S
+        )
+
+    def send(
+        self, account: Account, topic: str, payload: bytes, done: Done | None, *, retain: bool
+    ) -> None:
+        """Send over the account's open connection, with QoS 1 if `done` is to be told.
+
+        Raises `BrokerUnreachable` if nothing was sent.
+        """
+        held = self._open[account]
+        held.used = time.monotonic()
+        held.publisher.send(topic, payload, done, retain=retain)
 
     async def publish(
         self, account: Account, topic: str, payload: bytes, qos: int, *, retain: bool
@@ -53,24 +74,29 @@ class Publishers:
         """
         publisher = await self._take(account)
         try:
-            async with asyncio.timeout(_CONFIRM_S):
-                await publisher.publish(topic, payload, qos, retain=retain)
+            async with asyncio.timeout(_ROOM_S):
+                await publisher.drained()
         except TimeoutError:
-            raise PublishUnconfirmed from None
+            raise BrokerUnreachable from None
+        if qos == 0:
+            publisher.send(topic, payload, None, retain=retain)
+            return
+        confirmed: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
+
+        def done(failure: Failure | None) -> None:
+            if not confirmed.done():
+                confirmed.set_result(failure)
+
+        publisher.send(topic, payload, done, retain=retain)
+        failure = await confirmed
+        if failure is not None:
+            raise failure
 
     async def close(self) -> None:
         """End every connection."""
         for held in self._open.values():
-            await held.publisher.close()
+            held.publisher.close()
         self._open.clear()
-
-    async def close_idle(self) -> None:
-        """End connections over which nothing went for five minutes."""
-        now = time.monotonic()
-        for account, held in list(self._open.items()):
-            if now - held.used > _IDLE_S:
-                del self._open[account]
-                await held.publisher.close()
 
     async def _take(self, account: Account) -> Publisher:
         now = time.monotonic()
@@ -88,15 +114,27 @@ class Publishers:
     async def _connect(self, account: Account) -> _Open:
         org_id, environment = account
         await self.link.put_account(org_id, environment)
-        publisher = Publisher(self.host, self.port, f"{BRIDGE}-{self.name}", self.tls)
+        # A name of its own, or the broker would end the connection that this one takes over from.
+        self._count += 1
+        name = f"{BRIDGE}-{self.name}-{self._count}"
+        publisher = Publisher(self.host, self.port, name, self.tls)
         token = self.link.bridge_token(org_id, environment, BRIDGE, _LASTS_S)
         await publisher.open(BRIDGE, token)
         before = self._open.get(account)
         now = time.monotonic()
         opened = self._open[account] = _Open(publisher, now, now)
-        if before is not None and before.publisher.is_open:
-            # What it still waits for was sent; the broker answers within moments.
-            asyncio.get_running_loop().call_later(
-                _CONFIRM_S, lambda: asyncio.ensure_future(before.publisher.close())
-            )
+        if before is not None:
+            before.publisher.retire()
+        self._close_once_idle(account, opened)
         return opened
+
+    def _close_once_idle(self, account: Account, held: _Open) -> None:
+        """Look when it may be idle for long enough, and again as long as it is not."""
+        if self._open.get(account) is not held:
+            return
+        left = held.used + _IDLE_S - time.monotonic()
+        if left > 0:
+            asyncio.get_running_loop().call_later(left, self._close_once_idle, account, held)
+            return
+        del self._open[account]
+        held.publisher.retire()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -15,12 +16,13 @@ from wardkey.domain.addresses import contains
 from wardkey.domain.errors import (
     AmbiguousCredentials,
     CredentialInUrl,
+    Failure,
     InvalidRequest,
     MissingCredentials,
     SecretKeyInBrowser,
 )
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.secret import Environment, Malformed, SecretKind, looks_like_ours, parse
+from wardkey.domain.secret import Environment, Malformed, SecretKind, kid_of, looks_like_ours, parse
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
 from wardkey.web.context import Context, Here
 from wardkey.web.incoming import Incoming
@@ -84,6 +86,15 @@ def shown_credential(incoming: Incoming, context: Context) -> str:
             for value in incoming.texts(name):
                 found = _only(found, value.strip())
     return found
+
+
+def at_hand(incoming: Incoming, context: Context, keys: Sequence[str] = ()) -> bool:
+    """Tell whether memory holds the caller's credential and `keys`: no network needed."""
+    try:
+        asked = [shown_credential(incoming, context), *keys]
+    except Failure:
+        return True
+    return all(context.verifier.directory.holds(kid_of(text)) for text in asked)
 
 
 # A proxy asks with the same few URLs all the time.

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from wardkey.actions.logins import VerifiedPasswords
+from wardkey.actions.rights import Rights
 from wardkey.actions.run import Runner
 from wardkey.domain.addresses import Network
 from wardkey.outside.broker_link import BrokerLink
@@ -42,6 +43,7 @@ class Context:
     link: BrokerLink | None = None
     publishers: Publishers | None = None
     verified: VerifiedPasswords = field(default_factory=VerifiedPasswords)
+    rights: Rights = field(default_factory=Rights)
     # Made of `key_headers`: the fields that may hold a key, and those that a caller's identity
     # and verdict hang on.
     key_names: tuple[bytes, ...] = field(init=False)

@@ -7,11 +7,13 @@ framework's way on the same connection.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -39,13 +41,28 @@ class HotRoute:
     """A route that the lane answers; `name` is its method and path.
 
     `at_hand` tells whether `answer` would need no network; otherwise the framework's way, which
-    waits in a thread, is taken.
+    waits in a thread, is taken. So it is where `answer` gives None; a future is an answer that
+    comes later, and never fails.
     """
 
     method: bytes
     name: str
-    answer: Callable[[Incoming, Context], Outgoing]
+    answer: Callable[[Incoming, Context], Outgoing | asyncio.Future[Outgoing] | None]
     at_hand: Callable[[Incoming, Context], bool]
+
+
+class Owed:
+    """An answer that comes later, in the place of uvicorn's cycle: what comes next waits for it.
+
+    All but the request's id is what uvicorn looks at in a cycle; nobody waits for the event.
+    """
+
+    __slots__ = ("disconnected", "keep_alive", "request_id", "response_complete")
+    message_event = asyncio.Event()
+
+    def __init__(self, request_id: str, *, stays: bool) -> None:
+        self.request_id, self.keep_alive = request_id, stays
+        self.disconnected = self.response_complete = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +94,7 @@ class Lane(HttpToolsProtocol):
     _dated: list[tuple[bytes, bytes]] | None = None
     _date_lines = ""
     _closing = False
+    _stays = False
     _known: KnownHead | None = None
     _whole = b""
     _waits = False
@@ -225,16 +243,37 @@ class Lane(HttpToolsProtocol):
         if self._waits and not route.at_hand(incoming, self._here):
             return False
         out = route.answer(incoming, self._here)
-        stays = (
+        if out is None:
+            return False
+        stays = self._stays = (
             not self._closing
             and self.parser.should_keep_alive()
             and self.parser.get_http_version() != "1.0"
         )
-        self._write(out, request_id, stays=stays)
-        self.server_state.total_requests += 1
-        if stays:
-            self._idle_since = self.loop.time()
+        if isinstance(out, Outgoing):
+            self._write(out, request_id, stays=stays)
+            self.server_state.total_requests += 1
+            if stays:
+                self._idle_since = self.loop.time()
+            return True
+        owed = Owed(request_id, stays=stays)
+        self.cycle = cast("RequestResponseCycle", owed)
+        out.add_done_callback(partial(self._pay, owed))
         return True
+
+    def _pay(self, owed: Owed, done: asyncio.Future[Outgoing]) -> None:
+        """Answer what was owed, and go on with what came in the meantime."""
+        owed.response_complete = True
+        if owed.disconnected or self.transport.is_closing():
+            return
+        self._write(done.result(), owed.request_id, stays=owed.keep_alive and not self._closing)
+        if self.pipeline or self.transport.is_closing():
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        if self._begun is None:
+            self._idle_since = self.loop.time()
 
     def _keep_head(self, route: HotRoute) -> None:
         """Remember the head of a request that came alone and whole, and after which more may.
@@ -245,7 +284,7 @@ class Lane(HttpToolsProtocol):
         end = len(whole) - len(self._body)
         if (
             self._body
-            and self._idle_since is not None
+            and self._stays
             and end <= _MOST_KNOWN_HEAD
             and whole.find(b"\r\n\r\n") == end - 4
         ):
