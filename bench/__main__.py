@@ -1,4 +1,4 @@
-"""`python -m bench [create|verdict|revoke|http|peers …] [--quick] [--write] [--keep FOLDER]`."""
+"""`python -m bench [PART …] [--quick] [--write] [--keep FOLDER]`; all without a part."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.http import against_peers, full_plan, over_http, quick_plan
+from bench.messaging import messaging
 from bench.page import FILE, Page, spread
 from bench.revoke import revoke
 from wardkey.actions import keys, organizations
@@ -27,7 +28,7 @@ from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
 ROUNDS = 5
-PARTS = ["http", "peers", "revoke", "create", "verdict"]
+PARTS = ["http", "peers", "messaging", "revoke", "create", "verdict"]
 
 
 def told(page: Page, name: str, rates: list[float], unit: str) -> float:
@@ -127,6 +128,8 @@ def main() -> None:
             over_http(page, plan)
         if "peers" in named:
             against_peers(page, plan)
+        if "messaging" in named:
+            messaging(page, quick=wanted.quick)
         if "revoke" in named:
             page.section("Revocation")
             revoke(page, 500 if wanted.quick else 10_000)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from wardkey.domain.secret import ALPHABET, random_text
 
 
 def new_id(prefix: str, now: int) -> str:
     """Return `prefix_` + 8 characters of `now` (epoch ms) + 14 random ones (83 bits)."""
+    return f"{prefix}_{_stamp(now)}{random_text(14)}"
+
+
+# Under load many ids are made in one millisecond.
+@lru_cache(maxsize=16)
+def _stamp(now: int) -> str:
     stamp = ""
     for _ in range(8):
         now, digit = divmod(now, 62)
         stamp = ALPHABET[digit] + stamp
-    return f"{prefix}_{stamp}{random_text(14)}"
+    return stamp

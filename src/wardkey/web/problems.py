@@ -304,6 +304,8 @@ def check_json(content_type: str) -> None:
 
     Raises `UnsupportedMediaType`.
     """
+    if content_type == "application/json":
+        return
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise errors.UnsupportedMediaType
 
