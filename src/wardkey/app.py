@@ -192,6 +192,10 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 link=(link := _link(config, database)),
                 publishers=None if link is None else _publishers(config, link, me),
             )
+            cutting = None
+            if link is not None:
+                cutting = Cutting(context, link, context.rights, asyncio.get_running_loop())
+                context.runner.end_sessions = cutting.end_concerned
             app.state.context = context
             # One of them for the broker beside this and for others, so that guesses count together.
             logins = Logins(context, context.rights)
@@ -203,7 +207,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             )
             ticker.start()
             _calm_collector()
-            messaging = asyncio.create_task(_messaging(context, logins))
+            messaging = asyncio.create_task(_messaging(context, logins, cutting))
             try:
                 yield
             finally:
@@ -233,14 +237,14 @@ def _publishers(config: Config, link: BrokerLink, me: Me) -> Publishers:
     return Publishers(link, host.strip("[]"), int(port), me.id, tls)
 
 
-async def _messaging(context: Context, logins: Logins) -> None:
+async def _messaging(context: Context, logins: Logins, cutting: Cutting | None) -> None:
     """Answer the broker's logins and keep sessions to what is allowed, until cancelled."""
     link, publishers = context.link, context.publishers
-    if link is None or publishers is None:
+    if link is None or publishers is None or cutting is None:
         return
     try:
         await link.open(logins.judge)
-        await Cutting(context, link, context.rights).follow()
+        await cutting.follow()
     finally:
         await publishers.close()
         await link.close()

@@ -81,7 +81,7 @@ def test_a_rule_is_made_shown_changed_and_deleted_and_each_is_in_the_audit(
     expected = {**new, "effect": "deny", "priority": 5}
     assert changed.json() | {"updated_at": ""} == expected | {"updated_at": ""}
     assert owner.patch(where, json={}).json() == changed.json()
-    assert owner.delete(where).status_code == 204
+    assert owner.delete(where).json() == {"id": where.rpartition("/")[2], "sessions": None}
     assert owner.get(where).status_code == 404
     assert listed(owner) == []
     expected_events = [f"acl_rule.{done}" for done in ("deleted", "updated", "created")]

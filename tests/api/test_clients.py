@@ -52,7 +52,7 @@ def test_a_client_is_made_shown_changed_and_deleted(owner: httpx.Client) -> None
     assert owner.patch(path, json={"tags": None}).json() == changed
     assert owner.post(f"{path}/disable").json() == changed
     assert owner.post(f"{path}/enable").json()["enabled"] is True
-    assert owner.delete(path).status_code == 204
+    assert owner.delete(path).json() == {"id": made["id"], "sessions": None}
     assert owner.get(path).json()["code"] == "client_not_found"
     assert owner.delete(path).json()["code"] == "client_not_found"
     assert actions_on(owner, made["id"]) == [

@@ -11,6 +11,7 @@ METHODS = ("get", "post", "put", "patch", "delete")
 OUR_ROUTES = {
     # Without messaging; with it see tests/messaging/test_sessions.py.
     ("delete", "/v2/sessions/{session_id}"): "messaging_off",
+    ("get", "/v2/sessions/receipts/{receipt_id}"): "receipt_not_found",
     ("get", "/v2/keys/{key_id}"): "key_not_found",
     ("patch", "/v2/keys/{key_id}"): "key_not_found",
     ("delete", "/v2/keys/{key_id}"): "key_not_found",

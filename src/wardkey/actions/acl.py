@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, delete, insert, select, update
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.session_receipts import EVERYBODY
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import acl_rules, clients
 from wardkey.domain.acl import (
@@ -95,6 +96,7 @@ def create(tx: Transaction, by: Principal, spec: RuleSpec) -> SavedRule:
     made = _made(tx, by, [spec])
     _check_set([*_saved(tx, by), *made])
     _insert(tx, by, made)
+    tx.concerned.add(EVERYBODY)
     record(tx, by, "acl_rule.created", Target(_CHANGE, made[0].id), _details(spec))
     return made[0]
 
@@ -135,6 +137,7 @@ def change(tx: Transaction, by: Principal, rule_id: str, wanted: RuleChanges) ->
         .values(**_columns(after.spec), updated_at=tx.now)
     )
     details = {**_details(after.spec), "old": _details(before.spec)}
+    tx.concerned.add(EVERYBODY)
     record(tx, by, "acl_rule.updated", Target(_CHANGE, rule_id), details)
     return after
 
@@ -145,6 +148,7 @@ def remove(tx: Transaction, by: Principal, rule_id: str) -> None:
     before = _get(tx, by, rule_id)
     _check_set([rule for rule in _saved(tx, by) if rule.id != rule_id])
     tx.connection.execute(delete(acl_rules).where(acl_rules.c.id == rule_id, *_room(by)))
+    tx.concerned.add(EVERYBODY)
     record(tx, by, "acl_rule.deleted", Target(_CHANGE, rule_id), _details(before.spec))
 
 
@@ -214,6 +218,7 @@ def _replace(
     gone = tx.connection.execute(delete(acl_rules).where(*_room(by))).rowcount
     _insert(tx, by, made)
     details = {"rules": len(made), "old_rules": gone, **more}
+    tx.concerned.add(EVERYBODY)
     record(tx, by, "acl_rules.replaced", Target(_CHANGE, by.environment), details)
     return sorted(made, key=_order)
 

@@ -162,6 +162,8 @@ def change(
     """
     by.require(Permission.CLIENTS_WRITE)
     before = _get(tx, by, client_id)
+    if changes.get("enabled") is False:
+        tx.concerned.add(client_id)
     unknown = sorted(set(changes) - _CHANGEABLE)
     if unknown:
         raise InvalidRequest(f"{unknown[0]} of a client cannot be changed.")
@@ -196,6 +198,7 @@ def set_password(
     open_organization(tx, by)
     password, columns = _password(tx, password_hash)
     after = _update(tx, by, client_id, columns)
+    tx.concerned.add(client_id)
     details = {"generated": password is not None}
     record(tx, by, "client.password_set", Target("client", client_id), details)
     return ClientWithPassword(after, password)
@@ -209,6 +212,7 @@ def remove(tx: Transaction, by: Principal, client_id: str) -> None:
     ).one_or_none()
     if gone is None:
         raise ClientNotFound
+    tx.concerned.add(client_id)
     details = {"username": gone.username}
     record(tx, by, "client.deleted", Target("client", client_id), details)
 

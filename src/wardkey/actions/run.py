@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.session_receipts import Concern
 from wardkey.db.engine import Database, Transaction
 from wardkey.domain.errors import Forbidden
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.receipts import Confirmation
+from wardkey.domain.receipts import Confirmation, EndedSessions
 
 MINUTE_MS = 60_000
 
@@ -64,11 +65,13 @@ class MinuteNotes:
 class Runner:
     """Runs an action as somebody: in one transaction, and its refusal noted for the audit.
 
-    `confirm` waits after a commit until every verifier knows it.
+    `confirm` waits after a commit until every verifier knows it; before, `end_sessions` ends what
+    is live on MQTT of those whom the change concerned. It is None without messaging.
     """
 
     database: Database
     confirm: Callable[[str, int], Confirmation]
+    end_sessions: Callable[[Concern], EndedSessions] | None = None
     notes: MinuteNotes = field(default_factory=MinuteNotes)
 
     def change(
@@ -92,7 +95,12 @@ class Runner:
         with self.noting(action.__name__, by), self.database.write() as tx:
             done = action(tx, by, *args, **kwargs)
         # What changed nothing is confirmed too: an earlier caller may still be waiting for it.
-        return done, self.confirm(tx.epoch, tx.revision - (not tx.position))
+        revision = tx.revision - (not tx.position)
+        sessions = None if self.end_sessions is None else EndedSessions()
+        if self.end_sessions is not None and tx.concerned:
+            room = (by.org_id, by.environment)
+            sessions = self.end_sessions(Concern(room, tx.epoch, revision, frozenset(tx.concerned)))
+        return done, replace(self.confirm(tx.epoch, revision), sessions=sessions)
 
     def look(
         self,

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, delete, insert, select, update
 
 from wardkey.actions.audit import Target, record
 from wardkey.db.engine import Database, Transaction, telling
-from wardkey.db.schema import changes, clients, feed, mqtt_ids, organizations
+from wardkey.db.schema import changes, clients, feed, mqtt_ids, organizations, session_receipts
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
@@ -38,6 +38,7 @@ class Owner:
 class Changed:
     """What the change feed says since a revision: rooms whose sessions to look at."""
 
+    epoch: str
     revision: int
     rooms: frozenset[Room]
     organizations: bool
@@ -114,16 +115,24 @@ def find_owners(tx: Transaction, room: Room, ids: Sequence[str]) -> Mapping[str,
     return found
 
 
-def changes_since(database: Database, revision: int) -> Changed | None:
-    """Return what changed for sessions since `revision`, or None if nothing was committed.
+def feed_state(tx: Transaction) -> tuple[str, int]:
+    """Return the change feed's epoch and revision."""
+    row = tx.connection.execute(select(feed.c.epoch, feed.c.revision)).one()
+    return row.epoch, row.revision
+
+
+def changes_since(
+    database: Database, revision: int, known: frozenset[int] = frozenset()
+) -> Changed:
+    """Return what changed for sessions since `revision`, but for revisions that are `known`.
 
     Where the feed was cut or rewound, and for a negative `revision`, which stands for a process
-    that has seen nothing, every room with a known client id has changed.
+    that has seen nothing, every room with a known client id, or an open receipt, has changed.
     """
     with database.read() as tx:
-        now = int(tx.connection.execute(select(feed.c.revision)).scalar_one())
+        epoch, now = feed_state(tx)
         if now == revision:
-            return None
+            return Changed(epoch, now, frozenset(), organizations=False)
         rows = tx.connection.execute(
             select(changes.c.subject, changes.c.org_id, changes.c.revision).where(
                 changes.c.revision > (now if revision < 0 else revision)
@@ -131,12 +140,19 @@ def changes_since(database: Database, revision: int) -> Changed | None:
         ).all()
         if now < revision or len({row.revision for row in rows}) < now - revision:
             rooms = tx.connection.execute(
-                select(mqtt_ids.c.org_id, mqtt_ids.c.environment).distinct()
+                select(mqtt_ids.c.org_id, mqtt_ids.c.environment).union(
+                    select(session_receipts.c.org_id, session_receipts.c.environment).where(
+                        session_receipts.c.ended.is_(None)
+                    )
+                )
             )
-            known = frozenset((row.org_id, Environment(row.environment)) for row in rooms)
-            return Changed(now, known, organizations=True)
-    touched = {row.org_id for row in rows if row.subject in ("client", "acl")}
+            every = frozenset((row.org_id, Environment(row.environment)) for row in rooms)
+            return Changed(epoch, now, every, organizations=True)
+    touched = {
+        row.org_id for row in rows if row.subject in ("client", "acl") and row.revision not in known
+    }
     return Changed(
+        epoch,
         now,
         frozenset((org_id, environment) for org_id in touched for environment in Environment),
         organizations=any(row.subject == "organization" for row in rows),

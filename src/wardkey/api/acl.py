@@ -8,9 +8,10 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from wardkey.actions import acl
-from wardkey.api.shapes import Id, Input, Text
+from wardkey.api.shapes import Id, Input, Text, WithSessions, ended_shape
 from wardkey.domain import errors
 from wardkey.domain.acl import MOST_RULES, Action, ActorKind, Effect, SubjectKind
+from wardkey.domain.receipts import Confirmation
 from wardkey.domain.rule_specs import MOST_PRIORITY, PRESETS, PresetName, RuleSpec
 from wardkey.domain.times import iso
 from wardkey.web.caller import Known
@@ -172,6 +173,20 @@ class RuleList(BaseModel):
     rules: list[RuleShape]
 
 
+class ChangedRuleShape(RuleShape, WithSessions):
+    """A rule that was written, and the live sessions that had other rights and were ended."""
+
+
+class ChangedRuleList(RuleList, WithSessions):
+    """Every rule after a change, and the live sessions that had other rights and were ended."""
+
+
+class DeletedRuleShape(WithSessions):
+    """A rule that is gone, and the live sessions that had other rights and were ended."""
+
+    id: str
+
+
 class NewRules(Input):
     """The rules that are to be there instead of the present ones."""
 
@@ -259,16 +274,16 @@ def list_acl_rules(caller: Known, here: Here) -> RuleList:
 
 
 @router.post("/v2/acl/rules", status_code=201, responses=told(*_RULE_FAULTS, body=True))
-def create_acl_rule(wanted: NewRule, caller: Known, here: Here) -> RuleShape:
-    """Add a rule."""
-    return _shape(here.runner.change(acl.create, caller.by, wanted.spec()))
+def create_acl_rule(wanted: NewRule, caller: Known, here: Here) -> ChangedRuleShape:
+    """Add a rule; live sessions whose rights it changes are ended, and log in anew."""
+    return _changed(here.runner.change_confirmed(acl.create, caller.by, wanted.spec()))
 
 
 @router.put("/v2/acl/rules", responses=told(*_RULE_FAULTS, body=True))
-def put_acl_rules(wanted: NewRules, caller: Known, here: Here) -> RuleList:
+def put_acl_rules(wanted: NewRules, caller: Known, here: Here) -> ChangedRuleList:
     """Replace all rules at once, or none where one is refused."""
     specs = [rule.spec() for rule in wanted.rules]
-    return _list(here.runner.change(acl.put_rules, caller.by, specs))
+    return _changed_list(here.runner.change_confirmed(acl.put_rules, caller.by, specs))
 
 
 @router.get("/v2/acl/rules/{rule_id:id}", responses=told(errors.AclRuleNotFound))
@@ -281,23 +296,23 @@ def get_acl_rule(rule_id: Id, caller: Known, here: Here) -> RuleShape:
     "/v2/acl/rules/{rule_id:id}",
     responses=told(errors.AclRuleNotFound, *_RULE_FAULTS, body=True),
 )
-def change_acl_rule(rule_id: Id, wanted: RuleChange, caller: Known, here: Here) -> RuleShape:
+def change_acl_rule(rule_id: Id, wanted: RuleChange, caller: Known, here: Here) -> ChangedRuleShape:
     """Change a rule."""
     subject = (wanted.subject.kind, wanted.subject.value) if wanted.subject else None
     changes = acl.RuleChanges(
         wanted.priority, subject, wanted.filter, wanted.action, wanted.effect, wanted.description
     )
-    return _shape(here.runner.change(acl.change, caller.by, rule_id, changes))
+    return _changed(here.runner.change_confirmed(acl.change, caller.by, rule_id, changes))
 
 
 @router.delete(
     "/v2/acl/rules/{rule_id:id}",
-    status_code=204,
     responses=told(errors.AclRuleNotFound, errors.AclLooseWildcard),
 )
-def delete_acl_rule(rule_id: Id, caller: Known, here: Here) -> None:
+def delete_acl_rule(rule_id: Id, caller: Known, here: Here) -> DeletedRuleShape:
     """Delete a rule."""
-    here.runner.change(acl.remove, caller.by, rule_id)
+    _, confirmed = here.runner.change_confirmed(acl.remove, caller.by, rule_id)
+    return DeletedRuleShape(id=rule_id, sessions=ended_shape(confirmed.sessions))
 
 
 @router.post(
@@ -353,12 +368,22 @@ def list_acl_presets(caller: Known) -> PresetList:  # noqa: ARG001 - asks who it
 
 
 @router.post("/v2/acl/presets", responses=told(errors.AclRulesExist, body=True))
-def apply_acl_preset(wanted: PresetChoice, caller: Known, here: Here) -> RuleList:
+def apply_acl_preset(wanted: PresetChoice, caller: Known, here: Here) -> ChangedRuleList:
     """Make a preset's rules; where there are rules already, only with `replace`."""
-    made = here.runner.change(
+    made = here.runner.change_confirmed(
         acl.apply_preset, caller.by, wanted.preset, over_others=wanted.replace
     )
-    return _list(made)
+    return _changed_list(made)
+
+
+def _changed(done: tuple[acl.SavedRule, Confirmation]) -> ChangedRuleShape:
+    saved, confirmed = done
+    return ChangedRuleShape(**dict(_shape(saved)), sessions=ended_shape(confirmed.sessions))
+
+
+def _changed_list(done: tuple[list[acl.SavedRule], Confirmation]) -> ChangedRuleList:
+    saved, confirmed = done
+    return ChangedRuleList(**dict(_list(saved)), sessions=ended_shape(confirmed.sessions))
 
 
 def _new(spec: RuleSpec) -> NewRule:

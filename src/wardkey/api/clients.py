@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from wardkey.actions import clients
 from wardkey.api.retries import IdempotencyKey, RawBody, change_once, retry_of
-from wardkey.api.shapes import Id, Input, when
+from wardkey.api.shapes import Id, Input, WithSessions, ended_shape, when
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors
 from wardkey.domain.clients import (
@@ -120,6 +120,16 @@ class ClientShape(BaseModel):
     last_connected_at: str | None = Field(description="At most a minute late.")
 
 
+class ChangedClientShape(ClientShape, WithSessions):
+    """A client as it is now, and what became of its live sessions."""
+
+
+class DeletedClientShape(WithSessions):
+    """A client that is gone."""
+
+    id: str
+
+
 class ClientWithPasswordShape(BaseModel):
     """A client whose password was just set."""
 
@@ -127,6 +137,10 @@ class ClientWithPasswordShape(BaseModel):
     password: str | None = Field(
         description="The generated password, shown this once; null where one was given."
     )
+
+
+class ClientWithNewPasswordShape(ClientWithPasswordShape, WithSessions):
+    """A client with another password; an answer that is given again tells no sessions."""
 
 
 class ClientPage(BaseModel):
@@ -171,7 +185,7 @@ def create_client(  # noqa: PLR0917 - FastAPI's parameters
         return _with_password(clients.create(tx, by, spec, password_hash))
 
     retry = retry_of(request, caller, body, idempotency_key)
-    return ClientWithPasswordShape.model_validate(change_once(here, by, create_client, retry))
+    return ClientWithPasswordShape.model_validate(change_once(here, by, create_client, retry)[0])
 
 
 @router.get("/v2/clients", responses=told(errors.InvalidCursor))
@@ -225,22 +239,26 @@ def get_client(client_id: Id, caller: Known, here: Here) -> ClientShape:
     "/v2/clients/{client_id:id}",
     responses=told(errors.ClientNotFound, errors.InvalidName, errors.InvalidTag, body=True),
 )
-def change_client(client_id: Id, wanted: ClientChanges, caller: Known, here: Here) -> ClientShape:
-    """Change a client's display name and tags, or let it in and out."""
-    changes = wanted.model_dump(exclude_none=True)
-    return _shape(here.runner.change(clients.change, caller.by, client_id, changes))
+def change_client(
+    client_id: Id, wanted: ClientChanges, caller: Known, here: Here
+) -> ChangedClientShape:
+    """Change a client's display name and tags, or let it in and out.
+
+    Disabling it ends its live sessions before this returns.
+    """
+    return _changed(here, caller.by, client_id, wanted.model_dump(exclude_none=True))
 
 
 @router.post("/v2/clients/{client_id:id}/disable", responses=told(errors.ClientNotFound))
-def disable_client(client_id: Id, caller: Known, here: Here) -> ClientShape:
-    """Let a client in no more until it is enabled again."""
-    return _shape(here.runner.change(clients.change, caller.by, client_id, {"enabled": False}))
+def disable_client(client_id: Id, caller: Known, here: Here) -> ChangedClientShape:
+    """Let a client in no more until it is enabled again; its live sessions are ended."""
+    return _changed(here, caller.by, client_id, {"enabled": False})
 
 
 @router.post("/v2/clients/{client_id:id}/enable", responses=told(errors.ClientNotFound))
-def enable_client(client_id: Id, caller: Known, here: Here) -> ClientShape:
+def enable_client(client_id: Id, caller: Known, here: Here) -> ChangedClientShape:
     """Let a disabled client in again."""
-    return _shape(here.runner.change(clients.change, caller.by, client_id, {"enabled": True}))
+    return _changed(here, caller.by, client_id, {"enabled": True})
 
 
 @router.post(
@@ -261,21 +279,31 @@ def set_client_password(  # noqa: PLR0917 - FastAPI's parameters
     body: RawBody,
     wanted: PasswordChange | None = None,
     idempotency_key: IdempotencyKey = None,
-) -> ClientWithPasswordShape:
-    """Give a client a new password; the old one opens nothing from then on."""
+) -> ClientWithNewPasswordShape:
+    """Give a client a new password; the old one opens nothing from then on, and keeps nothing."""
     password_hash = _hashed(here, caller.by, wanted.password if wanted else None)
 
     def set_password(tx: Transaction, by: Principal) -> dict[str, Any]:
         return _with_password(clients.set_password(tx, by, client_id, password_hash))
 
     retry = retry_of(request, caller, body, idempotency_key)
-    return ClientWithPasswordShape.model_validate(change_once(here, caller.by, set_password, retry))
+    made, confirmed = change_once(here, caller.by, set_password, retry)
+    sessions = ended_shape(confirmed.sessions)
+    return ClientWithNewPasswordShape.model_validate({**made, "sessions": sessions})
 
 
-@router.delete("/v2/clients/{client_id:id}", status_code=204, responses=told(errors.ClientNotFound))
-def delete_client(client_id: Id, caller: Known, here: Here) -> None:
-    """Delete a client; its user name is free from then on."""
-    here.runner.change(clients.remove, caller.by, client_id)
+@router.delete("/v2/clients/{client_id:id}", responses=told(errors.ClientNotFound))
+def delete_client(client_id: Id, caller: Known, here: Here) -> DeletedClientShape:
+    """Delete a client and end its live sessions; its user name is free from then on."""
+    _, confirmed = here.runner.change_confirmed(clients.remove, caller.by, client_id)
+    return DeletedClientShape(id=client_id, sessions=ended_shape(confirmed.sessions))
+
+
+def _changed(
+    here: Here, by: Principal, client_id: str, changes: dict[str, Any]
+) -> ChangedClientShape:
+    client, confirmed = here.runner.change_confirmed(clients.change, by, client_id, changes)
+    return ChangedClientShape(**dict(_shape(client)), sessions=ended_shape(confirmed.sessions))
 
 
 def _hashed(here: Here, by: Principal, password: str | None) -> str | None:

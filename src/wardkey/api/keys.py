@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from wardkey.actions import imports, keys, revocations
+from wardkey.actions import imports, keys, revocations, session_receipts
 from wardkey.api.retries import IdempotencyKey, RawBody, change_once, retry_of
 from wardkey.api.shapes import (
     PREFIX,
@@ -263,7 +264,7 @@ def issue_key(  # noqa: PLR0917 - FastAPI's parameters
         return issued_shape(keys.issue(tx, by, spec), tx.now).model_dump(mode="json")
 
     retry = retry_of(request, caller, body, idempotency_key)
-    return IssuedShape.model_validate(change_once(here, by, issue, retry))
+    return IssuedShape.model_validate(change_once(here, by, issue, retry)[0])
 
 
 @router.get("/v2/keys", responses=told(errors.InvalidCursor))
@@ -373,7 +374,7 @@ def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
         return issued_shape(keys.rotate(tx, by, key_id, grace), tx.now).model_dump(mode="json")
 
     retry = retry_of(request, caller, body, idempotency_key)
-    return IssuedShape.model_validate(change_once(here, caller.by, rotate, retry))
+    return IssuedShape.model_validate(change_once(here, caller.by, rotate, retry)[0])
 
 
 @router.post(
@@ -423,9 +424,15 @@ def revoke_secret(
 
 @router.get("/v2/receipts/{receipt_id:id}", responses=told(errors.ReceiptNotFound))
 def get_receipt(receipt_id: Id, caller: Known, here: Here) -> ReceiptShape:
-    """Show the receipt of a revocation again."""
+    """Show the receipt of a revocation again, with the sessions that it ended by now."""
     receipt = here.runner.look(revocations.get_receipt, caller.by, receipt_id)
-    return receipt_shape(receipt, here.runner.confirm(receipt.epoch, receipt.revision))
+    confirmed = here.runner.confirm(receipt.epoch, receipt.revision)
+    if here.link is not None:
+        ended = here.runner.look(
+            session_receipts.of_revision, caller.by, receipt.epoch, receipt.revision
+        )
+        confirmed = replace(confirmed, sessions=ended)
+    return receipt_shape(receipt, confirmed)
 
 
 @router.post(

@@ -11,6 +11,7 @@ from pydantic import Field
 from wardkey.actions.idempotency import Retry, once
 from wardkey.db.engine import Transaction
 from wardkey.domain.principal import Principal
+from wardkey.domain.receipts import Confirmation
 from wardkey.web.caller import Caller
 from wardkey.web.context import Context
 
@@ -46,13 +47,13 @@ def change_once(
     by: Principal,
     act: Callable[[Transaction, Principal], dict[str, Any]],
     retry: Retry | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Confirmation]:
     """Run an action that writes, or give the answer that it gave to the same request before."""
     if retry is None:
-        return here.runner.change(act, by)
+        return here.runner.change_confirmed(act, by)
 
     def replayed(tx: Transaction, by: Principal) -> dict[str, Any]:
         return once(tx, by, retry, lambda: act(tx, by))
 
     replayed.__name__ = act.__name__
-    return here.runner.change(replayed, by)
+    return here.runner.change_confirmed(replayed, by)

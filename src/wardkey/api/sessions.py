@@ -8,7 +8,8 @@ from anyio.from_thread import run
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel
 
-from wardkey.actions import sessions
+from wardkey.actions import session_receipts, sessions
+from wardkey.api.shapes import EndedSessionsShape, Id
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
 from wardkey.domain.topics import from_subject
@@ -63,6 +64,15 @@ def list_sessions(
     ]
     wanted.sort(key=lambda one: one.started_at, reverse=True)
     return SessionPage(sessions=[_shape(one) for one in wanted[:limit]], total=len(wanted))
+
+
+@router.get(
+    "/v2/sessions/receipts/{receipt_id:id}",
+    responses=told(errors.ReceiptNotFound),
+)
+def get_session_receipt(receipt_id: Id, caller: Known, here: Here) -> EndedSessionsShape:
+    """Show how many live sessions a change has ended by now, or in all once it is not pending."""
+    return EndedSessionsShape.of(here.runner.look(session_receipts.get, caller.by, receipt_id))
 
 
 @router.delete(

@@ -13,7 +13,7 @@ from wardkey.actions.revocations import Receipt
 from wardkey.domain.errors import InvalidTime
 from wardkey.domain.keys import KeyRecord, KeyStatus, Rate, SecretRecord
 from wardkey.domain.permissions import KeyType
-from wardkey.domain.receipts import Confirmation, Reach
+from wardkey.domain.receipts import Confirmation, EndedSessions, Reach
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso, parse_iso
 
@@ -179,7 +179,46 @@ class IssuedShape(BaseModel):
     warnings: list[str]
 
 
-class ReceiptShape(BaseModel):
+class EndedSessionsShape(BaseModel):
+    """How many live MQTT sessions a change has ended."""
+
+    receipt_id: str | None = Field(
+        description="For `GET /v2/sessions/receipts/{receipt_id}`; null where the change concerns "
+        "no session."
+    )
+    ended: int | None = Field(description="Null while the broker cannot be asked.")
+    pending: bool = Field(
+        description="A login that was in flight at that moment may still open a session, which is "
+        "then ended and counted too."
+    )
+    pending_until: str | None = Field(
+        description="2.1 s after the change; null if nothing is pending, or the broker is away."
+    )
+
+    @classmethod
+    def of(cls, sessions: EndedSessions) -> EndedSessionsShape:
+        """Render what became of live sessions."""
+        return cls(
+            receipt_id=sessions.receipt_id or None,
+            ended=sessions.ended,
+            pending=sessions.pending,
+            pending_until=when(sessions.pending_until),
+        )
+
+
+_Ended = Annotated[
+    EndedSessionsShape | None,
+    Field(description="Null without messaging, and in an answer that changes nothing."),
+]
+
+
+class WithSessions(BaseModel):
+    """An answer to a change that may end live sessions."""
+
+    sessions: _Ended = None
+
+
+class ReceiptShape(WithSessions):
     """Proof of a revocation: from this revision of the change feed on nothing accepts the key."""
 
     id: str
@@ -254,6 +293,11 @@ def issued_shape(issued: Issued, now: int) -> IssuedShape:
     )
 
 
+def ended_shape(sessions: EndedSessions | None) -> EndedSessionsShape | None:
+    """Render what became of live sessions; None without messaging."""
+    return None if sessions is None else EndedSessionsShape.of(sessions)
+
+
 def receipt_shape(receipt: Receipt, confirmed: Confirmation) -> ReceiptShape:
     """Render a receipt and how far its revocation has reached."""
     return ReceiptShape(
@@ -269,6 +313,7 @@ def receipt_shape(receipt: Receipt, confirmed: Confirmation) -> ReceiptShape:
         late_verifiers=confirmed.late,
         staleness_s=confirmed.staleness_s,
         took_ms=round(confirmed.took_ms, 1),
+        sessions=ended_shape(confirmed.sessions),
     )
 
 

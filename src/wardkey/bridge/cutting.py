@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
+from wardkey.actions import session_receipts
 from wardkey.actions.rights import Rights
+from wardkey.actions.session_receipts import Concern, Wrong
 from wardkey.actions.sessions import (
     Owner,
     Room,
     changes_since,
+    feed_state,
     find_owners,
     stopped_organizations,
 )
 from wardkey.bridge.logins import mark_of
 from wardkey.db.engine import Transaction
+from wardkey.domain.errors import BrokerUnreachable, Failure
+from wardkey.domain.receipts import EndedSessions
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import parse_iso
 from wardkey.outside.broker_link import BrokerLink, Session
@@ -27,19 +35,54 @@ from wardkey.web.context import Context
 
 log = logging.getLogger("wardkey")
 
+T = TypeVar("T")
+
 _LOOK_S = 0.03
 # The broker's own bound on a login, and a little: one in flight is there by then or never.
-AGAIN_S = 2.1
+AGAIN_S = 2.05
+# How long a call waits for the broker before it says that nobody could ask it.
+_MOST_S = 1.0
 
 
 @dataclass(slots=True)
 class Cutting:
-    """Follows the change feed; every process does, so that one of them always lives to do it."""
+    """Follows the change feed; every process does, so that one of them always lives to do it.
+
+    What a call of this process changed is cut before that call returns, and not once more then.
+    """
 
     here: Context
     link: BrokerLink
     rights: Rights
+    loop: asyncio.AbstractEventLoop
     _again: set[asyncio.Task[None]] = field(default_factory=set)
+    _held: set[int] = field(default_factory=set)
+    # Rooms that a call could not cut.
+    _owed: set[Room] = field(default_factory=set)
+
+    def end_concerned(self, concern: Concern) -> EndedSessions:
+        """Cut, from a thread that is not the loop's, what a committed change concerns."""
+        room, began = concern.room, self.loop.time()
+        self._held.add(concern.revision)
+        end, reached = time.monotonic() + _MOST_S, False
+        try:
+            if not self.link.is_connected:
+                raise BrokerUnreachable
+            sessions = self._wait(self.link.sessions(*room, subscribed=False), end)
+            epoch, revision, wrong = self._judged(room, sessions)
+            self._wait(self._kick(wrong), end)
+            self._note(room, epoch, revision, wrong)
+            reached = True
+        except (Failure, TimeoutError):
+            self._owed.add(room)
+        self.loop.call_soon_threadsafe(
+            self._look_again, room, concern.epoch, concern.revision, began
+        )
+        try:
+            return session_receipts.issue(self.here.runner.database, concern, reached=reached)
+        except Failure as failure:
+            log.warning("no session receipt could be kept: %s", failure.code)
+            return EndedSessions(ended=None, pending=True)
 
     async def follow(self) -> None:
         """Cut what changes, for ever; what fails is done at the next look."""
@@ -48,35 +91,70 @@ class Cutting:
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                if not self.link.is_connected or self.here.verifier.directory.revision() == seen:
+                known = self.here.verifier.directory.revision()
+                if not self.link.is_connected or (known == seen and not self._owed):
                     continue
-                change = await run_in_threadpool(changes_since, self.here.runner.database, seen)
-                if change is None:
-                    continue
-                if change.organizations:
-                    stopped = await self._stop_organizations(stopped)
-                await asyncio.gather(*(self.cut(room) for room in change.rooms))
-                for room in change.rooms:
-                    task = asyncio.create_task(self._cut_again(room))
-                    self._again.add(task)
-                    task.add_done_callback(self._again.discard)
+                began, held, owed = self.loop.time(), frozenset(self._held), self._take_owed()
+                try:
+                    change = await run_in_threadpool(
+                        changes_since, self.here.runner.database, seen, held
+                    )
+                    if change.organizations:
+                        stopped = await self._stop_organizations(stopped)
+                    await asyncio.gather(*(self.cut(room) for room in change.rooms | owed))
+                except BaseException:
+                    self._owed |= owed
+                    raise
+                for room in change.rooms | owed:
+                    self._look_again(room, change.epoch, change.revision, began)
                 seen = change.revision
+                self._held -= {revision for revision in held if revision <= seen}
+            except BrokerUnreachable:
+                continue
             except Exception:  # sessions must be followed for as long as this process lives
                 log.exception("live sessions could not be cut")
                 await asyncio.sleep(1)
 
-    async def cut(self, room: Room, *, patient: bool = False) -> int:
-        """End the sessions of a room that would not be let in as they are; return how many."""
-        sessions = await self.link.sessions(*room, patient=patient)
-        wrong = await run_in_threadpool(self._wrong, room, sessions)
-        await asyncio.gather(*(self.link.kick(one.server, one.cid) for one in wrong))
-        return len(wrong)
+    async def cut(self, room: Room, *, patient: bool = False) -> None:
+        """End the sessions of a room that would not be let in as they are."""
+        sessions = await self.link.sessions(*room, patient=patient, subscribed=False)
+        epoch, revision, wrong = await run_in_threadpool(self._judged, room, sessions)
+        await asyncio.gather(
+            self._kick(wrong), run_in_threadpool(self._note, room, epoch, revision, wrong)
+        )
 
-    async def _cut_again(self, room: Room) -> None:
-        await asyncio.sleep(AGAIN_S)
+    def _take_owed(self) -> frozenset[Room]:
+        owed = frozenset(self._owed)
+        self._owed -= owed
+        return owed
+
+    def _wait(self, asked: Coroutine[Any, Any, T], end: float) -> T:
+        told = asyncio.run_coroutine_threadsafe(asked, self.loop)
         try:
+            return told.result(max(0.0, end - time.monotonic()))
+        finally:
+            told.cancel()
+
+    def _look_again(self, room: Room, epoch: str, revision: int, began: float) -> None:
+        """Cut a room once more when no login can be in flight since `began`, and settle."""
+        task = self.loop.create_task(self._cut_again(room, epoch, revision, began))
+        self._again.add(task)
+        task.add_done_callback(self._again.discard)
+
+    async def _cut_again(self, room: Room, epoch: str, revision: int, began: float) -> None:
+        await asyncio.sleep(began + AGAIN_S - self.loop.time())
+        try:
+            await self.cut(room)
+            # Nodes that joined since they were counted take a quarter of a second more.
             await self.cut(room, patient=True)
+            if room not in self._owed:
+                await run_in_threadpool(
+                    session_receipts.settle, self.here.runner.database, room, epoch, revision
+                )
+        except BrokerUnreachable:
+            self._owed.add(room)
         except Exception:  # as above
+            self._owed.add(room)
             log.exception("live sessions could not be cut")
 
     async def _stop_organizations(self, before: frozenset[str]) -> frozenset[str]:
@@ -86,21 +164,37 @@ class Cutting:
                 await self.link.put_account(org_id, environment, suspended=org_id in stopped)
         return stopped
 
-    def _wrong(self, room: Room, sessions: list[Session]) -> list[Session]:
+    async def _kick(self, wrong: list[Wrong]) -> None:
+        await asyncio.gather(*(self.link.kick(one.server, one.cid) for one in wrong))
+
+    def _note(self, room: Room, epoch: str, revision: int, wrong: list[Wrong]) -> None:
+        """Keep what is being ended, to be counted; without that it is ended all the same."""
+        if not wrong:
+            return
+        try:
+            session_receipts.note_ended(self.here.runner.database, room, epoch, revision, wrong)
+        except Failure as failure:
+            log.warning("ended sessions could not be counted: %s", failure.code)
+
+    def _judged(self, room: Room, sessions: list[Session]) -> tuple[str, int, list[Wrong]]:
+        """Return the state of the feed, and what may not stay by it."""
         by_id: defaultdict[str, list[Session]] = defaultdict(list)
         for one in sessions:
             by_id[one.client_id].append(one)
         wrong = []
         with self.here.runner.database.read() as tx:
+            epoch, revision = feed_state(tx)
             owners = find_owners(tx, room, list(by_id))
             for mqtt_id, found in by_id.items():
                 owner = owners.get(mqtt_id)
                 if owner is None:
                     # Nobody can say whose it is, so whoever it is logs in anew.
-                    wrong += [one for one in found if one.username != BRIDGE]
-                    continue
-                wrong += [one for one in found if not self._may_stay(tx, room, owner, one)]
-        return wrong
+                    ending = [one for one in found if one.username != BRIDGE]
+                else:
+                    ending = [one for one in found if not self._may_stay(tx, room, owner, one)]
+                subject_id = "" if owner is None else owner.subject_id
+                wrong += [Wrong(one.server, one.cid, subject_id) for one in ending]
+        return epoch, revision, wrong
 
     def _may_stay(self, tx: Transaction, room: Room, owner: Owner, session: Session) -> bool:
         if not owner.enabled or owner.password_set_at > parse_iso(session.started_at):

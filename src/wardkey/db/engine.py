@@ -60,6 +60,8 @@ class Transaction:
     epoch: str = ""
     revision: int = 0
     position: int = 0
+    # Whose live sessions the change may end: ids of clients, or `*` for all of the room.
+    concerned: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)

@@ -448,6 +448,39 @@ mqtt_ids = Table(
     sqlite_with_rowid=False,
 )
 
+# What became of live sessions after a change: how many it ended, once that is settled.
+session_receipts = Table(
+    "session_receipts",
+    usage,
+    Column("id", String(40), primary_key=True),
+    Column("org_id", String(40), nullable=False),
+    Column("environment", String(8), nullable=False),
+    Column("epoch", String(24), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("subjects", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("reached", Boolean, nullable=False),
+    Column("ended", Integer),
+    Index("ix_session_receipts_revision", "epoch", "revision"),
+    sqlite_with_rowid=False,
+)
+
+# Sessions that were ended, kept for an hour to be counted, with the revision that they were
+# judged by; several processes may end the same one.
+ended_sessions = Table(
+    "ended_sessions",
+    usage,
+    Column("server", String(64), primary_key=True),
+    Column("cid", BigInteger, primary_key=True),
+    Column("org_id", String(40), nullable=False),
+    Column("environment", String(8), nullable=False),
+    Column("epoch", String(24), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("subject_id", String(64), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 # The processes that judge keys, each with its lease and what it last told of itself.
 verifiers = Table(
     "verifiers",

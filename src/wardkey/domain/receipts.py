@@ -14,6 +14,20 @@ class Reach(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class EndedSessions:
+    """How many live sessions a change has ended; None while nobody could ask the broker.
+
+    It is pending until a login that was in flight has been looked for, at `pending_until` (epoch
+    milliseconds) if the broker can be asked. `receipt_id` is empty where no session is concerned.
+    """
+
+    receipt_id: str = ""
+    ended: int | None = 0
+    pending: bool = False
+    pending_until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Confirmation:
     """How far a change has reached when its call returns.
 
@@ -26,3 +40,5 @@ class Confirmation:
     took_ms: float
     staleness_s: float = 0.0
     late: int = 0
+    # None without messaging.
+    sessions: EndedSessions | None = None

@@ -140,18 +140,26 @@ class BrokerLink:
         self._known[org_id, environment] = suspended
 
     async def sessions(
-        self, org_id: str, environment: str, username: str = "", *, patient: bool = False
+        self,
+        org_id: str,
+        environment: str,
+        username: str = "",
+        *,
+        patient: bool = False,
+        subscribed: bool = True,
     ) -> list[Session]:
         """Return the live sessions of an organization's environment, of all the broker's nodes.
 
-        `patient` waits for nodes that may have joined since they were counted.
+        `patient` waits for nodes that may have joined since they were counted; `subscribed` asks
+        for subscriptions too.
         """
         if (org_id, environment) not in self._known:
             # The broker would look for an account that it does not know for two seconds.
             await self.put_account(org_id, environment)
         account = self._keys.account(org_id, environment).public
         asked: dict[str, Any] = {
-            "acc": account, "auth": True, "subscriptions": True, "limit": 1_000_000, "state": 0,
+            "acc": account, "auth": True, "subscriptions": subscribed, "limit": 1_000_000,
+            "state": 0,
         }  # fmt: skip
         if username:
             asked["user"] = username
@@ -214,6 +222,8 @@ class BrokerLink:
                 timeout = _GATHER_S
         except (nats.errors.TimeoutError, TimeoutError):
             self._nodes = len(found)
+            if not found:
+                raise
             return found
         else:
             return found
