@@ -12,6 +12,7 @@ from wardkey.actions import acl, clients, master_keys, organizations
 from wardkey.actions.audit import verify_chain
 from wardkey.actions.logins import VerifiedPasswords, find_login
 from wardkey.actions.restore import Restored, restore
+from wardkey.actions.rights import Rights
 from wardkey.actions.run import Runner
 from wardkey.db.backup import open_backup, write_backup
 from wardkey.db.upkeep import rehash_passwords
@@ -61,7 +62,8 @@ def add(runner: Runner, by: Principal, spec: RuleSpec) -> str:
 def allowed(runner: Runner, by: Principal) -> set[str]:
     """Return the topics that a client of the room may publish to."""
     actor = Actor(ActorKind.CLIENT, by.org_id, "agent", "agent-1", "cli_1")
-    rules = runner.look(acl.rules_of, by)
+    with runner.database.read() as tx:
+        rules = Rights().rules(tx, (by.org_id, by.environment))
     return {topic for topic in TOPICS if rules.decide(actor, Action.PUBLISH, topic).allowed}
 
 

@@ -149,13 +149,13 @@ def test_a_login_in_flight_ends_within_2_1_s_and_is_counted(
                 wrong = f"{PASSWORD} {attempt} {n}"
                 name = f"crowd-{attempt}-{n}"
                 pool.submit(
-                    lambda *login: MqttClient(broker, *login).close(),
+                    lambda *login: MqttClient(broker.mqtt_port, *login).close(),
                     crowd["mqtt_username"],
                     wrong,
                     name,
                 )
             login = pool.submit(
-                MqttClient, broker, client["mqtt_username"], PASSWORD, f"flight-{attempt}"
+                MqttClient, broker.mqtt_port, client["mqtt_username"], PASSWORD, f"flight-{attempt}"
             )
             wait([login], 0.02 + 0.02 * attempt)
             told = owner.patch(f"/v2/clients/{client['id']}", json={"enabled": False}).json()
