@@ -7,7 +7,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server
+from tests.server import PASSWORD, Server
 from wardkey.domain.broker_acl import exception_to, loose_wildcard
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.rule_specs import PRESETS, PresetName, clean_rule
@@ -356,11 +356,11 @@ def test_the_simulator_tries_rules_that_are_not_saved(owner: httpx.Client) -> No
     ("subject", "who", "allowed"),
     [
         ({"kind": "client", "value": "cli_1"}, {"id": "cli_1"}, True),
-        ({"kind": "client", "value": "cli_1"}, {"id": "cli_2"}, False),
+        ({"kind": "client", "value": "cli_1"}, {"id": ""}, False),
         ({"kind": "username", "value": "agent-*"}, {}, True),
         ({"kind": "username", "value": "bot-*"}, {}, False),
         ({"kind": "provider", "value": "idp_1"}, {"kind": "grant", "id": "idp_1"}, True),
-        ({"kind": "provider", "value": "idp_1"}, {"kind": "client", "id": "idp_1"}, False),
+        ({"kind": "provider", "value": "idp_1"}, {"kind": "client"}, False),
         ({"kind": "publishable"}, {"kind": "publishable_key"}, True),
         ({"kind": "publishable"}, {"kind": "secret_key"}, False),
         ({"kind": "everyone"}, {"kind": "publishable_key"}, False),
@@ -381,6 +381,41 @@ def test_the_simulator_asks_as_anybody(
             one[name] = client_id if value == "cli_1" else value
     told = asked(owner, "a", who=named[1], rules=[rule(subject=named[0])])
     assert told["allowed"] == allowed
+
+
+def test_the_simulator_takes_the_user_name_of_a_client_from_its_record(
+    owner: httpx.Client,
+) -> None:
+    name = f"acl-{uuid.uuid4().hex[:8]}"
+    client = owner.post("/v2/clients", json={"username": name}).json()["client"]
+    rules = [rule("a/{username}")]
+    for sent in ({}, {"username": "agent-01"}):
+        who = {"kind": "client", "id": client["id"], **sent}
+        told = asked(owner, f"a/{name}", who=who, rules=rules)
+        assert told["allowed"]
+        assert told["sentence"].startswith(f"{name} may publish")
+        assert not asked(owner, "a/agent-01", who=who, rules=rules)["allowed"]
+
+
+def test_404_the_simulator_asks_as_no_client_that_is_not_here(
+    server: Server, owner: httpx.Client
+) -> None:
+    made = owner.post("/v2/clients", json={"username": f"acl-{uuid.uuid4().hex[:8]}"})
+    theirs = server.cli_here("org", "create", "Umbrella", "--owner", "admin@umbrella.example")
+    token = theirs.output.partition("/setup/")[2].split()[0]
+    body = {"token": token, "password": PASSWORD}
+    with server.client() as anonymous:
+        stranger = server.client(anonymous.post("/v2/setup", json=body).json()["token"])
+    test = {"Wardkey-Environment": "test"}
+    for asking, client_id, there in (
+        (owner, "cli_nobody", {}),
+        (owner, made.json()["client"]["id"], test),
+        (stranger, made.json()["client"]["id"], {}),
+    ):
+        body = {"who": {"kind": "client", "id": client_id}, "action": "publish", "topic": "a"}
+        answer = asking.post("/v2/acl/simulate", json=body, headers=there)
+        assert (answer.status_code, answer.json()["code"]) == (404, "client_not_found")
+    stranger.close()
 
 
 def test_a_claim_that_would_widen_a_rule_allows_nothing(owner: httpx.Client) -> None:

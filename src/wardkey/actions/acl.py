@@ -28,6 +28,7 @@ from wardkey.domain.errors import (
     AclLooseWildcard,
     AclRuleNotFound,
     AclRulesExist,
+    ClientNotFound,
     InvalidAclSubject,
     InvalidTopic,
     InvalidTopicFilter,
@@ -178,7 +179,8 @@ def apply_preset(
 def simulate(tx: Transaction, by: Principal, question: Question) -> Simulated:
     """Tell whether somebody may publish to a topic or subscribe to a filter, and by which rule.
 
-    Raises `InvalidTopic`, `InvalidTopicFilter`, and for unsaved rules what `put_rules` raises.
+    Of a client that is named by its id, the user name is the record's. Raises `InvalidTopic`,
+    `InvalidTopicFilter`, `ClientNotFound`, and for unsaved rules what `put_rules` raises.
     """
     by.require(Permission.ACL_READ)
     if question.action is Action.PUBLISH:
@@ -191,6 +193,12 @@ def simulate(tx: Transaction, by: Principal, question: Question) -> Simulated:
             clean_filter(question.topic)
         except ValueError as fault:
             raise InvalidTopicFilter(str(fault), field="topic") from None
+    if question.kind is ActorKind.CLIENT and question.subject_id:
+        by.require(Permission.CLIENTS_READ)
+        username = _username(tx, by, question.subject_id)
+        if username is None:
+            raise ClientNotFound
+        question = replace(question, username=username)
     rules = _saved(tx, by)
     if question.rules is not None:
         rules = _made(tx, by, _clean_all(tx, by, question.rules))
@@ -245,17 +253,20 @@ def _clean_all(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> lis
 
 def _clean(tx: Transaction, by: Principal, spec: RuleSpec) -> RuleSpec:
     spec = clean_rule(spec)
-    if spec.subject_kind is SubjectKind.CLIENT:
-        found = tx.connection.execute(
-            select(clients.c.id).where(
-                clients.c.id == spec.subject,
-                clients.c.org_id == by.org_id,
-                clients.c.environment == by.environment,
-            )
-        ).one_or_none()
-        if found is None:
-            raise _no_client(spec)
+    if spec.subject_kind is SubjectKind.CLIENT and _username(tx, by, spec.subject) is None:
+        raise _no_client(spec)
     return spec
+
+
+def _username(tx: Transaction, by: Principal, client_id: str) -> str | None:
+    """Return the user name of a client that is here."""
+    return tx.connection.execute(
+        select(clients.c.username).where(
+            clients.c.id == client_id,
+            clients.c.org_id == by.org_id,
+            clients.c.environment == by.environment,
+        )
+    ).scalar_one_or_none()
 
 
 def _no_client(spec: RuleSpec, where: str = "") -> InvalidAclSubject:

@@ -208,10 +208,14 @@ class Simulation(Input):
     )
 
     class Who(Input):
-        """Somebody that may not exist; what is left out is empty."""
+        """Somebody that may not exist, unless it is a client's id; what is left out is empty."""
 
         kind: ActorKind
-        username: Value = Field(default="", description="Without the organization behind it.")
+        username: Value = Field(
+            default="",
+            description="Without the organization behind it; of a client whose id is sent it is "
+            "the record's.",
+        )
         client_id: Value = Field(default="", description="The client id of MQTT.")
         id: Value = Field(default="", description="The client's id, or the grant's provider's.")
         claims: dict[str, Value] = Field(default={}, max_length=50)
@@ -317,7 +321,7 @@ def delete_acl_rule(rule_id: Id, caller: Known, here: Here) -> DeletedRuleShape:
 
 @router.post(
     "/v2/acl/simulate",
-    responses=told(errors.InvalidTopic, *_RULE_FAULTS, body=True),
+    responses=told(errors.InvalidTopic, errors.ClientNotFound, *_RULE_FAULTS, body=True),
 )
 def simulate_acl(wanted: Simulation, caller: Known, here: Here) -> SimulationShape:
     """Tell whether somebody may publish or subscribe, and which rule decides it."""
