@@ -112,6 +112,17 @@ def test_the_first_rule_that_fits_decides(
     assert RuleSet(rules).decide(actor, action, topic) == by_hand(rules, actor, action, topic)
 
 
+def test_a_hash_is_denied_where_the_level_below_it_is() -> None:
+    for denied, asked in (("a/+/#", "a/#"), ("+/#", "#"), ("a/{claim.x}/#", "a/#"), ("a/+", "a/#")):
+        rules = [rule(denied, Effect.DENY, 1), rule("#")]
+        decision = RuleSet(rules).decide(DEVICE, Action.SUBSCRIBE, asked)
+        assert decision == by_hand(rules, DEVICE, Action.SUBSCRIBE, asked)
+        assert not decision.allowed, denied
+        assert broker_delivers(compiled(rules, DEVICE), asked, TOPICS) is None, denied
+    only = RuleSet([rule("a/b/#", Effect.DENY, 1), rule("#")])
+    assert only.decide(DEVICE, Action.SUBSCRIBE, "a/#").allowed
+
+
 def test_the_lower_priority_is_asked_first_and_of_two_alike_the_lower_id() -> None:
     first, second = rule("a", Effect.DENY, 5), rule("a", Effect.ALLOW, 6)
     assert RuleSet([second, first]).decide(DEVICE, Action.PUBLISH, "a").rule == first

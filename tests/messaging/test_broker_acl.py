@@ -25,7 +25,7 @@ from wardkey.outside.broker_link import _user_claims
 
 # Levels that are empty or have a dot are written otherwise on NATS.
 LEVELS = ("a", "b", "", "b.c", "+")
-VARIABLES = ("{username}", "{client_id}", "x-{username}", "{claim.team}", "#")
+VARIABLES = ("{username}", "{client_id}", "x-{username}", "{claim.team}")
 TOPICS = [
     topic
     for count in range(1, 5)
@@ -56,9 +56,9 @@ KNOWN = [
 
 def made_filter(random: Random) -> str:
     while True:
-        levels = random.choices(LEVELS, k=random.randint(1, 4))
-        if random.random() < 0.4:
-            levels[-1] = random.choice(VARIABLES)
+        levels = random.choices(LEVELS, (3, 1, 1, 1, 4), k=random.choice((1, 2, 2, 3, 3, 4)))
+        if random.random() < 0.6:
+            levels[-1] = random.choice(("#", "#", *VARIABLES))
         if found := "/".join(levels):
             return found
 
@@ -70,11 +70,14 @@ def made(random: Random) -> list[AclRule]:
                 made_filter(random),
                 random.choice(list(Effect)),
                 priority,
-                random.choice(SUBJECTS[:6]),
+                random.choice((SUBJECTS[0], random.choice(SUBJECTS[:6]))),
                 random.choice(list(Action)),
             )
             for priority in range(random.randint(1, 8))
         ]
+        # Most sets end in something wide, or nearly everything would be denied by all of them.
+        if random.random() < 0.6:
+            rules.append(rule(random.choice(["#", "a/#", "+/+", "+/#", "+"]), priority=9))
         if exception_to(rules) is None and loose_wildcard(rules) is None:
             return rules
 

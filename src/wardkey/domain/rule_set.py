@@ -67,12 +67,15 @@ class _Node:
     ends: _End | None = None
     denies: _End | None = None
     hash_ends: _End | None = None
+    hash_denies: _End | None = None
 
     def add(self, rule: AclRule, number: int) -> None:
         node = self
         for level in rule.filter.split("/"):
             if level == "#":
                 node.hash_ends = _added(node.hash_ends, rule, number)
+                if rule.effect is Effect.DENY:
+                    node.hash_denies = _added(node.hash_denies, rule, number)
                 return
             node = node._child(level, rule, number)
         node.ends = _added(node.ends, rule, number)
@@ -135,7 +138,7 @@ class RuleSet:
 
         A rule fits a subscription's filter if it covers it wholly. Of an accepted one, topics that
         a rule denies are not delivered; but, as the broker does it, `a/#` is denied as a whole
-        where `a` or `a/+` is.
+        where `a` or `a/+` is, which `a/+/#` denies too.
         """
         meant = _meant(actor)
         best = len(self.rules)
@@ -153,6 +156,7 @@ class RuleSet:
                 best = _best(node.denies, meant, best)
                 for following in node.following("+", actor):
                     best = _best(following.denies, meant, best)
+                    best = _best(following.hash_denies, meant, best)
             else:
                 todo += [(found, depth + 1) for found in node.following(levels[depth], actor)]
         rule = self.rules[best] if best < len(self.rules) else None
