@@ -412,8 +412,9 @@ def test_404_the_simulator_asks_as_no_client_that_is_not_here(
         (owner, made.json()["client"]["id"], test),
         (stranger, made.json()["client"]["id"], {}),
     ):
-        body = {"who": {"kind": "client", "id": client_id}, "action": "publish", "topic": "a"}
-        answer = asking.post("/v2/acl/simulate", json=body, headers=there)
+        who = {"kind": "client", "id": client_id}
+        question = {"who": who, "action": "publish", "topic": "a"}
+        answer = asking.post("/v2/acl/simulate", json=question, headers=there)
         assert (answer.status_code, answer.json()["code"]) == (404, "client_not_found")
     stranger.close()
 
