@@ -247,11 +247,12 @@ def test_no_password_is_ever_written_down(broker: Server, bystander: MqttClient)
         assert first.code == 0
     with connected(broker, names[1], generated, "generated-1") as second:
         assert second.code == 0
-    # Wrong ones, one of them where the user name belongs, one whose connection then breaks.
+    for name in (names[0], names[1] + ".test", "nobody"):
+        with wired(broker) as wire:
+            assert wire.login(name, wrong, "w") == (5, False)
+    # What the broker tells of a connection that breaks.
     with wired(broker) as wire:
-        assert wire.login(names[0], wrong, "w") == (5, False)
-    with wired(broker) as wire:
-        wire.login(wrong, wrong, wrong)
+        assert wire.login(names[0], chosen, "w", level=5) == (1, False)
     with wired(broker) as wire:
         wire.login(names[0], chosen, "chosen-1")
         wire.socket.sendall(framed(15))
@@ -259,7 +260,7 @@ def test_no_password_is_ever_written_down(broker: Server, bystander: MqttClient)
     assert nothing_came(bystander)
     data = [file for file in broker.data_dir.rglob("*") if file.is_file()]
     assert any("nats" in file.name for file in data)
-    for secret in (chosen, generated):
+    for secret in (chosen, wrong, generated):
         for written in (secret.encode(), base64.b64encode(secret.encode()).rstrip(b"=")):
             assert written not in broker.log.read_bytes()
             assert [file for file in data if written in _bytes_of(file)] == []

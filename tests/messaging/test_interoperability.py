@@ -166,29 +166,24 @@ def test_each_filter_of_a_subscription_is_answered_for_itself(broker: Server, on
         assert client.granted == [1, 128, 0]
 
 
-def test_a_silent_client_is_closed_and_its_will_is_sent(broker: Server, one: Login) -> None:
-    watching, third = made(broker), made(broker)
+def test_a_silent_client_is_closed_and_its_will_is_sent(
+    broker: Server, one: Login, other: Login
+) -> None:
     with (
-        connected(broker, *watching, "") as watcher,
+        connected(broker, *made(broker), "") as watcher,
         wired(broker) as silent,
-        wired(broker) as hasty,
         wired(broker) as pinging,
     ):
         watcher.subscribe("wills/silent")
         began = time.monotonic()
-        assert hasty.login(*third, "hasty", keep_alive=1) == (0, False)
-        assert pinging.login(*third, "pinging", keep_alive=2) == (0, False)
-        assert silent.login(*one, "silent", keep_alive=2, will=("wills/silent", "gone")) == (
-            0,
-            False,
-        )
-        # One and a half times the keep-alive, rounded down to whole seconds.
-        assert hasty.read() is None
-        assert 0.9 < time.monotonic() - began < 2
+        assert pinging.login(*other, "", keep_alive=2) == (0, False)
+        will = ("wills/silent", "gone")
+        assert silent.login(*one, "", keep_alive=2, will=will) == (0, False)
+        wait_until(lambda: time.monotonic() - began > 1.5)
         assert pinging.is_alive()
         assert watcher.arrived == []
         assert silent.read() is None
-        assert 2.9 < time.monotonic() - began < 4.5
+        assert time.monotonic() - began > 2.9
         arrived_until(watcher, "gone")
         assert pinging.is_alive()
 
@@ -370,3 +365,15 @@ def test_a_star_is_a_wildcard_in_a_filter_and_a_letter_in_a_topic(
     with connected(broker, *one, "") as client:
         assert client.subscribe("star/*") == 1
         arrived_until(client, "kept")
+
+
+def test_one_and_a_half_times_the_keep_alive_is_rounded_down(broker: Server, one: Login) -> None:
+    def silence() -> float:
+        with wired(broker) as hasty:
+            assert hasty.login(*one, "", keep_alive=1) == (0, False)
+            began = time.monotonic()
+            assert hasty.read() is None
+            return time.monotonic() - began
+
+    # A machine that is busy may tell it late, but not each time.
+    wait_until(lambda: 0.9 < silence() < 1.4)
