@@ -25,6 +25,7 @@ from wardkey.db.schema import (
     audit_events,
     audit_heads,
     feed,
+    hook_tokens,
     idempotency,
     keys,
     members,
@@ -65,6 +66,14 @@ SERVICE_KEY = {
     "digest": bytes(32),
     "pepper_version": 1,
     "allowed_addresses": ["127.0.0.1/32"],
+    "created_at": 1,
+}
+HOOK_TOKEN = {
+    "kid": "kidkidkidkid",
+    "kind": "emqx",
+    "prefix": "wht_kidk…",
+    "digest": bytes(32),
+    "pepper_version": 1,
     "created_at": 1,
 }
 
@@ -461,8 +470,10 @@ def test_a_restore_leaves_no_organization_without_its_owner_of_now(
         )
         c.execute(members.delete().where(members.c.user_id == first))
         c.execute(insert(service_keys).values(**SERVICE_KEY))
+        c.execute(insert(hook_tokens).values(**HOOK_TOKEN))
     done = told(server.cli("restore", str(file), "--json"))
-    assert ("service_key", "kidkidkidkid") in {(item["kind"], item["id"]) for item in done["lost"]}
+    lost = {(item["kind"], item["id"]) for item in done["lost"]}
+    assert {("service_key", "kidkidkidkid"), ("hook_token", "kidkidkidkid")} <= lost
     with open_deployment(config_of(server)) as runner, runner.database.read() as tx:
         now = tx.connection.execute(select(members.c.user_id, members.c.role)).all()
         assert [tuple(row) for row in now] == [("user_new", "owner")]
