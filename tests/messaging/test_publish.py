@@ -117,6 +117,75 @@ def test_a_batch_is_answered_item_by_item(broker: Server, receiver: MqttClient) 
     wait_until(lambda: sum(1 for seen, _ in receiver.messages if seen == topic) == 50)
 
 
+def test_retained_messages_are_listed_and_cleared_in_their_environment(
+    broker: Server, receiver: MqttClient
+) -> None:
+    kept: list[dict[str, Any]] = [
+        {"topic": "kept/a.b/é", "payload": {"n": 1}, "qos": 1},
+        {"topic": "kept//x", "payload": "AP8=", "payload_encoding": "base64"},
+        {"topic": "kept", "payload": "bare"},
+        *({"topic": f"kept/many/{n}", "payload": n, "qos": 1} for n in range(40)),
+        {"topic": "other/x", "payload": "stays"},
+    ]
+    publish(broker, [{**message, "retain": True} for message in kept])
+    publish(broker, {"topic": "kept/a.b/é", "payload": "newer", "qos": 1, "retain": True})
+    wait_until(lambda: ("kept/a.b/é", b"newer") in receiver.messages)
+    with broker.owner() as owner, broker.owner(**{"Wardkey-Environment": "test"}) as test:
+
+        def listed(**asked: Any) -> Any:  # noqa: ANN401 - JSON
+            answer = owner.get("/v2/retained", params={"filter": "kept/#", **asked})
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        # QoS 0 is not acknowledged.
+        wait_until(lambda: len(listed()["messages"]) == len(kept) - 1)
+        page = listed()
+        found = {one["topic"]: one for one in page["messages"]}
+        assert set(found) == {message["topic"] for message in kept[:-1]}
+        assert page["next_cursor"] is None
+        told = [found[name] for name in ("kept/a.b/é", "kept//x")]
+        assert [(one["payload"], one["payload_encoding"]) for one in told] == [
+            ("newer", "plain"),
+            ("AP8=", "base64"),
+        ]
+        assert [(one["size"], one["qos"]) for one in told] == [(5, 1), (2, 0)]
+        assert told[0]["retained_at"] > told[1]["retained_at"]
+        parts = [listed(limit=17)]
+        while parts[-1]["next_cursor"]:
+            parts.append(listed(limit=17, cursor=parts[-1]["next_cursor"]))
+        assert [len(part["messages"]) for part in parts] == [17, 17, len(kept) - 1 - 34]
+        assert [one["topic"] for part in parts for one in part["messages"]] == list(found)
+        # Another environment sees and clears nothing of it.
+        assert test.get("/v2/retained").json()["messages"] == []
+        assert test.delete("/v2/retained?filter=%23").json()["cleared"] == 0
+        assert owner.delete("/v2/retained?topic=kept//x").json() == {"cleared": 1, "more": False}
+        assert owner.delete("/v2/retained?topic=kept//x").json()["cleared"] == 0
+        cleared = owner.delete("/v2/retained", params={"filter": "kept/#"}).json()
+        assert cleared == {"cleared": len(kept) - 2, "more": False}
+        wait_until(lambda: listed()["messages"] == [])
+        assert [m["topic"] for m in listed(filter="other/+")["messages"]] == ["other/x"]
+        events = owner.get("/v2/audit-events?action=retained.cleared").json()["events"]
+        assert [event["details"]["count"] for event in events] == [len(kept) - 2, 1]
+        for asked in ("", "?topic=a&filter=a"):
+            assert owner.delete(f"/v2/retained{asked}").json()["code"] == "invalid_request"
+        for asked, code in (("topic=a/%23", "invalid_topic"), ("filter=", "invalid_request"),
+                            ("filter=a/%23/b", "invalid_topic_filter")):  # fmt: skip
+            assert owner.delete(f"/v2/retained?{asked}").json()["code"] == code
+
+
+def test_403_clients_read_shows_no_payload_and_publish_clears_none(broker: Server) -> None:
+    for permissions in (["clients:read"], ["publish", "retained:read"]):
+        with broker.owner() as owner:
+            wanted = {"name": permissions[0], "type": "secret", "permissions": permissions}
+            key = owner.post("/v2/keys", json=wanted).json()["secret"]
+        with broker.client(key) as client:
+            cleared = client.delete("/v2/retained?filter=%23")
+            shown = client.get("/v2/retained").status_code
+        assert (cleared.status_code, cleared.json()["code"]) == (403, "not_permitted")
+        assert "retained:write" in cleared.json()["detail"]
+        assert shown == (200 if "retained:read" in permissions else 403)
+
+
 def test_an_idempotency_key_publishes_once(broker: Server, receiver: MqttClient) -> None:
     topic, key = f"agents/{uuid.uuid4().hex}", str(uuid.uuid4())
     body = {"topic": topic, "payload": "once"}

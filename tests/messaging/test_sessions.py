@@ -172,6 +172,12 @@ def test_404_another_organizations_session_cannot_be_ended(broker: Server) -> No
         wait_until(lambda: sessions_of(broker, client))
         session = sessions_of(broker, client)[0]["id"]
         assert other.get("/v2/sessions").json()["total"] == 0
+        assert other.get("/v2/presence", params={"username": "ours"}).json()["online"] is False
+        kept = {"topic": "agents/kept", "payload": "ours", "qos": 1, "retain": True}
+        with broker.owner() as owner:
+            assert owner.post("/publish", json=kept).status_code == 200
+        assert other.get("/v2/retained").json() == {"messages": [], "next_cursor": None}
+        assert other.delete("/v2/retained?filter=%23").json() == {"cleared": 0, "more": False}
         refused = other.delete(f"/v2/sessions/{session}")
         assert (refused.status_code, refused.json()["code"]) == (404, "session_not_found")
         assert live.ended_at == 0
@@ -187,6 +193,52 @@ def test_404_another_organizations_session_cannot_be_ended(broker: Server) -> No
         assert live.ended_at == 0
     with connected(broker, name, theirs["password"], "theirs-1") as again:
         assert again.code != 0
+
+
+def test_presence_tells_who_would_receive_a_topic_and_who_is_online(broker: Server) -> None:
+    reader, other = create(broker, "reader"), create(broker, "elsewhere")
+    name = reader["mqtt_username"]
+    with (
+        connected(broker, name, reader["password"], "reader-1") as first,
+        connected(broker, name, reader["password"], "reader-2") as second,
+        connected(broker, other["mqtt_username"], other["password"], "elsewhere-1") as third,
+        broker.owner() as owner,
+    ):
+
+        def told(**asked: Any) -> dict[str, Any]:  # noqa: ANN401
+            answer = owner.get("/v2/presence", params=asked)
+            assert answer.status_code == 200, answer.text
+            found: dict[str, Any] = answer.json()
+            return found
+
+        first.subscribe("agents/here/+")
+        second.subscribe("agents/here/#", 0)
+        third.subscribe("agents/there/a.b")
+        page = told(topic="agents/here/state")
+        (user,) = page["users"]
+        assert (page["online"], page["total"], page["next_cursor"]) == (True, 1, None)
+        assert user["username"] == name
+        assert user["client_ids"] == ["reader-1", "reader-2"]
+        assert user["subscriptions"] == ["agents/here/#", "agents/here/+"]
+        assert user["since"] == min(s["started_at"] for s in sessions_of(broker, reader))
+        assert told(topic="agents/here")["users"][0]["client_ids"] == ["reader-2"]
+        assert told(topic="agents/nowhere/x")["online"] is False
+        assert told(filter="agents/+/a.b")["total"] == 2
+        pages = [told(filter="agents/+/a.b", limit=1)]
+        pages.append(told(filter="agents/+/a.b", limit=1, cursor=pages[0]["next_cursor"]))
+        assert pages[1]["next_cursor"] is None
+        names = [page["users"][0]["username"] for page in pages]
+        assert names == sorted([name, other["mqtt_username"]])
+        for asked in ("elsewhere", other["mqtt_username"]):
+            assert told(username=asked)["users"][0]["client_ids"] == ["elsewhere-1"]
+        assert told(username="wrong-password")["online"] is False
+        for wrong in ({}, {"topic": "a", "username": "b"}):
+            assert owner.get("/v2/presence", params=wrong).json()["code"] == "invalid_request"
+        for name, code in (("topic", "invalid_topic"), ("filter", "invalid_topic_filter")):
+            assert owner.get("/v2/presence", params={name: "a/#/b"}).json()["code"] == code
+        with broker.owner(**{"Wardkey-Environment": "test"}) as test:
+            assert test.get("/v2/presence", params={"filter": "#"}).json()["total"] == 0
+            assert test.get("/v2/presence?username=reader").json()["online"] is False
 
 
 def test_the_broker_comes_back_when_it_is_killed(broker: Server) -> None:

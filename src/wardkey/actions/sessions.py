@@ -1,4 +1,4 @@
-"""MQTT sessions: whose client id it is, what changes for them, the audit of ended ones."""
+"""MQTT sessions: whose client id it is, what changes for them, the audit of what is ended."""
 
 from __future__ import annotations
 
@@ -48,6 +48,13 @@ def note_ended(tx: Transaction, by: Principal, mqtt_id: str, username: str) -> N
     """Say in the audit that a live session was ended."""
     by.require(Permission.CLIENTS_WRITE)
     record(tx, by, "session.ended", Target("session", mqtt_id[:64]), {"username": username})
+
+
+def note_cleared(tx: Transaction, by: Principal, pattern: str, count: int) -> None:
+    """Say in the audit that retained messages are cleared."""
+    by.require(Permission.RETAINED_WRITE)
+    details = {"filter": pattern, "count": count}
+    record(tx, by, "retained.cleared", Target("retained", pattern[:64]), details)
 
 
 def take_mqtt_id(

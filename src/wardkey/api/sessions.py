@@ -12,8 +12,8 @@ from wardkey.actions import session_receipts, sessions
 from wardkey.api.shapes import EndedSessionsShape, Id
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
-from wardkey.domain.topics import from_subject
-from wardkey.outside.broker_link import BrokerLink, Session
+from wardkey.domain.topics import filters_of
+from wardkey.outside.broker_link import Session
 from wardkey.outside.publishers import BRIDGE
 from wardkey.web.caller import Known
 from wardkey.web.context import Here
@@ -56,7 +56,7 @@ def list_sessions(
     """List the organization's live MQTT sessions, as every node of the broker tells them."""
     with here.runner.noting("list_sessions", caller.by):
         caller.by.require(Permission.CLIENTS_READ)
-    found = run(_link(here.link).sessions, *caller.by.room, username)
+    found = run(here.broker.sessions, *caller.by.room, username)
     wanted = [
         one
         for one in found
@@ -82,7 +82,7 @@ def get_session_receipt(receipt_id: Id, caller: Known, here: Here) -> EndedSessi
 )
 def end_session(session_id: SessionId, caller: Known, here: Here) -> None:
     """End a live session; its client may log in again unless it is disabled."""
-    link = _link(here.link)
+    link = here.broker
     with here.runner.noting("end_session", caller.by):
         caller.by.require(Permission.CLIENTS_WRITE)
     found = run(link.sessions, *caller.by.room, "")
@@ -93,28 +93,18 @@ def end_session(session_id: SessionId, caller: Known, here: Here) -> None:
     run(link.kick, ended.server, ended.cid)
 
 
-def _link(link: BrokerLink | None) -> BrokerLink:
-    if link is None:
-        raise errors.MessagingOff
-    if not link.is_connected:
-        raise errors.BrokerUnreachable
-    return link
-
-
 def _id(one: Session) -> str:
     return f"ses_{one.server}_{one.cid}"
 
 
 def _shape(one: Session) -> SessionShape:
-    # The broker holds `a/#` as two subscriptions, of which one is for `a` itself.
-    filters = {from_subject(subject): None for subject in one.subscriptions}
     return SessionShape(
         id=_id(one),
         client_id=one.client_id,
         username=one.username,
         address=one.address,
         started_at=one.started_at,
-        subscriptions=[name for name in filters if f"{name}/#" not in filters],
+        subscriptions=filters_of(one.subscriptions),
         received=one.received,
         sent=one.sent,
     )

@@ -39,6 +39,8 @@ class Permission(StrEnum):
     CLIENTS_WRITE = "clients:write"
     ACL_READ = "acl:read"
     ACL_WRITE = "acl:write"
+    RETAINED_READ = "retained:read"
+    RETAINED_WRITE = "retained:write"
     PROVIDERS_READ = "providers:read"
     PROVIDERS_WRITE = "providers:write"
     PREVIEWS_READ = "previews:read"
@@ -74,6 +76,7 @@ ROLE_TABLE: Mapping[Role, frozenset[Permission]] = {
         Permission.PUBLISH,
         Permission.CLIENTS_WRITE,
         Permission.ACL_WRITE,
+        Permission.RETAINED_WRITE,
         Permission.PREVIEWS_WRITE,
     },
     Role.VIEWER: _READ - _OWNER_ONLY,

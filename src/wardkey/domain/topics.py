@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MOST_TOPIC = 1_024
 MOST_LEVELS = 64
@@ -133,3 +133,12 @@ def from_subject(subject: str) -> str:
         {"*": "+", ">": "#", "/": ""}.get(token, token.replace("//", "."))
         for token in subject.split(".")
     )
+
+
+def filters_of(subjects: Iterable[str]) -> list[str]:
+    """Return the filters of subscriptions, which NATS holds as subjects, each once.
+
+    NATS holds `a/#` as two, of which one is for `a` itself.
+    """
+    filters = {from_subject(subject): None for subject in subjects}
+    return [name for name in filters if f"{name}/#" not in filters]

@@ -6,8 +6,8 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ _ANSWER_S = 2.0
 _LOGIN_S = 1.8
 _AT_ONCE = 64
 _GATHER_S = 0.25
+_LINE_S = 60
 _MOST_TOPICS = 4_096
 _PUBLISH_DENY = (
     "$JS.>", "$SYS.>", "$MQTT.>", "$KV.>", "$O.>", "$SRV.>", "$NRG.>", "_INBOX.>", "_R_.>",
@@ -129,7 +130,7 @@ class BrokerLink:
         token = self._keys.account_token(
             org_id, environment, self._clock() // 1000, suspended=suspended
         )
-        with _telling():
+        with telling():
             told = await self._system.request(
                 "$SYS.REQ.CLAIMS.UPDATE", token.encode(), timeout=_ANSWER_S
             )
@@ -164,7 +165,7 @@ class BrokerLink:
         if username:
             asked["user"] = username
         found = []
-        with _telling():
+        with telling():
             answers = await self._gather("$SYS.REQ.SERVER.PING.CONNZ", asked, patient=patient)
         for answer in answers:
             server = answer["server"]["id"]
@@ -177,7 +178,7 @@ class BrokerLink:
     async def kick(self, server: str, cid: int) -> None:
         """End a session; one that ended by itself is no fault."""
         asked = json.dumps({"cid": cid}).encode()
-        with _telling():
+        with telling():
             await self._system.request(f"$SYS.REQ.SERVER.{server}.KICK", asked, timeout=_ANSWER_S)
 
     def bridge_token(self, org_id: str, environment: str, name: str, lasts_s: int) -> str:
@@ -188,7 +189,35 @@ class BrokerLink:
         user = self._keys.sentinel.public
         return account.issue(user, name, claims, iat=now, exp=now + lasts_s)
 
-    async def _connect(self, client: Client, user: NKey, token: str) -> None:
+    @asynccontextmanager
+    async def account_client(
+        self, account: tuple[str, str], subjects: tuple[str, ...]
+    ) -> AsyncIterator[Client]:
+        """Open a line of a minute into an account, which may publish to `subjects` alone."""
+        await self.put_account(*account)
+        claims = {
+            "type": "user",
+            "pub": {"allow": list(subjects)},
+            "sub": {"allow": ["_INBOX.>"]},
+            "subs": -1,
+            "data": -1,
+            "payload": -1,
+            "bearer_token": True,
+        }
+        user, now = self._keys.sentinel, self._clock() // 1000
+        token = self._keys.account(*account).issue(
+            user.public, "wardkey", claims, iat=now, exp=now + _LINE_S
+        )
+        client = Client()
+        await self._connect(client, user, token, lasting=False)
+        try:
+            yield client
+        finally:
+            await client.close()
+
+    async def _connect(
+        self, client: Client, user: NKey, token: str, *, lasting: bool = True
+    ) -> None:
         async def told(fault: Exception) -> None:
             log.info("the broker's line: %s", fault)
 
@@ -197,9 +226,9 @@ class BrokerLink:
             user_jwt_cb=lambda: bytearray(token.encode()),
             signature_cb=lambda nonce: base64.b64encode(user.sign(nonce.encode())),
             error_cb=told,
-            max_reconnect_attempts=-1,
+            max_reconnect_attempts=-1 if lasting else 0,
             reconnect_time_wait=1,
-            allow_reconnect=True,
+            allow_reconnect=lasting,
         )
 
     async def _gather(
@@ -272,7 +301,7 @@ class BrokerLink:
 
 
 @contextmanager
-def _telling() -> Iterator[None]:
+def telling() -> Iterator[None]:
     """Turn what nats-py says of a broker that is away into the failure that it stands for."""
     try:
         yield

@@ -11,6 +11,7 @@ from wardkey.actions.logins import VerifiedPasswords
 from wardkey.actions.rights import Rights
 from wardkey.actions.run import Runner
 from wardkey.domain.addresses import Network
+from wardkey.domain.errors import BrokerUnreachable, MessagingOff
 from wardkey.outside.broker_link import BrokerLink
 from wardkey.outside.publishers import Publishers
 from wardkey.verify.usage import Usage
@@ -58,6 +59,15 @@ class Context:
     def waits_for_network(self) -> bool:
         """Tell whether what memory does not hold is asked of another machine."""
         return self.runner.database.kind != "sqlite"
+
+    @property
+    def broker(self) -> BrokerLink:
+        """The line to the broker; raises `MessagingOff`, `BrokerUnreachable`."""
+        if self.link is None:
+            raise MessagingOff
+        if not self.link.is_connected:
+            raise BrokerUnreachable
+        return self.link
 
 
 def _context(request: Request) -> Context:

@@ -1,0 +1,160 @@
+"""Routes of retained messages: list them, and clear one or all that a filter matches."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Annotated, Literal
+
+from anyio.from_thread import run
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from wardkey.actions import sessions
+from wardkey.domain import errors
+from wardkey.domain.permissions import Permission
+from wardkey.domain.times import iso
+from wardkey.domain.topics import clean_filter, clean_topic
+from wardkey.outside.publishers import Account, Publishers
+from wardkey.outside.retained import Retained, list_retained, retained_topics
+from wardkey.web.caller import Known
+from wardkey.web.context import Here
+from wardkey.web.pagination import Cursor, read_cursor, write_cursor
+from wardkey.web.problems import told
+
+router = APIRouter(tags=["retained"])
+
+_LONGEST = 1_024
+MOST_CLEARED = 10_000
+
+
+class RetainedShape(BaseModel):
+    """A retained message; `retained_at` is when the broker took it."""
+
+    topic: str
+    payload: str
+    payload_encoding: Literal["plain", "base64"] = Field(
+        description="`plain` for UTF-8, `base64` for anything else; as `POST /publish` takes them."
+    )
+    size: int
+    qos: int
+    retained_at: str
+
+
+class RetainedPage(BaseModel):
+    """A page of retained messages, oldest first; it ends early after 4 MiB of payloads."""
+
+    messages: list[RetainedShape]
+    next_cursor: str | None
+
+
+class ClearedShape(BaseModel):
+    """How many retained messages were cleared; where there are `more`, call again."""
+
+    cleared: int
+    more: bool
+
+
+@router.get(
+    "/v2/retained",
+    responses=told(
+        errors.InvalidTopicFilter,
+        errors.InvalidCursor,
+        errors.MessagingOff,
+        errors.BrokerUnreachable,
+    ),
+)
+def list_retained_messages(
+    caller: Known,
+    here: Here,
+    filter: Annotated[str, Query(max_length=_LONGEST)] = "#",  # noqa: A002 - the parameter's name
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+    cursor: Cursor = "",
+) -> RetainedPage:
+    """List the retained messages that a topic filter matches, with their payloads."""
+    with here.runner.noting("list_retained", caller.by):
+        caller.by.require(Permission.RETAINED_READ)
+    _check_filter(filter)
+    vault = here.runner.database.keys
+    bound = json.dumps(["retained", *caller.by.room, filter])
+    after = int(read_cursor(vault, bound, cursor)[0]) if cursor else 0
+    found, more = run(list_retained, here.broker, caller.by.room, filter, after, limit)
+    return RetainedPage(
+        messages=[_shape(one) for one in found],
+        next_cursor=write_cursor(vault, bound, [found[-1].place]) if more else None,
+    )
+
+
+@router.delete(
+    "/v2/retained",
+    responses=told(
+        errors.InvalidTopic,
+        errors.InvalidTopicFilter,
+        errors.MessagingOff,
+        errors.BrokerUnreachable,
+        errors.PublishUnconfirmed,
+    ),
+)
+def clear_retained_messages(
+    caller: Known,
+    here: Here,
+    topic: Annotated[str, Query(max_length=_LONGEST, description="Clear this one.")] = "",
+    filter: Annotated[  # noqa: A002 - the parameter's name
+        str, Query(max_length=_LONGEST, description="Clear all that this matches.")
+    ] = "",
+) -> ClearedShape:
+    """Clear the retained message of a topic, or up to 10,000 that a filter matches.
+
+    Whoever subscribes to such a topic now receives an empty message, as MQTT has it.
+    """
+    by = caller.by
+    with here.runner.noting("clear_retained", by):
+        by.require(Permission.RETAINED_WRITE)
+    if bool(topic) is bool(filter):
+        raise errors.InvalidRequest("Name either a topic or a filter.")
+    if topic:
+        try:
+            clean_topic(topic)
+        except ValueError as fault:
+            raise errors.InvalidTopic(str(fault), field="topic") from None
+    else:
+        _check_filter(filter)
+    publishers = here.publishers
+    if publishers is None:
+        raise errors.MessagingOff
+    topics, more = run(retained_topics, here.broker, by.room, topic or filter, MOST_CLEARED)
+    if topics:
+        here.runner.change(sessions.note_cleared, by, topic or filter, len(topics))
+        run(_clear, publishers, by.room, topics)
+    return ClearedShape(cleared=len(topics), more=more)
+
+
+def _check_filter(pattern: str) -> None:
+    try:
+        clean_filter(pattern)
+    except ValueError as fault:
+        raise errors.InvalidTopicFilter(str(fault), field="filter") from None
+
+
+async def _clear(publishers: Publishers, account: Account, topics: list[str]) -> None:
+    # The broker forgets a retained message when an empty one takes its place.
+    await asyncio.gather(
+        *(publishers.publish(account, topic, b"", 1, retain=True) for topic in topics)
+    )
+
+
+def _shape(one: Retained) -> RetainedShape:
+    encoding: Literal["plain", "base64"] = "plain"
+    try:
+        payload = one.payload.decode()
+    except UnicodeDecodeError:
+        encoding, payload = "base64", base64.b64encode(one.payload).decode()
+    return RetainedShape(
+        topic=one.topic,
+        payload=payload,
+        payload_encoding=encoding,
+        size=len(one.payload),
+        qos=one.qos,
+        retained_at=iso(one.at),
+    )
