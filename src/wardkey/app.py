@@ -207,7 +207,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             app.state.hot_routes = verify.HOT_ROUTES | publish.HOT_ROUTES
             stop = threading.Event()
             ticker = threading.Thread(
-                target=_tick, args=(context, config.workers, stop), name="wardkey-ticker"
+                target=_tick, args=(context, logins, config.workers, stop), name="wardkey-ticker"
             )
             ticker.start()
             _calm_collector()
@@ -264,7 +264,7 @@ def _calm_collector() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def _tick(context: Context, workers: int, stop: threading.Event) -> None:
+def _tick(context: Context, logins: Logins, workers: int, stop: threading.Event) -> None:
     """Write counters, notes and rehashes twice a second, and a last time when stopping."""
     database, watcher, ticks = context.runner.database, parent_process(), 0
     while True:
@@ -273,6 +273,7 @@ def _tick(context: Context, workers: int, stop: threading.Event) -> None:
             # The process that watches over the workers was killed; nobody would stop this one.
             os.kill(os.getpid(), signal.SIGTERM)
         _attempt(context.usage.flush)
+        _attempt(logins.write_connected)
         # At the start too, for what a killed process left.
         _attempt(partial(merge_pending, database, MERGE_MS if ticks and not last else 0))
         _attempt(partial(context.runner.write_notes, everything=last))

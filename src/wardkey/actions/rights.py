@@ -17,6 +17,7 @@ from wardkey.domain.secret import Environment
 Room = tuple[str, Environment]
 
 _MOST_ROOMS = 1_000
+_REVISION = select(feed.c.revision)
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class Rights:
 
     def rules(self, tx: Transaction, room: Room) -> RuleSet:
         """Return what decides in an organization's environment."""
-        revision = int(tx.connection.execute(select(feed.c.revision)).scalar_one())
+        revision = int(tx.connection.execute(_REVISION).scalar_one())
         with self._lock:
             kept = self._kept.get(room)
         if kept is not None and kept[0] == revision:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select
 
 from wardkey.actions.audit import Target, record
-from wardkey.db.engine import Database, Transaction, telling
+from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import changes, clients, feed, mqtt_ids, organizations, session_receipts
+from wardkey.domain.errors import Failure
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
@@ -19,8 +22,37 @@ KEPT_MS = 7 * 86_400_000
 _MOST_EACH = 100
 # A row that is as new needs no writing for the same session once more.
 _FRESH_MS = 3_600_000
+# Of so many logins that had to be written, one looks for what its subject has too many of.
+_LOOK_EACH = 50
+_MOST_COUNTED = 100_000
 
 Room = tuple[str, Environment]
+
+# Built once: constructing a statement costs more than running it.
+_HERE = (mqtt_ids.c.org_id == bindparam("in_org")) & (
+    mqtt_ids.c.environment == bindparam("in_environment")
+)
+_THIS = _HERE & (mqtt_ids.c.mqtt_id == bindparam("wanted"))
+_MINE = _HERE & (mqtt_ids.c.subject_id == bindparam("subject"))
+_ROW = select(mqtt_ids).where(_THIS)
+_OWNERS = select(mqtt_ids).where(_HERE, mqtt_ids.c.mqtt_id.in_(bindparam("wanted", expanding=True)))
+_FORGET = delete(mqtt_ids).where(_THIS)
+_KEEP = insert(mqtt_ids).values(
+    org_id=bindparam("in_org"),
+    environment=bindparam("in_environment"),
+    mqtt_id=bindparam("wanted"),
+    subject_id=bindparam("subject"),
+    rights=bindparam("may"),
+    seen_at=bindparam("at"),
+)
+_LAST_KEPT = (
+    select(mqtt_ids.c.seen_at)
+    .where(_MINE)
+    .order_by(mqtt_ids.c.seen_at.desc())
+    .offset(_MOST_EACH)
+    .limit(1)
+)
+_FORGET_OLD = delete(mqtt_ids).where(_MINE, mqtt_ids.c.seen_at <= bindparam("oldest"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,42 +89,134 @@ def note_cleared(tx: Transaction, by: Principal, pattern: str, count: int) -> No
     record(tx, by, "retained.cleared", Target("retained", pattern[:64]), details)
 
 
-def take_mqtt_id(
-    database: Database, room: Room, mqtt_id: str, subject_id: str, rights: bytes
-) -> bool:
-    """Tell whether a session with this client id is for `subject_id` to have; it is then its own.
+@dataclass(frozen=True, slots=True)
+class IdClaim:
+    """A session that somebody wants to have under an MQTT client id, and what it may do."""
 
-    Of each subject the hundred that were seen last are kept: ids may be drawn anew each time.
+    room: Room
+    mqtt_id: str
+    subject_id: str
+    rights: bytes
+
+    @property
+    def row(self) -> dict[str, object]:
+        """The columns of its row, the time apart."""
+        return {
+            "in_org": self.room[0],
+            "in_environment": self.room[1],
+            "wanted": self.mqtt_id,
+            "subject": self.subject_id,
+            "may": self.rights,
+        }
+
+
+@dataclass(slots=True)
+class _Turn:
+    claim: IdClaim
+    answer: bool | None = None
+    fault: Failure | None = None
+
+
+@dataclass(slots=True)
+class ClientIds:
+    """Gives MQTT client ids to who asks first; what is asked at once shares a transaction.
+
+    Of each subject about a hundred that were seen last are kept: ids may be drawn anew each time.
     """
-    now = database.clock()
-    this = _in(room) & (mqtt_ids.c.mqtt_id == mqtt_id)
-    values = {"subject_id": subject_id, "rights": rights, "seen_at": now}
-    with telling(), database.reader.connect() as reading:
-        row = reading.execute(select(mqtt_ids).where(this)).one_or_none()
-    same = row is not None and (row.subject_id, bytes(row.rights)) == (subject_id, rights)
-    if row is not None and same and 0 <= now - row.seen_at < _FRESH_MS:
-        return True
-    with telling(), database.counting() as connection:
-        row = connection.execute(select(mqtt_ids).where(this)).one_or_none()
-        if row is not None:
-            if row.subject_id != subject_id and now - row.seen_at < KEPT_MS:
-                return False
-            connection.execute(update(mqtt_ids).where(this).values(values))
-            return True
-        names = {"org_id": room[0], "environment": room[1], "mqtt_id": mqtt_id}
-        connection.execute(insert(mqtt_ids).values(names | values))
-        mine = _in(room) & (mqtt_ids.c.subject_id == subject_id)
-        last = (
-            select(mqtt_ids.c.seen_at)
-            .where(mine)
-            .order_by(mqtt_ids.c.seen_at.desc())
-            .offset(_MOST_EACH)
-            .limit(1)
+
+    database: Database
+    _asked: list[_Turn] = field(default_factory=list)
+    _new: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+
+    def holds(self, tx: Transaction, claim: IdClaim) -> bool:
+        """Tell whether the client id is the subject's already, with these rights, and seen lately.
+
+        Otherwise `take` has to say, and to write.
+        """
+        row = tx.connection.execute(_ROW, claim.row).one_or_none()
+        return (
+            row is not None
+            and (row.subject_id, bytes(row.rights)) == (claim.subject_id, claim.rights)
+            and 0 <= tx.now - row.seen_at < _FRESH_MS
         )
-        oldest = connection.execute(last).scalar_one_or_none()
+
+    def take(self, claim: IdClaim) -> bool:
+        """Tell whether a session with this client id is for the subject to have.
+
+        It is its own then. Raises the storage's failure.
+        """
+        turn = _Turn(claim)
+        with self._lock:
+            self._asked.append(turn)
+        with self._writing:
+            if turn.answer is None and turn.fault is None:
+                with self._lock:
+                    turns, self._asked = self._asked, []
+                self._write_all(turns)
+        if turn.fault is not None:
+            raise turn.fault
+        return bool(turn.answer)
+
+    def _write_all(self, turns: Sequence[_Turn]) -> None:
+        try:
+            answers = self._write([turn.claim for turn in turns])
+        except Failure as fault:
+            # Each who asked raises it.
+            for turn in turns:
+                turn.fault = fault
+            return
+        for turn, answer in zip(turns, answers, strict=True):
+            turn.answer = answer
+
+    def _write(self, claims: Sequence[IdClaim]) -> list[bool]:
+        """Decide in the order in which they were asked, and write what is to be kept."""
+        now = self.database.clock()
+        answers, kept = [], dict[tuple[Room, str], IdClaim]()
+        with self.database.counting() as connection:
+            found = _find_rows(connection, claims)
+            for claim in claims:
+                name = claim.room, claim.mqtt_id
+                owner = found.get(name)
+                mine = owner is None or owner[0] == claim.subject_id or now - owner[1] >= KEPT_MS
+                answers.append(mine)
+                if mine:
+                    found[name] = claim.subject_id, now
+                    kept[name] = claim
+            rows = [{**claim.row, "at": now} for claim in kept.values()]
+            if rows:
+                connection.execute(_FORGET, rows)
+                connection.execute(_KEEP, rows)
+            for claim in kept.values():
+                self._keep_few(connection, claim)
+        return answers
+
+    def _keep_few(self, connection: Connection, claim: IdClaim) -> None:
+        """Now and then delete what a subject has too many of; it takes a look at the whole room."""
+        if len(self._new) >= _MOST_COUNTED:
+            self._new.clear()
+        self._new[claim.subject_id] += 1
+        if self._new[claim.subject_id] % _LOOK_EACH:
+            return
+        oldest = connection.execute(_LAST_KEPT, claim.row).scalar_one_or_none()
         if oldest is not None:
-            connection.execute(delete(mqtt_ids).where(mine & (mqtt_ids.c.seen_at <= oldest)))
-    return True
+            connection.execute(_FORGET_OLD, {**claim.row, "oldest": oldest})
+
+
+def _find_rows(
+    connection: Connection, claims: Sequence[IdClaim]
+) -> dict[tuple[Room, str], tuple[str, int]]:
+    """Return whose these client ids are, and when they were seen."""
+    found = {}
+    by_room: defaultdict[Room, set[str]] = defaultdict(set)
+    for claim in claims:
+        by_room[claim.room].add(claim.mqtt_id)
+    for room, ids in by_room.items():
+        asked = {"in_org": room[0], "in_environment": room[1], "wanted": list(ids)}
+        for row in connection.execute(_OWNERS, asked):
+            found[room, row.mqtt_id] = row.subject_id, row.seen_at
+    return found
 
 
 def find_owners(tx: Transaction, room: Room, ids: Sequence[str]) -> Mapping[str, Owner]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass, field
 
 from starlette.concurrency import run_in_threadpool
 
 from wardkey.actions.logins import KnownClient, find_login, mark_connected
 from wardkey.actions.rights import Rights
-from wardkey.actions.sessions import take_mqtt_id
+from wardkey.actions.sessions import ClientIds, IdClaim
 from wardkey.domain.broker_acl import Subjects
 from wardkey.domain.errors import TooManyAttempts
 from wardkey.domain.rate import RateLimit
@@ -31,6 +32,14 @@ class Logins:
     # which there may be many devices.
     names: Throttle = field(default_factory=Throttle)
     addresses: Throttle = field(default_factory=lambda: Throttle(_ADDRESS_LIMIT))
+    ids: ClientIds = field(init=False)
+    # Who connected since it was last written down.
+    _connected: dict[str, KnownClient] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """Begin with no client id asked for."""
+        self.ids = ClientIds(self.here.runner.database)
 
     async def judge(self, login: Login) -> Admitted | None:
         """Return who may log in and what he may do, or None."""
@@ -58,10 +67,24 @@ class Logins:
         room = (client.org_id, client.environment)
         with database.read() as tx:
             rights = self.rights.of(tx, room, client.id, client.username, login.client_id)
-        if not take_mqtt_id(database, room, login.client_id, client.id, mark_of(rights)):
+            claim = IdClaim(room, login.client_id, client.id, mark_of(rights))
+            is_own = self.ids.holds(tx, claim)
+        if not is_own and not self.ids.take(claim):
             return None
-        mark_connected(database, [client])
+        with self._lock:
+            self._connected[client.id] = client
         return _admitted(client, rights)
+
+    def write_connected(self) -> None:
+        """Store who connected; what fails is kept for the next time."""
+        with self._lock:
+            taken, self._connected = self._connected, {}
+        try:
+            mark_connected(self.here.runner.database, taken.values())
+        except Exception:
+            with self._lock:
+                self._connected = taken | self._connected
+            raise
 
 
 def mark_of(rights: Subjects) -> bytes:

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,14 @@ class BrokerKeys:
         return self.auth.issue(self.callout_user.public, "wardkey-callout", _USER, iat=at)
 
     def _key(self, role: Role, name: str) -> NKey:
-        raw = blake2b(
-            name.encode(), key=self.root, digest_size=32, person=b"wardkey/broker"
-        ).digest()
-        return NKey.of(role, raw)
+        return _derived(self.root, role, name)
+
+
+# Each login is signed with two of them, and making one takes as long as signing.
+@lru_cache(maxsize=4_096)
+def _derived(root: bytes, role: Role, name: str) -> NKey:
+    raw = blake2b(name.encode(), key=root, digest_size=32, person=b"wardkey/broker").digest()
+    return NKey.of(role, raw)
 
 
 _USER: dict[str, Any] = {"type": "user", "subs": -1, "data": -1, "payload": -1}

@@ -66,9 +66,10 @@ class NKey:
             "nats": {"version": 2, **nats},
             **claims,
         }
-        digest = sha256(json.dumps(body, separators=(",", ":"), sort_keys=True).encode()).digest()
-        body["jti"] = base64.b32encode(digest).decode().rstrip("=")
-        signed = f"{_part(_HEADER)}.{_part(body)}"
+        text = json.dumps(body, separators=(",", ":"))
+        name_of_it = base64.b32encode(sha256(text.encode()).digest()).decode().rstrip("=")
+        text = f'{text[:-1]},"jti":"{name_of_it}"}}'
+        signed = f"{_HEAD}.{_base64url(text.encode())}"
         return f"{signed}.{_base64url(self.sign(signed.encode()))}"
 
 
@@ -102,13 +103,12 @@ def _text(raw: bytes) -> str:
     return base64.b32encode(checked).decode().rstrip("=")
 
 
-def _part(value: dict[str, Any]) -> str:
-    return _base64url(json.dumps(value, separators=(",", ":")).encode())
-
-
 def _base64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def _raw(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+_HEAD = _base64url(json.dumps(_HEADER, separators=(",", ":")).encode())
