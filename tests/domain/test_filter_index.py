@@ -1,0 +1,31 @@
+"""All filters asked at once answer as each one asked by itself."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wardkey.domain.filter_index import FilterIndex
+from wardkey.domain.topics import covers, levels_overlap
+
+levels = st.lists(st.sampled_from(["a", "b", "+", ""]), min_size=1, max_size=4)
+filters = st.one_of(levels, st.lists(st.sampled_from(["a", "b", "+"]), max_size=3).map(
+    lambda some: [*some, "#"]
+))  # fmt: skip
+
+
+@given(st.lists(filters, max_size=20), filters)
+def test_what_meets_is_what_overlaps(known: list[list[str]], asked: list[str]) -> None:
+    found = FilterIndex(known).meeting(asked)
+    assert [bool(found >> n & 1) for n in range(len(known))] == [
+        levels_overlap(one, asked) for one in known
+    ]
+
+
+@given(st.lists(filters, max_size=20), levels)
+def test_what_is_above_is_what_covers_all_below(known: list[list[str]], parent: list[str]) -> None:
+    found = FilterIndex(known).hashes_above(parent)
+    whole = "/".join([*parent, "#"])
+    assert [bool(found >> n & 1) for n in range(len(known))] == [
+        one[-1] == "#" and covers("/".join(one), whole) for one in known
+    ]
