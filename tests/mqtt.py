@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,15 @@ class MqttClient:
     """A connection with what arrived, what was granted and when it ended."""
 
     def __init__(
-        self, port: int, username: str, password: str, mqtt_id: str, *, clean: bool = True
+        self,
+        port: int,
+        username: str,
+        password: str,
+        mqtt_id: str,
+        *,
+        clean: bool = True,
+        trust: ssl.SSLContext | None = None,
+        websocket: bool = False,
     ) -> None:
         self.messages: list[tuple[str, bytes]] = []
         self.arrived: list[paho.MQTTMessage] = []
@@ -31,7 +40,12 @@ class MqttClient:
             client_id=mqtt_id,
             clean_session=clean,
             protocol=MQTTProtocolVersion.MQTTv311,
+            transport="websockets" if websocket else "tcp",
         )
+        if trust is not None:
+            self.paho.tls_set_context(trust)
+        if websocket:
+            self.paho.ws_set_options(path="/mqtt")
         self.paho.username_pw_set(username, password)
         self.paho.reconnect_delay_set(60)
         self.paho.on_connect = self._connected
@@ -64,7 +78,10 @@ class MqttClient:
 
     def _came(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:  # noqa: ANN401
         self.arrived.append(message)
-        self.messages.append((message.topic, bytes(message.payload)))
+        came = (message.topic, bytes(message.payload))
+        # What the broker says it delivers again is no other message.
+        if not message.dup or came not in self.messages:
+            self.messages.append(came)
 
     def _subscribed(self, _c: Any, _u: Any, _m: int, codes: Any, _p: Any) -> None:  # noqa: ANN401
         self.granted += [int(code.value) for code in codes]

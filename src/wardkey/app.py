@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio.to_thread
 from fastapi import FastAPI
@@ -228,17 +229,26 @@ def _link(config: Config, database: Database) -> BrokerLink | None:
     if not config.messaging or not config.broker:
         return None
     keys = BrokerKeys(database.keys.broker_root)
-    return BrokerLink(config.broker, keys, database.clock)
+    tls = _trust(config) if config.broker.startswith("tls:") else None
+    return BrokerLink(config.brokers, keys, database.clock, tls)
 
 
 def _publishers(config: Config, link: BrokerLink, me: Me) -> Publishers:
-    host, _, port = config.mqtt_listen.rpartition(":")
-    tls = None
-    if config.tls_cert:
-        # The broker shows the very certificate that is named here, under whatever name.
-        tls = ssl.create_default_context(cafile=config.tls_cert)
+    parts = [urlsplit(url) for url in config.mqtt_brokers]
+    tls = _trust(config) if parts[0].scheme == "mqtts" else None
+    addresses = [(part.hostname or "", part.port or 0) for part in parts]
+    folder = Path(config.broker_dir) if config.broker_dir else None
+    return Publishers(link, addresses, me.id, tls, folder)
+
+
+def _trust(config: Config) -> ssl.SSLContext:
+    tls = ssl.create_default_context(cafile=config.broker_ca or None)
+    if config.broker_ca and config.broker_ca == config.tls_cert:
+        # The broker shows the very certificate that is named here, whatever its name, and its
+        # file need not hold who signed it.
         tls.check_hostname = False
-    return Publishers(link, host.strip("[]"), int(port), me.id, tls)
+        tls.verify_flags = ssl.VERIFY_X509_PARTIAL_CHAIN
+    return tls
 
 
 async def _messaging(context: Context, logins: Logins, cutting: Cutting | None) -> None:
@@ -247,8 +257,9 @@ async def _messaging(context: Context, logins: Logins, cutting: Cutting | None) 
     if link is None or publishers is None or cutting is None:
         return
     try:
-        await link.open(logins.judge)
-        await cutting.follow()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(link.keep(logins.judge))
+            group.create_task(cutting.follow())
     finally:
         await publishers.close()
         await link.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 import string
 from collections.abc import Mapping
@@ -12,7 +13,13 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from wardkey.domain.addresses import Network, parse_networks
-from wardkey.domain.errors import InvalidSetting, UnknownSetting, UnsafeDatabase, UnsafeListen
+from wardkey.domain.errors import (
+    InvalidSetting,
+    UnknownSetting,
+    UnsafeBroker,
+    UnsafeDatabase,
+    UnsafeListen,
+)
 from wardkey.domain.secret import clean_brand
 
 PREFIX = "WARDKEY_"
@@ -59,6 +66,10 @@ class Config:
     mqtt_listen: str = "127.0.0.1:1883"
     websocket_listen: str = "127.0.0.1:8984"
     broker: str = ""
+    broker_mqtt: str = ""
+    broker_ca: str = ""
+    broker_dir: str = ""
+    broker_sync_always: bool = False
     nats_server: str = ""
     public_url: str = ""
     brand: str = ""
@@ -91,6 +102,21 @@ class Config:
     def messaging(self) -> bool:
         """Tell whether MQTT is part of it."""
         return not self.no_messaging
+
+    @property
+    def brokers(self) -> tuple[str, ...]:
+        """The addresses of the broker's nodes for this product; the first one's scheme holds."""
+        return _addresses(self.broker)
+
+    @property
+    def mqtt_brokers(self) -> tuple[str, ...]:
+        """The addresses at which the broker's nodes take MQTT from this product."""
+        if self.broker_mqtt:
+            return _addresses(self.broker_mqtt)
+        hosts = [urlsplit(url).netloc.rpartition("@")[2] for url in self.brokers]
+        tls = self.broker.startswith("tls:")
+        scheme, port = ("mqtts", 8883) if tls else ("mqtt", 1883)
+        return tuple(f"{scheme}://{re.sub(r':[0-9]+$', '', host)}:{port}" for host in hosts)
 
     @property
     def storage_url(self) -> str:
@@ -160,8 +186,10 @@ def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = 
 
 
 def check_listening(config: Config) -> None:
-    """Refuse to carry keys over a network in the clear; raises `UnsafeListen`."""
-    names = ("listen", "mqtt_listen", "websocket_listen") if config.messaging else ("listen",)
+    """Refuse to carry keys over a network in the clear; raises `UnsafeListen`, `UnsafeBroker`."""
+    names = ["listen"]
+    if config.messaging and not config.broker:
+        names += ["mqtt_listen", "websocket_listen"]
     for name in names:
         text = getattr(config, name)
         host = text.rpartition(":")[0].strip("[]")
@@ -172,10 +200,34 @@ def check_listening(config: Config) -> None:
                 "--tls-cert and --tls-key, or --behind-proxy if a proxy in front ends TLS.",
                 field=name,
             )
+    _check_broker_is_safe(config)
+
+
+def _check_broker_is_safe(config: Config) -> None:
+    if not config.messaging:
+        return
+    for name, urls in (("broker", config.brokers), ("broker_mqtt", config.mqtt_brokers)):
+        for url in urls:
+            parts = urlsplit(url)
+            local = parts.hostname == "localhost" or _is_loopback(parts.hostname or "")
+            if not local and parts.scheme not in ("tls", "mqtts"):
+                raise UnsafeBroker(
+                    f"{url} is beyond loopback, where passwords would travel in the clear; use "
+                    "tls:// and mqtts://.",
+                    field=name,
+                )
 
 
 def check_tls(config: Config) -> None:
     """Load the certificate and its key as the server will; raises `InvalidSetting`."""
+    if config.broker_ca:
+        try:
+            ssl.create_default_context(cafile=config.broker_ca)
+        except (OSError, ssl.SSLError) as fault:
+            raise InvalidSetting(
+                f"The file {config.broker_ca} cannot be taken as certificates: {fault.strerror}.",
+                field="broker_ca",
+            ) from None
     cert, key = config.tls_cert, config.tls_key
     if not cert and not key:
         return
@@ -258,12 +310,19 @@ def _check(config: Config) -> None:
                 f"{text!r} is no address to listen on; write 127.0.0.1:8787 or [::1]:8787.",
                 field=name,
             )
-    parts = _split(config.broker)
-    if config.broker and (parts is None or parts.scheme not in ("nats", "tls")):
-        raise InvalidSetting(
-            f"{config.broker!r} is no broker's address, such as nats://10.0.0.7:4222.",
-            field="broker",
-        )
+    # In this order: the second may come from the first.
+    for name, schemes, example in (
+        ("brokers", ("nats", "tls"), "nats://127.0.0.1:4222"),
+        ("mqtt_brokers", ("mqtt", "mqtts"), "mqtt://127.0.0.1:1883"),
+    ):
+        for url in getattr(config, name):
+            parts = _split(url)
+            if parts is None or parts.scheme not in schemes or not parts.hostname or not parts.port:
+                raise InvalidSetting(
+                    f"{url!r} is no broker's address, such as {example}; several are separated "
+                    "by commas.",
+                    field="broker" if name == "brokers" else "broker_mqtt",
+                )
     for name, (least, most, unit) in _NUMBERS.items():
         if not least <= getattr(config, name) <= most:
             raise InvalidSetting(f"{name} is a number{unit} from {least} to {most}.", field=name)
@@ -295,6 +354,13 @@ def _check_names(config: Config) -> None:
                 f"{config.public_url!r} is no URL such as https://keys.example.com.",
                 field="public_url",
             )
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    first, *rest = (part.strip() for part in text.split(","))
+    scheme = first.partition("://")[0]
+    more = (part if "://" in part else f"{scheme}://{part}" for part in rest)
+    return (first, *more) if first else ()
 
 
 def _split(url: str) -> SplitResult | None:

@@ -302,6 +302,10 @@ ELSEWHERE = {
     "test_a_publishable_key_publishes_only_where_a_rule_allows_it",
     "publish_unconfirmed": BROKER_AWAY,
     "broker_unreachable": "messaging/test_publish.py::test_503_where_the_broker_was_never_there",
+    "broker_full": "faults/test_broker.py::"
+    "test_503_while_the_brokers_disk_is_full_and_works_again_after",
+    "unsafe_broker": "cli/test_up.py::"
+    "test_a_broker_is_never_spoken_to_in_the_clear_beyond_this_machine",
     "messaging_off": "messaging/test_publish.py::test_messaging_that_is_left_out_is_said",
     "session_not_found": "messaging/test_sessions.py::"
     "test_404_another_organizations_session_cannot_be_ended",

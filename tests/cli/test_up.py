@@ -41,6 +41,25 @@ def test_what_is_unsafe_or_unknown_is_refused_and_makes_nothing(tmp_path: Path) 
     assert not data.exists()
 
 
+def test_a_broker_is_never_spoken_to_in_the_clear_beyond_this_machine(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data")
+    inside = {"broker": "tls://broker.acme.example:4222"}
+    for settings, code, field in (
+        ({"mqtt_listen": "0.0.0.0:0"}, "unsafe_listen", "mqtt_listen"),
+        ({"websocket_listen": "0.0.0.0:0"}, "unsafe_listen", "websocket_listen"),
+        ({"broker": "nats://broker.acme.example:4222"}, "unsafe_broker", "broker"),
+        ({**inside, "broker_mqtt": "mqtt://broker.acme.example:1"}, "unsafe_broker", "broker_mqtt"),
+        ({**inside, "broker_ca": "missing.pem"}, "invalid_setting", "broker_ca"),
+    ):
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        server.settings["no_messaging"] = 0
+        done = server.cli_here("up", *options)
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"wardkey: {code}: ")
+        assert f"(at {field})" in done.stderr
+    assert not server.data_dir.exists()
+
+
 def test_later_starts_show_no_secret_and_the_brand_stands_before_each(
     start: Callable[..., Server],
 ) -> None:

@@ -214,6 +214,15 @@ def test_retained_messages_stay_until_an_empty_one_clears_them(broker: Server) -
             assert [m for m in late.messages if m[0] == "retained/x"] == expected
 
 
+def test_nobody_takes_the_bridges_client_id(broker: Server) -> None:
+    with broker.owner() as owner:
+        made = owner.post("/v2/clients", json={"username": "posing"}).json()
+    login = (made["client"]["mqtt_username"], made["password"])
+    for mqtt_id, let_in in (("wardkey-bridge-1", False), ("posing-1", True)):
+        with connected(broker, *login, mqtt_id) as client:
+            assert (client.code == 0) is let_in
+
+
 def test_a_publishable_key_publishes_only_where_a_rule_allows_it(broker: Server) -> None:
     with broker.owner() as owner:
         made = owner.post(
@@ -272,7 +281,7 @@ def test_503_while_the_broker_is_away_and_nothing_was_sent(broker: Server) -> No
 
 def test_503_where_the_broker_was_never_there(start: Callable[..., Server]) -> None:
     # Nobody listens on port 1.
-    server = start(no_messaging=0, broker="nats://127.0.0.1:1", mqtt_listen="127.0.0.1:1")
+    server = start(no_messaging=0, broker="nats://127.0.0.1:1")
     told = publish(server, {"topic": "a", "payload": 1}, **{"Idempotency-Key": str(uuid.uuid4())})
     assert (told.status_code, told.json()["code"]) == (503, "broker_unreachable")
     assert told.headers["retry-after"]

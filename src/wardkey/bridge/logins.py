@@ -15,6 +15,7 @@ from wardkey.domain.broker_acl import Subjects
 from wardkey.domain.errors import TooManyAttempts
 from wardkey.domain.rate import RateLimit
 from wardkey.outside.broker_link import Admitted, Login
+from wardkey.outside.publishers import BRIDGE
 from wardkey.web.context import Context
 from wardkey.web.throttle import Throttle
 
@@ -49,6 +50,9 @@ class Logins:
         """Judge in this thread, for hooks too; a broker that tells no address leaves it empty."""
         # Other protocols of the broker would go around the rules, which are made for MQTT.
         if not login.is_mqtt or not login.password:
+            return None
+        # Another with the bridge's client id would end the bridge's connection.
+        if login.client_id.startswith(BRIDGE):
             return None
         database, name = self.here.runner.database, f"{login.address} {login.username[:200]}"
         now = database.clock()

@@ -40,6 +40,7 @@ _PREFLIGHT = {
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Wardkey-Api-Key",
     "Access-Control-Max-Age": "7200",
 }
+_UNSENT = (errors.BrokerUnreachable, errors.BrokerFull)
 _encoder = msgspec.json.Encoder()
 _NO_RULES = RuleSet(())
 
@@ -73,6 +74,7 @@ def preflight() -> Response:
         errors.IdempotencyKeyReused,
         errors.WeakIdempotencyKey,
         errors.BrokerUnreachable,
+        errors.BrokerFull,
         errors.PublishUnconfirmed,
         errors.MessagingOff,
         body=True,
@@ -200,7 +202,7 @@ async def _published(incoming: Incoming, here: Context) -> Outgoing:
         else:
             out = _said(answers[0])
         if prepared.held is not None:
-            unsent = all(isinstance(answer, errors.BrokerUnreachable) for answer in answers)
+            unsent = all(isinstance(answer, _UNSENT) for answer in answers)
             kept = None if unsent else b"%d %b" % (out.status, out.body)
             await run_in_threadpool(settle, here.runner.database, prepared.held, kept)
     except errors.Failure as failure:

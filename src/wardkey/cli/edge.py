@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "setup-link": ("organizations", "Make a one-time link that sets a person's password."),
     "service-key": ("service_keys", "Create, list and revoke keys that only verify."),
     "hook": ("hooks", "Create, list and revoke tokens for brokers of your own."),
+    "broker": ("broker", "Print the settings of a broker's nodes that run elsewhere."),
     "audit": ("audit", "Verify audit chains and export their ends."),
 }
 
@@ -117,7 +118,12 @@ _SETTINGS_HELP = {
     "no_messaging": "Leave MQTT out: no broker is started.",
     "mqtt_listen": "Address and port for MQTT.",
     "websocket_listen": "Address and port for MQTT over WebSocket, at /mqtt.",
-    "broker": "nats://… of a broker that runs elsewhere with this deployment's operator.",
+    "broker": "tls://… of a broker that runs elsewhere with this deployment's operator; its nodes "
+    "separated by commas.",
+    "broker_mqtt": "mqtts://… where that broker takes MQTT, if not at port 8883 (1883 for nats://).",
+    "broker_ca": "Who signed that broker's certificates (PEM), if not a public authority.",
+    "broker_dir": "Folder of a broker on this machine; without room there nothing is published.",
+    "broker_sync_always": "Write each stored message to the disk before it is acknowledged.",
     "nats_server": "The nats-server to run, if not the installed one.",
     "public_url": "Where people reach this deployment.",
     "brand": "Text before every key of this deployment, such as acme.",

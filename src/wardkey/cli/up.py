@@ -25,7 +25,8 @@ from wardkey.domain.principal import Principal, operator
 from wardkey.outside.broker import (
     BrokerKeys,
     BrokerProcess,
-    Listening,
+    Node,
+    Tls,
     broker_program,
     broker_settings,
 )
@@ -55,8 +56,10 @@ def up(config: Config) -> None:
             with _broker(config, runner) as served:
                 click.echo(f"Wardkey listens on {config.url}  (API: {config.url}/v2/docs)")
                 if config.messaging and not config.broker:
+                    scheme = "wss" if config.tls_cert else "ws"
                     click.echo(
-                        f"MQTT: {served.mqtt_listen}, over WebSocket: ws://{served.websocket_listen}/mqtt"
+                        f"MQTT: {served.mqtt_listen}, "
+                        f"over WebSocket: {scheme}://{served.websocket_listen}/mqtt"
                     )
                 click.echo(f"Data: {config.data_dir.absolute()}  Stop with Ctrl-C")
                 sys.stdout.flush()
@@ -82,19 +85,28 @@ def _broker(config: Config, runner: Runner) -> Iterator[Config]:
         mqtt_listen=_free(config.mqtt_listen, "mqtt_listen"),
         websocket_listen=_free(config.websocket_listen, "websocket_listen"),
     )
-    inside = _free("127.0.0.1:0", "broker")
+    inside, folder = _free("127.0.0.1:0", "broker"), config.data_dir.absolute() / "broker"
     database = runner.database
-    settings = broker_settings(
-        BrokerKeys(database.keys.broker_root),
-        Listening(
-            inside, config.mqtt_listen, config.websocket_listen, config.tls_cert, config.tls_key
-        ),
-        config.data_dir / "broker",
-        database.clock() // 1000,
+    node = Node(
+        inside,
+        config.mqtt_listen,
+        config.websocket_listen,
+        folder,
+        tls=Tls(config.tls_cert, config.tls_key) if config.tls_cert else None,
+        sync_always=config.broker_sync_always,
     )
-    process = BrokerProcess(program, settings, config.data_dir / "broker")
+    keys = BrokerKeys(database.keys.broker_root)
+    settings = broker_settings(keys, node, database.clock() // 1000)
+    process = BrokerProcess(program, settings, folder)
+    scheme = "mqtts" if config.tls_cert else "mqtt"
     try:
-        yield replace(config, broker=f"nats://{inside}")
+        yield replace(
+            config,
+            broker=f"nats://{inside}",
+            broker_mqtt=f"{scheme}://{config.mqtt_listen}",
+            broker_ca=config.tls_cert,
+            broker_dir=str(folder),
+        )
     finally:
         process.stop()
 

@@ -562,6 +562,10 @@ class BrokerUnreachable(Unavailable):
     """The broker cannot be reached, so nothing was sent; try again."""
 
 
+class BrokerFull(Unavailable):
+    """The broker's disk is nearly full, so nothing was sent; free some space and try again."""
+
+
 class PublishUnconfirmed(Unavailable):
     """Sent, but the broker did not confirm it in time; it may have been published."""
 
@@ -583,6 +587,10 @@ class InvalidSetting(Invalid):
 
 class UnsafeListen(Invalid):
     """Beyond loopback Wardkey listens only with TLS files or behind a proxy."""
+
+
+class UnsafeBroker(Invalid):
+    """The broker on another machine would be spoken to in the clear; use tls:// and mqtts://."""
 
 
 class UnsafeDatabase(Invalid):

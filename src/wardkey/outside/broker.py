@@ -30,8 +30,10 @@ _LIMITS = {
     "subs": _UNLIMITED, "data": _UNLIMITED, "payload": _UNLIMITED, "imports": _UNLIMITED,
     "exports": _UNLIMITED, "wildcards": True, "conn": _UNLIMITED, "leaf": _UNLIMITED,
 }  # fmt: skip
-# Reservations, not limits: with memory above 0 the broker refuses once their sum is its own.
+# Reserved for each account: the broker takes no further one once their sum is above its own
+# (`_ALL_STORED`), which therefore stands for 100,000 accounts and not for the size of a disk.
 _STORED = {"mem_storage": 0, "disk_storage": 10**10, "streams": -1, "consumer": -1}
+_ALL_STORED = "1PB"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STOP_S = 0.1, 10.0, 15.0
 _PR_SET_PDEATHSIG = 1
 
@@ -107,21 +109,70 @@ _USER: dict[str, Any] = {"type": "user", "subs": -1, "data": -1, "payload": -1}
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
-    """Where the broker listens: `inside` for this product alone, the rest for MQTT clients."""
+class Tls:
+    """Files in PEM form; with `ca`, other nodes must show a certificate that it signed."""
+
+    cert: str
+    key: str
+    ca: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a node needs to know of the others; `routes` are their addresses for one another."""
+
+    name: str
+    listen: str
+    routes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A broker's addresses and files: `inside` for this product, the rest for MQTT clients."""
 
     inside: str
     mqtt: str
     websocket: str
-    tls_cert: str = ""
-    tls_key: str = ""
+    folder: Path
+    name: str = "wardkey"
+    tls: Tls | None = None
+    # Off where `inside` is on loopback, for one machine alone.
+    tls_inside: bool = False
+    cluster: Cluster | None = None
+    sync_always: bool = False
 
 
-def broker_settings(keys: BrokerKeys, at: Listening, folder: Path, now: int) -> str:
-    """Return the text of nats-server's settings file.
+def broker_settings(keys: BrokerKeys, node: Node, now: int) -> str:
+    """Return the text of nats-server's settings file; it holds no seed.
 
     It must never be read again while the server runs: that deletes every retained message.
     """
+    tls = f", {_tls(node.tls)}" if node.tls else ""
+    lines = [
+        "# Never reload these while the server runs: that deletes every retained message.",
+        f"server_name: {json.dumps(node.name)}",
+        f"listen: {json.dumps(node.inside)}",
+        _tls(node.tls, more="handshake_first: true") if node.tls and node.tls_inside else "",
+        "jetstream {",
+        f"  store_dir: {json.dumps(str(node.folder / 'jetstream'))}",
+        f"  max_mem: 256MB, max_file: {_ALL_STORED}",
+        f'  sync_interval: "{"always" if node.sync_always else "2m"}"',
+        "  limits { default_max_consumers: 1000000 }",
+        "}",
+        f'mqtt {{ listen: {json.dumps(node.mqtt)}, ack_wait: "5s"{tls} }}',
+        f"websocket {{ listen: {json.dumps(node.websocket)}{tls or ', no_tls: true'} }}",
+        _cluster(node.cluster, node.tls) if node.cluster else "",
+        *_trust(keys, now),
+        "resolver {",
+        f"  type: full, dir: {json.dumps(str(node.folder / 'accounts'))}",
+        '  allow_delete: true, interval: "2m"',
+        "}",
+    ]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def _trust(keys: BrokerKeys, now: int) -> list[str]:
+    """Return whom the broker trusts, and whom it asks about logins."""
     auth_claims = {
         "type": "account",
         "limits": _LIMITS,
@@ -130,50 +181,34 @@ def broker_settings(keys: BrokerKeys, at: Listening, folder: Path, now: int) -> 
             "allowed_accounts": ["*"],
         },
     }
-    system = keys.operator.issue(
-        keys.system.public, "SYS", {"type": "account", "limits": _LIMITS}, iat=now
-    )
+    system_claims = {"type": "account", "limits": _LIMITS}
+    system = keys.operator.issue(keys.system.public, "SYS", system_claims, iat=now)
     auth = keys.operator.issue(keys.auth.public, "AUTH", auth_claims, iat=now)
-    operator = keys.operator.issue(
-        keys.operator.public,
-        "wardkey",
-        {"type": "operator", "system_account": keys.system.public},
-        iat=now,
-    )
+    operator_claims = {"type": "operator", "system_account": keys.system.public}
+    operator = keys.operator.issue(keys.operator.public, "wardkey", operator_claims, iat=now)
     nobody = {"deny": [">"]}
-    sentinel = keys.auth.issue(
-        keys.sentinel.public,
-        "sentinel",
-        {**_USER, "bearer_token": True, "pub": nobody, "sub": nobody},
-        iat=now,
-    )
-    tls = ""
-    if at.tls_cert:
-        tls = (
-            f", tls {{ cert_file: {json.dumps(at.tls_cert)}, key_file: {json.dumps(at.tls_key)} }}"
-        )
-    return f"""# Made anew at each start; changes here are lost.
-server_name: wardkey
-listen: {json.dumps(at.inside)}
-jetstream {{
-  store_dir: {json.dumps(str(folder / "jetstream"))}
-  max_mem: 256MB
-  max_file: 200GB
-  limits {{ default_max_consumers: 1000000 }}
-}}
-mqtt {{ listen: {json.dumps(at.mqtt)}, ack_wait: "5s"{tls} }}
-websocket {{ listen: {json.dumps(at.websocket)} {tls or ", no_tls: true"} }}
-operator: {operator}
-system_account: {keys.system.public}
-resolver {{
-  type: full
-  dir: {json.dumps(str(folder / "accounts"))}
-  allow_delete: true
-  interval: "2m"
-}}
-resolver_preload: {{ {keys.system.public}: {system}, {keys.auth.public}: {auth} }}
-default_sentinel: {sentinel}
-"""
+    sentinel_claims = {**_USER, "bearer_token": True, "pub": nobody, "sub": nobody}
+    sentinel = keys.auth.issue(keys.sentinel.public, "sentinel", sentinel_claims, iat=now)
+    return [
+        f"operator: {operator}",
+        f"system_account: {keys.system.public}",
+        f"resolver_preload: {{ {keys.system.public}: {system}, {keys.auth.public}: {auth} }}",
+        f"default_sentinel: {sentinel}",
+    ]
+
+
+def _cluster(cluster: Cluster, tls: Tls | None) -> str:
+    routes = ", ".join(json.dumps(f"nats://{route}") for route in cluster.routes)
+    told = f"name: {json.dumps(cluster.name)}, listen: {json.dumps(cluster.listen)}"
+    mutual = f", {_tls(tls, more='verify: true')}" if tls else ""
+    return f"cluster {{ {told}, no_advertise: true{mutual}, routes: [{routes}] }}"
+
+
+def _tls(tls: Tls, *, more: str = "") -> str:
+    told = [f"cert_file: {json.dumps(tls.cert)}", f"key_file: {json.dumps(tls.key)}"]
+    if tls.ca:
+        told.append(f"ca_file: {json.dumps(tls.ca)}")
+    return f"tls {{ {', '.join([*told, more]) if more else ', '.join(told)} }}"
 
 
 class BrokerProcess:
@@ -184,7 +219,7 @@ class BrokerProcess:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = folder / "nats.conf"
         self._file.touch(mode=0o600)
-        self._file.write_text(settings)
+        self._file.write_text("# Made anew at each start; changes here are lost.\n" + settings)
         self._stopped = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         # The kernel ends the broker with the thread that started it, so that one lasts.
@@ -200,6 +235,13 @@ class BrokerProcess:
         self._thread.join(_STOP_S)
         if process is not None and process.poll() is None:
             process.kill()
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would, and for good."""
+        self._stopped.set()
+        if self._process is not None:
+            self._process.kill()
+        self._thread.join(_STOP_S)
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE_S
@@ -218,6 +260,7 @@ class BrokerProcess:
                 _tell(line)
                 if "Server is ready" in line:
                     pause = _FIRST_PAUSE_S
+            process.stderr.close()
             code = process.wait()
             if self._stopped.is_set():
                 return

@@ -6,7 +6,8 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,9 @@ from wardkey.outside.nkeys import NKey, verified
 log = logging.getLogger("wardkey")
 
 _ANSWER_S = 2.0
+# A broker that went silent is left after three of these; others of its cluster may live.
+_PING_S = 5
+_AGAIN_S = 1.0
 # How long after a broker's request an answer to it is still worth anything: its auth timeout.
 _LOGIN_S = 1.8
 _AT_ONCE = 64
@@ -87,22 +91,43 @@ Judge = Callable[[Login], Awaitable[Admitted | None]]
 class BrokerLink:
     """Two connections to the broker, in the system account and as the answerer of logins."""
 
-    def __init__(self, url: str, keys: BrokerKeys, clock: Callable[[], int]) -> None:
-        self._url, self._keys, self._clock = url, keys, clock
+    def __init__(
+        self,
+        urls: Sequence[str],
+        keys: BrokerKeys,
+        clock: Callable[[], int],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._urls, self._keys, self._clock, self._tls = list(urls), keys, clock, tls
         self._system = Client()
         self._callout = Client()
+        self._ended = asyncio.Event()
         self._known: dict[tuple[str, str], bool] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._nodes = 0
+        self._last_fault = ""
 
     @property
     def is_connected(self) -> bool:
         """Tell whether the broker answers."""
         return self._system.is_connected
 
+    async def keep(self, judge: Judge) -> None:
+        """Stay connected and answer logins by `judge`, until cancelled."""
+        while True:
+            try:
+                await self.open(judge)
+                # The library gives a connection up when the broker says why it ended it.
+                await self._ended.wait()
+            except (OSError, TimeoutError, nats.errors.Error) as fault:
+                await self._told(fault)
+            await self.close()
+            await asyncio.sleep(_AGAIN_S)
+
     async def open(self, judge: Judge) -> None:
-        """Connect, for ever trying again, and answer logins by `judge`."""
+        """Connect, trying until it is done, and answer logins by `judge`."""
+        self._system, self._callout, self._ended = Client(), Client(), asyncio.Event()
         now = self._clock() // 1000
         await self._connect(self._system, self._keys.system_user, self._keys.system_token(now))
         await self._connect(self._callout, self._keys.callout_user, self._keys.callout_token(now))
@@ -112,8 +137,8 @@ class BrokerLink:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+        # Sent with the next connection if this one ended meanwhile.
         await self._callout.subscribe("$SYS.REQ.USER.AUTH", queue="wardkey", cb=asked)
-        await self._callout.flush()
 
     async def close(self) -> None:
         """End both connections."""
@@ -130,7 +155,7 @@ class BrokerLink:
         token = self._keys.account_token(
             org_id, environment, self._clock() // 1000, suspended=suspended
         )
-        with telling():
+        with self._telling():
             told = await self._system.request(
                 "$SYS.REQ.CLAIMS.UPDATE", token.encode(), timeout=_ANSWER_S
             )
@@ -165,7 +190,7 @@ class BrokerLink:
         if username:
             asked["user"] = username
         found = []
-        with telling():
+        with self._telling():
             answers = await self._gather("$SYS.REQ.SERVER.PING.CONNZ", asked, patient=patient)
         for answer in answers:
             server = answer["server"]["id"]
@@ -178,7 +203,7 @@ class BrokerLink:
     async def kick(self, server: str, cid: int) -> None:
         """End a session; one that ended by itself is no fault."""
         asked = json.dumps({"cid": cid}).encode()
-        with telling():
+        with self._telling():
             await self._system.request(f"$SYS.REQ.SERVER.{server}.KICK", asked, timeout=_ANSWER_S)
 
     def bridge_token(self, org_id: str, environment: str, name: str, lasts_s: int) -> str:
@@ -218,18 +243,35 @@ class BrokerLink:
     async def _connect(
         self, client: Client, user: NKey, token: str, *, lasting: bool = True
     ) -> None:
-        async def told(fault: Exception) -> None:
-            log.info("the broker's line: %s", fault)
+        async def ended() -> None:
+            self._ended.set()
+
+        async def came_back() -> None:
+            # It may have come back with another folder, and learns them when they are needed.
+            self._known = {account: True for account, stopped in self._known.items() if stopped}
 
         await client.connect(
-            self._url,
+            self._urls,
             user_jwt_cb=lambda: bytearray(token.encode()),
             signature_cb=lambda nonce: base64.b64encode(user.sign(nonce.encode())),
-            error_cb=told,
+            error_cb=self._told,
+            closed_cb=ended if lasting else None,
+            reconnected_cb=came_back if lasting else None,
+            tls=self._tls,
+            # Otherwise whoever sits in between could have the line go on in the clear.
+            tls_handshake_first=self._tls is not None,
             max_reconnect_attempts=-1 if lasting else 0,
             reconnect_time_wait=1,
+            ping_interval=_PING_S,
             allow_reconnect=lasting,
         )
+
+    async def _told(self, fault: Exception) -> None:
+        """Log what went wrong, but not the same each second."""
+        text = repr(fault)
+        if text != self._last_fault:
+            log.warning("the line to the broker: %s", text)
+        self._last_fault = text
 
     async def _gather(
         self, subject: str, asked: dict[str, Any], *, patient: bool
@@ -285,6 +327,15 @@ class BrokerLink:
             user, "", {"type": "authorization_response", **said}, iat=now, aud=server
         )
         await message.respond(answer.encode())
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Turn what nats-py says of a broker that is away into the failure that it stands for."""
+        if not self._system.is_connected:
+            # A request before the first connection would leave the library deaf to all answers.
+            raise BrokerUnreachable
+        with telling():
+            yield
 
     def _user_token(self, user: str, admitted: Admitted) -> str:
         account = self._keys.account(admitted.org_id, admitted.environment)

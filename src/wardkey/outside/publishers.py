@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from wardkey.domain.errors import BrokerUnreachable, Failure
+from wardkey.domain.errors import BrokerFull, BrokerUnreachable, Failure
 from wardkey.outside.broker_link import BrokerLink
 from wardkey.outside.mqtt import Done, Publisher
 
@@ -21,6 +24,9 @@ _LASTS_S = 3_600
 _TAKE_OVER_S = 3_000
 _IDLE_S = 300
 _ROOM_S = 10.0
+# What is on its way may still be written; without any room the broker acknowledges retained
+# messages that it could not store.
+_LEAST_ROOM = 64 * 1_048_576
 
 
 @dataclass(slots=True)
@@ -35,11 +41,14 @@ class Publishers:
     """Connections opened when they are first needed, and closed when nobody publishes."""
 
     link: BrokerLink
-    host: str
-    port: int
+    # Of the nodes of one broker; any will do.
+    addresses: Sequence[tuple[str, int]]
     name: str
     tls: ssl.SSLContext | None = None
+    # The folder in which a broker on this machine keeps what it stores.
+    folder: Path | None = None
     _count: int = 0
+    _node: int = 0
     _open: dict[Account, _Open] = field(default_factory=dict)
     _locks: defaultdict[Account, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
@@ -59,8 +68,9 @@ class Publishers:
     ) -> None:
         """Send over the account's open connection, with QoS 1 if `done` is to be told.
 
-        Raises `BrokerUnreachable` if nothing was sent.
+        Raises `BrokerUnreachable` or `BrokerFull` if nothing was sent.
         """
+        self._check_room()
         held = self._open[account]
         held.used = time.monotonic()
         held.publisher.send(topic, payload, done, retain=retain)
@@ -70,8 +80,10 @@ class Publishers:
     ) -> None:
         """Publish for an organization's environment.
 
-        Raises `BrokerUnreachable` if nothing was sent, `PublishUnconfirmed` if nobody can say.
+        Raises `BrokerUnreachable` or `BrokerFull` if nothing was sent, `PublishUnconfirmed` if
+        nobody can say.
         """
+        self._check_room()
         publisher = await self._take(account)
         try:
             async with asyncio.timeout(_ROOM_S):
@@ -98,6 +110,17 @@ class Publishers:
             held.publisher.close()
         self._open.clear()
 
+    def _check_room(self) -> None:
+        """Raise `BrokerFull` where the broker might no longer store what it acknowledges."""
+        if self.folder is None:
+            return
+        try:
+            disk = os.statvfs(self.folder)
+        except OSError as fault:
+            raise BrokerFull from fault
+        if disk.f_bavail * disk.f_frsize < _LEAST_ROOM:
+            raise BrokerFull
+
     async def _take(self, account: Account) -> Publisher:
         now = time.monotonic()
         held = self._open.get(account)
@@ -114,12 +137,7 @@ class Publishers:
     async def _connect(self, account: Account) -> _Open:
         org_id, environment = account
         await self.link.put_account(org_id, environment)
-        # A name of its own, or the broker would end the connection that this one takes over from.
-        self._count += 1
-        name = f"{BRIDGE}-{self.name}-{self._count}"
-        publisher = Publisher(self.host, self.port, name, self.tls)
-        token = self.link.bridge_token(org_id, environment, BRIDGE, _LASTS_S)
-        await publisher.open(BRIDGE, token)
+        publisher = await self._first_open(self.link.bridge_token(*account, BRIDGE, _LASTS_S))
         before = self._open.get(account)
         now = time.monotonic()
         opened = self._open[account] = _Open(publisher, now, now)
@@ -138,3 +156,19 @@ class Publishers:
             return
         del self._open[account]
         held.publisher.retire()
+
+    async def _first_open(self, token: str) -> Publisher:
+        """Return a connection to the first node that takes one, the last one's node first."""
+        # A name of its own, or the broker would end the connection that this one takes over from.
+        self._count += 1
+        name = f"{BRIDGE}-{self.name}-{self._count}"
+        for turn in range(len(self.addresses)):
+            at = (self._node + turn) % len(self.addresses)
+            publisher = Publisher(*self.addresses[at], name, self.tls)
+            try:
+                await publisher.open(BRIDGE, token)
+            except BrokerUnreachable:
+                continue
+            self._node = at
+            return publisher
+        raise BrokerUnreachable

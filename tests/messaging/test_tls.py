@@ -1,0 +1,190 @@
+"""One certificate serves the API, MQTT and MQTT over WebSocket; nothing goes in the clear."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tests.cli.test_tls import NOW, write_certificate, write_key
+from tests.mqtt import MqttClient
+from tests.server import Server, wait_until
+from wardkey.domain.errors import BrokerUnreachable
+from wardkey.outside.broker import BrokerProcess, broker_program
+from wardkey.outside.mqtt import Publisher
+
+
+def signed_pair(folder: Path) -> tuple[Path, Path, Path]:
+    """Return an authority's certificate, and one that it signed for this machine with its key."""
+    authority, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    root = write_certificate(folder / "root.pem", authority)
+    issuer = x509.load_pem_x509_certificate(root.read_bytes())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "broker")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(issuer.subject, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(NOW - timedelta(days=1))
+        .not_valid_after(NOW + timedelta(days=30))
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()),
+            critical=False,
+        )
+        .sign(authority, SHA256())
+    )
+    (folder / "cert.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    return root, folder / "cert.pem", write_key(folder / "key.pem", key)
+
+
+def allow_all(up: Server) -> None:
+    rule = {"subject": {"kind": "everyone"}, "action": "both", "effect": "allow", "filter": "#"}
+    with up.owner() as owner:
+        assert owner.post("/v2/acl/rules", json={"priority": 1, **rule}).status_code == 201
+        wait_until(lambda: owner.get("/v2/sessions").status_code == 200, 30)
+
+
+def publish(up: Server, topic: str, payload: str) -> int:
+    with up.client(up.first_key) as client:
+        body = {"topic": topic, "payload": payload, "qos": 1}
+        return client.post("/publish", json=body).status_code
+
+
+def has_taken(client: MqttClient, count: int) -> bool:
+    return len(client.messages) == count
+
+
+async def log_in_plainly(port: int, login: tuple[str, str]) -> None:
+    await Publisher("127.0.0.1", port, "plain").open(*login)
+
+
+def create(up: Server, username: str) -> tuple[str, str]:
+    with up.owner() as owner:
+        made = owner.post("/v2/clients", json={"username": username}).json()
+    return made["client"]["mqtt_username"], made["password"]
+
+
+def test_mqtt_and_websocket_show_the_certificate_and_take_nothing_in_the_clear(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    root, cert, key = signed_pair(tmp_path)
+    up = start(no_messaging=0, tls_cert=cert, tls_key=key)
+    up.trust = ssl.create_default_context(cafile=str(root))
+    assert f"wss://127.0.0.1:{up.websocket_port}/mqtt" in up.output
+    allow_all(up)
+    login = create(up, "secure")
+    over_tcp = MqttClient(up.mqtt_port, *login, "tcp-1", trust=up.trust)
+    over_websocket = MqttClient(up.websocket_port, *login, "ws-1", trust=up.trust, websocket=True)
+    for one in (over_tcp, over_websocket):
+        assert one.code == 0
+        assert one.subscribe("agents/#") == 1
+    over_tcp.publish("agents/x", "one")
+    over_websocket.publish("agents/x", "two")
+    assert publish(up, "agents/x", "three") == 200
+    for one in (over_tcp, over_websocket):
+        wait_until(partial(has_taken, one, 3))
+        assert {payload for _, payload in one.messages} == {b"one", b"two", b"three"}
+        one.close()
+    with pytest.raises(BrokerUnreachable):
+        asyncio.run(log_in_plainly(up.mqtt_port, login))
+    with socket.create_connection(("127.0.0.1", up.websocket_port), timeout=10) as line:
+        line.sendall(b"GET /mqtt HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n")
+        assert b"101" not in line.recv(1_024)
+
+
+@contextmanager
+def cluster(
+    up: Server, folder: Path, ports: list[list[int]], tls: tuple[Path, Path, Path]
+) -> Iterator[list[BrokerProcess]]:
+    """Run three nodes by the settings that the command prints."""
+    root, cert, key = tls
+    nodes = []
+    for number, (inside, mqtt, websocket, routing) in enumerate(ports):
+        done = up.cli_here(
+            "broker", "settings", f"--server-name=n{number}", f"--store-dir={folder / str(number)}",
+            f"--listen=127.0.0.1:{inside}", f"--mqtt-listen=127.0.0.1:{mqtt}",
+            f"--websocket-listen=127.0.0.1:{websocket}", f"--cluster-listen=127.0.0.1:{routing}",
+            f"--routes={','.join(f'127.0.0.1:{each[3]}' for each in ports)}",
+            f"--tls-cert={cert}", f"--tls-key={key}", f"--tls-ca={root}",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        assert "\nSU" not in done.stdout
+        nodes.append(BrokerProcess(broker_program(""), done.stdout, folder / str(number)))
+    try:
+        yield nodes
+    finally:
+        for node in nodes:
+            node.stop()
+
+
+def free_ports(count: int) -> list[int]:
+    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in found]
+    for one in found:
+        one.close()
+    return ports
+
+
+def test_three_nodes_elsewhere_carry_messages_and_kicks_and_outlive_one(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    tls = signed_pair(tmp_path)
+    taken = free_ports(12)
+    ports = [taken[n : n + 4] for n in (0, 4, 8)]
+    up = start(
+        no_messaging=0,
+        broker="tls://" + ",".join(f"127.0.0.1:{each[0]}" for each in ports),
+        broker_mqtt="mqtts://" + ",".join(f"127.0.0.1:{each[1]}" for each in ports),
+        broker_ca=tls[0],
+    )
+    trust = ssl.create_default_context(cafile=str(tls[0]))
+    with cluster(up, tmp_path, ports, tls) as nodes:
+        allow_all(up)
+        wait_until(lambda: publish(up, "a", "x") == 200, 60)
+        names = [create(up, f"on-{number}") for number in range(3)]
+        clients = [
+            MqttClient(each[1], *login, f"on-{number}", trust=trust)
+            for number, (each, login) in enumerate(zip(ports, names, strict=True))
+        ]
+        for one in clients:
+            assert one.code == 0
+            assert one.subscribe("agents/#") == 1
+        clients[0].publish("agents/x", "from a client")
+        assert publish(up, "agents/x", "from the bridge") == 200
+        for one in clients:
+            wait_until(partial(has_taken, one, 2))
+        # On whichever node this product is: the other two are not.
+        with up.owner() as owner:
+            assert owner.get("/v2/sessions").json()["total"] == 3
+            for found in owner.get("/v2/clients").json()["clients"][1:]:
+                done = owner.patch(f"/v2/clients/{found['id']}", json={"enabled": False})
+                assert done.is_success
+        wait_until(lambda: sum(1 for one in clients if one.ended_at) == 2)
+        (left,) = (number for number, one in enumerate(clients) if not one.ended_at)
+        dead = (left + 1) % 3
+        nodes[dead].kill()
+        wait_until(lambda: publish(up, "agents/x", "one is dead") == 200, 60)
+        wait_until(lambda: clients[left].messages[-1] == ("agents/x", b"one is dead"))
+        # Until another node leads in its stead, logins wait and fail.
+        wait_until(lambda: logs_in(ports[(left + 2) % 3][1], names[left], trust), 40)
+        for one in clients:
+            one.close()
+
+
+def logs_in(port: int, login: tuple[str, str], trust: ssl.SSLContext) -> bool:
+    one = MqttClient(port, *login, f"again-{time.monotonic_ns()}", trust=trust)
+    one.close()
+    return one.code == 0
