@@ -25,6 +25,8 @@ TABLE = """
     clients:write         -  sk   owner admin member -
     acl:read              -  sk   owner admin member viewer
     acl:write             -  sk   owner admin member -
+    retained:read         -  sk   owner admin member viewer
+    retained:write        -  sk   owner admin member -
     providers:read        -  sk   owner admin member viewer
     providers:write       -  sk   owner admin -      -
     previews:read         -  sk   owner admin member viewer
