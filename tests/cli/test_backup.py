@@ -136,6 +136,7 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
         shop.issue(owner, "revoked", "off", "rotated", "edited", "shortened", "untouched")
         owner.post("/v2/invitations", json={"email": "gone@acme.example", "role": "admin"})
         server.person("viewer").close()
+        hook = json.loads(server.cli_here("hook", "create", "emqx", "--json").stdout)
         made = told(server.cli("backup", str(file), "--json"))
         assert made["rows"]["keys"] == 7
         assert file.stat().st_mode & 0o777 == 0o600
@@ -156,6 +157,7 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
         )
         assert edit.status_code == 200, edit.text
         shop.issue(owner, "new")
+        assert server.cli_here("hook", "revoke", hook["kid"]).exit_code == 0
         viewer = next(
             m for m in owner.get("/v2/members").json()["members"] if m["role"] == "viewer"
         )
@@ -173,6 +175,7 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
         ("secret.revoked", shop.ids["rotated"]),
         ("key.updated", shop.ids["shortened"]),
         ("member.removed", viewer["user_id"]),
+        ("hook_token.revoked", hook["kid"]),
     } <= carried
     lost = {(item["kind"], item["name"]): item["prefixes"] for item in done["lost"]}
     assert lost["key", "new"][0].rstrip("…") in shop.texts["new"]
@@ -186,6 +189,7 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
     assert len(events) == done["lost_audit_events"]
     assert {"key.revoked", "key.rotated", "key.issued"} <= {event["action"] for event in events}
 
+    assert " revoked " in server.cli_here("hook", "list").stdout
     server.start()
     assert {name: shop.verdict(name) for name in shop.texts} == {
         "revoked": "revoked",
