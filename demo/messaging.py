@@ -76,9 +76,10 @@ class Screen:
         self.code: int | None = None
         self.ended_at = 0.0
         self.granted = False
-        self.paho = paho.Client(CallbackAPIVersion.VERSION2, client_id="screen-1")
+        self.paho = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id="screen-1", reconnect_on_failure=False
+        )
         self.paho.username_pw_set(username, password)
-        self.paho.reconnect_delay_set(60)
         self.paho.on_connect = self._connected
         self.paho.on_disconnect = self._ended
         self.paho.on_message = self._came

@@ -39,6 +39,8 @@ class MqttClient:
             CallbackAPIVersion.VERSION2,
             client_id=mqtt_id,
             clean_session=clean,
+            # Its thread would sleep a second before it looks whether it is to end.
+            reconnect_on_failure=False,
             protocol=MQTTProtocolVersion.MQTTv311,
             transport="websockets" if websocket else "tcp",
         )
@@ -47,7 +49,6 @@ class MqttClient:
         if websocket:
             self.paho.ws_set_options(path="/mqtt")
         self.paho.username_pw_set(username, password)
-        self.paho.reconnect_delay_set(60)
         self.paho.on_connect = self._connected
         self.paho.on_disconnect = self._ended
         self.paho.on_message = self._came
