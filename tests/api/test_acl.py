@@ -40,7 +40,8 @@ def rule(topic_filter: str = "a", effect: str = "allow", priority: int = 10, **m
 def made(client: httpx.Client, *args: Any, **more: Any) -> Any:  # noqa: ANN401 - JSON
     answer = client.post(RULES, json=rule(*args, **more))
     assert answer.status_code == 201, answer.text
-    return answer.json()
+    # What became of live sessions is told once, and is no part of the rule.
+    return {name: value for name, value in answer.json().items() if name != "sessions"}
 
 
 def listed(client: httpx.Client) -> Any:  # noqa: ANN401 - JSON
@@ -79,7 +80,7 @@ def test_a_rule_is_made_shown_changed_and_deleted_and_each_is_in_the_audit(
     changed = owner.patch(where, json={"effect": "deny", "priority": 5})
     assert changed.status_code == 200, changed.text
     expected = {**new, "effect": "deny", "priority": 5}
-    assert changed.json() | {"updated_at": ""} == expected | {"updated_at": ""}
+    assert changed.json() | {"updated_at": ""} == {**expected, "updated_at": "", "sessions": None}
     assert owner.patch(where, json={}).json() == changed.json()
     assert owner.delete(where).json() == {"id": where.rpartition("/")[2], "sessions": None}
     assert owner.get(where).status_code == 404
