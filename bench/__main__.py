@@ -16,7 +16,6 @@ from bench.page import FILE, Page, spread
 from bench.revoke import revoke
 from wardkey.actions import keys, organizations
 from wardkey.actions.run import Runner
-from wardkey.app import open_deployment
 from wardkey.config import load_config
 from wardkey.db.engine import connect_sqlite
 from wardkey.domain.keys import KeySpec
@@ -24,6 +23,7 @@ from wardkey.domain.permissions import KeyType, Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment, parse
 from wardkey.domain.verdict import Question
+from wardkey.opening import open_deployment
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 

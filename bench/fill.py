@@ -14,12 +14,12 @@ from zlib import crc32
 from sqlalchemy import Table
 
 from wardkey.actions.deployment import first_start
-from wardkey.app import open_deployment
 from wardkey.config import load_config
 from wardkey.db.engine import connect_sqlite
 from wardkey.db.schema import keys, secrets
 from wardkey.domain.principal import operator
 from wardkey.domain.secret import ALPHABET, KID_LENGTH
+from wardkey.opening import open_deployment
 
 _STATE = "bench.json"
 _BATCH = 50_000

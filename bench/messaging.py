@@ -23,7 +23,6 @@ from bench.page import Page, spread
 from bench.sides import post
 from wardkey.actions import acl, clients, organizations
 from wardkey.actions.deployment import first_start
-from wardkey.app import open_deployment
 from wardkey.config import load_config
 from wardkey.domain.acl import AclRule, Action, Actor, ActorKind, Effect, SubjectKind
 from wardkey.domain.clients import ClientSpec
@@ -32,6 +31,7 @@ from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.rule_specs import PresetName
 from wardkey.domain.secret import Environment
+from wardkey.opening import open_deployment
 
 AT_ONCE = 64
 _PAYLOAD = "x" * 64

@@ -11,11 +11,11 @@ import pytest
 from tests.server import Server, running
 from wardkey.actions import organizations
 from wardkey.actions.run import Runner
-from wardkey.app import open_deployment
 from wardkey.config import Config, load_config
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
+from wardkey.opening import open_deployment
 
 if TYPE_CHECKING:  # the first here would keep pytest from rewriting its asserts; both take time
     from playwright.sync_api import Browser, Page

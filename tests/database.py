@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, Table, select, update
 
 from tests.server import Server
-from wardkey.app import open_deployment
 from wardkey.config import load_config
 from wardkey.db.schema import metadata
+from wardkey.opening import open_deployment
 
 
 @contextmanager

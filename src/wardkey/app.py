@@ -9,8 +9,8 @@ import os
 import signal
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
@@ -43,13 +43,13 @@ from wardkey.bridge.hooks import Hooks
 from wardkey.bridge.logins import Logins
 from wardkey.config import Config, load_config
 from wardkey.dashboard import links
-from wardkey.db.engine import Database, open_database, telling
+from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
-from wardkey.db.master import MasterKeySource, fitting_key, is_begun, load_vault
-from wardkey.db.migrate import migrate
+from wardkey.db.master import load_vault
 from wardkey.db.occupancy import hold_database, hold_folder
-from wardkey.db.upkeep import begin_feed, clean_up, clean_up_usage, rehash, rehash_passwords
-from wardkey.domain.errors import DeploymentNotFound, Failure, InvalidSetting
+from wardkey.db.upkeep import clean_up, clean_up_usage, rehash, rehash_passwords
+from wardkey.domain.errors import Failure
+from wardkey.opening import open_storage
 from wardkey.outside.broker import BrokerKeys
 from wardkey.outside.broker_link import BrokerLink
 from wardkey.outside.publishers import Publishers
@@ -67,66 +67,6 @@ log = logging.getLogger("wardkey")
 FLUSH_S = 0.5
 CLEAN_UP_TICKS = 120
 CLEAN_UP_USAGE_TICKS = 7200
-
-
-def master_key_source(config: Config) -> MasterKeySource:
-    """Return where the deployment's master key comes from."""
-    return MasterKeySource(config.master_key_path, config.master_key, config.master_key_command)
-
-
-@contextmanager
-def open_deployment(config: Config, *, alone: bool = False) -> Iterator[Runner]:
-    """Open a deployment, new or not: folder, master key, migrated database; yield its runner.
-
-    `alone` refuses while servers use it. Raises the failures of each of these.
-    """
-    make_folder(config.data_dir)
-    with (
-        hold_folder(config.data_dir, alone=alone),
-        open_storage(config) as database,
-        hold_database(database, alone=alone),
-    ):
-        migrate(database)
-        begin_feed(database)
-        load_vault(database)
-        yield Runner(database, Confirming(database))
-
-
-@contextmanager
-def open_existing(config: Config) -> Iterator[Runner]:
-    """Open a deployment that was made before; raises `DeploymentNotFound` if there is none."""
-    if not config.data_dir.is_dir() or not is_begun(config.storage_url):
-        raise DeploymentNotFound(
-            f"There is no deployment in {config.data_dir}; name its folder with --data-dir, or "
-            "make one with `wardkey up`."
-        )
-    with open_deployment(config) as runner:
-        yield runner
-
-
-@contextmanager
-def open_storage(config: Config) -> Iterator[Database]:
-    """Open the database with the master key that fits it, as it is; made if it is new."""
-    master = fitting_key(master_key_source(config), config.storage_url)
-    database = open_database(config.storage_url, master, config.brand)
-    try:
-        yield database
-    finally:
-        database.close()
-
-
-def make_folder(path: Path) -> None:
-    """Make the data folder, for its owner alone; an existing one is left as it is.
-
-    Raises `StorageReadOnly`, and `InvalidSetting` where something else has its name.
-    """
-    try:
-        with telling():
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InvalidSetting(
-            f"{path} cannot be the data folder: a part of its path is a file.", field="data_dir"
-        ) from None
 
 
 def create_app() -> FastAPI:

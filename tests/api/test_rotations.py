@@ -17,7 +17,6 @@ from demo.steps import worker_of
 from tests.server import Server, wait_until
 from wardkey.actions import keys, organizations, revocations, rotations
 from wardkey.actions.run import Runner
-from wardkey.app import open_deployment
 from wardkey.config import load_config
 from wardkey.db.engine import Database
 from wardkey.db.schema import callers
@@ -28,6 +27,7 @@ from wardkey.domain.permissions import KeyType, Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso, parse_iso
+from wardkey.opening import open_deployment
 from wardkey.verify.usage import Usage
 
 

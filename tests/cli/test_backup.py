@@ -18,7 +18,6 @@ from sqlalchemy import func, insert, select
 from tests.server import PASSWORD, Server
 from wardkey.actions.audit import verify_chain
 from wardkey.actions.run import Runner
-from wardkey.app import open_deployment
 from wardkey.config import Config, load_config
 from wardkey.db.backup import open_backup
 from wardkey.db.schema import (
@@ -36,6 +35,7 @@ from wardkey.db.schema import (
 from wardkey.db.vault import MasterKey
 from wardkey.domain.errors import InvalidBackup
 from wardkey.domain.principal import operator
+from wardkey.opening import open_deployment
 
 # Ends the process as kill -9 does when the database is told something for the nth time.
 CRASH = """

@@ -14,8 +14,8 @@ from tests.cli.test_backup import config_of
 from tests.cli.test_tls import NOW, pair, write_certificate, write_key
 from tests.server import Server
 from wardkey.actions.run import Runner
-from wardkey.app import open_deployment
 from wardkey.db.schema import audit_events, master_keys, service_keys
+from wardkey.opening import open_deployment
 
 __all__ = ["pair"]  # a fixture
 

@@ -14,11 +14,11 @@ from tests.cli.test_backup import config_of, holds, told
 from tests.server import Server, wait_until
 from wardkey.actions.run import Runner
 from wardkey.actions.service_keys import create as create_service_key
-from wardkey.app import open_deployment
 from wardkey.config import load_config
 from wardkey.db.schema import secrets, service_keys
 from wardkey.db.vault import MasterKey
 from wardkey.domain.principal import operator
+from wardkey.opening import open_deployment
 
 IMPORTED = "acme_7Zk2mQx9TbW4nLr8VdYc3HsJ"
 

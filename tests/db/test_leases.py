@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from tests.server import wait_until
-from wardkey.app import open_deployment
 from wardkey.config import load_config
 from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent
 from wardkey.db.schema import verifiers
 from wardkey.domain.receipts import Reach
+from wardkey.opening import open_deployment
 
 
 @pytest.fixture

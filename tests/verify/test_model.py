@@ -22,7 +22,6 @@ from hypothesis.stateful import (
 
 from wardkey.actions import keys, organizations, revocations
 from wardkey.actions.run import Runner
-from wardkey.app import open_storage
 from wardkey.config import Config
 from wardkey.db.engine import Database
 from wardkey.db.master import load_vault
@@ -40,6 +39,7 @@ from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import Question
+from wardkey.opening import open_storage
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 

@@ -14,13 +14,13 @@ import pytest
 from sqlalchemy import func, select, text
 
 from wardkey.actions.run import Runner
-from wardkey.app import open_deployment
 from wardkey.config import Config
 from wardkey.db.engine import Database, wall_clock
 from wardkey.db.schema import callers, hours, last_used, pending, refused
 from wardkey.db.upkeep import KEPT_USAGE_MS, clean_up_usage
 from wardkey.domain.callers import HOUR_MS, MOST_CALLERS
 from wardkey.domain.errors import StorageBusy
+from wardkey.opening import open_deployment
 from wardkey.verify import usage as room
 from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.usage import Usage
@@ -192,7 +192,7 @@ def test_a_flush_writes_one_row_whatever_the_uses_and_a_merge_takes_it_away(
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from wardkey.app import open_deployment
+from wardkey.opening import open_deployment
 from wardkey.config import load_config
 from wardkey.verify import pending
 from wardkey.verify.usage import Usage

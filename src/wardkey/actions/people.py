@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error
@@ -38,8 +39,6 @@ LINK_MS = 7 * 86_400_000
 TOKEN_MS = 12 * 3_600_000
 _SHORTEST, _LONGEST = 12, 256
 _hasher = PasswordHasher()
-# What an unknown address costs, so that it takes as long as a wrong password.
-_NOBODY = _hasher.hash(random_text(32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +160,16 @@ def hash_password(password: str) -> str:
 def check_password(known_hash: str | None, password: str) -> bool:
     """Tell whether a password fits; a missing hash takes as long and never fits."""
     try:
-        _hasher.verify(known_hash or _NOBODY, password)
+        _hasher.verify(known_hash or _nobody(), password)
     except Argon2Error:
         return False
     return known_hash is not None
+
+
+@cache
+def _nobody() -> str:
+    """Return what an unknown address costs, so that it takes as long as a wrong password."""
+    return _hasher.hash(random_text(32))
 
 
 def password_hash_of(tx: Transaction, email: str) -> tuple[str, str | None]:

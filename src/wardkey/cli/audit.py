@@ -12,12 +12,12 @@ import click
 from wardkey.actions import audit as actions
 from wardkey.actions.audit import AuditQuery
 from wardkey.actions.run import Runner
-from wardkey.app import open_existing
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
 from wardkey.domain.errors import AuditBroken, InvalidSetting, OrganizationNotFound
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
+from wardkey.opening import open_existing
 
 _which = click.option(
     "--org", "organization", default="", help="Slug or id, or `deployment`; all if left out."

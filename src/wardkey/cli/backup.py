@@ -16,7 +16,6 @@ from wardkey.actions.restore import Restored
 from wardkey.actions.restore import restore as restore_action
 from wardkey.actions.run import Runner
 from wardkey.actions.survey import KeptRules, Loss, Narrowing
-from wardkey.app import make_folder, master_key_source, open_deployment, open_storage
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
 from wardkey.db.backup import BackupHead, open_backup, write_backup
@@ -33,6 +32,7 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
+from wardkey.opening import make_folder, master_key_source, open_deployment, open_storage
 
 _TOLD_EVERY = 100_000
 

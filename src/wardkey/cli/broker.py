@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from wardkey.app import open_existing
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
 from wardkey.domain.errors import InvalidSetting, UnsafeListen
+from wardkey.opening import open_existing
 from wardkey.outside.broker import BrokerKeys, Cluster, Node, Tls, broker_settings
 
 

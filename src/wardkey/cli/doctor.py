@@ -14,7 +14,6 @@ import click
 from cryptography import x509
 
 from wardkey.actions.audit import list_chains, verify_chain
-from wardkey.app import master_key_source
 from wardkey.cli.edge import SERVING, as_json, say, settings
 from wardkey.config import Config, check_listening, check_tls
 from wardkey.db.engine import Database, open_database, wall_clock
@@ -23,6 +22,7 @@ from wardkey.db.upkeep import check_usage, storage_facts
 from wardkey.domain.errors import Failure, UnhealthyDeployment
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
+from wardkey.opening import master_key_source
 
 _DAY_MS = 86_400_000
 _LITTLE_SPACE = 256 * 1_048_576

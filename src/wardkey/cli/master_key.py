@@ -9,7 +9,6 @@ import click
 from wardkey.actions.master_keys import rotate as rotate_action
 from wardkey.actions.master_keys import versions
 from wardkey.actions.run import Runner
-from wardkey.app import master_key_source, open_deployment, open_storage
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
 from wardkey.db.engine import Database
@@ -22,6 +21,7 @@ from wardkey.db.vault import MasterKey
 from wardkey.domain.errors import InvalidMasterKey, InvalidSetting
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
+from wardkey.opening import master_key_source, open_deployment, open_storage
 
 
 @click.group("master-key")

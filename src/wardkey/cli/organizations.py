@@ -8,13 +8,13 @@ import click
 
 from wardkey.actions import organizations, people
 from wardkey.actions.organizations import Organization
-from wardkey.app import open_existing
 from wardkey.cli.address import link_url
 from wardkey.cli.edge import STORAGE, as_json, confirm, say, settings
 from wardkey.config import Config
 from wardkey.db.engine import Transaction
 from wardkey.domain.principal import Principal, operator
 from wardkey.domain.times import iso
+from wardkey.opening import open_existing
 
 
 @click.group()
