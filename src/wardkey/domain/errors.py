@@ -222,6 +222,14 @@ class InvalidAclSubject(Invalid):
     """A rule's subject has a value that fits its kind; everyone and publishable have none."""
 
 
+class InvalidProvider(Invalid):
+    """The provider's settings do not fit its kind; mend the field that is named."""
+
+
+class ClaimMissing(Invalid):
+    """The token lacks a claim that the provider's settings ask for; have the issuer add it."""
+
+
 class TooManyItems(Invalid):
     """That is more than one call takes; split it."""
 
@@ -285,6 +293,21 @@ class WrongPassword(Unauthenticated):
 
 class InvalidLink(Unauthenticated):
     """The link is unknown, was used already or is too old; ask for a new one."""
+
+
+class InvalidToken(Unauthenticated):
+    """The token is not accepted; get a new one from the identity provider and send it whole."""
+
+    # `step` names the check that failed, and a detail says why: for whoever may know.
+    def __init__(self, detail: str | None = None, *, step: str = "") -> None:
+        super().__init__(detail)
+        self.step = step
+
+
+class TokenExpired(Unauthenticated):
+    """The token has expired; get a new one from the identity provider."""
+
+    step: ClassVar[str] = "exp"
 
 
 # --- what they may do ----------------------------------------------------------------------
@@ -509,6 +532,10 @@ class MetricsOff(NotFound):
 
 class WrongMetricsToken(Unauthenticated):
     """That is not the metrics token; scrape with `Authorization: Bearer` and the configured one."""
+
+
+class KeySetUnavailable(Unavailable):
+    """The identity provider's keys cannot be fetched, so no token can be checked; try again."""
 
 
 class VerifierUnavailable(Unavailable):

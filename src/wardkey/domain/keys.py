@@ -164,7 +164,7 @@ def clean_spec(spec: KeySpec, now: int) -> KeySpec:
         metadata = clean_metadata(spec.metadata)
     except ValueError as fault:
         raise InvalidMetadata(str(fault), field="metadata") from None
-    _check_rate(spec.rate_limit)
+    check_rate(spec.rate_limit)
     return KeySpec(
         name=name,
         type=spec.type,
@@ -205,7 +205,8 @@ def _clean_origins(items: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(clean))
 
 
-def _check_rate(rate: Rate | None) -> None:
+def check_rate(rate: Rate | None) -> None:
+    """Check a rate's parts; raises `InvalidRateLimit`."""
     if rate is None:
         return
     bounds = {"limit": 1_000_000_000, "period_s": 86_400 * 31, "burst": 1_000_000_000}

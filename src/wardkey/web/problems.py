@@ -33,6 +33,7 @@ _FAMILIES: tuple[tuple[type[Failure], int], ...] = (
     (errors.UnsupportedMediaType, 415),
     (errors.MethodNotAllowed, 405),
     (errors.InternalError, 500),
+    (errors.ClaimMissing, 422),
     (errors.Invalid, 400),
     (errors.Unauthenticated, 401),
     (errors.Forbidden, 403),

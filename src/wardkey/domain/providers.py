@@ -1,0 +1,400 @@
+"""Identity providers: what an organization says of one, and what follows for its tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+from wardkey.domain.addresses import parse_origin
+from wardkey.domain.errors import InvalidOrigin, InvalidProvider, TooManyItems
+from wardkey.domain.keys import Rate, check_rate
+from wardkey.domain.names import clean_slug
+
+LONGEST_TTL_S, SHORTEST_TTL_S = 86_400, 60
+LONGEST_REFRESH_S = 30 * 86_400
+MOST_ITEMS = 20
+SHARED_SECRET = "HS256"
+# Those that a provider of kind oidc may name; all are asymmetric.
+ALGORITHMS = (
+    *(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)),
+    "EdDSA",
+)
+
+_FIREBASE_KEYS = (
+    "https://www.googleapis.com/service_accounts/v1/jwk/securetoken@system.gserviceaccount.com"
+)
+_JWKS = "/.well-known/jwks.json"
+_DISCOVERY = "/.well-known/openid-configuration"
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})+")
+_HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])"
+_URL = re.compile(rf"https?://{_HOST}(?::[0-9]{{1,5}})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?")
+# Google's rule, and the older form with a domain before the id.
+_PROJECT_ID = re.compile(r"(?:[a-z0-9.-]{1,100}:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
+_SECRET = re.compile(r"[!-~]{32,512}")
+_VARIABLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LEVEL = re.compile(r'"([^"]+)"|([^".]+)')
+_PATH = re.compile(r'(?:"[^"]+"|[^".]+)(?:\.(?:"[^"]+"|[^".]+)){0,7}')
+_LONGEST_URL, _LONGEST_TEXT, _LONGEST_PATH, _LAST_PORT = 500, 255, 200, 65_535
+
+
+class ProviderKind(StrEnum):
+    """Whose tokens these are; each has the fields of that vendor's console."""
+
+    SUPABASE = "supabase"
+    FIREBASE = "firebase"
+    AUTH0 = "auth0"
+    CLERK = "clerk"
+    OIDC = "oidc"
+
+
+class UsernameFrom(StrEnum):
+    """What a grant's user name on MQTT is made of."""
+
+    USER_ID = "user_id"
+    EMAIL = "email"
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimMapping:
+    """Where in a token's claims the facts about its user are.
+
+    Each is a path: names with `.` between the levels. A name that has dots itself stands in double
+    quotes; a path with `/` or `:` and no quotes is one name, as `https://acme.example/roles`.
+    `variables` gives ACL rules `{claim.NAME}` for each NAME; `required` must be in every token.
+    """
+
+    user_id: str = "sub"
+    email: str = "email"
+    roles: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    username_from: UsernameFrom = UsernameFrom.USER_ID
+    verified_email_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeLimits:
+    """What may be had for a provider's tokens, by whom and how often; `rate` is for all of them."""
+
+    max_ttl_s: int = LONGEST_TTL_S
+    max_refresh_s: int = LONGEST_REFRESH_S
+    rate: Rate | None = None
+    publishable_may_exchange: bool = False
+    keyless_may_exchange: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSpec:
+    """What a caller says of a provider; `name` is what `{"provider": …}` of an exchange takes.
+
+    supabase takes `project_url`, `legacy_secret` (tokens signed with the project's shared secret)
+    and, where it differs from `project_url` + `/auth/v1`, `issuer`; firebase `project_id`; auth0
+    `domain` and one or more `audiences`; clerk `domain` (its Frontend API URL), `allowed_origins`
+    (none: any `azp`) and, for templates that set one, `audiences`; oidc `issuer`, `audiences` and
+    `algorithms`.
+    """
+
+    kind: ProviderKind
+    name: str = ""
+    project_url: str = ""
+    legacy_secret: bool = False
+    project_id: str = ""
+    domain: str = ""
+    issuer: str = ""
+    audiences: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    algorithms: tuple[str, ...] = ()
+    mapping: ClaimMapping = field(default_factory=ClaimMapping)
+    limits: ExchangeLimits = field(default_factory=ExchangeLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class KeySource:
+    """Where a provider's keys are: at `url`, or where the discovery document at `url` says.
+
+    A discovery document must name exactly `issuer`.
+    """
+
+    url: str
+    issuer: str = ""
+
+    @property
+    def is_discovery(self) -> bool:
+        """Whether `url` is a discovery document's."""
+        return bool(self.issuer)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """What a provider's tokens must be like; every fact is derived from its `ProviderSpec`.
+
+    `audiences` is empty where the kind has none to check; `origins` is what `azp` is held to.
+    """
+
+    kind: ProviderKind
+    issuer: str
+    keys: KeySource
+    algorithms: frozenset[str]
+    audiences: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    kid_required: bool = False
+
+
+_FIELDS: dict[ProviderKind, frozenset[str]] = {
+    ProviderKind.SUPABASE: frozenset({"project_url", "legacy_secret", "issuer"}),
+    ProviderKind.FIREBASE: frozenset({"project_id"}),
+    ProviderKind.AUTH0: frozenset({"domain", "audiences"}),
+    ProviderKind.CLERK: frozenset({"domain", "allowed_origins", "audiences"}),
+    ProviderKind.OIDC: frozenset({"issuer", "audiences", "algorithms"}),
+}
+_ALL_FIELDS = sorted(frozenset().union(*_FIELDS.values()))
+
+
+def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> ProviderSpec:
+    """Return `spec` with its values in canonical form, or raise the first fault's `Invalid`.
+
+    `http_allowed` says that the deployment may ask private addresses, and then without TLS.
+    Raises `InvalidProvider`, `InvalidOrigin`, `InvalidRateLimit`, `TooManyItems`.
+    """
+    for name in _ALL_FIELDS:
+        if getattr(spec, name) and name not in _FIELDS[spec.kind]:
+            raise InvalidProvider(
+                f"A provider of kind {spec.kind} has no {name}; leave it out.", field=name
+            )
+    try:
+        clean_slug(spec.name or spec.kind)
+    except ValueError:
+        raise InvalidProvider(
+            "A provider's name has 1 to 48 characters of a-z, 0-9 and -.", field="name"
+        ) from None
+    spec = replace(
+        spec,
+        name=spec.name or spec.kind.value,
+        mapping=_clean_mapping(spec.mapping),
+        limits=_clean_limits(spec.limits),
+    )
+    match spec.kind:
+        case ProviderKind.SUPABASE:
+            # People paste the project's URL with or without what stands behind it.
+            base = _clean_url(spec.project_url, "project_url", http_allowed=http_allowed)
+            base = base.rstrip("/").removesuffix("/auth/v1")
+            issuer = spec.issuer and _clean_url(spec.issuer, "issuer", http_allowed=http_allowed)
+            return replace(spec, project_url=base, issuer=issuer)
+        case ProviderKind.FIREBASE:
+            if not _PROJECT_ID.fullmatch(spec.project_id):
+                raise InvalidProvider(
+                    "A Firebase project id has 6 to 30 characters of a-z, 0-9 and -, as in the "
+                    "console under Project settings.",
+                    field="project_id",
+                )
+            return spec
+        case ProviderKind.AUTH0:
+            return replace(
+                spec, domain=_clean_domain(spec.domain), audiences=_clean_audiences(spec)
+            )
+        case ProviderKind.CLERK:
+            return replace(
+                spec,
+                domain=_clean_domain(spec.domain),
+                allowed_origins=_clean_origins(spec.allowed_origins),
+                audiences=_clean_audiences(spec, needed=False),
+            )
+        case ProviderKind.OIDC:
+            return replace(
+                spec,
+                issuer=_clean_url(spec.issuer, "issuer", http_allowed=http_allowed),
+                audiences=_clean_audiences(spec),
+                algorithms=_clean_algorithms(spec.algorithms),
+            )
+
+
+def clean_shared_secret(text: str) -> bytes:
+    """Return a supabase project's shared secret, as the console shows it, as the key of HS256."""
+    secret = text.strip()
+    if not _SECRET.fullmatch(secret) or "-----BEGIN" in secret or secret.startswith("{"):
+        raise InvalidProvider(
+            "The shared secret is the JWT secret of the project's console: 32 to 512 characters "
+            "without white space, and never a public key.",
+            field="shared_secret",
+        )
+    return secret.encode("ascii")
+
+
+def token_rules(spec: ProviderSpec) -> TokenRules:
+    """Return what a cleaned provider's tokens must be like."""
+    match spec.kind:
+        case ProviderKind.SUPABASE:
+            more = (SHARED_SECRET,) if spec.legacy_secret else ()
+            return TokenRules(
+                spec.kind,
+                spec.issuer or f"{spec.project_url}/auth/v1",
+                KeySource(f"{spec.project_url}/auth/v1{_JWKS}"),
+                frozenset({"ES256", "RS256", *more}),
+                ("authenticated",),
+            )
+        case ProviderKind.FIREBASE:
+            return TokenRules(
+                spec.kind,
+                f"https://securetoken.google.com/{spec.project_id}",
+                KeySource(_FIREBASE_KEYS),
+                frozenset({"RS256"}),
+                (spec.project_id,),
+                kid_required=True,
+            )
+        case ProviderKind.AUTH0:
+            return TokenRules(
+                spec.kind,
+                f"https://{spec.domain}/",
+                KeySource(f"https://{spec.domain}{_JWKS}"),
+                frozenset({"RS256"}),
+                spec.audiences,
+            )
+        case ProviderKind.CLERK:
+            return TokenRules(
+                spec.kind,
+                f"https://{spec.domain}",
+                KeySource(f"https://{spec.domain}{_JWKS}"),
+                frozenset({"RS256"}),
+                spec.audiences,
+                spec.allowed_origins,
+            )
+        case ProviderKind.OIDC:
+            # OpenID Connect Discovery 1.0, §4: a slash at the issuer's end is taken off here.
+            return TokenRules(
+                spec.kind,
+                spec.issuer,
+                KeySource(f"{spec.issuer.rstrip('/')}{_DISCOVERY}", spec.issuer),
+                frozenset(spec.algorithms),
+                spec.audiences,
+            )
+
+
+def levels_of(path: str) -> tuple[str, ...]:
+    """Return the names that a claim's path goes through; raises `ValueError`."""
+    if not 0 < len(path) <= _LONGEST_PATH or not path.isprintable():
+        raise ValueError(f"A claim's path has 1 to {_LONGEST_PATH} characters that can be shown.")
+    if '"' not in path and ("/" in path or ":" in path):
+        return (path,)
+    if not _PATH.fullmatch(path):
+        raise ValueError(
+            "A claim's path has at most eight names with dots between them, such as "
+            "app_metadata.team; a name that has dots itself stands in double quotes."
+        )
+    return tuple(quoted or plain for quoted, plain in _LEVEL.findall(path))
+
+
+def _clean_mapping(mapping: ClaimMapping) -> ClaimMapping:
+    if len(mapping.variables) > MOST_ITEMS or len(mapping.required) > MOST_ITEMS:
+        raise TooManyItems(
+            f"A mapping takes at most {MOST_ITEMS} variables and {MOST_ITEMS} required claims.",
+            field="mapping",
+        )
+    paths = {"user_id": mapping.user_id}
+    paths |= {name: path for name in ("email", "roles") if (path := getattr(mapping, name))}
+    paths |= {f"required.{place}": path for place, path in enumerate(mapping.required)}
+    for name, path in mapping.variables.items():
+        if not _VARIABLE.fullmatch(name) or name == "user_id":
+            raise InvalidProvider(
+                "A variable's name has 1 to 64 characters of A-Z, a-z, 0-9, _ and -, and is not "
+                "user_id, which there always is.",
+                field="mapping.variables",
+            )
+        paths[f"variables.{name}"] = path
+    for name, path in paths.items():
+        try:
+            levels_of(path)
+        except ValueError as fault:
+            raise InvalidProvider(str(fault), field=f"mapping.{name}") from None
+    needs_email = mapping.username_from is UsernameFrom.EMAIL or mapping.verified_email_only
+    if needs_email and not mapping.email:
+        raise InvalidProvider(
+            "The user name, or the check of the e-mail address, needs the e-mail's claim.",
+            field="mapping.email",
+        )
+    return replace(mapping, required=tuple(dict.fromkeys(mapping.required)))
+
+
+def _clean_limits(limits: ExchangeLimits) -> ExchangeLimits:
+    for name, most in (("max_ttl_s", LONGEST_TTL_S), ("max_refresh_s", LONGEST_REFRESH_S)):
+        if not SHORTEST_TTL_S <= getattr(limits, name) <= most:
+            raise InvalidProvider(
+                f"{name} is a whole number from {SHORTEST_TTL_S} to {most:,} seconds.",
+                field=f"limits.{name}",
+            )
+    check_rate(limits.rate)
+    return limits
+
+
+def _clean_url(text: str, name: str, *, http_allowed: bool) -> str:
+    """Return a URL as it is, for an issuer is compared character by character."""
+    url = text.strip()
+    if len(url) > _LONGEST_URL or not _URL.fullmatch(url):
+        raise InvalidProvider(
+            f"{name} is a URL such as https://auth.example.com/realms/acme, the host in lower "
+            "case, without user name, question mark or fragment.",
+            field=name,
+        )
+    if url.startswith("http://") and not http_allowed:
+        raise InvalidProvider(f"{name} begins with https://.", field=name)
+    port = re.search(r":([0-9]+)\Z", urlsplit(url).netloc)
+    if port is not None and not 1 <= int(port[1]) <= _LAST_PORT:
+        raise InvalidProvider(f"{name} has a port that does not exist.", field=name)
+    return url
+
+
+def _clean_domain(text: str) -> str:
+    """Return a host's name; the console's `https://…/` around it is taken off."""
+    domain = text.strip().lower().removeprefix("https://").removesuffix("/")
+    if not _DOMAIN.fullmatch(domain):
+        raise InvalidProvider(
+            "domain is a host's name such as acme.eu.auth0.com or clerk.acme.example.",
+            field="domain",
+        )
+    return domain
+
+
+def _clean_audiences(spec: ProviderSpec, *, needed: bool = True) -> tuple[str, ...]:
+    if needed and not spec.audiences:
+        raise InvalidProvider(
+            "Name the audience that the tokens are made for: the API's identifier, or the client "
+            "id; without it, tokens for any other application of the issuer would do.",
+            field="audiences",
+        )
+    if len(spec.audiences) > MOST_ITEMS:
+        raise TooManyItems(f"A provider takes at most {MOST_ITEMS} audiences.", field="audiences")
+    for place, item in enumerate(spec.audiences):
+        if not 0 < len(item) <= _LONGEST_TEXT or not item.isprintable() or item != item.strip():
+            raise InvalidProvider(
+                f"An audience has 1 to {_LONGEST_TEXT} characters that can be shown.",
+                field=f"audiences.{place}",
+            )
+    return tuple(dict.fromkeys(spec.audiences))
+
+
+def _clean_origins(items: tuple[str, ...]) -> tuple[str, ...]:
+    if len(items) > MOST_ITEMS:
+        raise TooManyItems(
+            f"A provider takes at most {MOST_ITEMS} allowed origins.", field="allowed_origins"
+        )
+    clean = []
+    for place, item in enumerate(items):
+        try:
+            clean.append(parse_origin(item))
+        except ValueError as fault:
+            raise InvalidOrigin(str(fault), field=f"allowed_origins.{place}") from None
+    return tuple(dict.fromkeys(clean))
+
+
+def _clean_algorithms(items: tuple[str, ...]) -> tuple[str, ...]:
+    for place, item in enumerate(items):
+        if item not in ALGORITHMS:
+            raise InvalidProvider(
+                f"Algorithms are {', '.join(ALGORITHMS)}; none, and those with a shared secret, "
+                "are never taken.",
+                field=f"algorithms.{place}",
+            )
+    return tuple(dict.fromkeys(items)) or ("RS256",)
