@@ -296,13 +296,11 @@ UNSAFE = "cli/test_up.py::test_what_is_unsafe_or_unknown_is_refused_and_makes_no
 BAD_MESSAGE = "messaging/test_publish.py::test_bad_input_is_refused_with_a_sentence"
 BROKER_AWAY = "messaging/test_publish.py::test_503_while_the_broker_is_away_and_nothing_was_sent"
 ELSEWHERE = {
-    "invalid_provider": "domain/test_providers.py::"
-    "test_a_wrong_setting_is_refused_with_its_field",
+    "invalid_provider": "domain/test_providers.py::test_a_wrong_setting_is_refused_with_its_field",
     "claim_missing": "domain/test_identity.py::test_422_a_missing_claim_is_named",
     "invalid_token": "outside/test_tokens.py::test_401_a_hostile_token_fails_at_its_step",
     "token_expired": "outside/test_tokens.py::test_401_a_token_ends_at_its_second",
-    "key_set_unavailable": "outside/test_key_sets.py::"
-    "test_503_once_stale_keys_are_too_old",
+    "key_set_unavailable": "outside/test_key_sets.py::test_503_once_stale_keys_are_too_old",
     "invalid_payload": BAD_MESSAGE,
     "payload_too_large": BAD_MESSAGE,
     "publish_denied": "messaging/test_publish.py::"
