@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 
+from demo.exchange import exchange
 from demo.messaging import messaging
 from demo.steps import Broken, claim, life_of_a_key
 
@@ -41,9 +42,10 @@ def main() -> int:
                     before = time.perf_counter()
                 port = re.search(r"MQTT: \S+:(\d+),", output)
                 assert port is not None
-                for title, outcome in messaging(url[1], int(port[1])):
-                    tell(title, outcome, before)
-                    before = time.perf_counter()
+                for steps in (messaging, exchange):
+                    for title, outcome in steps(url[1], int(port[1])):
+                        tell(title, outcome, before)
+                        before = time.perf_counter()
                 print("\nEvery step held.")
                 if keep:
                     stay(url[1], output)
@@ -69,7 +71,7 @@ def deployment(data_dir: Path) -> Iterator[tuple[int, str]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "wardkey", "up", "--data-dir", str(data_dir), "--listen",
              "127.0.0.1:0", "--mqtt-listen", "127.0.0.1:0", "--websocket-listen", "127.0.0.1:0",
-             "--workers", str(WORKERS), "--organization", "Acme",
+             "--workers", str(WORKERS), "--organization", "Acme", "--private-issuers",
              "--owner", "owner@acme.example"],
             env=clean, stdout=sink, stderr=sink, start_new_session=True,
         )  # fmt: skip

@@ -71,13 +71,15 @@ def messaging(url: str, port: int) -> Iterator[Step]:
 class Screen:
     """An MQTT client that keeps what arrives."""
 
-    def __init__(self, port: int, username: str, password: str) -> None:
+    def __init__(
+        self, port: int, username: str, password: str, client_id: str = "screen-1"
+    ) -> None:
         self.messages: list[bytes] = []
         self.code: int | None = None
         self.ended_at = 0.0
-        self.granted = False
+        self.granted: bool | None = None
         self.paho = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id="screen-1", reconnect_on_failure=False
+            CallbackAPIVersion.VERSION2, client_id=client_id, reconnect_on_failure=False
         )
         self.paho.username_pw_set(username, password)
         self.paho.on_connect = self._connected
@@ -89,9 +91,15 @@ class Screen:
         wait(lambda: self.code is not None, "no answer to the login")
 
     def subscribe(self, pattern: str) -> None:
-        """Subscribe, and wait until that is granted."""
+        """Subscribe; the demo stops unless that is granted."""
+        claim(self.may_subscribe(pattern), f"{pattern} was not granted")
+
+    def may_subscribe(self, pattern: str) -> bool:
+        """Subscribe, and tell whether that was granted."""
+        self.granted = None
         self.paho.subscribe(pattern, 1)
-        wait(lambda: self.granted, "the subscription was not granted")
+        wait(lambda: self.granted is not None, "no answer to the subscription")
+        return bool(self.granted)
 
     def _connected(self, _c: Any, _u: Any, _f: Any, code: Any, _p: Any) -> None:  # noqa: ANN401
         self.code = int(code.value)
@@ -106,9 +114,9 @@ class Screen:
         self.granted = all(code.value < 128 for code in codes)
 
 
-def wait(condition: Callable[[], object], what: str) -> None:
-    """Wait until something is so; the demo stops if it is not within 15 s."""
-    end = time.monotonic() + 15
+def wait(condition: Callable[[], object], what: str, within_s: float = 15) -> None:
+    """Wait until something is so; the demo stops if it is not in time."""
+    end = time.monotonic() + within_s
     while not condition():
         claim(time.monotonic() < end, what)
         time.sleep(0.005)

@@ -26,15 +26,18 @@ from wardkey.api import (
     audit,
     clients,
     docs,
+    exchange,
     health,
     keys,
     metrics,
     organization,
     people,
     presence,
+    providers,
     retained,
     rotations,
     sessions,
+    tokens,
     verify,
 )
 from wardkey.bridge import emqx, mosquitto, publish, rabbitmq, vernemq
@@ -47,11 +50,19 @@ from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
 from wardkey.db.master import load_vault
 from wardkey.db.occupancy import hold_database, hold_folder
-from wardkey.db.upkeep import clean_up, clean_up_usage, rehash, rehash_passwords
+from wardkey.db.upkeep import (
+    clean_up,
+    clean_up_grants,
+    clean_up_usage,
+    rehash,
+    rehash_passwords,
+)
 from wardkey.domain.errors import Failure
 from wardkey.opening import open_storage
 from wardkey.outside.broker import BrokerKeys
 from wardkey.outside.broker_link import BrokerLink
+from wardkey.outside.fetch import Fetch
+from wardkey.outside.key_sets import KeySets
 from wardkey.outside.publishers import Publishers
 from wardkey.verify.leased import Leased
 from wardkey.verify.pending import MERGE_MS, merge_pending
@@ -59,6 +70,7 @@ from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web import problems
 from wardkey.web.context import Context
+from wardkey.web.exchanges import Exchanges
 from wardkey.web.limits import Limits
 from wardkey.web.throttle import Throttle
 
@@ -97,6 +109,9 @@ def create_app() -> FastAPI:
         presence,
         retained,
         publish,
+        providers,
+        exchange,
+        tokens,
         organization,
         people,
         audit,
@@ -134,6 +149,12 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 proxies=config.proxies,
                 key_headers=config.extra_key_headers,
                 metrics_token=config.metrics_token,
+                exchanges=Exchanges(
+                    database,
+                    verifier,
+                    KeySets(Fetch(config.private_issuers).get),
+                    config.private_issuers,
+                ),
                 link=(link := _link(config, database)),
                 publishers=None if link is None else _publishers(config, link, me),
             )
@@ -236,6 +257,7 @@ def _tick(context: Context, logins: Logins, workers: int, stop: threading.Event)
                 _attempt(partial(forget_silent, database))
         if ticks % CLEAN_UP_USAGE_TICKS == 0:
             _attempt(partial(clean_up_usage, database))
+            _attempt(partial(clean_up_grants, database))
         ticks += 1
         if last:
             if database.kind == "sqlite":

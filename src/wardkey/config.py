@@ -71,6 +71,7 @@ class Config:
     broker_dir: str = ""
     broker_sync_always: bool = False
     nats_server: str = ""
+    private_issuers: bool = False
     public_url: str = ""
     brand: str = ""
     key_headers: str = ""

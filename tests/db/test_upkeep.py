@@ -25,9 +25,12 @@ from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, operator
 from wardkey.domain.secret import Environment, SecretText
 from wardkey.domain.verdict import Question
+from wardkey.outside.fetch import Fetch
+from wardkey.outside.key_sets import KeySets
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web.context import Context
+from wardkey.web.exchanges import Exchanges
 from wardkey.web.throttle import Throttle
 
 IMPORTED = "acme_7Zk2mQx9TbW4nLr8VdYc3HsJ"
@@ -50,7 +53,8 @@ def begin(runner: Runner) -> Iterator[Callable[[], Context]]:
     def process() -> Context:
         usage = Usage(runner.database)
         verifier = Verifier(runner.database, usage)
-        begun.append(Context(runner, verifier, usage, Throttle(), "", (), (), ""))
+        exchanges = Exchanges(runner.database, verifier, KeySets(Fetch().get), False)
+        begun.append(Context(runner, verifier, usage, Throttle(), "", (), (), "", exchanges))
         return begun[-1]
 
     yield process

@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, delete, insert, select, update
 
 from wardkey.actions.audit import Target, record
-from wardkey.actions.session_receipts import EVERYBODY
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import acl_rules, clients
 from wardkey.domain.acl import (
@@ -37,6 +36,7 @@ from wardkey.domain.errors import (
 from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
+from wardkey.domain.receipts import EVERYBODY
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.rule_specs import PRESETS, PresetName, RuleSpec, clean_rule
 from wardkey.domain.topics import clean_filter, clean_topic

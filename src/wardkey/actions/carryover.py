@@ -23,6 +23,7 @@ from wardkey.db.backup import Backup, find
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import (
     acl_rules,
+    auth_providers,
     clients,
     hook_tokens,
     import_prefixes,
@@ -38,6 +39,8 @@ from wardkey.db.schema import (
 )
 from wardkey.domain.permissions import Role
 
+# What there is to decide about a provider.
+_DECIDED = ("name", "enabled", "settings", "sealed", "pepper_version")
 # Of an edited key only an earlier expiry is carried over; the operator is told of the rest.
 _EDITED = (
     "name",
@@ -63,6 +66,7 @@ def survey(tx: Transaction, backup: Backup) -> Survey:
     _operators_own(tx, backup, seen, hook_tokens, "hook_token")
     _clients(tx, backup, seen, lost_orgs)
     _rules(tx, backup, seen, lost_orgs)
+    _providers(tx, backup, seen, lost_orgs)
     _invitations(tx, backup, seen, lost_orgs)
     _links(tx, backup, seen)
     _prefixes(tx, backup, seen)
@@ -318,6 +322,30 @@ def _rules(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -
         ).scalar_one()
         kept = tuple(dict(row) for row in rows)
         seen.kept_rules.append(KeptRules(org_id, environment, kept, replaced))
+
+
+def _providers(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
+    """Keep what was decided last of a provider; of two settings nobody can tell the wider."""
+    for now, then in pairs(tx, backup, auth_providers):
+        if then is None:
+            if now.org_id not in lost_orgs:
+                seen.lost.append(Loss("provider", now.id, now.name, now.org_id))
+            continue
+        kept = {name: getattr(now, name) for name in _DECIDED}
+        if kept != {name: getattr(then, name) for name in _DECIDED}:
+            where = (Target("provider", now.id), now.org_id, now.environment)
+            details = {"name": now.name, "enabled": now.enabled}
+            row = {**kept, "updated_at": tx.now}
+            seen.narrowed.append(
+                Narrowing(auth_providers, (now.id,), row, "provider.updated", *where, details)
+            )
+    for then in gone(tx, backup, auth_providers):
+        if find(tx.connection, organizations, [(then.org_id,)]):
+            where = (Target("provider", then.id), then.org_id, then.environment)
+            details = {"name": then.name}
+            seen.narrowed.append(
+                Narrowing(auth_providers, (then.id,), None, "provider.deleted", *where, details)
+            )
 
 
 def _invitations(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.minted import concern_sessions
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import keys, last_used, organizations, secrets
 from wardkey.domain.errors import (
@@ -397,6 +398,8 @@ def _switch(tx: Transaction, by: Principal, key_id: str, *, disabled_at: int | N
         .where(keys.c.id == key_id, *_room(by))
         .values(disabled_at=disabled_at, updated_at=tx.now)
     )
+    if disabled_at is not None:
+        concern_sessions(tx, by.org_id, key_id)
     action = "key.enabled" if disabled_at is None else "key.disabled"
     record(tx, by, action, Target("key", key_id))
     return _get(tx, by, key_id)

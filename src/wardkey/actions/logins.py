@@ -16,6 +16,7 @@ from wardkey.actions.people import check_password
 from wardkey.db.engine import Database, Transaction, telling
 from wardkey.db.schema import clients, organizations
 from wardkey.db.vault import Vault
+from wardkey.domain.acl import Actor, ActorKind
 from wardkey.domain.clients import LONGEST_PASSWORD
 from wardkey.domain.secret import Environment
 from wardkey.domain.usernames import on_the_wire, parse_username
@@ -69,6 +70,10 @@ class KnownClient:
     def mqtt_username(self) -> str:
         """The user name as it stands on the wire."""
         return on_the_wire(self.username, self.org_id, self.environment)
+
+    def actor(self, mqtt_id: str) -> Actor:
+        """Return whom ACL rules see in a session with that client id."""
+        return Actor(ActorKind.CLIENT, self.org_id, self.username, mqtt_id, self.id)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, insert, select, update
 
 from wardkey.actions.audit import DEPLOYMENT, Target, record
+from wardkey.actions.providers import reseal
 from wardkey.db.engine import Transaction
 from wardkey.db.master import PEPPERED, sealing_key
 from wardkey.db.schema import idempotency, master_keys
@@ -62,6 +63,7 @@ def rotate(
     )
     tx.connection.execute(delete(idempotency))
     tx.vault = Vault.of(following, version, old.peppers, old.audit_keys, root)
+    reseal(tx)
     target = Target("deployment", DEPLOYMENT)
     details = {"version": version, "new_broker_keys": new_broker_keys}
     record(tx, by, "master_key.rotated", target, details)

@@ -9,6 +9,7 @@ from sqlalchemy import Row, insert, select, update
 
 from wardkey.actions.audit import Target, record
 from wardkey.actions.keys import clean_reason
+from wardkey.actions.minted import concern_sessions
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import keys, receipts, secrets
 from wardkey.domain.errors import KeyNotFound, ReceiptNotFound, SecretNotFound
@@ -56,6 +57,7 @@ def revoke(tx: Transaction, by: Principal, key_id: str, reason: str, comment: st
     if changed is None:
         return _earlier(tx, by, key_id, "")
     receipt = _prove(tx, by, key_id, "", reason)
+    concern_sessions(tx, by.org_id, key_id)
     record(
         tx,
         by,
@@ -90,6 +92,7 @@ def revoke_secret(  # noqa: PLR0917 - key, secret, reason and comment are four t
     if changed is None:
         return _earlier(tx, by, key_id, kid)
     receipt = _prove(tx, by, key_id, kid, reason)
+    concern_sessions(tx, by.org_id, key_id)
     record(
         tx,
         by,

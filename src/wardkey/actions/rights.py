@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import acl_rules, feed
-from wardkey.domain.acl import AclRule, Action, Actor, ActorKind, Effect, SubjectKind
+from wardkey.domain.acl import AclRule, Action, Actor, Effect, SubjectKind
 from wardkey.domain.broker_acl import Subjects, compiled
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.secret import Environment
@@ -27,12 +27,9 @@ class Rights:
     _kept: dict[Room, tuple[int, RuleSet]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def of(
-        self, tx: Transaction, room: Room, client_id: str, username: str, mqtt_id: str
-    ) -> Subjects:
-        """Return a client's rights in a session with the client id `mqtt_id`."""
-        actor = Actor(ActorKind.CLIENT, room[0], username, mqtt_id, client_id)
-        return compiled(self.rules(tx, room).rules, actor)
+    def of(self, tx: Transaction, environment: Environment, actor: Actor) -> Subjects:
+        """Return what an actor may do in his session."""
+        return compiled(self.rules(tx, (actor.org_id, environment)).rules, actor)
 
     def kept(self, room: Room, revision: int) -> RuleSet | None:
         """Return the rules as of a revision, if they were read since; no query."""

@@ -16,13 +16,11 @@ from wardkey.domain.errors import ReceiptNotFound
 from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
-from wardkey.domain.receipts import EndedSessions
+from wardkey.domain.receipts import EVERYBODY, EndedSessions
 
 # By when a login that was in flight is there or never, and was looked for.
 PENDING_MS = 2_100
 KEPT_MS = 3_600_000
-# In place of the ids of clients: whoever is in the room.
-EVERYBODY = "*"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.minted import has_live_grants
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import changes, clients, feed, mqtt_ids, organizations, session_receipts
+from wardkey.domain.acl import Actor, ActorKind
 from wardkey.domain.errors import Failure
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
@@ -20,6 +22,8 @@ from wardkey.domain.secret import Environment
 # A client id is its first user's until nobody has shown it for so long.
 KEPT_MS = 7 * 86_400_000
 _MOST_EACH = 100
+# What the change feed calls changes that may end sessions, beside those of keys with grants.
+_ENDING = frozenset({"client", "acl", "grant", "provider"})
 # A row that is as new needs no writing for the same session once more.
 _FRESH_MS = 3_600_000
 # Of so many logins that had to be written, one looks for what its subject has too many of.
@@ -43,6 +47,7 @@ _KEEP = insert(mqtt_ids).values(
     mqtt_id=bindparam("wanted"),
     subject_id=bindparam("subject"),
     rights=bindparam("may"),
+    grant_kid=bindparam("grant"),
     seen_at=bindparam("at"),
 )
 _LAST_KEPT = (
@@ -56,13 +61,31 @@ _FORGET_OLD = delete(mqtt_ids).where(_MINE, mqtt_ids.c.seen_at <= bindparam("old
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectedClient:
+    """A client that may be connected, as it is now."""
+
+    id: str
+    org_id: str
+    environment: Environment
+    username: str
+    password_set_at: int
+
+    def actor(self, mqtt_id: str) -> Actor:
+        """Return whom ACL rules see in a session with that client id."""
+        return Actor(ActorKind.CLIENT, self.org_id, self.username, mqtt_id, self.id)
+
+
+@dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose an MQTT client id is, as he is now; `rights` marks what his session was allowed."""
+    """Whose an MQTT client id is, as he is now; `rights` marks what his session was allowed.
+
+    `client` is None for one that is disabled or gone, and for people with grants; `grant_kid` is
+    the grant that the session was made with, since of one client id there is one session.
+    """
 
     subject_id: str
-    username: str
-    enabled: bool
-    password_set_at: int
+    grant_kid: str | None
+    client: ConnectedClient | None
     rights: bytes
 
 
@@ -97,6 +120,7 @@ class IdClaim:
     mqtt_id: str
     subject_id: str
     rights: bytes
+    grant_kid: str | None = None
 
     @property
     def row(self) -> dict[str, object]:
@@ -107,6 +131,7 @@ class IdClaim:
             "wanted": self.mqtt_id,
             "subject": self.subject_id,
             "may": self.rights,
+            "grant": self.grant_kid,
         }
 
 
@@ -138,7 +163,8 @@ class ClientIds:
         row = tx.connection.execute(_ROW, claim.row).one_or_none()
         return (
             row is not None
-            and (row.subject_id, bytes(row.rights)) == (claim.subject_id, claim.rights)
+            and (row.subject_id, bytes(row.rights), row.grant_kid)
+            == (claim.subject_id, claim.rights, claim.grant_kid)
             and 0 <= tx.now - row.seen_at < _FRESH_MS
         )
 
@@ -220,7 +246,7 @@ def _find_rows(
 
 
 def find_owners(tx: Transaction, room: Room, ids: Sequence[str]) -> Mapping[str, Owner]:
-    """Return whose MQTT client ids these are; an owner that was deleted is not enabled."""
+    """Return whose MQTT client ids these are."""
     found = {}
     for start in range(0, len(ids), 500):
         some = ids[start : start + 500]
@@ -236,13 +262,10 @@ def find_owners(tx: Transaction, room: Room, ids: Sequence[str]) -> Mapping[str,
             )
             .where(_in(room), mqtt_ids.c.mqtt_id.in_(some))
         ):
-            found[row.mqtt_id] = Owner(
-                row.subject_id,
-                row.username or "",
-                bool(row.enabled),
-                row.password_set_at or 0,
-                bytes(row.rights),
-            )
+            client = None
+            if row.enabled:
+                client = ConnectedClient(row.subject_id, *room, row.username, row.password_set_at)
+            found[row.mqtt_id] = Owner(row.subject_id, row.grant_kid, client, bytes(row.rights))
     return found
 
 
@@ -265,9 +288,9 @@ def changes_since(
         if now == revision:
             return Changed(epoch, now, frozenset(), organizations=False)
         rows = tx.connection.execute(
-            select(changes.c.subject, changes.c.org_id, changes.c.revision).where(
-                changes.c.revision > (now if revision < 0 else revision)
-            )
+            select(
+                changes.c.subject, changes.c.subject_id, changes.c.org_id, changes.c.revision
+            ).where(changes.c.revision > (now if revision < 0 else revision))
         ).all()
         if now < revision or len({row.revision for row in rows}) < now - revision:
             rooms = tx.connection.execute(
@@ -279,9 +302,10 @@ def changes_since(
             )
             every = frozenset((row.org_id, Environment(row.environment)) for row in rooms)
             return Changed(epoch, now, every, organizations=True)
-    touched = {
-        row.org_id for row in rows if row.subject in ("client", "acl") and row.revision not in known
-    }
+        told = [row for row in rows if row.revision not in known]
+        touched = {row.org_id for row in told if row.subject in _ENDING}
+        keys = {(row.org_id, row.subject_id) for row in told if row.subject == "key"}
+        touched |= {org_id for org_id, key_id in keys if has_live_grants(tx, org_id, key_id)}
     return Changed(
         epoch,
         now,

@@ -6,16 +6,18 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
 from wardkey.actions import session_receipts
+from wardkey.actions.grant_logins import KnownGrant, live_grants
 from wardkey.actions.rights import Rights
 from wardkey.actions.session_receipts import Concern, Wrong
 from wardkey.actions.sessions import (
+    ConnectedClient,
     Owner,
     Room,
     changes_since,
@@ -57,8 +59,10 @@ class Cutting:
     loop: asyncio.AbstractEventLoop
     _again: set[asyncio.Task[None]] = field(default_factory=set)
     _held: set[int] = field(default_factory=set)
-    # Rooms that a call could not cut.
+    # Rooms that a call could not cut, or that are to be looked at now.
     _owed: set[Room] = field(default_factory=set)
+    # When sessions end that a refreshed grant opened, as far as that is known.
+    _ends: set[tuple[Room, int]] = field(default_factory=set)
 
     def end_concerned(self, concern: Concern) -> EndedSessions:
         """Cut, from a thread that is not the loop's, what a committed change concerns."""
@@ -185,19 +189,43 @@ class Cutting:
         with self.here.runner.database.read() as tx:
             epoch, revision = feed_state(tx)
             owners = find_owners(tx, room, list(by_id))
+            kids = {owner.grant_kid for owner in owners.values() if owner.grant_kid}
+            grants = live_grants(tx, room, kids)
+            self._cut_when_replaced(room, grants.values(), tx.now)
             for mqtt_id, found in by_id.items():
                 owner = owners.get(mqtt_id)
                 if owner is None:
                     # Nobody can say whose it is, so whoever it is logs in anew.
                     ending = [one for one in found if one.username != BRIDGE]
                 else:
-                    ending = [one for one in found if not self._may_stay(tx, room, owner, one)]
+                    ending = [one for one in found if not self._may_stay(tx, owner, one, grants)]
                 subject_id = "" if owner is None else owner.subject_id
                 wrong += [Wrong(one.server, one.cid, subject_id) for one in ending]
         return epoch, revision, wrong
 
-    def _may_stay(self, tx: Transaction, room: Room, owner: Owner, session: Session) -> bool:
-        if not owner.enabled or owner.password_set_at > parse_iso(session.started_at):
+    def _may_stay(
+        self, tx: Transaction, owner: Owner, session: Session, grants: Mapping[str, KnownGrant]
+    ) -> bool:
+        known = grants.get(owner.grant_kid) if owner.grant_kid else owner.client
+        if known is None or known.id != owner.subject_id:
             return False
-        now = self.rights.of(tx, room, owner.subject_id, owner.username, session.client_id)
+        if isinstance(known, ConnectedClient) and (
+            known.password_set_at > parse_iso(session.started_at)
+        ):
+            return False
+        now = self.rights.of(tx, known.environment, known.actor(session.client_id))
         return mark_of(now) == owner.rights
+
+    def _cut_when_replaced(self, room: Room, grants: Iterable[KnownGrant], now: int) -> None:
+        """Look again when the old password of a refreshed grant is over; it may be soon."""
+        for ends in {one.expires_at for one in grants if one.is_replaced}:
+            if (room, ends) not in self._ends:
+                self._ends.add((room, ends))
+                self.loop.call_soon_threadsafe(self._cut_at, room, ends, (ends - now) / 1000)
+
+    def _cut_at(self, room: Room, ends: int, in_s: float) -> None:
+        def end() -> None:
+            self._ends.discard((room, ends))
+            self._owed.add(room)
+
+        self.loop.call_later(max(0.0, in_s), end)

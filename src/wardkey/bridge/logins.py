@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from starlette.concurrency import run_in_threadpool
 
+from wardkey.actions.grant_logins import KnownGrant, find_grant, is_grant_password
 from wardkey.actions.logins import KnownClient, find_login, mark_connected
 from wardkey.actions.rights import Rights
 from wardkey.actions.sessions import ClientIds, IdClaim
@@ -62,22 +63,28 @@ class Logins:
                 self.addresses.check(now, login.address)
         except TooManyAttempts:
             return None
-        client = find_login(database, self.here.verified, login.username, login.password)
-        if client is None:
+        known: KnownClient | KnownGrant | None
+        if is_grant_password(login.password, database.brand):
+            known = find_grant(database, login.password, login.username)
+        else:
+            known = find_login(database, self.here.verified, login.username, login.password)
+        if known is None:
             self.names.failed(now, name)
             if login.address:
                 self.addresses.failed(now, login.address)
             return None
-        room = (client.org_id, client.environment)
+        room = (known.org_id, known.environment)
         with database.read() as tx:
-            rights = self.rights.of(tx, room, client.id, client.username, login.client_id)
-            claim = IdClaim(room, login.client_id, client.id, mark_of(rights))
+            rights = self.rights.of(tx, known.environment, known.actor(login.client_id))
+            kid = known.kid if isinstance(known, KnownGrant) else None
+            claim = IdClaim(room, login.client_id, known.id, mark_of(rights), kid)
             is_own = self.ids.holds(tx, claim)
         if not is_own and not self.ids.take(claim):
             return None
-        with self._lock:
-            self._connected[client.id] = client
-        return _admitted(client, rights)
+        if isinstance(known, KnownClient):
+            with self._lock:
+                self._connected[known.id] = known
+        return _admitted(known, rights)
 
     def write_connected(self) -> None:
         """Store who connected; what fails is kept for the next time."""
@@ -96,13 +103,18 @@ def mark_of(rights: Subjects) -> bytes:
     return hashlib.sha256(repr(rights).encode()).digest()
 
 
-def _admitted(client: KnownClient, rights: Subjects) -> Admitted:
+def _admitted(known: KnownClient | KnownGrant, rights: Subjects) -> Admitted:
+    expires_at = None
+    if isinstance(known, KnownGrant):
+        # The broker closes at the second; a second that has begun is still the grant's.
+        expires_at = -(-known.expires_at // 1000)
     return Admitted(
-        client.org_id,
-        client.environment,
-        client.mqtt_username,
+        known.org_id,
+        known.environment,
+        known.mqtt_username,
         rights.publish_allow,
         rights.publish_deny,
         rights.subscribe_allow,
         rights.subscribe_deny,
+        expires_at,
     )

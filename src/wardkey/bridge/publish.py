@@ -12,6 +12,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from wardkey.actions.grant_logins import find_grant
 from wardkey.actions.idempotency import Retry
 from wardkey.actions.publications import Claim, claim, settle
 from wardkey.bridge.wire import Message, PublishRequest, message_of, read_publish
@@ -32,12 +33,14 @@ router = APIRouter(tags=["publish"])
 log = logging.getLogger("wardkey")
 
 _JSON = "application/json"
+_GRANT = b"x-wardkey-grant"
 # A page must be able to read refusals too; no cookie ever counts here.
 _CORS = "Access-Control-Allow-Origin: *\r\nCache-Control: no-store\r\n"
 _PREFLIGHT = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, OPTIONS",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Wardkey-Api-Key",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, "
+    "Wardkey-Api-Key, X-Wardkey-Grant",
     "Access-Control-Max-Age": "7200",
 }
 _UNSENT = (errors.BrokerUnreachable, errors.BrokerFull)
@@ -70,6 +73,7 @@ def preflight() -> Response:
         errors.PayloadTooLarge,
         errors.TooManyItems,
         errors.PublishDenied,
+        errors.InvalidToken,
         errors.NotPermitted,
         errors.IdempotencyKeyReused,
         errors.WeakIdempotencyKey,
@@ -100,6 +104,7 @@ def publish_in_place(
     if (
         here.publishers is None
         or b"idempotency-key" in incoming.named
+        or _GRANT in incoming.named
         or incoming.body.lstrip()[:1] == b"["
     ):
         return None
@@ -229,11 +234,11 @@ def _prepare(incoming: Incoming, here: Context) -> Prepared:
     wanted = read_publish(incoming.body)
     is_batch = isinstance(wanted, list)
     many = wanted if isinstance(wanted, list) else [wanted]
-    rules = _rules(here, by)
+    rules, beside = _rules(here, by), _beside(incoming, here, by)
     items: list[Message | errors.Failure] = []
     for one in many:
         try:
-            items.append(_checked(here, by, rules, one, is_noted=not is_batch))
+            items.append(_checked(here, by, rules, one, beside=beside, is_noted=not is_batch))
         except errors.Failure as failure:
             if not is_batch:
                 raise
@@ -260,22 +265,42 @@ def _rules(here: Context, by: Principal) -> RuleSet:
         return here.rights.rules(tx, by.room)
 
 
+def _beside(incoming: Incoming, here: Context, by: Principal) -> Actor | None:
+    """Return the user of a grant that stands beside the key; raises `InvalidToken`."""
+    shown = incoming.text(_GRANT)
+    if not shown:
+        return None
+    known = find_grant(here.runner.database, shown)
+    if known is None or (known.org_id, known.environment) != by.room:
+        raise errors.InvalidToken(
+            "The grant in X-Wardkey-Grant is over, or of another organization or environment; "
+            "exchange anew."
+        )
+    return known.actor("")
+
+
 def _checked(
     here: Context,
     by: Principal,
     rules: RuleSet,
     wanted: PublishRequest,
     *,
+    beside: Actor | None = None,
     is_noted: bool = True,
 ) -> Message:
-    """Return a message that may be published; raises what is wrong with it, `PublishDenied`."""
+    """Return a message that may be published; raises what is wrong with it, `PublishDenied`.
+
+    `beside` is the user of a grant that was sent with a publishable key; what he may is enough.
+    """
     message = message_of(wanted)
     if by.key_type is not KeyType.PUBLISHABLE:
         return message
     decision = rules.decide(
         Actor(ActorKind.PUBLISHABLE_KEY, by.org_id), Action.PUBLISH, message.topic
     )
-    if decision.allowed:
+    if decision.allowed or (
+        beside is not None and rules.decide(beside, Action.PUBLISH, message.topic).allowed
+    ):
         return message
     said = "no rule for publishable keys allows it"
     if decision.rule is not None:

@@ -125,6 +125,7 @@ _SETTINGS_HELP = {
     "broker_dir": "Folder of a broker on this machine; without room there nothing is published.",
     "broker_sync_always": "Write each stored message to the disk before it is acknowledged.",
     "nats_server": "The nats-server to run, if not the installed one.",
+    "private_issuers": "Let auth providers be at private addresses and without TLS.",
     "public_url": "Where people reach this deployment.",
     "brand": "Text before every key of this deployment, such as acme.",
     "key_headers": "Further headers that may carry a key (comma-separated).",

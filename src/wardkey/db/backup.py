@@ -37,7 +37,7 @@ from sqlalchemy.pool import StaticPool
 from wardkey.db.engine import Database, telling
 from wardkey.db.files import make_private, put_in_place
 from wardkey.db.migrate import migration_state, upgrade
-from wardkey.db.schema import Json, feed, idempotency, metadata
+from wardkey.db.schema import Json, feed, grant_cutoffs, grants, idempotency, metadata
 from wardkey.db.vault import MasterKey, derive
 from wardkey.domain.errors import (
     DatabaseNewer,
@@ -48,8 +48,10 @@ from wardkey.domain.errors import (
 
 FORMAT = 1
 BATCH = 500
-# Sealed answers live for ten minutes only; a backup would keep them for years.
-COPIED = tuple(table for table in metadata.sorted_tables if table is not idempotency)
+# Sealed answers live for ten minutes only; a backup would keep them for years. Grants live for
+# hours, and whoever restores could not say which of them were ended since.
+_PASSING = (idempotency, grants, grant_cutoffs)
+COPIED = tuple(table for table in metadata.sorted_tables if table not in _PASSING)
 
 _backup = Table(
     "backup",

@@ -16,7 +16,9 @@ from sqlalchemy import Row, func, insert, inspect, select, text
 from wardkey.db.engine import Database, connect_sqlite, open_database, telling
 from wardkey.db.files import sync_folder
 from wardkey.db.schema import (
+    auth_providers,
     clients,
+    grants,
     hook_tokens,
     invitations,
     master_keys,
@@ -28,8 +30,18 @@ from wardkey.db.schema import (
 from wardkey.db.vault import MasterKey, Vault, derive, unseal
 from wardkey.domain.errors import InvalidMasterKey, MasterKeyMissing, WrongMasterKey
 
-# What is hashed under a pepper; imported secrets stand among the secrets.
-PEPPERED = (secrets, service_keys, invitations, setup_links, user_tokens, clients, hook_tokens)
+# What is hashed, or sealed, under a pepper; imported secrets stand among the secrets.
+PEPPERED = (
+    secrets,
+    service_keys,
+    invitations,
+    setup_links,
+    user_tokens,
+    clients,
+    hook_tokens,
+    grants,
+    auth_providers,
+)
 _NEWEST_TAG = text("SELECT tag FROM master_keys ORDER BY version DESC LIMIT 1")
 
 

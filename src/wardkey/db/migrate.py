@@ -10,7 +10,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, Table, inspect, text
+from sqlalchemy.schema import CreateColumn
 
 from wardkey.db.engine import Database, connect_sqlite, telling
 from wardkey.db.files import set_aside
@@ -78,9 +79,22 @@ def make_usage(database: Database) -> None:
         if database.kind == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             connection.execute(text("CREATE SCHEMA IF NOT EXISTS usage"))
-        present = inspect(connection).get_table_names(schema="usage")
+        there = inspect(connection)
+        present = there.get_table_names(schema="usage")
         missing = [table for table in usage.sorted_tables if table.name not in present]
         usage.create_all(connection, tables=missing, checkfirst=False)
+        for table in usage.sorted_tables:
+            if table not in missing:
+                known = {column["name"] for column in there.get_columns(table.name, "usage")}
+                _add_columns(connection, table, known)
+
+
+def _add_columns(connection: Connection, table: Table, known: set[str]) -> None:
+    """Add the columns that a table of an earlier version lacks; they may be null."""
+    for column in table.columns:
+        if column.name not in known:
+            spec = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.execute(text(f"ALTER TABLE usage.{table.name} ADD COLUMN {spec}"))
 
 
 def set_aside_usage(database: Database) -> Path | None:

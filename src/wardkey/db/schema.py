@@ -311,6 +311,76 @@ hook_tokens = Table(
     sqlite_with_rowid=False,
 )
 
+# `sealed` holds a shared secret, where the provider has one, under what the pepper of that version
+# derives.
+auth_providers = Table(
+    "auth_providers",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("org_id", ForeignKey("organizations.id"), nullable=False),
+    Column("environment", String(8), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("settings", Json, nullable=False),
+    Column("sealed", LargeBinary),
+    Column("pepper_version", Integer),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Index("ix_auth_providers_room", "org_id", "environment", "created_at", "id"),
+    sqlite_with_rowid=False,
+)
+
+# `user_key` names the person behind whatever grants he has; `revision` is that of the commit
+# that made the row, `replaced_by` the kid of the grant that it was refreshed to.
+grants = Table(
+    "grants",
+    metadata,
+    Column("kid", String(12), primary_key=True),
+    Column("org_id", ForeignKey("organizations.id"), nullable=False),
+    Column("environment", String(8), nullable=False),
+    # Empty for a grant that a server created for a user of its own.
+    Column("provider_id", String(40), nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("user_email", String(254), nullable=False),
+    Column("user_key", String(32), nullable=False),
+    Column("username", String(64), nullable=False),
+    Column("claims", Json, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("pepper_version", Integer, nullable=False),
+    # The key, and which of its secrets, that it was asked for with; empty without a key.
+    Column("key_id", String(40), nullable=False),
+    Column("key_kid", String(12), nullable=False),
+    Column("family", String(12), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("ttl_s", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("refreshable_until", BigInteger, nullable=False),
+    Column("replaced_by", String(12)),
+    Column("revoked_at", BigInteger),
+    Index("ix_grants_room", "org_id", "environment", "created_at", "kid"),
+    Index("ix_grants_user", "org_id", "environment", "user_id"),
+    Index("ix_grants_key_id", "key_id", "expires_at"),
+    Index("ix_grants_refreshable_until", "refreshable_until"),
+    sqlite_with_rowid=False,
+)
+
+# Every grant of a user, a provider, a key or a family that is not newer than `revision` is over:
+# one row, however many grants that are.
+grant_cutoffs = Table(
+    "grant_cutoffs",
+    metadata,
+    Column("org_id", ForeignKey("organizations.id"), primary_key=True),
+    Column("environment", String(8), primary_key=True),
+    Column("kind", String(8), primary_key=True),
+    Column("subject", String(255), primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 # --- answers kept for a retry --------------------------------------------------------------
 
 idempotency = Table(
@@ -445,6 +515,8 @@ mqtt_ids = Table(
     Column("subject_id", String(64), nullable=False),
     Column("rights", LargeBinary, nullable=False),
     Column("seen_at", BigInteger, nullable=False),
+    # The grant that its last session was made with; the broker tells nothing of it.
+    Column("grant_kid", String(12)),
     sqlite_with_rowid=False,
 )
 

@@ -15,6 +15,8 @@ from wardkey.db.schema import (
     changes,
     clients,
     feed,
+    grant_cutoffs,
+    grants,
     hours,
     idempotency,
     imported,
@@ -26,6 +28,8 @@ from wardkey.domain.callers import HOUR_MS
 
 KEPT_CHANGES = 100_000
 KEPT_ANSWERS_MS = 600_000
+# Longer than the 30 days for which a grant can be refreshed, by any clock.
+KEPT_CUTOFFS_MS = 60 * 86_400_000
 KEPT_USAGE_MS = 90 * 86_400_000
 
 
@@ -51,6 +55,18 @@ def clean_up(database: Database) -> None:
         )
         newest = connection.execute(select(feed.c.revision)).scalar_one()
         connection.execute(delete(changes).where(changes.c.revision <= newest - KEPT_CHANGES))
+
+
+def clean_up_grants(database: Database) -> None:
+    """Delete grants that can be refreshed no more, and what ended grants older than any that is.
+
+    Neither alters what anybody may do.
+    """
+    now = database.clock()
+    with telling(), database.writer.begin() as connection:
+        connection.execute(delete(grants).where(grants.c.refreshable_until <= now))
+        # No grant is made in the past, so a cut-off older than the longest life cuts nothing.
+        connection.execute(delete(grant_cutoffs).where(grant_cutoffs.c.at <= now - KEPT_CUTOFFS_MS))
 
 
 def clean_up_usage(database: Database) -> None:

@@ -194,6 +194,22 @@ class InvalidUsername(Invalid):
     """A client's user name has 1 to 64 characters of a-z, A-Z, 0-9, _, . and -; mend it."""
 
 
+class AmbiguousProvider(Invalid):
+    """Several auth providers fit; name the one that is meant by its name or id."""
+
+
+class UnsupportedGrantType(Invalid):
+    """Tokens are exchanged (RFC 8693) and grants refreshed here; send the grant_type of one."""
+
+
+class InvalidScope(Invalid):
+    """Grants have no scopes; what they may do the ACL rules say. Leave scope out."""
+
+
+class InvalidTtl(Invalid):
+    """A grant lasts 30 to 86,400 seconds; mend ttl."""
+
+
 class InvalidTag(Invalid):
     """A tag has 1 to 32 characters of a-z, A-Z, 0-9, _, ., : and -; mend the item."""
 
@@ -289,6 +305,10 @@ class InvalidHookToken(Unauthenticated):
 
 class WrongPassword(Unauthenticated):
     """No such e-mail address and password; check both, or ask for a new set-up link."""
+
+
+class RefreshReplayed(Unauthenticated):
+    """This grant was refreshed before, so whoever has its password has all ended; exchange anew."""
 
 
 class InvalidLink(Unauthenticated):
@@ -422,6 +442,22 @@ class HookTokenNotFound(NotFound):
     """No such hook token in this deployment."""
 
 
+class ProviderDisabled(Forbidden):
+    """The auth provider is disabled, so its tokens are not exchanged; an admin can enable it."""
+
+
+class ExchangeNotAllowed(Forbidden):
+    """The provider's tokens are exchanged with a secret key only; call from a server."""
+
+
+class ProviderNotFound(NotFound):
+    """No such auth provider in this organization and environment."""
+
+
+class GrantNotFound(NotFound):
+    """No such grant in this organization and environment, or it was over long ago."""
+
+
 class ClientNotFound(NotFound):
     """No such client in this organization and environment."""
 
@@ -477,6 +513,14 @@ class StillInUse(Conflict):
     ) -> None:
         super().__init__(detail)
         self.callers = callers
+
+
+class DuplicateProvider(Conflict):
+    """Another auth provider of this environment has that name; exchanges name it, so choose one."""
+
+
+class TooManyProviders(Conflict):
+    """An environment has at most 50 auth providers; delete one that nobody uses."""
 
 
 class TooManyAclRules(Conflict):

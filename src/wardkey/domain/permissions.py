@@ -32,6 +32,8 @@ class Permission(StrEnum):
     ORGANIZATION_PUBLIC = "organization:public"
     TOKENS_EXCHANGE = "tokens:exchange"
     TOKENS_CREATE = "tokens:create"
+    TOKENS_READ = "tokens:read"
+    TOKENS_REVOKE = "tokens:revoke"
     KEYS_READ = "keys:read"
     KEYS_WRITE = "keys:write"
     KEYS_VERIFY = "keys:verify"

@@ -22,13 +22,18 @@ from wardkey.domain.secret import Environment
 
 
 class PrincipalKind(StrEnum):
-    """Members act for themselves, keys for their organization, the operator for the deployment."""
+    """Members act for themselves, keys for their organization, the operator for the deployment.
+
+    A provider acts where somebody exchanges its token without a key, a grant where it is refreshed.
+    """
 
     MEMBER = "member"
     KEY = "key"
     USER = "user"
     SERVICE_KEY = "service_key"
     OPERATOR = "operator"
+    PROVIDER = "provider"
+    GRANT = "grant"
 
 
 @dataclass(frozen=True, slots=True)

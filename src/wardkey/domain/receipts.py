@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+# In place of the ids of those whom a change concerns: whoever is in its room.
+EVERYBODY = "*"
+
 
 class Reach(StrEnum):
     """`everywhere`: nothing accepts it any more; `bounded`: some may, for a stated time."""

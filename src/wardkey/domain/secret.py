@@ -19,7 +19,7 @@ CRC_LENGTH = 6
 _TAIL = KID_LENGTH + 1 + RANDOM_LENGTH + CRC_LENGTH
 _MOST = 96
 _BRAND = re.compile(r"[a-z][a-z0-9]{1,15}")
-_BODY = r"(?:(?:sk|pk)_(?:live|test)|wsk|wht|ut)_[0-9A-Za-z]{12}_[0-9A-Za-z]{38}"
+_BODY = r"(?:(?:sk|pk)_(?:live|test)|wsk|wht|ut|tkn)_[0-9A-Za-z]{12}_[0-9A-Za-z]{38}"
 _OF_ANY_BRAND = re.compile(rf"(?:{_BRAND.pattern}_)?{_BODY}")
 
 # Base62 read and written two digits at a time: a third of the steps, and tables of 3,844 entries.
@@ -39,13 +39,14 @@ class Environment(StrEnum):
 
 
 class SecretKind(StrEnum):
-    """What a secret opens, as its text says: a key, a door of the operator's, a user's session."""
+    """What a secret opens: a key, a door of the operator's, a user's session, MQTT for a while."""
 
     SECRET = "sk"
     PUBLISHABLE = "pk"
     SERVICE = "wsk"
     HOOK = "wht"
     USER = "ut"
+    GRANT = "tkn"
 
 
 class Malformed(StrEnum):
@@ -98,6 +99,7 @@ class _Heads(dict[str, dict[str, tuple[SecretKind, Environment | None]]]):
             f"{start}{SecretKind.SERVICE}_": (SecretKind.SERVICE, None),
             f"{start}{SecretKind.HOOK}_": (SecretKind.HOOK, None),
             f"{start}{SecretKind.USER}_": (SecretKind.USER, None),
+            f"{start}{SecretKind.GRANT}_": (SecretKind.GRANT, None),
         }
         for kind in (SecretKind.SECRET, SecretKind.PUBLISHABLE):
             for environment in Environment:
@@ -132,7 +134,7 @@ def generate(
 ) -> SecretText:
     """Return a new secret with 190 bits of randomness behind its public kid.
 
-    Keys (`sk`, `pk`) take an environment, the operator's and users' secrets take None; raises
+    Keys (`sk`, `pk`) take an environment, all others None; raises
     `ValueError` otherwise, and for a brand that `clean_brand` refuses.
     """
     meanings = _HEADS[brand].items()

@@ -33,10 +33,11 @@ _BEARER = ("Bearer", "bearer")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A Principal with the credential that it showed."""
+    """A Principal with the credential that it showed; `kid` is that of a key's secret."""
 
     by: Principal
     text: str = field(repr=False)
+    kid: str = ""
 
     @property
     def credential(self) -> bytes:
@@ -180,7 +181,7 @@ def identify_caller(incoming: Incoming, context: Context) -> Caller:
         if isinstance(failure, SecretKeyInBrowser) and answer.known is not None:
             note_exposure(context, answer.known, address, agent)
         raise failure
-    caller = Caller(key_principal(answer.known, address, agent), text)
+    caller = Caller(key_principal(answer.known, address, agent), text, answer.known.kid)
     if len(incoming.named) == len(incoming.fields):
         seen.named, seen.query = incoming.named, incoming.query
         seen.known, seen.caller = answer.known, caller

@@ -16,6 +16,7 @@ from wardkey.outside.broker_link import BrokerLink
 from wardkey.outside.publishers import Publishers
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
+from wardkey.web.exchanges import Exchanges
 from wardkey.web.throttle import Throttle
 
 KEY_HEADER = b"wardkey-api-key"
@@ -40,6 +41,7 @@ class Context:
     proxies: tuple[Network, ...]
     key_headers: tuple[bytes, ...]
     metrics_token: str = field(repr=False)
+    exchanges: Exchanges
     # None without messaging.
     link: BrokerLink | None = None
     publishers: Publishers | None = None

@@ -1,0 +1,553 @@
+"""Doors of token exchange, open to pages: exchange, create, refresh, and OAuth's form of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from wardkey.actions import grants
+from wardkey.actions.grants import MintedGrant
+from wardkey.domain import errors
+from wardkey.domain.grants import (
+    LONGEST_TTL_S,
+    SHORTEST_TTL_S,
+    choose_ttl,
+    recommended_refresh,
+    token_id_of,
+)
+from wardkey.domain.names import clean_email
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal, PrincipalKind
+from wardkey.domain.secret import Environment, kid_of
+from wardkey.domain.times import iso
+from wardkey.domain.usernames import parse_username
+from wardkey.outside.tokens import LONGEST_TOKEN
+from wardkey.web.caller import caller_in_organization, client_address, shown_credential
+from wardkey.web.context import Context, Here
+from wardkey.web.exchanges import Exchange, native_grant
+from wardkey.web.incoming import Incoming, Outgoing
+from wardkey.web.problems import check_json, problem_outgoing, status_of, told
+
+router = APIRouter(tags=["tokens"])
+
+T = TypeVar("T")
+
+_JSON = "application/json"
+_FORM = "application/x-www-form-urlencoded"
+_LONGEST_BODY = 2 * LONGEST_TOKEN
+# A page must be able to read refusals too; no cookie ever counts here.
+_CORS = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
+_PREFLIGHT = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, OPTIONS",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Wardkey-Api-Key",
+    "Access-Control-Max-Age": "7200",
+}
+# RFC 8693 §3.
+_TYPE = "urn:ietf:params:oauth:token-type:"
+_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+_SUBJECTS = frozenset({f"{_TYPE}jwt", f"{_TYPE}id_token", f"{_TYPE}access_token"})
+_ISSUED = f"{_TYPE}access_token"
+
+
+class ExchangeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What `POST /v2/tokens/exchange` takes, in either of its shapes."""
+
+    token: str
+    provider: str = ""
+    ttl: int | None = None
+    organization_id: str = ""
+    integration_id: str = ""
+
+    def __repr__(self) -> str:
+        """Show nothing of the token."""
+        return "ExchangeRequest(…)"
+
+
+class CreateRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What `POST /v2/tokens/create` takes; the key is better sent as Bearer."""
+
+    user_email: str
+    organization_id: str = ""
+    secret_key: str = ""
+    integration_id: str = ""
+    replace_existing: bool = False
+    ttl: int | None = None
+
+    def __repr__(self) -> str:
+        """Show nothing of the key."""
+        return "CreateRequest(…)"
+
+
+class RefreshRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What `POST /v2/tokens/refresh` takes."""
+
+    token_id: str
+    current_token_password: str
+
+    def __repr__(self) -> str:
+        """Show nothing of the password."""
+        return "RefreshRequest(…)"
+
+
+_exchange = msgspec.json.Decoder(ExchangeRequest)
+_create = msgspec.json.Decoder(CreateRequest)
+_refresh = msgspec.json.Decoder(RefreshRequest)
+_encoder = msgspec.json.Encoder()
+
+_TTL = {"type": "integer", "minimum": SHORTEST_TTL_S, "maximum": LONGEST_TTL_S}
+_ID = {"type": "string", "maxLength": 64}
+_MINTED = {
+    "type": "object",
+    "required": ["mqtt_username", "mqtt_password", "token_id", "expires_at", "expires_in"],
+    "properties": {
+        "mqtt_username": {"type": "string"},
+        "mqtt_password": {"type": "string"},
+        "expires_at": {"type": "string", "format": "date-time"},
+        "expires_in": {"type": "integer"},
+        "access_token": {"type": "string"},
+        "token_type": {"const": "Bearer"},
+        "token_id": {"type": "string"},
+        "refresh_recommended_at": {"type": "string", "format": "date-time"},
+        "mqtt_credentials": {
+            "type": "object",
+            "properties": {"username": {"type": "string"}, "password": {"type": "string"}},
+        },
+        "provider": {"type": "string"},
+        "user_id": {"type": "string"},
+        "user_email": {"type": "string"},
+    },
+    "example": {
+        "mqtt_username": "user_abc_mzxw6ytb@org_0fA3xQ2LmN7pR9sT1uV4wY",
+        "mqtt_password": "tkn_7QdRk2mVx9Ta_…",
+        "expires_at": "2030-01-31T12:00:00.000Z",
+        "expires_in": 3600,
+        "access_token": "tkn_7QdRk2mVx9Ta_…",
+        "token_type": "Bearer",
+        "token_id": "tok_7QdRk2mVx9Ta",
+        "refresh_recommended_at": "2030-01-31T11:48:00.000Z",
+        "mqtt_credentials": {
+            "username": "user_abc_mzxw6ytb@org_0fA3xQ2LmN7pR9sT1uV4wY",
+            "password": "tkn_7QdRk2mVx9Ta_…",
+        },
+        "provider": "supabase",
+        "user_id": "user_abc",
+        "user_email": "admin@acme.example",
+    },
+}
+_SECURITY: list[dict[str, list[str]]] = [{}, {"key": []}, {"keyHeader": []}, {"userToken": []}]
+
+
+def _takes(properties: dict[str, Any], required: list[str], example: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    schema = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": required,
+        "properties": properties,
+        "example": example,
+    }
+    content = {_JSON: {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}, "security": _SECURITY}
+
+
+def _answers(*failures: type[errors.Failure]) -> dict[int | str, dict[str, Any]]:
+    answered = {"description": "The grant.", "content": {_JSON: {"schema": _MINTED}}}
+    return {**told(*failures, body=True), 200: answered}
+
+
+@router.options("/v2/tokens/exchange", include_in_schema=False)
+@router.options("/v2/tokens/refresh", include_in_schema=False)
+@router.options("/oauth/token", include_in_schema=False)
+def preflight() -> Response:
+    """Answer a browser's question; it carries no key, so the origin is checked on the request."""
+    return Response(status_code=204, headers=_PREFLIGHT)
+
+
+@router.post(
+    "/v2/tokens/exchange",
+    responses=_answers(
+        errors.InvalidToken,
+        errors.TokenExpired,
+        errors.ClaimMissing,
+        errors.InvalidTtl,
+        errors.AmbiguousProvider,
+        errors.ProviderNotFound,
+        errors.ProviderDisabled,
+        errors.ExchangeNotAllowed,
+        errors.OtherOrganization,
+        errors.TooManyAttempts,
+        errors.KeySetUnavailable,
+    ),
+    openapi_extra=_takes(
+        {
+            "provider": _ID,
+            "token": {"type": "string", "format": "provider-token", "maxLength": LONGEST_TOKEN},
+            "ttl": _TTL,
+            "organization_id": _ID,
+            "integration_id": _ID,
+        },
+        ["token"],
+        {"provider": "supabase", "token": "eyJhbGciOiJFUzI1NiJ9…", "ttl": 3600},
+    ),
+    response_class=Response,
+)
+async def exchange_token(request: Request, here: Here) -> Response:
+    """Exchange an identity provider's token for a short-lived MQTT credential.
+
+    With a key `provider` names the provider; without one `organization_id` says where, and the
+    provider is found by the token's issuer among those that allow it.
+    """
+    incoming = Incoming.of(request, await request.body())
+    return (await exchanged(incoming, here)).response()
+
+
+async def exchanged(incoming: Incoming, here: Context) -> Outgoing:
+    """Answer POST /v2/tokens/exchange."""
+    try:
+        exchange = await run_in_threadpool(_asked, incoming, here)
+        minted = await here.exchanges.mint(exchange)
+    except errors.Failure as failure:
+        return _refused(failure, incoming)
+    return _granted(minted, exchange.provider.spec.name)
+
+
+@router.post(
+    "/v2/tokens/create",
+    responses=_answers(
+        errors.InvalidEmail, errors.InvalidTtl, errors.ProviderNotFound, errors.OtherOrganization
+    ),
+    openapi_extra=_takes(
+        {
+            "organization_id": _ID,
+            "secret_key": {"type": "string", "format": "key-text", "maxLength": 256},
+            "user_email": {"type": "string", "format": "email", "maxLength": 254},
+            "integration_id": {"type": "string", "const": ""},
+            "replace_existing": {"type": "boolean"},
+            "ttl": _TTL,
+        },
+        ["user_email"],
+        {"user_email": "admin@acme.example"},
+    ),
+    response_class=Response,
+)
+async def create_token(request: Request, here: Here) -> Response:
+    """Make a grant for a user of one's own, whom a server vouches for with its secret key."""
+    incoming = Incoming.of(request, await request.body())
+    return (await run_in_threadpool(_answered, _created, incoming, here)).response()
+
+
+@router.post(
+    "/v2/tokens/refresh",
+    responses=_answers(errors.InvalidToken, errors.RefreshReplayed, errors.TooManyAttempts),
+    openapi_extra=_takes(
+        {
+            "token_id": _ID,
+            "current_token_password": {
+                "type": "string",
+                "format": "grant-password",
+                "maxLength": 256,
+            },
+        },
+        ["token_id", "current_token_password"],
+        {"token_id": "tok_7QdRk2mVx9Ta", "current_token_password": "tkn_7QdRk2mVx9Ta_…"},
+    ),
+    response_class=Response,
+)
+async def refresh_token(request: Request, here: Here) -> Response:
+    """Replace a grant by a new one for as long again; its password works once for this.
+
+    The old password still logs in for 30 seconds, and sessions that it opened end then. Refreshing
+    it again ends every grant that came of it: two who have one password are one too many.
+    """
+    incoming = Incoming.of(request, await request.body())
+    return (await run_in_threadpool(_answered, _refreshed, incoming, here)).response()
+
+
+@router.post("/oauth/token", include_in_schema=False)
+async def oauth_token(request: Request, here: Here) -> Response:
+    """Exchange or refresh in the form of RFC 8693 and RFC 6749, which OAuth libraries speak."""
+    incoming = Incoming.of(request, await request.body())
+    try:
+        form = _form(incoming)
+        incoming = _with_client(incoming, form)
+        if form.get("grant_type") == "refresh_token":
+            text = form.get("refresh_token", "")
+            minted = await run_in_threadpool(
+                _refresh_once, incoming, here, RefreshRequest(token_id_of(kid_of(text)), text)
+            )
+        else:
+            exchange = await run_in_threadpool(_asked, _from_form(incoming, form), here)
+            minted = await here.exchanges.mint(exchange)
+    except errors.Failure as failure:
+        return _oauth_refusal(failure).response()
+    grant, password = minted.grant, minted.password.text
+    answer = {
+        "access_token": password,
+        "issued_token_type": _ISSUED,
+        "token_type": "Bearer",
+        "expires_in": (grant.expires_at - grant.created_at) // 1000,
+        "refresh_token": password,
+        "mqtt_username": grant.mqtt_username,
+        "token_id": grant.token_id,
+    }
+    return Outgoing(200, _encoder.encode(answer), _JSON, _CORS).response()
+
+
+def _asked(incoming: Incoming, here: Context) -> Exchange:
+    """Identify whoever asks, and check the token; a failure counts against the address."""
+    check_json(incoming.text(b"content-type"))
+    wanted = _decode(_exchange, incoming.body)
+    address, now = client_address(incoming, here), here.runner.database.clock()
+    throttled = f"exchange {address}"
+    here.throttle.check(now, throttled)
+    try:
+        if shown_credential(incoming, here):
+            caller = caller_in_organization(incoming, here)
+            _same_organization(caller.by, wanted.organization_id)
+            with here.runner.noting("exchange_token", caller.by):
+                return here.exchanges.with_key(
+                    caller.by,
+                    caller.kid,
+                    wanted.provider or wanted.integration_id,
+                    wanted.token,
+                    wanted.ttl,
+                )
+        stranger = _stranger(incoming, wanted.organization_id, address)
+        name = wanted.integration_id or wanted.provider
+        return here.exchanges.without_key(stranger, name, wanted.token, wanted.ttl)
+    except (errors.InvalidToken, errors.TokenExpired):
+        # Behind a key's address there may be a server with many users.
+        if not shown_credential(incoming, here):
+            here.throttle.failed(now, throttled)
+        raise
+
+
+def _created(incoming: Incoming, here: Context) -> Outgoing:
+    check_json(incoming.text(b"content-type"))
+    wanted = _decode(_create, incoming.body)
+    if wanted.secret_key:
+        shown = (b"authorization", f"Bearer {wanted.secret_key}".encode())
+        incoming = _with_fields(incoming, [*incoming.fields, shown])
+    caller = caller_in_organization(incoming, here)
+    by = caller.by
+    with here.runner.noting("create_token", by):
+        by.require(Permission.TOKENS_CREATE)
+    _same_organization(by, wanted.organization_id)
+    try:
+        email = clean_email(wanted.user_email)
+    except ValueError as fault:
+        raise errors.InvalidEmail(str(fault), field="user_email") from None
+    ttl_s = choose_ttl(wanted.ttl, LONGEST_TTL_S)
+    grant = native_grant(by.org_id, email.lower(), wanted.integration_id, ttl_s)
+    minted = here.runner.change(
+        grants.create, by, grant, caller.kid, replace=wanted.replace_existing
+    )
+    return _granted(minted, "native")
+
+
+def _refreshed(incoming: Incoming, here: Context) -> Outgoing:
+    check_json(incoming.text(b"content-type"))
+    return _granted(_refresh_once(incoming, here, _decode(_refresh, incoming.body)), "")
+
+
+def _refresh_once(incoming: Incoming, here: Context, wanted: RefreshRequest) -> MintedGrant:
+    address, now = client_address(incoming, here), here.runner.database.clock()
+    throttled = f"refresh {address}"
+    here.throttle.check(now, throttled)
+    stranger = _stranger(incoming, "", address)
+    try:
+        minted = here.runner.change(
+            grants.refresh, stranger, wanted.token_id, wanted.current_token_password
+        )
+        if minted is None:
+            raise errors.RefreshReplayed
+    except errors.Unauthenticated:
+        here.throttle.failed(now, throttled)
+        raise
+    return minted
+
+
+def _answered(
+    answer: Callable[[Incoming, Context], Outgoing], incoming: Incoming, here: Context
+) -> Outgoing:
+    try:
+        return answer(incoming, here)
+    except errors.Failure as failure:
+        return _refused(failure, incoming)
+
+
+def _refused(failure: errors.Failure, incoming: Incoming) -> Outgoing:
+    out = problem_outgoing(failure, incoming.request_id)
+    out.headers = {**out.headers, **_CORS}
+    return out
+
+
+def _granted(minted: MintedGrant, provider: str) -> Outgoing:
+    grant, password = minted.grant, minted.password.text
+    answer = {
+        "mqtt_username": grant.mqtt_username,
+        "mqtt_password": password,
+        "expires_at": iso(grant.expires_at),
+        "expires_in": (grant.expires_at - grant.created_at) // 1000,
+        "access_token": password,
+        "token_type": "Bearer",
+        "token_id": grant.token_id,
+        "refresh_recommended_at": iso(recommended_refresh(grant.created_at, grant.expires_at)),
+        "mqtt_credentials": {"username": grant.mqtt_username, "password": password},
+        "provider": provider or grant.provider_id or "native",
+        "user_id": grant.user_id,
+        "user_email": grant.user_email,
+    }
+    return Outgoing(200, _encoder.encode(answer), _JSON, _CORS)
+
+
+def _stranger(incoming: Incoming, organization: str, address: str) -> Principal:
+    """Return somebody without a key, where he says that he is; nothing fits if that is nowhere."""
+    named = parse_username(f"x@{organization}")
+    return Principal(
+        PrincipalKind.USER,
+        "",
+        "",
+        org_id=named.org_id if named else "",
+        environment=named.environment if named else Environment.LIVE,
+        address=address,
+        user_agent=incoming.text(b"user-agent")[:200],
+    )
+
+
+def _same_organization(by: Principal, organization: str) -> None:
+    if organization not in ("", by.org_id, f"{by.org_id}.test"):
+        raise errors.OtherOrganization
+
+
+def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    if len(body) > _LONGEST_BODY:
+        raise errors.BodyTooLarge
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as fault:
+        sentence, _, path = str(fault).partition(" - at ")
+        name = path.strip("`").removeprefix("$").strip(".") or "body"
+        detail = f"The request does not have the documented form: {name}: {sentence}."
+        raise errors.InvalidRequest(detail, errors=((name, sentence),)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise errors.MalformedJson from None
+
+
+def _with_fields(
+    incoming: Incoming, fields: list[tuple[bytes, bytes]], body: bytes | None = None
+) -> Incoming:
+    return Incoming(
+        incoming.query,
+        fields,
+        incoming.peer,
+        incoming.body if body is None else body,
+        incoming.request_id,
+        incoming.seen,
+        incoming.route,
+    )
+
+
+# --- OAuth's form ------------------------------------------------------------------------------
+
+
+def _form(incoming: Incoming) -> dict[str, str]:
+    """Read the form; a parameter that comes twice is a fault (RFC 6749 §3.2)."""
+    content_type = incoming.text(b"content-type").partition(";")[0].strip().lower()
+    if content_type != _FORM:
+        raise errors.UnsupportedMediaType(f"Send the parameters as {_FORM}.")
+    if len(incoming.body) > _LONGEST_BODY:
+        raise errors.BodyTooLarge
+    try:
+        text = incoming.body.decode()
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=30)
+    except ValueError:
+        raise errors.InvalidRequest("The form cannot be read.") from None
+    form = dict(pairs)
+    if len(form) != len(pairs):
+        raise errors.InvalidRequest("A parameter of the form comes twice.")
+    return form
+
+
+def _with_client(incoming: Incoming, form: dict[str, str]) -> Incoming:
+    """Return the request with a client's secret (RFC 6749 §2.3.1), which is a key, as Bearer."""
+    scheme, _, rest = incoming.text(b"authorization").partition(" ")
+    secret = form.get("client_secret", "")
+    fields = incoming.fields
+    if scheme.lower() == "basic":
+        try:
+            text = base64.b64decode(rest.strip(), validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError):
+            raise errors.MissingCredentials("The Basic credentials cannot be read.") from None
+        secret = text.partition(":")[2]
+        fields = [(name, value) for name, value in fields if name != b"authorization"]
+    if not secret:
+        return incoming
+    return _with_fields(incoming, [*fields, (b"authorization", b"Bearer " + secret.encode())])
+
+
+def _from_form(incoming: Incoming, form: dict[str, str]) -> Incoming:
+    """Return the request as `POST /v2/tokens/exchange` takes it; raises what RFC 8693 forbids."""
+    if form.get("grant_type") != _EXCHANGE:
+        raise errors.UnsupportedGrantType
+    if form.get("subject_token_type") not in _SUBJECTS:
+        raise errors.InvalidRequest(
+            f"subject_token_type is one of {', '.join(sorted(_SUBJECTS))}.",
+            errors=(("subject_token_type", "Not supported."),),
+        )
+    if form.get("requested_token_type", _ISSUED) != _ISSUED:
+        raise errors.InvalidRequest(f"requested_token_type can only be {_ISSUED}.")
+    if "actor_token" in form:
+        raise errors.InvalidRequest("Nobody acts for somebody else here; leave out actor_token.")
+    if form.get("scope"):
+        raise errors.InvalidScope
+    body: dict[str, object] = {
+        "token": form.get("subject_token", ""),
+        "provider": form.get("provider", ""),
+        "organization_id": form.get("audience", ""),
+    }
+    if form.get("ttl", "").isdecimal():
+        body["ttl"] = int(form["ttl"])
+    fields = [(name, value) for name, value in incoming.fields if name != b"content-type"]
+    fields.append((b"content-type", _JSON.encode()))
+    return _with_fields(incoming, fields, _encoder.encode(body))
+
+
+def _oauth_refusal(failure: errors.Failure) -> Outgoing:
+    """Return a failure as RFC 6749 §5.2 writes it."""
+    status = status_of(type(failure))
+    match failure:
+        case errors.UnsupportedGrantType():
+            code = "unsupported_grant_type"
+        case errors.InvalidScope():
+            code = "invalid_scope"
+        case errors.InvalidToken() | errors.TokenExpired() | errors.RefreshReplayed():
+            code, status = "invalid_grant", 400
+        case errors.ProviderNotFound() | errors.OtherOrganization() | errors.AmbiguousProvider():
+            code, status = "invalid_target", 400
+        case errors.Unauthenticated():
+            code, status = "invalid_client", 401
+        case errors.Forbidden():
+            code, status = "unauthorized_client", 400
+        case errors.RateLimited() | errors.Unavailable():
+            code = "temporarily_unavailable"
+        case _:
+            code = "invalid_request"
+    answer = {
+        "error": code,
+        "error_description": failure.detail,
+        "error_uri": f"/problems/{failure.code}",
+    }
+    headers = dict(_CORS)
+    if status == 401:  # noqa: PLR2004 - RFC 9110 §15.5.2
+        headers["WWW-Authenticate"] = 'Basic realm="wardkey"'
+    if failure.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(failure.retry_after_s)))
+    return Outgoing(status, _encoder.encode(answer), _JSON, headers)

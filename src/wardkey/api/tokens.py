@@ -1,0 +1,168 @@
+"""Routes of grants: list them, show one, and end one or many."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from wardkey.actions import grants
+from wardkey.api.shapes import Id, Input
+from wardkey.db.engine import Transaction
+from wardkey.domain import errors
+from wardkey.domain.grants import CutoffKind, GrantRecord, GrantStatus
+from wardkey.domain.principal import Principal
+from wardkey.domain.secret import Environment
+from wardkey.domain.times import iso
+from wardkey.web.caller import Known
+from wardkey.web.context import Here
+from wardkey.web.pagination import Cursor, read_cursor, write_cursor
+from wardkey.web.problems import takes_json, told
+
+router = APIRouter(tags=["tokens"], dependencies=[Depends(takes_json)])
+
+Person = Annotated[str, Query(max_length=255)]
+Ref = Annotated[str, Query(max_length=64)]
+
+
+class GrantShape(BaseModel):
+    """A grant as its organization sees it, never with its password."""
+
+    token_id: str
+    mqtt_username: str
+    environment: Environment
+    status: GrantStatus
+    provider_id: str | None = Field(description="Null for one that a server created.")
+    user_id: str
+    user_email: str
+    key_id: str | None = Field(description="The key that it was asked for with, if there was one.")
+    created_at: str
+    expires_at: str
+    refreshable_until: str
+    replaced_by: str | None = Field(description="The grant that it was refreshed to.")
+
+
+class GrantPage(BaseModel):
+    """A page of grants, newest first; `next_cursor` is null on the last."""
+
+    tokens: list[GrantShape]
+    next_cursor: str | None
+
+
+class RevokeMany(Input):
+    """Whose grants to end: exactly one of these."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {"user_id": "user_abc"},
+            "minProperties": 1,
+            "maxProperties": 1,
+        },
+    )
+
+    user_id: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    user_email: Annotated[str, Field(min_length=1, max_length=254)] | None = None
+    provider_id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    key_id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+
+
+class RevokedMany(BaseModel):
+    """How many grants were active, and are over now."""
+
+    revoked: int
+
+
+_KINDS = {
+    "user_id": CutoffKind.USER,
+    "user_email": CutoffKind.EMAIL,
+    "provider_id": CutoffKind.PROVIDER,
+    "key_id": CutoffKind.KEY,
+}
+
+
+@router.get("/v2/tokens", responses=told(errors.InvalidCursor))
+def list_tokens(  # noqa: PLR0917 - FastAPI's parameters
+    caller: Known,
+    here: Here,
+    user_id: Person = "",
+    user_email: Person = "",
+    provider_id: Ref = "",
+    key_id: Ref = "",
+    active: bool | None = None,  # noqa: FBT001 - a query parameter
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Cursor = "",
+) -> GrantPage:
+    """List the grants of the environment that can still be refreshed, newest first."""
+    vault = here.runner.database.keys
+    filters = [user_id, user_email, provider_id, key_id, active]
+    bound = json.dumps(["tokens", *caller.by.room, *filters])
+    after = None
+    if cursor:
+        created_at, kid = read_cursor(vault, bound, cursor)
+        after = (created_at, kid)
+    query = grants.GrantQuery(
+        user_id, user_email.lower(), provider_id, key_id, active, after, limit
+    )
+
+    def list_grants(tx: Transaction, by: Principal) -> GrantPage:
+        found = grants.list_grants(tx, by, query)
+        shown = found[:limit]
+        next_cursor = None
+        if len(found) > limit:
+            next_cursor = write_cursor(vault, bound, [shown[-1].created_at, shown[-1].kid])
+        return GrantPage(tokens=[_shape(one, tx.now) for one in shown], next_cursor=next_cursor)
+
+    return here.runner.look(list_grants, caller.by)
+
+
+@router.get("/v2/tokens/{token_id:id}", responses=told(errors.GrantNotFound))
+def get_token(token_id: Id, caller: Known, here: Here) -> GrantShape:
+    """Show one grant."""
+    found = here.runner.look(grants.get, caller.by, token_id)
+    return _shape(found, here.runner.database.clock())
+
+
+@router.delete("/v2/tokens/{token_id:id}", responses=told(errors.GrantNotFound))
+def revoke_token(token_id: Id, caller: Known, here: Here) -> GrantShape:
+    """End a grant for good; live sessions that it opened end within 100 ms."""
+    found = here.runner.change(grants.revoke, caller.by, token_id)
+    return _shape(found, here.runner.database.clock())
+
+
+@router.post(
+    "/v2/tokens/revoke",
+    responses=told(errors.ProviderNotFound, errors.KeyNotFound, body=True),
+)
+def revoke_tokens(wanted: RevokeMany, caller: Known, here: Here) -> RevokedMany:
+    """End every grant of a user, an e-mail address, a provider or a key, whenever it was made."""
+    given = wanted.model_dump(exclude_none=True)
+    if len(given) != 1:
+        raise errors.InvalidRequest(
+            "Name exactly one of user_id, user_email, provider_id and key_id.",
+            errors=tuple((name, "Only one of these.") for name in given),
+        )
+    ((name, subject),) = given.items()
+    kind = _KINDS[name]
+    if kind is CutoffKind.EMAIL:
+        subject = subject.lower()
+    return RevokedMany(revoked=here.runner.change(grants.revoke_all, caller.by, kind, subject))
+
+
+def _shape(grant: GrantRecord, now: int) -> GrantShape:
+    return GrantShape(
+        token_id=grant.token_id,
+        mqtt_username=grant.mqtt_username,
+        environment=grant.environment,
+        status=grant.status(now),
+        provider_id=grant.provider_id or None,
+        user_id=grant.user_id,
+        user_email=grant.user_email,
+        key_id=grant.key_id or None,
+        created_at=iso(grant.created_at),
+        expires_at=iso(grant.expires_at),
+        refreshable_until=iso(grant.refreshable_until),
+        replaced_by=f"tok_{grant.replaced_by}" if grant.replaced_by else None,
+    )

@@ -1,0 +1,124 @@
+"""Grants: short-lived MQTT credentials, how long they last, and when one is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from wardkey.domain.errors import InvalidTtl
+from wardkey.domain.secret import Environment
+from wardkey.domain.usernames import on_the_wire
+
+DEFAULT_TTL_S, SHORTEST_TTL_S, LONGEST_TTL_S = 3_600, 30, 86_400
+REFRESHABLE_S = 30 * 86_400
+# How long the old password still logs in after a refresh, for a client that is just connecting.
+OVERLAP_MS = 30_000
+
+
+class GrantStatus(StrEnum):
+    """What a list shows of a grant; only `active` ones log in."""
+
+    ACTIVE = "active"
+    EXPIRED = "expired"
+    REFRESHED = "refreshed"
+    REVOKED = "revoked"
+
+
+class CutoffKind(StrEnum):
+    """By what many grants are ended at once; a family is what one grant was refreshed to."""
+
+    USER = "user"
+    EMAIL = "email"
+    PROVIDER = "provider"
+    KEY = "key"
+    FAMILY = "family"
+
+
+@dataclass(frozen=True, slots=True)
+class NewGrant:
+    """What a grant is to be; `user_key` names the person behind whatever grants he has.
+
+    `claims` are the variables of ACL rules, `username` is without the organization.
+    """
+
+    provider_id: str
+    user_id: str
+    user_email: str
+    user_key: str
+    username: str
+    claims: Mapping[str, str]
+    ttl_s: int
+    refreshable_s: int = REFRESHABLE_S
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRecord:
+    """A grant as its organization sees it, never with its password; times in epoch ms."""
+
+    kid: str
+    org_id: str
+    environment: Environment
+    provider_id: str
+    user_id: str
+    user_email: str
+    user_key: str
+    username: str
+    key_id: str
+    key_kid: str
+    family: str
+    ttl_s: int
+    created_at: int
+    expires_at: int
+    refreshable_until: int
+    replaced_by: str | None
+    revoked: bool
+    claims: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def token_id(self) -> str:
+        """The id by which it is listed, refreshed and revoked."""
+        return token_id_of(self.kid)
+
+    @property
+    def mqtt_username(self) -> str:
+        """The user name as it stands on the wire."""
+        return on_the_wire(self.username, self.org_id, self.environment)
+
+    def status(self, now: int) -> GrantStatus:
+        """Return its status at `now`; the strongest reason wins."""
+        if self.revoked:
+            return GrantStatus.REVOKED
+        if self.replaced_by is not None and now >= self.expires_at:
+            return GrantStatus.REFRESHED
+        return GrantStatus.EXPIRED if now >= self.expires_at else GrantStatus.ACTIVE
+
+
+def token_id_of(kid: str) -> str:
+    """Return the id of the grant with that kid."""
+    return f"tok_{kid}"
+
+
+def kid_of_token(token_id: str) -> str:
+    """Return the kid in a grant's id; of a text that is none, nothing that exists."""
+    return token_id.removeprefix("tok_") if token_id.startswith("tok_") else ""
+
+
+def choose_ttl(wanted: int | None, longest: int) -> int:
+    """Return for how many seconds a grant lasts: as asked for, never beyond `longest`.
+
+    Raises `InvalidTtl` for what no provider could give.
+    """
+    if wanted is None:
+        return min(DEFAULT_TTL_S, longest)
+    if not SHORTEST_TTL_S <= wanted <= LONGEST_TTL_S:
+        raise InvalidTtl(
+            f"ttl is {SHORTEST_TTL_S} to {LONGEST_TTL_S:,} seconds; {wanted:,} was asked for.",
+            field="ttl",
+        )
+    return min(wanted, longest)
+
+
+def recommended_refresh(created_at: int, expires_at: int) -> int:
+    """Return when to refresh a grant, epoch ms: after four fifths of its time."""
+    return created_at + (expires_at - created_at) * 4 // 5
