@@ -10,6 +10,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.exchange import exchange
 from bench.http import against_peers, full_plan, over_http, quick_plan
 from bench.messaging import messaging
 from bench.page import FILE, Page, spread
@@ -28,7 +29,7 @@ from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
 ROUNDS = 5
-PARTS = ["http", "peers", "messaging", "revoke", "create", "verdict"]
+PARTS = ["http", "peers", "messaging", "exchange", "revoke", "create", "verdict"]
 
 
 def told(page: Page, name: str, rates: list[float], unit: str) -> float:
@@ -130,6 +131,8 @@ def main() -> None:
             against_peers(page, plan)
         if "messaging" in named:
             messaging(page, quick=wanted.quick)
+        if "exchange" in named:
+            exchange(page, quick=wanted.quick)
         if "revoke" in named:
             page.section("Revocation")
             revoke(page, 500 if wanted.quick else 10_000)

@@ -1,0 +1,181 @@
+"""What an exchange costs: grants a second on one core, beside the signature's check alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from joserfc import jwt
+from joserfc.jwk import ECKey, RSAKey
+
+from bench.load import Case, Server, running, take_turns, write_requests
+from bench.page import Page, spread
+from bench.sides import post
+from wardkey.actions import grants, providers
+from wardkey.actions.deployment import first_start
+from wardkey.config import load_config
+from wardkey.domain.grants import NewGrant
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal, PrincipalKind, operator
+from wardkey.domain.providers import ProviderKind, ProviderSpec, token_rules
+from wardkey.domain.secret import Environment
+from wardkey.opening import open_deployment
+from wardkey.outside.tokens import import_keys, read, verified
+
+_ALGORITHMS = ("RS256", "ES256")
+_PEOPLE, _QUICK_PEOPLE = 2_000, 200
+_LIVE, _QUICK_LIVE = 100_000, 5_000
+_AT_ONCE = 64
+_LOT = 100
+
+
+class Issuer:
+    """An OIDC issuer on loopback with a key of each kind."""
+
+    def __init__(self) -> None:
+        self.keys = {
+            "RS256": RSAKey.generate_key(2048, {"kid": "rs", "alg": "RS256"}),
+            "ES256": ECKey.generate_key("P-256", {"kid": "es", "alg": "ES256"}),
+        }
+        self.key_set = {"keys": [key.as_dict(private=False) for key in self.keys.values()]}
+        issuer = self
+
+        class Answering(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                told: object = issuer.key_set
+                if self.path.endswith("/openid-configuration"):
+                    told = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
+                raw = json.dumps(told).encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(raw)))
+                self.send_header("cache-control", "max-age=600")
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def token(self, algorithm: str, number: int) -> str:
+        """Return a token of one of its people, as long as everybody's."""
+        now = int(time.time())
+        key = self.keys[algorithm]
+        claims = {
+            "iss": self.url, "aud": "bench", "sub": f"person-{number:06}", "iat": now,
+            "exp": now + 3_600, "email": f"person-{number:06}@acme.example",
+        }  # fmt: skip
+        return jwt.encode({"alg": algorithm, "kid": key.kid}, claims, key)
+
+
+def exchange(page: Page, *, quick: bool) -> None:
+    """Measure exchanges over HTTP, and what many live grants take."""
+    people = _QUICK_PEOPLE if quick else _PEOPLE
+    rounds, seconds = (2, 2.0) if quick else (5, 5.0)
+    page.section("Token exchange")
+    page.say(f"One worker on one core, {_AT_ONCE} connections; each grant is durable when told.\n")
+    issuer = Issuer()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        key = _filled(folder / "data", issuer, page, _QUICK_LIVE if quick else _LIVE)
+        server = Server(
+            "wardkey",
+            [sys.executable, "-m", "wardkey", "up", "--data-dir", str(folder / "data"),
+             "--listen", "127.0.0.1:PORT", "--no-messaging", "--private-issuers"],
+            folder / "server",
+        )  # fmt: skip
+        cases = []
+        for algorithm in _ALGORITHMS:
+            tokens = [issuer.token(algorithm, n) for n in range(people)]
+            asked = [
+                post(
+                    "/v2/tokens/exchange",
+                    json.dumps({"provider": "oidc", "token": token}),
+                    f"Authorization: Bearer {key}\r\n",
+                )
+                for token in tokens
+            ]
+            size = write_requests(folder / algorithm, asked)
+            cases.append(
+                Case(algorithm, server, folder / algorithm, size, '"mqtt_password"',
+                     connections=_AT_ONCE)
+            )  # fmt: skip
+        with running([server]):
+            take_turns(cases, rounds, seconds)
+            held = server.memory()
+    for case in cases:
+        alone = _signature_us(issuer, case.name, 200 if quick else 2_000)
+        page.say(
+            f"- {case.name}: {spread(case.rates)} a second (goal: 2,000), "
+            f"{spread(case.cpu_us, ',.0f')} µs of CPU each, of which {alone:.0f} are the token's "
+            f"check; one alone p50 {spread(case.alone_us)} µs"
+        )
+    page.say(f"- memory of its processes afterwards: {held:,.0f} MiB (goal: at most 200)")
+
+
+def _filled(data_dir: Path, issuer: Issuer, page: Page, live: int) -> str:
+    """Make a deployment with a provider and live grants; return its key."""
+    config = load_config({}, {"data_dir": data_dir})
+    with open_deployment(config) as runner:
+        first = runner.change(first_start, operator(), "Acme", "owner@acme.example")
+        assert first is not None
+        by = Principal(
+            PrincipalKind.KEY,
+            first.issued.key.id,
+            "bench",
+            org_id=first.organization.id,
+            environment=Environment.LIVE,
+            permissions=frozenset(Permission),
+        )
+        spec = ProviderSpec(
+            ProviderKind.OIDC, issuer=issuer.url, audiences=("bench",), algorithms=_ALGORITHMS
+        )
+        made = runner.change(providers.create, by, spec, http_allowed=True)
+        before = sum(file.stat().st_size for file in data_dir.iterdir() if file.is_file())
+        began = time.perf_counter()
+        for number in range(0, live, _LOT):
+            wanted = [
+                (
+                    NewGrant(
+                        made.id,
+                        f"person-{n}",
+                        f"person-{n}@acme.example",
+                        f"usr_{n:028}",
+                        f"person_{n}",
+                        {"user_id": f"person-{n}"},
+                        3_600,
+                    ),
+                    "127.0.0.1",
+                )
+                for n in range(number, number + _LOT)
+            ]
+            runner.change(grants.mint, by, wanted, first.issued.kid)
+        took = time.perf_counter() - began
+    after = sum(file.stat().st_size for file in data_dir.iterdir() if file.is_file())
+    page.say(
+        f"- {live:,} live grants: {(after - before) / 2**20:,.0f} MiB on disk with their audit, "
+        f"made {live / took:,.0f} a second in lots of {_LOT}"
+    )
+    return first.issued.secret.text
+
+
+def _signature_us(issuer: Issuer, algorithm: str, count: int) -> float:
+    """Return what the check of a token takes in process, with its key at hand."""
+    keys = import_keys(issuer.key_set)
+    spec = ProviderSpec(
+        ProviderKind.OIDC, issuer=issuer.url, audiences=("bench",), algorithms=_ALGORITHMS
+    )
+    rules, text = token_rules(spec), issuer.token(algorithm, 1)
+    began = time.perf_counter()
+    for _ in range(count):
+        verified(
+            read(text), rules, lambda kid: [key for key in keys if key.kid == kid], time.time()
+        )
+    return (time.perf_counter() - began) / count * 1e6
