@@ -19,6 +19,7 @@ from wardkey.domain.grants import (
     GrantRecord,
     NewGrant,
     kid_of_token,
+    stamp_of,
     token_id_of,
 )
 from wardkey.domain.keys import Reason
@@ -352,9 +353,9 @@ def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were m
     key_kid: str,
     of: Row[Any] | None = None,
 ) -> list[MintedGrant]:
-    rows, minted = [], []
+    rows, minted, stamp = [], [], stamp_of(tx.now)
     for one in wanted:
-        password = generate(SecretKind.GRANT, None, brand=tx.brand)
+        password = generate(SecretKind.GRANT, None, brand=tx.brand, stamp=stamp)
         refreshable = of.refreshable_until if of else tx.now + one.refreshable_s * 1000
         grant = GrantRecord(
             kid=password.kid,

@@ -130,10 +130,12 @@ def generate(
     environment: Environment | None,
     *,
     brand: str = "",
+    stamp: str = "",
     entropy: Callable[[int], bytes] = secrets.token_bytes,
 ) -> SecretText:
     """Return a new secret with 190 bits of randomness behind its public kid.
 
+    The kid begins with `stamp`: texts that grow with time are kept together in an index.
     Keys (`sk`, `pk`) take an environment, all others None; raises
     `ValueError` otherwise, and for a brand that `clean_brand` refuses.
     """
@@ -141,7 +143,7 @@ def generate(
     head = next((head for head, meaning in meanings if meaning == (kind, environment)), None)
     if head is None:
         raise ValueError(f"A secret of kind {kind} does not go with the environment {environment}.")
-    kid = random_text(KID_LENGTH, entropy)
+    kid = stamp + random_text(KID_LENGTH - len(stamp), entropy)
     body = f"{head}{kid}_{random_text(RANDOM_LENGTH, entropy)}"
     upper, low = divmod(crc32(body.encode("ascii")), 62**2)
     high, middle = divmod(upper, 62**2)
