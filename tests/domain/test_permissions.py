@@ -18,6 +18,8 @@ TABLE = """
     organization:public   pk sk   owner admin member viewer
     tokens:exchange       pk sk   owner admin -      -
     tokens:create         -  sk   owner admin -      -
+    tokens:read           -  sk   owner admin member viewer
+    tokens:revoke         -  sk   owner admin -      -
     keys:read             -  sk   owner admin member viewer
     keys:write            -  sk   owner admin -      -
     keys:verify           -  sk   owner admin -      -
