@@ -126,7 +126,7 @@ def test_a_shared_secret_is_long_and_no_public_key() -> None:
     for text in ("", "s" * 31, "s" * 513, "s" * 20 + " " + "s" * 20, "é" * 40, pem, '{"kty":' * 9):
         with pytest.raises(InvalidProvider) as refused:
             clean_shared_secret(text)
-        assert refused.value.field == "shared_secret"
+        assert refused.value.field == "secret"
 
 
 def test_a_name_is_the_kind_where_none_is_given() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ from wardkey.domain.providers import (
     ProviderSpec,
     TokenRules,
     clean_provider,
+    clean_shared_secret,
     token_rules,
 )
 from wardkey.domain.receipts import EVERYBODY
@@ -38,7 +39,6 @@ from wardkey.domain.secret import Environment
 MOST_PROVIDERS = 50
 _MOST_ROOMS = 1_000
 _SEALING = "provider secrets"
-_SHORTEST_SECRET, _LONGEST_SECRET = 32, 512
 _SUBJECT = "provider"
 
 Room = tuple[str, str]
@@ -66,7 +66,13 @@ class TrustedProvider:
     enabled: bool
     spec: ProviderSpec
     rules: TokenRules
-    secret: str = field(repr=False)
+    secret: bytes = field(repr=False)
+    updated_at: int
+
+    @property
+    def key_set(self) -> str:
+        """The name of its key set: after each change the keys are fetched anew."""
+        return f"{self.id} {self.updated_at}"
 
 
 def create(
@@ -80,7 +86,7 @@ def create(
     """Trust a provider from now on; raises what `clean_provider` raises, `TooManyProviders`."""
     by.require(Permission.PROVIDERS_WRITE)
     spec = clean_provider(spec, http_allowed=http_allowed)
-    _check_secret(spec, secret, has_one=False)
+    secret = _clean_secret(spec, secret, has_one=False) or ""
     open_organization(tx, by)
     count = select(func.count()).select_from(auth_providers).where(*_room(by))
     if tx.connection.execute(count).scalar_one() >= MOST_PROVIDERS:
@@ -128,24 +134,22 @@ def change(
     tx: Transaction,
     by: Principal,
     provider_id: str,
-    spec: ProviderSpec,
+    wanted: Mapping[str, Any],
     secret: str | None = None,
     *,
     http_allowed: bool = False,
 ) -> ProviderRecord:
     """Give a provider other settings, and another shared secret unless that is None.
 
+    `wanted` has values of `ProviderSpec` by name, all but its kind; those that it lacks stay.
     Grants that it stood for go on. Raises what `create` raises, `ProviderNotFound`.
     """
     by.require(Permission.PROVIDERS_WRITE)
     row = _get(tx, by, provider_id)
-    if spec.kind != row.kind:
-        raise InvalidProvider(
-            f"A provider's kind stays; this one is {row.kind}. Make another one.", field="kind"
-        )
-    spec = clean_provider(spec, http_allowed=http_allowed)
-    _check_secret(spec, secret, has_one=row.sealed is not None)
-    before = _settings(_record(row).spec)
+    spec = _record(row).spec
+    before = _settings(spec)
+    spec = clean_provider(replace(spec, **wanted), http_allowed=http_allowed)
+    secret = _clean_secret(spec, secret, has_one=row.sealed is not None)
     after = _settings(spec)
     if after == before and secret is None:
         return _record(row)
@@ -189,10 +193,19 @@ def remove(tx: Transaction, by: Principal, provider_id: str) -> None:
     record(tx, by, "provider.deleted", Target(_SUBJECT, provider_id), details)
 
 
-def secret_of(tx: Transaction, by: Principal, provider_id: str) -> str:
-    """Return a provider's shared secret for checking a token with it; or an empty text."""
+def purge_keys(tx: Transaction, by: Principal, provider_id: str) -> None:
+    """Have every process fetch a provider's keys anew; raises `ProviderNotFound`."""
     by.require(Permission.PROVIDERS_WRITE)
-    return _trusted(tx, _get(tx, by, provider_id)).secret
+    row = _get(tx, by, provider_id)
+    # What was purged twice within a millisecond was purged twice all the same.
+    _update(tx, by, provider_id, {"updated_at": max(tx.now, row.updated_at + 1)})
+    record(tx, by, "provider.keys_purged", Target(_SUBJECT, provider_id))
+
+
+def trusted(tx: Transaction, by: Principal, provider_id: str) -> TrustedProvider:
+    """Return a provider with its secret, for checking a token; raises `ProviderNotFound`."""
+    by.require(Permission.PROVIDERS_WRITE)
+    return _trusted(tx, _get(tx, by, provider_id))
 
 
 def reseal(tx: Transaction) -> None:
@@ -202,7 +215,7 @@ def reseal(tx: Transaction) -> None:
         tx.connection.execute(
             update(auth_providers)
             .where(auth_providers.c.id == row.id)
-            .values(_sealed(tx, row.id, _secret(tx, row)))
+            .values(_sealed(tx, row.id, _secret(tx, row).decode()))
         )
 
 
@@ -275,7 +288,8 @@ def _record(row: Row[Any]) -> ProviderRecord:
 
 def _trusted(tx: Transaction, row: Row[Any]) -> TrustedProvider:
     spec = msgspec.convert(row.settings, ProviderSpec)
-    return TrustedProvider(row.id, row.enabled, spec, token_rules(spec), _secret(tx, row))
+    rules = token_rules(spec)
+    return TrustedProvider(row.id, row.enabled, spec, rules, _secret(tx, row), row.updated_at)
 
 
 def _sealed(tx: Transaction, provider_id: str, secret: str) -> dict[str, Any]:
@@ -287,27 +301,23 @@ def _sealed(tx: Transaction, provider_id: str, secret: str) -> dict[str, Any]:
     return {"sealed": sealed, "pepper_version": tx.vault.version}
 
 
-def _secret(tx: Transaction, row: Row[Any]) -> str:
+def _secret(tx: Transaction, row: Row[Any]) -> bytes:
     if row.sealed is None:
-        return ""
+        return b""
     key = derive(tx.vault.peppers[row.pepper_version], _SEALING)
-    return unseal(key, bytes(row.sealed), row.id.encode()).decode()
+    return unseal(key, bytes(row.sealed), row.id.encode())
 
 
-def _check_secret(spec: ProviderSpec, secret: str | None, *, has_one: bool) -> None:
+def _clean_secret(spec: ProviderSpec, secret: str | None, *, has_one: bool) -> str | None:
+    """Return a shared secret in canonical form; None says that the one there is stays."""
     if secret and not spec.legacy_secret:
         raise InvalidProvider(
             "A shared secret is for a Supabase project with legacy_secret: true only.",
             field="secret",
         )
     if not spec.legacy_secret or (secret is None and has_one):
-        return
-    if not _SHORTEST_SECRET <= len(secret or "") <= _LONGEST_SECRET:
-        raise InvalidProvider(
-            f"With legacy_secret the project's JWT secret of {_SHORTEST_SECRET} to "
-            f"{_LONGEST_SECRET} characters is needed, as in the console under JWT settings.",
-            field="secret",
-        )
+        return secret
+    return clean_shared_secret(secret or "").decode("ascii")
 
 
 def _check_name(tx: Transaction, by: Principal, name: str, but: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -27,7 +28,7 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment, kid_of
 from wardkey.domain.times import iso
-from wardkey.domain.usernames import parse_username
+from wardkey.domain.usernames import on_the_wire, parse_username
 from wardkey.outside.tokens import LONGEST_TOKEN
 from wardkey.web.caller import caller_in_organization, client_address, shown_credential
 from wardkey.web.context import Context, Here
@@ -55,6 +56,7 @@ _TYPE = "urn:ietf:params:oauth:token-type:"
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 _SUBJECTS = frozenset({f"{_TYPE}jwt", f"{_TYPE}id_token", f"{_TYPE}access_token"})
 _ISSUED = f"{_TYPE}access_token"
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class ExchangeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -273,11 +275,12 @@ async def refresh_token(request: Request, here: Here) -> Response:
 @router.post("/oauth/token", include_in_schema=False)
 async def oauth_token(request: Request, here: Here) -> Response:
     """Exchange or refresh in the form of RFC 8693 and RFC 6749, which OAuth libraries speak."""
-    incoming = Incoming.of(request, await request.body())
+    incoming, refreshing = Incoming.of(request, await request.body()), False
     try:
         form = _form(incoming)
+        refreshing = form.get("grant_type") == "refresh_token"
         incoming = _with_client(incoming, form)
-        if form.get("grant_type") == "refresh_token":
+        if refreshing:
             text = form.get("refresh_token", "")
             minted = await run_in_threadpool(
                 _refresh_once, incoming, here, RefreshRequest(token_id_of(kid_of(text)), text)
@@ -286,7 +289,7 @@ async def oauth_token(request: Request, here: Here) -> Response:
             exchange = await run_in_threadpool(_asked, _from_form(incoming, form), here)
             minted = await here.exchanges.mint(exchange)
     except errors.Failure as failure:
-        return _oauth_refusal(failure).response()
+        return _oauth_refusal(failure, refreshing=refreshing).response()
     grant, password = minted.grant, minted.password.text
     answer = {
         "access_token": password,
@@ -301,31 +304,24 @@ async def oauth_token(request: Request, here: Here) -> Response:
 
 
 def _asked(incoming: Incoming, here: Context) -> Exchange:
-    """Identify whoever asks, and check the token; a failure counts against the address."""
+    """Identify whoever asks, and check the token; a stranger's failure counts for his address."""
     check_json(incoming.text(b"content-type"))
     wanted = _decode(_exchange, incoming.body)
     address, now = client_address(incoming, here), here.runner.database.clock()
+    name = wanted.provider or wanted.integration_id
+    # Whoever shows a key is never held up for strangers at his address, nor for his users' tokens.
+    if shown_credential(incoming, here):
+        caller = caller_in_organization(incoming, here)
+        _same_organization(caller.by, wanted.organization_id)
+        with here.runner.noting("exchange_token", caller.by):
+            return here.exchanges.with_key(caller.by, caller.kid, name, wanted.token, wanted.ttl)
     throttled = f"exchange {address}"
     here.throttle.check(now, throttled)
+    stranger = _stranger(incoming, wanted.organization_id, address)
     try:
-        if shown_credential(incoming, here):
-            caller = caller_in_organization(incoming, here)
-            _same_organization(caller.by, wanted.organization_id)
-            with here.runner.noting("exchange_token", caller.by):
-                return here.exchanges.with_key(
-                    caller.by,
-                    caller.kid,
-                    wanted.provider or wanted.integration_id,
-                    wanted.token,
-                    wanted.ttl,
-                )
-        stranger = _stranger(incoming, wanted.organization_id, address)
-        name = wanted.integration_id or wanted.provider
         return here.exchanges.without_key(stranger, name, wanted.token, wanted.ttl)
     except (errors.InvalidToken, errors.TokenExpired):
-        # Behind a key's address there may be a server with many users.
-        if not shown_credential(incoming, here):
-            here.throttle.failed(now, throttled)
+        here.throttle.failed(now, throttled)
         raise
 
 
@@ -423,7 +419,8 @@ def _stranger(incoming: Incoming, organization: str, address: str) -> Principal:
 
 
 def _same_organization(by: Principal, organization: str) -> None:
-    if organization not in ("", by.org_id, f"{by.org_id}.test"):
+    # The id alone does for either environment: callers of before know no other.
+    if organization not in ("", by.org_id, on_the_wire("", by.org_id, by.environment)[1:]):
         raise errors.OtherOrganization
 
 
@@ -484,8 +481,10 @@ def _with_client(incoming: Incoming, form: dict[str, str]) -> Incoming:
     if scheme.lower() == "basic":
         try:
             text = base64.b64decode(rest.strip(), validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+        except (binascii.Error, ValueError):
             raise errors.MissingCredentials("The Basic credentials cannot be read.") from None
+        if secret:
+            raise errors.AmbiguousCredentials
         secret = text.partition(":")[2]
         fields = [(name, value) for name, value in fields if name != b"authorization"]
     if not secret:
@@ -513,33 +512,40 @@ def _from_form(incoming: Incoming, form: dict[str, str]) -> Incoming:
         "provider": form.get("provider", ""),
         "organization_id": form.get("audience", ""),
     }
-    if form.get("ttl", "").isdecimal():
+    if "ttl" in form:
+        if not _NUMBER.fullmatch(form["ttl"]):
+            raise errors.InvalidTtl(field="ttl")
         body["ttl"] = int(form["ttl"])
     fields = [(name, value) for name, value in incoming.fields if name != b"content-type"]
     fields.append((b"content-type", _JSON.encode()))
     return _with_fields(incoming, fields, _encoder.encode(body))
 
 
-def _oauth_refusal(failure: errors.Failure) -> Outgoing:
+# What RFC 6749 §5.2 and RFC 8693 §2.2.2 call a failure, the first that fits; 0 keeps its status.
+_OAUTH_ERRORS: tuple[tuple[tuple[type[errors.Failure], ...], str, int], ...] = (
+    ((errors.UnsupportedGrantType,), "unsupported_grant_type", 400),
+    ((errors.InvalidScope,), "invalid_scope", 400),
+    ((errors.RefreshReplayed,), "invalid_grant", 400),
+    ((errors.InvalidToken, errors.TokenExpired), "invalid_request", 400),
+    (
+        (errors.ProviderNotFound, errors.OtherOrganization, errors.AmbiguousProvider),
+        "invalid_target",
+        400,
+    ),
+    ((errors.Unauthenticated,), "invalid_client", 401),
+    ((errors.Forbidden,), "unauthorized_client", 400),
+    ((errors.RateLimited, errors.Unavailable), "temporarily_unavailable", 0),
+    ((errors.BodyTooLarge,), "invalid_request", 0),
+)
+
+
+def _oauth_refusal(failure: errors.Failure, *, refreshing: bool) -> Outgoing:
     """Return a failure as RFC 6749 §5.2 writes it."""
-    status = status_of(type(failure))
-    match failure:
-        case errors.UnsupportedGrantType():
-            code = "unsupported_grant_type"
-        case errors.InvalidScope():
-            code = "invalid_scope"
-        case errors.InvalidToken() | errors.TokenExpired() | errors.RefreshReplayed():
-            code, status = "invalid_grant", 400
-        case errors.ProviderNotFound() | errors.OtherOrganization() | errors.AmbiguousProvider():
-            code, status = "invalid_target", 400
-        case errors.Unauthenticated():
-            code, status = "invalid_client", 401
-        case errors.Forbidden():
-            code, status = "unauthorized_client", 400
-        case errors.RateLimited() | errors.Unavailable():
-            code = "temporarily_unavailable"
-        case _:
-            code = "invalid_request"
+    told = ((code, status) for kinds, code, status in _OAUTH_ERRORS if isinstance(failure, kinds))
+    code, status = next(told, ("invalid_request", 400))
+    if refreshing and isinstance(failure, errors.InvalidToken):
+        code = "invalid_grant"
+    status = status or status_of(type(failure))
     answer = {
         "error": code,
         "error_description": failure.detail,

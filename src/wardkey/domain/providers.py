@@ -217,9 +217,9 @@ def clean_shared_secret(text: str) -> bytes:
     secret = text.strip()
     if not _SECRET.fullmatch(secret) or "-----BEGIN" in secret or secret.startswith("{"):
         raise InvalidProvider(
-            "The shared secret is the JWT secret of the project's console: 32 to 512 characters "
-            "without white space, and never a public key.",
-            field="shared_secret",
+            "With legacy_secret, secret is the JWT secret of the project's console: 32 to 512 "
+            "characters without white space, and never a public key.",
+            field="secret",
         )
     return secret.encode("ascii")
 

@@ -25,7 +25,7 @@ from wardkey.domain.errors import (
     ProviderNotFound,
     RateLimitExceeded,
 )
-from wardkey.domain.grants import NewGrant, choose_ttl
+from wardkey.domain.grants import LONGEST_TTL_S, NewGrant, choose_ttl
 from wardkey.domain.identity import Identity, Step, grant_username, identity_of, subject_of
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal, PrincipalKind
@@ -97,6 +97,8 @@ class Exchanges:
         `stranger` has the organization and environment that he named. Whatever is not found is
         one and the same `InvalidToken`, so that nobody learns which organizations there are.
         """
+        # A wrong ttl is told before anything is looked for, or it would tell what was found.
+        choose_ttl(ttl, LONGEST_TTL_S)
         hidden = InvalidToken()
         try:
             presented = read(token)
@@ -126,7 +128,7 @@ class Exchanges:
             raise hidden from None
 
     def tried(
-        self, spec: ProviderSpec, secret: str, token: str, provider_id: str
+        self, spec: ProviderSpec, secret: bytes, token: str, provider_id: str
     ) -> tuple[list[Step], tuple[Identity, str] | None]:
         """Fetch a provider's keys and check a token step by step; with the identity if it passes.
 
@@ -145,10 +147,10 @@ class Exchanges:
             return told, None
         keys_of = self.keys.keys_of(trial, rules.keys)
         now_s = self.database.clock() / 1000
-        told += steps(token, rules, keys_of, now_s, secret.encode())
+        told += steps(token, rules, keys_of, now_s, secret)
         if any(step.fault for step in told):
             return told, None
-        claims = verified(read(token), rules, keys_of, now_s, secret.encode())
+        claims = verified(read(token), rules, keys_of, now_s, secret)
         try:
             who = identity_of(spec.mapping, claims)
         except Failure as failure:
@@ -222,9 +224,9 @@ class Exchanges:
         claims = verified(
             presented,
             provider.rules,
-            self.keys.keys_of(provider.id, provider.rules.keys),
+            self.keys.keys_of(provider.key_set, provider.rules.keys),
             self.database.clock() / 1000,
-            provider.secret.encode(),
+            provider.secret,
         )
         self._limit(provider)
         who = identity_of(spec.mapping, claims)
@@ -310,6 +312,8 @@ def _named(trusted: Sequence[TrustedProvider], name: str) -> TrustedProvider:
 def _issuing(trusted: Sequence[TrustedProvider], presented: Presented) -> TrustedProvider:
     issuer = issuer_hint(presented)
     fitting = [one for one in trusted if one.rules.issuer == issuer]
+    # Whoever replaced a provider by another has disabled the first.
+    fitting = [one for one in fitting if one.enabled] or fitting
     if len(fitting) > 1:
         names = ", ".join(one.spec.name for one in fitting)
         raise AmbiguousProvider(
