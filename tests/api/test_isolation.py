@@ -33,6 +33,15 @@ OUR_ROUTES = {
     ("patch", "/v2/members/{user_id}"): "member_not_found",
     ("delete", "/v2/members/{user_id}"): "member_not_found",
     ("delete", "/v2/invitations/{invitation_id}"): "invitation_not_found",
+    ("get", "/v2/auth-providers/{provider_id}"): "provider_not_found",
+    ("patch", "/v2/auth-providers/{provider_id}"): "provider_not_found",
+    ("delete", "/v2/auth-providers/{provider_id}"): "provider_not_found",
+    ("post", "/v2/auth-providers/{provider_id}/enable"): "provider_not_found",
+    ("post", "/v2/auth-providers/{provider_id}/disable"): "provider_not_found",
+    ("post", "/v2/auth-providers/{provider_id}/test"): "provider_not_found",
+    ("post", "/v2/auth-providers/{provider_id}/purge-keys"): "provider_not_found",
+    ("get", "/v2/tokens/{token_id}"): "grant_not_found",
+    ("delete", "/v2/tokens/{token_id}"): "grant_not_found",
     ("get", "/v2/acl/rules/{rule_id}"): "acl_rule_not_found",
     ("patch", "/v2/acl/rules/{rule_id}"): "acl_rule_not_found",
     ("delete", "/v2/acl/rules/{rule_id}"): "acl_rule_not_found",
@@ -42,8 +51,15 @@ BODIES = {
     ("patch", "/v2/clients/{client_id}"): {"enabled": False},
     ("patch", "/v2/members/{user_id}"): {"role": "viewer"},
     ("patch", "/v2/acl/rules/{rule_id}"): {"effect": "deny"},
+    ("patch", "/v2/auth-providers/{provider_id}"): {"name": "taken"},
 }
-OURS = ("/v2/keys/{key_id}", "/v2/clients/{client_id}", "/v2/acl/rules/{rule_id}")
+OURS = (
+    "/v2/keys/{key_id}",
+    "/v2/clients/{client_id}",
+    "/v2/acl/rules/{rule_id}",
+    "/v2/auth-providers/{provider_id}",
+    "/v2/tokens/{token_id}",
+)
 
 
 def _ids(owner: httpx.Client) -> dict[str, str]:
@@ -57,8 +73,13 @@ def _ids(owner: httpx.Client) -> dict[str, str]:
     ).json()
     everything = {"priority": 1, "filter": "#", "action": "both", "effect": "allow"}
     rule = owner.post("/v2/acl/rules", json={**everything, "subject": {"kind": "everyone"}}).json()
+    trusted = {"kind": "firebase", "project_id": "acme-app-1"}
+    provider = owner.post("/v2/auth-providers", json=trusted).json()
+    grant = owner.post("/v2/tokens/create", json={"user_email": "guest@acme.example"}).json()
     return {
         "rule_id": rule["id"],
+        "provider_id": provider["id"],
+        "token_id": grant["token_id"],
         "session_id": f"ses_{'N' * 56}_1",
         "key_id": key["id"],
         "kid": key["secrets"][0]["kid"],
@@ -103,6 +124,8 @@ def test_404_no_route_shows_or_changes_another_organizations_things(server: Serv
             "/v2/invitations",
             "/v2/import-prefixes",
             "/v2/acl/rules",
+            "/v2/auth-providers",
+            "/v2/tokens",
             "/v2/audit-events",
             "/v2/audit-events/export",
         ):

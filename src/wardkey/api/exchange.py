@@ -217,7 +217,7 @@ async def exchanged(incoming: Incoming, here: Context) -> Outgoing:
         minted = await here.exchanges.mint(exchange)
     except errors.Failure as failure:
         return _refused(failure, incoming)
-    return _granted(minted, exchange.provider.spec.name)
+    return _granted(minted, here, exchange.provider.spec.name)
 
 
 @router.post(
@@ -345,12 +345,12 @@ def _created(incoming: Incoming, here: Context) -> Outgoing:
     minted = here.runner.change(
         grants.create, by, grant, caller.kid, replace=wanted.replace_existing
     )
-    return _granted(minted, "native")
+    return _granted(minted, here)
 
 
 def _refreshed(incoming: Incoming, here: Context) -> Outgoing:
     check_json(incoming.text(b"content-type"))
-    return _granted(_refresh_once(incoming, here, _decode(_refresh, incoming.body)), "")
+    return _granted(_refresh_once(incoming, here, _decode(_refresh, incoming.body)), here)
 
 
 def _refresh_once(incoming: Incoming, here: Context, wanted: RefreshRequest) -> MintedGrant:
@@ -385,8 +385,10 @@ def _refused(failure: errors.Failure, incoming: Incoming) -> Outgoing:
     return out
 
 
-def _granted(minted: MintedGrant, provider: str) -> Outgoing:
+def _granted(minted: MintedGrant, here: Context, provider: str = "") -> Outgoing:
     grant, password = minted.grant, minted.password.text
+    if not provider and grant.provider_id:
+        provider = here.exchanges.name_of(grant)
     answer = {
         "mqtt_username": grant.mqtt_username,
         "mqtt_password": password,
@@ -397,7 +399,7 @@ def _granted(minted: MintedGrant, provider: str) -> Outgoing:
         "token_id": grant.token_id,
         "refresh_recommended_at": iso(recommended_refresh(grant.created_at, grant.expires_at)),
         "mqtt_credentials": {"username": grant.mqtt_username, "password": password},
-        "provider": provider or grant.provider_id or "native",
+        "provider": provider or "native",
         "user_id": grant.user_id,
         "user_email": grant.user_email,
     }

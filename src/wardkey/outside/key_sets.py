@@ -36,6 +36,7 @@ class _Kept:
     fresh_until: float = 0.0
     stale_until: float = 0.0
     tried_at: float = float("-inf")
+    missed_at: float = float("-inf")
     tries: int = 0
     fault: str = ""
     fetching: threading.Lock = field(default_factory=threading.Lock)
@@ -80,7 +81,9 @@ class KeySets:
         fresh = now < kept.fresh_until
         if found is not None and fresh:
             return found
-        if now - kept.tried_at >= (REFETCH_S if fresh else RETRY_S):
+        # A key that was made since the last fetch is looked for at once, but not again and again.
+        due = now - kept.missed_at >= REFETCH_S if fresh else now - kept.tried_at >= RETRY_S
+        if due:
             if found is not None:
                 # Nobody waits while stale keys will do.
                 if not kept.fetching.locked() and self._refreshing.acquire(blocking=False):
@@ -145,6 +148,7 @@ class KeySets:
         """Ask the issuer, unless somebody did since `tries` was read; `fetching` is held."""
         if kept.tries != tries:
             return
+        missed = self.clock() < kept.fresh_until
         try:
             keys, max_age_s = self._asked(source)
         except KeySetUnavailable as failure:
@@ -159,6 +163,8 @@ class KeySets:
             kept.fresh_until, kept.stale_until = now + life, now + life + STALE_S
         finally:
             kept.tried_at = self.clock()
+            if missed:
+                kept.missed_at = kept.tried_at
             kept.tries += 1
 
     def _asked(self, source: KeySource) -> tuple[tuple[VerifyingKey, ...], int | None]:

@@ -25,7 +25,7 @@ from wardkey.domain.errors import (
     ProviderNotFound,
     RateLimitExceeded,
 )
-from wardkey.domain.grants import LONGEST_TTL_S, NewGrant, choose_ttl
+from wardkey.domain.grants import LONGEST_TTL_S, GrantRecord, NewGrant, choose_ttl
 from wardkey.domain.identity import Identity, Step, grant_username, identity_of, subject_of
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal, PrincipalKind
@@ -156,6 +156,11 @@ class Exchanges:
         except Failure as failure:
             return [*told, Step("claims", failure.detail)], None
         return [*told, Step("claims")], (who, _username(spec, who, provider_id)[0])
+
+    def name_of(self, grant: GrantRecord) -> str:
+        """Return the name of a grant's provider, which may change after the grant was made."""
+        trusted = self._trusted(grant.org_id, grant.environment)
+        return next((one.spec.name for one in trusted if one.id == grant.provider_id), "")
 
     async def mint(self, exchange: Exchange) -> MintedGrant:
         """Make the grant of a token that passed; it is durable when this returns.

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import base64
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx2 as httpx
+import pytest
+from authlib.integrations.base_client import OAuthError
+from authlib.integrations.requests_client import OAuth2Session
+
+from tests.api.test_exchange import World, trusted, world
+
+__all__ = ["trusted", "world"]  # pytest finds fixtures by their names here
+
+TYPE = "urn:ietf:params:oauth:token-type"
+GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+
+
+def asked(world: World, place: str, **more: str) -> dict[str, str]:
+    good = {
+        "grant_type": GRANT,
+        "subject_token": world.issuer.of_oidc(place),
+        "subject_token_type": f"{TYPE}:id_token",
+        "provider": place,
+    }
+    return {name: value for name, value in (good | more).items() if value}
+
+
+def basic(secret: str) -> dict[str, str]:
+    told = base64.b64encode(f"wardkey:{secret}".encode()).decode()
+    return {"Authorization": f"Basic {told}"}
+
+
+def posted(world: World, form: Any, **headers: str) -> httpx.Response:  # noqa: ANN401 - a form
+    with world.anyone() as client:
+        return client.post("/oauth/token", data=form, headers=headers)
+
+
+@pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post"])
+def test_an_oauth_library_exchanges_and_refreshes(world: World, trusted: str, method: str) -> None:
+    url, key = f"{world.server.url}/oauth/token", world.server.first_key
+    with OAuth2Session("wardkey", key, token_endpoint_auth_method=method) as session:
+        wanted = asked(world, trusted, ttl="600")
+        told = session.fetch_token(url, **wanted)
+        assert (told["token_type"], told["expires_in"]) == ("Bearer", 600)
+        assert told["issued_token_type"] == f"{TYPE}:access_token"
+        assert told["access_token"].startswith("tkn_")
+        again = session.refresh_token(url, told["refresh_token"])
+        assert again["access_token"] != told["access_token"]
+        assert again["mqtt_username"] == told["mqtt_username"]
+        with pytest.raises(OAuthError) as refused:
+            session.refresh_token(url, told["refresh_token"])
+        assert refused.value.error == "invalid_grant"
+        with pytest.raises(OAuthError) as refused:
+            session.fetch_token(url, **wanted | {"subject_token": "nothing"})
+        assert refused.value.error == "invalid_request"
+
+
+def test_a_form_by_hand_with_a_bearer_key_or_without_any(world: World, trusted: str) -> None:
+    key = world.server.first_key
+    for headers in ({"Authorization": f"Bearer {key}"}, {"Wardkey-Api-Key": key}, basic(key)):
+        answer = posted(world, asked(world, trusted), **headers)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["access-control-allow-origin"] == "*"
+    # A public client has an id and no secret; the organization is the audience.
+    public = asked(world, trusted, audience=world.org_id, client_id="page")
+    assert posted(world, public).status_code == 200
+    answer = posted(world, asked(world, trusted, audience="org_0fA3xQ2LmN7pR9sT1uV4wY"))
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+
+
+REFUSED: dict[str, tuple[dict[str, str], int, str]] = {
+    "no grant type": ({"grant_type": ""}, 400, "unsupported_grant_type"),
+    "a password": ({"grant_type": "password"}, 400, "unsupported_grant_type"),
+    "a scope": ({"scope": "openid"}, 400, "invalid_scope"),
+    "no token": ({"subject_token": ""}, 400, "invalid_request"),
+    "no token's type": ({"subject_token_type": ""}, 400, "invalid_request"),
+    "another token's type": ({"subject_token_type": f"{TYPE}:saml2"}, 400, "invalid_request"),
+    "another wanted": ({"requested_token_type": f"{TYPE}:jwt"}, 400, "invalid_request"),
+    "an actor": ({"actor_token": "x"}, 400, "invalid_request"),
+    "a token that is none": ({"subject_token": "x"}, 400, "invalid_request"),
+    "a provider of nobody": ({"provider": "nobody"}, 400, "invalid_target"),
+    "another organization": ({"audience": "org_0fA3xQ2LmN7pR9sT1uV4wY"}, 400, "invalid_target"),
+    "a short time": ({"ttl": "5"}, 400, "invalid_request"),
+    "a time in words": ({"ttl": "soon"}, 400, "invalid_request"),
+    "a long number": ({"ttl": "9" * 5_000}, 400, "invalid_request"),
+    "a number in other digits": ({"ttl": "٣٦٠٠"}, 400, "invalid_request"),
+    "a long token": ({"subject_token": "x" * 40_000}, 413, "invalid_request"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_has_the_form_of_oauth(world: World, trusted: str, name: str) -> None:
+    more, status, code = REFUSED[name]
+    answer = posted(world, asked(world, trusted, **more), **basic(world.server.first_key))
+    told = answer.json()
+    assert (answer.status_code, told["error"]) == (status, code), answer.text
+    assert told["error_description"].endswith(".")
+    assert told["error_uri"].startswith("/problems/")
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_claim_that_is_missing_is_a_400_of_oauth(world: World) -> None:
+    place = world.provider(mapping={"username_from": "email"})["name"]
+    answer = posted(world, asked(world, place), **basic(world.server.first_key))
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+    assert "email" in answer.json()["error_description"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        (basic("sk_live_nothing"), 401, "invalid_client"),
+        ({"Authorization": "Basic %%%"}, 401, "invalid_client"),
+        ({"Authorization": "Bearer nothing"}, 401, "invalid_client"),
+    ],
+)
+def test_401_a_client_that_is_unknown_is_asked_who_it_is(
+    world: World, trusted: str, headers: dict[str, str], status: int, code: str
+) -> None:
+    answer = posted(world, asked(world, trusted), **headers)
+    assert (answer.status_code, answer.json()["error"]) == (status, code)
+    assert answer.headers["www-authenticate"].startswith("Basic ")
+
+
+def test_one_way_to_tell_who_one_is_and_each_parameter_once(world: World, trusted: str) -> None:
+    key, form = world.server.first_key, asked(world, trusted)
+    for headers in (basic(key), {"Authorization": "Bearer sk_live_other"}):
+        answer = posted(world, {**form, "client_secret": key}, **headers)
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+        assert answer.json()["error_uri"] == "/problems/ambiguous_credentials"
+    twice = urlencode([*form.items(), ("ttl", "60"), ("ttl", "3600")])
+    with world.anyone() as client:
+        form_type = {"Content-Type": "application/x-www-form-urlencoded"}
+        answer = client.post("/oauth/token", content=twice, headers=basic(key) | form_type)
+        assert answer.json()["error"] == "invalid_request"
+        answer = client.post("/oauth/token", json=form, headers=basic(key))
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+        answer = client.post("/oauth/token", content=b"\xff=%ff&a", headers=form_type)
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+
+
+def test_403_of_a_key_is_an_unauthorized_client(world: World) -> None:
+    place = world.provider()["name"]
+    page = world.new_key(type="publishable")["secret"]
+    answer = posted(world, asked(world, place), **basic(page))
+    assert (answer.status_code, answer.json()["error"]) == (400, "unauthorized_client")
+
+
+def test_an_issuer_that_is_away_is_a_503_with_the_time_to_wait(world: World) -> None:
+    made = world.provider(name="gone", issuer="http://127.0.0.1:9")
+    token = world.issuer.token("rsa", {"iss": made["issuer"], "aud": "my-app", "sub": "abc"})
+    form = asked(world, "gone", subject_token=token)
+    answer = posted(world, form, **basic(world.server.first_key))
+    assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
