@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from wardkey.actions.grants import BY_KID, GRANT, why_over
+from wardkey.actions.grants import BY_KID, GRANT, over, why_over
 from wardkey.db.engine import Database, Transaction
-from wardkey.db.schema import grants
+from wardkey.db.schema import grants, organizations
 from wardkey.domain.acl import Actor, ActorKind
 from wardkey.domain.secret import Environment, Malformed, SecretKind, parse
-from wardkey.domain.usernames import on_the_wire
+from wardkey.domain.usernames import on_the_wire, parse_username
 
 _AT_ONCE = 500
 
@@ -72,6 +72,29 @@ def find_grant(database: Database, password: str, username: str = "") -> KnownGr
             return None
     known = _known(row)
     return known if username in ("", known.mqtt_username) else None
+
+
+def newest_grant(tx: Transaction, username: str) -> KnownGrant | None:
+    """Return the newest live grant of the person with that user name on the wire.
+
+    For those who were told no password: all grants of a person have the same user name.
+    """
+    name = parse_username(username)
+    if name is None:
+        return None
+    row = tx.connection.execute(
+        GRANT.where(
+            grants.c.org_id == name.org_id,
+            grants.c.environment == name.environment,
+            grants.c.username == name.name,
+            organizations.c.suspended_at.is_(None),
+            organizations.c.deleted_at.is_(None),
+            ~over(tx.now),
+        )
+        .order_by(grants.c.created_at.desc(), grants.c.kid.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else _known(row)
 
 
 def live_grants(

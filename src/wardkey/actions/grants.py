@@ -202,8 +202,8 @@ def list_grants(tx: Transaction, by: Principal, query: GrantQuery) -> list[Grant
         if wanted:
             conditions.append(column == wanted)
     if query.active is not None:
-        over = _over(tx.now)
-        conditions.append(~over if query.active else over)
+        ended = over(tx.now)
+        conditions.append(~ended if query.active else ended)
     if query.after is not None:
         conditions.append(tuple_(grants.c.created_at, grants.c.kid) < query.after)
     rows = tx.connection.execute(
@@ -254,7 +254,7 @@ def revoke_all(tx: Transaction, by: Principal, kind: CutoffKind, subject: str) -
     }[kind]
     live = len(
         tx.connection.execute(
-            GRANT.where(*_mine(by), column == subject, ~_over(tx.now)).with_only_columns(
+            GRANT.where(*_mine(by), column == subject, ~over(tx.now)).with_only_columns(
                 grants.c.kid
             )
         ).all()
@@ -268,7 +268,7 @@ def revoke_all(tx: Transaction, by: Principal, kind: CutoffKind, subject: str) -
 
 def why_over(row: Row[Any], now: int, *, refreshing: bool = False) -> str:
     """Return why a grant logs nobody in, or cannot be refreshed, as part of a sentence; or ""."""
-    over = (
+    faults = (
         (row.revoked_at is not None or bool(row.cut_off), "it was revoked"),
         (bool(row.provider_id) and row.provider is None, "its provider was deleted"),
         (row.suspended_at is not None, "its organization is suspended"),
@@ -281,7 +281,7 @@ def why_over(row: Row[Any], now: int, *, refreshing: bool = False) -> str:
         (refreshing and now >= row.refreshable_until, "it is too old"),
         (not refreshing and now >= row.expires_at, "it has expired"),
     )
-    return next((why for is_so, why in over if is_so), "")
+    return next((why for is_so, why in faults if is_so), "")
 
 
 def acting_as_grant(row: Row[Any], by: Principal) -> Principal:
@@ -422,7 +422,7 @@ def cut_off(tx: Transaction, by: Principal, kind: CutoffKind, subject: str, revi
         tx.connection.execute(insert(grant_cutoffs).values(name | values))
 
 
-def _over(now: int) -> ColumnElement[bool]:
+def over(now: int) -> ColumnElement[bool]:
     """Return the condition under which `why_over` has an answer; of organizations none is asked."""
     return or_(
         grants.c.revoked_at.is_not(None),

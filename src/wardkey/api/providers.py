@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from wardkey.actions import providers
-from wardkey.api.shapes import Id, Input, Origin, RateShape
+from wardkey.api.shapes import Id, Input, Origin, RateShape, WithSessions, ended_shape
 from wardkey.domain import errors
 from wardkey.domain.keys import Rate
 from wardkey.domain.permissions import Permission
@@ -231,6 +231,12 @@ class ProviderList(BaseModel):
     auth_providers: list[ProviderShape]
 
 
+class DeletedProviderShape(WithSessions):
+    """A provider that is gone, and what became of the live sessions of its grants."""
+
+    id: str
+
+
 class ProviderTest(Input):
     """What to test beside the provider's keys."""
 
@@ -371,14 +377,11 @@ def disable_auth_provider(provider_id: Id, caller: Known, here: Here) -> Provide
     return _shape(here.runner.change(providers.enable, caller.by, provider_id, enabled=False))
 
 
-@router.delete(
-    "/v2/auth-providers/{provider_id:id}",
-    status_code=204,
-    responses=told(errors.ProviderNotFound),
-)
-def delete_auth_provider(provider_id: Id, caller: Known, here: Here) -> None:
+@router.delete("/v2/auth-providers/{provider_id:id}", responses=told(errors.ProviderNotFound))
+def delete_auth_provider(provider_id: Id, caller: Known, here: Here) -> DeletedProviderShape:
     """Delete a provider; every grant that it stood for ends, and so do their live sessions."""
-    here.runner.change(providers.remove, caller.by, provider_id)
+    _, confirmed = here.runner.change_confirmed(providers.remove, caller.by, provider_id)
+    return DeletedProviderShape(id=provider_id, sessions=ended_shape(confirmed.sessions))
 
 
 @router.post(

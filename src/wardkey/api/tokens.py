@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions import grants
-from wardkey.api.shapes import Id, Input
+from wardkey.api.shapes import Id, Input, WithSessions, ended_shape
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors
 from wardkey.domain.grants import CutoffKind, GrantRecord, GrantStatus
@@ -69,8 +69,12 @@ class RevokeMany(Input):
     key_id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 
 
-class RevokedMany(BaseModel):
-    """How many grants were active, and are over now."""
+class RevokedGrantShape(GrantShape, WithSessions):
+    """A grant that is over, and what became of its live sessions."""
+
+
+class RevokedMany(WithSessions):
+    """How many grants were active, and are over now; and what became of their live sessions."""
 
     revoked: int
 
@@ -126,10 +130,11 @@ def get_token(token_id: Id, caller: Known, here: Here) -> GrantShape:
 
 
 @router.delete("/v2/tokens/{token_id:id}", responses=told(errors.GrantNotFound))
-def revoke_token(token_id: Id, caller: Known, here: Here) -> GrantShape:
+def revoke_token(token_id: Id, caller: Known, here: Here) -> RevokedGrantShape:
     """End a grant for good; live sessions that it opened end within 100 ms."""
-    found = here.runner.change(grants.revoke, caller.by, token_id)
-    return _shape(found, here.runner.database.clock())
+    found, confirmed = here.runner.change_confirmed(grants.revoke, caller.by, token_id)
+    shape = _shape(found, here.runner.database.clock())
+    return RevokedGrantShape(**dict(shape), sessions=ended_shape(confirmed.sessions))
 
 
 @router.post(
@@ -148,7 +153,8 @@ def revoke_tokens(wanted: RevokeMany, caller: Known, here: Here) -> RevokedMany:
     kind = _KINDS[name]
     if kind is CutoffKind.EMAIL:
         subject = subject.lower()
-    return RevokedMany(revoked=here.runner.change(grants.revoke_all, caller.by, kind, subject))
+    live, confirmed = here.runner.change_confirmed(grants.revoke_all, caller.by, kind, subject)
+    return RevokedMany(revoked=live, sessions=ended_shape(confirmed.sessions))
 
 
 def _shape(grant: GrantRecord, now: int) -> GrantShape:

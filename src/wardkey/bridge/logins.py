@@ -104,10 +104,6 @@ def mark_of(rights: Subjects) -> bytes:
 
 
 def _admitted(known: KnownClient | KnownGrant, rights: Subjects) -> Admitted:
-    expires_at = None
-    if isinstance(known, KnownGrant):
-        # The broker closes at the second; a second that has begun is still the grant's.
-        expires_at = -(-known.expires_at // 1000)
     return Admitted(
         known.org_id,
         known.environment,
@@ -116,5 +112,5 @@ def _admitted(known: KnownClient | KnownGrant, rights: Subjects) -> Admitted:
         rights.publish_deny,
         rights.subscribe_allow,
         rights.subscribe_deny,
-        expires_at,
+        known.expires_at if isinstance(known, KnownGrant) else None,
     )

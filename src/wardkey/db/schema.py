@@ -362,6 +362,7 @@ grants = Table(
     Column("revoked_at", BigInteger),
     Index("ix_grants_room", "org_id", "environment", "created_at", "kid"),
     Index("ix_grants_user", "org_id", "environment", "user_id"),
+    Index("ix_grants_username", "org_id", "environment", "username"),
     Index("ix_grants_key_id", "key_id", "expires_at"),
     Index("ix_grants_refreshable_until", "refreshable_until"),
     sqlite_with_rowid=False,

@@ -56,7 +56,7 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Who logged in, and what he may do, as NATS subjects; `expires_at` in epoch seconds."""
+    """Who logged in, and what he may do, as NATS subjects; `expires_at` in epoch milliseconds."""
 
     org_id: str
     environment: str
@@ -346,8 +346,12 @@ class BrokerLink:
             admitted.subscribe_deny,
         )
         claims["tags"] = list(admitted.tags)
-        more = {} if admitted.expires_at is None else {"exp": admitted.expires_at}
-        now = self._clock() // 1000
+        now, begun_ms = divmod(self._clock(), 1000)
+        more = {}
+        if admitted.expires_at is not None:
+            # The broker counts whole seconds from the login on, so one that begins late in its
+            # second would end as late.
+            more["exp"] = -(-(admitted.expires_at - begun_ms) // 1000)
         return account.issue(user, admitted.username, claims, iat=now, aud=account.public, **more)
 
 

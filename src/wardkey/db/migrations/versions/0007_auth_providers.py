@@ -66,6 +66,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_grants_room", "grants", ["org_id", "environment", "created_at", "kid"])
     op.create_index("ix_grants_user", "grants", ["org_id", "environment", "user_id"])
+    op.create_index("ix_grants_username", "grants", ["org_id", "environment", "username"])
     op.create_index("ix_grants_key_id", "grants", ["key_id", "expires_at"])
     op.create_index("ix_grants_refreshable_until", "grants", ["refreshable_until"])
     op.create_table(
