@@ -145,6 +145,16 @@ class Server:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    def pause_workers(self) -> None:
+        """Stop every worker dead, with its connections open."""
+        for pid in self.workers():
+            os.kill(pid, signal.SIGSTOP)
+
+    def kill_workers(self) -> None:
+        """Kill every worker at once; they are started again."""
+        for pid in self.workers():
+            os.kill(pid, signal.SIGKILL)
+
     def broker(self) -> int:
         """Return the broker's process."""
         assert self.process is not None
