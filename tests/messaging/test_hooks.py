@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import httpx2 as httpx
@@ -102,6 +104,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         {"effect": "deny", "action": "both", "filter": "shared/secret", "subject": EVERYONE},
         {**ALLOW, "filter": "shared/#", "subject": EVERYONE},
         {**ALLOW, "filter": "agents/{username}/{client_id}", "subject": EVERYONE},
+        {**ALLOW, "filter": "people/{claim.user_id}/#", "subject": EVERYONE},
         {**ALLOW, "filter": "one/+", "subject": EVERYONE, "action": "subscribe"},
     ]
     with running(tmp_path_factory.mktemp("hooks") / "data") as server, server.client() as http:
@@ -203,6 +206,60 @@ def test_emqx_lets_in_with_a_room_and_a_list_that_denies_the_rest(world: World) 
         ("deny", "all", "#"),
     ]
     assert "acl" not in world.emqx_login(client, "lamp-1", rules="ask")
+
+
+def grant_of(world: World, email: str) -> dict[str, Any]:
+    with world.server.client(world.server.first_key) as key:
+        made = key.post("/v2/tokens/create", json={"user_email": email, "ttl": 60})
+    assert made.status_code == 200, made.text
+    told: dict[str, Any] = made.json()
+    return {**told, "password": told["mqtt_password"]}
+
+
+def test_a_grant_logs_in_for_as_long_as_it_lasts_and_is_judged_by_its_claims(world: World) -> None:
+    grant = grant_of(world, "ada@acme.example")
+    name, password = grant["mqtt_username"], grant["password"]
+    told = world.emqx_login(grant, "ada-1")
+    assert told["result"] == "allow"
+    # EMQX counts whole seconds; the one that has begun is still the grant's.
+    expires_at = datetime.fromisoformat(grant["expires_at"]).timestamp()
+    assert told["expire_at"] == math.ceil(expires_at)
+    own = "people/ada@acme.example/#"
+    assert ("allow", "publish", own) in [
+        (r["permission"], r["action"], r["topic"]) for r in told["acl"]
+    ]
+    register = {"username": name, "password": password, "client_id": "ada-1"}
+    assert world.vernemq("auth_on_register", **register)["result"] == "ok"
+    assert world.rabbitmq("user", **register, vhost=world.org_id) == "allow"
+    assert world.mosquitto("user", username=name, password=password, clientid="ada-1")
+    for who, said in (("ada@acme.example", True), ("grace@acme.example", False)):
+        topic = f"people/{who}/x"
+        assert world.emqx_may(grant, "publish", topic) == ("allow" if said else "deny")
+        inside = {"username": name, "client_id": "any", "mountpoint": world.org_id}
+        asked = world.vernemq("auth_on_publish", **inside, topic=topic, qos=1)
+        assert asked == ({"result": "ok"} if said else NOT_ALLOWED)
+        assert world.mosquitto("acl", username=name, clientid="any", topic=topic, acc=2) is said
+    assert world.rabbitmq("vhost", username=name, vhost=world.org_id, ip="203.0.113.1") == "allow"
+
+
+def test_somebody_is_judged_by_his_newest_grant_until_the_last_has_ended(world: World) -> None:
+    first = grant_of(world, "often@acme.example")
+    second = grant_of(world, "often@acme.example")
+    other = grant_of(world, "other@acme.example")
+    assert first["mqtt_username"] == second["mqtt_username"] != other["mqtt_username"]
+    own = "people/often@acme.example/x"
+    with world.server.client(world.server.first_key) as key:
+        for grant, said in ((second, "allow"), (first, "deny")):
+            assert world.emqx_login(grant, "often-1")["result"] == "allow"
+            assert key.delete(f"/v2/tokens/{grant['token_id']}").status_code == 200
+            assert world.emqx_login(grant, "often-1") == {"result": "deny"}
+            assert world.emqx_may(grant, "publish", own) == said
+    assert world.emqx_login(other, "often-1") == {"result": "deny"}
+    assert world.emqx_may(other, "publish", "people/other@acme.example/x") == "allow"
+    hook = world.hook("emqx", "--organization", "acme", "--environment", "test")
+    asked = {"username": other["mqtt_username"], "clientid": "any", "action": "publish"}
+    told = world.emqx("authorization", hook, **asked, topic="people/other@acme.example/x")
+    assert told == {"result": "deny"}
 
 
 def test_a_wrong_login_is_denied_by_each_kind(world: World) -> None:

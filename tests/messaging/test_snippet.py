@@ -1,0 +1,114 @@
+"""The page of the guide to token exchange, as it stands there, in Chromium."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from demo.issuer import Issuer
+from tests.messaging.test_foreign import NODE, Site
+from tests.people import People
+from tests.server import Server, running, wait_until
+
+if TYPE_CHECKING:  # takes a second to import
+    from playwright.sync_api import Page, Request
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "exchange.md"
+MQTT_JS = NODE / "node_modules" / "mqtt" / "dist" / "mqtt.esm.js"
+
+
+class Stage(NamedTuple):
+    server: Server
+    people: People
+    site: str
+
+
+def snippet(**replaced: str) -> str:
+    """Return the guide's script with the addresses and the key of a test in place of its own."""
+    (script,) = re.findall(r'<script type="module">\n(.*?)</script>', GUIDE.read_text(), re.DOTALL)
+    for old, new in replaced.items():
+        assert script.count(old) == 1, old
+        script = script.replace(old, new)
+    return str(script)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    data, issuer = tmp_path_factory.mktemp("snippet") / "data", Issuer()
+    files: dict[str, tuple[str, bytes]] = {}
+    with (
+        running(data, no_messaging=0, private_issuers=1) as server,
+        server.owner() as owner,
+        ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, files)) as site,
+    ):
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        origin = f"http://127.0.0.1:{site.server_address[1]}"
+        people = People(server, issuer, "oidc")
+        rule = {
+            "priority": 1,
+            "subject": {"kind": "everyone"},
+            "filter": "people/{claim.user_id}/#",
+            "action": "both",
+            "effect": "allow",
+        }
+        assert owner.post("/v2/acl/rules", json=rule).status_code == 201
+        wanted = {"name": "live-page", "type": "publishable", "allowed_origins": [origin]}
+        key = owner.post("/v2/keys", json=wanted).json()["secret"]
+        script = snippet(
+            **{
+                "https://keys.acme.example": server.url,
+                "pk_live_…": key,
+                "wss://keys.acme.example:8984/mqtt": f"ws://127.0.0.1:{server.websocket_port}/mqtt",
+            }
+        )
+        # What it declares is its own, as in any module, so the test reaches it from inside.
+        page = f"""<!doctype html><link rel="icon" href="data:,"><script>
+            const signedInToken = async () => {people.token("ada")!r};
+            </script><script type="module">{script}
+            Object.assign(window, {{ client, credentials, signedInToken }});</script>"""
+        files["/"] = ("text/html; charset=utf-8", page.encode())
+        files["/mqtt.esm.js"] = ("text/javascript", MQTT_JS.read_bytes())
+        wait_until(lambda: owner.get("/v2/sessions").status_code == 200)
+        yield Stage(server, people, origin)
+        site.shutdown()
+    issuer.close()
+
+
+@pytest.mark.browser
+def test_the_guides_page_signs_in_listens_and_asks_no_more_than_it_says(
+    stage: Stage, page: Page
+) -> None:
+    said: list[str] = []
+    asked: list[Request] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda one: asked.append(one) if one.method == "POST" else None)
+    page.goto(stage.site)
+    page.wait_for_function("window.client && window.client.connected")
+    with stage.server.owner() as owner:
+        (session,) = wait_until(lambda: owner.get("/v2/sessions").json()["sessions"])
+        assert session["username"].startswith("ada_")
+    message = {"topic": "people/ada/seat", "payload": "4", "qos": 1}
+    with stage.server.client(stage.server.first_key) as key:
+        assert key.post("/publish", json=message).status_code == 200
+    # Chromium hands over what the console got when it is asked for something.
+    wait_until(lambda: page.evaluate("1") and "people/ada/seat 4" in said)
+    assert len(asked) == 1
+    told = page.evaluate("""async () => {
+        const token = await signedInToken();
+        const [one, two] = await Promise.all([credentials(token), credentials(token)]);
+        return [one.token_id === two.token_id, one.mqtt_username];
+    }""")
+    assert told == [True, session["username"]]
+    assert len(asked) == 2
+    first, second = (one.timing["startTime"] for one in asked)
+    assert second - first >= 4_900
+    # A page can read why it was refused, too.
+    wrong = page.evaluate("credentials('no token').catch((fault) => fault.message)")
+    assert wrong.startswith("invalid_token: ")
