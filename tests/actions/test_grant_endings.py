@@ -1,0 +1,232 @@
+"""Whoever was ended never logs in, and nobody else is ended, in whatever order things happen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wardkey.actions import grants, keys, organizations, providers, revocations
+from wardkey.actions.grant_logins import find_grant, live_grants, newest_grant
+from wardkey.actions.grants import MintedGrant
+from wardkey.actions.run import Runner
+from wardkey.domain.errors import InvalidToken
+from wardkey.domain.grants import CutoffKind, NewGrant
+from wardkey.domain.keys import KeySpec
+from wardkey.domain.permissions import KeyType, Permission, Role
+from wardkey.domain.principal import Principal, PrincipalKind, member, operator
+from wardkey.domain.providers import ProviderKind, ProviderSpec
+from wardkey.domain.secret import Environment
+
+NAMES = count()
+# Two of three users share an address.
+EMAILS = ("ada@acme.example", "ada@acme.example", "grace@acme.example")
+which = st.integers(0, 5)
+# Most of what happens is that grants are made.
+HAPPENING = [
+    *["mint"] * 6, *["create", "refresh"] * 2, "one", "user", "email", "provider", "key",
+    "delete provider", "revoke key",
+]  # fmt: skip
+STEPS = st.lists(st.tuples(st.sampled_from(HAPPENING), which, which), max_size=20)
+
+
+@dataclass
+class Noted:
+    """A grant as somebody would write it down."""
+
+    made: MintedGrant
+    user: str
+    email: str
+    provider: str
+    key: str
+    family: int
+    live: bool = True
+    replaced: bool = False
+
+
+class Notebook:
+    """An organization whose grants are notes, beside the same in a database."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        name = f"Acme {next(NAMES)}"
+        made, user = runner.change(organizations.create, operator(), name, "owner@acme.example")
+        self.owner = member(
+            user_id=user,
+            email="owner@acme.example",
+            org_id=made.id,
+            role=Role.OWNER,
+            environment=Environment.LIVE,
+        )
+        self.providers = [self.provider(f"p{n}") for n in range(2)]
+        self.keys = [self.key(f"live-{n}") for n in range(2)]
+        self.gone: set[str] = set()
+        self.notes: list[Noted] = []
+        test = replace(self.owner, environment=Environment.TEST)
+        wanted = self.wanted("", EMAILS[0], EMAILS[0])
+        self.bystander = runner.change(grants.create, test, wanted)
+
+    def provider(self, name: str) -> str:
+        spec = ProviderSpec(
+            ProviderKind.OIDC,
+            name,
+            issuer=f"https://{name}.acme.example",
+            audiences=("app",),
+            algorithms=("ES256",),
+        )
+        return self.runner.change(providers.create, self.owner, spec).id
+
+    def key(self, name: str) -> str:
+        spec = KeySpec(name, KeyType.SECRET, Environment.LIVE)
+        return self.runner.change(keys.issue, self.owner, spec).key.id
+
+    def wanted(self, provider: str, user: str, email: str) -> NewGrant:
+        name = f"{user.partition('@')[0]}_{provider}"
+        return NewGrant(provider, user, email, f"usr_{name}"[:32], name, {"user_id": user}, 600)
+
+    # --- what is done ------------------------------------------------------------------------
+
+    def mint(self, user: int, where: int) -> None:
+        provider, key = self.providers[where % 2], self.keys[where // 2 % 2]
+        # No token of a provider that is gone passes.
+        if provider in self.gone:
+            return
+        by = Principal(
+            PrincipalKind.KEY,
+            key,
+            "key",
+            org_id=self.owner.org_id,
+            environment=Environment.LIVE,
+            permissions=frozenset({Permission.TOKENS_EXCHANGE}),
+        )
+        user_id, email = f"user{user % 3}", EMAILS[user % 3]
+        wanted = [(self.wanted(provider, user_id, email), "")]
+        (made,) = self.runner.change(grants.mint, by, wanted)
+        live = key not in self.gone
+        self.notes.append(Noted(made, user_id, email, provider, key, len(self.notes), live))
+
+    def create(self, user: int, how: int) -> None:
+        email = EMAILS[user % 3]
+        wanted = self.wanted("", email, email)
+        made = self.runner.change(grants.create, self.owner, wanted, replace=bool(how % 2))
+        if how % 2:
+            self.end(email=email)
+        self.notes.append(Noted(made, email, email, "", "", len(self.notes)))
+
+    def refresh(self, number: int, _: int) -> None:
+        if not self.notes:
+            return
+        note = self.notes[number % len(self.notes)]
+        grant, password = note.made.grant, note.made.password.text
+        try:
+            again = self.runner.change(grants.refresh, self.owner, grant.token_id, password)
+        except InvalidToken:
+            assert not note.live
+            return
+        if again is None:
+            assert note.replaced
+            self.end(family=note.family)
+            return
+        assert note.live
+        assert not note.replaced
+        note.replaced = True
+        self.notes.append(replace(note, made=again, replaced=False))
+
+    def one(self, number: int, _: int) -> None:
+        if self.notes:
+            note = self.notes[number % len(self.notes)]
+            self.runner.change(grants.revoke, self.owner, note.made.grant.token_id)
+            note.live = False
+
+    def user(self, number: int, _: int) -> None:
+        self.revoke_all(CutoffKind.USER, user=[*EMAILS, "user0", "user1", "user2"][number])
+
+    def email(self, number: int, _: int) -> None:
+        self.revoke_all(CutoffKind.EMAIL, email=EMAILS[number % 3])
+
+    def of_provider(self, number: int, _: int) -> None:
+        provider = self.providers[number % 2]
+        if provider not in self.gone:
+            self.revoke_all(CutoffKind.PROVIDER, provider=provider)
+
+    def of_key(self, number: int, _: int) -> None:
+        self.revoke_all(CutoffKind.KEY, key=self.keys[number % 2])
+
+    def delete_provider(self, number: int, _: int) -> None:
+        provider = self.providers[number % 2]
+        if provider not in self.gone:
+            self.runner.change(providers.remove, self.owner, provider)
+            self.gone.add(provider)
+            self.end(provider=provider)
+
+    def revoke_key(self, number: int, _: int) -> None:
+        key = self.keys[number % 2]
+        self.runner.change(revocations.revoke, self.owner, key, "unspecified")
+        self.gone.add(key)
+        self.end(key=key)
+
+    def revoke_all(self, kind: CutoffKind, **whose: str) -> None:
+        ((_, subject),) = whose.items()
+        live = self.runner.change(grants.revoke_all, self.owner, kind, subject)
+        assert live == self.end(**whose)
+
+    def end(self, **whose: Any) -> int:  # noqa: ANN401
+        """Note that all with these marks are over; return how many lived."""
+        ((name, value),) = whose.items()
+        ended = [note for note in self.notes if note.live and getattr(note, name) == value]
+        for note in ended:
+            note.live = False
+        return len(ended)
+
+    # --- what is then true -------------------------------------------------------------------
+
+    def check(self) -> None:
+        database = self.runner.database
+        for note in self.notes:
+            grant = note.made.grant
+            found = find_grant(database, note.made.password.text, grant.mqtt_username)
+            assert (found is not None) is note.live
+        alive = {note.made.grant.kid for note in self.notes if note.live}
+        with database.read() as tx:
+            kids = [note.made.grant.kid for note in self.notes]
+            assert set(live_grants(tx, self.owner.room, kids)) == alive
+            for name in {note.made.grant.mqtt_username for note in self.notes}:
+                lives = [n for n in self.notes if n.live and n.made.grant.mqtt_username == name]
+                newest = newest_grant(tx, name)
+                assert (newest is not None) is bool(lives)
+                assert newest is None or newest.kid in alive
+            query = grants.GrantQuery(active=True, limit=200)
+            listed = grants.list_grants(tx, self.owner, query)
+        assert {one.kid for one in listed} == alive
+        assert find_grant(database, self.bystander.password.text) is not None
+
+
+DONE = {
+    "provider": Notebook.of_provider,
+    "key": Notebook.of_key,
+    **{name: getattr(Notebook, name) for name in ("mint", "create", "refresh", "one", "user")},
+    "email": Notebook.email,
+    "delete provider": Notebook.delete_provider,
+    "revoke key": Notebook.revoke_key,
+}
+
+
+def test_who_was_ended_never_logs_in_and_nobody_else_is_ended(
+    runner: Runner, storage_url: str
+) -> None:
+    @settings(
+        max_examples=15 if storage_url else 40,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(STEPS)
+    def judged(steps: list[tuple[str, int, int]]) -> None:
+        book = Notebook(runner)
+        for name, first, second in steps:
+            DONE[name](book, first, second)
+            book.check()
+
+    judged()
