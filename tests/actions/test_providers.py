@@ -1,0 +1,159 @@
+"""What was decided of providers outlives a restore and every rotation of the master key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import func, select
+
+from tests.actions.test_master_keys import take
+from tests.actions.test_restore import back_up  # noqa: F401 - a fixture
+from wardkey.actions import grants, organizations, providers
+from wardkey.actions.audit import verify_chain
+from wardkey.actions.grant_logins import find_grant
+from wardkey.actions.grants import MintedGrant
+from wardkey.actions.providers import TrustedProviders
+from wardkey.actions.restore import Restored
+from wardkey.actions.run import Runner
+from wardkey.db.schema import grant_cutoffs
+from wardkey.db.schema import grants as grants_table
+from wardkey.domain.errors import ProviderNotFound
+from wardkey.domain.grants import CutoffKind, NewGrant
+from wardkey.domain.principal import Principal, operator
+from wardkey.domain.providers import ProviderKind, ProviderSpec
+
+SHARED = "a shared secret of a project, as its console shows it"
+OTHER = "another secret of that project, which was set later"
+OIDC = ProviderSpec(
+    ProviderKind.OIDC,
+    "shop",
+    issuer="https://login.acme.example",
+    audiences=("shop",),
+    algorithms=("ES256",),
+)
+LEGACY = ProviderSpec(
+    ProviderKind.SUPABASE, "old", project_url="https://abc.supabase.co", legacy_secret=True
+)
+BackUp = Callable[[], Callable[[], Restored]]
+
+
+def create(runner: Runner, owner: Principal, spec: ProviderSpec, secret: str = "") -> str:
+    return runner.change(providers.create, owner, spec, secret).id
+
+
+def grant_of(runner: Runner, owner: Principal, provider_id: str = "") -> MintedGrant:
+    email = "admin@acme.example"
+    wanted = NewGrant(provider_id, email, email, "usr_1", "admin_1", {}, 600)
+    return runner.change(grants.create, owner, wanted)
+
+
+def trusted(runner: Runner, owner: Principal) -> dict[str, tuple[bool, str]]:
+    """Return whom an exchange finds, with what it would check a token with."""
+    found = TrustedProviders().of(runner.database, owner.room, 0)
+    return {one.id: (one.enabled, one.secret) for one in found}
+
+
+def test_a_provider_that_was_deleted_since_the_backup_stays_so(
+    runner: Runner,
+    owner: Principal,
+    back_up: BackUp,  # noqa: F811
+) -> None:
+    gone, kept = create(runner, owner, OIDC), create(runner, owner, replace(OIDC, name="app"))
+    put_back = back_up()
+    runner.change(providers.remove, owner, gone)
+
+    done = put_back()
+
+    with pytest.raises(ProviderNotFound):
+        runner.look(providers.get, owner, gone)
+    assert trusted(runner, owner) == {kept: (True, "")}
+    assert [(one.action, one.target.id) for one in done.carried] == [("provider.deleted", gone)]
+    with runner.database.read() as tx:
+        assert verify_chain(tx, operator(), owner.org_id)[1] == []
+
+
+def test_a_provider_is_as_it_was_decided_last_and_not_as_the_backup_says(
+    runner: Runner,
+    owner: Principal,
+    back_up: BackUp,  # noqa: F811
+) -> None:
+    disabled, enabled = (create(runner, owner, replace(OIDC, name=name)) for name in ("a", "b"))
+    changed, legacy = create(runner, owner, OIDC), create(runner, owner, LEGACY, SHARED)
+    runner.change(providers.enable, owner, enabled, enabled=False)
+    put_back = back_up()
+    runner.change(providers.enable, owner, disabled, enabled=False)
+    runner.change(providers.enable, owner, enabled, enabled=True)
+    narrower = replace(OIDC, audiences=("shop-2",), algorithms=("EdDSA",))
+    runner.change(providers.change, owner, changed, narrower)
+    runner.change(providers.change, owner, legacy, LEGACY, OTHER)
+    added = create(runner, owner, replace(OIDC, name="since"))
+
+    done = put_back()
+
+    assert trusted(runner, owner) == {
+        disabled: (False, ""),
+        enabled: (True, ""),
+        changed: (True, ""),
+        legacy: (True, OTHER),
+    }
+    assert runner.look(providers.get, owner, changed).spec.audiences == ("shop-2",)
+    assert {one.action for one in done.carried} == {"provider.updated"}
+    assert [(one.kind, one.id) for one in done.lost] == [("provider", added)]
+
+
+def test_providers_that_are_as_in_the_backup_are_not_named(
+    runner: Runner,
+    owner: Principal,
+    back_up: BackUp,  # noqa: F811
+) -> None:
+    create(runner, owner, OIDC)
+    create(runner, owner, LEGACY, SHARED)
+    put_back = back_up()
+    other, user = runner.change(organizations.create, operator(), "Other", "owner@acme.example")
+    create(runner, replace(owner, org_id=other.id, id=user), OIDC)
+
+    done = put_back()
+
+    assert done.carried == ()
+    assert [one.id for one in done.lost] == [other.id]
+
+
+def test_a_restore_leaves_no_grant(
+    runner: Runner,
+    owner: Principal,
+    back_up: BackUp,  # noqa: F811
+) -> None:
+    before = grant_of(runner, owner, create(runner, owner, OIDC))
+    put_back = back_up()
+    since = grant_of(runner, owner)
+    runner.change(grants.revoke_all, owner, CutoffKind.EMAIL, "grace@acme.example")
+    database = runner.database
+    assert find_grant(database, before.password.text)
+
+    put_back()
+
+    for one in (before, since):
+        assert find_grant(database, one.password.text) is None
+    with database.read() as tx:
+        for table in (grants_table, grant_cutoffs):
+            count = tx.connection.execute(select(func.count()).select_from(table)).scalar_one()
+            assert count == 0
+    again = grant_of(runner, owner)
+    assert find_grant(database, again.password.text)
+
+
+def test_a_sealed_secret_and_live_grants_outlive_the_master_key(
+    runner: Runner, owner: Principal
+) -> None:
+    legacy = create(runner, owner, LEGACY, SHARED)
+    grant = grant_of(runner, owner, legacy)
+    for _ in range(2):
+        take(runner)
+        assert trusted(runner, owner) == {legacy: (True, SHARED)}
+        assert find_grant(runner.database, grant.password.text, grant.grant.mqtt_username)
+    password = grant.password.text
+    again = runner.change(grants.refresh, owner, grant.grant.token_id, password)
+    assert again is not None
+    assert find_grant(runner.database, again.password.text)
