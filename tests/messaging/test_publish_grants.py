@@ -27,20 +27,19 @@ def receiver(broker: Server) -> Iterator[MqttClient]:
     with broker.owner() as owner:
         made = owner.post("/v2/clients", json={"username": "receiver"}).json()
         client = {"kind": "client", "value": made["client"]["id"]}
-        for number, rule in enumerate(
-            [
-                {"filter": f"{PEOPLE}/shut", "effect": "deny", "action": "publish"},
-                {"filter": f"{PEOPLE}/#", "effect": "allow", "action": "publish"},
-                {"filter": "#", "effect": "allow", "action": "subscribe", "subject": client},
-            ]
-        ):
+        rules: list[dict[str, Any]] = [
+            {"filter": f"{PEOPLE}/shut", "effect": "deny", "action": "publish"},
+            {"filter": f"{PEOPLE}/#", "effect": "allow", "action": "publish"},
+            {"filter": "#", "effect": "allow", "action": "subscribe", "subject": client},
+        ]
+        for number, rule in enumerate(rules):
             body = {"subject": {"kind": "everyone"}, "priority": number, **rule}
             told = owner.post("/v2/acl/rules", json=body)
             assert told.status_code == 201, told.text
         wait_until(lambda: owner.get("/v2/sessions").status_code == 200)
-    with connected(broker, made["client"]["mqtt_username"], made["password"], "receiver") as client:
-        assert client.subscribe("#") == 1
-        yield client
+    with connected(broker, made["client"]["mqtt_username"], made["password"], "receiver") as live:
+        assert live.subscribe("#") == 1
+        yield live
 
 
 @pytest.fixture(scope="module")
