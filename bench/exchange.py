@@ -38,7 +38,7 @@ class Issuer:
     """An OIDC issuer on loopback with a key of each kind."""
 
     def __init__(self) -> None:
-        self.keys = {
+        self.keys: dict[str, RSAKey | ECKey] = {
             "RS256": RSAKey.generate_key(2048, {"kid": "rs", "alg": "RS256"}),
             "ES256": ECKey.generate_key("P-256", {"kid": "es", "alg": "ES256"}),
         }

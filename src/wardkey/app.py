@@ -166,7 +166,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             # One of them for the broker beside this and for others, so that guesses count together.
             logins = Logins(context, context.rights)
             app.state.hooks = Hooks(context, logins)
-            app.state.hot_routes = verify.HOT_ROUTES | publish.HOT_ROUTES
+            app.state.hot_routes = verify.HOT_ROUTES | publish.HOT_ROUTES | exchange.HOT_ROUTES
             stop = threading.Event()
             ticker = threading.Thread(
                 target=_tick, args=(context, logins, config.workers, stop), name="wardkey-ticker"

@@ -253,6 +253,13 @@ class TrustedProviders:
             self._kept[room] = (now, found)
         return found
 
+    def passed(self, revision: int) -> None:
+        """Take note of a commit of this process that made grants, which alter no provider."""
+        with self._lock:
+            for room, (known, found) in self._kept.items():
+                if known == revision - 1:
+                    self._kept[room] = (revision, found)
+
 
 def _changed(tx: Transaction, room: Room, since: int, now: int) -> bool:
     """Tell whether a provider may have changed; a feed that was cut or rewound says yes."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import logging
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -30,12 +34,14 @@ from wardkey.domain.secret import Environment, kid_of
 from wardkey.domain.times import iso
 from wardkey.domain.usernames import on_the_wire, parse_username
 from wardkey.outside.tokens import LONGEST_TOKEN
-from wardkey.web.caller import caller_in_organization, client_address, shown_credential
+from wardkey.web.caller import Caller, caller_in_organization, client_address, shown_credential
 from wardkey.web.context import Context, Here
 from wardkey.web.exchanges import Exchange, native_grant
 from wardkey.web.incoming import Incoming, Outgoing
+from wardkey.web.lane import HotRoute
 from wardkey.web.problems import check_json, problem_outgoing, status_of, told
 
+log = logging.getLogger("wardkey")
 router = APIRouter(tags=["tokens"])
 
 T = TypeVar("T")
@@ -207,17 +213,56 @@ async def exchange_token(request: Request, here: Here) -> Response:
     provider is found by the token's issuer among those that allow it.
     """
     incoming = Incoming.of(request, await request.body())
-    return (await exchanged(incoming, here)).response()
-
-
-async def exchanged(incoming: Incoming, here: Context) -> Outgoing:
-    """Answer POST /v2/tokens/exchange."""
     try:
         exchange = await run_in_threadpool(_asked, incoming, here)
         minted = await here.exchanges.mint(exchange)
     except errors.Failure as failure:
+        return _refused(failure, incoming).response()
+    return _granted(minted, here, exchange.provider.spec.name).response()
+
+
+def exchange_in_place(
+    incoming: Incoming, here: Context
+) -> Outgoing | asyncio.Future[Outgoing] | None:
+    """Check a token that comes with a key, in a thread only where an issuer must be asked.
+
+    None for what comes without a key.
+    """
+    if not shown_credential(incoming, here):
+        return None
+    began = perf_counter()
+    try:
+        asked = _with_key(incoming, here)
+        exchange = asked.checked(here) if asked.is_quick(here) else None
+        return asyncio.create_task(_minted_later(asked, exchange, incoming, here, began))
+    except errors.Failure as failure:
+        out = _refused(failure, incoming)
+    except Exception:
+        log.exception("request %s failed", incoming.request_id)
+        out = _refused(errors.InternalError(), incoming)
+    here.verifier.metrics.observe(incoming.route, perf_counter() - began)
+    return out
+
+
+async def _minted_later(
+    asked: _Asked,
+    exchange: Exchange | None,
+    incoming: Incoming,
+    here: Context,
+    began: float,
+) -> Outgoing:
+    try:
+        if exchange is None:
+            exchange = await run_in_threadpool(asked.checked, here)
+        minted = await here.exchanges.mint(exchange)
+        return _granted(minted, here, exchange.provider.spec.name)
+    except errors.Failure as failure:
         return _refused(failure, incoming)
-    return _granted(minted, here, exchange.provider.spec.name)
+    except Exception:
+        log.exception("request %s failed", incoming.request_id)
+        return _refused(errors.InternalError(), incoming)
+    finally:
+        here.verifier.metrics.observe(incoming.route, perf_counter() - began)
 
 
 @router.post(
@@ -303,18 +348,46 @@ async def oauth_token(request: Request, here: Here) -> Response:
     return Outgoing(200, _encoder.encode(answer), _JSON, _CORS).response()
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A token that somebody of the organization shows."""
+
+    caller: Caller
+    wanted: ExchangeRequest
+
+    @property
+    def name(self) -> str:
+        """The provider's name or id, if one is named."""
+        return self.wanted.provider or self.wanted.integration_id
+
+    def is_quick(self, here: Context) -> bool:
+        """Tell whether no issuer has to be asked."""
+        return here.exchanges.is_quick(self.caller.by, self.name, self.wanted.token)
+
+    def checked(self, here: Context) -> Exchange:
+        """Return what to mint; raises what is wrong with the token."""
+        by, wanted = self.caller.by, self.wanted
+        with here.runner.noting("exchange_token", by):
+            return here.exchanges.with_key(by, self.caller.kid, self.name, wanted.token, wanted.ttl)
+
+
+def _with_key(incoming: Incoming, here: Context) -> _Asked:
+    check_json(incoming.text(b"content-type"))
+    wanted = _decode(_exchange, incoming.body)
+    caller = caller_in_organization(incoming, here)
+    _same_organization(caller.by, wanted.organization_id)
+    return _Asked(caller, wanted)
+
+
 def _asked(incoming: Incoming, here: Context) -> Exchange:
     """Identify whoever asks, and check the token; a stranger's failure counts for his address."""
+    # Whoever shows a key is never held up for strangers at his address, nor for his users' tokens.
+    if shown_credential(incoming, here):
+        return _with_key(incoming, here).checked(here)
     check_json(incoming.text(b"content-type"))
     wanted = _decode(_exchange, incoming.body)
     address, now = client_address(incoming, here), here.runner.database.clock()
     name = wanted.provider or wanted.integration_id
-    # Whoever shows a key is never held up for strangers at his address, nor for his users' tokens.
-    if shown_credential(incoming, here):
-        caller = caller_in_organization(incoming, here)
-        _same_organization(caller.by, wanted.organization_id)
-        with here.runner.noting("exchange_token", caller.by):
-            return here.exchanges.with_key(caller.by, caller.kid, name, wanted.token, wanted.ttl)
     throttled = f"exchange {address}"
     here.throttle.check(now, throttled)
     stranger = _stranger(incoming, wanted.organization_id, address)
@@ -559,3 +632,15 @@ def _oauth_refusal(failure: errors.Failure, *, refreshing: bool) -> Outgoing:
     if failure.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(failure.retry_after_s)))
     return Outgoing(status, _encoder.encode(answer), _JSON, headers)
+
+
+def never_at_hand(_incoming: Incoming, _here: Context) -> bool:
+    """Tell that what memory holds never suffices: each grant is a row in the database."""
+    return False
+
+
+HOT_ROUTES = {
+    b"/v2/tokens/exchange": HotRoute(
+        b"POST", "POST /v2/tokens/exchange", exchange_in_place, never_at_hand
+    )
+}

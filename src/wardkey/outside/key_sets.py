@@ -70,6 +70,10 @@ class KeySets:
         """Return what `tokens.verified` asks for a provider's keys."""
         return partial(self.keys, provider_id, source)
 
+    def are_at_hand(self, provider_id: str, source: KeySource, kid: str) -> bool:
+        """Tell whether a provider's keys with a kid are known, so that nobody need be asked."""
+        return self._of((provider_id, source)).found(kid, self.clock()) is not None
+
     def keys(self, provider_id: str, source: KeySource, kid: str) -> Sequence[VerifyingKey]:
         """Return a provider's keys with a kid, or all for none; may wait for the issuer.
 

@@ -29,7 +29,7 @@ from wardkey.domain.grants import LONGEST_TTL_S, GrantRecord, NewGrant, choose_t
 from wardkey.domain.identity import Identity, Step, grant_username, identity_of, subject_of
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.providers import ProviderSpec, token_rules
+from wardkey.domain.providers import SHARED_SECRET, ProviderSpec, token_rules
 from wardkey.domain.rate import RateLimit, admit, share
 from wardkey.domain.secret import Environment
 from wardkey.outside.key_sets import KeySets
@@ -88,6 +88,18 @@ class Exchanges:
                 "an admin can let publishable keys exchange them (publishable_may_exchange)."
             )
         return self._checked(by, key_kid, provider, presented or read(token), ttl)
+
+    def is_quick(self, by: Principal, name: str, token: str) -> bool:
+        """Tell whether `with_key` would ask no issuer for its keys, or fail at once."""
+        try:
+            presented = read(token)
+            trusted = self._trusted(by.org_id, by.environment)
+            provider = _named(trusted, name) if name else _issuing(trusted, presented)
+        except Failure:
+            return True
+        return presented.alg == SHARED_SECRET or self.keys.are_at_hand(
+            provider.id, provider.rules.keys, presented.kid
+        )
 
     def without_key(
         self, stranger: Principal, provider_name: str, token: str, ttl: int | None
@@ -210,6 +222,7 @@ class Exchanges:
                     made |= dict.fromkeys(places, failure)
                 else:
                     made |= dict(zip(places, minted, strict=True))
+        self.providers.passed(tx.revision)
         return [made[place] for place in range(len(exchanges))]
 
     def _trusted(self, org_id: str, environment: Environment) -> Sequence[TrustedProvider]:
