@@ -60,7 +60,7 @@ class World:
     def exchange(self, provider: str, token: str, **more: object) -> httpx.Response:
         return self.key.post(EXCHANGE, json={"provider": provider, "token": token, **more})
 
-    def granted(self, provider: str = "", **claims: object) -> Any:  # noqa: ANN401 - JSON
+    def granted(self, provider: str = "", **claims: Any) -> Any:  # noqa: ANN401 - JSON
         provider = provider or self.provider()["name"]
         answer = self.exchange(provider, self.issuer.of_oidc(provider, **claims))
         assert answer.status_code == 200, answer.text
@@ -629,6 +629,7 @@ def test_400_a_grant_lasts_half_a_minute_to_a_day(world: World, trusted: str, tt
 
 def test_a_grant_never_lasts_longer_than_its_provider_allows(world: World) -> None:
     place = world.provider(limits={"max_ttl_s": 120, "max_refresh_s": 600})["name"]
+    told: Any = None
     for ttl, lasts in ((30, 30), (120, 120), (86_400, 120), (None, 120)):
         more = {} if ttl is None else {"ttl": ttl}
         told = world.exchange(place, world.issuer.of_oidc(place), **more).json()
