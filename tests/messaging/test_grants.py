@@ -21,10 +21,10 @@ from tests.mqtt import MqttClient
 from tests.people import Json, People, is_let_in, online
 from tests.server import Server, running, wait_until
 from wardkey.actions.revocations import revoke
-from wardkey.app import open_existing
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import member
 from wardkey.domain.secret import Environment
+from wardkey.opening import open_existing
 
 RULES: list[Json] = [
     {"subject": {"kind": "everyone"}, "filter": "people/{claim.user_id}/#", "action": "both"},
