@@ -45,7 +45,9 @@ from wardkey.bridge.cutting import Cutting
 from wardkey.bridge.hooks import Hooks
 from wardkey.bridge.logins import Logins
 from wardkey.config import Config, load_config
-from wardkey.dashboard import links
+from wardkey.dashboard import assets, links, nowhere, sign_in
+from wardkey.dashboard import key as key_page
+from wardkey.dashboard import keys as keys_page
 from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
 from wardkey.db.master import load_vault
@@ -118,7 +120,9 @@ def create_app() -> FastAPI:
     )
     for room in (*described, health, metrics, docs, emqx, mosquitto, rabbitmq, vernemq):
         app.include_router(room.router)
-    app.include_router(links.router)
+    # A path in the dashboard that no page has is answered by the last.
+    for room in (assets, links, sign_in, keys_page, key_page, nowhere):
+        app.include_router(room.router)
     problems.install(app)
     app.add_middleware(Limits)
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
@@ -95,9 +96,23 @@ class Issued:
     warnings: tuple[str, ...] = ()
 
 
+class KeyOrder(StrEnum):
+    """How a list of keys is sorted; `-` is downwards."""
+
+    CREATED = "created"
+    CREATED_DOWN = "-created"
+    NAME = "name"
+    NAME_DOWN = "-name"
+    USED = "used"
+    USED_DOWN = "-used"
+
+
 @dataclass(frozen=True, slots=True)
 class KeyQuery:
-    """Which keys to list, newest first, after the key at `after` (created_at, id)."""
+    """Which keys to list, after the first `offset`.
+
+    Or after the key at `after` (created_at, id), in the usual order alone.
+    """
 
     search: str = ""
     type: KeyType | None = None
@@ -107,6 +122,8 @@ class KeyQuery:
     expiring: bool = False
     after: tuple[int, str] | None = None
     limit: int = 50
+    order: KeyOrder = KeyOrder.CREATED_DOWN
+    offset: int = 0
 
 
 def issue(tx: Transaction, by: Principal, spec: KeySpec) -> Issued:
@@ -180,7 +197,7 @@ def insert_key(
 
 
 def list_keys(tx: Transaction, by: Principal, query: KeyQuery) -> list[KeyRecord]:
-    """Return the keys that fit `query`, newest first, one more than `limit` if there are more."""
+    """Return the keys that fit `query`, one more than `limit` if there are more."""
     by.require(Permission.KEYS_READ)
     conditions = [*_room(by), *_fitting(query, tx.now)]
     if query.after is not None:
@@ -188,8 +205,9 @@ def list_keys(tx: Transaction, by: Principal, query: KeyQuery) -> list[KeyRecord
     rows = tx.connection.execute(
         select(keys)
         .where(*conditions)
-        .order_by(keys.c.created_at.desc(), keys.c.id.desc())
+        .order_by(*_ORDER[query.order])
         .limit(query.limit + 1)
+        .offset(query.offset)
     ).all()
     return _records(tx, rows)
 
@@ -358,6 +376,17 @@ def _fitting(query: KeyQuery, now: int) -> list[ColumnElement[bool]]:
     return conditions
 
 
+_USED = func.coalesce(
+    select(func.max(last_used.c.at)).where(last_used.c.key_id == keys.c.id).scalar_subquery(), 0
+)
+_ORDER: Mapping[KeyOrder, tuple[ColumnElement[Any], ...]] = {
+    KeyOrder.CREATED: (keys.c.created_at, keys.c.id),
+    KeyOrder.CREATED_DOWN: (keys.c.created_at.desc(), keys.c.id.desc()),
+    KeyOrder.NAME: (func.lower(keys.c.name), keys.c.id),
+    KeyOrder.NAME_DOWN: (func.lower(keys.c.name).desc(), keys.c.id.desc()),
+    KeyOrder.USED: (_USED, keys.c.id),
+    KeyOrder.USED_DOWN: (_USED.desc(), keys.c.id.desc()),
+}
 _STATUS: Mapping[KeyStatus, Callable[[int], ColumnElement[bool]]] = {
     KeyStatus.REVOKED: lambda now: keys.c.revoked_at.is_not(None),  # noqa: ARG005 - one shape
     KeyStatus.EXPIRED: lambda now: and_(keys.c.revoked_at.is_(None), keys.c.expires_at <= now),

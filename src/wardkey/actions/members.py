@@ -236,7 +236,15 @@ def invited(tx: Transaction, text: str) -> tuple[Invitation, str | None]:
 def accept(
     tx: Transaction, by: Principal, text: str, password_hash: str, checked_hash: str | None
 ) -> SignedIn:
-    """Take the place that a link offers, once, and sign in.
+    """Take the place that a link offers, once, and get a user token; raises what `join` raises."""
+    user_id = join(tx, by, text, password_hash, checked_hash)
+    return sign_in_as(tx, by, user_id, "user.signed_in")
+
+
+def join(
+    tx: Transaction, by: Principal, text: str, password_hash: str, checked_hash: str | None
+) -> str:
+    """Take the place that a link offers, once; return who took it.
 
     Somebody new gets `password_hash`; somebody known must have shown the password behind
     `checked_hash`, so that a link alone never takes over an account. Raises `InvalidLink`,
@@ -266,11 +274,10 @@ def accept(
             org_id=row.org_id, user_id=user_id, role=invitation.role, created_at=tx.now
         )
     )
-    signed_in = sign_in_as(tx, by, user_id, "user.signed_in")
     target = Target("invitation", invitation.id)
     details = {"email": invitation.email, "role": invitation.role, "user": user_id}
     record(tx, by, "invitation.accepted", target, details, org_id=row.org_id)
-    return signed_in
+    return user_id
 
 
 def _may_grant(by: Principal, role: Role) -> None:

@@ -10,8 +10,16 @@ from argon2.exceptions import Argon2Error
 from sqlalchemy import insert, select, update
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.passwords import is_common
 from wardkey.db.engine import Transaction
-from wardkey.db.schema import members, organizations, setup_links, user_tokens, users
+from wardkey.db.schema import (
+    browser_sessions,
+    members,
+    organizations,
+    setup_links,
+    user_tokens,
+    users,
+)
 from wardkey.domain.errors import (
     InvalidLink,
     InvalidUserToken,
@@ -109,9 +117,18 @@ def link_email(tx: Transaction, text: str) -> str:
 
 
 def use_setup_link(tx: Transaction, by: Principal, text: str, password_hash: str) -> SignedIn:
-    """Set the password of the link's owner and sign him in; the link works once.
+    """Set the password of the link's owner and give him a user token; the link works once.
 
-    `by` says where the call came from. Other tokens of the same person end. Raises `InvalidLink`.
+    `by` says where the call came from. Raises `InvalidLink`.
+    """
+    user_id = spend_setup_link(tx, text, password_hash)
+    return sign_in_as(tx, by, user_id, "user.set_up")
+
+
+def spend_setup_link(tx: Transaction, text: str, password_hash: str) -> str:
+    """Set the password of the link's owner and return who that is; the caller records the sign-in.
+
+    Other tokens and sessions of the same person end. Raises `InvalidLink`.
     """
     used = tx.connection.execute(
         update(setup_links)
@@ -126,17 +143,42 @@ def use_setup_link(tx: Transaction, by: Principal, text: str, password_hash: str
     if used is None:
         raise InvalidLink
     set_password(tx, used.user_id, password_hash)
-    return sign_in_as(tx, by, used.user_id, "user.set_up")
+    return str(used.user_id)
 
 
-def set_password(tx: Transaction, user_id: str, password_hash: str) -> None:
-    """Store a password's hash and end the person's tokens; the caller records the change."""
+def change_password(
+    tx: Transaction, by: Principal, checked_hash: str, password_hash: str, kept_session: str
+) -> None:
+    """Give the caller, who showed the password behind `checked_hash`, another one.
+
+    Every token and session but `kept_session` ends. Raises `WrongPassword` if it was changed since.
+    """
+    now_hash = tx.connection.execute(
+        select(users.c.password_hash).where(users.c.id == by.id)
+    ).scalar_one_or_none()
+    if now_hash != checked_hash:
+        raise WrongPassword
+    set_password(tx, by.id, password_hash, kept_session)
+    record(tx, by, "user.password_changed", Target("user", by.id))
+
+
+def set_password(tx: Transaction, user_id: str, password_hash: str, kept_session: str = "") -> None:
+    """Store a password's hash and end the person's tokens and sessions; the caller records it."""
     tx.connection.execute(
         update(users).where(users.c.id == user_id).values(password_hash=password_hash)
     )
     tx.connection.execute(
         update(user_tokens)
         .where(user_tokens.c.user_id == user_id, user_tokens.c.ended_at.is_(None))
+        .values(ended_at=tx.now)
+    )
+    tx.connection.execute(
+        update(browser_sessions)
+        .where(
+            browser_sessions.c.user_id == user_id,
+            browser_sessions.c.ended_at.is_(None),
+            browser_sessions.c.id != kept_session,
+        )
         .values(ended_at=tx.now)
     )
 
@@ -154,6 +196,12 @@ def hash_password(password: str) -> str:
         )
     if len(set(password)) < 5:  # noqa: PLR2004 - "aaaaaaaaaaaa"
         raise WeakPassword("The password repeats itself; take another.", field="password")
+    if is_common(password):
+        raise WeakPassword(
+            "The password is, but for digits and signs around it, one that many people have; "
+            "take a few words of your own.",
+            field="password",
+        )
     return _hasher.hash(password)
 
 

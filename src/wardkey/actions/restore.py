@@ -22,6 +22,7 @@ from wardkey.db.schema import (
     acl_rules,
     audit_events,
     audit_heads,
+    browser_sessions,
     changes,
     feed,
     keys,
@@ -89,6 +90,11 @@ def restore(
     ended = tx.connection.execute(
         update(user_tokens).where(user_tokens.c.ended_at.is_(None)).values(ended_at=tx.now)
     ).rowcount
+    tx.connection.execute(
+        update(browser_sessions)
+        .where(browser_sessions.c.ended_at.is_(None))
+        .values(ended_at=tx.now)
+    )
     for narrowing in seen.narrowed:
         _narrow(tx, by, narrowing)
     for room in seen.kept_rules:

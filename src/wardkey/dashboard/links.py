@@ -1,131 +1,120 @@
-"""The page behind a one-time link: choose a password, and be told what to do next."""
+"""The page behind a one-time link: choose a password, and be signed in."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from fastapi import Request, Response
 
-from fastapi import APIRouter, Form, Request
-from fastapi.responses import FileResponse, HTMLResponse
-from jinja2 import Environment as Templates
-from jinja2 import FileSystemLoader, StrictUndefined
-
-from wardkey.actions import members, people
+from wardkey.actions import browser_sessions, members, people
+from wardkey.dashboard.frame import fault_of, page, pages, see_other
+from wardkey.dashboard.visitor import COOKIE, Unsigned, hand_cookie
 from wardkey.domain.errors import Failure, InvalidLink, Unauthenticated, WrongPassword
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
 from wardkey.web.problems import status_of
 
-router = APIRouter(include_in_schema=False)
+router = pages()
 
-_ROOM = Path(__file__).parent
-_templates = Templates(
-    loader=FileSystemLoader(_ROOM / "templates"), autoescape=True, undefined=StrictUndefined
-)
-_SAFE = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
-    # The link stands in the address, so no other page may learn where the person came from.
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-Password = Annotated[str, Form(max_length=1024)]
-
-
-@router.get("/static/links.css")
-def style() -> FileResponse:
-    """Send the page's style sheet."""
-    return FileResponse(_ROOM / "static" / "links.css", media_type="text/css")
+_SET_UP = "Set up Wardkey"
+_ACCEPT = "Accept the invitation"
 
 
 @router.get("/setup/{token}")
-def show_setup(token: str, here: Here) -> HTMLResponse:
+def show_setup(token: str, request: Request, here: Here) -> Response:
     """Ask the owner for a password."""
     try:
         with here.runner.database.read() as tx:
             email = people.link_email(tx, token)
     except InvalidLink as failure:
-        return _gone(failure)
-    return _page(title="Set up Wardkey", email=email, known=False, fault="")
+        return _gone(request, failure)
+    return page(request, "link.html", title=_SET_UP, email=email, known=False, fault=None)
 
 
 @router.post("/setup/{token}")
-def take_setup(token: str, password: Password, request: Request, here: Here) -> HTMLResponse:
-    """Set the password and say how to go on."""
+def take_setup(token: str, request: Request, fields: Unsigned, here: Here) -> Response:
+    """Set the password and begin a session."""
     by = stranger(request, here)
     now = here.runner.database.clock()
     try:
         here.throttle.check(now, f"link {by.address}")
         with here.runner.database.read() as tx:
-            email = people.link_email(tx, token)
-        hashed = people.hash_password(password)
-        here.runner.change(people.use_setup_link, by, token, hashed)
+            people.link_email(tx, token)
+        hashed = people.hash_password(fields.text("password"))
+        before = request.cookies.get(COOKIE, "")
+        begun = here.runner.change(
+            browser_sessions.begin_with_setup_link, by, token, hashed, before
+        )
     except InvalidLink as failure:
         here.throttle.failed(now, f"link {by.address}")
-        return _gone(failure)
+        return _gone(request, failure)
     except Failure as failure:
-        return _page(
+        return page(
+            request,
+            "link.html",
             status_of(type(failure)),
-            title="Set up Wardkey",
+            title=_SET_UP,
             email=_shown(here, token),
             known=False,
-            fault=failure.detail,
+            fault=fault_of(failure),
         )
-    return _done(here, email)
+    return _signed_in(begun)
 
 
 @router.get("/invitations/{token}")
-def show_invitation(token: str, here: Here) -> HTMLResponse:
+def show_invitation(token: str, request: Request, here: Here) -> Response:
     """Ask the invited person for a password, new or known."""
     try:
         with here.runner.database.read() as tx:
             invitation, known = members.invited(tx, token)
     except InvalidLink as failure:
-        return _gone(failure)
-    return _page(
-        title="Accept the invitation", email=invitation.email, known=known is not None, fault=""
+        return _gone(request, failure)
+    return page(
+        request,
+        "link.html",
+        title=_ACCEPT,
+        email=invitation.email,
+        known=known is not None,
+        fault=None,
     )
 
 
 @router.post("/invitations/{token}")
-def take_invitation(token: str, password: Password, request: Request, here: Here) -> HTMLResponse:
-    """Take the place and say how to go on."""
+def take_invitation(token: str, request: Request, fields: Unsigned, here: Here) -> Response:
+    """Take the place and begin a session."""
     by = stranger(request, here)
     now = here.runner.database.clock()
+    email, known = "", None
     try:
         here.throttle.check(now, f"link {by.address}")
         with here.runner.database.read() as tx:
             invitation, known = members.invited(tx, token)
-    except InvalidLink as failure:
-        here.throttle.failed(now, f"link {by.address}")
-        return _gone(failure)
-    except Failure as failure:
-        return _page(
-            status_of(type(failure)),
-            title="Accept the invitation",
-            email="",
-            known=False,
-            fault=failure.detail,
-        )
-    try:
+        email = invitation.email
+        password = fields.text("password")
         if known is None:
             hashed = people.hash_password(password)
         elif people.check_password(known, password):
             hashed = known
         else:
             raise WrongPassword
-        here.runner.change(members.accept, by, token, hashed, known)
+        before = request.cookies.get(COOKIE, "")
+        begun = here.runner.change(
+            browser_sessions.begin_with_invitation, by, token, hashed, known, before
+        )
+    except InvalidLink as failure:
+        here.throttle.failed(now, f"link {by.address}")
+        return _gone(request, failure)
     except Failure as failure:
         if isinstance(failure, Unauthenticated):
             here.throttle.failed(now, f"link {by.address}")
-        return _page(
+        return page(
+            request,
+            "link.html",
             status_of(type(failure)),
-            title="Accept the invitation",
-            email=invitation.email,
+            title=_ACCEPT,
+            email=email,
             known=known is not None,
-            fault=failure.detail,
+            fault=fault_of(failure),
         )
-    return _done(here, invitation.email)
+    return _signed_in(begun)
 
 
 def _shown(here: Context, token: str) -> str:
@@ -136,16 +125,11 @@ def _shown(here: Context, token: str) -> str:
         return ""
 
 
-def _page(status: int = 200, **values: Any) -> HTMLResponse:  # noqa: ANN401 - template values
-    html = _templates.get_template("link.html").render(values)
-    return HTMLResponse(html, status, _SAFE)
+def _signed_in(begun: browser_sessions.Begun) -> Response:
+    response = see_other("/")
+    hand_cookie(response, begun.text)
+    return response
 
 
-def _done(here: Context, email: str) -> HTMLResponse:
-    html = _templates.get_template("done.html").render(email=email, url=here.public_url)
-    return HTMLResponse(html, 200, _SAFE)
-
-
-def _gone(failure: Failure) -> HTMLResponse:
-    html = _templates.get_template("gone.html").render(fault=failure.detail)
-    return HTMLResponse(html, status_of(type(failure)), _SAFE)
+def _gone(request: Request, failure: Failure) -> Response:
+    return page(request, "gone.html", status_of(type(failure)), fault=failure.detail)

@@ -17,6 +17,7 @@ from wardkey.db.engine import Database, connect_sqlite, open_database, telling
 from wardkey.db.files import sync_folder
 from wardkey.db.schema import (
     auth_providers,
+    browser_sessions,
     clients,
     grants,
     hook_tokens,
@@ -41,6 +42,7 @@ PEPPERED = (
     hook_tokens,
     grants,
     auth_providers,
+    browser_sessions,
 )
 _NEWEST_TAG = text("SELECT tag FROM master_keys ORDER BY version DESC LIMIT 1")
 

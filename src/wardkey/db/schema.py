@@ -158,6 +158,34 @@ user_tokens = Table(
     sqlite_with_rowid=False,
 )
 
+# Who is signed in with a browser; the cookie's text exists there alone.
+browser_sessions = Table(
+    "browser_sessions",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), nullable=False, index=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("pepper_version", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("signed_in_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("address", String(64), nullable=False),
+    Column("user_agent", String(200), nullable=False),
+)
+
+# Forms that hand out a secret are taken once; `made` names what came of it.
+spent_forms = Table(
+    "spent_forms",
+    metadata,
+    Column("session_id", String(40), primary_key=True),
+    Column("nonce", String(64), primary_key=True),
+    Column("made", String(64), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 # --- keys ----------------------------------------------------------------------------------
 
 keys = Table(

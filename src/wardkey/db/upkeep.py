@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, insert, select, text, update
 from wardkey.db.engine import Database, telling
 from wardkey.db.migrate import MigrationState, migration_state
 from wardkey.db.schema import (
+    browser_sessions,
     callers,
     changes,
     clients,
@@ -23,6 +24,7 @@ from wardkey.db.schema import (
     last_used,
     secrets,
     service_keys,
+    spent_forms,
 )
 from wardkey.domain.callers import HOUR_MS
 
@@ -31,6 +33,8 @@ KEPT_ANSWERS_MS = 600_000
 # Longer than the 30 days for which a grant can be refreshed, by any clock.
 KEPT_CUTOFFS_MS = 60 * 86_400_000
 KEPT_USAGE_MS = 90 * 86_400_000
+# No session lives that long, so no form of it can be sent again.
+KEPT_SESSIONS_MS = 60 * 86_400_000
 
 
 def begin_feed(database: Database) -> None:
@@ -43,7 +47,7 @@ def begin_feed(database: Database) -> None:
 
 
 def clean_up(database: Database) -> None:
-    """Delete kept answers that are over and all but the newest 100,000 change-feed rows.
+    """Delete kept answers and sessions that are over, and all but 100,000 change-feed rows.
 
     A reader older than the oldest kept row drops all it knows.
     """
@@ -53,6 +57,9 @@ def clean_up(database: Database) -> None:
                 idempotency.c.created_at <= database.clock() - KEPT_ANSWERS_MS
             )
         )
+        over = database.clock() - KEPT_SESSIONS_MS
+        connection.execute(delete(browser_sessions).where(browser_sessions.c.created_at <= over))
+        connection.execute(delete(spent_forms).where(spent_forms.c.at <= over))
         newest = connection.execute(select(feed.c.revision)).scalar_one()
         connection.execute(delete(changes).where(changes.c.revision <= newest - KEPT_CHANGES))
 
@@ -75,6 +82,14 @@ def clean_up_usage(database: Database) -> None:
     with database.counting() as connection:
         connection.execute(delete(hours).where(hours.c.hour < since // HOUR_MS))
         connection.execute(delete(callers).where(callers.c.last_at < since))
+
+
+def see_session(database: Database, session_id: str, now: int) -> None:
+    """Note that a browser session is in use; nobody's rights change, so it is in no feed."""
+    with telling(), database.writer.begin() as connection:
+        connection.execute(
+            update(browser_sessions).where(browser_sessions.c.id == session_id).values(seen_at=now)
+        )
 
 
 def feed_revision(database: Database) -> int:

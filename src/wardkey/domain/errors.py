@@ -311,6 +311,14 @@ class RefreshReplayed(Unauthenticated):
     """This grant was refreshed before, so whoever has its password has all ended; exchange anew."""
 
 
+class SignedOut(Unauthenticated):
+    """You are signed out; sign in to go on."""
+
+
+class PasswordRequired(Unauthenticated):
+    """Your sign-in is older than 12 hours; give your password to go on."""
+
+
 class InvalidLink(Unauthenticated):
     """The link is unknown, was used already or is too old; ask for a new one."""
 
@@ -369,6 +377,10 @@ class SecretKeyInBrowser(Forbidden):
     title = "Unauthorized"
 
 
+class ForgedForm(Forbidden):
+    """The form did not come from a page of this session; load the page again and send it there."""
+
+
 class ExceedsOwnPermissions(Forbidden):
     """Nobody can grant a permission that he does not hold; ask somebody who holds it."""
 
@@ -412,6 +424,10 @@ class SecretNotFound(NotFound):
 
 class ReceiptNotFound(NotFound):
     """No such receipt in this organization."""
+
+
+class BrowserSessionNotFound(NotFound):
+    """No such session of yours is open; look at the list of your sessions."""
 
 
 class OrganizationNotFound(NotFound):
@@ -541,6 +557,14 @@ class AclLooseWildcard(Conflict):
 
 class IdempotencyKeyReused(Conflict):
     """That Idempotency-Key came with another body before; use a new one for a new request."""
+
+
+class FormSentBefore(Conflict):
+    """This form was sent before; what it made exists, and its secret is not shown again."""
+
+    def __init__(self, detail: str | None = None, *, made: str = "") -> None:
+        super().__init__(detail)
+        self.made = made
 
 
 class LastOwner(Conflict):

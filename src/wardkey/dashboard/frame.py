@@ -1,0 +1,186 @@
+"""How a page leaves: the templates, the headers that make it safe, and failures as pages."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from jinja2 import Environment as Templates
+from jinja2 import FileSystemLoader, StrictUndefined
+
+from wardkey.dashboard import texts
+from wardkey.dashboard.assets import asset_url
+from wardkey.dashboard.navigation import SETTINGS, SIDEBAR
+from wardkey.domain import errors
+from wardkey.domain.errors import Failure
+from wardkey.domain.times import iso
+from wardkey.web.problems import problem_headers, status_of
+
+THEMES = ("system", "light", "dark")
+THEME_COOKIE = "wardkey-theme"
+_MINUTE, _HOUR, _DAY = 60_000, 3_600_000, 86_400_000
+_OWN_PATH = re.compile(r"/(?:[\w.~%?&=+,;:@-][\w./~%?&=+,;:@-]*)?", re.ASCII)
+
+
+def day(ms: int) -> str:
+    """Return a day as `Aug 30, 2026`."""
+    at = datetime.fromtimestamp(ms / 1000, UTC)
+    return f"{at:%b} {at.day}, {at.year}"
+
+
+def moment(ms: int) -> str:
+    """Return a time as `Aug 30, 2026, 14:05 UTC`."""
+    return f"{day(ms)}, {datetime.fromtimestamp(ms / 1000, UTC):%H:%M} UTC"
+
+
+def distance(ms: int, now: int) -> str:
+    """Return a time as `2 minutes ago` or `in 3 days`."""
+    gone = now - ms
+    size = abs(gone)
+    if size < _MINUTE:
+        return "just now" if gone >= 0 else "in a moment"
+    for unit, name in ((_DAY, "day"), (_HOUR, "hour"), (_MINUTE, "minute")):
+        if size >= unit:
+            count = size // unit
+            words = f"{count} {name}{'' if count == 1 else 's'}"
+            return f"{words} ago" if gone >= 0 else f"in {words}"
+    return ""
+
+
+_templates = Templates(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters.update(
+    iso=iso, day=day, moment=moment, distance=distance, number=lambda count: f"{count:,}"
+)
+_templates.globals.update(
+    asset=asset_url, sidebar=SIDEBAR, settings_tabs=SETTINGS, texts=texts, themes=THEMES
+)
+
+
+def page(request: Request, template: str, status: int = 200, /, **values: object) -> HTMLResponse:
+    """Return a page; it is never kept by a cache, and runs and shows nothing but our own.
+
+    `values` hold `visitor` for pages in the frame (layout.html); others extend card.html.
+    """
+    nonce = secrets.token_urlsafe(16)
+    theme = request.cookies.get(THEME_COOKIE, "")
+    here = {
+        "nonce": nonce,
+        "theme": theme if theme in THEMES else "system",
+        "path": request.url.path,
+        "done": texts.DONE.get(request.query_params.get("done", ""), ""),
+    }
+    html = _templates.get_template(template).render({**here, **values})
+    return HTMLResponse(html, status, safe_headers(nonce))
+
+
+def safe_headers(nonce: str) -> dict[str, str]:
+    """Return the header fields of every page."""
+    policy = (
+        "default-src 'none'",
+        f"script-src 'nonce-{nonce}'",
+        "style-src 'self'",
+        "font-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+        "report-uri /csp-reports",
+    )
+    return {
+        "Content-Security-Policy": "; ".join(policy),
+        # A path can hold a one-time link; other sites learn of none.
+        "Referrer-Policy": "same-origin",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+        "X-Frame-Options": "DENY",
+        "Cache-Control": "no-store",
+    }
+
+
+def see_other(path: str, **query: str) -> RedirectResponse:
+    """Send the browser to a page of ours; `done` names a sentence to show there."""
+    target = f"{path}?{urlencode(query)}" if query else path
+    return RedirectResponse(target, 303, {"Cache-Control": "no-store"})
+
+
+def own_path(text: str) -> str:
+    """Return `text` if it is a path of this site, else the front page; for `next=`."""
+    return text if _OWN_PATH.fullmatch(text) else "/"
+
+
+def sign_in_first(request: Request) -> RedirectResponse:
+    """Send somebody to sign in and back: to this page, or to the one whose form he sent."""
+    if request.method == "GET":
+        back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return see_other("/sign-in", next=own_path(back))
+    referrer = urlsplit(request.headers.get("referer", ""))
+    own = referrer.netloc == request.headers.get("host", "")
+    back = own_path(referrer.path) if own and referrer.path else "/"
+    return see_other("/sign-in", next=back, done="signed-out-midway")
+
+
+async def told(request: Request, failure: Failure) -> Response:
+    """Return the page that tells a failure which its route left alone."""
+    if isinstance(failure, errors.SignedOut):
+        return sign_in_first(request)
+    status = status_of(type(failure))
+    if isinstance(failure, errors.PasswordRequired):
+        sent = [
+            (name, value)
+            for name, value in (await request.form()).multi_items()
+            if isinstance(value, str) and name != "current_password"
+        ]
+        return page(request, "confirm.html", status, sent=sent, failure=failure)
+    response = page(request, "failure.html", status, failure=failure, status=status)
+    for name, value in problem_headers(failure).items():
+        if name != "WWW-Authenticate":
+            response.headers[name] = value
+    return response
+
+
+class PageRoute(APIRoute):
+    """A route whose failures are told as pages."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the route's handler with its failures caught."""
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Failure as failure:
+                return await told(request, failure)
+            except RequestValidationError:
+                return await told(request, errors.InvalidRequest("The form is incomplete."))
+
+        return answer
+
+
+def pages() -> APIRouter:
+    """Return a router for pages, which the OpenAPI document leaves out."""
+    return APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+def fault_of(failure: Failure) -> Mapping[str, str]:
+    """Return what a form shows of a failure: its sentence and the field at fault."""
+    field = (failure.field or "").partition(".")[0]
+    return {"detail": failure.detail, "field": field, "code": failure.code}

@@ -1,0 +1,33 @@
+"""The registry of pages: what the sidebar and the tabs of Settings list, in their order.
+
+Whoever adds a page adds its line here; nothing is listed that has no page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the sidebar or a tab; `path` follows `/o/{slug}/{environment}/`.
+
+    `group` is a heading in the sidebar over entries that belong together.
+    """
+
+    label: str
+    path: str
+    icon: str = ""
+    group: str = ""
+
+    def holds(self, path: str) -> bool:
+        """Tell whether `path` is this page or one below it."""
+        return path == self.path or path.startswith(f"{self.path}/")
+
+
+SIDEBAR = (Entry("Settings", "settings", "settings"),)
+
+SETTINGS = (Entry("API keys", "settings/api-keys"),)
+
+# Where somebody arrives in an organization.
+HOME = "settings/api-keys"

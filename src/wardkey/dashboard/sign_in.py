@@ -1,0 +1,166 @@
+"""Signing in and out with a browser, one's sessions and password, the theme."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import Request, Response
+
+from wardkey.actions import browser_sessions, people
+from wardkey.dashboard.frame import (
+    THEME_COOKIE,
+    THEMES,
+    fault_of,
+    own_path,
+    page,
+    pages,
+    see_other,
+)
+from wardkey.dashboard.navigation import HOME
+from wardkey.dashboard.visitor import (
+    COOKIE,
+    Checked,
+    SignedIn,
+    Unsigned,
+    check_password,
+    hand_cookie,
+    take_cookie,
+)
+from wardkey.domain.errors import Conflict, Failure, Invalid, RateLimited, SignedOut, WrongPassword
+from wardkey.web.caller import stranger
+from wardkey.web.context import Here
+from wardkey.web.problems import status_of
+
+log = logging.getLogger("wardkey")
+router = pages()
+
+_YEAR_S = 365 * 86_400
+_MOST_REPORT = 2_000
+
+
+@router.get("/")
+def front(person: SignedIn) -> Response:
+    """Go on to the person's first organization."""
+    if not person.memberships:
+        return see_other("/account")
+    return see_other(f"/o/{person.memberships[0].slug}/live/{HOME}")
+
+
+@router.get("/o/{slug}")
+@router.get("/o/{slug}/{environment}")
+def arrive(slug: str, environment: str = "live") -> Response:
+    """Go on to the first page of an organization."""
+    return see_other(own_path(f"/o/{slug}/{environment}/{HOME}"))
+
+
+@router.get("/sign-in")
+def ask_sign_in(request: Request, here: Here, next: str = "/") -> Response:  # noqa: A002 - the parameter's name
+    """Ask for e-mail address and password; whoever is signed in goes on."""
+    onward = own_path(next)
+    try:
+        with here.runner.database.read() as tx:
+            browser_sessions.find(tx, request.cookies.get(COOKIE, ""))
+    except SignedOut:
+        return page(request, "sign_in.html", next=onward, email="", fault=None)
+    return see_other(onward)
+
+
+@router.post("/sign-in")
+def sign_in(request: Request, fields: Unsigned, here: Here) -> Response:
+    """Begin a session; the one before, if this browser had one, ends."""
+    email, onward = fields.text("email"), own_path(fields.text("next"))
+    by = stranger(request, here)
+    try:
+        user_id, known = check_password(here, by, email, fields.text("password"))
+        before = request.cookies.get(COOKIE, "")
+        begun = here.runner.change(browser_sessions.begin_with_password, by, user_id, known, before)
+    except (WrongPassword, RateLimited) as failure:
+        return page(
+            request,
+            "sign_in.html",
+            status_of(type(failure)),
+            next=onward,
+            email=email,
+            fault=fault_of(failure),
+        )
+    response = see_other(onward)
+    hand_cookie(response, begun.text)
+    return response
+
+
+@router.post("/sign-out")
+def sign_out(person: SignedIn, fields: Checked, here: Here) -> Response:
+    """End this session, or with `everywhere` all of the person's."""
+    if fields.text("everywhere"):
+        here.runner.change(browser_sessions.end_all, person.by)
+        response = see_other("/sign-in", done="signed-out-everywhere")
+    else:
+        here.runner.change(browser_sessions.end, person.by, person.session.id)
+        response = see_other("/sign-in", done="signed-out")
+    take_cookie(response)
+    return response
+
+
+@router.get("/account")
+def account(request: Request, person: SignedIn, here: Here) -> Response:
+    """Show the person's sessions and a form for another password."""
+    return _account(request, person, here, None)
+
+
+@router.post("/account/sessions/{session_id}/end")
+def end_session(session_id: str, person: SignedIn, _fields: Checked, here: Here) -> Response:
+    """End one session of the person's own."""
+    here.runner.change(browser_sessions.end, person.by, session_id)
+    if session_id == person.session.id:
+        response = see_other("/sign-in", done="signed-out")
+        take_cookie(response)
+        return response
+    return see_other("/account", done="session-ended")
+
+
+@router.post("/account/password")
+def change_password(request: Request, person: SignedIn, fields: Checked, here: Here) -> Response:
+    """Take another password; every other session and token of the person ends."""
+    try:
+        current = fields.text("current_password")
+        _, known = check_password(here, person.by, person.by.label, current)
+        hashed = people.hash_password(fields.text("password"))
+        here.runner.change(people.change_password, person.by, known, hashed, person.session.id)
+    except (Invalid, Conflict, WrongPassword, RateLimited) as failure:
+        return _account(request, person, here, failure)
+    return see_other("/account", done="password-changed")
+
+
+def _account(request: Request, person: SignedIn, here: Here, failure: Failure | None) -> Response:
+    sessions = here.runner.look(browser_sessions.list_sessions, person.by)
+    return page(
+        request,
+        "account.html",
+        status_of(type(failure)) if failure else 200,
+        person=person,
+        sessions=sessions,
+        now=here.runner.database.clock(),
+        fault=fault_of(failure) if failure else None,
+    )
+
+
+@router.post("/theme")
+def choose_theme(fields: Unsigned) -> Response:
+    """Keep light, dark or the system's choice in a cookie of its own."""
+    response = see_other(own_path(fields.text("next")))
+    theme = fields.text("theme")
+    if theme in THEMES:
+        response.set_cookie(THEME_COOKIE, theme, _YEAR_S, path="/", httponly=True, samesite="lax")
+    return response
+
+
+@router.post("/csp-reports")
+async def take_report(request: Request, here: Here) -> Response:
+    """Write down that a page tried what its policy forbids, as often as somebody may guess."""
+    now = here.runner.database.clock()
+    name = f"report {stranger(request, here).address}"
+    here.throttle.check(now, name)
+    here.throttle.failed(now, name)
+    report = (await request.body())[:_MOST_REPORT]
+    log.warning("a page broke its content security policy: %s", ascii(report))
+    return Response(status_code=204)

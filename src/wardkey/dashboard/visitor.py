@@ -1,0 +1,245 @@
+"""Who looks at a page: the session behind the cookie, the organization in the address, the form."""
+
+from __future__ import annotations
+
+import hmac
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request, Response
+from starlette.datastructures import FormData
+
+from wardkey.actions import browser_sessions, people
+from wardkey.actions.browser_sessions import LONGEST_MS, BrowserSession
+from wardkey.actions.people import Membership
+from wardkey.db.upkeep import see_session
+from wardkey.domain.errors import (
+    ForgedForm,
+    InvalidRequest,
+    OrganizationNotFound,
+    PasswordRequired,
+    RouteNotFound,
+    Unavailable,
+    WrongPassword,
+)
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal, PrincipalKind
+from wardkey.domain.secret import Environment
+from wardkey.web.caller import stranger
+from wardkey.web.context import Context, Here
+
+# Browsers keep such a cookie to this very host and path and to TLS; loopback counts as safe.
+COOKIE = "__Host-wardkey"
+_SEEN_EVERY_MS = 300_000
+_NONCE = 32
+_LONGEST_EMAIL, _LONGEST_PASSWORD = 254, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody signed in; `csrf` must come back in each form."""
+
+    by: Principal
+    session: BrowserSession
+    memberships: tuple[Membership, ...]
+    csrf: str = field(repr=False)
+
+    @property
+    def initials(self) -> str:
+        """Two letters of the address."""
+        return self.by.label[:2].upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A person in the organization and environment that the address names."""
+
+    person: Person
+    by: Principal
+    membership: Membership
+
+    @property
+    def root(self) -> str:
+        """What the paths of this organization and environment begin with."""
+        return f"/o/{self.membership.slug}/{self.by.environment}"
+
+    def url(self, path: str) -> str:
+        """Return the address of a page here."""
+        return f"{self.root}/{path}"
+
+    def in_environment(self, environment: str, path: str) -> str:
+        """Return the address of a page of the same organization in `live` or `test`."""
+        return f"/o/{self.membership.slug}/{environment}/{path}"
+
+    def why_not(self, permission: Permission) -> str:
+        """Return why the visitor may not use `permission`; empty where he may."""
+        return "" if self.by.holds(permission) else "Only admins and owners can do this."
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What a form sent, after its token was checked."""
+
+    form: FormData
+
+    def text(self, name: str) -> str:
+        """Return the one value of that name; raises `InvalidRequest` if it came twice."""
+        values = self.texts(name)
+        if len(values) > 1:
+            raise InvalidRequest(f"The form has {name} twice; load the page again.")
+        return values[0] if values else ""
+
+    def texts(self, name: str) -> list[str]:
+        """Return every value of that name."""
+        return [value for value in self.form.getlist(name) if isinstance(value, str)]
+
+    def lines(self, name: str) -> tuple[str, ...]:
+        """Return the lines of a text area that hold something."""
+        return tuple(line.strip() for line in self.text(name).splitlines() if line.strip())
+
+    def once(self) -> str:
+        """Return the form's nonce; raises `InvalidRequest` where it has none."""
+        nonce = self.text("once")
+        if len(nonce) != _NONCE or not nonce.isalnum() or not nonce.isascii():
+            raise InvalidRequest("The form is incomplete; load the page again.")
+        return nonce
+
+    def texts_by_name(self) -> Mapping[str, str]:
+        """Return the texts, to fill a form in again; what it did not send is empty."""
+        sent = {name: value for name, value in self.form.items() if isinstance(value, str)}
+        return defaultdict(str, sent)
+
+
+NOTHING_SENT: Mapping[str, str] = defaultdict(str)
+
+
+def person(request: Request, here: Here) -> Person:
+    """Return who is signed in; raises `SignedOut`."""
+    text = request.cookies.get(COOKIE, "")
+    origin = stranger(request, here)
+    with here.runner.database.read() as tx:
+        session = browser_sessions.find(tx, text)
+        by = replace(origin, kind=PrincipalKind.USER, id=session.user_id, label=session.email)
+        memberships = tuple(people.memberships(tx, by))
+    now = here.runner.database.clock()
+    if now - session.seen_at > _SEEN_EVERY_MS:
+        # A page is shown though this cannot be noted.
+        with suppress(Unavailable):
+            see_session(here.runner.database, session.id, now)
+    key = here.runner.database.keys.key_for("csrf")
+    csrf = blake2b(text.encode(), key=key, digest_size=24).hexdigest()
+    return Person(by, session, memberships, csrf)
+
+
+SignedIn = Annotated[Person, Depends(person)]
+
+
+def visitor(slug: str, environment: str, person: SignedIn, here: Here) -> Visitor:
+    """Return the person as a member of the organization in the address.
+
+    Raises `OrganizationNotFound`, `OrganizationSuspended`, and `RouteNotFound` for another
+    environment than the two.
+    """
+    try:
+        where = Environment(environment)
+    except ValueError:
+        raise RouteNotFound from None
+    found = next((m for m in person.memberships if m.slug == slug), None)
+    if found is None:
+        raise OrganizationNotFound
+    with here.runner.database.read() as tx:
+        by = people.as_member(tx, person.by, found.org_id, where)
+    return Visitor(person, by, found)
+
+
+Visiting = Annotated[Visitor, Depends(visitor)]
+
+
+async def _form(request: Request) -> FormData:
+    return await request.form(max_files=0, max_fields=500)
+
+
+def checked(
+    request: Request, form: Annotated[FormData, Depends(_form)], person: SignedIn, here: Here
+) -> Fields:
+    """Return what a form of this very session sent; raises `ForgedForm`."""
+    check_origin(request, here)
+    token = form.get("csrf")
+    if not isinstance(token, str) or not hmac.compare_digest(
+        token.encode("utf-8", "replace"), person.csrf.encode()
+    ):
+        raise ForgedForm
+    return Fields(form)
+
+
+Checked = Annotated[Fields, Depends(checked)]
+
+
+def unsigned(request: Request, form: Annotated[FormData, Depends(_form)], here: Here) -> Fields:
+    """Return what a form sent that needs no session; raises `ForgedForm` for another site's."""
+    check_origin(request, here)
+    return Fields(form)
+
+
+Unsigned = Annotated[Fields, Depends(unsigned)]
+
+
+def check_origin(request: Request, here: Context) -> None:
+    """Refuse what a browser says to come from another site; raises `ForgedForm`."""
+    site = request.headers.get("sec-fetch-site", "same-origin")
+    origin = request.headers.get("origin")
+    own = {request.headers.get("host", ""), urlsplit(here.public_url).netloc}
+    if site not in {"same-origin", "none"} or (origin and urlsplit(origin).netloc not in own):
+        raise ForgedForm
+
+
+def check_password(here: Context, by: Principal, email: str, password: str) -> tuple[str, str]:
+    """Return the user id and the password's hash of whoever shows the password of `email`.
+
+    Wrong ones are counted against the address and the name. Raises `WrongPassword`,
+    `TooManyAttempts`.
+    """
+    now = here.runner.database.clock()
+    names = (f"address {by.address}", f"name {email.strip().lower()[:_LONGEST_EMAIL]}")
+    here.throttle.check(now, *names)
+    with here.runner.database.read() as tx:
+        user_id, known = people.password_hash_of(tx, email)
+    if not people.check_password(known, password[:_LONGEST_PASSWORD]) or known is None:
+        here.throttle.failed(now, *names)
+        raise WrongPassword
+    return user_id, known
+
+
+def require_fresh(here: Context, person: Person, fields: Fields) -> None:
+    """Ask for the password again where the sign-in is older than 12 hours.
+
+    Raises `PasswordRequired`, on which the form comes back with a field for it, and
+    `TooManyAttempts`.
+    """
+    if person.session.fresh(here.runner.database.clock()):
+        return
+    password = fields.text("current_password")
+    if not password:
+        raise PasswordRequired
+    try:
+        _, known = check_password(here, person.by, person.by.label, password)
+    except WrongPassword:
+        raise PasswordRequired("That is not your password; try again.") from None
+    here.runner.change(browser_sessions.renew, person.by, person.session.id, known)
+
+
+def hand_cookie(response: Response, text: str) -> None:
+    """Give the browser its session."""
+    response.set_cookie(
+        COOKIE, text, LONGEST_MS // 1000, path="/", secure=True, httponly=True, samesite="lax"
+    )
+
+
+def take_cookie(response: Response) -> None:
+    """Take the session from the browser."""
+    response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
