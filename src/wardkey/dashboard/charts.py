@@ -104,9 +104,9 @@ def _step(most: int) -> int:
     """Return a third of a round number that is at least `most`."""
     unit = 1
     while True:
-        for factor in (1, 2, 5):
-            if unit * factor * 3 >= most:
-                return unit * factor
+        for tenths in (10, 15, 20, 30, 50):
+            if unit * tenths // 10 * 3 >= most:
+                return unit * tenths // 10
         unit *= 10
 
 

@@ -316,7 +316,7 @@ def key_page(
 def _old(key: KeyRecord, now: int) -> frozenset[str]:
     """Return the kids that finishing a rotation would revoke."""
     live = [secret for secret in key.secrets if secret.live(now)]
-    return frozenset(secret.kid for secret in live[1:])
+    return frozenset(secret.kid for secret in live[1:] if key.revoked_at is None)
 
 
 def _possible(dialog: str, key: KeyRecord, now: int) -> bool:
