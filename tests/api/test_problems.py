@@ -381,6 +381,12 @@ ELSEWHERE = {
     "messaging_off": "messaging/test_publish.py::test_messaging_that_is_left_out_is_said",
     "session_not_found": "messaging/test_sessions.py::"
     "test_404_another_organizations_session_cannot_be_ended",
+    "signed_out": "browser/test_sign_in.py::test_signing_out_ends_the_session_here_or_everywhere",
+    "password_required": "browser/test_sign_in.py::"
+    "test_an_old_sign_in_is_confirmed_before_a_key_is_made",
+    "forged_form": "browser/test_sign_in.py::test_a_forged_form_changes_nothing",
+    "form_sent_before": "browser/test_keys.py::test_the_same_form_makes_one_key",
+    "browser_session_not_found": "browser/test_sign_in.py::test_sessions_are_listed_and_ended",
     "expired": "api/test_verify.py::test_expiry_and_grace_end_at_their_second",
     "storage_full": "cli/test_up.py::test_a_full_disk_refuses_writes_and_verdicts_go_on",
     "storage_unreachable": "faults/test_postgres_away.py::"

@@ -126,7 +126,10 @@ def change_password(request: Request, person: SignedIn, fields: Checked, here: H
         _, known = check_password(here, person.by, person.by.label, current)
         hashed = people.hash_password(fields.text("password"))
         here.runner.change(people.change_password, person.by, known, hashed, person.session.id)
-    except (Invalid, Conflict, WrongPassword, RateLimited) as failure:
+    except WrongPassword:
+        told = WrongPassword("That is not your password; try again.", field="current_password")
+        return _account(request, person, here, told)
+    except (Invalid, Conflict, RateLimited) as failure:
         return _account(request, person, here, failure)
     return see_other("/account", done="password-changed")
 

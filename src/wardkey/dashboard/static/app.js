@@ -32,7 +32,7 @@
     say("Copied");
     button.classList.add("copied");
     setTimeout(() => button.classList.remove("copied"), 1500);
-    if (button.closest("[data-reveal]")) leaving.copied = true;
+    if (source && document.querySelector(source).hasAttribute("data-secret")) leaving.copied = true;
   });
 
   // Dialogs that the server wants open become modal.
@@ -54,6 +54,8 @@
     const unsaved = document.getElementById("unsaved");
     const close = () => { if (leaving.copied) location.replace(reveal.dataset.reveal); else unsaved.showModal(); };
     reveal.addEventListener("cancel", (event) => { event.preventDefault(); close(); });
+    // A second Escape closes whatever is said against the first.
+    reveal.addEventListener("close", () => { if (!reveal.open) { reveal.showModal(); close(); } });
     reveal.querySelector("[data-close]").addEventListener("click", (event) => { event.preventDefault(); close(); });
     unsaved.querySelector("[data-leave]").addEventListener("click", () => {
       leaving.copied = true;

@@ -1,0 +1,154 @@
+"""A server with people in it, and pages in which they are signed in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx2 as httpx
+import pytest
+
+from tests.server import OWNER, PASSWORD, Server, running
+from wardkey.dashboard.visitor import COOKIE
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+AXE = Path(__file__).parents[1] / "node" / "node_modules" / "axe-core" / "axe.min.js"
+KEYS = "/o/acme/live/settings/api-keys"
+
+
+class Site:
+    """One deployment for a module; `cookie` signs somebody in once."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._cookies: dict[str, str] = {}
+
+    @cached_property
+    def api(self) -> httpx.Client:
+        """The owner at the API."""
+        return self.server.owner(Wardkey_Organization="acme")
+
+    def url(self, path: str) -> str:
+        return f"{self.server.url}{path}"
+
+    def email(self, role: str) -> str:
+        return OWNER if role == "owner" else f"{role}@acme.example"
+
+    def sign_in(self, role: str) -> str:
+        """Sign in as a person with that role; return the cookie's text."""
+        client = self.server.owner() if role == "owner" else self.server.person(role)
+        client.close()
+        with self.server.client() as anyone:
+            answer = anyone.post(
+                "/sign-in", data={"email": self.email(role), "password": PASSWORD, "next": "/"}
+            )
+        assert answer.status_code == 303, answer.text
+        found = re.match(rf"{COOKIE}=(\w+);", answer.headers["set-cookie"])
+        assert found is not None
+        return found[1]
+
+    def cookie(self, role: str = "owner") -> str:
+        if role not in self._cookies:
+            self._cookies[role] = self.sign_in(role)
+        return self._cookies[role]
+
+    def forms(self, cookie: str = "") -> Forms:
+        """Send forms as a browser with that cookie would, without one."""
+        return Forms(self, cookie or self.cookie())
+
+    def made(self, name: str, **more: object) -> Any:  # noqa: ANN401 - JSON
+        answer = self.api.post("/v2/keys", json={"name": name, "type": "secret", **more})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def names(self) -> list[str]:
+        return [one["name"] for one in self.api.get("/v2/keys?limit=200").json()["keys"]]
+
+
+class Forms:
+    """Pages and forms over plain HTTP, with a session's cookie and token."""
+
+    def __init__(self, site: Site, cookie: str) -> None:
+        self.site, self.cookie = site, cookie
+
+    def get(self, path: str) -> httpx.Response:
+        with self.site.server.client(Cookie=f"{COOKIE}={self.cookie}") as client:
+            return client.get(path)
+
+    def send(self, path: str, data: dict[str, Any], **headers: str) -> httpx.Response:
+        """Post a form as it is, without the session's token."""
+        with self.site.server.client(Cookie=f"{COOKIE}={self.cookie}", **headers) as client:
+            return client.post(path, data=data)
+
+    def hidden(self, name: str, path: str = KEYS) -> str:
+        found = re.search(rf'name="{name}" value="(\w+)"', self.get(path).text)
+        assert found is not None
+        return found[1]
+
+    def post(self, path: str, **fields: Any) -> httpx.Response:  # noqa: ANN401 - texts or lists
+        return self.send(path, {"csrf": self.hidden("csrf", "/account"), **fields})
+
+
+Enter = Callable[..., "Page"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with running(tmp_path_factory.mktemp("site") / "data") as server:
+        there = Site(server)
+        yield there
+        there.api.close()
+        # No page of any test tried what its policy forbids.
+        assert "content security policy" not in server.output
+
+
+@pytest.fixture
+def enter(site: Site, browser: Browser) -> Iterator[Enter]:
+    """Open pages in which somebody is signed in; what a page's console complains of fails."""
+    contexts = []
+    faults: list[str] = []
+
+    def begin(role: str = "owner", path: str = KEYS, *, cookie: str = "", **options: Any) -> Page:  # noqa: ANN401 - Playwright's
+        context = browser.new_context(**options)
+        contexts.append(context)
+        # Without a secure context it cannot be granted.
+        with suppress(Exception):
+            context.grant_permissions(["clipboard-read", "clipboard-write"])
+        if role:
+            named = {"name": COOKIE, "value": cookie or site.cookie(role)}
+            where = {"domain": "127.0.0.1", "path": "/", "secure": True, "httpOnly": True}
+            context.add_cookies([{**named, **where}])  # type: ignore[typeddict-item]
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda fault: faults.append(str(fault)))
+        page.on("console", lambda said: _note(faults, said.type, said.text))
+        page.goto(site.url(path))
+        return page
+
+    yield begin
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+def _note(faults: list[str], kind: str, text: str) -> None:
+    # The status of a page that was refused on purpose is no fault of the page.
+    if kind in {"error", "warning"} and not text.startswith("Failed to load resource"):
+        faults.append(text)
+
+
+def violations(page: Page) -> list[str]:
+    """Return what axe finds wrong with the page as it stands."""
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{one['id']}: {node['html'][:160]} {node['failureSummary'][:300]}"
+        for one in found["violations"]
+        for node in one["nodes"]
+    ]

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.browser.conftest import KEYS, Enter, Site, violations
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+THEMES = ("light", "dark")
+
+
+def passes(page: Page) -> None:
+    """Hold the page to axe in both themes, as it stands."""
+    for theme in THEMES:
+        page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+        assert violations(page) == []
+
+
+@pytest.fixture(scope="module")
+def key(site: Site) -> str:
+    """Make keys in every state; return the path of one in the middle of a rotation."""
+    site.made("live-publishable", type="publishable", description="For the shop's page")
+    ended = site.made("live-ended")
+    site.api.post(f"/v2/keys/{ended['key']['id']}/revoke", json={"reason": "keyCompromise"})
+    asleep = site.made("live-asleep")
+    site.api.post(f"/v2/keys/{asleep['key']['id']}/disable")
+    site.made("key1")
+    made = site.made("live-rotated")
+    with site.server.client(made["secret"], User_Agent="billing/2.1") as client:
+        client.get("/v2/organization")
+    site.api.post(f"/v2/keys/{made['key']['id']}/rotate", json={"grace": "24h"})
+    return f"{KEYS}/{made['key']['id']}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        KEYS,
+        f"{KEYS}?dialog=create",
+        f"{KEYS}?q=nothing-of-that-name",
+        "/o/acme/test/settings/api-keys",
+        "/o/acme/test/settings/api-keys?dialog=create",
+        "/account",
+        "/o/acme/live/nowhere",
+    ],
+)
+def test_pages_pass_axe(site: Site, enter: Enter, key: str, path: str) -> None:  # noqa: ARG001
+    passes(enter("owner", path))
+
+
+@pytest.mark.parametrize("dialog", ["", "edit", "rotate", "finish", "revoke"])
+def test_the_keys_page_and_its_dialogs_pass_axe(enter: Enter, key: str, dialog: str) -> None:
+    passes(enter("owner", f"{key}?dialog={dialog}"))
+
+
+def test_a_secret_a_receipt_and_menus_pass_axe(enter: Enter, key: str) -> None:
+    page = enter("owner", f"{KEYS}?dialog=create")
+    page.fill("#name", "live-axe-checked")
+    page.get_by_role("button", name="Create key").click()
+    page.wait_for_selector("#secret")
+    passes(page)
+    page.get_by_role("radio", name="Python").check()
+    page.click("text=I have saved the key")
+    page.wait_for_selector("#unsaved[open]")
+    passes(page)
+    page.click("text=Close without it")
+    page.goto(f"{page.url}?dialog=revoke")
+    page.fill("#confirmation", "live-axe-checked")
+    page.get_by_role("button", name="Revoke key").click()
+    page.wait_for_selector(".receipt")
+    passes(page)
+    for menu in ("me", "organizations"):
+        page.click(f"[popovertarget={menu}]")
+        passes(page)
+    page.goto(page.url.partition("/o/")[0] + key + "?dialog=finish")
+    page.locator("#finish").get_by_role("button", name="Finish rotation").click()
+    page.wait_for_selector("#finish [role=alert]")
+    passes(page)
+
+
+def test_a_phone_a_member_and_strangers_pass_axe(site: Site, enter: Enter, key: str) -> None:
+    page = enter("member", key, viewport={"width": 390, "height": 844})
+    passes(page)
+    page.goto(site.url(KEYS))
+    passes(page)
+    page.get_by_role("button", name="Menu").click()
+    passes(page)
+    stranger = enter("", "/sign-in")
+    passes(stranger)
+    link = site.server.cli_here("setup-link", "member@acme.example").stdout.strip()
+    stranger.goto(site.url(f"/setup/{link.rpartition('/')[2]}"))
+    passes(stranger)
+    stranger.goto(site.url("/invitations/none"))
+    passes(stranger)

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import KEYS, Enter, Site
+from tests.database import database_of
+from wardkey.db.schema import secrets
+
+pytestmark = pytest.mark.browser
+
+
+def use(site: Site, made: Any, times: int = 1) -> None:  # noqa: ANN401 - JSON
+    """Use a key's secret, so that a caller of it is known."""
+    with site.server.client(made["secret"], User_Agent="billing/2.1") as client:
+        for _ in range(times):
+            assert client.get("/v2/organization").status_code == 200
+
+
+def page_of(made: Any, query: str = "") -> str:  # noqa: ANN401 - JSON
+    return f"{KEYS}/{made['key']['id']}{query}"
+
+
+def test_a_rotation_from_its_start_to_its_finish(site: Site, enter: Enter) -> None:
+    made = site.made("live-billing-rotated")
+    use(site, made, 3)
+    page = enter("owner", page_of(made))
+    row = (
+        page.locator("section", has_text=made["key"]["secrets"][0]["prefix"])
+        .locator("tbody tr")
+        .first
+    )
+    assert "127.0.0.1" in row.inner_text()
+    assert "billing/2.1" in row.inner_text()
+    page.get_by_role("button", name="Rotate").click()
+    assert "In use now: 3 requests" in page.inner_text("#rotate")
+    assert page.get_by_role("radio", name="24 hours").is_checked()
+    page.get_by_role("button", name="Rotate key").click()
+    text = page.inner_text("#secret")
+    assert text.startswith("sk_live_")
+    assert text != made["secret"]
+    page.click("dialog[open] .shown-once button")
+    page.click("text=I have saved the key")
+    page.wait_for_selector("text=Rotation under way")
+    assert text not in page.content()
+    for secret in (text, made["secret"]):
+        use(site, {"secret": secret})
+    assert "Old, ends in 23 hours" in page.inner_text("main")
+    # Its callers are not gone, so they are listed.
+    page.get_by_role("button", name="Finish rotation").first.click()
+    page.locator("#finish").get_by_role("button", name="Finish rotation").click()
+    page.wait_for_selector("#finish [role=alert]")
+    assert "billing/2.1" in page.inner_text("#finish tbody")
+    page.keyboard.press("Escape")
+    # Revoking the old secret is never held up.
+    page.get_by_role("button", name="Revoke this secret").click()
+    page.get_by_role("button", name="Revoke secret", exact=True).click()
+    page.wait_for_selector("text=Refused everywhere after")
+    with site.server.client(made["secret"]) as client:
+        assert client.get("/v2/organization").status_code == 401
+    use(site, {"secret": text})
+    assert page.locator("text=Rotation under way").count() == 0
+
+
+def test_a_rotation_that_nobody_holds_up_finishes(site: Site, enter: Enter) -> None:
+    made = site.made("live-idle-rotated")
+    rotated = site.api.post(f"/v2/keys/{made['key']['id']}/rotate", json={"grace": "until_revoked"})
+    page = enter("owner", page_of(made, "?dialog=finish"))
+    page.locator("#finish").get_by_role("button", name="Finish rotation").click()
+    page.wait_for_selector("text=Refused everywhere after")
+    use(site, rotated.json())
+    with site.server.client(made["secret"]) as client:
+        assert client.get("/v2/organization").status_code == 401
+
+
+def test_revoking_asks_for_the_name_and_shows_the_receipt(site: Site, enter: Enter) -> None:
+    made = site.made("live-billing-revoked")
+    page = enter("owner", page_of(made))
+    page.get_by_role("button", name="Revoke", exact=True).click()
+    button = page.get_by_role("button", name="Revoke key")
+    assert button.is_disabled()
+    page.fill("#confirmation", "live-billing-revoke")
+    assert button.is_disabled()
+    page.fill("#confirmation", "live-billing-revoked")
+    page.get_by_label("Reason").first.select_option("keyCompromise")
+    page.get_by_label("Comment").first.fill("found in a log")
+    button.click()
+    page.wait_for_selector("text=Refused everywhere after")
+    found = re.search(r"rcpt_\w+", page.inner_text(".receipt"))
+    assert found is not None
+    proof = site.api.get(f"/v2/receipts/{found[0]}").json()
+    assert (proof["key_id"], proof["reason"]) == (made["key"]["id"], "keyCompromise")
+    assert "1 verifier confirmed it." in page.inner_text(".receipt")
+    assert "found in a log" in page.inner_text("main")
+    assert page.get_by_role("button", name="Rotate").count() == 0
+    assert "revoked the key" in page.inner_text(".log")
+    with site.server.client(made["secret"]) as client:
+        assert client.get("/v2/organization").status_code == 401
+
+
+def test_the_server_asks_for_the_name_too(site: Site) -> None:
+    made = site.made("live-not-revoked")
+    for typed in ("", "live-not-revoke", "LIVE-NOT-REVOKED"):
+        answer = site.forms().post(
+            page_of(made, "/revoke"), reason="unspecified", comment="", confirmation=typed
+        )
+        assert answer.status_code == 400
+        assert "Type the key&#39;s name" in answer.text
+    wrong = {"confirmation": "live-not-revoked", "comment": ""}
+    assert site.forms().post(page_of(made, "/revoke"), reason="x", **wrong).status_code == 400
+    use(site, made)
+
+
+def test_two_tabs_that_revoke_one_key_get_one_receipt(site: Site, enter: Enter) -> None:
+    made = site.made("live-two-tabs")
+    one = enter("owner", page_of(made, "?dialog=revoke"))
+    two = enter("owner", page_of(made, "?dialog=revoke"))
+    receipts = []
+    for page in (one, two):
+        page.fill("#confirmation", "live-two-tabs")
+        page.get_by_role("button", name="Revoke key").click()
+        page.wait_for_selector("text=Refused everywhere after")
+        receipts += re.findall(r"rcpt_\w+", page.inner_text(".receipt"))
+    assert len(receipts) == 2
+    assert len(set(receipts)) == 1
+    # What else another tab still offers is refused with a sentence.
+    once = site.forms().hidden("once")
+    for verb in ("rotate", "disable", "edit"):
+        fields = {"grace": "now", "once": once, "name": "live-two-tabs", "expires": "keep"}
+        answer = site.forms().post(page_of(made, f"/{verb}"), **fields)
+        assert answer.status_code == 409, verb
+        assert 'role="alert"' in answer.text
+
+
+def test_a_key_is_disabled_and_enabled(site: Site, enter: Enter) -> None:
+    made = site.made("live-switched")
+    page = enter("owner", page_of(made))
+    page.get_by_role("button", name="Disable").click()
+    page.wait_for_selector("text=The key is disabled")
+    assert "done=" not in page.url
+    with site.server.client(made["secret"]) as client:
+        assert client.get("/v2/organization").status_code == 401
+    page.get_by_role("button", name="Enable").click()
+    page.wait_for_selector("text=The key is enabled again")
+    use(site, made)
+
+
+def test_a_key_is_edited_and_the_rest_of_it_stays(site: Site, enter: Enter) -> None:
+    made = site.made(
+        "live-edited",
+        permissions=["keys:verify", "invoices:read"],
+        expires_at="2040-01-31T00:00:00Z",
+    )
+    page = enter("owner", page_of(made, "?dialog=edit"))
+    page.fill("#name", "live-edited-by-hand")
+    page.fill("#allowed_addresses", "203.0.113.0/24")
+    page.get_by_role("group", name="Clients").get_by_label("Read").check()
+    page.get_by_role("button", name="Save changes").click()
+    page.wait_for_selector("text=The key is changed")
+    key = site.api.get(f"/v2/keys/{made['key']['id']}").json()
+    assert key["name"] == "live-edited-by-hand"
+    assert key["permissions"] == ["clients:read", "invoices:read", "keys:verify"]
+    assert key["allowed_addresses"] == ["203.0.113.0/24"]
+    assert key["expires_at"] == made["key"]["expires_at"]
+    page.get_by_role("button", name="Edit").click()
+    page.fill("#allowed_addresses", "nowhere")
+    page.get_by_role("button", name="Save changes").click()
+    page.wait_for_selector("#edit[open] [role=alert]")
+    assert page.input_value("#name") == "live-edited-by-hand"
+    assert page.input_value("#allowed_addresses") == "nowhere"
+
+
+def test_a_rotation_form_is_taken_once(site: Site) -> None:
+    made = site.made("live-rotated-once")
+    forms = site.forms()
+    once = forms.hidden("once", page_of(made))
+    first = forms.post(page_of(made, "/rotate"), grace="24h", once=once)
+    again = forms.post(page_of(made, "/rotate"), grace="24h", once=once)
+    assert (first.status_code, again.status_code) == (200, 303)
+    with database_of(site.server) as connection:
+        rows = connection.execute(secrets.select().where(secrets.c.key_id == made["key"]["id"]))
+        assert len(rows.all()) == 2
+    assert forms.post(page_of(made, "/rotate"), grace="soon", once="1" * 32).status_code == 400
+    # The address of a form, asked for by itself, is the key's page.
+    assert forms.get(page_of(made, "/rotate")).headers["location"] == page_of(made)
+
+
+def test_404_another_organizations_keys_and_pages(site: Site) -> None:
+    made = site.made("live-not-theirs")
+    done = site.server.cli_here("org", "create", "Globex", "--owner", "admin@globex.example")
+    token = re.search(r"/setup/(\w+)", done.output)
+    assert token is not None
+    with site.server.client() as anyone:
+        answer = anyone.post(f"/setup/{token[1]}", data={"password": "a password of hers"})
+    found = re.match(r"[\w-]+=(\w+);", answer.headers["set-cookie"])
+    assert found is not None
+    theirs = site.forms(found[1])
+    key = made["key"]["id"]
+    assert theirs.get("/o/globex/live/settings/api-keys").status_code == 200
+    once = "2" * 32
+    fields = {"name": "x", "expires": "keep", "grace": "now", "once": once, "reason": "unspecified"}
+    for organization, code in (("globex", "key_not_found"), ("acme", "organization_not_found")):
+        room = f"/o/{organization}/live/settings/api-keys"
+        assert code in theirs.get(f"{room}/{key}").text
+        for verb in ("edit", "disable", "enable", "rotate", "finish", "revoke"):
+            answer = theirs.post(f"{room}/{key}/{verb}", **fields)
+            assert answer.status_code == 404, verb
+            assert code in answer.text
+        kid = made["key"]["secrets"][0]["kid"]
+        assert theirs.post(f"{room}/{key}/revoke", **fields, kid=kid).status_code == 404
+    assert theirs.get("/o/acme/live/settings/api-keys").status_code == 404
+    assert theirs.post("/o/acme/live/settings/api-keys", **fields).status_code == 404
+    # In test the key of live is as unknown.
+    other = f"/o/acme/test/settings/api-keys/{key}"
+    assert site.forms().get(other).status_code == 404
+    for elsewhere in ("/o/acme/prod/settings/api-keys", f"/o/ACME/live/settings/api-keys/{key}"):
+        assert site.forms().get(elsewhere).status_code == 404
+    assert "live-not-theirs" not in theirs.get("/o/globex/live/settings/api-keys?q=live").text
+    use(site, made)
