@@ -45,9 +45,10 @@ from wardkey.bridge.cutting import Cutting
 from wardkey.bridge.hooks import Hooks
 from wardkey.bridge.logins import Logins
 from wardkey.config import Config, load_config
-from wardkey.dashboard import assets, links, nowhere, sign_in
+from wardkey.dashboard import assets, audit_log, links, nowhere, overview, sign_in
 from wardkey.dashboard import key as key_page
 from wardkey.dashboard import keys as keys_page
+from wardkey.dashboard import usage as usage_page
 from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
 from wardkey.db.master import load_vault
@@ -121,7 +122,17 @@ def create_app() -> FastAPI:
     for room in (*described, health, metrics, docs, emqx, mosquitto, rabbitmq, vernemq):
         app.include_router(room.router)
     # A path in the dashboard that no page has is answered by the last.
-    for room in (assets, links, sign_in, keys_page, key_page, nowhere):
+    for room in (
+        assets,
+        links,
+        sign_in,
+        overview,
+        usage_page,
+        audit_log,
+        keys_page,
+        key_page,
+        nowhere,
+    ):
         app.include_router(room.router)
     problems.install(app)
     app.add_middleware(Limits)
@@ -160,6 +171,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                     config.private_issuers,
                 ),
                 link=(link := _link(config, database)),
+                key_beside_data=config.key_beside_data,
                 publishers=None if link is None else _publishers(config, link, me),
             )
             cutting = None

@@ -135,6 +135,13 @@ class Config:
         return Path(self.master_key_file or self.data_dir / "master.key")
 
     @property
+    def key_beside_data(self) -> bool:
+        """Tell whether one stolen folder has the database and the key that opens it."""
+        if not self.embedded or self.master_key or self.master_key_command:
+            return False
+        return self.master_key_path.absolute().parent == self.data_dir.absolute()
+
+    @property
     def proxies(self) -> tuple[Network, ...]:
         """The peers whose word about the client's address counts; none without a proxy."""
         if not self.behind_proxy:

@@ -119,7 +119,7 @@ def _master_key_file(config: Config) -> Iterator[Finding]:
         yield Finding(State.FAULT, "master key", f"{path} does not exist; put the key back there")
         return
     yield _private("master key", path, 0o600)
-    if config.embedded and path.parent.samefile(config.data_dir):
+    if config.key_beside_data:
         yield Finding(
             State.WARNING, "master key",
             "it lies beside the database, so one stolen folder has both; move it elsewhere with "

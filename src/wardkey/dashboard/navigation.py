@@ -25,9 +25,17 @@ class Entry:
         return path == self.path or path.startswith(f"{self.path}/")
 
 
-SIDEBAR = (Entry("Settings", "settings", "settings"),)
+USAGE = "usage"
+AUDIT = "audit-log"
+
+SIDEBAR = (
+    Entry("Overview", "overview", "layout-dashboard"),
+    Entry("Usage", USAGE, "chart-column"),
+    Entry("Audit log", AUDIT, "scroll-text"),
+    Entry("Settings", "settings", "settings"),
+)
 
 SETTINGS = (Entry("API keys", "settings/api-keys"),)
 
 # Where somebody arrives in an organization.
-HOME = "settings/api-keys"
+HOME = "overview"

@@ -49,3 +49,8 @@ def snippets(url: str, secret: str) -> tuple[Snippet, ...]:
         Snippet("Node", _NODE.format()),
         Snippet("GitHub Actions", _ACTIONS.format(url=url)),
     )
+
+
+def verify_snippet(url: str) -> str:
+    """Return how a key is tried from a shell, its text in a variable."""
+    return _CURL.format(url=url).rstrip()

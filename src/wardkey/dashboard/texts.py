@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from wardkey.domain.keys import Reason
 from wardkey.domain.permissions import Permission
 
@@ -81,16 +83,114 @@ GRACES = (
 
 EXPIRIES = (("never", "Never"), ("30", "30 days"), ("90", "90 days"), ("365", "1 year"))
 
+# What each action of the audit is called after the name of whoever did it.
 ACTIONS = {
-    "key.issued": "created the key",
-    "key.imported": "imported the key",
-    "key.updated": "edited the key",
+    "acl_rule.created": "added an ACL rule",
+    "acl_rule.deleted": "deleted an ACL rule",
+    "acl_rule.updated": "edited an ACL rule",
+    "acl_rules.replaced": "replaced all ACL rules",
+    "attempt.refused": "was refused",
+    "client.created": "created a client",
+    "client.deleted": "deleted a client",
+    "client.disabled": "disabled a client",
+    "client.enabled": "enabled a client",
+    "client.password_set": "set a client's password",
+    "client.updated": "edited a client",
+    "deployment.restored": "restored a backup",
+    "grant.created": "created a grant",
+    "grant.exchanged": "exchanged a token",
+    "grant.refreshed": "refreshed a grant",
+    "grant.replayed": "showed a used refresh token again",
+    "grant.revoked": "revoked a grant",
+    "grants.revoked": "revoked grants",
+    "import_prefix.registered": "registered a prefix for imported keys",
+    "import_prefix.released": "released a prefix of imported keys",
+    "invitation.accepted": "accepted an invitation",
+    "invitation.created": "invited somebody",
+    "invitation.revoked": "revoked an invitation",
     "key.disabled": "disabled the key",
     "key.enabled": "enabled the key",
-    "key.rotated": "rotated the key",
-    "key.revoked": "revoked the key",
     "key.exposed": "sent the secret key from a browser",
-    "secret.revoked": "revoked one secret",
-    "rotation.finished": "finished the rotation",
+    "key.imported": "imported the key",
+    "key.issued": "created the key",
+    "key.revoked": "revoked the key",
+    "key.rotated": "rotated the key",
+    "key.updated": "edited the key",
+    "member.removed": "removed a member",
+    "member.role_changed": "changed a member's role",
+    "organization.created": "created the organization",
+    "organization.deleted": "deleted the organization",
+    "organization.resumed": "resumed the organization",
+    "organization.suspended": "suspended the organization",
+    "organization.updated": "edited the organization",
+    "ownership.transferred": "transferred the ownership",
+    "provider.created": "added an auth provider",
+    "provider.deleted": "deleted an auth provider",
+    "provider.disabled": "disabled an auth provider",
+    "provider.enabled": "enabled an auth provider",
+    "provider.updated": "edited an auth provider",
     "receipt.issued": "asked for the receipt again",
+    "retained.cleared": "cleared retained messages",
+    "rotation.finished": "finished the rotation",
+    "secret.ended": "ended one secret",
+    "secret.revoked": "revoked one secret",
+    "session.ended": "ended a session",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StepText:
+    """What a step of the overview's list says, and where it is done: a path, or a page's label."""
+
+    title: str
+    more: str
+    label: str = ""
+    path: str = ""
+    page: str = ""
+
+
+STEPS = {
+    "key": StepText(
+        "Create an API key",
+        "A key of its own for each service, so that each can be rotated and revoked alone.",
+        "Create API key",
+        "settings/api-keys?dialog=create",
+    ),
+    "use": StepText(
+        "Use it once",
+        "Put the key in WARDKEY_API_KEY and ask who it is; the answer names your organization.",
+    ),
+    "rule": StepText(
+        "Add an ACL rule",
+        "Over MQTT and with publishable keys nothing is allowed until a rule says so.",
+        "Add a rule",
+        page="ACL rules",
+    ),
+    "company": StepText(
+        "Invite somebody",
+        "With two people in the organization, the keys outlive one lost password.",
+        "Invite somebody",
+        page="Members",
+    ),
+}
+
+HEALTH = {
+    "messaging_off": "This deployment was started without it.",
+    "broker_reached": "The broker answers.",
+    "broker_lost": "Nobody can log in or publish until it answers again.",
+    "key_beside": "One stolen folder has both; move it with --master-key-file and keep a copy.",
+}
+
+# What each verdict code means, for whoever reads the counts.
+VERDICTS = {
+    "valid": "Allowed",
+    "revoked": "The key or its secret was revoked",
+    "expired": "The key or its secret had expired",
+    "disabled": "The key was disabled",
+    "wrong_environment": "A live key in test, or the other way round",
+    "not_permitted": "The key does not hold the permission",
+    "address_not_allowed": "It came from an address that is not allowed",
+    "origin_not_allowed": "It came from a page that is not allowed",
+    "rate_limited": "The rate limit was reached",
+    "quota_exceeded": "The quota was used up",
 }

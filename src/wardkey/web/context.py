@@ -42,6 +42,8 @@ class Context:
     key_headers: tuple[bytes, ...]
     metrics_token: str = field(repr=False)
     exchanges: Exchanges
+    # Whether one stolen folder would have the master key and what it opens.
+    key_beside_data: bool = False
     # None without messaging.
     link: BrokerLink | None = None
     publishers: Publishers | None = None
