@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, insert, select, update
+from sqlalchemy import Row, Select, bindparam, insert, or_, select, update
 
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import audit_events, audit_heads, changes, organizations
@@ -69,7 +69,10 @@ class AuditEvent:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Which events of the organization to list, newest first, below `before_seq`."""
+    """Which events of the organization to list, newest first, below `before_seq`.
+
+    `actor` is an id, or what the actor was called when it acted.
+    """
 
     action: str = ""
     actor_id: str = ""
@@ -78,6 +81,7 @@ class AuditQuery:
     until: int | None = None
     before_seq: int | None = None
     limit: int = 50
+    actor: str = ""
 
 
 def record(
@@ -227,6 +231,9 @@ def _filtered(org_id: str, query: AuditQuery) -> Select[Any]:
         statement = statement.where(audit_events.c.action == query.action)
     if query.actor_id:
         statement = statement.where(audit_events.c.actor_id == query.actor_id)
+    if query.actor:
+        named = (audit_events.c.actor_id, audit_events.c.actor_label)
+        statement = statement.where(or_(*(column == query.actor for column in named)))
     if query.target_id:
         statement = statement.where(audit_events.c.target_id == query.target_id)
     if query.since is not None:
