@@ -28,6 +28,20 @@ def database_of(server: Server) -> Iterator[Connection]:
         yield connection
 
 
+@contextmanager
+def usage_of(server: Server) -> Iterator[Connection]:
+    """Open a transaction on its usage database."""
+    options = {
+        "data_dir": server.data_dir,
+        "database_url": str(server.settings.get("database_url", "")),
+    }
+    with (
+        open_deployment(load_config({}, options)) as runner,
+        runner.database.counting() as connection,
+    ):
+        yield connection
+
+
 def age(server: Server, table: Table, column: str, ms: int, **where: Any) -> None:  # noqa: ANN401 - any value of a column
     """Move a stored time back, as if `ms` had passed since."""
     with database_of(server) as connection:

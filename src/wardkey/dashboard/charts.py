@@ -54,10 +54,11 @@ def bars(days: Sequence[DayCounts]) -> Chart:
         Mark(round(8 + room * (1 - level / 3), 1), _short(step * level)) for level in range(4)
     )
     slot = (width - left) / max(1, len(days))
+    every = max(3, len(days) // 10)
     ticks = tuple(
         Mark(round(left + slot * (index + 0.5), 1), day(item.at).partition(",")[0])
         for index, item in enumerate(days)
-        if index % 3 == 1
+        if index % every == 1
     )
     return _chart(days, (width, height, left), allowed, denied, lines, ticks)
 
