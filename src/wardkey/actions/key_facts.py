@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, or_, select
 
-from wardkey.actions.keys import KeyQuery, count_keys, list_keys
+from wardkey.actions.keys import KeyQuery, count_each, list_keys
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import hours, keys, secrets, users
 from wardkey.domain.callers import HOUR_MS
@@ -56,10 +56,13 @@ def days_by_key(
         .where(hours.c.kid.in_(kids), hours.c.hour >= _first_day(tx.now) * _HOURS_A_DAY)
         .group_by(hours.c.key_id, day, hours.c.code == "valid")
     )
-    counted: dict[str, dict[tuple[int, bool], int]] = {key_id: {} for key_id in key_ids}
+    counted: dict[str, dict[tuple[int, bool], int]] = {}
     for key_id, at, valid, count in rows:
-        counted[key_id][int(at), bool(valid)] = int(count)
-    return {key_id: _days(found, tx.now) for key_id, found in counted.items()}
+        counted.setdefault(key_id, {})[int(at), bool(valid)] = int(count)
+    idle = _days({}, tx.now)
+    return {
+        key_id: _days(counted[key_id], tx.now) if key_id in counted else idle for key_id in key_ids
+    }
 
 
 def days_in_all(tx: Transaction, by: Principal) -> tuple[DayCounts, ...]:
@@ -103,11 +106,12 @@ def cares(tx: Transaction, by: Principal) -> list[Care]:
         "rotation_due": KeyQuery(rotation_due=True, limit=1),
         "unused": KeyQuery(unused_days=UNUSED_DAYS, limit=1),
     }
-    found = []
-    for kind, query in kinds.items():
-        first = list_keys(tx, by, query)
-        if first:
-            found.append(Care(kind, first[0], count_keys(tx, by, query)))
+    counts = count_each(tx, by, list(kinds.values()))
+    found = [
+        Care(kind, list_keys(tx, by, query)[0], count)
+        for (kind, query), count in zip(kinds.items(), counts, strict=True)
+        if count
+    ]
     return found + _unnamed(tx, by)
 
 

@@ -90,6 +90,8 @@ def _bars(  # noqa: PLR0917 - a box and what to draw in it
     allowed: list[str] = []
     denied: list[str] = []
     for index, item in enumerate(days):
+        if not item.allowed and not item.denied:
+            continue
         x = round(left + slot * index + (slot - bar) / 2, 2)
         base = above + room
         for count, into in ((item.allowed, allowed), (item.denied, denied)):
