@@ -10,6 +10,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.dashboard import dashboard
 from bench.exchange import exchange
 from bench.http import against_peers, full_plan, over_http, quick_plan
 from bench.messaging import messaging
@@ -29,7 +30,9 @@ from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
 ROUNDS = 5
-PARTS = ["http", "peers", "messaging", "exchange", "revoke", "create", "verdict"]
+PARTS = [
+    "http", "peers", "messaging", "exchange", "revoke", "dashboard", "create", "verdict",
+]  # fmt: skip
 
 
 def told(page: Page, name: str, rates: list[float], unit: str) -> float:
@@ -136,6 +139,8 @@ def main() -> None:
         if "revoke" in named:
             page.section("Revocation")
             revoke(page, 500 if wanted.quick else 10_000)
+        if "dashboard" in named:
+            dashboard(page, quick=wanted.quick)
         if {"create", "verdict"} & set(named):
             in_process(page, named, quick=wanted.quick)
     if wanted.write:
