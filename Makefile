@@ -14,10 +14,10 @@ INSTALLED := .venv/installed
 NODE_INSTALLED := tests/node/node_modules/installed
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo up test check bench pins clean
+.PHONY: help demo up test check bench screenshots pins clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## a key lives its whole life before your eyes (KEEP=1 keeps it running)
 	@$(if $(KEEP),KEEP='$(KEEP)') .venv/bin/python -m demo
@@ -39,6 +39,10 @@ check: $(INSTALLED) ## lint, formatting, types, and who may import whom
 bench: $(INSTALLED) ## measure, as ratios within one run (ARGS=--quick in short)
 	@tools/debian-packages $(BENCH_PACKAGES)
 	@.venv/bin/python -m bench $(ARGS)
+
+screenshots: $(INSTALLED) ## write docs/pictures/ from a filled deployment
+	@tools/debian-packages chromium
+	@.venv/bin/python -m bench.screenshots
 
 pins: $(INSTALLED) ## renew constraints.txt with the newest versions that pyproject.toml allows
 	$(PIP) install --upgrade --upgrade-strategy eager --no-build-isolation --editable '.[dev]'

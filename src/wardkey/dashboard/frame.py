@@ -80,7 +80,13 @@ _templates = Templates(
     lstrip_blocks=True,
 )
 _templates.filters.update(
-    iso=iso, day=day, moment=moment, distance=distance, number=lambda count: f"{count:,}"
+    iso=iso,
+    day=day,
+    moment=moment,
+    distance=distance,
+    number=lambda count: f"{count:,}",
+    # `capitalize` would make ACL into acl.
+    sentence=lambda text: text[:1].upper() + text[1:],
 )
 _templates.globals.update(
     asset=asset_url,
