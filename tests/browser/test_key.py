@@ -172,6 +172,17 @@ def test_a_key_is_edited_and_the_rest_of_it_stays(site: Site, enter: Enter) -> N
     assert page.input_value("#allowed_addresses") == "nowhere"
 
 
+def test_a_dialog_holds_the_keys_values_whatever_page_was_seen_before(site: Site) -> None:
+    made = site.made("live-filled-in", description="For the books")
+    forms = site.forms()
+    # Either worker has shown an empty form by then.
+    for _ in range(8):
+        assert forms.get(f"{KEYS}?dialog=create").status_code == 200
+    for _ in range(8):
+        assert 'value="24h" checked' in forms.get(page_of(made, "?dialog=rotate")).text
+        assert ">For the books</textarea>" in forms.get(page_of(made, "?dialog=edit")).text
+
+
 def test_a_rotation_form_is_taken_once(site: Site) -> None:
     made = site.made("live-rotated-once")
     forms = site.forms()

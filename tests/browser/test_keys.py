@@ -244,6 +244,13 @@ def test_live_and_test_are_two_places_in_two_colours(site: Site, enter: Enter) -
     page.click("dialog[open] .shown-once button")
 
 
+def test_the_table_fits_a_laptop_with_its_menus(site: Site, enter: Enter) -> None:
+    site.made("live-billing-webhooks-of-the-shop")
+    page = enter("owner", viewport={"width": 1280, "height": 800})
+    fits = "box => box.scrollWidth <= box.clientWidth"
+    assert page.locator(".scroll", has=page.locator(".table.keys")).evaluate(fits)
+
+
 def test_on_a_phone_the_table_is_cards_and_the_sidebar_a_menu(enter: Enter) -> None:
     page = enter("owner", viewport={"width": 390, "height": 844}, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

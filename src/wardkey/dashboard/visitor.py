@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -81,6 +80,13 @@ class Visitor:
         return "" if self.by.holds(permission) else "Only admins and owners can do this."
 
 
+class Texts(dict[str, str]):
+    """The texts of a form by name; what it has not is empty, and asking for it adds nothing."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Fields:
     """What a form sent, after its token was checked."""
@@ -111,11 +117,10 @@ class Fields:
 
     def texts_by_name(self) -> Mapping[str, str]:
         """Return the texts, to fill a form in again; what it did not send is empty."""
-        sent = {name: value for name, value in self.form.items() if isinstance(value, str)}
-        return defaultdict(str, sent)
+        return Texts((n, value) for n, value in self.form.items() if isinstance(value, str))
 
 
-NOTHING_SENT: Mapping[str, str] = defaultdict(str)
+NOTHING_SENT: Mapping[str, str] = Texts()
 
 
 def person(request: Request, here: Here) -> Person:
