@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 
 from demo.__main__ import deployment
 from wardkey.config import load_config
-from wardkey.db.schema import hours, keys, last_used
+from wardkey.db.schema import callers, hours, keys, last_used, secrets
 from wardkey.opening import open_deployment
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ PASSWORD = "a password of some length"
 MOST_BYTES = 150 * 1024
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 WIDE: ViewportSize = {"width": 1280, "height": 860}
+TALL: ViewportSize = {"width": 1280, "height": 1240}
 NARROW: ViewportSize = {"width": 390, "height": 844}
 ROOM = "/o/acme/live"
 KEYS = f"{ROOM}/settings/api-keys"
@@ -82,8 +83,9 @@ def take(browser: Browser, url: str, cookie: str, made: dict[str, Any]) -> None:
                 ("usage", f"{ROOM}/usage"),
                 ("audit-log", f"{ROOM}/audit-log"),
             ):
+                page.set_viewport_size(TALL if name == "overview" else WIDE)
                 page.goto(f"{url}{path}")
-                keep(page, f"{name}-{theme}", "all" if name == "overview" else "")
+                keep(page, f"{name}-{theme}")
     with signed_in(browser, cookie, "light", WIDE) as page:
         for dialog in ("rotate", "revoke"):
             page.goto(f"{url}{key}?dialog={dialog}")
@@ -124,9 +126,7 @@ def keep(page: Page, name: str, part: str = "") -> None:
     # No half-loaded icon.
     page.wait_for_load_state("networkidle")
     file = PICTURES / f"{name}.png"
-    if part == "all":
-        page.screenshot(path=file, full_page=True)
-    elif part:
+    if part:
         page.locator(part).screenshot(path=file)
     else:
         page.screenshot(path=file)
@@ -162,6 +162,8 @@ def fill(url: str, token: str, data: Path) -> dict[str, Any]:
                 then = now - age * DAY_MS
                 values = {"created_at": then, "rotated_at": then}
                 connection.execute(keys.update().where(keys.c.name == name).values(values))
+                of_key = secrets.c.key_id == made[name]["key"]["id"]
+                connection.execute(secrets.update().where(of_key).values(created_at=then))
             ended_names = ("live-old-importer", first["name"])
             values = {"created_at": now - 120 * DAY_MS}
             connection.execute(keys.update().where(keys.c.name.in_(ended_names)).values(values))
@@ -187,6 +189,9 @@ def use(connection: Connection, made: dict[str, Any], now: int) -> None:
                     connection.execute(hours.insert().values(values))
         used = {"at": now - drawn.randrange(20, 5_000) * 1000, "address": address}
         told = {"user_agent": "acme/2.1", "verifications": a_day * len(days)}
+        caller = {"address": address, "product": "acme/2.1", "route": "verify"}
+        seen = {"first_at": now - age * DAY_MS, "last_at": used["at"], "count": a_day * len(days)}
+        connection.execute(callers.insert().values({**row, **caller, **seen}))
         connection.execute(last_used.insert().values({**row, **used, **told}))
 
 

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.docs.test_console import PAGES
+
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
+
+
+def test_pictures_that_pages_show_are_there_and_small() -> None:
+    shown = {
+        (page.parent / link).resolve()
+        for page in PAGES
+        for link in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text())
+    }
+    assert len(shown) >= 3
+    assert shown <= set(PICTURES.iterdir())
+    assert all(one.stat().st_size <= 150 * 1024 for one in PICTURES.iterdir())
