@@ -48,6 +48,7 @@ from wardkey.config import Config, load_config
 from wardkey.dashboard import assets, audit_log, links, nowhere, overview, sign_in
 from wardkey.dashboard import key as key_page
 from wardkey.dashboard import keys as keys_page
+from wardkey.dashboard import members as members_page
 from wardkey.dashboard import usage as usage_page
 from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
@@ -131,6 +132,7 @@ def create_app() -> FastAPI:
         audit_log,
         keys_page,
         key_page,
+        members_page,
         nowhere,
     ):
         app.include_router(room.router)

@@ -35,7 +35,10 @@ SIDEBAR = (
     Entry("Settings", "settings", "settings"),
 )
 
-SETTINGS = (Entry("API keys", "settings/api-keys"),)
+SETTINGS = (
+    Entry("API keys", "settings/api-keys"),
+    Entry("Members & roles", "settings/members"),
+)
 
 # Where somebody arrives in an organization.
 HOME = "overview"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wardkey.domain.keys import Reason
-from wardkey.domain.permissions import Permission
+from wardkey.domain.permissions import Permission, Role
 
 # Shown once after a redirect, by the name in `?done=`.
 DONE = {
@@ -19,6 +19,19 @@ DONE = {
     "key-enabled": "The key is enabled again.",
     "sent-before": "This form was sent before. What it made is here; its secret was shown then "
     "and is not shown again. If nobody saved it, rotate the key.",
+    "invited-before": "This form was sent before. The invitation is here; its link was shown then "
+    "and is not shown again. If nobody saved it, invite the address again.",
+    "role-changed": "The role is changed.",
+    "ownership-transferred": "The organization has another owner, and you are an admin of it.",
+    "member-removed": "The member is removed.",
+    "invitation-revoked": "The invitation is revoked; its link does not work any more.",
+}
+
+ROLES = {
+    Role.OWNER: "Everything, billing and the organization's end too; there is one",
+    Role.ADMIN: "Everything but billing: keys, members, settings",
+    Role.MEMBER: "Sees it all; writes clients, ACL rules and previews, makes no keys",
+    Role.VIEWER: "Sees it all and changes nothing",
 }
 
 PERMISSIONS = (

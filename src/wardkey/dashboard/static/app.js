@@ -42,7 +42,7 @@
   }
   // Their place in the address goes with them, so that a reload does not open them again.
   const here = new URL(location.href);
-  for (const name of ["dialog", "done"]) here.searchParams.delete(name);
+  for (const name of ["dialog", "done", "who"]) here.searchParams.delete(name);
   if (here.href !== location.href) history.replaceState(null, "", here);
 
   // A secret that is shown once: the page behind it takes its place in the history at once.
