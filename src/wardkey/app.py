@@ -45,10 +45,11 @@ from wardkey.bridge.cutting import Cutting
 from wardkey.bridge.hooks import Hooks
 from wardkey.bridge.logins import Logins
 from wardkey.config import Config, load_config
-from wardkey.dashboard import assets, audit_log, links, nowhere, overview, sign_in
+from wardkey.dashboard import assets, audit_log, links, nowhere, overview, settings, sign_in
 from wardkey.dashboard import key as key_page
 from wardkey.dashboard import keys as keys_page
 from wardkey.dashboard import members as members_page
+from wardkey.dashboard import organizations as organizations_page
 from wardkey.dashboard import usage as usage_page
 from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
@@ -133,6 +134,8 @@ def create_app() -> FastAPI:
         keys_page,
         key_page,
         members_page,
+        settings,
+        organizations_page,
         nowhere,
     ):
         app.include_router(room.router)

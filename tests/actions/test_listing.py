@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wardkey.actions import keys, revocations
+from wardkey.actions import keys, organizations, revocations
 from wardkey.actions.keys import KeyQuery
 from wardkey.actions.run import Runner
 from wardkey.domain.keys import EXPIRING_MS, KeySpec, KeyStatus
@@ -64,6 +64,17 @@ def test_each_key_is_listed_under_its_own_status(runner: Runner, owner: Principa
     assert due == (
         {"plain-never", "disabled-never", "plain-after", "disabled-after"} if late else set()
     )
+
+
+def test_the_organizations_policy_says_when_a_rotation_is_due(
+    runner: Runner, owner: Principal
+) -> None:
+    issue(runner, owner, "old")
+    runner.change(organizations.change, owner, rotation_days=7)
+    for at, expected in ((START + 7 * DAY - 1, set()), (START + 7 * DAY, {"old"})):
+        assert names(runner, owner, at, KeyQuery(rotation_due=True)) == expected
+        (key,) = runner.look(keys.list_keys, owner, KeyQuery())
+        assert key.rotation_due(at) == bool(expected)
 
 
 def test_a_key_is_unused_once_neither_made_nor_used_for_so_many_days(

@@ -225,6 +225,9 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     "invalid_name": lambda w: w.refused(name=" "),
     "invalid_text": lambda w: w.refused(description="x" * 501),
     "invalid_email": lambda w: w.invited("nobody"),
+    "invalid_rotation_policy": lambda w: w.owner.patch(
+        "/v2/organization", json={"rotation_days": 0}
+    ),
     "invalid_slug": lambda w: w.owner.patch("/v2/organization", json={"slug": "-"}),
     "invalid_metadata": lambda w: w.refused(metadata={"a b": 1}),
     "invalid_address": lambda w: w.refused(allowed_addresses=["1.2.3.4/33"]),

@@ -119,6 +119,12 @@ def test_a_rotation_is_due_on_the_ninetieth_day() -> None:
     assert KEY.rotation_due(NOW + 90 * DAY)
 
 
+def test_a_rotation_is_due_when_the_policy_says() -> None:
+    soon = replace(KEY, rotation_days=7)
+    assert not soon.rotation_due(NOW + 7 * DAY - 1)
+    assert soon.rotation_due(NOW + 7 * DAY)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -8,11 +8,13 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Row,
     and_,
     bindparam,
     case,
+    cast,
     exists,
     func,
     insert,
@@ -40,9 +42,10 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.ids import new_id
 from wardkey.domain.keys import (
+    DAY_MS,
     EXPIRING_MS,
     MOST_LIVE_SECRETS,
-    ROTATION_DUE_MS,
+    ROTATION_DAYS,
     KeyRecord,
     KeySpec,
     KeyStatus,
@@ -81,6 +84,15 @@ _SECRETS = (
 )
 _ORGANIZATION = select(organizations.c.name, organizations.c.suspended_at).where(
     organizations.c.id == bindparam("of_org"), organizations.c.deleted_at.is_(None)
+)
+_ROTATION_DAYS = select(organizations.c.rotation_days).where(
+    organizations.c.id == bindparam("of_org")
+)
+_POLICY = (
+    select(organizations.c.rotation_days)
+    .where(organizations.c.id == keys.c.org_id)
+    .correlate(keys)
+    .scalar_subquery()
 )
 _ADD_KEY = insert(keys).returning(keys)
 _ADD_SECRET = insert(secrets).returning(secrets)
@@ -356,7 +368,7 @@ def _fitting(query: KeyQuery, now: int) -> list[ColumnElement[bool]]:
         conditions.append(_STATUS[query.status](now))
     if query.rotation_due:
         conditions += [
-            keys.c.rotated_at <= now - ROTATION_DUE_MS,
+            keys.c.rotated_at <= now - cast(_POLICY, BigInteger) * DAY_MS,
             keys.c.type == KeyType.SECRET,
             keys.c.revoked_at.is_(None),
             or_(keys.c.expires_at.is_(None), keys.c.expires_at > now),
@@ -528,7 +540,9 @@ def _records(tx: Transaction, rows: Sequence[Row[Any]]) -> list[KeyRecord]:
     uses = {} if tx.revision else _uses(tx, [row.kid for row in found])
     for row in found:
         owned[row.key_id].append(_secret(row, uses.get(row.kid)))
-    return [_key(row, tuple(owned[row.id])) for row in rows]
+    # All rows are of one organization.
+    days = tx.connection.execute(_ROTATION_DAYS, {"of_org": rows[0].org_id}).scalar_one()
+    return [_key(row, tuple(owned[row.id]), days) for row in rows]
 
 
 def _secret(row: Row[Any], use: Row[Any] | None) -> SecretRecord:
@@ -553,7 +567,9 @@ def _uses(tx: Transaction, kids: list[str]) -> dict[str, Row[Any]]:
     return {row.kid: row for row in tx.connection.execute(statement)}
 
 
-def _key(row: Row[Any], owned: tuple[SecretRecord, ...]) -> KeyRecord:
+def _key(
+    row: Row[Any], owned: tuple[SecretRecord, ...], rotation_days: int = ROTATION_DAYS
+) -> KeyRecord:
     return KeyRecord(
         id=row.id,
         org_id=row.org_id,
@@ -577,6 +593,7 @@ def _key(row: Row[Any], owned: tuple[SecretRecord, ...]) -> KeyRecord:
         revoke_reason=row.revoke_reason,
         revoke_comment=row.revoke_comment,
         secrets=owned,
+        rotation_days=rotation_days,
     )
 
 

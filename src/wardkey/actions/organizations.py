@@ -14,11 +14,13 @@ from wardkey.domain.errors import (
     DuplicateSlug,
     InvalidEmail,
     InvalidName,
+    InvalidRotationPolicy,
     InvalidSlug,
     OrganizationNotFound,
+    OwnerOnly,
 )
 from wardkey.domain.ids import new_id
-from wardkey.domain.keys import Reason
+from wardkey.domain.keys import ROTATION_BOUNDS, Reason
 from wardkey.domain.names import clean_email, clean_name, clean_slug, slug_from
 from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.principal import Principal
@@ -31,6 +33,7 @@ class Organization:
     id: str
     slug: str
     name: str
+    rotation_days: int
     created_at: int
     suspended_at: int | None
     deleted_at: int | None
@@ -131,29 +134,14 @@ def delete(tx: Transaction, by: Principal, org_id: str) -> Organization:
     The audit chain stays.
     """
     by.require_operator()
-    before = find(tx, by, org_id)
-    tx.connection.execute(
-        update(keys)
-        .where(keys.c.org_id == before.id, keys.c.revoked_at.is_(None))
-        .values(
-            revoked_at=tx.now,
-            revoke_reason=Reason.CESSATION_OF_OPERATION,
-            revoke_comment="the organization was deleted",
-            live_name=None,
-            updated_at=tx.now,
-        )
-    )
-    tx.connection.execute(members.delete().where(members.c.org_id == before.id))
-    tx.connection.execute(clients.delete().where(clients.c.org_id == before.id))
-    tx.connection.execute(acl_rules.delete().where(acl_rules.c.org_id == before.id))
-    tx.connection.execute(
-        update(organizations)
-        .where(organizations.c.id == before.id)
-        .values(deleted_at=tx.now, slug=before.id.lower().replace("_", "-"), updated_at=tx.now)
-    )
-    target = Target("organization", before.id)
-    record(tx, by, "organization.deleted", target, {"slug": before.slug}, org_id=before.id)
-    return _get(tx, before.id)
+    return _end(tx, by, find(tx, by, org_id))
+
+
+def close(tx: Transaction, by: Principal) -> Organization:
+    """End the caller's organization as its owner, as `delete` does; raises `OwnerOnly`."""
+    if by.role is not Role.OWNER:
+        raise OwnerOnly
+    return _end(tx, by, _get(tx, by.org_id))
 
 
 def public(tx: Transaction, by: Principal) -> Organization:
@@ -163,9 +151,17 @@ def public(tx: Transaction, by: Principal) -> Organization:
 
 
 def change(
-    tx: Transaction, by: Principal, *, name: str | None = None, slug: str | None = None
+    tx: Transaction,
+    by: Principal,
+    *,
+    name: str | None = None,
+    slug: str | None = None,
+    rotation_days: int | None = None,
 ) -> Organization:
-    """Rename the caller's organization; raises `InvalidName`, `InvalidSlug`, `DuplicateSlug`."""
+    """Rename the caller's organization, or set its rotation policy.
+
+    Raises `InvalidName`, `InvalidSlug`, `DuplicateSlug`, `InvalidRotationPolicy`.
+    """
     by.require(Permission.ORGANIZATION_WRITE)
     before = _get(tx, by.org_id)
     values: dict[str, str | int] = {"updated_at": tx.now}
@@ -174,6 +170,10 @@ def change(
     if slug is not None and slug != before.slug:
         _check_free(tx, checked_slug(slug))
         values["slug"] = slug
+    if rotation_days is not None:
+        if not ROTATION_BOUNDS[0] <= rotation_days <= ROTATION_BOUNDS[1]:
+            raise InvalidRotationPolicy(field="rotation_days")
+        values["rotation_days"] = rotation_days
     tx.connection.execute(
         update(organizations).where(organizations.c.id == by.org_id).values(values)
     )
@@ -183,6 +183,8 @@ def change(
         "slug": after.slug,
         "old_name": before.name,
         "old_slug": before.slug,
+        "rotation_days": after.rotation_days,
+        "old_rotation_days": before.rotation_days,
     }
     record(tx, by, "organization.updated", Target("organization", by.org_id), details)
     return after
@@ -218,6 +220,31 @@ def _stop(tx: Transaction, by: Principal, org_id: str, *, suspended_at: int | No
     return _get(tx, before.id)
 
 
+def _end(tx: Transaction, by: Principal, before: Organization) -> Organization:
+    tx.connection.execute(
+        update(keys)
+        .where(keys.c.org_id == before.id, keys.c.revoked_at.is_(None))
+        .values(
+            revoked_at=tx.now,
+            revoke_reason=Reason.CESSATION_OF_OPERATION,
+            revoke_comment="the organization was deleted",
+            live_name=None,
+            updated_at=tx.now,
+        )
+    )
+    tx.connection.execute(members.delete().where(members.c.org_id == before.id))
+    tx.connection.execute(clients.delete().where(clients.c.org_id == before.id))
+    tx.connection.execute(acl_rules.delete().where(acl_rules.c.org_id == before.id))
+    tx.connection.execute(
+        update(organizations)
+        .where(organizations.c.id == before.id)
+        .values(deleted_at=tx.now, slug=before.id.lower().replace("_", "-"), updated_at=tx.now)
+    )
+    target = Target("organization", before.id)
+    record(tx, by, "organization.deleted", target, {"slug": before.slug}, org_id=before.id)
+    return _get(tx, before.id)
+
+
 def _check_free(tx: Transaction, slug: str) -> None:
     taken = tx.connection.execute(
         select(func.count()).select_from(organizations).where(organizations.c.slug == slug)
@@ -248,5 +275,11 @@ def _get(tx: Transaction, org_id: str) -> Organization:
 
 def _organization(row: Row[Any]) -> Organization:
     return Organization(
-        row.id, row.slug, row.name, row.created_at, row.suspended_at, row.deleted_at
+        row.id,
+        row.slug,
+        row.name,
+        row.rotation_days,
+        row.created_at,
+        row.suspended_at,
+        row.deleted_at,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +25,9 @@ class OrganizationShape(BaseModel):
     id: str
     slug: str
     name: str
+    rotation_days: int | None = Field(
+        default=None, description="After so many days a secret key is due for rotation."
+    )
     created_at: str | None = None
 
 
@@ -33,6 +38,9 @@ class OrganizationChanges(Input):
 
     name: Name | None = None
     slug: Slug | None = None
+    rotation_days: Annotated[
+        int | None, Field(json_schema_extra={"minimum": 1, "maximum": 3650})
+    ] = None
 
 
 class MemberShape(BaseModel):
@@ -111,23 +119,38 @@ def get_organization(caller: Known, here: Here) -> OrganizationShape:
         id=found.id,
         slug=found.slug,
         name=found.name,
+        rotation_days=found.rotation_days if private else None,
         created_at=iso(found.created_at) if private else None,
     )
 
 
 @router.patch(
     "/v2/organization",
-    responses=told(errors.InvalidName, errors.InvalidSlug, errors.DuplicateSlug, body=True),
+    responses=told(
+        errors.InvalidName,
+        errors.InvalidSlug,
+        errors.DuplicateSlug,
+        errors.InvalidRotationPolicy,
+        body=True,
+    ),
 )
 def change_organization(
     wanted: OrganizationChanges, caller: Known, here: Here
 ) -> OrganizationShape:
-    """Rename the organization."""
+    """Rename the organization, or set its rotation policy."""
     changed = here.runner.change(
-        organizations.change, caller.by, name=wanted.name, slug=wanted.slug
+        organizations.change,
+        caller.by,
+        name=wanted.name,
+        slug=wanted.slug,
+        rotation_days=wanted.rotation_days,
     )
     return OrganizationShape(
-        id=changed.id, slug=changed.slug, name=changed.name, created_at=iso(changed.created_at)
+        id=changed.id,
+        slug=changed.slug,
+        name=changed.name,
+        rotation_days=changed.rotation_days,
+        created_at=iso(changed.created_at),
     )
 
 

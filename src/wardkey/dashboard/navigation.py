@@ -38,6 +38,9 @@ SIDEBAR = (
 SETTINGS = (
     Entry("API keys", "settings/api-keys"),
     Entry("Members & roles", "settings/members"),
+    Entry("General", "settings/general"),
+    Entry("Security", "settings/security"),
+    Entry("Rotation policy", "settings/rotation-policy"),
 )
 
 # Where somebody arrives in an organization.

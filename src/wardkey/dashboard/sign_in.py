@@ -42,7 +42,7 @@ _MOST_REPORT = 2_000
 def front(person: SignedIn) -> Response:
     """Go on to the person's first organization."""
     if not person.memberships:
-        return see_other("/account")
+        return see_other("/organizations")
     return see_other(f"/o/{person.memberships[0].slug}/live/{HOME}")
 
 

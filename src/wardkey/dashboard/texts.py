@@ -25,6 +25,10 @@ DONE = {
     "ownership-transferred": "The organization has another owner, and you are an admin of it.",
     "member-removed": "The member is removed.",
     "invitation-revoked": "The invitation is revoked; its link does not work any more.",
+    "organization-changed": "The organization is changed.",
+    "rotation-policy-changed": "The rotation policy is changed.",
+    "organization-deleted": "The organization is deleted, and its keys are revoked.",
+    "left": "You have left the organization.",
 }
 
 ROLES = {

@@ -89,6 +89,8 @@ organizations = Table(
     Column("id", String(40), primary_key=True),
     Column("slug", String(48), nullable=False, unique=True),
     Column("name", String(100), nullable=False),
+    # After how many days a secret key's newest secret is due for rotation.
+    Column("rotation_days", Integer, nullable=False, server_default="90"),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     Column("suspended_at", BigInteger),

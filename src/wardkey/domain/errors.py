@@ -130,6 +130,10 @@ class InvalidSlug(Invalid):
     """A slug has 1 to 48 characters of a-z, 0-9 and -, and no - at its ends."""
 
 
+class InvalidRotationPolicy(Invalid):
+    """Secret keys are due for rotation after 1 to 3,650 days; write a whole number of them."""
+
+
 class InvalidMetadata(Invalid):
     """Metadata takes at most 50 pairs of short names and plain values, 8 KiB in all."""
 

@@ -25,7 +25,10 @@ from wardkey.domain.secret import Environment
 from wardkey.domain.times import parse_iso
 
 MOST_LIVE_SECRETS = 10
-ROTATION_DUE_MS = 90 * 86_400_000
+# What an organization starts with, and may choose between.
+ROTATION_DAYS = 90
+ROTATION_BOUNDS = (1, 3650)
+DAY_MS = 86_400_000
 EXPIRING_MS = 14 * 86_400_000
 GRACE_MS: Mapping[str, int] = {"1h": 3_600_000, "24h": 86_400_000, "7d": 7 * 86_400_000}
 
@@ -126,6 +129,7 @@ class KeyRecord:
     revoke_reason: str | None
     revoke_comment: str | None
     secrets: tuple[SecretRecord, ...] = ()
+    rotation_days: int = ROTATION_DAYS
 
     def status(self, now: int) -> KeyStatus:
         """Return the key's status at `now`; the strongest reason wins."""
@@ -136,8 +140,8 @@ class KeyRecord:
         return KeyStatus.ACTIVE if self.disabled_at is None else KeyStatus.DISABLED
 
     def rotation_due(self, now: int) -> bool:
-        """Tell whether a live secret key's newest secret is older than 90 days."""
-        old = now - self.rotated_at >= ROTATION_DUE_MS
+        """Tell whether a live secret key's newest secret is older than the policy allows."""
+        old = now - self.rotated_at >= self.rotation_days * DAY_MS
         live = self.status(now) in {KeyStatus.ACTIVE, KeyStatus.DISABLED}
         return old and live and self.type is KeyType.SECRET
 
