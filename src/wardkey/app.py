@@ -50,6 +50,7 @@ from wardkey.dashboard import key as key_page
 from wardkey.dashboard import keys as keys_page
 from wardkey.dashboard import members as members_page
 from wardkey.dashboard import organizations as organizations_page
+from wardkey.dashboard import passkeys as passkeys_page
 from wardkey.dashboard import usage as usage_page
 from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
@@ -136,6 +137,7 @@ def create_app() -> FastAPI:
         members_page,
         settings,
         organizations_page,
+        passkeys_page,
         nowhere,
     ):
         app.include_router(room.router)

@@ -31,6 +31,7 @@ from wardkey.db.schema import (
     keys,
     members,
     organizations,
+    passkeys,
     receipts,
     secrets,
     service_keys,
@@ -69,6 +70,7 @@ def survey(tx: Transaction, backup: Backup) -> Survey:
     _providers(tx, backup, seen, lost_orgs)
     _invitations(tx, backup, seen, lost_orgs)
     _links(tx, backup, seen)
+    _passkeys(tx, backup, seen)
     _prefixes(tx, backup, seen)
     seen.receipts = [dict(now._mapping) for now, then in pairs(tx, backup, receipts) if not then]  # noqa: SLF001
     return seen
@@ -377,6 +379,16 @@ def _links(tx: Transaction, backup: Backup, seen: Survey) -> None:
             seen.narrowed.append(
                 Narrowing(setup_links, (now.id,), values, "setup_link.used", target)
             )
+
+
+def _passkeys(tx: Transaction, backup: Backup, seen: Survey) -> None:
+    for now, then in pairs(tx, backup, passkeys):
+        if then is None:
+            seen.lost.append(Loss("passkey", now.id, now.name))
+        elif since(now, then, passkeys.c.removed_at):
+            values = {"removed_at": now.removed_at}
+            target = Target("user", now.user_id)
+            seen.narrowed.append(Narrowing(passkeys, (now.id,), values, "passkey.removed", target))
 
 
 def _prefixes(tx: Transaction, backup: Backup, seen: Survey) -> None:

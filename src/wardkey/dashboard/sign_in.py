@@ -6,7 +6,7 @@ import logging
 
 from fastapi import Request, Response
 
-from wardkey.actions import browser_sessions, people
+from wardkey.actions import browser_sessions, passkeys, people
 from wardkey.dashboard.frame import (
     THEME_COOKIE,
     THEMES,
@@ -27,8 +27,9 @@ from wardkey.dashboard.visitor import (
     take_cookie,
 )
 from wardkey.domain.errors import Conflict, Failure, Invalid, RateLimited, SignedOut, WrongPassword
+from wardkey.outside.passkeys import Site
 from wardkey.web.caller import stranger
-from wardkey.web.context import Here
+from wardkey.web.context import Context, Here
 from wardkey.web.problems import status_of
 
 log = logging.getLogger("wardkey")
@@ -61,7 +62,7 @@ def ask_sign_in(request: Request, here: Here, next: str = "/") -> Response:  # n
         with here.runner.database.read() as tx:
             browser_sessions.find(tx, request.cookies.get(COOKIE, ""))
     except SignedOut:
-        return page(request, "sign_in.html", next=onward, email="", fault=None)
+        return sign_in_page(request, here, onward)
     return see_other(onward)
 
 
@@ -75,14 +76,7 @@ def sign_in(request: Request, fields: Unsigned, here: Here) -> Response:
         before = request.cookies.get(COOKIE, "")
         begun = here.runner.change(browser_sessions.begin_with_password, by, user_id, known, before)
     except (WrongPassword, RateLimited) as failure:
-        return page(
-            request,
-            "sign_in.html",
-            status_of(type(failure)),
-            next=onward,
-            email=email,
-            fault=fault_of(failure),
-        )
+        return sign_in_page(request, here, onward, email, failure)
     response = see_other(onward)
     hand_cookie(response, begun.text)
     return response
@@ -142,7 +136,24 @@ def _account(request: Request, person: SignedIn, here: Here, failure: Failure | 
         status_of(type(failure)) if failure else 200,
         person=person,
         sessions=sessions,
+        passkeys=here.runner.look(passkeys.list_passkeys, person.by),
+        passkeys_work=Site.of(here.public_url) is not None,
         now=here.runner.database.clock(),
+        fault=fault_of(failure) if failure else None,
+    )
+
+
+def sign_in_page(
+    request: Request, here: Context, onward: str, email: str = "", failure: Failure | None = None
+) -> Response:
+    """Return the form, with what went wrong before."""
+    return page(
+        request,
+        "sign_in.html",
+        status_of(type(failure)) if failure else 200,
+        next=onward,
+        email=email,
+        passkeys_work=Site.of(here.public_url) is not None,
         fault=fault_of(failure) if failure else None,
     )
 

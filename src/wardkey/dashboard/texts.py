@@ -28,6 +28,8 @@ DONE = {
     "organization-changed": "The organization is changed.",
     "rotation-policy-changed": "The rotation policy is changed.",
     "organization-deleted": "The organization is deleted, and its keys are revoked.",
+    "passkey-added": "The passkey is added; you can sign in with it.",
+    "passkey-removed": "The passkey is removed: it signs nobody in any more.",
     "left": "You have left the organization.",
 }
 

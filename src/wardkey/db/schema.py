@@ -188,6 +188,30 @@ spent_forms = Table(
     sqlite_with_rowid=False,
 )
 
+# Removed ones stay, so that a restore does not bring them back.
+passkeys = Table(
+    "passkeys",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), nullable=False, index=True),
+    Column("credential_id", LargeBinary, nullable=False, unique=True),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("sign_count", BigInteger, nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("last_used_at", BigInteger),
+    Column("removed_at", BigInteger),
+)
+
+# What browsers were asked to sign; each is answered once. `subject` is who may, or empty.
+challenges = Table(
+    "challenges",
+    metadata,
+    Column("challenge", LargeBinary, primary_key=True),
+    Column("subject", String(64), nullable=False),
+    Column("expires_at", BigInteger, nullable=False, index=True),
+)
+
 # --- keys ----------------------------------------------------------------------------------
 
 keys = Table(

@@ -13,6 +13,7 @@ from wardkey.db.migrate import MigrationState, migration_state
 from wardkey.db.schema import (
     browser_sessions,
     callers,
+    challenges,
     changes,
     clients,
     feed,
@@ -60,6 +61,7 @@ def clean_up(database: Database) -> None:
         over = database.clock() - KEPT_SESSIONS_MS
         connection.execute(delete(browser_sessions).where(browser_sessions.c.created_at <= over))
         connection.execute(delete(spent_forms).where(spent_forms.c.at <= over))
+        connection.execute(delete(challenges).where(challenges.c.expires_at <= database.clock()))
         newest = connection.execute(select(feed.c.revision)).scalar_one()
         connection.execute(delete(changes).where(changes.c.revision <= newest - KEPT_CHANGES))
 
@@ -89,6 +91,14 @@ def see_session(database: Database, session_id: str, now: int) -> None:
     with telling(), database.writer.begin() as connection:
         connection.execute(
             update(browser_sessions).where(browser_sessions.c.id == session_id).values(seen_at=now)
+        )
+
+
+def keep_challenge(database: Database, challenge: bytes, subject: str, expires_at: int) -> None:
+    """Keep what a browser is asked to sign; nobody's rights change, so it is in no feed."""
+    with telling(), database.writer.begin() as connection:
+        connection.execute(
+            insert(challenges).values(challenge=challenge, subject=subject, expires_at=expires_at)
         )
 
 

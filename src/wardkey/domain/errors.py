@@ -323,6 +323,10 @@ class PasswordRequired(Unauthenticated):
     """Your sign-in is older than 12 hours; give your password to go on."""
 
 
+class InvalidPasskey(Unauthenticated):
+    """The passkey is not accepted; try again, or sign in with your password."""
+
+
 class InvalidLink(Unauthenticated):
     """The link is unknown, was used already or is too old; ask for a new one."""
 
@@ -436,6 +440,10 @@ class BrowserSessionNotFound(NotFound):
 
 class OrganizationNotFound(NotFound):
     """No such organization."""
+
+
+class PasskeyNotFound(NotFound):
+    """No such passkey of yours."""
 
 
 class MemberNotFound(NotFound):
@@ -569,6 +577,10 @@ class FormSentBefore(Conflict):
     def __init__(self, detail: str | None = None, *, made: str = "") -> None:
         super().__init__(detail)
         self.made = made
+
+
+class DuplicatePasskey(Conflict):
+    """That passkey is registered already; sign in with it."""
 
 
 class LastOwner(Conflict):

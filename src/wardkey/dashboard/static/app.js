@@ -82,6 +82,28 @@
     look();
   }
 
+  // A passkey: the browser makes or shows one, and its answer goes with the form.
+  const asking = document.querySelector("form[data-passkey]");
+  if (asking) {
+    const ask = async () => {
+      const fault = document.getElementById("passkey-fault");
+      fault.hidden = true;
+      try {
+        const options = JSON.parse(asking.dataset.options);
+        const made = asking.dataset.passkey === "create"
+          ? await navigator.credentials.create({ publicKey: PublicKeyCredential.parseCreationOptionsFromJSON(options) })
+          : await navigator.credentials.get({ publicKey: PublicKeyCredential.parseRequestOptionsFromJSON(options) });
+        asking.elements.answer.value = JSON.stringify(made);
+        HTMLFormElement.prototype.submit.call(asking);
+      } catch {
+        delete asking.dataset.sent;
+        fault.hidden = false;
+      }
+    };
+    asking.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
+    if (asking.dataset.passkey === "get") ask();
+  }
+
   // Filters are sent when they change.
   for (const select of all("form[data-auto] select")) select.addEventListener("change", () => select.form.requestSubmit());
 

@@ -1,0 +1,158 @@
+"""Passkeys: registering, listing and removing one's own, and signing in with one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import delete, func, insert, select, update
+
+from wardkey.actions import browser_sessions
+from wardkey.actions.audit import Target, record
+from wardkey.actions.browser_sessions import Begun
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import challenges, passkeys
+from wardkey.domain.errors import (
+    DuplicatePasskey,
+    InvalidName,
+    InvalidPasskey,
+    PasskeyNotFound,
+    TooManyItems,
+)
+from wardkey.domain.ids import new_id
+from wardkey.domain.names import clean_name
+from wardkey.domain.principal import Principal
+from wardkey.outside.passkeys import Answer
+
+# How long a browser may take to answer.
+CHALLENGE_MS = 5 * 60_000
+_MOST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Passkey:
+    """A passkey as its owner sees it; times in epoch milliseconds."""
+
+    id: str
+    name: str
+    created_at: int
+    last_used_at: int | None
+    credential_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPasskey:
+    """What an answer is checked against."""
+
+    id: str
+    user_id: str
+    public_key: bytes
+    sign_count: int
+
+
+def list_passkeys(tx: Transaction, by: Principal) -> list[Passkey]:
+    """Return the caller's own passkeys, oldest first."""
+    return [
+        Passkey(row.id, row.name, row.created_at, row.last_used_at, bytes(row.credential_id))
+        for row in tx.connection.execute(
+            select(passkeys)
+            .where(passkeys.c.user_id == by.id, passkeys.c.removed_at.is_(None))
+            .order_by(passkeys.c.created_at, passkeys.c.id)
+        )
+    ]
+
+
+def register(tx: Transaction, by: Principal, answer: Answer, name: str) -> str:
+    """Keep a passkey that the caller made; return its id.
+
+    Raises `InvalidName`, `InvalidPasskey`, `DuplicatePasskey`, `TooManyItems`.
+    """
+    try:
+        name = clean_name(name)
+    except ValueError as fault:
+        raise InvalidName(str(fault), field="name") from None
+    _spend(tx, answer.challenge, by.id)
+    taken = tx.connection.execute(
+        select(func.count())
+        .select_from(passkeys)
+        .where(passkeys.c.credential_id == answer.credential_id)
+    ).scalar_one()
+    if taken:
+        raise DuplicatePasskey
+    if len(list_passkeys(tx, by)) >= _MOST:
+        raise TooManyItems(f"A person has at most {_MOST} passkeys; remove one.")
+    passkey_id = new_id("pass", tx.now)
+    tx.connection.execute(
+        insert(passkeys).values(
+            id=passkey_id,
+            user_id=by.id,
+            credential_id=answer.credential_id,
+            public_key=answer.public_key,
+            sign_count=answer.sign_count,
+            name=name,
+            created_at=tx.now,
+        )
+    )
+    record(
+        tx, by, "passkey.registered", Target("user", by.id), {"passkey": passkey_id, "name": name}
+    )
+    return passkey_id
+
+
+def remove(tx: Transaction, by: Principal, passkey_id: str) -> None:
+    """Let one of the caller's passkeys sign in no more; raises `PasskeyNotFound`."""
+    removed = tx.connection.execute(
+        update(passkeys)
+        .where(
+            passkeys.c.id == passkey_id,
+            passkeys.c.user_id == by.id,
+            passkeys.c.removed_at.is_(None),
+        )
+        .values(removed_at=tx.now)
+    )
+    if not removed.rowcount:
+        raise PasskeyNotFound
+    record(tx, by, "passkey.removed", Target("user", by.id), {"passkey": passkey_id})
+
+
+def find(tx: Transaction, credential_id: bytes, user_id: str) -> KnownPasskey:
+    """Return the passkey that an answer names; raises `InvalidPasskey` where there is none."""
+    row = tx.connection.execute(
+        select(passkeys).where(
+            passkeys.c.credential_id == credential_id,
+            passkeys.c.user_id == user_id,
+            passkeys.c.removed_at.is_(None),
+        )
+    ).one_or_none()
+    if row is None:
+        raise InvalidPasskey
+    return KnownPasskey(row.id, row.user_id, bytes(row.public_key), row.sign_count)
+
+
+def sign_in(
+    tx: Transaction, by: Principal, known: KnownPasskey, answer: Answer, replaced: str
+) -> Begun:
+    """Sign in whoever's passkey gave `answer`, once; raises `InvalidPasskey`.
+
+    `replaced` is the text of the browser's cookie before, whose session ends.
+    """
+    _spend(tx, answer.challenge, "")
+    used = tx.connection.execute(
+        update(passkeys)
+        .where(passkeys.c.id == known.id, passkeys.c.removed_at.is_(None))
+        .values(last_used_at=tx.now, sign_count=answer.sign_count)
+    )
+    if not used.rowcount:
+        raise InvalidPasskey
+    return browser_sessions.begin(tx, by, known.user_id, "user.signed_in", replaced)
+
+
+def _spend(tx: Transaction, challenge: bytes, subject: str) -> None:
+    spent = tx.connection.execute(
+        delete(challenges).where(
+            challenges.c.challenge == challenge,
+            challenges.c.subject == subject,
+            challenges.c.expires_at > tx.now,
+        )
+    )
+    if not spent.rowcount:
+        raise InvalidPasskey

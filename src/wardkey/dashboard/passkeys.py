@@ -1,0 +1,137 @@
+"""Passkeys: made and removed on the account page, and used to sign in."""
+
+from __future__ import annotations
+
+import secrets
+
+from fastapi import Request, Response
+
+from wardkey.actions import passkeys
+from wardkey.dashboard.frame import own_path, page, pages, see_other
+from wardkey.dashboard.sign_in import sign_in_page
+from wardkey.dashboard.visitor import (
+    COOKIE,
+    Checked,
+    SignedIn,
+    Unsigned,
+    hand_cookie,
+    require_fresh,
+)
+from wardkey.db.upkeep import keep_challenge
+from wardkey.domain.errors import InvalidPasskey, RouteNotFound
+from wardkey.outside.passkeys import Site, check_creation, check_request, creation, named, request
+from wardkey.web.caller import stranger
+from wardkey.web.context import Context, Here
+
+router = pages()
+_CHALLENGE_BYTES = 32
+
+
+@router.get("/account/passkeys")
+@router.get("/account/passkeys/{rest:path}")
+def back_to_account() -> Response:
+    """Go to the account page from the address of a form that was sent before."""
+    return see_other("/account")
+
+
+@router.post("/account/passkeys/new")
+def ask_new(asked: Request, person: SignedIn, fields: Checked, here: Here) -> Response:
+    """Show the page on which the browser makes a passkey."""
+    site = _site(here)
+    require_fresh(here, person, fields)
+    known = [one.credential_id for one in here.runner.look(passkeys.list_passkeys, person.by)]
+    challenge = _challenge(here, person.by.id)
+    return page(
+        asked,
+        "passkey.html",
+        title="Add a passkey",
+        text="Your device or password manager makes it, and asks for your finger, face or PIN.",
+        action="/account/passkeys",
+        person=person,
+        next="",
+        naming=True,
+        back="/account",
+        kind="create",
+        options=creation(site, challenge, person.by.id, person.by.label, known),
+    )
+
+
+@router.post("/account/passkeys")
+def register(person: SignedIn, fields: Checked, here: Here) -> Response:
+    """Keep the passkey that the browser made."""
+    answer = check_creation(_site(here), fields.text("answer"))
+    name = fields.text("name").strip() or "Passkey"
+    here.runner.change(passkeys.register, person.by, answer, name)
+    return see_other("/account", done="passkey-added")
+
+
+@router.post("/account/passkeys/{passkey_id}/remove")
+def remove(passkey_id: str, person: SignedIn, fields: Checked, here: Here) -> Response:
+    """Let a passkey sign in no more."""
+    require_fresh(here, person, fields)
+    here.runner.change(passkeys.remove, person.by, passkey_id)
+    return see_other("/account", done="passkey-removed")
+
+
+@router.get("/sign-in/passkey")
+@router.get("/sign-in/passkey/answer")
+def back_to_sign_in() -> Response:
+    """Go to the form from the address of one that was sent before."""
+    return see_other("/sign-in")
+
+
+@router.post("/sign-in/passkey")
+def ask_known(asked: Request, fields: Unsigned, here: Here) -> Response:
+    """Show the page on which the browser shows a passkey."""
+    site, onward = _site(here), own_path(fields.text("next"))
+    # Each one is a row, so that they are counted as guesses are.
+    name, now = f"passkey {stranger(asked, here).address}", here.runner.database.clock()
+    here.throttle.check(now, name)
+    here.throttle.failed(now, name)
+    return page(
+        asked,
+        "passkey.html",
+        title="Sign in with a passkey",
+        text="Your browser asks which one, and for your finger, face or PIN.",
+        action="/sign-in/passkey/answer",
+        person=None,
+        next=onward,
+        naming=False,
+        back="/sign-in",
+        kind="get",
+        options=request(site, _challenge(here, "")),
+    )
+
+
+@router.post("/sign-in/passkey/answer")
+def sign_in(asked: Request, fields: Unsigned, here: Here) -> Response:
+    """Begin a session of whoever has the passkey."""
+    site, onward, text = _site(here), own_path(fields.text("next")), fields.text("answer")
+    by = stranger(asked, here)
+    try:
+        credential_id, user_id = named(text)
+        with here.runner.database.read() as tx:
+            known = passkeys.find(tx, credential_id, user_id)
+        answer = check_request(site, text, known.public_key, known.sign_count)
+        before = asked.cookies.get(COOKIE, "")
+        begun = here.runner.change(passkeys.sign_in, by, known, answer, before)
+    except InvalidPasskey as failure:
+        return sign_in_page(asked, here, onward, "", failure)
+    response = see_other(onward)
+    hand_cookie(response, begun.text)
+    return response
+
+
+def _site(here: Context) -> Site:
+    """Return for whom passkeys are made; raises `RouteNotFound` where browsers take none."""
+    site = Site.of(here.public_url)
+    if site is None:
+        raise RouteNotFound
+    return site
+
+
+def _challenge(here: Context, subject: str) -> bytes:
+    challenge = secrets.token_bytes(_CHALLENGE_BYTES)
+    database = here.runner.database
+    keep_challenge(database, challenge, subject, database.clock() + passkeys.CHALLENGE_MS)
+    return challenge

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from tests.browser.conftest import KEYS, Enter, Site
+from tests.browser.test_axe import passes
+from tests.database import age, database_of
+from tests.rabbitmq import free_port
+from tests.server import OWNER, PASSWORD, running
+from wardkey.actions.browser_sessions import FRESH_MS
+from wardkey.actions.passkeys import CHALLENGE_MS, list_passkeys, register
+from wardkey.actions.run import Runner
+from wardkey.db.schema import browser_sessions, challenges, passkeys
+from wardkey.db.upkeep import keep_challenge
+from wardkey.domain.errors import DuplicatePasskey
+from wardkey.domain.principal import Principal
+from wardkey.outside.passkeys import Answer
+from wardkey.outside.passkeys import Site as PasskeySite
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+AUTHENTICATOR = {
+    "protocol": "ctap2",
+    "transport": "internal",
+    "hasResidentKey": True,
+    "hasUserVerification": True,
+    "isUserVerified": True,
+    "automaticPresenceSimulation": True,
+}
+
+
+class NamedSite(Site):
+    """A deployment at a name, since browsers take no passkeys at an address."""
+
+    def url(self, path: str) -> str:
+        return f"{self.server.settings['public_url']}{path}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    port = free_port()
+    folder = tmp_path_factory.mktemp("named") / "data"
+    where = {"listen": f"127.0.0.1:{port}", "public_url": f"http://localhost:{port}"}
+    with running(folder, **where) as server:
+        there = NamedSite(server)
+        there.cookie()
+        yield there
+        there.api.close()
+        assert "content security policy" not in server.output
+
+
+def authenticator(page: Page) -> None:
+    """Give the page's browser a virtual authenticator."""
+    cdp = page.context.new_cdp_session(page)
+    cdp.send("WebAuthn.enable")
+    cdp.send("WebAuthn.addVirtualAuthenticator", {"options": AUTHENTICATOR})
+
+
+def sign_in(site: Site, page: Page, email: str = OWNER) -> None:
+    page.goto(site.url("/sign-in?next=/account"))
+    page.fill("#email", email)
+    page.fill("#password", PASSWORD)
+    page.get_by_role("button", name="Sign in", exact=True).click()
+    page.wait_for_url("**/account")
+
+
+def add(page: Page, name: str) -> None:
+    page.get_by_role("button", name="Add a passkey").click()
+    page.fill("#name", name)
+    page.get_by_role("button", name="Go on").click()
+    page.wait_for_selector("text=The passkey is added")
+
+
+def remove_all(site: Site) -> None:
+    with database_of(site.server) as connection:
+        connection.execute(passkeys.delete())
+
+
+def test_a_passkey_is_made_named_signs_in_and_is_removed(site: Site, enter: Enter) -> None:
+    page = enter("", "/sign-in")
+    passes(page)
+    authenticator(page)
+    sign_in(site, page)
+    passes(page)
+    page.get_by_role("button", name="Add a passkey").click()
+    page.wait_for_selector("#name")
+    passes(page)
+    page.fill("#name", "<i>My laptop</i>")
+    page.get_by_role("button", name="Go on").click()
+    page.wait_for_selector("text=The passkey is added")
+    row = page.locator("section", has_text="Passkeys").locator("tbody tr")
+    assert "<i>My laptop</i>" in row.inner_text()
+    assert "Never" in row.inner_text()
+    passes(page)
+    page.click("text=Sign out everywhere")
+    page.wait_for_url("**/sign-in**")
+    page.goto(site.url(f"{KEYS}?q=billing"))
+    page.get_by_role("button", name="Sign in with a passkey").click()
+    page.wait_for_url(f"**{KEYS}?q=billing")
+    assert OWNER in page.inner_text("aside")
+    page.goto(site.url("/account"))
+    assert "just now" in row.inner_text()
+    page.get_by_role("button", name="Remove the passkey <i>My laptop</i>").click()
+    page.wait_for_selector("text=The passkey is removed")
+    assert row.count() == 0
+    page.click("text=Sign out everywhere")
+    page.wait_for_url("**/sign-in**")
+    page.get_by_role("button", name="Sign in with a passkey").click()
+    page.wait_for_selector("text=The passkey is not accepted")
+    assert page.context.cookies() == []
+    site._cookies.clear()
+
+
+def test_a_browser_without_a_passkey_says_so(site: Site, enter: Enter) -> None:
+    page = enter("", "/sign-in")
+    authenticator(page)
+    page.get_by_role("button", name="Sign in with a passkey").click()
+    page.wait_for_selector("#passkey-fault:visible")
+    passes(page)
+    page.get_by_role("link", name="Go back").click()
+    page.wait_for_url("**/sign-in")
+    assert site.forms("x").get("/sign-in/passkey").headers["location"] == "/sign-in"
+
+
+def answered(site: Site, page: Page) -> Any:  # noqa: ANN401 - JSON
+    """Sign in with the page's passkey; return what the form sent."""
+    page.context.clear_cookies()
+    page.goto(site.url("/sign-in"))
+    with page.expect_request("**/sign-in/passkey/answer") as asked:
+        page.get_by_role("button", name="Sign in with a passkey").click()
+    sent = parse_qs(asked.value.post_data)
+    page.wait_for_url(f"**{KEYS}")
+    return json.loads(sent["answer"][0])
+
+
+def test_an_answer_counts_once_and_only_as_it_was_given(site: Site, enter: Enter) -> None:
+    remove_all(site)
+    page = enter("", "/sign-in")
+    authenticator(page)
+    sign_in(site, page)
+    add(page, "Once")
+    told = answered(site, page)
+
+    def refused(answer: Any) -> bool:  # noqa: ANN401 - JSON
+        text = answer if isinstance(answer, str) else json.dumps(answer)
+        found = site.forms("x").send("/sign-in/passkey/answer", {"answer": text})
+        assert "set-cookie" not in found.headers
+        return found.status_code == 401 and "The passkey is not accepted" in found.text
+
+    # Its challenge is spent.
+    assert refused(told)
+    for odd in ("", "{", "[]", "null", "{}", '{"id": 1}', "x" * 100_000):
+        assert refused(odd)
+    with database_of(site.server) as connection:
+        connection.execute(passkeys.update().values(sign_count=0))
+    signature = told["response"]["signature"]
+    flipped = signature[:20] + ("A" if signature[20] != "A" else "B") + signature[21:]
+    assert refused({**told, "response": {**told["response"], "signature": flipped}})
+    assert refused({**told, "response": {**told["response"], "userHandle": "dXNlcl94"}})
+
+
+def test_a_challenge_ends_and_is_no_one_elses(site: Site, enter: Enter) -> None:
+    remove_all(site)
+    page = enter("", "/sign-in")
+    authenticator(page)
+    sign_in(site, page)
+    for name, values in (
+        ("late", {"expires_at": challenges.c.expires_at - CHALLENGE_MS}),
+        ("of another", {"subject": "user_another"}),
+    ):
+        page.get_by_role("button", name="Add a passkey").click()
+        page.fill("#name", name)
+        with database_of(site.server) as connection:
+            connection.execute(challenges.update().values(values))
+        page.get_by_role("button", name="Go on").click()
+        page.wait_for_selector("text=invalid_passkey")
+        page.goto(site.url("/account"))
+    with database_of(site.server) as connection:
+        assert connection.execute(passkeys.select()).all() == []
+
+
+def test_a_passkey_of_somebody_else_is_not_removed(site: Site, enter: Enter) -> None:
+    remove_all(site)
+    page = enter("", "/sign-in")
+    authenticator(page)
+    sign_in(site, page)
+    add(page, "Kept")
+    found = re.search(r"/account/passkeys/(pass_\w+)/remove", page.content())
+    assert found is not None
+    answer = site.forms(site.sign_in("member")).post(found[0])
+    assert answer.status_code == 404
+    assert "passkey_not_found" in answer.text
+    assert site.forms().send(found[0], {}).status_code == 403
+    assert site.forms().get(found[0]).headers["location"] == "/account"
+    # The same device makes no second one, and an old sign-in is confirmed first.
+    age(site.server, browser_sessions, "signed_in_at", FRESH_MS)
+    page.get_by_role("button", name="Add a passkey").click()
+    page.wait_for_selector("text=Confirm that it is you")
+    page.fill("#current_password", PASSWORD)
+    page.get_by_role("button", name="Go on").click()
+    page.fill("#name", "Twice")
+    page.get_by_role("button", name="Go on").click()
+    page.wait_for_selector("#passkey-fault:visible")
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://keys.acme.example", "keys.acme.example"),
+        ("https://keys.acme.example:8443", "keys.acme.example"),
+        ("http://localhost:8787", "localhost"),
+        ("http://keys.acme.example", ""),
+        ("https://192.0.2.1", ""),
+        ("http://[::1]:8787", ""),
+    ],
+)
+def test_passkeys_work_where_browsers_take_them(url: str, host: str) -> None:
+    found = PasskeySite.of(url)
+    assert (found.host if found else "") == host
+    assert not found or found.origin == url
+
+
+def test_a_passkey_is_registered_once(runner: Runner, owner: Principal) -> None:
+    def answer(challenge: bytes) -> Answer:
+        ends = runner.database.clock() + CHALLENGE_MS
+        keep_challenge(runner.database, challenge, owner.id, ends)
+        return Answer(challenge, b"the same device", 0, b"a public key")
+
+    made = runner.change(register, owner, answer(b"1"), "First")
+    with pytest.raises(DuplicatePasskey):
+        runner.change(register, owner, answer(b"2"), "Second")
+    (kept,) = runner.look(list_passkeys, owner)
+    assert (kept.id, kept.name) == (made, "First")
