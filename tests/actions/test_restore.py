@@ -8,20 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from wardkey.actions import acl, clients, master_keys, organizations
+from wardkey.actions import acl, clients, master_keys, organizations, passkeys
 from wardkey.actions.audit import verify_chain
 from wardkey.actions.logins import VerifiedPasswords, find_login
 from wardkey.actions.restore import Restored, restore
 from wardkey.actions.rights import Rights
 from wardkey.actions.run import Runner
 from wardkey.db.backup import open_backup, write_backup
-from wardkey.db.upkeep import rehash_passwords
+from wardkey.db.upkeep import keep_challenge, rehash_passwords
 from wardkey.db.vault import MasterKey
 from wardkey.domain.acl import Action, Actor, ActorKind, Effect, SubjectKind
 from wardkey.domain.clients import ClientSpec
+from wardkey.domain.errors import InvalidPasskey
 from wardkey.domain.principal import Principal, operator
 from wardkey.domain.rule_specs import RuleSpec
 from wardkey.domain.secret import Environment
+from wardkey.outside.passkeys import Answer
 
 TOPICS = ("a", "a/b", "a/secret", "b")
 
@@ -147,3 +149,24 @@ def test_a_password_that_was_only_hashed_anew_is_not_another_one(
 
     assert put_back().carried == ()
     assert find_login(runner.database, verified, wire, password)
+
+
+def test_a_passkey_that_was_removed_since_the_backup_signs_nobody_in(
+    runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
+) -> None:
+    def add_passkey(name: bytes) -> str:
+        keep_challenge(runner.database, name, owner.id, runner.database.clock() + 60_000)
+        answer = Answer(name, name, 0, b"a public key")
+        return runner.change(passkeys.register, owner, answer, name.decode())
+
+    removed, kept = add_passkey(b"removed"), add_passkey(b"kept")
+    put_back = back_up()
+    runner.change(passkeys.remove, owner, removed)
+    lost = add_passkey(b"lost")
+
+    done = put_back()
+
+    assert [one.id for one in runner.look(passkeys.list_passkeys, owner)] == [kept]
+    assert [(loss.kind, loss.id) for loss in done.lost] == [("passkey", lost)]
+    with runner.database.read() as tx, pytest.raises(InvalidPasskey):
+        passkeys.find(tx, b"removed", owner.id)
