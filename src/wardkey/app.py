@@ -45,12 +45,18 @@ from wardkey.bridge.cutting import Cutting
 from wardkey.bridge.hooks import Hooks
 from wardkey.bridge.logins import Logins
 from wardkey.config import Config, load_config
+from wardkey.dashboard import acl as acl_page
 from wardkey.dashboard import assets, audit_log, links, nowhere, overview, settings, sign_in
+from wardkey.dashboard import client as client_page
+from wardkey.dashboard import clients as clients_page
+from wardkey.dashboard import grants as grants_page
 from wardkey.dashboard import key as key_page
 from wardkey.dashboard import keys as keys_page
 from wardkey.dashboard import members as members_page
 from wardkey.dashboard import organizations as organizations_page
 from wardkey.dashboard import passkeys as passkeys_page
+from wardkey.dashboard import providers as providers_page
+from wardkey.dashboard import topics as topics_page
 from wardkey.dashboard import usage as usage_page
 from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
@@ -125,7 +131,7 @@ def create_app() -> FastAPI:
     for room in (*described, health, metrics, docs, emqx, mosquitto, rabbitmq, vernemq):
         app.include_router(room.router)
     # A path in the dashboard that no page has is answered by the last.
-    for room in (
+    pages = (
         assets,
         links,
         sign_in,
@@ -134,12 +140,19 @@ def create_app() -> FastAPI:
         audit_log,
         keys_page,
         key_page,
+        clients_page,
+        client_page,
+        acl_page,
+        topics_page,
+        providers_page,
+        grants_page,
         members_page,
         settings,
         organizations_page,
         passkeys_page,
         nowhere,
-    ):
+    )
+    for room in pages:
         app.include_router(room.router)
     problems.install(app)
     app.add_middleware(Limits)
@@ -168,6 +181,8 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 usage=usage,
                 throttle=Throttle(),
                 public_url=config.url,
+                mqtt_url=config.mqtt_url,
+                websocket_url=config.websocket_url,
                 proxies=config.proxies,
                 key_headers=config.extra_key_headers,
                 metrics_token=config.metrics_token,

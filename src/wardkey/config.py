@@ -120,6 +120,28 @@ class Config:
         return tuple(f"{scheme}://{re.sub(r':[0-9]+$', '', host)}:{port}" for host in hosts)
 
     @property
+    def mqtt_url(self) -> str:
+        """Where clients reach MQTT: the broker beside this by the name that people know."""
+        if not self.messaging:
+            return ""
+        if not self.broker_dir:
+            return self.mqtt_brokers[0]
+        return f"{'mqtts' if self.tls_cert else 'mqtt'}://{self._named(self.mqtt_listen)}"
+
+    @property
+    def websocket_url(self) -> str:
+        """Where clients reach MQTT over WebSocket; of a broker elsewhere that is not known."""
+        if not self.messaging or not self.broker_dir:
+            return ""
+        # A page that came over TLS may open nothing else, so whoever ends TLS before this does too.
+        scheme = "wss" if self.tls_cert or self.url.startswith("https:") else "ws"
+        return f"{scheme}://{self._named(self.websocket_listen)}/mqtt"
+
+    def _named(self, listen: str) -> str:
+        host, port = urlsplit(self.url).hostname or "", listen.rpartition(":")[2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
     def storage_url(self) -> str:
         """The database's URL; the embedded default lies in the data folder."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'wardkey.db'}"

@@ -389,8 +389,7 @@ ELSEWHERE = {
     "test_an_old_sign_in_is_confirmed_before_a_key_is_made",
     "invalid_passkey": "browser/test_passkeys.py::"
     "test_an_answer_counts_once_and_only_as_it_was_given",
-    "passkey_not_found": "browser/test_passkeys.py::"
-    "test_a_passkey_of_somebody_else_is_not_removed",
+    "passkey_not_found": "browser/test_passkeys.py::test_a_passkey_of_somebody_else_is_not_removed",
     "duplicate_passkey": "browser/test_passkeys.py::test_a_passkey_is_registered_once",
     "forged_form": "browser/test_sign_in.py::test_a_forged_form_changes_nothing",
     "form_sent_before": "browser/test_keys.py::test_the_same_form_makes_one_key",

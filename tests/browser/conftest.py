@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,14 +98,28 @@ class Forms:
 Enter = Callable[..., "Page"]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with running(tmp_path_factory.mktemp("site") / "data") as server:
+@contextmanager
+def site_in(folder: Path, **settings: object) -> Iterator[Site]:
+    """Run a deployment whose pages try nothing that their policy forbids."""
+    with running(folder / "data", **settings) as server:
         there = Site(server)
         yield there
         there.api.close()
-        # No page of any test tried what its policy forbids.
         assert "content security policy" not in server.output
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site_in(tmp_path_factory.mktemp("site")) as there:
+        yield there
+
+
+def passes(page: Page) -> None:
+    """Hold the page to axe in both themes, as it stands; only its colours differ in the second."""
+    page.emulate_media(color_scheme="light")
+    assert violations(page) == []
+    page.emulate_media(color_scheme="dark")
+    assert violations(page, "color-contrast") == []
 
 
 @pytest.fixture
@@ -143,10 +157,12 @@ def _note(faults: list[str], kind: str, text: str) -> None:
         faults.append(text)
 
 
-def violations(page: Page) -> list[str]:
-    """Return what axe finds wrong with the page as it stands."""
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+def violations(page: Page, *only: str) -> list[str]:
+    """Return what axe finds wrong with the page as it stands, by all its rules or by some."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text())
+    options = {"resultTypes": ["violations"], **({"runOnly": list(only)} if only else {})}
+    found = page.evaluate("options => axe.run(document, options)", options)
     return [
         f"{one['id']}: {node['html'][:160]} {node['failureSummary'][:300]}"
         for one in found["violations"]

@@ -23,6 +23,7 @@ GIVEN: dict[str, tuple[str, Any, str, Any]] = {
     "tls_cert": ("one.pem", "one.pem", "two.pem", "two.pem"),
     "tls_key": ("one.pem", "one.pem", "two.pem", "two.pem"),
     "behind_proxy": ("", True, "1", True),
+    "private_issuers": ("", True, "on", True),
     "trusted_proxies": ("192.0.2.1", "192.0.2.1", "192.0.2.0/24", "192.0.2.0/24"),
     "workers": ("2", 2, "3", 3),
     "directory_memory": ("16", 16, "17", 17),
@@ -229,3 +230,19 @@ def test_the_list_of_commands_names_those_that_there_are() -> None:
     done = CliRunner().invoke(main, ["--help"])
     assert all(path[0] in done.output for path in COMMANDS)
     assert CliRunner().invoke(main, ["nothing"]).exit_code == 2
+
+
+def test_clients_are_told_the_public_name_and_the_brokers_ports() -> None:
+    beside = Config(
+        public_url="https://keys.acme.example/",
+        broker="nats://127.0.0.1:4222",
+        broker_dir="broker",
+        mqtt_listen="0.0.0.0:8883",
+        websocket_listen="[::]:8984",
+    )
+    assert beside.mqtt_url == "mqtt://keys.acme.example:8883"
+    assert beside.websocket_url == "wss://keys.acme.example:8984/mqtt"
+    elsewhere = Config(broker="tls://broker.acme.example:4222")
+    assert elsewhere.mqtt_url == "mqtts://broker.acme.example:8883"
+    assert elsewhere.websocket_url == ""
+    assert Config(no_messaging=True).mqtt_url == ""

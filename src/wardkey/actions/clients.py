@@ -64,6 +64,7 @@ class ClientQuery:
     enabled: bool | None = None
     after: tuple[int, str] | None = None
     limit: int = 50
+    offset: int = 0
 
 
 def hash_password(by: Principal, password: str) -> str:
@@ -136,6 +137,7 @@ def list_clients(tx: Transaction, by: Principal, query: ClientQuery) -> list[Cli
         .where(*conditions)
         .order_by(clients.c.created_at.desc(), clients.c.id.desc())
         .limit(query.limit + 1)
+        .offset(query.offset)
     )
     return [_client(row) for row in rows]
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from anyio.from_thread import run
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel
 
-from wardkey.actions import session_receipts, sessions
+from wardkey.actions import session_receipts
 from wardkey.api.shapes import EndedSessionsShape, Id
 from wardkey.domain import errors
-from wardkey.domain.permissions import Permission
 from wardkey.domain.topics import filters_of
 from wardkey.outside.broker_link import Session
-from wardkey.outside.publishers import BRIDGE
+from wardkey.web import live_sessions
 from wardkey.web.caller import Known
 from wardkey.web.context import Here
 from wardkey.web.problems import told
@@ -54,15 +52,8 @@ def list_sessions(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> SessionPage:
     """List the organization's live MQTT sessions, as every node of the broker tells them."""
-    with here.runner.noting("list_sessions", caller.by):
-        caller.by.require(Permission.CLIENTS_READ)
-    found = run(here.broker.sessions, *caller.by.room, username)
-    wanted = [
-        one
-        for one in found
-        if one.username != BRIDGE and (search in one.client_id or search in one.username)
-    ]
-    wanted.sort(key=lambda one: one.started_at, reverse=True)
+    found = live_sessions.list_sessions(here, caller.by, username)
+    wanted = [one for one in found if search in one.client_id or search in one.username]
     return SessionPage(sessions=[_shape(one) for one in wanted[:limit]], total=len(wanted))
 
 
@@ -82,24 +73,12 @@ def get_session_receipt(receipt_id: Id, caller: Known, here: Here) -> EndedSessi
 )
 def end_session(session_id: SessionId, caller: Known, here: Here) -> None:
     """End a live session; its client may log in again unless it is disabled."""
-    link = here.broker
-    with here.runner.noting("end_session", caller.by):
-        caller.by.require(Permission.CLIENTS_WRITE)
-    found = run(link.sessions, *caller.by.room, "")
-    ended = next((one for one in found if _id(one) == session_id), None)
-    if ended is None:
-        raise errors.SessionNotFound
-    here.runner.change(sessions.note_ended, caller.by, ended.client_id, ended.username)
-    run(link.kick, ended.server, ended.cid)
-
-
-def _id(one: Session) -> str:
-    return f"ses_{one.server}_{one.cid}"
+    live_sessions.end_session(here, caller.by, session_id)
 
 
 def _shape(one: Session) -> SessionShape:
     return SessionShape(
-        id=_id(one),
+        id=live_sessions.id_of(one),
         client_id=one.client_id,
         username=one.username,
         address=one.address,

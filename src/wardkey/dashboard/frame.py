@@ -101,7 +101,8 @@ _templates.globals.update(
 def page(request: Request, template: str, status: int = 200, /, **values: object) -> HTMLResponse:
     """Return a page; it is never kept by a cache, and runs and shows nothing but our own.
 
-    `values` hold `visitor` for pages in the frame (layout.html); others extend card.html.
+    `values` hold `visitor` for pages in the frame (layout.html); others extend card.html. A page
+    that opens a WebSocket names its address as `socket`.
     """
     nonce = secrets.token_urlsafe(16)
     theme = request.cookies.get(THEME_COOKIE, "")
@@ -112,18 +113,20 @@ def page(request: Request, template: str, status: int = 200, /, **values: object
         "done": texts.DONE.get(request.query_params.get("done", ""), ""),
     }
     html = _templates.get_template(template).render({**here, **values})
-    return HTMLResponse(html, status, safe_headers(nonce))
+    return HTMLResponse(html, status, safe_headers(nonce, str(values.get("socket", ""))))
 
 
-def safe_headers(nonce: str) -> dict[str, str]:
-    """Return the header fields of every page."""
+def safe_headers(nonce: str, socket: str = "") -> dict[str, str]:
+    """Return the header fields of every page; `socket` is a WebSocket that it may open."""
+    parts = urlsplit(socket)
+    reached = f" {parts.scheme}://{parts.netloc}" if socket else ""
     policy = (
         "default-src 'none'",
         f"script-src 'nonce-{nonce}'",
         "style-src 'self'",
         "font-src 'self'",
         "img-src 'self'",
-        "connect-src 'self'",
+        f"connect-src 'self'{reached}",
         "form-action 'self'",
         "base-uri 'none'",
         "frame-ancestors 'none'",
@@ -209,5 +212,8 @@ def pages() -> APIRouter:
 
 def fault_of(failure: Failure) -> Mapping[str, str]:
     """Return what a form shows of a failure: its sentence and the field at fault."""
-    field = (failure.field or "").partition(".")[0]
+    named = failure.field or ""
+    if isinstance(failure, errors.InvalidRequest) and failure.errors:
+        named = failure.errors[0][0]
+    field = named.partition(".")[0]
     return {"detail": failure.detail, "field": field, "code": failure.code}

@@ -78,7 +78,7 @@ def read_spec(fields: Fields, environment: Environment, now: int) -> KeySpec:
         allowed_addresses=fields.lines("allowed_addresses"),
         allowed_origins=fields.lines("allowed_origins") if publishable else (),
         allow_native=publishable and fields.text("allow_native") == "1",
-        rate_limit=_rate(fields),
+        rate_limit=read_rate(fields),
     )
 
 
@@ -88,7 +88,7 @@ def read_changes(fields: Fields, key: KeyRecord, now: int) -> dict[str, Any]:
         "name": fields.text("name"),
         "description": fields.text("description"),
         "allowed_addresses": fields.lines("allowed_addresses"),
-        "rate_limit": _rate(fields),
+        "rate_limit": read_rate(fields),
         "permissions": _permissions(fields, key.type),
     }
     if key.type is KeyType.PUBLISHABLE:
@@ -126,7 +126,8 @@ def _expiry(fields: Fields, now: int) -> int | None:
     raise InvalidRequest("Choose when the key expires.", errors=(("expires", "Choose one."),))
 
 
-def _rate(fields: Fields) -> Rate | None:
+def read_rate(fields: Fields) -> Rate | None:
+    """Return the form's rate limit; None where it has none. Raises `InvalidRateLimit`."""
     limit = fields.text("limit").strip()
     if not limit:
         return None

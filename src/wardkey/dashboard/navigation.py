@@ -31,6 +31,11 @@ AUDIT = "audit-log"
 SIDEBAR = (
     Entry("Overview", "overview", "layout-dashboard"),
     Entry("Usage", USAGE, "chart-column"),
+    Entry("Clients", "messaging/clients", "plug", "Messaging"),
+    Entry("ACL rules", "messaging/acl", "list-checks", "Messaging"),
+    Entry("Live topics", "messaging/topics", "radio", "Messaging"),
+    Entry("Auth providers", "messaging/providers", "fingerprint", "Messaging"),
+    Entry("Grants", "messaging/grants", "users", "Messaging"),
     Entry("Audit log", AUDIT, "scroll-text"),
     Entry("Settings", "settings", "settings"),
 )

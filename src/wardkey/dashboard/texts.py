@@ -17,6 +17,27 @@ DONE = {
     "key-changed": "The key is changed.",
     "key-disabled": "The key is disabled: it is refused everywhere until it is enabled again.",
     "key-enabled": "The key is enabled again.",
+    "client-created": "The client is created.",
+    "client-changed": "The client is changed.",
+    "client-disabled": "The client is disabled: it logs in no more until it is enabled again.",
+    "client-enabled": "The client is enabled again.",
+    "client-deleted": "The client is deleted, and its user name is free again.",
+    "client-password": "The client has the new password; the old one opens nothing any more.",
+    "client-sent-before": "This form was sent before. What it made is here; a generated password "
+    "was shown then and is not shown again. If nobody saved it, set a new one.",
+    "rule-created": "The rule is added.",
+    "rule-changed": "The rule is changed.",
+    "rule-deleted": "The rule is deleted.",
+    "preset-applied": "The preset's rules are in place.",
+    "provider-created": "The provider is trusted now. Test it with a token.",
+    "provider-changed": "The provider is changed.",
+    "provider-enabled": "The provider is enabled: its tokens are exchanged again.",
+    "provider-disabled": "The provider is disabled: its tokens are exchanged no more.",
+    "provider-deleted": "The provider is deleted, and every grant that it stood for has ended.",
+    "grant-revoked": "The grant is revoked.",
+    "grants-revoked": "The grants are revoked.",
+    "live-session-ended": "The session is ended. The client may log in again unless it is "
+    "disabled.",
     "sent-before": "This form was sent before. What it made is here; its secret was shown then "
     "and is not shown again. If nobody saved it, rotate the key.",
     "invited-before": "This form was sent before. The invitation is here; its link was shown then "
@@ -189,7 +210,7 @@ STEPS = {
         "Invite somebody",
         "With two people in the organization, the keys outlive one lost password.",
         "Invite somebody",
-        page="Members",
+        page="Members & roles",
     ),
 }
 

@@ -26,7 +26,7 @@ from wardkey.domain.errors import (
     Unavailable,
     WrongPassword,
 )
-from wardkey.domain.permissions import Permission
+from wardkey.domain.permissions import ROLE_TABLE, Permission, Role
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment
 from wardkey.web.caller import stranger
@@ -77,7 +77,10 @@ class Visitor:
 
     def why_not(self, permission: Permission) -> str:
         """Return why the visitor may not use `permission`; empty where he may."""
-        return "" if self.by.holds(permission) else "Only admins and owners can do this."
+        if self.by.holds(permission):
+            return ""
+        *others, last = (f"{role}s" for role in reversed(Role) if permission in ROLE_TABLE[role])
+        return f"Only {', '.join(others)}{' and ' if others else ''}{last} can do this."
 
 
 class Texts(dict[str, str]):

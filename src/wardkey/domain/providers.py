@@ -144,14 +144,15 @@ class TokenRules:
     kid_required: bool = False
 
 
-_FIELDS: dict[ProviderKind, frozenset[str]] = {
+# Those that a provider of that kind takes beside its name, mapping and limits.
+FIELDS: Mapping[ProviderKind, frozenset[str]] = {
     ProviderKind.SUPABASE: frozenset({"project_url", "legacy_secret", "issuer"}),
     ProviderKind.FIREBASE: frozenset({"project_id"}),
     ProviderKind.AUTH0: frozenset({"domain", "audiences"}),
     ProviderKind.CLERK: frozenset({"domain", "allowed_origins", "audiences"}),
     ProviderKind.OIDC: frozenset({"issuer", "audiences", "algorithms"}),
 }
-_ALL_FIELDS = sorted(frozenset().union(*_FIELDS.values()))
+_ALL_FIELDS = sorted(frozenset().union(*FIELDS.values()))
 
 
 def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> ProviderSpec:
@@ -161,7 +162,7 @@ def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> Provide
     Raises `InvalidProvider`, `InvalidOrigin`, `InvalidRateLimit`, `TooManyItems`.
     """
     for name in _ALL_FIELDS:
-        if getattr(spec, name) and name not in _FIELDS[spec.kind]:
+        if getattr(spec, name) and name not in FIELDS[spec.kind]:
             raise InvalidProvider(
                 f"A provider of kind {spec.kind} has no {name}; leave it out.", field=name
             )

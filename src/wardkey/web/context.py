@@ -44,6 +44,9 @@ class Context:
     exchanges: Exchanges
     # Whether one stolen folder would have the master key and what it opens.
     key_beside_data: bool = False
+    # Where clients reach MQTT; empty where nothing tells.
+    mqtt_url: str = ""
+    websocket_url: str = ""
     # None without messaging.
     link: BrokerLink | None = None
     publishers: Publishers | None = None

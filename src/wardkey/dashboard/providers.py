@@ -1,0 +1,252 @@
+"""Messaging > Auth providers: whose tokens may be exchanged, and the test of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request, Response
+
+from wardkey.actions import audit, providers
+from wardkey.dashboard.frame import fault_of, page, pages, see_other
+from wardkey.dashboard.key_form import PERIODS
+from wardkey.dashboard.provider_form import (
+    FORM_FIELDS,
+    fault_at,
+    read_kind,
+    read_provider,
+    values_of,
+)
+from wardkey.dashboard.receipts import ended_sessions, receipt_query
+from wardkey.dashboard.visitor import Checked, Fields, Visiting, Visitor
+from wardkey.db.engine import Transaction
+from wardkey.domain.errors import Conflict, Failure, Invalid, InvalidRequest
+from wardkey.domain.identity import Step
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal
+from wardkey.domain.providers import (
+    ALGORITHMS,
+    FIELDS,
+    ProviderKind,
+    ProviderSpec,
+    token_rules,
+)
+from wardkey.outside.tokens import LONGEST_TOKEN
+from wardkey.web.context import Context, Here
+from wardkey.web.problems import status_of
+
+router = pages()
+PATH = "messaging/providers"
+_ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
+_ONE = f"{_ROUTE}/{{provider_id}}"
+
+_DIALOGS = frozenset({"edit", "delete"})
+_EVENTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What the test found: each step up to the first that failed, and whom the token is for."""
+
+    steps: list[Step]
+    user_id: str = ""
+    username: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether no step failed."""
+        return not any(step.fault for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an action left to show on the provider's page."""
+
+    dialog: str = ""
+    failure: Failure | None = None
+    sent: Fields | None = None
+    tested: Tested | None = None
+
+
+@router.get(_ROUTE)
+def list_providers(request: Request, visitor: Visiting, here: Here) -> Response:
+    """List the providers of the environment."""
+    open_dialog = request.query_params.get("dialog") == "create"
+    return _list(request, visitor, here, open_dialog=open_dialog)
+
+
+@router.post(_ROUTE)
+def create_provider(request: Request, visitor: Visiting, fields: Checked, here: Here) -> Response:
+    """Trust a provider."""
+    visitor.by.require(Permission.PROVIDERS_WRITE)
+    try:
+        spec = read_provider(fields, read_kind(fields))
+        made = here.runner.change(
+            providers.create,
+            visitor.by,
+            spec,
+            fields.text("secret") if spec.legacy_secret else "",
+            http_allowed=here.exchanges.private_issuers,
+        )
+    except (Invalid, Conflict) as failure:
+        return _list(request, visitor, here, open_dialog=True, failure=failure, sent=fields)
+    return see_other(visitor.url(f"{PATH}/{made.id}"), done="provider-created")
+
+
+@router.get(_ONE)
+def show_provider(provider_id: str, request: Request, visitor: Visiting, here: Here) -> Response:
+    """Show a provider; `?dialog=` opens one of its dialogs."""
+    wanted = request.query_params.get("dialog", "")
+    may = visitor.by.holds(Permission.PROVIDERS_WRITE)
+    dialog = wanted if wanted in _DIALOGS and may else ""
+    return _page(request, visitor, here, provider_id, Outcome(dialog))
+
+
+@router.get(f"{_ONE}/{{verb}}")
+def back_to_provider(provider_id: str, verb: str, visitor: Visiting) -> Response:  # noqa: ARG001 - any
+    """Go to the provider's page from the address of an action that was sent before."""
+    return see_other(visitor.url(f"{PATH}/{provider_id}"))
+
+
+@router.post(f"{_ONE}/edit")
+def edit_provider(
+    provider_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+) -> Response:
+    """Change a provider's settings; an empty secret stays what it is."""
+    visitor.by.require(Permission.PROVIDERS_WRITE)
+    try:
+        kind = here.runner.look(providers.get, visitor.by, provider_id).spec.kind
+        spec = read_provider(fields, kind)
+        here.runner.change(
+            providers.change,
+            visitor.by,
+            provider_id,
+            spec,
+            (fields.text("secret") or None) if spec.legacy_secret else None,
+            http_allowed=here.exchanges.private_issuers,
+        )
+    except (Invalid, Conflict) as failure:
+        return _page(request, visitor, here, provider_id, Outcome("edit", failure, fields))
+    return see_other(visitor.url(f"{PATH}/{provider_id}"), done="provider-changed")
+
+
+@router.post(f"{_ONE}/enable")
+def enable_provider(provider_id: str, visitor: Visiting, _fields: Checked, here: Here) -> Response:
+    """Exchange the provider's tokens again."""
+    here.runner.change(providers.enable, visitor.by, provider_id, enabled=True)
+    return see_other(visitor.url(f"{PATH}/{provider_id}"), done="provider-enabled")
+
+
+@router.post(f"{_ONE}/disable")
+def disable_provider(provider_id: str, visitor: Visiting, _fields: Checked, here: Here) -> Response:
+    """Exchange no more of the provider's tokens."""
+    here.runner.change(providers.enable, visitor.by, provider_id, enabled=False)
+    return see_other(visitor.url(f"{PATH}/{provider_id}"), done="provider-disabled")
+
+
+@router.post(f"{_ONE}/delete")
+def delete_provider(
+    provider_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+) -> Response:
+    """Delete the provider, whose name was typed, and end its grants."""
+    visitor.by.require(Permission.PROVIDERS_WRITE)
+    try:
+        name = here.runner.look(providers.get, visitor.by, provider_id).spec.name
+        if fields.text("confirmation").strip() != name:
+            told = "Type the provider's name as it stands there."
+            raise InvalidRequest(told, errors=(("confirmation", told),))
+        _, confirmed = here.runner.change_confirmed(providers.remove, visitor.by, provider_id)
+    except Invalid as failure:
+        return _page(request, visitor, here, provider_id, Outcome("delete", failure, fields))
+    return see_other(visitor.url(PATH), done="provider-deleted", **receipt_query(confirmed))
+
+
+@router.post(f"{_ONE}/test")
+def try_provider(
+    provider_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+) -> Response:
+    """Fetch the provider's keys, and check a token of its step by step."""
+    secret = here.runner.look(providers.secret_of, visitor.by, provider_id)
+    spec = here.runner.look(providers.get, visitor.by, provider_id).spec
+    token = fields.text("token").strip()
+    if len(token) > LONGEST_TOKEN:
+        failure = InvalidRequest(f"A token has at most {LONGEST_TOKEN:,} characters.")
+        return _page(request, visitor, here, provider_id, Outcome(failure=failure))
+    steps, found = here.exchanges.tried(spec, secret, token, provider_id)
+    tested = Tested(steps) if found is None else Tested(steps, found[0].user_id, found[1])
+    return _page(request, visitor, here, provider_id, Outcome(tested=tested))
+
+
+def _list(
+    request: Request,
+    visitor: Visitor,
+    here: Context,
+    *,
+    open_dialog: bool,
+    failure: Failure | None = None,
+    sent: Fields | None = None,
+) -> Response:
+    found = here.runner.look(providers.list_providers, visitor.by)
+    return page(
+        request,
+        "providers/list.html",
+        status_of(type(failure)) if failure else 200,
+        visitor=visitor,
+        rows=[(one, token_rules(one.spec).issuer) for one in found],
+        url=visitor.url(PATH),
+        ended=ended_sessions(request, visitor, here),
+        why_not=visitor.why_not(Permission.PROVIDERS_WRITE),
+        open_dialog=open_dialog,
+        fault=fault_at(failure) if failure else None,
+        values=sent.texts_by_name() if sent else values_of(ProviderSpec(ProviderKind.SUPABASE)),
+        **_form(),
+    )
+
+
+def _page(
+    request: Request, visitor: Visitor, here: Context, provider_id: str, outcome: Outcome
+) -> Response:
+    def look(tx: Transaction, by: Principal) -> dict[str, Any]:
+        events = []
+        if by.holds(Permission.AUDIT_READ):
+            query = audit.AuditQuery(target_id=provider_id, limit=_EVENTS)
+            events = audit.list_events(tx, by, query)
+        return {"provider": providers.get(tx, by, provider_id), "events": events}
+
+    seen = here.runner.look(look, visitor.by)
+    spec: ProviderSpec = seen["provider"].spec
+    failure = outcome.failure
+    fault = None
+    if failure is not None:
+        fault = fault_at(failure) if outcome.dialog == "edit" else fault_of(failure)
+    return page(
+        request,
+        "providers/provider.html",
+        status_of(type(failure)) if failure else 200,
+        visitor=visitor,
+        **seen,
+        spec=spec,
+        rules=token_rules(spec),
+        url=visitor.url(f"{PATH}/{provider_id}"),
+        list_url=visitor.url(PATH),
+        grants_url=visitor.url("messaging/grants"),
+        now=here.runner.database.clock(),
+        why_not=visitor.why_not(Permission.PROVIDERS_WRITE),
+        dialog=outcome.dialog,
+        fault=fault,
+        tested=outcome.tested,
+        values=outcome.sent.texts_by_name()
+        if outcome.sent and outcome.dialog == "edit"
+        else values_of(spec),
+        **_form(),
+    )
+
+
+def _form() -> dict[str, Any]:
+    return {
+        "kinds": ProviderKind,
+        "kind_fields": FIELDS,
+        "form_fields": FORM_FIELDS,
+        "algorithms": ALGORITHMS,
+        "periods": PERIODS,
+    }

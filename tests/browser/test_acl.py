@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import Enter, Site, passes, site_in
+from tests.mqtt import connected
+from tests.server import wait_until
+
+pytestmark = pytest.mark.browser
+
+ACL = "/o/acme/live/messaging/acl"
+RULE = {
+    "priority": "100",
+    "subject_kind": "everyone",
+    "subject": "",
+    "filter": "agents/#",
+    "action": "both",
+    "effect": "allow",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site_in(tmp_path_factory.mktemp("acl"), no_messaging=0) as there:
+        wait_until(lambda: there.api.get("/v2/sessions").status_code == 200)
+        yield there
+
+
+@pytest.fixture(autouse=True)
+def no_rules(site: Site) -> None:
+    assert site.api.put("/v2/acl/rules", json={"rules": []}).status_code == 200
+
+
+def rules(site: Site) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = site.api.get("/v2/acl/rules").json()["rules"]
+    return found
+
+
+def put(site: Site, *some: dict[str, Any]) -> list[dict[str, Any]]:
+    base = {"subject": {"kind": "everyone"}, "action": "both", "effect": "allow"}
+    sent = {"rules": [{**base, **one} for one in some]}
+    answer = site.api.put("/v2/acl/rules", json=sent)
+    assert answer.status_code == 200, answer.text
+    return rules(site)
+
+
+def test_a_preset_is_previewed_and_made_with_one_click(site: Site, enter: Enter) -> None:
+    page = enter("owner", ACL)
+    page.wait_for_selector("text=No rules yet")
+    passes(page)
+    page.get_by_role("button", name="Choose a preset").click()
+    chat = page.locator("section.preset", has_text="Chat")
+    chat.locator("summary").click()
+    assert "rooms/+/messages/{username}" in chat.inner_text()
+    passes(page)
+    chat.get_by_role("button", name="Use it").click()
+    page.wait_for_selector("text=The preset's rules are in place.")
+    assert rules(site)[0]["filter"] == "rooms/+/messages/{username}"
+    page.get_by_role("button", name="Presets").click()
+    allow_all = page.locator("section.preset", has_text="Allow all")
+    allow_all.get_by_role("button", name="Replace the 4 present").click()
+    page.wait_for_selector("text=The preset's rules are in place.")
+    assert [one["filter"] for one in rules(site)] == ["#"]
+    # A page that saw no rules replaces none that were made since.
+    answer = site.forms().post(f"{ACL}/presets", preset="chat")
+    assert answer.status_code == 409
+    assert [one["filter"] for one in rules(site)] == ["#"]
+
+
+def test_a_rule_is_added_edited_and_deleted(site: Site, enter: Enter) -> None:
+    page = enter("owner", ACL)
+    page.get_by_role("button", name="Add rule").click()
+    dialog = page.locator("#create")
+    dialog.get_by_label("Topic filter").fill("agents/{username}/#")
+    assert not dialog.get_by_label("Named").is_visible()
+    dialog.get_by_label("For").select_option("username")
+    dialog.get_by_label("Named").fill("agent-*")
+    passes(page)
+    dialog.get_by_role("button", name="Add").click()
+    page.wait_for_selector("text=The rule is added.")
+    made = rules(site)[0]
+    assert (made["filter"], made["subject"]) == (
+        "agents/{username}/#",
+        {"kind": "username", "value": "agent-*"},
+    )
+    page.get_by_role("button", name="Actions for rule").click()
+    page.get_by_role("link", name="Edit…").click()
+    page.locator("#edit").get_by_label("Priority").fill("7")
+    page.locator("#edit").get_by_label("For").select_option("everyone")
+    passes(page)
+    page.get_by_role("button", name="Save changes").click()
+    page.wait_for_selector("text=The rule is changed.")
+    assert (rules(site)[0]["priority"], rules(site)[0]["subject"]["kind"]) == (7, "everyone")
+    page.get_by_role("button", name="Actions for rule").click()
+    page.get_by_role("link", name="Delete…").click()
+    passes(page)
+    page.get_by_role("button", name="Delete rule").click()
+    page.wait_for_selector("text=No rules yet")
+    assert rules(site) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("filter", "agents/a+/x", r"(?i)place \d+"),
+        ("filter", "agents/{user}/#", "place 8"),
+        ("filter", "<b>{x}</b>", "place 4"),
+        ("priority", "-1", "whole number"),
+        ("priority", "100001", "whole number"),
+        ("subject", "two words", "pattern of user names"),
+    ],
+)
+def test_a_fault_is_told_at_its_field_with_its_place(
+    site: Site, field: str, value: str, said: str
+) -> None:
+    kind = "username" if field == "subject" else "everyone"
+    forms = site.forms()
+    wrong = {**RULE, "once": forms.hidden("once", ACL), "subject_kind": kind, field: value}
+    answer = forms.post(ACL, **wrong)
+    assert answer.status_code == 400
+    told = re.search(rf'id="new-{field}-fault"[^>]*>([^<]*)<', answer.text)
+    assert told is not None
+    assert re.search(said, told[1])
+    assert "<b>" not in told[1]
+    assert rules(site) == []
+
+
+def test_the_same_form_makes_one_rule(site: Site) -> None:
+    forms = site.forms()
+    once = forms.hidden("once", ACL)
+    for _ in range(2):
+        assert forms.post(ACL, **RULE, once=once).status_code == 303
+    assert len(rules(site)) == 1
+
+
+def test_a_rule_that_the_set_forbids_stays_in_the_form(site: Site, enter: Enter) -> None:
+    put(site, {"priority": 50, "filter": "a/b"}, {"priority": 90, "filter": "#"})
+    page = enter("owner", f"{ACL}?dialog=create")
+    dialog = page.locator("#create")
+    dialog.get_by_label("Effect").select_option("deny")
+    dialog.get_by_label("Topic filter").fill("a/#")
+    dialog.get_by_label("Priority").fill("60")
+    dialog.get_by_role("button", name="Add").click()
+    assert "broker cannot hold" in page.locator("#create [role=alert]").inner_text()
+    assert dialog.get_by_label("Topic filter").input_value() == "a/#"
+    passes(page)
+    assert len(rules(site)) == 2
+
+
+def test_the_simulator_shows_the_rule_that_decides(site: Site, enter: Enter) -> None:
+    put(
+        site,
+        {"priority": 5, "filter": "agents/secret/#", "effect": "deny"},
+        {"priority": 10, "filter": "agents/{username}/#"},
+        {"priority": 20, "filter": "teams/{claim.team}/#"},
+    )
+    page = enter("owner", ACL)
+    page.fill("#username", "agent-01")
+    page.fill("#topic", "agents/agent-01/state")
+    page.get_by_role("button", name="Try it").click()
+    assert "Allowed." in page.inner_text("form [role=status]")
+    assert "agents/{username}/#" in page.inner_text("tr.decides")
+    assert "Decides" in page.inner_text("tr.decides")
+    passes(page)
+    page.fill("#topic", "agents/secret/x")
+    page.get_by_role("button", name="Try it").click()
+    assert "Denied." in page.inner_text("form [role=status]")
+    assert "agents/secret/#" in page.inner_text("tr.decides")
+    page.fill("#topic", "elsewhere")
+    page.get_by_role("button", name="Try it").click()
+    assert "no rule fits" in page.inner_text("form [role=status]")
+    assert page.locator("tr.decides").count() == 0
+    page.locator("summary", has_text="Claims").or_(page.locator("form summary").first).first.click()
+    page.select_option("#who", "grant")
+    page.fill("#claims", "team=blue")
+    page.fill("#topic", "teams/blue/x")
+    page.get_by_role("button", name="Try it").click()
+    assert "Allowed." in page.inner_text("form [role=status]")
+    page.select_option("#act", "subscribe")
+    page.fill("#topic", "teams/a+b")
+    page.get_by_role("button", name="Try it").click()
+    assert re.search(r"(?i)place \d+", page.inner_text("#topic-fault"))
+    passes(page)
+
+
+def test_a_change_ends_sessions_and_shows_the_receipt(site: Site, enter: Enter) -> None:
+    put(site, {"priority": 10, "filter": "agents/#"})
+    made = site.api.post("/v2/clients", json={"username": "agent-cut"}).json()
+    name = made["client"]["mqtt_username"]
+    with connected(site.server, name, made["password"], "cut-1") as session:
+        assert session.subscribe("agents/#") == 1
+        page = enter("owner", f"{ACL}/{rules(site)[0]['id']}?dialog=delete")
+        page.get_by_role("button", name="Delete rule").click()
+        page.wait_for_selector("text=1 live session ended")
+        wait_until(lambda: session.ended_at)
+
+
+def test_a_viewer_tries_rules_and_changes_none(site: Site, enter: Enter) -> None:
+    made = put(site, {"priority": 10, "filter": "agents/#"})[0]
+    phone = {"viewport": {"width": 390, "height": 844}}
+    page = enter("viewer", f"{ACL}?username=agent-01&topic=agents/x", **phone)
+    assert "Only members, admins and owners can do this." in page.inner_text("main")
+    assert "Allowed." in page.inner_text("form [role=status]")
+    assert page.get_by_role("button", name="Add rule").is_disabled()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    passes(page)
+    forms = site.forms(site.cookie("viewer"))
+    for path in (ACL, f"{ACL}/presets", f"{ACL}/{made['id']}/edit", f"{ACL}/{made['id']}/delete"):
+        assert forms.post(path, **RULE, preset="chat", replace="1").status_code == 403
+    assert rules(site) == [made]
+    assert site.forms().get(f"/o/acme/test/messaging/acl/{made['id']}").status_code == 404

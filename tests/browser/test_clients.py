@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import Enter, Site, passes, site_in
+from tests.mqtt import connected
+from tests.server import wait_until
+
+pytestmark = pytest.mark.browser
+
+CLIENTS = "/o/acme/live/messaging/clients"
+RULE = {"subject": {"kind": "everyone"}, "action": "both", "effect": "allow"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site_in(tmp_path_factory.mktemp("clients"), no_messaging=0) as there:
+        rule = {**RULE, "priority": 10, "filter": "agents/#"}
+        assert there.api.post("/v2/acl/rules", json=rule).status_code == 201
+        wait_until(lambda: there.api.get("/v2/sessions").status_code == 200)
+        yield there
+
+
+def created(site: Site, username: str, **more: object) -> dict[str, Any]:
+    answer = site.api.post("/v2/clients", json={"username": username, **more})
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return {**made["client"], "password": made["password"]}
+
+
+def logs_in(site: Site, username: str, password: str, mqtt_id: str) -> bool:
+    with connected(site.server, username, password, mqtt_id) as client:
+        return client.code == 0
+
+
+def test_a_generated_password_is_shown_once_and_logs_in(site: Site, enter: Enter) -> None:
+    page = enter("owner", CLIENTS)
+    page.get_by_role("button", name="Create client").first.click()
+    page.fill("#username", "agent-01")
+    page.fill("#display_name", "Agent 1")
+    page.fill("#tags", "agents, hall-b")
+    passes(page)
+    page.get_by_role("button", name="Create", exact=True).click()
+    password = page.inner_text("#secret")
+    username = page.inner_text("#mqtt-username")
+    assert username.startswith("agent-01@org_")
+    passes(page)
+    for name in ("mosquitto", "paho", "MQTT.js"):
+        page.get_by_role("radio", name=name).check()
+        snippet = page.inner_text(".snippet:visible")
+        assert username in snippet
+        assert password not in snippet
+        port = site.server.websocket_port if name == "MQTT.js" else site.server.mqtt_port
+        assert str(port) in snippet
+    assert logs_in(site, username, password, "agent-01")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("text=You have not copied the password")
+    page.click("text=Go back")
+    page.get_by_role("button", name="Copy the password").click()
+    page.click("text=I have saved the password")
+    page.wait_for_selector("#reveal", state="detached")
+    assert re.fullmatch(rf".*{CLIENTS}/cli_\w+", page.url)
+    assert "hall-b" in page.inner_text("main")
+    for step in (page.reload, page.go_back, page.go_forward):
+        step()
+        assert password not in page.content()
+    page.goto(site.url(CLIENTS))
+    assert "Agent 1" in page.inner_text("tr:has-text('agent-01')")
+
+
+def test_a_given_password_is_never_shown(site: Site, enter: Enter) -> None:
+    page = enter("owner", f"{CLIENTS}?dialog=create")
+    page.fill("#username", "agent-given")
+    page.get_by_label("Given").check()
+    page.fill("#password", "short")
+    page.get_by_role("button", name="Create", exact=True).click()
+    assert "12 to 128 characters" in page.inner_text("#password-fault")
+    assert page.input_value("#username") == "agent-given"
+    passes(page)
+    page.fill("#password", "correct horse battery")
+    page.get_by_role("button", name="Create", exact=True).click()
+    page.wait_for_selector("text=The client is created.")
+    assert "correct horse battery" not in page.content()
+    username = site.api.get("/v2/clients?search=agent-given").json()["clients"][0]["mqtt_username"]
+    assert logs_in(site, username, "correct horse battery", "agent-given")
+
+
+@pytest.mark.parametrize(
+    ("username", "said"),
+    [
+        ("<script>alert(1)</script>", "1 to 64 characters"),
+        ("agent 07", "1 to 64 characters"),
+        ("taken-name", "Another client"),
+    ],
+)
+def test_a_refused_name_is_told_at_its_field(site: Site, username: str, said: str) -> None:
+    if username == "taken-name":
+        created(site, username)
+    forms = site.forms()
+    answer = forms.post(CLIENTS, username=username, once=forms.hidden("once", CLIENTS))
+    assert answer.status_code in {400, 409}
+    told = re.search(r'id="username-fault"[^>]*>([^<]*)<', answer.text)
+    assert told is not None
+    assert said in told[1]
+    assert "<script>alert" not in answer.text
+
+
+def test_the_same_form_makes_one_client(site: Site) -> None:
+    forms = site.forms()
+    once = forms.hidden("once", CLIENTS)
+    first = forms.post(CLIENTS, username="sent-twice", once=once)
+    again = forms.post(CLIENTS, username="sent-twice-b", once=once)
+    assert first.status_code == 200
+    assert again.status_code == 303
+    assert again.headers["location"].endswith("?done=client-sent-before")
+    assert site.api.get("/v2/clients?search=sent-twice").json()["total"] == 1
+
+
+def test_live_sessions_are_listed_and_ended(site: Site, enter: Enter) -> None:
+    client = created(site, "agent-live")
+    path = f"{CLIENTS}/{client['id']}"
+    with connected(site.server, client["mqtt_username"], client["password"], "live-1") as session:
+        assert session.subscribe("agents/#") == 1
+        page = enter("owner", f"{CLIENTS}?q=agent-live")
+        assert "1 session" in page.inner_text("tbody tr")
+        page.goto(site.url(path))
+        row = page.locator("tr:has-text('live-1')")
+        assert "agents/#" in row.inner_text()
+        passes(page)
+        row.get_by_role("button", name="End session").click()
+        page.wait_for_selector("text=The session is ended.")
+        wait_until(lambda: session.ended_at)
+
+
+def test_disabling_ends_sessions_and_shows_the_receipt(site: Site, enter: Enter) -> None:
+    client = created(site, "agent-off")
+    name, password = client["mqtt_username"], client["password"]
+    page = enter("owner", f"{CLIENTS}/{client['id']}")
+    with connected(site.server, name, password, "off-1") as session:
+        assert session.code == 0
+        page.get_by_role("button", name="Disable").click()
+        page.wait_for_selector("text=1 live session ended")
+    passes(page)
+    assert not logs_in(site, name, password, "off-1")
+    page.get_by_role("button", name="Enable").click()
+    page.wait_for_selector("text=enabled again")
+    assert logs_in(site, name, password, "off-1")
+
+
+def test_a_new_password_replaces_the_old_one(site: Site, enter: Enter) -> None:
+    client = created(site, "agent-renewed")
+    name, password = client["mqtt_username"], client["password"]
+    page = enter("owner", f"{CLIENTS}/{client['id']}?dialog=password")
+    passes(page)
+    with connected(site.server, name, password, "renewed-1") as session:
+        assert session.code == 0
+        page.get_by_role("button", name="Set password").click()
+        renewed = page.inner_text("#secret")
+    page.get_by_role("button", name="Copy the password").click()
+    assert logs_in(site, name, renewed, "renewed-1")
+    assert not logs_in(site, name, password, "renewed-1")
+
+
+def test_deleting_asks_for_the_name_and_shows_the_receipt(site: Site, enter: Enter) -> None:
+    client = created(site, "agent-gone", display_name="To be deleted", tags=["old"])
+    page = enter("owner", f"{CLIENTS}/{client['id']}?dialog=edit")
+    page.fill("#display_name", "Soon deleted")
+    passes(page)
+    page.get_by_role("button", name="Save changes").click()
+    page.wait_for_selector("h1 + p:has-text('Soon deleted')")
+    name, password = client["mqtt_username"], client["password"]
+    with connected(site.server, name, password, "gone-1") as session:
+        assert session.code == 0
+        page.get_by_role("button", name="Delete").click()
+        button = page.get_by_role("button", name="Delete client")
+        assert button.is_disabled()
+        passes(page)
+        page.fill("#confirmation", "agent-gone")
+        button.click()
+        page.wait_for_selector("text=1 live session ended")
+    assert "agent-gone" not in page.inner_text("main table")
+    assert site.forms().get(f"{CLIENTS}/{client['id']}").status_code == 404
+    unnamed = created(site, "agent-kept")
+    answer = site.forms().post(f"{CLIENTS}/{unnamed['id']}/delete", confirmation="agent")
+    assert answer.status_code == 400
+    assert site.forms().get(f"{CLIENTS}/{unnamed['id']}").status_code == 200
+
+
+def test_search_filter_and_pages_find_clients(site: Site, enter: Enter) -> None:
+    for number in range(27):
+        created(site, f"many-{number:02}", tags=["many"], enabled=number != 3)
+    page = enter("owner", CLIENTS)
+    page.fill("[name=q]", "many")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=27 clients")
+    assert page.locator("tbody tr").count() == 25
+    page.get_by_role("link", name="Next").click()
+    page.wait_for_selector("text=26–27 of 27")
+    assert page.locator("tbody tr").count() == 2
+    page.goto(site.url(f"{CLIENTS}?q=many"))
+    page.select_option("[name=state]", "disabled")
+    page.wait_for_selector("text=1 client")
+    assert "many-03" in page.inner_text("tbody")
+    page.goto(site.url(f"{CLIENTS}?q=nothing-like-it"))
+    page.get_by_text("No client fits").wait_for()
+
+
+def test_a_viewer_changes_nothing_and_a_phone_shows_cards(site: Site, enter: Enter) -> None:
+    client = created(site, "agent-seen", tags=["agents"])
+    phone = {"viewport": {"width": 390, "height": 844}}
+    page = enter("viewer", f"{CLIENTS}?q=agent-seen", **phone)
+    assert "Only members, admins and owners can do this." in page.inner_text("main")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("thead").bounding_box()["width"] <= 1  # type: ignore[index]
+    passes(page)
+    page.goto(site.url(f"{CLIENTS}/{client['id']}"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for name in ("Edit", "New password", "Disable", "Delete"):
+        assert page.get_by_role("button", name=name).is_disabled()
+    passes(page)
+    forms = site.forms(site.cookie("viewer"))
+    for verb in ("edit", "password", "disable", "enable", "delete", "end-session"):
+        assert forms.post(f"{CLIENTS}/{client['id']}/{verb}").status_code == 403
+    assert forms.post(CLIENTS, username="agent-none", once="a" * 32).status_code == 403
+    # Another environment's client is not there.
+    assert site.forms().get(f"/o/acme/test/messaging/clients/{client['id']}").status_code == 404

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey
+
+from tests.browser.conftest import Enter, Site, passes, site_in
+from tests.mqtt import connected
+from tests.outside.issuer import Issuer, issuing
+from tests.server import wait_until
+
+pytestmark = pytest.mark.browser
+
+PROVIDERS = "/o/acme/live/messaging/providers"
+GRANTS = "/o/acme/live/messaging/grants"
+KEY: ECKey = ECKey.generate_key("P-256", {"kid": "ec"})
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("providers")
+    with site_in(folder, no_messaging=0, private_issuers=1) as there:
+        wait_until(lambda: there.api.get("/v2/sessions").status_code == 200)
+        yield there
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with issuing() as one:
+        jwks = one.puts("/jwks", {"keys": [KEY.as_dict(private=False)]})
+        one.puts("/.well-known/openid-configuration", {"issuer": one.url, "jwks_uri": jwks})
+        yield one
+
+
+def token(issuer: Issuer, **more: Any) -> str:  # noqa: ANN401 - claims
+    now = int(time.time())
+    claims = {"iss": issuer.url, "aud": "my-app", "sub": "user-1", "iat": now, "exp": now + 600}
+    return jwt.encode({"alg": "ES256", "kid": "ec"}, {**claims, **more}, KEY, ["ES256"])
+
+
+def trusted(site: Site, issuer: Issuer, name: str) -> dict[str, Any]:
+    """Trust the issuer under that name."""
+    wanted = {"kind": "oidc", "name": name, "issuer": issuer.url, "audiences": ["my-app"]}
+    answer = site.api.post("/v2/auth-providers", json={**wanted, "algorithms": ["ES256"]})
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+def granted(site: Site, provider: str, text: str) -> dict[str, Any]:
+    with site.server.client(site.server.first_key) as client:
+        answer = client.post("/v2/tokens/exchange", json={"provider": provider, "token": text})
+    assert answer.status_code == 200, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+def test_a_provider_is_added_with_the_fields_of_its_kind(
+    site: Site, enter: Enter, issuer: Issuer
+) -> None:
+    page = enter("owner", PROVIDERS)
+    passes(page)
+    page.get_by_role("button", name="Add provider").first.click()
+    shown = {
+        "supabase": ["#project_url", "#issuer", "[name=legacy_secret]"],
+        "firebase": ["#project_id"],
+        "auth0": ["#domain", "#audiences"],
+        "clerk": ["#domain", "#allowed_origins", "#audiences"],
+        "oidc": ["#issuer", "#audiences", "#algorithms"],
+    }
+    every = {selector for some in shown.values() for selector in some}
+    for kind, some in shown.items():
+        page.select_option("#kind", kind)
+        assert {one for one in every if page.locator(one).is_visible()} == set(some)
+    passes(page)
+    page.fill("#issuer", issuer.url)
+    page.fill("#name", "staff")
+    page.fill("#algorithms", "ES256")
+    page.locator("summary", has_text="Claims").click()
+    page.fill("#variables", "team=app.team")
+    page.locator("#create").get_by_role("button", name="Add").click()
+    assert "Name the audience" in page.inner_text("#audiences-fault")
+    assert page.input_value("#variables") == "team=app.team"
+    passes(page)
+    page.fill("#audiences", "my-app")
+    page.locator("#create").get_by_role("button", name="Add").click()
+    page.wait_for_selector("text=The provider is trusted now.")
+    assert "{claim.team}" in page.inner_text("main")
+    passes(page)
+    page.get_by_role("button", name="Edit").click()
+    assert not page.locator("#kind").count()
+    page.locator("#edit summary", has_text="Limits").click()
+    page.fill("#max_ttl_s", "59")
+    page.get_by_role("button", name="Save changes").click()
+    assert "60" in page.inner_text("#max_ttl_s-fault")
+    page.fill("#max_ttl_s", "900")
+    page.get_by_role("button", name="Save changes").click()
+    page.wait_for_selector("text=The provider is changed.")
+    found = site.api.get("/v2/auth-providers").json()["auth_providers"][0]
+    assert (found["limits"]["max_ttl_s"], found["algorithms"]) == (900, ["ES256"])
+    assert found["mapping"]["variables"] == {"team": "app.team"}
+
+
+def test_a_shared_secret_is_kept_and_never_shown(site: Site) -> None:
+    forms = site.forms()
+    secret = "a-shared-secret-of-a-legacy-project-0123456789"
+    url = "https://abcdefgh.supabase.co"
+    made = forms.post(
+        PROVIDERS,
+        kind="supabase",
+        name="legacy",
+        project_url=url,
+        legacy_secret="1",
+        secret=secret,
+        user_id="sub",
+        # A field of another kind is out of sight.
+        project_id="left-over",
+    )
+    assert made.status_code == 303, made.text
+    path = made.headers["location"].partition("?")[0]
+    assert secret not in forms.get(f"{path}?dialog=edit").text
+    edited = forms.post(
+        f"{path}/edit", name="legacy", project_url=url, legacy_secret="1", user_id="sub", secret=""
+    )
+    assert edited.status_code == 303
+    found = site.api.get(f"/v2/auth-providers/{path.rpartition('/')[2]}").json()
+    assert found["has_secret"]
+    refused = forms.post(
+        f"{path}/edit", name="legacy", project_url="x", legacy_secret="1", secret=secret
+    )
+    assert refused.status_code == 400
+    assert secret not in refused.text
+
+
+def test_the_test_tool_names_the_claim_that_fails(site: Site, enter: Enter, issuer: Issuer) -> None:
+    made = trusted(site, issuer, "tested")
+    page = enter("owner", f"{PROVIDERS}/{made['id']}")
+
+    def tried(text: str) -> str:
+        page.fill("#token", text)
+        page.get_by_role("button", name="Test it").click()
+        page.wait_for_selector(".steps")
+        assert page.input_value("#token") == ""
+        return page.inner_text("[aria-labelledby=test] [role=status]")
+
+    assert "The keys are there." in tried("")
+    assert "It would be taken for user-1" in tried(token(issuer))
+    passes(page)
+    wrong = token(issuer, aud="<b>another</b>")
+    assert "would be refused" in tried(wrong)
+    assert "it has to be my-app" in page.inner_text(".steps .failed")
+    assert wrong not in page.content()
+    assert page.locator(".steps b b").count() == 0
+    passes(page)
+    assert "would be refused" in tried("eyJ.not-a-token")
+
+
+def test_a_disabled_provider_exchanges_nothing(site: Site, enter: Enter, issuer: Issuer) -> None:
+    made = trusted(site, issuer, "sleeping")
+    page = enter("owner", f"{PROVIDERS}/{made['id']}")
+    page.get_by_role("button", name="Disable").click()
+    page.wait_for_selector("text=its tokens are exchanged no more")
+    passes(page)
+    with site.server.client(site.server.first_key) as client:
+        wanted = {"provider": "sleeping", "token": token(issuer)}
+        assert client.post("/v2/tokens/exchange", json=wanted).status_code >= 400
+    page.get_by_role("button", name="Enable").click()
+    page.wait_for_selector("text=exchanged again")
+    granted(site, "sleeping", token(issuer))
+
+
+def test_deleting_a_provider_ends_its_grants(site: Site, enter: Enter, issuer: Issuer) -> None:
+    made = trusted(site, issuer, "ending")
+    grant = granted(site, "ending", token(issuer, sub="leaver"))
+    page = enter("owner", f"{PROVIDERS}/{made['id']}?dialog=delete")
+    assert "every grant that it stood for ends" in page.inner_text("#delete")
+    passes(page)
+    name, password = grant["mqtt_username"], grant["mqtt_password"]
+    with connected(site.server, name, password, "ending-1") as session:
+        assert session.code == 0
+        page.fill("#confirmation", "ending")
+        page.get_by_role("button", name="Delete provider").click()
+        page.wait_for_selector("text=1 live session ended")
+        wait_until(lambda: session.ended_at)
+    refused = site.forms().post(f"{PROVIDERS}/{made['id']}/delete", confirmation="ending")
+    assert refused.status_code == 404
+
+
+def test_grants_are_found_and_revoked_by_one_and_by_user(
+    site: Site, enter: Enter, issuer: Issuer
+) -> None:
+    trusted(site, issuer, "granting")
+    first = granted(site, "granting", token(issuer, sub="ana", email="Ana@acme.example"))
+    for number in range(3):
+        granted(site, "granting", token(issuer, sub="bea", jti=str(number)))
+    page = enter("owner", f"{GRANTS}?user=ana")
+    assert page.locator("tbody tr").count() == 1
+    passes(page)
+    name, password = first["mqtt_username"], first["mqtt_password"]
+    with connected(site.server, name, password, "ana-1") as session:
+        assert session.code == 0
+        page.get_by_role("button", name="Revoke the grant").click()
+        page.wait_for_selector("text=1 live session ended")
+    page.goto(site.url(GRANTS))
+    page.fill("[name=user]", "bea")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**user=bea**")
+    assert page.locator("tbody tr").count() == 3
+    page.get_by_role("button", name="Revoke all of these").click()
+    passes(page)
+    page.locator("#revoke-all").get_by_role("button", name="Revoke all").click()
+    page.wait_for_selector("text=The grants are revoked.")
+    page.goto(site.url(f"{GRANTS}?user=bea"))
+    page.wait_for_selector("text=No grant fits")
+    page.select_option("[name=state]", "all")
+    page.wait_for_selector("tbody tr")
+    assert page.inner_text("tbody").count("Revoked") == 3
+
+
+def test_a_member_changes_nothing_and_a_phone_shows_cards(
+    site: Site, enter: Enter, issuer: Issuer
+) -> None:
+    made = trusted(site, issuer, "watched")
+    grant = granted(site, "watched", token(issuer, sub="watched-user"))
+    phone = {"viewport": {"width": 390, "height": 844}}
+    page = enter("member", PROVIDERS, **phone)
+    for path in (PROVIDERS, f"{PROVIDERS}/{made['id']}", f"{GRANTS}?user=watched-user"):
+        page.goto(site.url(path))
+        assert "Only admins and owners can do this." in page.inner_text("main")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        passes(page)
+    forms = site.forms(site.cookie("member"))
+    revoke = {"kind": "grant", "subject": grant["token_id"]}
+    assert forms.post(f"{GRANTS}/revoke", **revoke).status_code == 403
+    assert forms.post(PROVIDERS, kind="firebase", project_id="my-project").status_code == 403
+    for verb in ("edit", "enable", "disable", "delete", "test"):
+        assert forms.post(f"{PROVIDERS}/{made['id']}/{verb}").status_code == 403
+    assert site.forms().get(f"/o/acme/test/messaging/providers/{made['id']}").status_code == 404
+    wrong = site.forms().post(f"{GRANTS}/revoke", kind="everybody", subject="x")
+    assert wrong.status_code == 400
