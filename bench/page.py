@@ -21,9 +21,9 @@ differ and are noisy, so look at the ratios: what they compare ran in turns, A B
 seconds of each other. Each number is a median, with the least and the most in parentheses.
 
 `make bench` measures without writing, `ARGS=--quick` in short rounds with fewer keys,
-`ARGS="http peers"` only those (of: create verdict revoke http peers messaging exchange dashboard), and
-`ARGS="--keep FOLDER"` keeps the filled deployments for the next run. It installs wrk, Go and nginx
-from Debian, and the peers from PyPI and npm into `.bench/`.
+`ARGS="http peers"` only those (of: create verdict revoke http peers messaging exchange dashboard),
+and `ARGS="--keep FOLDER"` keeps the filled deployments for the next run. It installs wrk, Go and
+nginx from Debian, and the peers from PyPI and npm into `.bench/`.
 """
 
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.conftest import Enter, Site, violations
-from tests.browser.test_axe import passes
+from tests.browser.conftest import Enter, Site, passes, violations
 from tests.database import database_of
 from tests.server import PASSWORD
 from wardkey.db.schema import members

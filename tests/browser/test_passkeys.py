@@ -8,8 +8,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from tests.browser.conftest import KEYS, Enter, Site
-from tests.browser.test_axe import passes
+from tests.browser.conftest import KEYS, Enter, Site, passes
 from tests.database import age, database_of
 from tests.rabbitmq import free_port
 from tests.server import OWNER, PASSWORD, running

@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from tests.browser.conftest import KEYS, Enter, Site
-from tests.browser.test_axe import passes
+from tests.browser.conftest import KEYS, Enter, Site, passes
 from tests.database import database_of
 from wardkey.db.schema import keys
 

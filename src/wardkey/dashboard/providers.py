@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from fastapi import Request, Response
@@ -117,11 +118,14 @@ def edit_provider(
     try:
         kind = here.runner.look(providers.get, visitor.by, provider_id).spec.kind
         spec = read_provider(fields, kind)
+        # Not as a dict of plain values: what is nested stays a record.
+        wanted = {one.name: getattr(spec, one.name) for one in dataclass_fields(spec)}
+        del wanted["kind"]
         here.runner.change(
             providers.change,
             visitor.by,
             provider_id,
-            spec,
+            wanted,
             (fields.text("secret") or None) if spec.legacy_secret else None,
             http_allowed=here.exchanges.private_issuers,
         )
@@ -166,13 +170,12 @@ def try_provider(
     provider_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
 ) -> Response:
     """Fetch the provider's keys, and check a token of its step by step."""
-    secret = here.runner.look(providers.secret_of, visitor.by, provider_id)
-    spec = here.runner.look(providers.get, visitor.by, provider_id).spec
+    trusted = here.runner.look(providers.trusted, visitor.by, provider_id)
     token = fields.text("token").strip()
     if len(token) > LONGEST_TOKEN:
         failure = InvalidRequest(f"A token has at most {LONGEST_TOKEN:,} characters.")
         return _page(request, visitor, here, provider_id, Outcome(failure=failure))
-    steps, found = here.exchanges.tried(spec, secret, token, provider_id)
+    steps, found = here.exchanges.tried(trusted.spec, trusted.secret, token, provider_id)
     tested = Tested(steps) if found is None else Tested(steps, found[0].user_id, found[1])
     return _page(request, visitor, here, provider_id, Outcome(tested=tested))
 
