@@ -1,17 +1,13 @@
-"""Doors of token exchange, open to pages: exchange, create, refresh, and OAuth's form of them."""
+"""Doors of token exchange, open to pages: exchange, create and refresh."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -25,12 +21,11 @@ from wardkey.domain.grants import (
     SHORTEST_TTL_S,
     choose_ttl,
     recommended_refresh,
-    token_id_of,
 )
 from wardkey.domain.names import clean_email
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.secret import Environment, kid_of
+from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.usernames import on_the_wire, parse_username
 from wardkey.outside.tokens import LONGEST_TOKEN
@@ -39,30 +34,23 @@ from wardkey.web.context import Context, Here
 from wardkey.web.exchanges import Exchange, native_grant
 from wardkey.web.incoming import Incoming, Outgoing
 from wardkey.web.lane import HotRoute
-from wardkey.web.problems import check_json, problem_outgoing, status_of, told
+from wardkey.web.problems import check_json, problem_outgoing, told
 
 log = logging.getLogger("wardkey")
 router = APIRouter(tags=["tokens"])
 
 T = TypeVar("T")
 
-_JSON = "application/json"
-_FORM = "application/x-www-form-urlencoded"
-_LONGEST_BODY = 2 * LONGEST_TOKEN
+JSON = "application/json"
+LONGEST_BODY = 2 * LONGEST_TOKEN
 # A page must be able to read refusals too; no cookie ever counts here.
-_CORS = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
-_PREFLIGHT = {
+CORS = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
+PREFLIGHT = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, OPTIONS",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Wardkey-Api-Key",
     "Access-Control-Max-Age": "7200",
 }
-# RFC 8693 §3.
-_TYPE = "urn:ietf:params:oauth:token-type:"
-_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
-_SUBJECTS = frozenset({f"{_TYPE}jwt", f"{_TYPE}id_token", f"{_TYPE}access_token"})
-_ISSUED = f"{_TYPE}access_token"
-_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class ExchangeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -161,21 +149,20 @@ def _takes(properties: dict[str, Any], required: list[str], example: Any) -> dic
         "properties": properties,
         "example": example,
     }
-    content = {_JSON: {"schema": schema}}
+    content = {JSON: {"schema": schema}}
     return {"requestBody": {"required": True, "content": content}, "security": _SECURITY}
 
 
 def _answers(*failures: type[errors.Failure]) -> dict[int | str, dict[str, Any]]:
-    answered = {"description": "The grant.", "content": {_JSON: {"schema": _MINTED}}}
+    answered = {"description": "The grant.", "content": {JSON: {"schema": _MINTED}}}
     return {**told(*failures, body=True), 200: answered}
 
 
 @router.options("/v2/tokens/exchange", include_in_schema=False)
 @router.options("/v2/tokens/refresh", include_in_schema=False)
-@router.options("/oauth/token", include_in_schema=False)
 def preflight() -> Response:
     """Answer a browser's question; it carries no key, so the origin is checked on the request."""
-    return Response(status_code=204, headers=_PREFLIGHT)
+    return Response(status_code=204, headers=PREFLIGHT)
 
 
 @router.post(
@@ -214,7 +201,7 @@ async def exchange_token(request: Request, here: Here) -> Response:
     """
     incoming = Incoming.of(request, await request.body())
     try:
-        exchange = await run_in_threadpool(_asked, incoming, here)
+        exchange = await run_in_threadpool(asked, incoming, here)
         minted = await here.exchanges.mint(exchange)
     except errors.Failure as failure:
         return _refused(failure, incoming).response()
@@ -232,9 +219,9 @@ def exchange_in_place(
         return None
     began = perf_counter()
     try:
-        asked = _with_key(incoming, here)
-        exchange = asked.checked(here) if asked.is_quick(here) else None
-        return asyncio.create_task(_minted_later(asked, exchange, incoming, here, began))
+        shown = _with_key(incoming, here)
+        exchange = shown.checked(here) if shown.is_quick(here) else None
+        return asyncio.create_task(_minted_later(shown, exchange, incoming, here, began))
     except errors.Failure as failure:
         out = _refused(failure, incoming)
     except Exception:
@@ -245,7 +232,7 @@ def exchange_in_place(
 
 
 async def _minted_later(
-    asked: _Asked,
+    shown: _Asked,
     exchange: Exchange | None,
     incoming: Incoming,
     here: Context,
@@ -253,7 +240,7 @@ async def _minted_later(
 ) -> Outgoing:
     try:
         if exchange is None:
-            exchange = await run_in_threadpool(asked.checked, here)
+            exchange = await run_in_threadpool(shown.checked, here)
         minted = await here.exchanges.mint(exchange)
         return _granted(minted, here, exchange.provider.spec.name)
     except errors.Failure as failure:
@@ -317,37 +304,6 @@ async def refresh_token(request: Request, here: Here) -> Response:
     return (await run_in_threadpool(_answered, _refreshed, incoming, here)).response()
 
 
-@router.post("/oauth/token", include_in_schema=False)
-async def oauth_token(request: Request, here: Here) -> Response:
-    """Exchange or refresh in the form of RFC 8693 and RFC 6749, which OAuth libraries speak."""
-    incoming, refreshing = Incoming.of(request, await request.body()), False
-    try:
-        form = _form(incoming)
-        refreshing = form.get("grant_type") == "refresh_token"
-        incoming = _with_client(incoming, form)
-        if refreshing:
-            text = form.get("refresh_token", "")
-            minted = await run_in_threadpool(
-                _refresh_once, incoming, here, RefreshRequest(token_id_of(kid_of(text)), text)
-            )
-        else:
-            exchange = await run_in_threadpool(_asked, _from_form(incoming, form), here)
-            minted = await here.exchanges.mint(exchange)
-    except errors.Failure as failure:
-        return _oauth_refusal(failure, refreshing=refreshing).response()
-    grant, password = minted.grant, minted.password.text
-    answer = {
-        "access_token": password,
-        "issued_token_type": _ISSUED,
-        "token_type": "Bearer",
-        "expires_in": (grant.expires_at - grant.created_at) // 1000,
-        "refresh_token": password,
-        "mqtt_username": grant.mqtt_username,
-        "token_id": grant.token_id,
-    }
-    return Outgoing(200, _encoder.encode(answer), _JSON, _CORS).response()
-
-
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """A token that somebody of the organization shows."""
@@ -379,7 +335,7 @@ def _with_key(incoming: Incoming, here: Context) -> _Asked:
     return _Asked(caller, wanted)
 
 
-def _asked(incoming: Incoming, here: Context) -> Exchange:
+def asked(incoming: Incoming, here: Context) -> Exchange:
     """Identify whoever asks, and check the token; a stranger's failure counts for his address."""
     # Whoever shows a key is never held up for strangers at his address, nor for his users' tokens.
     if shown_credential(incoming, here):
@@ -403,7 +359,7 @@ def _created(incoming: Incoming, here: Context) -> Outgoing:
     wanted = _decode(_create, incoming.body)
     if wanted.secret_key:
         shown = (b"authorization", f"Bearer {wanted.secret_key}".encode())
-        incoming = _with_fields(incoming, [*incoming.fields, shown])
+        incoming = with_fields(incoming, [*incoming.fields, shown])
     caller = caller_in_organization(incoming, here)
     by = caller.by
     with here.runner.noting("create_token", by):
@@ -423,10 +379,11 @@ def _created(incoming: Incoming, here: Context) -> Outgoing:
 
 def _refreshed(incoming: Incoming, here: Context) -> Outgoing:
     check_json(incoming.text(b"content-type"))
-    return _granted(_refresh_once(incoming, here, _decode(_refresh, incoming.body)), here)
+    return _granted(refresh_once(incoming, here, _decode(_refresh, incoming.body)), here)
 
 
-def _refresh_once(incoming: Incoming, here: Context, wanted: RefreshRequest) -> MintedGrant:
+def refresh_once(incoming: Incoming, here: Context, wanted: RefreshRequest) -> MintedGrant:
+    """Refresh a grant; a failure counts against the address. Raises `RefreshReplayed`."""
     address, now = client_address(incoming, here), here.runner.database.clock()
     throttled = f"refresh {address}"
     here.throttle.check(now, throttled)
@@ -454,7 +411,7 @@ def _answered(
 
 def _refused(failure: errors.Failure, incoming: Incoming) -> Outgoing:
     out = problem_outgoing(failure, incoming.request_id)
-    out.headers = {**out.headers, **_CORS}
+    out.headers = {**out.headers, **CORS}
     return out
 
 
@@ -476,7 +433,7 @@ def _granted(minted: MintedGrant, here: Context, provider: str = "") -> Outgoing
         "user_id": grant.user_id,
         "user_email": grant.user_email,
     }
-    return Outgoing(200, _encoder.encode(answer), _JSON, _CORS)
+    return Outgoing(200, _encoder.encode(answer), JSON, CORS)
 
 
 def _stranger(incoming: Incoming, organization: str, address: str) -> Principal:
@@ -500,7 +457,7 @@ def _same_organization(by: Principal, organization: str) -> None:
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    if len(body) > _LONGEST_BODY:
+    if len(body) > LONGEST_BODY:
         raise errors.BodyTooLarge
     try:
         return decoder.decode(body)
@@ -513,9 +470,10 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise errors.MalformedJson from None
 
 
-def _with_fields(
+def with_fields(
     incoming: Incoming, fields: list[tuple[bytes, bytes]], body: bytes | None = None
 ) -> Incoming:
+    """Return the request with other header fields, and another body unless that is None."""
     return Incoming(
         incoming.query,
         fields,
@@ -525,113 +483,6 @@ def _with_fields(
         incoming.seen,
         incoming.route,
     )
-
-
-# --- OAuth's form ------------------------------------------------------------------------------
-
-
-def _form(incoming: Incoming) -> dict[str, str]:
-    """Read the form; a parameter that comes twice is a fault (RFC 6749 §3.2)."""
-    content_type = incoming.text(b"content-type").partition(";")[0].strip().lower()
-    if content_type != _FORM:
-        raise errors.UnsupportedMediaType(f"Send the parameters as {_FORM}.")
-    if len(incoming.body) > _LONGEST_BODY:
-        raise errors.BodyTooLarge
-    try:
-        text = incoming.body.decode()
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=30)
-    except ValueError:
-        raise errors.InvalidRequest("The form cannot be read.") from None
-    form = dict(pairs)
-    if len(form) != len(pairs):
-        raise errors.InvalidRequest("A parameter of the form comes twice.")
-    return form
-
-
-def _with_client(incoming: Incoming, form: dict[str, str]) -> Incoming:
-    """Return the request with a client's secret (RFC 6749 §2.3.1), which is a key, as Bearer."""
-    scheme, _, rest = incoming.text(b"authorization").partition(" ")
-    secret = form.get("client_secret", "")
-    fields = incoming.fields
-    if scheme.lower() == "basic":
-        try:
-            text = base64.b64decode(rest.strip(), validate=True).decode()
-        except (binascii.Error, ValueError):
-            raise errors.MissingCredentials("The Basic credentials cannot be read.") from None
-        if secret:
-            raise errors.AmbiguousCredentials
-        secret = text.partition(":")[2]
-        fields = [(name, value) for name, value in fields if name != b"authorization"]
-    if not secret:
-        return incoming
-    return _with_fields(incoming, [*fields, (b"authorization", b"Bearer " + secret.encode())])
-
-
-def _from_form(incoming: Incoming, form: dict[str, str]) -> Incoming:
-    """Return the request as `POST /v2/tokens/exchange` takes it; raises what RFC 8693 forbids."""
-    if form.get("grant_type") != _EXCHANGE:
-        raise errors.UnsupportedGrantType
-    if form.get("subject_token_type") not in _SUBJECTS:
-        raise errors.InvalidRequest(
-            f"subject_token_type is one of {', '.join(sorted(_SUBJECTS))}.",
-            errors=(("subject_token_type", "Not supported."),),
-        )
-    if form.get("requested_token_type", _ISSUED) != _ISSUED:
-        raise errors.InvalidRequest(f"requested_token_type can only be {_ISSUED}.")
-    if "actor_token" in form:
-        raise errors.InvalidRequest("Nobody acts for somebody else here; leave out actor_token.")
-    if form.get("scope"):
-        raise errors.InvalidScope
-    body: dict[str, object] = {
-        "token": form.get("subject_token", ""),
-        "provider": form.get("provider", ""),
-        "organization_id": form.get("audience", ""),
-    }
-    if "ttl" in form:
-        if not _NUMBER.fullmatch(form["ttl"]):
-            raise errors.InvalidTtl(field="ttl")
-        body["ttl"] = int(form["ttl"])
-    fields = [(name, value) for name, value in incoming.fields if name != b"content-type"]
-    fields.append((b"content-type", _JSON.encode()))
-    return _with_fields(incoming, fields, _encoder.encode(body))
-
-
-# What RFC 6749 §5.2 and RFC 8693 §2.2.2 call a failure, the first that fits; 0 keeps its status.
-_OAUTH_ERRORS: tuple[tuple[tuple[type[errors.Failure], ...], str, int], ...] = (
-    ((errors.UnsupportedGrantType,), "unsupported_grant_type", 400),
-    ((errors.InvalidScope,), "invalid_scope", 400),
-    ((errors.RefreshReplayed,), "invalid_grant", 400),
-    ((errors.InvalidToken, errors.TokenExpired), "invalid_request", 400),
-    (
-        (errors.ProviderNotFound, errors.OtherOrganization, errors.AmbiguousProvider),
-        "invalid_target",
-        400,
-    ),
-    ((errors.Unauthenticated,), "invalid_client", 401),
-    ((errors.Forbidden,), "unauthorized_client", 400),
-    ((errors.RateLimited, errors.Unavailable), "temporarily_unavailable", 0),
-    ((errors.BodyTooLarge,), "invalid_request", 0),
-)
-
-
-def _oauth_refusal(failure: errors.Failure, *, refreshing: bool) -> Outgoing:
-    """Return a failure as RFC 6749 §5.2 writes it."""
-    told = ((code, status) for kinds, code, status in _OAUTH_ERRORS if isinstance(failure, kinds))
-    code, status = next(told, ("invalid_request", 400))
-    if refreshing and isinstance(failure, errors.InvalidToken):
-        code = "invalid_grant"
-    status = status or status_of(type(failure))
-    answer = {
-        "error": code,
-        "error_description": failure.detail,
-        "error_uri": f"/problems/{failure.code}",
-    }
-    headers = dict(_CORS)
-    if status == 401:  # noqa: PLR2004 - RFC 9110 §15.5.2
-        headers["WWW-Authenticate"] = 'Basic realm="wardkey"'
-    if failure.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(failure.retry_after_s)))
-    return Outgoing(status, _encoder.encode(answer), _JSON, headers)
 
 
 def never_at_hand(_incoming: Incoming, _here: Context) -> bool:

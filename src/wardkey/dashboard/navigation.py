@@ -36,8 +36,8 @@ SIDEBAR = (
     Entry("Live topics", "messaging/topics", "radio", "Messaging"),
     Entry("Auth providers", "messaging/providers", "fingerprint", "Messaging"),
     Entry("Grants", "messaging/grants", "users", "Messaging"),
-    Entry("Audit log", AUDIT, "scroll-text"),
-    Entry("Settings", "settings", "settings"),
+    Entry("Audit log", AUDIT, "scroll-text", "Organization"),
+    Entry("Settings", "settings", "settings", "Organization"),
 )
 
 SETTINGS = (
