@@ -98,7 +98,7 @@ _create = msgspec.json.Decoder(CreateRequest)
 _refresh = msgspec.json.Decoder(RefreshRequest)
 _encoder = msgspec.json.Encoder()
 
-_TTL = {"type": "integer", "minimum": SHORTEST_TTL_S, "maximum": LONGEST_TTL_S}
+_TTL = {"type": ["integer", "null"], "minimum": SHORTEST_TTL_S, "maximum": LONGEST_TTL_S}
 _ID = {"type": "string", "maxLength": 64}
 _MINTED = {
     "type": "object",

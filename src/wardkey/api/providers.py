@@ -309,7 +309,7 @@ def create_auth_provider(wanted: NewProvider, caller: Known, here: Here) -> Prov
     )
 
 
-@router.get("/v2/auth-providers")
+@router.get("/v2/auth-providers", responses=told())
 def list_auth_providers(caller: Known, here: Here) -> ProviderList:
     """List the providers of the environment."""
     found = here.runner.look(providers.list_providers, caller.by)

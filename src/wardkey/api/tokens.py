@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,17 +51,17 @@ class GrantPage(BaseModel):
     next_cursor: str | None
 
 
+def _exactly_one(schema: dict[str, Any]) -> None:
+    """Say that one of the fields is given, and is no null."""
+    fields = schema["properties"]
+    schema["properties"] = {name: part["anyOf"][0] for name, part in fields.items()}
+    schema |= {"example": {"user_id": "user_abc"}, "minProperties": 1, "maxProperties": 1}
+
+
 class RevokeMany(Input):
     """Whose grants to end: exactly one of these."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {"user_id": "user_abc"},
-            "minProperties": 1,
-            "maxProperties": 1,
-        },
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_exactly_one)
 
     user_id: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     user_email: Annotated[str, Field(min_length=1, max_length=254)] | None = None
