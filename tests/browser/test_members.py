@@ -56,7 +56,7 @@ def test_an_invitations_link_is_shown_once_and_lets_in(site: Site, enter: Enter)
     stranger = enter("", f"/invitations/{link.rpartition('/')[2]}")
     stranger.fill("#password", PASSWORD)
     stranger.click("text=Set password")
-    stranger.wait_for_url("**/settings/api-keys")
+    stranger.wait_for_url("**/overview")
     assert role_of(site, "new@acme.example") == "viewer"
 
 

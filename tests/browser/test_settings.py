@@ -157,7 +157,7 @@ def test_the_switcher_lists_what_one_belongs_to(site: Site, enter: Enter) -> Non
     assert menu.get_by_role("link", name="Acme").get_attribute("aria-current") == "true"
     passes(page)
     menu.get_by_role("link", name="Second").click()
-    page.wait_for_url(f"**/o/{slug}/live/settings/api-keys")
+    page.wait_for_url(f"**/o/{slug}/live/overview")
     page.click("[popovertarget=organizations]")
     page.get_by_role("link", name="All organizations").click()
     page.wait_for_url("**/organizations")
@@ -169,4 +169,4 @@ def test_the_switcher_lists_what_one_belongs_to(site: Site, enter: Enter) -> Non
         site.forms(site.cookie("member")).get(f"/o/{slug}/live/settings/general").status_code == 404
     )
     page.get_by_role("link", name="Acme").click()
-    page.wait_for_url("**/o/acme/live/settings/api-keys")
+    page.wait_for_url("**/o/acme/live/overview")
