@@ -144,7 +144,7 @@ def revoke_token(token_id: Id, caller: Known, here: Here) -> RevokedGrantShape:
 def revoke_tokens(wanted: RevokeMany, caller: Known, here: Here) -> RevokedMany:
     """End every grant of a user, an e-mail address, a provider or a key, whenever it was made."""
     given = wanted.model_dump(exclude_none=True)
-    if len(given) != 1:
+    if len(given) != 1 or len(wanted.model_fields_set) != 1:
         raise errors.InvalidRequest(
             "Name exactly one of user_id, user_email, provider_id and key_id.",
             errors=tuple((name, "Only one of these.") for name in given),
