@@ -31,7 +31,7 @@ from wardkey.domain.usernames import on_the_wire, parse_username
 from wardkey.outside.tokens import LONGEST_TOKEN
 from wardkey.web.caller import Caller, caller_in_organization, client_address, shown_credential
 from wardkey.web.context import Context, Here
-from wardkey.web.exchanges import Exchange, native_grant
+from wardkey.web.exchanges import Exchange, Shown, native_grant
 from wardkey.web.incoming import Incoming, Outgoing
 from wardkey.web.lane import HotRoute
 from wardkey.web.problems import check_json, problem_outgoing, told
@@ -219,9 +219,9 @@ def exchange_in_place(
         return None
     began = perf_counter()
     try:
-        shown = _with_key(incoming, here)
-        exchange = shown.checked(here) if shown.is_quick(here) else None
-        return asyncio.create_task(_minted_later(shown, exchange, incoming, here, began))
+        held = _with_key(incoming, here)
+        exchange = held.checked(here) if here.exchanges.asks_nobody(held.shown) else None
+        return asyncio.create_task(_minted_later(held, exchange, incoming, here, began))
     except errors.Failure as failure:
         out = _refused(failure, incoming)
     except Exception:
@@ -232,7 +232,7 @@ def exchange_in_place(
 
 
 async def _minted_later(
-    shown: _Asked,
+    held: _Asked,
     exchange: Exchange | None,
     incoming: Incoming,
     here: Context,
@@ -240,7 +240,7 @@ async def _minted_later(
 ) -> Outgoing:
     try:
         if exchange is None:
-            exchange = await run_in_threadpool(shown.checked, here)
+            exchange = await run_in_threadpool(held.checked, here)
         minted = await here.exchanges.mint(exchange)
         return _granted(minted, here, exchange.provider.spec.name)
     except errors.Failure as failure:
@@ -309,22 +309,12 @@ class _Asked:
     """A token that somebody of the organization shows."""
 
     caller: Caller
-    wanted: ExchangeRequest
-
-    @property
-    def name(self) -> str:
-        """The provider's name or id, if one is named."""
-        return self.wanted.provider or self.wanted.integration_id
-
-    def is_quick(self, here: Context) -> bool:
-        """Tell whether no issuer has to be asked."""
-        return here.exchanges.is_quick(self.caller.by, self.name, self.wanted.token)
+    shown: Shown
+    ttl: int | None
 
     def checked(self, here: Context) -> Exchange:
         """Return what to mint; raises what is wrong with the token."""
-        by, wanted = self.caller.by, self.wanted
-        with here.runner.noting("exchange_token", by):
-            return here.exchanges.with_key(by, self.caller.kid, self.name, wanted.token, wanted.ttl)
+        return here.exchanges.checked(self.caller.by, self.caller.kid, self.shown, self.ttl)
 
 
 def _with_key(incoming: Incoming, here: Context) -> _Asked:
@@ -332,7 +322,9 @@ def _with_key(incoming: Incoming, here: Context) -> _Asked:
     wanted = _decode(_exchange, incoming.body)
     caller = caller_in_organization(incoming, here)
     _same_organization(caller.by, wanted.organization_id)
-    return _Asked(caller, wanted)
+    name = wanted.provider or wanted.integration_id
+    with here.runner.noting("exchange_token", caller.by):
+        return _Asked(caller, here.exchanges.found(caller.by, name, wanted.token), wanted.ttl)
 
 
 def asked(incoming: Incoming, here: Context) -> Exchange:

@@ -41,6 +41,14 @@ _MOST_RATES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A token of which nothing is proven yet, and the provider that it is held against."""
+
+    provider: TrustedProvider
+    presented: Presented
+
+
+@dataclass(frozen=True, slots=True)
 class Exchange:
     """A token that passed: who exchanges it, for whom, and which secret of a key was shown."""
 
@@ -64,14 +72,12 @@ class Exchanges:
     _waiting: list[tuple[Exchange, asyncio.Future[MintedGrant]]] = field(default_factory=list)
     _minting: asyncio.Task[None] | None = None
 
-    def with_key(
-        self, by: Principal, key_kid: str, name: str, token: str, ttl: int | None
-    ) -> Exchange:
-        """Check a token that somebody of the organization shows; `name` of a provider, or its id.
+    def found(self, by: Principal, name: str, token: str) -> Shown:
+        """Read a token that somebody of the organization shows, and find whose it is.
 
-        Without a name the token's issuer says whose it is. Raises `ProviderNotFound`,
-        `AmbiguousProvider`, `ProviderDisabled`, `ExchangeNotAllowed`, and what is wrong with the
-        token.
+        `name` is a provider's, or its id; without one the token's issuer says whose it is. Raises
+        `ProviderNotFound`, `AmbiguousProvider`, `ProviderDisabled`, `ExchangeNotAllowed`,
+        `InvalidToken`.
         """
         by.require(Permission.TOKENS_EXCHANGE)
         presented = None if name else read(token)
@@ -87,18 +93,13 @@ class Exchanges:
                 f"Tokens of {provider.spec.name} are exchanged with a secret key, from a server; "
                 "an admin can let publishable keys exchange them (publishable_may_exchange)."
             )
-        return self._checked(by, key_kid, provider, presented or read(token), ttl)
+        return Shown(provider, presented or read(token))
 
-    def is_quick(self, by: Principal, name: str, token: str) -> bool:
-        """Tell whether `with_key` would ask no issuer for its keys, or fail at once."""
-        try:
-            presented = read(token)
-            trusted = self._trusted(by.org_id, by.environment)
-            provider = _named(trusted, name) if name else _issuing(trusted, presented)
-        except Failure:
-            return True
+    def asks_nobody(self, shown: Shown) -> bool:
+        """Tell whether `checked` has all that it needs, so that no issuer has to be asked."""
+        provider, presented = shown.provider, shown.presented
         return presented.alg == SHARED_SECRET or self.keys.are_at_hand(
-            provider.id, provider.rules.keys, presented.kid
+            provider.key_set, provider.rules.keys, presented.kid
         )
 
     def without_key(
@@ -135,7 +136,7 @@ class Exchanges:
                 address=stranger.address,
                 user_agent=stranger.user_agent,
             )
-            return self._checked(by, "", fitting[0], presented, ttl)
+            return self.checked(by, "", Shown(fitting[0], presented), ttl)
         except (InvalidToken, KeySetUnavailable):
             raise hidden from None
 
@@ -229,14 +230,9 @@ class Exchanges:
         revision = self.verifier.directory.revision()
         return self.providers.of(self.database, (org_id, environment), revision)
 
-    def _checked(
-        self,
-        by: Principal,
-        key_kid: str,
-        provider: TrustedProvider,
-        presented: Presented,
-        ttl: int | None,
-    ) -> Exchange:
+    def checked(self, by: Principal, key_kid: str, shown: Shown, ttl: int | None) -> Exchange:
+        """Return what is minted for a token; may wait for its issuer. Raises what is wrong."""
+        provider, presented = shown.provider, shown.presented
         spec = provider.spec
         ttl_s = choose_ttl(ttl, spec.limits.max_ttl_s)
         claims = verified(

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from joserfc import jwt
+
+from demo.issuer import CLIENT, Issuer
+from wardkey.actions import providers
+from wardkey.actions.run import Runner
+from wardkey.domain.principal import Principal
+from wardkey.domain.providers import ProviderKind, ProviderSpec
+from wardkey.outside.fetch import Fetch
+from wardkey.outside.key_sets import KeySets
+from wardkey.verify.usage import Usage
+from wardkey.verify.verifier import Verifier
+from wardkey.web.exchanges import Exchanges
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    issuer = Issuer()
+    yield issuer
+    issuer.close()
+
+
+@pytest.fixture
+def exchanges(runner: Runner) -> Iterator[Exchanges]:
+    verifier = Verifier(runner.database, Usage(runner.database))
+    yield Exchanges(runner.database, verifier, KeySets(Fetch(private_allowed=True).get), True)
+    verifier.directory.close()
+
+
+def token(issuer: Issuer, kid: str = "demo-1") -> str:
+    now = int(time.time())
+    claims = {"iss": issuer.url, "aud": CLIENT, "sub": "ada", "iat": now, "exp": now + 300}
+    return jwt.encode({"alg": "ES256", "kid": kid}, claims, issuer.key)
+
+
+def test_only_a_token_whose_key_is_not_known_yet_asks_the_issuer(
+    runner: Runner, owner: Principal, exchanges: Exchanges, issuer: Issuer
+) -> None:
+    spec = ProviderSpec(
+        ProviderKind.OIDC, issuer=issuer.url, audiences=(CLIENT,), algorithms=("ES256",)
+    )
+    made = runner.change(providers.create, owner, spec, http_allowed=True)
+    for name in ("oidc", made.id, ""):
+        shown = exchanges.found(owner, name, token(issuer))
+        # Each process asks once, and then answers from what it knows.
+        assert exchanges.asks_nobody(shown) is (name != "oidc")
+        assert exchanges.checked(owner, "", shown, None).wanted.user_id == "ada"
+    assert not exchanges.asks_nobody(exchanges.found(owner, "oidc", token(issuer, "another")))
+    runner.change(providers.purge_keys, owner, made.id)
+    assert not exchanges.asks_nobody(exchanges.found(owner, "oidc", token(issuer)))
