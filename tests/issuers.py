@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import httpx2 as httpx
+
+from tests.server import NO_CERTIFICATES
 
 HERE = Path(__file__).parent / "node"
 CLIENT = "my-app"
@@ -147,29 +149,34 @@ class OidcProvider:
             "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
             "code_challenge_method": "S256",
         }
-        with httpx.Client(base_url=self.url, timeout=20) as browser:
-            form = browser.get("/auth", params=asked, follow_redirects=True)
-            assert form.status_code == 200, form.text
-            person = {"email": email, "password": password}
-            answer = browser.post(str(form.url), data=person)
-            while self.redirect_uri not in (to := answer.headers.get("location", "")):
-                assert to, answer.text
-                answer = browser.get(to)
-            told = parse_qs(urlsplit(to).query)
-            assert told["state"] == ["of-a-test"]
-            done = browser.post(
-                "/token",
-                data={
-                    "grant_type": "authorization_code",
-                    "code": told["code"][0],
-                    "client_id": self.client_id,
-                    "redirect_uri": self.redirect_uri,
-                    "code_verifier": verifier,
-                },
-            )
+        told = self.visit(f"{self.url}/auth?{urlencode(asked)}", email, password)
+        assert told["state"] == "of-a-test"
+        done = httpx.post(
+            f"{self.url}/token",
+            timeout=20,
+            verify=NO_CERTIFICATES,
+            data={
+                "grant_type": "authorization_code",
+                "code": told["code"],
+                "client_id": self.client_id,
+                "redirect_uri": self.redirect_uri,
+                "code_verifier": verifier,
+            },
+        )
         assert done.status_code == 200, done.text
         token: str = done.json()["id_token"]
         return token
+
+    def visit(self, address: str, email: str, password: str) -> dict[str, str]:
+        """Sign somebody in where an app sent his browser; return what it comes back with."""
+        with httpx.Client(base_url=self.url, timeout=20, verify=NO_CERTIFICATES) as browser:
+            form = browser.get(address, follow_redirects=True)
+            assert form.status_code == 200, form.text
+            answer = browser.post(str(form.url), data={"email": email, "password": password})
+            while not (to := answer.headers.get("location", "")).startswith(self.redirect_uri):
+                assert to, answer.text
+                answer = browser.get(to)
+        return dict(parse_qsl(urlsplit(to).query))
 
 
 @contextmanager

@@ -47,7 +47,16 @@ from wardkey.bridge.hooks import Hooks
 from wardkey.bridge.logins import Logins
 from wardkey.config import Config, load_config
 from wardkey.dashboard import acl as acl_page
-from wardkey.dashboard import assets, audit_log, links, nowhere, overview, settings, sign_in
+from wardkey.dashboard import (
+    assets,
+    audit_log,
+    links,
+    nowhere,
+    overview,
+    settings,
+    sign_in,
+    single_sign_on,
+)
 from wardkey.dashboard import client as client_page
 from wardkey.dashboard import clients as clients_page
 from wardkey.dashboard import grants as grants_page
@@ -71,7 +80,7 @@ from wardkey.db.upkeep import (
     rehash_passwords,
 )
 from wardkey.domain.errors import Failure
-from wardkey.opening import open_storage
+from wardkey.opening import open_storage, sign_in_issuer
 from wardkey.outside.broker import BrokerKeys
 from wardkey.outside.broker_link import BrokerLink
 from wardkey.outside.fetch import Fetch
@@ -137,6 +146,7 @@ def create_app() -> FastAPI:
         assets,
         links,
         sign_in,
+        single_sign_on,
         overview,
         usage_page,
         audit_log,
@@ -194,6 +204,8 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                     KeySets(Fetch(config.private_issuers).get),
                     config.private_issuers,
                 ),
+                sign_in_issuer=sign_in_issuer(config),
+                welcome=config.welcome,
                 link=(link := _link(config, database)),
                 key_beside_data=config.key_beside_data,
                 publishers=None if link is None else _publishers(config, link, me),

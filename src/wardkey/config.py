@@ -20,11 +20,16 @@ from wardkey.domain.errors import (
     UnsafeDatabase,
     UnsafeListen,
 )
+from wardkey.domain.permissions import Role
 from wardkey.domain.secret import clean_brand
+from wardkey.domain.single_sign_on import Welcome
 
 PREFIX = "WARDKEY_"
 # Read by the command line as a client, not by the server.
 _CLIENT_NAMES = frozenset({"WARDKEY_API_KEY", "WARDKEY_ORG", "WARDKEY_URL"})
+_DOMAIN = re.compile(
+    r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]"
+)
 _HEADER_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_")
 _YES = {
     "1": True,
@@ -72,6 +77,13 @@ class Config:
     broker_sync_always: bool = False
     nats_server: str = ""
     private_issuers: bool = False
+    oidc_issuer: str = ""
+    oidc_client_id: str = ""
+    oidc_client_secret: str = field(default="", repr=False)
+    oidc_name: str = ""
+    oidc_domains: str = ""
+    oidc_organization: str = ""
+    oidc_role: str = "viewer"
     public_url: str = ""
     brand: str = ""
     key_headers: str = ""
@@ -169,6 +181,16 @@ class Config:
         if not self.behind_proxy:
             return ()
         return parse_networks(item for item in self.trusted_proxies.split(",") if item.strip())
+
+    @property
+    def welcome(self) -> Welcome:
+        """Who may sign in by the OIDC issuer."""
+        domains = (item.strip().lower() for item in self.oidc_domains.split(","))
+        return Welcome(
+            frozenset(item for item in domains if item),
+            self.oidc_organization,
+            Role(self.oidc_role),
+        )
 
     @property
     def extra_key_headers(self) -> tuple[bytes, ...]:
@@ -359,6 +381,7 @@ def _check(config: Config) -> None:
     if config.metrics_token and len(config.metrics_token) < 16:  # noqa: PLR2004 - not guessed
         raise InvalidSetting("metrics_token has at least 16 characters.", field="metrics_token")
     _check_names(config)
+    _check_oidc(config)
     _check_database(config)
 
 
@@ -384,6 +407,50 @@ def _check_names(config: Config) -> None:
                 f"{config.public_url!r} is no URL such as https://keys.example.com.",
                 field="public_url",
             )
+
+
+def _check_oidc(config: Config) -> None:
+    if not config.oidc_issuer:
+        for name in ("client_id", "client_secret", "name", "domains", "organization"):
+            if getattr(config, f"oidc_{name}"):
+                raise InvalidSetting(
+                    "Settings of the sign-in are given, but no oidc_issuer.", field=f"oidc_{name}"
+                )
+        return
+    parts = _split(config.oidc_issuer)
+    host = parts.hostname or "" if parts else ""
+    safe = parts is not None and (
+        parts.scheme == "https"
+        or (parts.scheme == "http" and (host == "localhost" or _is_loopback(host)))
+    )
+    if parts is None or not host or not safe or parts.query or parts.fragment:
+        raise InvalidSetting(
+            f"{config.oidc_issuer!r} is no issuer's URL, such as https://login.acme.example.",
+            field="oidc_issuer",
+        )
+    if not config.oidc_client_id:
+        raise InvalidSetting(
+            "The issuer needs to know for whom it is asked; give the client id that it has for "
+            "this deployment.",
+            field="oidc_client_id",
+        )
+    if config.oidc_role not in (Role.ADMIN, Role.MEMBER, Role.VIEWER):
+        raise InvalidSetting(
+            f"{config.oidc_role!r} is no role to begin with; take viewer, member or admin.",
+            field="oidc_role",
+        )
+    for domain in config.welcome.domains:
+        if not _DOMAIN.fullmatch(domain):
+            raise InvalidSetting(
+                f"{domain!r} is no domain of e-mail addresses, such as acme.example.",
+                field="oidc_domains",
+            )
+    if bool(config.oidc_domains) != bool(config.oidc_organization):
+        raise InvalidSetting(
+            "oidc_domains and oidc_organization go together: addresses of the domains may join "
+            "that organization (its slug).",
+            field="oidc_organization" if config.oidc_domains else "oidc_domains",
+        )
 
 
 def _addresses(text: str) -> tuple[str, ...]:

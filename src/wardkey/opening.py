@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from wardkey.actions.run import Runner
 from wardkey.config import Config
@@ -15,6 +17,9 @@ from wardkey.db.migrate import migrate
 from wardkey.db.occupancy import hold_database, hold_folder
 from wardkey.db.upkeep import begin_feed
 from wardkey.domain.errors import DeploymentNotFound, InvalidSetting
+
+if TYPE_CHECKING:
+    from wardkey.outside.single_sign_on import SignInIssuer
 
 
 def master_key_source(config: Config) -> MasterKeySource:
@@ -75,3 +80,22 @@ def make_folder(path: Path) -> None:
         raise InvalidSetting(
             f"{path} cannot be the data folder: a part of its path is a file.", field="data_dir"
         ) from None
+
+
+def sign_in_issuer(config: Config) -> SignInIssuer | None:
+    """Return the OIDC issuer by which people sign in to the dashboard, if there is one."""
+    if not config.oidc_issuer:
+        return None
+    # Late, because most commands start without what checks tokens.
+    from wardkey.outside.fetch import Fetch
+    from wardkey.outside.single_sign_on import CALLBACK, SignInIssuer
+
+    return SignInIssuer(
+        config.oidc_issuer,
+        config.oidc_client_id,
+        config.oidc_client_secret,
+        f"{config.url}{CALLBACK}",
+        config.oidc_name or urlsplit(config.oidc_issuer).netloc,
+        # The operator chose it, so it may be in his own network.
+        Fetch(private_allowed=True),
+    )

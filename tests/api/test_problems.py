@@ -390,6 +390,14 @@ ELSEWHERE = {
     "invalid_passkey": "browser/test_passkeys.py::"
     "test_an_answer_counts_once_and_only_as_it_was_given",
     "passkey_not_found": "browser/test_passkeys.py::test_a_passkey_of_somebody_else_is_not_removed",
+    "sign_in_failed": "browser/test_single_sign_on.py::"
+    "test_401_an_answer_counts_in_the_browser_that_asked_and_once",
+    "sign_in_not_allowed": "browser/test_single_sign_on.py::"
+    "test_403_an_address_that_is_not_welcome_stays_outside",
+    "account_not_set_up": "browser/test_single_sign_on.py::"
+    "test_409_an_invitation_sets_no_password_of_an_account_without_one",
+    "identity_not_found": "browser/test_single_sign_on.py::"
+    "test_a_known_address_is_linked_and_can_be_unlinked",
     "duplicate_passkey": "browser/test_passkeys.py::test_a_passkey_is_registered_once",
     "forged_form": "browser/test_sign_in.py::test_a_forged_form_changes_nothing",
     "form_sent_before": "browser/test_keys.py::test_the_same_form_makes_one_key",

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from wardkey.cli import main
 from wardkey.cli.edge import SERVING, STORAGE, settings
 from wardkey.config import Config, load_config
-from wardkey.domain.errors import Failure
+from wardkey.domain.errors import Failure, InvalidSetting
 
 REMOTE = "postgresql://db.acme.example/wardkey?sslmode=verify-full"
 # setting -> (as an option, what the record then holds, as a variable, what it then holds)
@@ -37,6 +37,12 @@ GIVEN: dict[str, tuple[str, Any, str, Any]] = {
     "broker_dir": ("/one", "/one", "/two", "/two"),
     "broker_sync_always": ("", True, "1", True),
     "nats_server": ("/one", "/one", "/two", "/two"),
+    "oidc_issuer": ("https://one.example",) * 2 + ("http://127.0.0.1:2/realm",) * 2,
+    "oidc_client_id": ("one", "one", "two", "two"),
+    "oidc_name": ("One", "One", "Two", "Two"),
+    "oidc_domains": ("one.example",) * 2 + ("two.example, b.example",) * 2,
+    "oidc_organization": ("one", "one", "two", "two"),
+    "oidc_role": ("member", "member", "admin", "admin"),
     "public_url": ("https://one.example",) * 2 + ("https://two.example/",) * 2,
     "brand": ("one", "one", "two", "two"),
     "key_headers": ("X-One", "X-One", "X-Two", "X-Two"),
@@ -46,7 +52,14 @@ GIVEN: dict[str, tuple[str, Any, str, Any]] = {
     "owner": ("admin@one.example",) * 2 + ("admin@two.example",) * 2,
 }
 # What other users of the machine would see in the list of processes is no option.
-SECRET = {"master_key", "metrics_token"}
+SECRET = {"master_key", "metrics_token", "oidc_client_secret"}
+# These go together, so that each is tried beside the others.
+OIDC = {
+    "WARDKEY_OIDC_ISSUER": "https://login.acme.example",
+    "WARDKEY_OIDC_CLIENT_ID": "wardkey",
+    "WARDKEY_OIDC_DOMAINS": "acme.example",
+    "WARDKEY_OIDC_ORGANIZATION": "acme",
+}
 BAD = [
     ("data_dir", "", "data_dir"),
     ("database_url", "mysql://localhost/wardkey", "database_url"),
@@ -79,6 +92,11 @@ BAD = [
     ("public_url", "ftp://keys.acme.example", "public_url"),
     ("public_url", "https://[::1", "public_url"),
     ("public_url", "https://keys.acme.example/?a=b", "public_url"),
+    ("oidc_client_id", "alone", "oidc_client_id"),
+    ("oidc_issuer", "https://login.acme.example", "oidc_client_id"),
+    ("oidc_issuer", "http://login.acme.example", "oidc_issuer"),
+    ("oidc_issuer", "login.acme.example", "oidc_issuer"),
+    ("oidc_issuer", "https://login.acme.example/?a=b", "oidc_issuer"),
     ("brand", "A b", "brand"),
     ("brand", "sk", "brand"),
     ("key_headers", "X-Api-Key, X Key", "key_headers"),
@@ -114,10 +132,11 @@ def test_what_nobody_set_has_its_default() -> None:
 @pytest.mark.parametrize("name", GIVEN)
 def test_an_option_goes_before_a_variable_and_a_variable_before_the_default(name: str) -> None:
     option, from_option, variable, from_variable = GIVEN[name]
-    environ = {"WARDKEY_" + name.upper(): variable}
+    around = OIDC if name.startswith("oidc") else {}
+    environ = {**around, "WARDKEY_" + name.upper(): variable}
     args = (f"--{name.replace('_', '-')}", *([option] if option else []))
     assert getattr(read(**environ), name) == from_variable != getattr(Config(), name)
-    assert getattr(read(*args), name) == from_option != getattr(Config(), name)
+    assert getattr(read(*args, **around), name) == from_option != getattr(Config(), name)
     assert getattr(read(*args, **environ), name) == from_option
 
 
@@ -161,6 +180,32 @@ def test_a_bad_value_is_refused_and_the_setting_named(
     assert told.startswith("wardkey: invalid_setting: ")
     assert field in told.lower().replace("-", "_").partition("(at ")[2]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field"),
+    [
+        ("domains", "", "oidc_domains"),
+        ("organization", "", "oidc_organization"),
+        ("domains", "acme.example, *.acme.example", "oidc_domains"),
+        ("domains", "admin@acme.example", "oidc_domains"),
+        ("domains", "localhost", "oidc_domains"),
+        ("role", "owner", "oidc_role"),
+        ("role", "anything", "oidc_role"),
+    ],
+)
+def test_settings_of_the_sign_in_that_do_not_fit_are_refused(
+    name: str, text: str, field: str
+) -> None:
+    with pytest.raises(InvalidSetting) as told:
+        load_config({**OIDC, f"WARDKEY_OIDC_{name.upper()}": text})
+    assert told.value.field == field
+
+
+def test_the_issuers_secret_is_never_shown() -> None:
+    config = load_config({**OIDC, "WARDKEY_OIDC_CLIENT_SECRET": "of-the-client"})
+    assert config.oidc_client_secret == "of-the-client"
+    assert "of-the-client" not in repr(config)
 
 
 @pytest.mark.parametrize(

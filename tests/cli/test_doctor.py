@@ -12,6 +12,7 @@ from sqlalchemy import update
 
 from tests.cli.test_backup import config_of
 from tests.cli.test_tls import NOW, pair, write_certificate, write_key
+from tests.issuers import oidc_provider
 from tests.server import Server
 from wardkey.actions.run import Runner
 from wardkey.db.schema import audit_events, master_keys, service_keys
@@ -145,3 +146,21 @@ def test_doctor_says_how_long_the_certificate_is_good(
         days = timedelta(days=1)
         write_certificate(cert, made, NOW + end * days, NOW + begin * days)
         assert said()["certificate"].startswith(state)
+
+
+def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    assert examined(Server(data), 6)["sign-in"] == "ok: with passwords and passkeys"
+    with oidc_provider({}) as provider:
+        server = Server(
+            data,
+            public_url="https://keys.acme.example",
+            oidc_issuer=provider.url,
+            oidc_client_id=provider.client_id,
+        )
+        assert examined(server, 6)["sign-in"] == (
+            f"ok: {provider.url} answers, and sends people back to "
+            "https://keys.acme.example/sign-in/oidc/callback"
+        )
+    assert examined(server, 6)["sign-in"].startswith("fault: 127.0.0.1:")

@@ -1,5 +1,5 @@
 // oidc-provider with one client and some users, both by its JSON argument; tells its address.
-// {"client_id", "client_secret"?, "redirect_uris", "alg"?, "users": {e-mail: {"password", …claims}}}
+// {"client_id", "client_secret"?, "auth_method"?, "conform"?, "redirect_uris", "alg"?, "users": {e-mail: {"password", …claims}}}
 import { generateKeyPairSync } from "node:crypto";
 import { createServer } from "node:http";
 import { Provider } from "oidc-provider";
@@ -47,14 +47,15 @@ server.listen(wanted.port ?? 0, "127.0.0.1", () => {
       redirect_uris: wanted.redirect_uris,
       id_token_signed_response_alg: alg,
       ...(wanted.client_secret
-        ? { client_secret: wanted.client_secret }
+        ? { client_secret: wanted.client_secret, token_endpoint_auth_method: wanted.auth_method ?? "client_secret_basic" }
         : { token_endpoint_auth_method: "none" }),
     }],
     jwks: { keys: [key] },
     cookies: { keys: ["of a test"] },
     claims: { openid: ["sub"], email: ["email", "email_verified"], profile: ["name", "team"] },
     // Otherwise only its userinfo endpoint tells them, and an app would hold a token without.
-    conformIdTokenClaims: false,
+    conformIdTokenClaims: wanted.conform ?? false,
+    ...(wanted.auth_method ? { clientAuthMethods: [wanted.auth_method] } : {}),
     findAccount: (_, id) => accountOf(id),
     features: { devInteractions: { enabled: false } },
     interactions: { url: (_, { uid }) => `/interaction/${uid}` },

@@ -159,6 +159,11 @@ def renew(tx: Transaction, by: Principal, session_id: str, checked_hash: str) ->
     Raises `WrongPassword` if it was changed since, `BrowserSessionNotFound`.
     """
     _check_unchanged(tx, by.id, checked_hash)
+    refresh(tx, by, session_id)
+
+
+def refresh(tx: Transaction, by: Principal, session_id: str) -> None:
+    """Note that the caller proved just now who he is; raises `BrowserSessionNotFound`."""
     renewed = tx.connection.execute(
         update(browser_sessions)
         .where(browser_sessions.c.id == session_id, browser_sessions.c.user_id == by.id, *_open(tx))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Row, delete, insert, select, update
@@ -13,6 +13,7 @@ from wardkey.actions.people import SignedIn, set_password, sign_in_as
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import invitations, members, organizations, users
 from wardkey.domain.errors import (
+    AccountNotSetUp,
     AlreadyMember,
     ExceedsOwnPermissions,
     InvalidEmail,
@@ -64,6 +65,16 @@ class Invitation:
         if self.revoked_at is not None:
             return "revoked"
         return "pending" if now < self.expires_at else "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """A pending invitation, and what the invited person has here already."""
+
+    invitation: Invitation
+    org_id: str
+    has_account: bool
+    password_hash: str | None = field(repr=False)
 
 
 def list_members(tx: Transaction, by: Principal) -> list[Member]:
@@ -212,13 +223,10 @@ def revoke_invitation(tx: Transaction, by: Principal, invitation_id: str) -> Inv
     return _invitation(tx, by, invitation_id)
 
 
-def invited(tx: Transaction, text: str) -> tuple[Invitation, str | None]:
-    """Return the pending invitation behind a link, and the invited person's password hash.
-
-    The hash is None for somebody new. Raises `InvalidLink`.
-    """
+def invited(tx: Transaction, text: str) -> Invited:
+    """Return the pending invitation behind a link; raises `InvalidLink`."""
     row = tx.connection.execute(
-        select(invitations, organizations.c.id.label("open_org"))
+        select(invitations)
         .join(organizations, organizations.c.id == invitations.c.org_id)
         .where(
             invitations.c.digest.in_([tx.vault.digest(text, v) for v in tx.vault.peppers]),
@@ -229,8 +237,10 @@ def invited(tx: Transaction, text: str) -> tuple[Invitation, str | None]:
         raise InvalidLink
     known = tx.connection.execute(
         select(users.c.password_hash).where(users.c.email_folded == row.email.lower())
-    ).scalar_one_or_none()
-    return _read_invitation(row), known
+    ).one_or_none()
+    return Invited(
+        _read_invitation(row), row.org_id, known is not None, known.password_hash if known else None
+    )
 
 
 def accept(
@@ -247,36 +257,47 @@ def join(
     """Take the place that a link offers, once; return who took it.
 
     Somebody new gets `password_hash`; somebody known must have shown the password behind
-    `checked_hash`, so that a link alone never takes over an account. Raises `InvalidLink`,
-    `AlreadyMember`, `WrongPassword`.
+    `checked_hash`, so that a link alone never takes over an account, one without a password
+    neither. Raises `InvalidLink`, `AlreadyMember`, `WrongPassword`, `AccountNotSetUp`.
     """
-    invitation, known = invited(tx, text)
-    if known != checked_hash:
+    found = invited(tx, text)
+    if found.password_hash != checked_hash:
         raise WrongPassword
-    row = tx.connection.execute(
+    if found.has_account and found.password_hash is None:
+        raise AccountNotSetUp
+    user_id = take_place(tx, by, found)
+    if not found.has_account:
+        set_password(tx, user_id, password_hash)
+    return user_id
+
+
+def take_place(tx: Transaction, by: Principal, found: Invited) -> str:
+    """Make the invited person, who has proven who he is, a member; return his id.
+
+    Raises `InvalidLink`, `AlreadyMember`.
+    """
+    invitation = found.invitation
+    taken = tx.connection.execute(
         update(invitations)
         .where(invitations.c.id == invitation.id, invitations.c.accepted_at.is_(None))
         .values(accepted_at=tx.now)
-        .returning(invitations.c.org_id)
-    ).one_or_none()
-    if row is None:
+    )
+    if not taken.rowcount:
         raise InvalidLink
     user_id = ensure_user(tx, invitation.email)
-    if known is None:
-        set_password(tx, user_id, password_hash)
     present = tx.connection.execute(
-        select(members.c.role).where(members.c.org_id == row.org_id, members.c.user_id == user_id)
+        select(members.c.role).where(members.c.org_id == found.org_id, members.c.user_id == user_id)
     ).one_or_none()
     if present is not None:
         raise AlreadyMember
     tx.connection.execute(
         insert(members).values(
-            org_id=row.org_id, user_id=user_id, role=invitation.role, created_at=tx.now
+            org_id=found.org_id, user_id=user_id, role=invitation.role, created_at=tx.now
         )
     )
     target = Target("invitation", invitation.id)
     details = {"email": invitation.email, "role": invitation.role, "user": user_id}
-    record(tx, by, "invitation.accepted", target, details, org_id=row.org_id)
+    record(tx, by, "invitation.accepted", target, details, org_id=found.org_id)
     return user_id
 
 

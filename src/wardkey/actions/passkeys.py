@@ -135,7 +135,25 @@ def sign_in(
 
     `replaced` is the text of the browser's cookie before, whose session ends.
     """
-    _spend(tx, answer.challenge, "")
+    _use(tx, known, answer, "")
+    return browser_sessions.begin(tx, by, known.user_id, "user.signed_in", replaced)
+
+
+def confirm(
+    tx: Transaction, by: Principal, session_id: str, known: KnownPasskey, answer: Answer
+) -> None:
+    """Note that the caller showed one of his passkeys, once.
+
+    Raises `InvalidPasskey`, `BrowserSessionNotFound`.
+    """
+    if known.user_id != by.id:
+        raise InvalidPasskey
+    _use(tx, known, answer, by.id)
+    browser_sessions.refresh(tx, by, session_id)
+
+
+def _use(tx: Transaction, known: KnownPasskey, answer: Answer, subject: str) -> None:
+    _spend(tx, answer.challenge, subject)
     used = tx.connection.execute(
         update(passkeys)
         .where(passkeys.c.id == known.id, passkeys.c.removed_at.is_(None))
@@ -143,7 +161,6 @@ def sign_in(
     )
     if not used.rowcount:
         raise InvalidPasskey
-    return browser_sessions.begin(tx, by, known.user_id, "user.signed_in", replaced)
 
 
 def _spend(tx: Transaction, challenge: bytes, subject: str) -> None:

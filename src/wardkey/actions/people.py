@@ -7,13 +7,14 @@ from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 
 from wardkey.actions.audit import Target, record
 from wardkey.actions.passwords import is_common
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import (
     browser_sessions,
+    identities,
     members,
     organizations,
     setup_links,
@@ -128,7 +129,8 @@ def use_setup_link(tx: Transaction, by: Principal, text: str, password_hash: str
 def spend_setup_link(tx: Transaction, text: str, password_hash: str) -> str:
     """Set the password of the link's owner and return who that is; the caller records the sign-in.
 
-    Other tokens and sessions of the same person end. Raises `InvalidLink`.
+    Other tokens and sessions of the same person end, and issuers' accounts are linked to him no
+    more, so that a wrong link is mended so too. Raises `InvalidLink`.
     """
     used = tx.connection.execute(
         update(setup_links)
@@ -143,6 +145,7 @@ def spend_setup_link(tx: Transaction, text: str, password_hash: str) -> str:
     if used is None:
         raise InvalidLink
     set_password(tx, used.user_id, password_hash)
+    tx.connection.execute(delete(identities).where(identities.c.user_id == used.user_id))
     return str(used.user_id)
 
 
@@ -218,6 +221,12 @@ def check_password(known_hash: str | None, password: str) -> bool:
 def _nobody() -> str:
     """Return what an unknown address costs, so that it takes as long as a wrong password."""
     return _hasher.hash(random_text(32))
+
+
+def has_password(tx: Transaction, by: Principal) -> bool:
+    """Tell whether the caller can show a password."""
+    known = select(users.c.password_hash).where(users.c.id == by.id)
+    return tx.connection.execute(known).scalar_one_or_none() is not None
 
 
 def password_hash_of(tx: Transaction, email: str) -> tuple[str, str | None]:

@@ -142,6 +142,7 @@ def set_up(wanted: SetUp, request: Request, here: Here) -> UserToken:
         errors.WeakPassword,
         errors.WrongPassword,
         errors.AlreadyMember,
+        errors.AccountNotSetUp,
         errors.TooManyAttempts,
         anonymous=True,
         body=True,
@@ -158,7 +159,7 @@ def accept_invitation(wanted: Acceptance, request: Request, here: Here) -> UserT
     here.throttle.check(now, f"link {by.address}")
     try:
         with here.runner.database.read() as tx:
-            _, known = members.invited(tx, wanted.token)
+            known = members.invited(tx, wanted.token).password_hash
         if known is None:
             password_hash = people.hash_password(wanted.password)
         elif people.check_password(known, wanted.password):

@@ -22,7 +22,7 @@ from wardkey.db.upkeep import check_usage, storage_facts
 from wardkey.domain.errors import Failure, UnhealthyDeployment
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
-from wardkey.opening import master_key_source
+from wardkey.opening import master_key_source, sign_in_issuer
 
 _DAY_MS = 86_400_000
 _LITTLE_SPACE = 256 * 1_048_576
@@ -77,6 +77,7 @@ def _examine(config: Config) -> Iterator[Finding]:
     if config.tls_cert or config.tls_key:
         yield from _certificate(config)
     yield _clock(wall_clock())
+    yield _sign_in(config)
     try:
         if not is_begun(config.storage_url):
             yield Finding(State.FAULT, "database", "it is empty; start `wardkey up` once.")
@@ -141,6 +142,18 @@ def _listening(config: Config) -> Finding:
     except Failure as failure:
         return Finding(State.FAULT, "listening", failure.detail)
     return Finding(State.OK, "listening", config.listen)
+
+
+def _sign_in(config: Config) -> Finding:
+    issuer = sign_in_issuer(config)
+    if issuer is None:
+        return Finding(State.OK, "sign-in", "with passwords and passkeys")
+    try:
+        issuer.endpoints()
+    except Failure as failure:
+        return Finding(State.FAULT, "sign-in", failure.detail)
+    said = f"{issuer.issuer} answers, and sends people back to {issuer.redirect_uri}"
+    return Finding(State.OK, "sign-in", said)
 
 
 def _certificate(config: Config) -> Iterator[Finding]:

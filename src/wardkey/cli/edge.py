@@ -126,6 +126,14 @@ _SETTINGS_HELP = {
     "broker_sync_always": "Write each stored message to the disk before it is acknowledged.",
     "nats_server": "The nats-server to run, if not the installed one.",
     "private_issuers": "Let auth providers be at private addresses and without TLS.",
+    "oidc_issuer": "https://… of the OIDC issuer by which people may sign in to the dashboard.",
+    "oidc_client_id": "What that issuer calls this deployment; the secret that goes "
+    "with it, if any, is in WARDKEY_OIDC_CLIENT_SECRET.",
+    "oidc_name": "What the button says after “Sign in with”, if not the issuer's host.",
+    "oidc_domains": "Domains whose addresses may sign in and join (comma-separated); without them "
+    "only people with a place already may.",
+    "oidc_organization": "The organization that they join (its slug).",
+    "oidc_role": "As what they join: viewer, member or admin.",
     "public_url": "Where people reach this deployment.",
     "brand": "Text before every key of this deployment, such as acme.",
     "key_headers": "Further headers that may carry a key (comma-separated).",

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
@@ -21,10 +22,13 @@ from markupsafe import Markup
 
 from wardkey.dashboard import texts
 from wardkey.dashboard.assets import asset_url
+from wardkey.dashboard.browsers import browser_name
 from wardkey.dashboard.navigation import SETTINGS, SIDEBAR
+from wardkey.dashboard.visitor import Ways, person, ways_to_confirm
 from wardkey.domain import errors
 from wardkey.domain.errors import Failure
 from wardkey.domain.times import iso
+from wardkey.web.context import Context
 from wardkey.web.problems import problem_headers, status_of
 
 THEMES = ("system", "light", "dark")
@@ -84,6 +88,7 @@ _templates.filters.update(
     day=day,
     moment=moment,
     distance=distance,
+    browser=browser_name,
     number=lambda count: f"{count:,}",
     # `capitalize` would make ACL into acl.
     sentence=lambda text: text[:1].upper() + text[1:],
@@ -179,12 +184,18 @@ async def told(request: Request, failure: Failure) -> Response:
             for name, value in (await request.form()).multi_items()
             if isinstance(value, str) and name != "current_password"
         ]
-        return page(request, "confirm.html", status, sent=sent, failure=failure)
+        here = request.app.state.context
+        ways = await run_in_threadpool(_ways, request, here)
+        return page(request, "confirm.html", status, sent=sent, failure=failure, ways=ways)
     response = page(request, "failure.html", status, failure=failure, status=status)
     for name, value in problem_headers(failure).items():
         if name != "WWW-Authenticate":
             response.headers[name] = value
     return response
+
+
+def _ways(request: Request, here: Context) -> Ways:
+    return ways_to_confirm(here, person(request, here))
 
 
 class PageRoute(APIRoute):

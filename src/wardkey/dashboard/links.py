@@ -16,6 +16,8 @@ router = pages()
 
 _SET_UP = "Set up Wardkey"
 _ACCEPT = "Accept the invitation"
+# A set-up link is for a password, whatever else there is.
+_PLAIN = {"known": False, "nameless": False, "invitation": "", "issuer": None}
 
 
 @router.get("/setup/{token}")
@@ -26,7 +28,7 @@ def show_setup(token: str, request: Request, here: Here) -> Response:
             email = people.link_email(tx, token)
     except InvalidLink as failure:
         return _gone(request, failure)
-    return page(request, "link.html", title=_SET_UP, email=email, known=False, fault=None)
+    return page(request, "link.html", title=_SET_UP, email=email, **_PLAIN, fault=None)
 
 
 @router.post("/setup/{token}")
@@ -53,7 +55,7 @@ def take_setup(token: str, request: Request, fields: Unsigned, here: Here) -> Re
             status_of(type(failure)),
             title=_SET_UP,
             email=_shown(here, token),
-            known=False,
+            **_PLAIN,
             fault=fault_of(failure),
         )
     return _signed_in(begun)
@@ -61,20 +63,13 @@ def take_setup(token: str, request: Request, fields: Unsigned, here: Here) -> Re
 
 @router.get("/invitations/{token}")
 def show_invitation(token: str, request: Request, here: Here) -> Response:
-    """Ask the invited person for a password, new or known."""
+    """Ask the invited person for a password, new or known, or to sign in at the issuer."""
     try:
         with here.runner.database.read() as tx:
-            invitation, known = members.invited(tx, token)
+            found = members.invited(tx, token)
     except InvalidLink as failure:
         return _gone(request, failure)
-    return page(
-        request,
-        "link.html",
-        title=_ACCEPT,
-        email=invitation.email,
-        known=known is not None,
-        fault=None,
-    )
+    return _invitation_page(request, here, token, found, None)
 
 
 @router.post("/invitations/{token}")
@@ -82,13 +77,12 @@ def take_invitation(token: str, request: Request, fields: Unsigned, here: Here) 
     """Take the place and begin a session."""
     by = stranger(request, here)
     now = here.runner.database.clock()
-    email, known = "", None
+    found = None
     try:
         here.throttle.check(now, f"link {by.address}")
         with here.runner.database.read() as tx:
-            invitation, known = members.invited(tx, token)
-        email = invitation.email
-        password = fields.text("password")
+            found = members.invited(tx, token)
+        password, known = fields.text("password"), found.password_hash
         if known is None:
             hashed = people.hash_password(password)
         elif people.check_password(known, password):
@@ -103,18 +97,29 @@ def take_invitation(token: str, request: Request, fields: Unsigned, here: Here) 
         here.throttle.failed(now, f"link {by.address}")
         return _gone(request, failure)
     except Failure as failure:
+        if found is None:
+            raise
         if isinstance(failure, Unauthenticated):
             here.throttle.failed(now, f"link {by.address}")
-        return page(
-            request,
-            "link.html",
-            status_of(type(failure)),
-            title=_ACCEPT,
-            email=email,
-            known=known is not None,
-            fault=fault_of(failure),
-        )
+        return _invitation_page(request, here, token, found, failure)
     return _signed_in(begun)
+
+
+def _invitation_page(
+    request: Request, here: Context, token: str, found: members.Invited, failure: Failure | None
+) -> Response:
+    return page(
+        request,
+        "link.html",
+        status_of(type(failure)) if failure else 200,
+        title=_ACCEPT,
+        email=found.invitation.email,
+        known=found.password_hash is not None,
+        nameless=found.has_account and found.password_hash is None,
+        invitation=token,
+        issuer=here.sign_in_issuer,
+        fault=fault_of(failure) if failure else None,
+    )
 
 
 def _shown(here: Context, token: str) -> str:

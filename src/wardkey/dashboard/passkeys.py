@@ -73,6 +73,40 @@ def remove(passkey_id: str, person: SignedIn, fields: Checked, here: Here) -> Re
     return see_other("/account", done="passkey-removed")
 
 
+@router.get("/account/confirm/passkey")
+def ask_confirmation(asked: Request, person: SignedIn, here: Here) -> Response:
+    """Show the page on which the browser shows one of the person's passkeys."""
+    site = _site(here)
+    name, now = f"passkey {person.by.id}", here.runner.database.clock()
+    here.throttle.check(now, name)
+    here.throttle.failed(now, name)
+    return page(
+        asked,
+        "passkey.html",
+        title="Confirm that it is you",
+        text="Your browser asks which passkey, and for your finger, face or PIN.",
+        action="/account/confirm/passkey",
+        person=person,
+        next="",
+        naming=False,
+        back="/account",
+        kind="get",
+        options=request(site, _challenge(here, person.by.id)),
+    )
+
+
+@router.post("/account/confirm/passkey")
+def confirm(person: SignedIn, fields: Checked, here: Here) -> Response:
+    """Note that the person showed a passkey of his."""
+    site, text = _site(here), fields.text("answer")
+    credential_id, user_id = named(text)
+    with here.runner.database.read() as tx:
+        known = passkeys.find(tx, credential_id, user_id)
+    answer = check_request(site, text, known.public_key, known.sign_count)
+    here.runner.change(passkeys.confirm, person.by, person.session.id, known, answer)
+    return see_other("/account", done="confirmed")
+
+
 @router.get("/sign-in/passkey")
 @router.get("/sign-in/passkey/answer")
 def back_to_sign_in() -> Response:

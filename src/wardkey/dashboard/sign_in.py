@@ -6,7 +6,7 @@ import logging
 
 from fastapi import Request, Response
 
-from wardkey.actions import browser_sessions, passkeys, people
+from wardkey.actions import browser_sessions, identities, passkeys, people
 from wardkey.dashboard.frame import (
     THEME_COOKIE,
     THEMES,
@@ -138,6 +138,9 @@ def _account(request: Request, person: SignedIn, here: Here, failure: Failure | 
         sessions=sessions,
         passkeys=here.runner.look(passkeys.list_passkeys, person.by),
         passkeys_work=Site.of(here.public_url) is not None,
+        has_password=here.runner.look(people.has_password, person.by),
+        identities=here.runner.look(identities.list_identities, person.by),
+        issuer=here.sign_in_issuer,
         now=here.runner.database.clock(),
         fault=fault_of(failure) if failure else None,
     )
@@ -154,6 +157,7 @@ def sign_in_page(
         next=onward,
         email=email,
         passkeys_work=Site.of(here.public_url) is not None,
+        issuer=here.sign_in_issuer,
         fault=fault_of(failure) if failure else None,
     )
 

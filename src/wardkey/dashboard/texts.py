@@ -51,6 +51,8 @@ DONE = {
     "organization-deleted": "The organization is deleted, and its keys are revoked.",
     "passkey-added": "The passkey is added; you can sign in with it.",
     "passkey-removed": "The passkey is removed: it signs nobody in any more.",
+    "confirmed": "It is confirmed that it is you. Go on in the tab that you came from.",
+    "identity-unlinked": "It is unlinked. The next sign-in there by your address links it anew.",
     "left": "You have left the organization.",
 }
 
@@ -156,6 +158,7 @@ ACTIONS = {
     "key.revoked": "revoked the key",
     "key.rotated": "rotated the key",
     "key.updated": "edited the key",
+    "member.joined": "joined by the sign-in",
     "member.removed": "removed a member",
     "member.role_changed": "changed a member's role",
     "organization.created": "created the organization",

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request, Response
 from starlette.datastructures import FormData
 
-from wardkey.actions import browser_sessions, people
+from wardkey.actions import browser_sessions, identities, passkeys, people
 from wardkey.actions.browser_sessions import LONGEST_MS, BrowserSession
 from wardkey.actions.people import Membership
 from wardkey.db.upkeep import see_session
@@ -29,6 +29,7 @@ from wardkey.domain.errors import (
 from wardkey.domain.permissions import ROLE_TABLE, Permission, Role
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment
+from wardkey.outside.passkeys import Site
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
 
@@ -224,9 +225,9 @@ def check_password(here: Context, by: Principal, email: str, password: str) -> t
 
 
 def require_fresh(here: Context, person: Person, fields: Fields) -> None:
-    """Ask for the password again where the sign-in is older than 12 hours.
+    """Ask who it is again where the sign-in is older than 12 hours.
 
-    Raises `PasswordRequired`, on which the form comes back with a field for it, and
+    Raises `PasswordRequired`, on which the form comes back with the ways to confirm it, and
     `TooManyAttempts`.
     """
     if person.session.fresh(here.runner.database.clock()):
@@ -239,6 +240,32 @@ def require_fresh(here: Context, person: Person, fields: Fields) -> None:
     except WrongPassword:
         raise PasswordRequired("That is not your password; try again.") from None
     here.runner.change(browser_sessions.renew, person.by, person.session.id, known)
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How somebody can confirm that it is he; `issuer` is its name where he is linked to it."""
+
+    password: bool
+    passkey: bool
+    issuer: str
+
+    @property
+    def others(self) -> bool:
+        """Tell whether there is a way besides the password."""
+        return self.passkey or bool(self.issuer)
+
+
+def ways_to_confirm(here: Context, person: Person) -> Ways:
+    """Return how a person can confirm that it is he."""
+    issuer = here.sign_in_issuer
+    with here.runner.database.read() as tx:
+        linked = {one.issuer for one in identities.list_identities(tx, person.by)}
+        return Ways(
+            people.has_password(tx, person.by),
+            Site.of(here.public_url) is not None and bool(passkeys.list_passkeys(tx, person.by)),
+            issuer.name if issuer and issuer.issuer in linked else "",
+        )
 
 
 def hand_cookie(response: Response, text: str) -> None:

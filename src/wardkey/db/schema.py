@@ -203,6 +203,18 @@ passkeys = Table(
     Column("removed_at", BigInteger),
 )
 
+# Whom an OIDC issuer's subject is, since his first sign-in by it.
+identities = Table(
+    "identities",
+    metadata,
+    Column("issuer", String(500), primary_key=True),
+    Column("subject", String(255), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), nullable=False, index=True),
+    Column("email", String(254), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("last_used_at", BigInteger, nullable=False),
+)
+
 # What browsers were asked to sign; each is answered once. `subject` is who may, or empty.
 challenges = Table(
     "challenges",

@@ -320,7 +320,11 @@ class SignedOut(Unauthenticated):
 
 
 class PasswordRequired(Unauthenticated):
-    """Your sign-in is older than 12 hours; give your password to go on."""
+    """Your sign-in is older than 12 hours; confirm that it is you to go on."""
+
+
+class SignInFailed(Unauthenticated):
+    """The sign-in at the issuer did not succeed; sign in again."""
 
 
 class InvalidPasskey(Unauthenticated):
@@ -389,6 +393,10 @@ class ForgedForm(Forbidden):
     """The form did not come from a page of this session; load the page again and send it there."""
 
 
+class SignInNotAllowed(Forbidden):
+    """Nobody of that address may sign in this way; ask an admin for an invitation."""
+
+
 class ExceedsOwnPermissions(Forbidden):
     """Nobody can grant a permission that he does not hold; ask somebody who holds it."""
 
@@ -440,6 +448,10 @@ class BrowserSessionNotFound(NotFound):
 
 class OrganizationNotFound(NotFound):
     """No such organization."""
+
+
+class IdentityNotFound(NotFound):
+    """You are not linked to that issuer; it may have been unlinked in another window."""
 
 
 class PasskeyNotFound(NotFound):
@@ -577,6 +589,10 @@ class FormSentBefore(Conflict):
     def __init__(self, detail: str | None = None, *, made: str = "") -> None:
         super().__init__(detail)
         self.made = made
+
+
+class AccountNotSetUp(Conflict):
+    """That address has an account without a password; sign in to it first, as it was meant to."""
 
 
 class DuplicatePasskey(Conflict):

@@ -1,7 +1,7 @@
-"""GET of a URL that a tenant gave: only public addresses, bounded time and size, strict JSON.
+"""Asking a URL that a tenant or the operator gave: bounded time and size, strict JSON answers.
 
-Against server-side request forgery: the address that was checked is the one that is connected to,
-no redirect is followed and no proxy of the environment is asked.
+Against server-side request forgery: only public addresses unless they are allowed, the address that
+was checked is the one that is connected to, no redirect is followed, no proxy is asked.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from wardkey.domain.errors import KeySetUnavailable
 from wardkey.outside.strict_json import read_object
@@ -68,6 +68,10 @@ _REFUSED = tuple(
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 _PORTS = {"https": 443, "http": 80}
+_FORM = "application/x-www-form-urlencoded"
+_TAKEN = frozenset({http.client.OK})
+# A refusal of an OAuth 2.0 token endpoint is JSON too.
+_TAKEN_OF_FORMS = frozenset({http.client.OK, http.client.BAD_REQUEST, http.client.UNAUTHORIZED})
 
 Resolve = Callable[[str, int], list[str]]
 
@@ -109,7 +113,7 @@ def is_public(address: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """How URLs of tenants are fetched; called in a thread, for it waits.
+    """How such URLs are asked; called in a thread, for it waits.
 
     `private_allowed` is the deployment's word that private addresses and plain HTTP are fine.
     """
@@ -119,9 +123,21 @@ class Fetch:
     tls: ssl.SSLContext | None = None
     longest_s: float = LONGEST_S
 
-    def get(self, url: str) -> Fetched:
+    def get(self, url: str, authorization: str = "") -> Fetched:
         """Return the JSON object at `url`; raises `KeySetUnavailable` with what is wrong."""
+        return self._sent(url, authorization, None)
+
+    def post(self, url: str, form: Mapping[str, str], authorization: str = "") -> dict[str, Any]:
+        """Return the JSON object that answers a form, also where it is a refusal (RFC 6749 §5.2).
+
+        Raises `KeySetUnavailable` with what is wrong.
+        """
+        return self._sent(url, authorization, urlencode(form).encode()).document
+
+    def _sent(self, url: str, authorization: str, body: bytes | None) -> Fetched:
         place = self._parts(url)
+        request = _request(place, authorization, body)
+        taken = _TAKEN if body is None else _TAKEN_OF_FORMS
         host = place.host
         until = time.monotonic() + self.longest_s
         try:
@@ -130,8 +146,8 @@ class Fetch:
                     tls = self.tls or ssl.create_default_context()
                     plain.settimeout(_left(until))
                     with tls.wrap_socket(plain, server_hostname=host) as line:
-                        return _asked(line, place, until)
-                return _asked(plain, place, until)
+                        return _asked(line, request, taken, until)
+                return _asked(plain, request, taken, until)
         except TimeoutError:
             raise KeySetUnavailable(
                 f"{host} did not answer within {self.longest_s:g} seconds."
@@ -237,18 +253,29 @@ class _Bounded(io.RawIOBase):
         return io.BufferedReader(self)
 
 
-def _asked(line: socket.socket, place: _Place, until: float) -> Fetched:
+def _request(place: _Place, authorization: str, body: bytes | None) -> bytes:
     shown = f"[{place.host}]" if ":" in place.host else place.host
     if place.port != _PORTS[place.scheme]:
         shown = f"{shown}:{place.port}"
-    line.settimeout(_left(until))
-    line.sendall(
-        f"GET {place.target} HTTP/1.1\r\nHost: {shown}\r\nAccept: application/json\r\n"
-        "Accept-Encoding: identity\r\nUser-Agent: wardkey\r\nConnection: close\r\n\r\n".encode()
+    head = (
+        f"{'GET' if body is None else 'POST'} {place.target} HTTP/1.1\r\nHost: {shown}\r\n"
+        "Accept: application/json\r\nAccept-Encoding: identity\r\nUser-Agent: wardkey\r\n"
+        "Connection: close\r\n"
     )
-    answer = http.client.HTTPResponse(_Bounded(line, until), method="GET")  # type: ignore[arg-type]
+    if authorization:
+        head += f"Authorization: {authorization}\r\n"
+    if body is not None:
+        head += f"Content-Type: {_FORM}\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + b"\r\n" + (body or b"")
+
+
+def _asked(line: socket.socket, request: bytes, taken: frozenset[int], until: float) -> Fetched:
+    line.settimeout(_left(until))
+    line.sendall(request)
+    method = request.partition(b" ")[0].decode()
+    answer = http.client.HTTPResponse(_Bounded(line, until), method=method)  # type: ignore[arg-type]
     answer.begin()
-    if answer.status != http.client.OK:
+    if answer.status not in taken:
         raise ValueError(f"It answered {answer.status}, and redirects are not followed.")
     if answer.getheader("Content-Encoding", "identity").lower() != "identity":
         raise ValueError("It is compressed, which was not asked for.")

@@ -12,8 +12,10 @@ from wardkey.actions.rights import Rights
 from wardkey.actions.run import Runner
 from wardkey.domain.addresses import Network
 from wardkey.domain.errors import BrokerUnreachable, MessagingOff
+from wardkey.domain.single_sign_on import Welcome
 from wardkey.outside.broker_link import BrokerLink
 from wardkey.outside.publishers import Publishers
+from wardkey.outside.single_sign_on import SignInIssuer
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web.exchanges import Exchanges
@@ -42,6 +44,9 @@ class Context:
     key_headers: tuple[bytes, ...]
     metrics_token: str = field(repr=False)
     exchanges: Exchanges
+    # By which people sign in to the dashboard beside their passwords, if there is one.
+    sign_in_issuer: SignInIssuer | None = None
+    welcome: Welcome = field(default_factory=Welcome)
     # Whether one stolen folder would have the master key and what it opens.
     key_beside_data: bool = False
     # Where clients reach MQTT; empty where nothing tells.

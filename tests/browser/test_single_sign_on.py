@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.browser.conftest import Enter, Site, passes
+from tests.browser.test_passkeys import NamedSite, add, authenticator
+from tests.database import age, database_of
+from tests.issuers import OidcProvider, oidc_provider
+from tests.rabbitmq import free_port
+from tests.server import OWNER, PASSWORD, running
+from wardkey.actions.browser_sessions import FRESH_MS
+from wardkey.db.schema import browser_sessions, identities, users
+
+if TYPE_CHECKING:
+    import httpx2 as httpx
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+AT_ISSUER = "a password at the issuer"
+SECRET = "a client's secret of 32 characters and more"
+
+
+def user(**claims: object) -> dict[str, object]:
+    return {"password": AT_ISSUER, **claims}
+
+
+USERS = {
+    OWNER: user(),
+    "new@acme.example": user(),
+    "removed@acme.example": user(),
+    "invited@acme.example": user(),
+    "confirming@acme.example": user(),
+    "changed@acme.example": user(sub="another-subject", email="new@acme.example"),
+    "unverified@acme.example": user(email_verified=False),
+    "somebody@elsewhere.example": user(),
+}
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[OidcProvider]:
+    port = free_port()
+    back = f"http://localhost:{port}/sign-in/oidc/callback"
+    with oidc_provider(USERS, "wardkey", [back], client_secret=SECRET) as provider:
+        yield provider
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, issuer: OidcProvider) -> Iterator[Site]:
+    port = urlsplit(issuer.redirect_uri).port
+    settings = {
+        "listen": f"127.0.0.1:{port}",
+        "public_url": f"http://localhost:{port}",
+        "behind_proxy": 1,
+        "oidc_issuer": issuer.url,
+        "oidc_client_id": issuer.client_id,
+        "oidc_client_secret": SECRET,
+        "oidc_name": "Acme",
+        "oidc_domains": "acme.example",
+        "oidc_organization": "acme",
+    }
+    with running(tmp_path_factory.mktemp("sso") / "data", **settings) as server:
+        there = NamedSite(server)
+        there.cookie()
+        yield there
+        there.api.close()
+        assert "content security policy" not in server.output
+
+
+def at_issuer(page: Page, email: str) -> None:
+    """Sign in on the issuer's page, where it asks."""
+    page.fill("[name=email]", email)
+    page.fill("[name=password]", AT_ISSUER)
+    page.get_by_role("button", name="Sign in").click()
+
+
+def enter_as(page: Page, email: str) -> None:
+    page.get_by_role("link", name="Sign in with Acme").click()
+    at_issuer(page, email)
+
+
+def role_of(site: Site, email: str) -> str:
+    found = site.api.get("/v2/members").json()["members"]
+    return next((one["role"] for one in found if one["email"] == email), "")
+
+
+def test_whoever_is_new_at_an_allowed_domain_joins_with_the_default_role(
+    site: Site, enter: Enter
+) -> None:
+    page = enter("", "/sign-in?next=/o/acme/test/settings/api-keys")
+    passes(page)
+    enter_as(page, "new@acme.example")
+    page.wait_for_url("**/o/acme/test/settings/api-keys")
+    assert role_of(site, "new@acme.example") == "viewer"
+    cookies = {one["name"] for one in page.context.cookies(site.url("/"))}
+    assert cookies == {"__Host-wardkey"}
+    page.goto(site.url("/account"))
+    assert "You have none, and sign in with Acme" in page.inner_text("main")
+    row = page.locator("section", has_text="Sign-in with an issuer").locator("tbody tr")
+    assert "Acme" in row.inner_text()
+    assert "new@acme.example" in row.inner_text()
+    passes(page)
+    actions = [one["action"] for one in site.api.get("/v2/audit-events").json()["events"]]
+    assert "member.joined" in actions
+    # The second time nobody joins, and the same person comes in.
+    page.get_by_role("button", name="Sign out everywhere").click()
+    page.wait_for_url("**/sign-in**")
+    page.get_by_role("link", name="Sign in with Acme").click()
+    page.wait_for_url("**/overview")
+    with database_of(site.server) as connection:
+        assert len(connection.execute(users.select()).all()) == len(
+            {one["email"] for one in site.api.get("/v2/members").json()["members"]}
+        )
+
+
+def test_whoever_was_removed_does_not_come_back_by_himself(site: Site, enter: Enter) -> None:
+    page = enter("", "/sign-in")
+    enter_as(page, "removed@acme.example")
+    page.wait_for_url("**/overview")
+    found = site.api.get("/v2/members").json()["members"]
+    gone = next(one["user_id"] for one in found if one["email"] == "removed@acme.example")
+    assert site.api.delete(f"/v2/members/{gone}").status_code == 204
+    page.goto(site.url("/account"))
+    page.get_by_role("button", name="Sign out everywhere").click()
+    page.wait_for_url("**/sign-in**")
+    page.get_by_role("link", name="Sign in with Acme").click()
+    page.wait_for_selector("text=No organization yet")
+    assert role_of(site, "removed@acme.example") == ""
+
+
+def test_a_known_address_is_linked_and_can_be_unlinked(site: Site, enter: Enter) -> None:
+    page = enter("", "/sign-in?next=/account")
+    enter_as(page, OWNER)
+    page.wait_for_url("**/account")
+    assert OWNER in page.inner_text("main")
+    assert page.locator("section", has_text="Password").locator("#current_password").count() == 1
+    page.get_by_role("button", name="Unlink").click()
+    page.wait_for_selector("text=It is unlinked")
+    assert "You are not linked to Acme yet" in page.inner_text("main")
+    assert role_of(site, OWNER) == "owner"
+    again = site.forms().post("/account/identities/unlink", issuer="https://other.example")
+    assert again.status_code == 404
+    assert "identity_not_found" in again.text
+
+
+@pytest.mark.parametrize(
+    ("email", "sentence"),
+    [
+        ("unverified@acme.example", "has not verified your e-mail address"),
+        ("somebody@elsewhere.example", "Addresses of elsewhere.example may not sign in this way"),
+        ("changed@acme.example", "belongs to another account at the issuer by now"),
+    ],
+)
+def test_403_an_address_that_is_not_welcome_stays_outside(
+    site: Site, enter: Enter, email: str, sentence: str
+) -> None:
+    page = enter("", "/sign-in")
+    enter_as(page, email)
+    page.wait_for_selector(f"text={sentence}")
+    passes(page)
+    assert {one["name"] for one in page.context.cookies(site.url("/"))} == set()
+    assert role_of(site, email) == ""
+
+
+def invite(site: Site, email: str) -> str:
+    made = site.api.post("/v2/invitations", json={"email": email, "role": "member"})
+    assert made.status_code == 201, made.text
+    return str(made.json()["link"]).rpartition("/")[2]
+
+
+def test_an_invitation_is_accepted_by_whom_the_issuer_knows_as_the_invited(
+    site: Site, enter: Enter
+) -> None:
+    token = invite(site, "invited@acme.example")
+    other = enter("", f"/invitations/{token}")
+    passes(other)
+    other.get_by_role("link", name="Accept with Acme").click()
+    at_issuer(other, OWNER)
+    other.wait_for_selector("text=The invitation is for invited@acme.example")
+    page = enter("", f"/invitations/{token}")
+    page.get_by_role("link", name="Accept with Acme").click()
+    at_issuer(page, "invited@acme.example")
+    page.wait_for_url("**/overview")
+    assert role_of(site, "invited@acme.example") == "member"
+    page.goto(site.url(f"/sign-in/oidc?invitation={token}"))
+    page.wait_for_selector("text=The link is unknown, was used already")
+
+
+def test_409_an_invitation_sets_no_password_of_an_account_without_one(
+    site: Site, enter: Enter
+) -> None:
+    page = enter("", "/sign-in")
+    enter_as(page, "confirming@acme.example")
+    page.wait_for_url("**/overview")
+    found = site.api.get("/v2/members").json()["members"]
+    who = next(one["user_id"] for one in found if one["email"] == "confirming@acme.example")
+    site.api.delete(f"/v2/members/{who}")
+    token = invite(site, "confirming@acme.example")
+    thief = enter("", f"/invitations/{token}")
+    assert "no password" in thief.inner_text("main")
+    assert thief.locator("#password").count() == 0
+    passes(thief)
+    sent = site.forms("x").send(f"/invitations/{token}", {"password": "a password of a thief"})
+    assert sent.status_code == 409
+    assert "set-cookie" not in sent.headers
+    with site.server.client() as anyone:
+        wanted = {"token": token, "password": "a password of a thief"}
+        told = anyone.post("/v2/invitations/accept", json=wanted)
+    assert (told.status_code, told.json()["code"]) == (409, "account_not_set_up")
+    page.goto(site.url(f"/invitations/{token}"))
+    page.get_by_role("link", name="Accept with Acme").click()
+    page.wait_for_url("**/overview")
+    assert role_of(site, "confirming@acme.example") == "member"
+
+
+def test_who_has_no_password_confirms_at_the_issuer_or_with_a_passkey(
+    site: Site, enter: Enter
+) -> None:
+    page = enter("", "/sign-in?next=/account")
+    authenticator(page)
+    enter_as(page, "new@acme.example")
+    page.wait_for_url("**/account")
+    add(page, "Mine")
+
+    def confirm(way: str) -> Page:
+        age(site.server, browser_sessions, "signed_in_at", FRESH_MS)
+        page.goto(site.url("/account"))
+        page.get_by_role("button", name="Remove the passkey Mine").click()
+        page.wait_for_selector("text=Confirm that it is you")
+        assert page.locator("#current_password").count() == 0
+        passes(page)
+        # Without a confirmation it stays as it is.
+        page.get_by_role("button", name="Go on").click()
+        page.wait_for_selector("text=Confirm that it is you")
+        with page.expect_popup() as opened:
+            page.get_by_role("link", name=way).click()
+        return opened.value
+
+    tab = confirm("With Acme")
+    at_issuer(tab, OWNER)
+    tab.wait_for_selector(f"text={OWNER} is not you")
+    tab.goto(site.url("/sign-in/oidc/confirm"))
+    at_issuer(tab, "new@acme.example")
+    tab.wait_for_selector("text=It is confirmed that it is you")
+    page.get_by_role("button", name="Go on").click()
+    page.wait_for_selector("text=The passkey is removed")
+
+    tab.close()
+    add(page, "Mine")
+    tab = confirm("With a passkey")
+    # The new tab has no authenticator of the test's; the page asks as the one for signing in does.
+    tab.wait_for_selector("text=Your browser asks which passkey")
+    passes(tab)
+    tab.close()
+    form = page.url
+    page.goto(site.url("/account/confirm/passkey"))
+    page.wait_for_selector("text=It is confirmed that it is you")
+    assert form.endswith("/remove")
+    page.get_by_role("button", name="Remove the passkey Mine").click()
+    page.wait_for_selector("text=The passkey is removed")
+
+
+class Traveller:
+    """A browser on plain HTTP; httpx keeps no cookie of TLS there."""
+
+    def __init__(self, site: Site, address: str) -> None:
+        self.site, self.address, self.cookie = site, address, ""
+
+    def get(self, path: str, told: dict[str, str]) -> httpx.Response:
+        headers = {"X-Forwarded-For": self.address, "Cookie": self.cookie}
+        with self.site.server.client(**headers) as client:
+            return client.get(path, params=told)
+
+    def begin(self, path: str = "/sign-in/oidc", **query: str) -> str:
+        """Set out for the issuer; return where one is sent."""
+        answer = self.get(path, query)
+        assert answer.status_code == 303, answer.text
+        found = re.match(r"(__Host-wardkey-oidc=[^;]+);", answer.headers["set-cookie"])
+        assert found is not None
+        self.cookie = found[1]
+        return str(answer.headers["location"])
+
+    def state(self) -> str:
+        """Set out for the issuer; return the state that goes with it."""
+        return parse_qs(urlsplit(self.begin()).query)["state"][0]
+
+    def back(self, **told: str) -> httpx.Response:
+        """Come back from the issuer."""
+        return self.get("/sign-in/oidc/callback", told)
+
+
+def refused(answer: httpx.Response, sentence: str) -> None:
+    assert answer.status_code == 401, answer.text
+    assert sentence in answer.text
+    assert "__Host-wardkey=" not in answer.headers.get("set-cookie", "")
+
+
+def test_401_an_answer_counts_in_the_browser_that_asked_and_once(
+    site: Site, issuer: OidcProvider
+) -> None:
+    thief, victim = Traveller(site, "192.0.2.6"), Traveller(site, "192.0.2.7")
+    state, me = victim.state(), {"iss": issuer.url}
+    refused(thief.back(code="x", state=state, **me), "not begun in this browser")
+    refused(victim.back(code="x", state="other", **me), "belongs to another sign-in")
+    refused(victim.back(code="x", state=state, iss="https://other.example"), "another issuer")
+    refused(victim.back(code="x", state=state), "another issuer")
+    told = victim.back(error="<b>access_denied</b>", state=state, **me)
+    refused(told, "You did not sign in at Acme")
+    assert "<b>" not in told.text
+    refused(victim.back(state=state, **me), "sent no code")
+    refused(victim.back(code="invented", state=state, **me), "invalid_grant")
+    # A code that somebody else got is tied to his own way.
+    got = issuer.visit(victim.begin(), OWNER, AT_ISSUER)
+    refused(thief.back(code=got["code"], state=thief.state(), **me), "invalid_grant")
+    done = victim.back(**got)
+    assert done.status_code == 303
+    assert "__Host-wardkey=" in done.headers["set-cookie"]
+    refused(victim.back(**got), "invalid_grant")
+    victim.cookie = victim.cookie.replace(".enter.", ".confirm.")
+    refused(victim.back(**got), "belongs to another sign-in")
+
+
+def test_429_failures_at_the_issuer_are_counted_as_guesses(site: Site) -> None:
+    guesser = Traveller(site, "192.0.2.9")
+    statuses = [
+        guesser.back(state=guesser.state(), error="access_denied").status_code for _ in range(12)
+    ]
+    assert statuses == [401] * 10 + [429] * 2
+
+
+@pytest.mark.parametrize("next_", ["https://evil.example/", "//evil.example", "/\\evil.example"])
+def test_nobody_is_sent_elsewhere_afterwards(site: Site, issuer: OidcProvider, next_: str) -> None:
+    there = Traveller(site, "192.0.2.10")
+    answer = there.back(**issuer.visit(there.begin(next=next_), OWNER, AT_ISSUER))
+    assert answer.headers["location"] == "/"
+
+
+def test_a_set_up_link_unlinks_so_that_a_wrong_link_is_mended(
+    site: Site, issuer: OidcProvider
+) -> None:
+    there = Traveller(site, "192.0.2.11")
+    done = there.back(**issuer.visit(there.begin(), OWNER, AT_ISSUER))
+    assert done.status_code == 303
+    made = site.server.cli("setup-link", "new@acme.example")
+    token = re.search(r"/setup/(\w+)", made.stdout)
+    assert token is not None
+
+    def linked() -> set[str]:
+        with database_of(site.server) as connection:
+            return {row.email for row in connection.execute(identities.select())}
+
+    assert {OWNER, "new@acme.example"} <= linked()
+    done = site.forms("x").send(f"/setup/{token[1]}", {"password": PASSWORD})
+    assert done.status_code == 303
+    assert "new@acme.example" not in linked()
+    assert OWNER in linked()
+
+
+def test_503_an_issuer_that_is_away_is_told_and_passwords_still_open(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    settings = {"oidc_issuer": f"http://127.0.0.1:{free_port()}", "oidc_client_id": "wardkey"}
+    with running(tmp_path_factory.mktemp("away") / "data", **settings) as server:
+        there = Site(server)
+        with server.client() as client:
+            answer = client.get("/sign-in/oidc")
+        assert answer.status_code == 503
+        assert "cannot be asked" in answer.text
+        assert there.sign_in("owner")
+
+
+def test_404_without_an_issuer_there_is_no_such_door(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with running(tmp_path_factory.mktemp("none") / "data") as server, server.client() as client:
+        assert "oidc" not in client.get("/sign-in").text
+        assert client.get("/sign-in/oidc").status_code == 404

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wardkey.domain.errors import Failure, SignInFailed, SignInNotAllowed
+from wardkey.domain.permissions import Role
+from wardkey.domain.single_sign_on import (
+    CONFIRMED_S,
+    Identity,
+    Welcome,
+    check_confirmed,
+    identity_of,
+)
+
+GOOD: dict[str, Any] = {
+    "iss": "https://login.acme.example",
+    "aud": "wardkey",
+    "sub": "1234",
+    "nonce": "once",
+    "email": "Admin@ACME.example",
+    "email_verified": True,
+}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"aud": ["wardkey"]}, {"aud": ["wardkey", "other"], "azp": "wardkey"}],
+    ids=["one", "list", "several"],
+)
+def test_an_id_token_names_an_identity_with_its_address(more: dict[str, Any]) -> None:
+    told = identity_of({**GOOD, **more}, "wardkey", "once")
+    assert told == Identity("https://login.acme.example", "1234", "Admin@acme.example")
+
+
+@pytest.mark.parametrize(
+    ("more", "failure"),
+    [
+        ({"nonce": "another"}, SignInFailed),
+        ({"nonce": None}, SignInFailed),
+        ({"aud": ["wardkey", "other"]}, SignInFailed),
+        ({"azp": "other"}, SignInFailed),
+        ({"sub": ""}, SignInFailed),
+        ({"sub": 7}, SignInFailed),
+        ({"sub": "a" * 256}, SignInFailed),
+        ({"email": None}, SignInNotAllowed),
+        ({"email": "nobody"}, SignInNotAllowed),
+        ({"email_verified": None}, SignInNotAllowed),
+        ({"email_verified": False}, SignInNotAllowed),
+        ({"email_verified": "true"}, SignInNotAllowed),
+        ({"email_verified": 1}, SignInNotAllowed),
+    ],
+)
+def test_an_id_token_that_says_less_signs_nobody_in(
+    more: dict[str, Any], failure: type[Failure]
+) -> None:
+    with pytest.raises(failure):
+        identity_of({**GOOD, **more}, "wardkey", "once")
+
+
+def test_only_addresses_of_the_domains_are_welcome() -> None:
+    welcome = Welcome(frozenset({"acme.example"}), "acme", Role.VIEWER)
+    welcome.check("admin@acme.example")
+    welcome.check("admin@ACME.example")
+    for email in ("a@evil.example", "a@sub.acme.example", "a@evil-acme.example"):
+        with pytest.raises(SignInNotAllowed, match=r"acme\.example"):
+            welcome.check(email)
+    Welcome().check("a@evil.example")
+
+
+@pytest.mark.parametrize("told", [None, "now", 1_000 - CONFIRMED_S - 1])
+def test_an_old_sign_in_confirms_nothing(told: object) -> None:
+    with pytest.raises(SignInFailed, match="nothing is confirmed"):
+        check_confirmed({"auth_time": told}, 1_000)
+    check_confirmed({"auth_time": 1_000 - CONFIRMED_S}, 1_000)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.issuers import REDIRECT, OidcProvider, oidc_provider
+from wardkey.domain.errors import KeySetUnavailable, SignInFailed
+from wardkey.domain.single_sign_on import identity_of
+from wardkey.outside.fetch import Fetch
+from wardkey.outside.single_sign_on import SignInIssuer
+
+ADMIN, PASSWORD = "admin@acme.example", "a password at the issuer"
+USERS = {ADMIN: {"password": PASSWORD}}
+VERIFIER = "of-a-test-" * 5
+
+
+def issuer_at(provider: OidcProvider, secret: str = "") -> SignInIssuer:
+    fetch = Fetch(private_allowed=True)
+    return SignInIssuer(provider.url, provider.client_id, secret, REDIRECT, "Acme", fetch)
+
+
+def signed_in(issuer: SignInIssuer, provider: OidcProvider) -> dict[str, object]:
+    told = provider.visit(
+        issuer.address("of-a-test", "once", VERIFIER, again=False), ADMIN, PASSWORD
+    )
+    assert told["state"] == "of-a-test"
+    issuer.check_named(told.get("iss", ""))
+    return issuer.claims(told["code"], VERIFIER, time.time())
+
+
+@pytest.fixture(scope="module")
+def public() -> Iterator[OidcProvider]:
+    with oidc_provider(USERS) as provider:
+        yield provider
+
+
+@pytest.mark.parametrize(
+    ("secret", "more"),
+    [
+        ("", {}),
+        ("", {"conform": True}),
+        ("", {"alg": "ES256"}),
+        ("a secret: of + some % length, 32 letters", {}),
+        ("a secret: of + some % length, 32 letters", {"auth_method": "client_secret_post"}),
+    ],
+    ids=["public", "address-from-userinfo", "es256", "secret-in-header", "secret-in-form"],
+)
+def test_who_signed_in_is_told_with_his_verified_address(secret: str, more: dict[str, Any]) -> None:
+    with oidc_provider(USERS, client_secret=secret, **more) as provider:
+        issuer = issuer_at(provider, secret)
+        identity = identity_of(signed_in(issuer, provider), provider.client_id, "once")
+        assert (identity.issuer, identity.email) == (provider.url, ADMIN)
+        assert identity.subject
+
+
+def test_a_code_is_good_once_and_for_whoever_began_alone(public: OidcProvider) -> None:
+    issuer = issuer_at(public)
+    address = issuer.address("of-a-test", "once", VERIFIER, again=False)
+    told = public.visit(address, ADMIN, PASSWORD)
+    with pytest.raises(SignInFailed, match="invalid_grant"):
+        issuer.claims(told["code"], "another-" * 8, time.time())
+    assert issuer.claims(told["code"], VERIFIER, time.time())["email"] == ADMIN
+    with pytest.raises(SignInFailed, match="invalid_grant"):
+        issuer.claims(told["code"], VERIFIER, time.time())
+
+
+def test_a_wrong_secret_is_told_as_the_issuer_says_it() -> None:
+    with (
+        oidc_provider(USERS, client_secret="the right secret of 32 characters") as provider,
+        pytest.raises(SignInFailed, match="invalid_client"),
+    ):
+        signed_in(issuer_at(provider, "another secret"), provider)
+
+
+def test_an_answer_of_another_issuer_is_refused(public: OidcProvider) -> None:
+    issuer = issuer_at(public)
+    for told in ("", "https://other.example", public.url + "/"):
+        with pytest.raises(SignInFailed):
+            issuer.check_named(told)
+    issuer.check_named(public.url)
+
+
+def test_who_confirms_signs_in_anew_though_he_is_signed_in(public: OidcProvider) -> None:
+    issuer = issuer_at(public)
+    told = public.visit(issuer.address("x", "once", VERIFIER, again=True), ADMIN, PASSWORD)
+    claims = issuer.claims(told["code"], VERIFIER, time.time())
+    assert time.time() - int(str(claims["auth_time"])) < 60
+
+
+def test_what_was_discovered_outlives_a_short_failure_and_a_failure_is_told_for_a_while() -> None:
+    now = [0.0]
+    with oidc_provider(USERS) as provider:
+        issuer, late = issuer_at(provider), issuer_at(provider)
+        issuer.clock = late.clock = lambda: now[0]
+        before = issuer.address("x", "once", VERIFIER, again=False)
+    now[0] = 10_000.0
+    assert issuer.address("x", "once", VERIFIER, again=False) == before
+    for _ in range(2):
+        with pytest.raises(KeySetUnavailable, match="Acme cannot be asked"):
+            late.address("x", "once", VERIFIER, again=False)
+
+
+def test_a_document_of_another_issuer_is_not_believed(public: OidcProvider) -> None:
+    issuer = issuer_at(public)
+    issuer.issuer = public.url + "/"
+    with pytest.raises(KeySetUnavailable, match="character by character"):
+        issuer.address("x", "once", VERIFIER, again=False)
