@@ -21,6 +21,8 @@ from tests.mqtt import MqttClient
 from tests.people import Json, People, is_let_in, online
 from tests.server import Server, running, wait_until
 from wardkey.actions.revocations import revoke
+from wardkey.actions.sessions import find_owners
+from wardkey.domain.grants import token_id_of
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import member
 from wardkey.domain.secret import Environment
@@ -360,6 +362,57 @@ def test_a_login_in_flight_is_caught_by_the_second_look(world: World) -> None:
             assert world.ended(told) == len(let_in)
             return
     pytest.fail("no login was in flight while its grant was revoked")
+
+
+def refused_too_late(world: World, grant: Json, mqtt_id: str) -> None:
+    """Have a login judged when the broker waits for it no more."""
+    with open_existing(config_of(world.server)) as runner:
+        # What one login is let in with is written while nobody else counts anything.
+        with runner.database.counting(), online(world.server, grant, mqtt_id) as late:
+            assert late.code != 0
+        room = (world.owner.get("/v2/organization").json()["id"], Environment.LIVE)
+
+        def is_judged() -> bool:
+            with runner.database.read() as tx:
+                kid = find_owners(tx, room, [mqtt_id])[mqtt_id].grant_kid
+            return kid is not None and token_id_of(kid) == grant["token_id"]
+
+        wait_until(is_judged)
+
+
+def let_in_elsewhere(world: World, grant: Json, mqtt_id: str) -> None:
+    """Log in at a broker of somebody else's, which asks over HTTP."""
+    hook = world.server.cli_here("hook", "create", "emqx")
+    assert hook.exit_code == 0, hook.stderr
+    asked = {
+        "username": grant["mqtt_username"],
+        "password": grant["mqtt_password"],
+        "clientid": mqtt_id,
+        "peerhost": "203.0.113.9",
+    }
+    with world.server.client(hook.stdout.strip()) as broker:
+        assert broker.post("/hooks/emqx/authentication", json=asked).json()["result"] == "allow"
+
+
+@pytest.mark.parametrize("judged", [refused_too_late, let_in_elsewhere])
+def test_a_session_ends_with_its_own_grant_whatever_login_was_judged_since(
+    world: World, judged: Callable[[World, Json, str], None]
+) -> None:
+    name = judged.__name__
+    # Second looks for what other tests changed are over with this one's.
+    nothing = world.owner.post("/v2/tokens/revoke", json={"user_id": "nobody"}).json()
+    assert world.ended(nothing["sessions"]) == 0
+    older, newer = world.people.grant(name), world.people.grant(name)
+    with online(world.server, older, name) as live:
+        assert live.code == 0
+        judged(world, newer, name)
+        assert live.ended_at == 0
+        told = world.owner.delete(f"/v2/tokens/{older['token_id']}").json()["sessions"]
+        returned = time.monotonic()
+        wait_until(lambda: live.ended_at, 3)
+        assert live.ended_at - returned < AT_ONCE_S
+        assert world.ended(told) == 1
+    assert is_let_in(world.server, newer, name)
 
 
 def test_a_suspended_organizations_people_are_closed_out(world: World) -> None:

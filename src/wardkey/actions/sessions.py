@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, select, text
 
 from wardkey.actions.audit import Target, record
 from wardkey.actions.minted import has_live_grants
@@ -24,31 +24,30 @@ KEPT_MS = 7 * 86_400_000
 _MOST_EACH = 100
 # What the change feed calls changes that may end sessions, beside those of keys with grants.
 _ENDING = frozenset({"client", "acl", "grant", "provider"})
-# A row that is as new needs no writing for the same session once more.
-_FRESH_MS = 3_600_000
-# Of so many logins that had to be written, one looks for what its subject has too many of.
+# Of so many client ids that are new to a subject, one looks for what it has too many of.
 _LOOK_EACH = 50
 _MOST_COUNTED = 100_000
 
 Room = tuple[str, Environment]
+# The broker's node and its number for a connection, which no other ever has; a foreign broker
+# tells neither, and no session of ours is called so.
+Connected = tuple[str, int]
 
 # Built once: constructing a statement costs more than running it.
 _HERE = (mqtt_ids.c.org_id == bindparam("in_org")) & (
     mqtt_ids.c.environment == bindparam("in_environment")
 )
-_THIS = _HERE & (mqtt_ids.c.mqtt_id == bindparam("wanted"))
 _MINE = _HERE & (mqtt_ids.c.subject_id == bindparam("subject"))
-_ROW = select(mqtt_ids).where(_THIS)
 _OWNERS = select(mqtt_ids).where(_HERE, mqtt_ids.c.mqtt_id.in_(bindparam("wanted", expanding=True)))
-_FORGET = delete(mqtt_ids).where(_THIS)
-_KEEP = insert(mqtt_ids).values(
-    org_id=bindparam("in_org"),
-    environment=bindparam("in_environment"),
-    mqtt_id=bindparam("wanted"),
-    subject_id=bindparam("subject"),
-    rights=bindparam("may"),
-    grant_kid=bindparam("grant"),
-    seen_at=bindparam("at"),
+# Both storages read these words; SQLAlchemy has a construct of its own for each.
+_KEEP = text(
+    """INSERT INTO usage.mqtt_ids
+         (org_id, environment, mqtt_id, subject_id, rights, grant_kid, server, cid, seen_at)
+       VALUES (:in_org, :in_environment, :wanted, :subject, :may, :grant, :server, :cid, :at)
+       ON CONFLICT (org_id, environment, mqtt_id) DO UPDATE SET
+         subject_id = excluded.subject_id, rights = excluded.rights,
+         grant_kid = excluded.grant_kid, server = excluded.server, cid = excluded.cid,
+         seen_at = excluded.seen_at"""
 )
 _LAST_KEPT = (
     select(mqtt_ids.c.seen_at)
@@ -77,16 +76,18 @@ class ConnectedClient:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose an MQTT client id is, as he is now; `rights` marks what his session was allowed.
+    """Whose an MQTT client id is, as he is now, and what the last login with it was allowed.
 
     `client` is None for one that is disabled or gone, and for people with grants; `grant_kid` is
-    the grant that the session was made with, since of one client id there is one session.
+    the grant that was shown. `rights` and `grant_kid` are of the connection `(server, cid)` alone:
+    another login may have been judged since a session with this client id began.
     """
 
     subject_id: str
     grant_kid: str | None
     client: ConnectedClient | None
     rights: bytes
+    connection: Connected
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ class IdClaim:
     mqtt_id: str
     subject_id: str
     rights: bytes
+    connection: Connected
     grant_kid: str | None = None
 
     @property
@@ -132,6 +134,8 @@ class IdClaim:
             "subject": self.subject_id,
             "may": self.rights,
             "grant": self.grant_kid,
+            "server": self.connection[0],
+            "cid": self.connection[1],
         }
 
 
@@ -154,19 +158,6 @@ class ClientIds:
     _new: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _writing: threading.Lock = field(default_factory=threading.Lock)
-
-    def holds(self, tx: Transaction, claim: IdClaim) -> bool:
-        """Tell whether the client id is the subject's already, with these rights, and seen lately.
-
-        Otherwise `take` has to say, and to write.
-        """
-        row = tx.connection.execute(_ROW, claim.row).one_or_none()
-        return (
-            row is not None
-            and (row.subject_id, bytes(row.rights), row.grant_kid)
-            == (claim.subject_id, claim.rights, claim.grant_kid)
-            and 0 <= tx.now - row.seen_at < _FRESH_MS
-        )
 
     def take(self, claim: IdClaim) -> bool:
         """Tell whether a session with this client id is for the subject to have.
@@ -199,7 +190,7 @@ class ClientIds:
     def _write(self, claims: Sequence[IdClaim]) -> list[bool]:
         """Decide in the order in which they were asked, and write what is to be kept."""
         now = self.database.clock()
-        answers, kept = [], dict[tuple[Room, str], IdClaim]()
+        answers, kept, new = [], dict[tuple[Room, str], IdClaim](), list[IdClaim]()
         with self.database.counting() as connection:
             found = _find_rows(connection, claims)
             for claim in claims:
@@ -208,13 +199,14 @@ class ClientIds:
                 mine = owner is None or owner[0] == claim.subject_id or now - owner[1] >= KEPT_MS
                 answers.append(mine)
                 if mine:
+                    if owner is None or owner[0] != claim.subject_id:
+                        new.append(claim)
                     found[name] = claim.subject_id, now
                     kept[name] = claim
             rows = [{**claim.row, "at": now} for claim in kept.values()]
             if rows:
-                connection.execute(_FORGET, rows)
                 connection.execute(_KEEP, rows)
-            for claim in kept.values():
+            for claim in new:
                 self._keep_few(connection, claim)
         return answers
 
@@ -265,7 +257,10 @@ def find_owners(tx: Transaction, room: Room, ids: Sequence[str]) -> Mapping[str,
             client = None
             if row.enabled:
                 client = ConnectedClient(row.subject_id, *room, row.username, row.password_set_at)
-            found[row.mqtt_id] = Owner(row.subject_id, row.grant_kid, client, bytes(row.rights))
+            connection = row.server or "", row.cid or 0
+            found[row.mqtt_id] = Owner(
+                row.subject_id, row.grant_kid, client, bytes(row.rights), connection
+            )
     return found
 
 

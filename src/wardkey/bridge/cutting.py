@@ -206,6 +206,10 @@ class Cutting:
     def _may_stay(
         self, tx: Transaction, owner: Owner, session: Session, grants: Mapping[str, KnownGrant]
     ) -> bool:
+        if owner.connection != (session.server, session.cid):
+            # Another login with its client id was judged since, and may have come to nothing; what
+            # this one was let in with nobody knows any more, so whoever it is logs in anew.
+            return False
         known = grants.get(owner.grant_kid) if owner.grant_kid else owner.client
         if known is None or known.id != owner.subject_id:
             return False

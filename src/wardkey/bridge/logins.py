@@ -76,10 +76,10 @@ class Logins:
         room = (known.org_id, known.environment)
         with database.read() as tx:
             rights = self.rights.of(tx, known.environment, known.actor(login.client_id))
-            kid = known.kid if isinstance(known, KnownGrant) else None
-            claim = IdClaim(room, login.client_id, known.id, mark_of(rights), kid)
-            is_own = self.ids.holds(tx, claim)
-        if not is_own and not self.ids.take(claim):
+        kid = known.kid if isinstance(known, KnownGrant) else None
+        connection = login.server, login.cid
+        claim = IdClaim(room, login.client_id, known.id, mark_of(rights), connection, kid)
+        if not self.ids.take(claim):
             return None
         if isinstance(known, KnownClient):
             with self._lock:

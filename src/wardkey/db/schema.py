@@ -572,7 +572,7 @@ publications = Table(
 )
 
 # Whose MQTT client id it is, for another's session must not be taken over, and a digest of what
-# its last session was allowed.
+# the login that was judged last was allowed.
 mqtt_ids = Table(
     "mqtt_ids",
     usage,
@@ -582,8 +582,11 @@ mqtt_ids = Table(
     Column("subject_id", String(64), nullable=False),
     Column("rights", LargeBinary, nullable=False),
     Column("seen_at", BigInteger, nullable=False),
-    # The grant that its last session was made with; the broker tells nothing of it.
+    # The grant that was shown; the broker tells nothing of it.
     Column("grant_kid", String(12)),
+    # The connection that asked, as the broker lists it: what stands above is true of no other.
+    Column("server", String(64)),
+    Column("cid", BigInteger),
     sqlite_with_rowid=False,
 )
 

@@ -43,7 +43,7 @@ _OWN = "$MQTT.>"
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Somebody who wants to log in; `cid` and `server` name the connection for a kick."""
+    """Somebody who wants to log in; `server` and `cid` name the connection, as in `Session`."""
 
     username: str
     password: str = field(repr=False)
