@@ -29,7 +29,7 @@ from wardkey.domain import errors
 from wardkey.domain.errors import Failure
 from wardkey.domain.times import iso
 from wardkey.web.context import Context
-from wardkey.web.problems import problem_headers, status_of
+from wardkey.web.problems import problem_headers, request_id_of, status_of, unexpected
 
 THEMES = ("system", "light", "dark")
 THEME_COOKIE = "wardkey-theme"
@@ -187,7 +187,11 @@ async def told(request: Request, failure: Failure) -> Response:
         here = request.app.state.context
         ways = await run_in_threadpool(_ways, request, here)
         return page(request, "confirm.html", status, sent=sent, failure=failure, ways=ways)
-    response = page(request, "failure.html", status, failure=failure, status=status)
+    # Only what nobody expected stands in the log.
+    reference = request_id_of(request) if isinstance(failure, errors.InternalError) else ""
+    response = page(
+        request, "failure.html", status, failure=failure, status=status, reference=reference
+    )
     for name, value in problem_headers(failure).items():
         if name != "WWW-Authenticate":
             response.headers[name] = value
@@ -212,6 +216,8 @@ class PageRoute(APIRoute):
                 return await told(request, failure)
             except RequestValidationError:
                 return await told(request, errors.InvalidRequest("The form is incomplete."))
+            except Exception as fault:  # noqa: BLE001 - the edge: it is logged, and a page says so
+                return await told(request, unexpected(request, fault))
 
         return answer
 

@@ -172,13 +172,24 @@ def rate_headers(limit: RateLimit, admission: Admission) -> dict[str, str]:
 
 def problem_response(failure: Failure, request: Request) -> JSONResponse:
     """Return the response that tells `failure`."""
-    request_id = request.scope.get("state", {}).get("request_id", "")
     return JSONResponse(
-        problem_body(failure, request_id),
+        problem_body(failure, request_id_of(request)),
         status_of(type(failure)),
         problem_headers(failure),
         MEDIA_TYPE,
     )
+
+
+def request_id_of(request: Request) -> str:
+    """Return the request's name, which its answer tells."""
+    name: str = request.scope.get("state", {}).get("request_id", "")
+    return name
+
+
+def unexpected(request: Request, fault: Exception) -> Failure:
+    """Write what broke to the log, under the request's id, and return what is told of it."""
+    log.error("request %s failed", request_id_of(request), exc_info=fault)
+    return errors.InternalError()
 
 
 def problem_outgoing(failure: Failure, request_id: str) -> Outgoing:
@@ -336,9 +347,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def _internal(request: Request, fault: Exception) -> JSONResponse:
-        request_id = request.scope.get("state", {}).get("request_id", "")
-        log.error("request %s failed", request_id, exc_info=fault)
-        return problem_response(errors.InternalError(), request)
+        return problem_response(unexpected(request, fault), request)
 
 
 def _methods(request: Request) -> list[str]:
