@@ -604,6 +604,21 @@ def test_a_preflight_is_answered_for_every_origin(world: World, path: str) -> No
     )
 
 
+@pytest.mark.parametrize(
+    "path", [EXCHANGE, "/v2/tokens/refresh", "/oauth/token", "/publish", "/v1/publish"]
+)
+@pytest.mark.parametrize("query", ["", "?a=%00"])
+def test_a_page_reads_what_is_refused_before_any_route(world: World, path: str, query: str) -> None:
+    with world.server.client(Origin="https://acme.example") as browser:
+        answer = browser.post(f"{path}{query}", content=b"" if query else b"x" * 1_100_000)
+        assert refused(answer) == ((400, "invalid_request") if query else (413, "body_too_large"))
+        assert answer.headers["access-control-allow-origin"] == "*"
+        # What no page of another site may ask it learns nothing of.
+        other = browser.post("/v2/keys", content=b"x" * 1_100_000)
+        assert refused(other) == (413, "body_too_large")
+        assert "access-control-allow-origin" not in other.headers
+
+
 def test_429_a_provider_takes_as_many_exchanges_as_its_limit_says(world: World) -> None:
     rate = {"limit": 2, "period_s": 3600, "burst": 2}
     place = world.provider(limits={"rate": rate})["name"]

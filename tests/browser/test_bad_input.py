@@ -157,3 +157,21 @@ def test_an_ended_session_leads_from_each_page_to_signing_in(site: Site, enter: 
     answer = site.forms(cookie).send("/o/acme/live/audit-log/check", {"csrf": "x"})
     assert answer.status_code == 303
     assert "signed-out-midway" in answer.headers["location"]
+
+
+def test_413_a_page_elsewhere_reads_why_its_message_was_refused(
+    site: Site, browser: Browser
+) -> None:
+    page = browser.new_page()
+    try:
+        told = page.evaluate(
+            """async url => {
+                const body = 'x'.repeat(3_000_000)
+                const answer = await fetch(url, {method: 'POST', body})
+                return [answer.status, (await answer.json()).code]
+            }""",
+            site.url("/publish"),
+        )
+    finally:
+        page.close()
+    assert told == [413, "body_too_large"]

@@ -172,10 +172,13 @@ def rate_headers(limit: RateLimit, admission: Admission) -> dict[str, str]:
 
 def problem_response(failure: Failure, request: Request) -> JSONResponse:
     """Return the response that tells `failure`."""
+    headers = problem_headers(failure)
+    if request.scope["path"] in request.app.state.open_to_pages:
+        headers["Access-Control-Allow-Origin"] = "*"
     return JSONResponse(
         problem_body(failure, request_id_of(request)),
         status_of(type(failure)),
-        problem_headers(failure),
+        headers,
         MEDIA_TYPE,
     )
 
@@ -323,7 +326,15 @@ def check_json(content_type: str) -> None:
 
 
 def install(app: FastAPI) -> None:
-    """Make every way to fail leave as a problem document."""
+    """Make every way to fail leave as a problem document; the app has all its routes by now.
+
+    Where a preflight is answered, pages of other sites must be able to read refusals too.
+    """
+    app.state.open_to_pages = frozenset(
+        route.path
+        for route in iter_route_contexts(app.routes)
+        if "OPTIONS" in (getattr(route, "methods", None) or ())
+    )
 
     @app.exception_handler(Failure)
     def _failure(request: Request, failure: Failure) -> JSONResponse:
