@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2 as httpx
 import pytest
 
+from tests.api.test_metrics import TOKEN, scraped
 from tests.server import OWNER, PASSWORD, Server, running
 from wardkey.dashboard.visitor import COOKIE
 
@@ -101,10 +102,12 @@ Enter = Callable[..., "Page"]
 @contextmanager
 def site_in(folder: Path, **settings: object) -> Iterator[Site]:
     """Run a deployment whose pages try nothing that their policy forbids."""
-    with running(folder / "data", **settings) as server:
+    with running(folder / "data", metrics_token=TOKEN, **settings) as server:
         there = Site(server)
         yield there
         there.api.close()
+        assert scraped(server)["wardkey_csp_reports_total", ""] == 0
+        # What came last may not be told as a metric yet.
         assert "content security policy" not in server.output
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.api.test_metrics import TOKEN, scraped
 from tests.browser.conftest import KEYS, Enter, Site
 from tests.database import age, database_of
-from tests.server import OWNER, PASSWORD, Server
+from tests.server import OWNER, PASSWORD, Server, wait_until
 from wardkey.actions.browser_sessions import FRESH_MS, IDLE_MS, LONGEST_MS
 from wardkey.actions.passwords import is_common
 from wardkey.dashboard.frame import own_path
@@ -219,12 +220,19 @@ def test_429_guesses_at_a_password_are_slowed_down(start: Callable[..., Server])
     assert 'role="alert"' in found[-1].text
 
 
-def test_a_report_of_a_page_is_written_down(start: Callable[..., Server]) -> None:
-    server = start()
-    with server.client() as anyone:
-        found = [anyone.post("/csp-reports", content=b'{"a": "\n\xff"}') for _ in range(20)]
-    assert {answer.status_code for answer in found} == {204, 429}
-    assert 0 < server.output.count("content security policy") < 20
+def test_reports_of_pages_are_written_down_and_counted_by_every_worker(
+    start: Callable[..., Server],
+) -> None:
+    server = start(workers=2, metrics_token=TOKEN)
+    found = []
+    # New connections, so that both workers get some.
+    for _ in range(40):
+        with server.client() as anyone:
+            found.append(anyone.post("/csp-reports", content=b'{"a": "\n\xff"}').status_code)
+    assert set(found) == {204, 429}
+    taken = found.count(204)
+    assert server.output.count("content security policy") == taken
+    wait_until(lambda: scraped(server)["wardkey_csp_reports_total", ""] == taken)
 
 
 @pytest.mark.parametrize(

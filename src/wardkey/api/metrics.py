@@ -37,6 +37,7 @@ _COUNTERS = {
     "directory_misses": "Look-ups that were read from the database.",
     "usage_lost": "Uses that were not counted, for want of room or database.",
     "stale": "Verdicts that may have missed the newest commits (--max-staleness).",
+    "csp_reports": "Times a page tried what its policy forbids, as written to the log.",
 }
 
 
@@ -73,7 +74,8 @@ class _Collected:
             for what, help_text in wanted.items():
                 family = kind(f"wardkey_{what}", help_text, labels=("verifier",))
                 for name, told_here in self.snapshots.items():
-                    family.add_metric((name,), told_here[what])
+                    # A process of the version before, still running, knows fewer.
+                    family.add_metric((name,), told_here.get(what, 0))
                 yield family
         yield GaugeMetricFamily(
             "wardkey_verifiers", "Verifiers of this machine.", value=len(self.snapshots)

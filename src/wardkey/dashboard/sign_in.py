@@ -174,11 +174,12 @@ def choose_theme(fields: Unsigned) -> Response:
 
 @router.post("/csp-reports")
 async def take_report(request: Request, here: Here) -> Response:
-    """Write down that a page tried what its policy forbids, as often as somebody may guess."""
+    """Note that a page tried what its policy forbids, as often as somebody may guess."""
     now = here.runner.database.clock()
     name = f"report {stranger(request, here).address}"
     here.throttle.check(now, name)
     here.throttle.failed(now, name)
     report = (await request.body())[:_MOST_REPORT]
+    here.verifier.metrics.count_csp_report()
     log.warning("a page broke its content security policy: %s", ascii(report))
     return Response(status_code=204)

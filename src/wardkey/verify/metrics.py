@@ -32,6 +32,7 @@ class Metrics:
         self.verdicts: dict[str, int] = {}
         self.seconds: dict[str, Histogram] = {}
         self.stale = 0
+        self.csp_reports = 0
         self._noted: deque[tuple[str, float]] = deque()
         self._lock = threading.Lock()
 
@@ -41,6 +42,11 @@ class Metrics:
         if stale:
             with self._lock:
                 self.stale += 1
+
+    def count_csp_report(self) -> None:
+        """Count that a page tried what its content security policy forbids."""
+        with self._lock:
+            self.csp_reports += 1
 
     def observe(self, what: str, seconds: float) -> None:
         """Count how long something took; a negative time stands for a verdict."""
@@ -61,6 +67,7 @@ class Metrics:
                         for what, histogram in self.seconds.items()
                     },
                     "stale": self.stale,
+                    "csp_reports": self.csp_reports,
                     **gauges,
                 }
             )
