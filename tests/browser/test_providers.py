@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from joserfc import jwt
-from joserfc.jwk import ECKey
+from joserfc.jwk import ECKey, OctKey
 
 from tests.browser.conftest import Enter, Site, passes, site_in
 from tests.mqtt import connected
@@ -16,6 +16,7 @@ from tests.server import wait_until
 pytestmark = pytest.mark.browser
 
 PROVIDERS = "/o/acme/live/messaging/providers"
+HOSTILE = "<script>alert(1)</script>"
 GRANTS = "/o/acme/live/messaging/grants"
 KEY: ECKey = ECKey.generate_key("P-256", {"kid": "ec"})
 
@@ -159,6 +160,102 @@ def test_the_test_tool_names_the_claim_that_fails(site: Site, enter: Enter, issu
     assert "would be refused" in tried("eyJ.not-a-token")
 
 
+def test_a_provider_is_tested_before_it_is_saved(site: Site, enter: Enter, issuer: Issuer) -> None:
+    page = enter("owner", f"{PROVIDERS}?dialog=create")
+    dialog = page.locator("#create")
+
+    def tried(text: str) -> str:
+        dialog.locator("summary", has_text="Test with a token").click()
+        dialog.get_by_label("A token of the provider's").fill(text)
+        dialog.get_by_role("button", name="Test it").click()
+        found = dialog.get_by_role("group", name="What the test found")
+        found.wait_for()
+        assert dialog.get_by_label("A token of the provider's").input_value() == ""
+        assert found.evaluate("one => one === document.activeElement")
+        return found.inner_text()
+
+    page.select_option("#kind", "oidc")
+    page.fill("#issuer", issuer.url)
+    page.fill("#audiences", "another-app")
+    page.fill("#algorithms", "ES256")
+    page.fill("#name", "unsaved")
+    dialog.locator("summary", has_text="Limits").click()
+    page.locator("#create [name=keyless_may_exchange]").check()
+    good = token(issuer)
+    assert "would be refused" in tried(good)
+    assert "it has to be another-app" in page.inner_text(".steps .failed")
+    assert good not in page.content()
+    passes(page)
+    page.fill("#audiences", "my-app")
+    page.keyboard.press("Tab")
+    dialog.locator("summary", has_text="Test with a token").click()
+    assert "It would be taken for user-1." in tried(good)
+    assert page.input_value("#name") == "unsaved"
+    assert page.locator("#create [name=keyless_may_exchange]").is_checked()
+    names = [one["name"] for one in site.api.get("/v2/auth-providers").json()["auth_providers"]]
+    assert "unsaved" not in names
+    # Enter saves, though the button that tests stands before the one that saves.
+    page.locator("#name").press("Enter")
+    page.wait_for_selector("text=The provider is trusted now.")
+    page.get_by_role("button", name="Edit").click()
+    dialog = page.locator("#edit")
+    page.fill("#audiences", "another-app")
+    assert "would be refused" in tried(good)
+    assert page.input_value("#audiences") == "another-app"
+    passes(page)
+    assert good not in page.content()
+    found = site.api.get("/v2/auth-providers").json()["auth_providers"]
+    assert [one["audiences"] for one in found if one["name"] == "unsaved"] == [["my-app"]]
+    assert good not in site.server.output
+
+
+def test_a_faulty_form_is_told_and_not_tested(site: Site) -> None:
+    forms = site.forms()
+    path = f"{PROVIDERS}/test"
+    wrong = forms.post(path, kind="oidc", user_id="sub", issuer=HOSTILE, token="eyJ.x")
+    assert wrong.status_code == 400
+    assert HOSTILE not in wrong.text
+    assert 'id="issuer-fault"' in wrong.text
+    for fields in ({"token": "x" * 20_000}, {"token": "x" * 20_000, "name": "y" * 4_000}):
+        long = forms.post(path, kind="firebase", project_id="my-project", **fields)
+        assert long.status_code == 400
+        assert 'id="create-token-fault"' in long.text
+        assert "x" * 20_000 not in long.text
+    assert forms.post(path, kind="nothing").status_code == 400
+    assert forms.send(path, {"csrf": "x"}).status_code == 403
+    back = forms.get(path)
+    assert (back.status_code, back.headers["location"]) == (303, PROVIDERS)
+
+
+def test_a_kept_secret_tests_changes_and_a_typed_one_is_not_shown(site: Site) -> None:
+    forms = site.forms()
+    kept, typed = "a-shared-secret-that-is-kept-0123456789", "another-one-that-was-typed-0123456789"
+    wanted = {"kind": "supabase", "name": "sealed", "project_url": "https://ijklmnop.supabase.co"}
+    made = site.api.post(
+        "/v2/auth-providers", json={**wanted, "legacy_secret": True, "secret": kept}
+    ).json()
+    now = int(time.time())
+    claims = {"iss": made["issuer"], "aud": "authenticated", "sub": "user-1", "exp": now + 600}
+    claims["role"] = "authenticated"
+    by_kept, by_typed = (
+        jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(one), ["HS256"])
+        for one in (kept, typed)
+    )
+    form = {**wanted, "legacy_secret": "1", "user_id": "sub"}
+    path = f"{PROVIDERS}/{made['id']}/test-changes"
+    for secret, good, bad in (("", by_kept, by_typed), (typed, by_typed, by_kept)):
+        answer = forms.post(path, **form, secret=secret, token=good)
+        assert "It would be taken" in answer.text
+        assert "It would be taken" not in forms.post(path, **form, secret=secret, token=bad).text
+        assert typed not in answer.text
+        assert kept not in answer.text
+        assert ("type it once more" in answer.text) == bool(secret)
+    fresh = forms.post(f"{PROVIDERS}/test", **form, secret=typed, token=by_typed)
+    assert "It would be taken" in fresh.text
+    assert 'id="secret-fault"' in forms.post(f"{PROVIDERS}/test", **form, secret="short").text
+    assert forms.get(path).status_code == 303
+
+
 def test_a_disabled_provider_exchanges_nothing(site: Site, enter: Enter, issuer: Issuer) -> None:
     made = trusted(site, issuer, "sleeping")
     page = enter("owner", f"{PROVIDERS}/{made['id']}")
@@ -237,7 +334,8 @@ def test_a_member_changes_nothing_and_a_phone_shows_cards(
     revoke = {"kind": "grant", "subject": grant["token_id"]}
     assert forms.post(f"{GRANTS}/revoke", **revoke).status_code == 403
     assert forms.post(PROVIDERS, kind="firebase", project_id="my-project").status_code == 403
-    for verb in ("edit", "enable", "disable", "delete", "test"):
+    assert forms.post(f"{PROVIDERS}/test", kind="firebase", project_id="x").status_code == 403
+    for verb in ("edit", "enable", "disable", "delete", "test", "test-changes"):
         assert forms.post(f"{PROVIDERS}/{made['id']}/{verb}").status_code == 403
     assert site.forms().get(f"/o/acme/test/messaging/providers/{made['id']}").status_code == 404
     wrong = site.forms().post(f"{GRANTS}/revoke", kind="everybody", subject="x")

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from wardkey.actions import providers
 from wardkey.api.shapes import Id, Input, Origin, RateShape, WithSessions, ended_shape
 from wardkey.domain import errors
+from wardkey.domain.identity import Identity, Step
 from wardkey.domain.keys import Rate
-from wardkey.domain.permissions import Permission
 from wardkey.domain.providers import (
     ALGORITHMS,
     LONGEST_REFRESH_S,
@@ -23,7 +23,6 @@ from wardkey.domain.providers import (
     ProviderKind,
     ProviderSpec,
     UsernameFrom,
-    clean_provider,
     token_rules,
 )
 from wardkey.domain.secret import Environment
@@ -322,14 +321,12 @@ def list_auth_providers(caller: Known, here: Here) -> ProviderList:
 )
 def try_new_auth_provider(wanted: NewProviderTest, caller: Known, here: Here) -> ProviderTested:
     """Try settings before they are saved: fetch the keys, and check a token step by step."""
+    spec = wanted.provider.spec_of(wanted.provider.kind)
     with here.runner.noting("try_new_auth_provider", caller.by):
-        caller.by.require(Permission.PROVIDERS_WRITE)
-    spec = clean_provider(
-        wanted.provider.spec_of(wanted.provider.kind),
-        http_allowed=here.exchanges.private_issuers,
-    )
-    secret = (wanted.provider.secret or "").strip().encode()
-    return _tested(here, spec, secret, wanted.token, "prv_new")
+        found = here.exchanges.tried_unsaved(
+            caller.by, spec, wanted.provider.secret or "", wanted.token
+        )
+    return _tested(*found)
 
 
 @router.get("/v2/auth-providers/{provider_id:id}", responses=told(errors.ProviderNotFound))
@@ -394,7 +391,7 @@ def try_auth_provider(
     """Fetch a provider's keys, and check a token of its step by step."""
     found = here.runner.look(providers.trusted, caller.by, provider_id)
     token = wanted.token if wanted else ""
-    return _tested(here, found.spec, found.secret, token, provider_id)
+    return _tested(*here.exchanges.tried(found.spec, found.secret, token, provider_id))
 
 
 @router.post(
@@ -407,10 +404,7 @@ def purge_auth_provider_keys(provider_id: Id, caller: Known, here: Here) -> None
     here.runner.change(providers.purge_keys, caller.by, provider_id)
 
 
-def _tested(
-    here: Here, spec: ProviderSpec, secret: bytes, token: str, provider_id: str
-) -> ProviderTested:
-    steps, identity = here.exchanges.tried(spec, secret, token, provider_id)
+def _tested(steps: list[Step], identity: tuple[Identity, str] | None) -> ProviderTested:
     shown = None
     if identity is not None:
         who, username = identity

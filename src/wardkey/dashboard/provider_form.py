@@ -27,7 +27,7 @@ _TEXTS = ("project_url", "project_id", "domain", "issuer")
 # Each of them stands at a field of the form, and its faults there.
 FORM_FIELDS = (
     "name", "secret", *_TEXTS, *_LISTS, "user_id", "email", "roles", "variables", "required",
-    "max_ttl_s", "max_refresh_s", "limit",
+    "max_ttl_s", "max_refresh_s", "limit", "token",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from wardkey.dashboard.receipts import ended_sessions, receipt_query
 from wardkey.dashboard.visitor import Checked, Fields, Visiting, Visitor
 from wardkey.db.engine import Transaction
 from wardkey.domain.errors import Conflict, Failure, Invalid, InvalidRequest
-from wardkey.domain.identity import Step
+from wardkey.domain.identity import Identity, Step
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.providers import (
@@ -53,6 +53,11 @@ class Tested:
     user_id: str = ""
     username: str = ""
 
+    @classmethod
+    def of(cls, steps: list[Step], found: tuple[Identity, str] | None) -> Tested:
+        """Return what `Exchanges` tell of a test."""
+        return cls(steps) if found is None else cls(steps, found[0].user_id, found[1])
+
     @property
     def ok(self) -> bool:
         """Tell whether no step failed."""
@@ -72,8 +77,8 @@ class Outcome:
 @router.get(_ROUTE)
 def list_providers(request: Request, visitor: Visiting, here: Here) -> Response:
     """List the providers of the environment."""
-    open_dialog = request.query_params.get("dialog") == "create"
-    return _list(request, visitor, here, open_dialog=open_dialog)
+    wanted = request.query_params.get("dialog", "")
+    return _list(request, visitor, here, Outcome(wanted if wanted == "create" else ""))
 
 
 @router.post(_ROUTE)
@@ -86,12 +91,33 @@ def create_provider(request: Request, visitor: Visiting, fields: Checked, here: 
             providers.create,
             visitor.by,
             spec,
-            fields.text("secret") if spec.legacy_secret else "",
+            _secret(fields, spec),
             http_allowed=here.exchanges.private_issuers,
         )
     except (Invalid, Conflict) as failure:
-        return _list(request, visitor, here, open_dialog=True, failure=failure, sent=fields)
+        return _list(request, visitor, here, Outcome("create", failure, fields))
     return see_other(visitor.url(f"{PATH}/{made.id}"), done="provider-created")
+
+
+@router.get(f"{_ROUTE}/test")
+def back_to_providers(visitor: Visiting) -> Response:
+    """Go to the list from the address of a form that was tested."""
+    return see_other(visitor.url(PATH))
+
+
+@router.post(f"{_ROUTE}/test")
+def try_new_provider(request: Request, visitor: Visiting, fields: Checked, here: Here) -> Response:
+    """Test the settings in the form for a new provider; they stay in it, unsaved."""
+    try:
+        with here.runner.noting("try_new_provider", visitor.by):
+            visitor.by.require(Permission.PROVIDERS_WRITE)
+            spec = read_provider(fields, read_kind(fields))
+            found = here.exchanges.tried_unsaved(
+                visitor.by, spec, _secret(fields, spec), _token(fields)
+            )
+    except Invalid as failure:
+        return _list(request, visitor, here, Outcome("create", failure, fields))
+    return _list(request, visitor, here, Outcome("create", sent=fields, tested=Tested.of(*found)))
 
 
 @router.get(_ONE)
@@ -126,7 +152,7 @@ def edit_provider(
             visitor.by,
             provider_id,
             wanted,
-            (fields.text("secret") or None) if spec.legacy_secret else None,
+            _secret(fields, spec) or None,
             http_allowed=here.exchanges.private_issuers,
         )
     except (Invalid, Conflict) as failure:
@@ -171,25 +197,47 @@ def try_provider(
 ) -> Response:
     """Fetch the provider's keys, and check a token of its step by step."""
     trusted = here.runner.look(providers.trusted, visitor.by, provider_id)
+    try:
+        token = _token(fields)
+    except Invalid as failure:
+        return _page(request, visitor, here, provider_id, Outcome(failure=failure))
+    found = here.exchanges.tried(trusted.spec, trusted.secret, token, provider_id)
+    return _page(request, visitor, here, provider_id, Outcome(tested=Tested.of(*found)))
+
+
+@router.post(f"{_ONE}/test-changes")
+def try_changes(
+    provider_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+) -> Response:
+    """Test the settings in the form of a provider; they stay in it, unsaved."""
+    trusted = here.runner.look(providers.trusted, visitor.by, provider_id)
+    try:
+        spec = read_provider(fields, trusted.spec.kind)
+        found = here.exchanges.tried_unsaved(
+            visitor.by, spec, _secret(fields, spec), _token(fields), trusted
+        )
+    except Invalid as failure:
+        return _page(request, visitor, here, provider_id, Outcome("edit", failure, fields))
+    outcome = Outcome("edit", sent=fields, tested=Tested.of(*found))
+    return _page(request, visitor, here, provider_id, outcome)
+
+
+def _secret(fields: Fields, spec: ProviderSpec) -> str:
+    """Return the shared secret, whose field is out of sight where none is wanted."""
+    return fields.text("secret") if spec.legacy_secret else ""
+
+
+def _token(fields: Fields) -> str:
     token = fields.text("token").strip()
     if len(token) > LONGEST_TOKEN:
-        failure = InvalidRequest(f"A token has at most {LONGEST_TOKEN:,} characters.")
-        return _page(request, visitor, here, provider_id, Outcome(failure=failure))
-    steps, found = here.exchanges.tried(trusted.spec, trusted.secret, token, provider_id)
-    tested = Tested(steps) if found is None else Tested(steps, found[0].user_id, found[1])
-    return _page(request, visitor, here, provider_id, Outcome(tested=tested))
+        told = f"A token has at most {LONGEST_TOKEN:,} characters."
+        raise InvalidRequest(told, errors=(("token", told),))
+    return token
 
 
-def _list(
-    request: Request,
-    visitor: Visitor,
-    here: Context,
-    *,
-    open_dialog: bool,
-    failure: Failure | None = None,
-    sent: Fields | None = None,
-) -> Response:
+def _list(request: Request, visitor: Visitor, here: Context, outcome: Outcome) -> Response:
     found = here.runner.look(providers.list_providers, visitor.by)
+    failure, sent = outcome.failure, outcome.sent
     return page(
         request,
         "providers/list.html",
@@ -199,7 +247,8 @@ def _list(
         url=visitor.url(PATH),
         ended=ended_sessions(request, visitor, here),
         why_not=visitor.why_not(Permission.PROVIDERS_WRITE),
-        open_dialog=open_dialog,
+        open_dialog=outcome.dialog == "create",
+        tested=outcome.tested,
         fault=fault_at(failure) if failure else None,
         values=sent.texts_by_name() if sent else values_of(ProviderSpec(ProviderKind.SUPABASE)),
         **_form(),

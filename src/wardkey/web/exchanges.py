@@ -29,7 +29,13 @@ from wardkey.domain.grants import LONGEST_TTL_S, GrantRecord, NewGrant, choose_t
 from wardkey.domain.identity import Identity, Step, grant_username, identity_of, subject_of
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.providers import SHARED_SECRET, ProviderSpec, token_rules
+from wardkey.domain.providers import (
+    SHARED_SECRET,
+    ProviderSpec,
+    clean_provider,
+    clean_shared_secret,
+    token_rules,
+)
 from wardkey.domain.rate import RateLimit, admit, share
 from wardkey.domain.secret import Environment
 from wardkey.outside.key_sets import KeySets
@@ -169,6 +175,26 @@ class Exchanges:
         except Failure as failure:
             return [*told, Step("claims", failure.detail)], None
         return [*told, Step("claims")], (who, _username(spec, who, provider_id)[0])
+
+    def tried_unsaved(
+        self,
+        by: Principal,
+        spec: ProviderSpec,
+        secret: str,
+        token: str,
+        saved: TrustedProvider | None = None,
+    ) -> tuple[list[Step], tuple[Identity, str] | None]:
+        """Do as `tried` does with settings that somebody would save; nothing is written.
+
+        `saved` is the provider whose settings they would become; its shared secret is taken where
+        `secret` is empty. Raises what `clean_provider` and `clean_shared_secret` raise.
+        """
+        by.require(Permission.PROVIDERS_WRITE)
+        spec = clean_provider(spec, http_allowed=self.private_issuers)
+        known = b"" if saved is None else saved.secret
+        if spec.legacy_secret and (secret or not known):
+            known = clean_shared_secret(secret)
+        return self.tried(spec, known, token, "prv_new" if saved is None else saved.id)
 
     def name_of(self, grant: GrantRecord) -> str:
         """Return the name of a grant's provider, which may change after the grant was made."""
