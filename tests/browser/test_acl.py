@@ -187,6 +187,90 @@ def test_the_simulator_shows_the_rule_that_decides(site: Site, enter: Enter) -> 
     passes(page)
 
 
+def test_a_rule_is_tried_before_it_is_saved(site: Site, enter: Enter) -> None:
+    kept = put(
+        site,
+        {"priority": 5, "filter": "agents/secret/#", "effect": "deny"},
+        {"priority": 10, "filter": "agents/#"},
+    )
+    page = enter("owner", f"{ACL}?dialog=create")
+    dialog = page.locator("#create")
+    dialog.get_by_label("Effect").select_option("deny")
+    dialog.get_by_label("Topic filter").fill("agents/own/#")
+    dialog.get_by_label("Priority").fill("7")
+    dialog.get_by_label("Description").fill("<script>alert(1)</script>")
+    dialog.locator("summary", has_text="Try it before it is saved").click()
+    dialog.get_by_label("User name", exact=True).fill("<i>agent")
+
+    def tried(topic: str) -> str:
+        dialog.get_by_label("Topic", exact=True).fill(topic)
+        dialog.get_by_role("button", name="Try it").click()
+        found = dialog.get_by_role("group", name="What would change").filter(has_text=topic)
+        found.wait_for()
+        assert found.evaluate("one => one === document.activeElement")
+        return found.inner_text()
+
+    told = tried("agents/own/x")
+    assert "turns the answer around" in told
+    assert re.search(rf"Now: Allowed\. <i>agent may .*{kept[1]['id']}", told)
+    assert re.search(r"With this rule: Denied\. .*this rule \(priority 7\)", told)
+    passes(page)
+    told = tried("agents/secret/x")
+    assert "stays the same" in told
+    assert told.count(kept[0]["id"]) == 2
+    assert "no rule fits" in tried("elsewhere")
+    assert dialog.get_by_label("Description").input_value() == "<script>alert(1)</script>"
+    dialog.get_by_label("Topic", exact=True).fill("a/#")
+    dialog.get_by_role("button", name="Try it").click()
+    page.wait_for_selector("#new-try-topic-fault")
+    passes(page)
+    assert rules(site) == kept
+    # Enter saves, though the button that tries stands before the one that saves.
+    dialog.get_by_label("Topic filter").press("Enter")
+    page.wait_for_selector("text=The rule is added.")
+    assert len(rules(site)) == 3
+
+
+def test_a_changed_rule_is_tried_in_the_place_of_the_saved_one(site: Site, enter: Enter) -> None:
+    kept = put(site, {"priority": 10, "filter": "agents/#"})
+    page = enter("owner", f"{ACL}/{kept[0]['id']}", viewport={"width": 390, "height": 844})
+    dialog = page.locator("#edit")
+    dialog.get_by_label("Topic filter").fill("others/#")
+    dialog.locator("summary", has_text="Try it before it is saved").click()
+    dialog.get_by_label("Topic", exact=True).fill("agents/x")
+    dialog.get_by_role("button", name="Try it").click()
+    told = dialog.get_by_role("group", name="What would change").inner_text()
+    assert re.search(r"(?s)Now: Allowed\..*With this rule: Denied\. .*no rule fits", told)
+    assert dialog.get_by_label("Topic filter").input_value() == "others/#"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    passes(page)
+    assert rules(site) == kept
+
+
+def test_what_could_not_be_saved_is_not_tried(site: Site) -> None:
+    put(site, {"priority": 50, "filter": "a/b"}, {"priority": 90, "filter": "#"})
+    forms = site.forms()
+    path = f"{ACL}/compare"
+    barred = {**RULE, "filter": "a/#", "effect": "deny", "priority": "60", "topic": "a/b"}
+    for wrong, said in (
+        (barred, "broker cannot hold"),
+        ({**RULE, "filter": "x" * 4_000, "topic": "a"}, 'id="new-filter-fault"'),
+        ({**RULE, "topic": "x" * 4_000}, 'id="new-try-topic-fault"'),
+        ({**RULE, "topic": ""}, 'id="new-try-topic-fault"'),
+        ({**RULE, "topic": "a", "claims": "<b>"}, 'id="new-try-claims-fault"'),
+        ({**RULE, "topic": "a", "act": "both"}, "Ask about publish"),
+        ({**RULE, "topic": "a", "id": "cli_another"}, "No such client"),
+    ):
+        answer = forms.post(path, **wrong)
+        assert answer.status_code in {400, 404, 409}, wrong
+        assert said in answer.text
+        assert "With this rule" not in answer.text
+    assert forms.post(f"{ACL}/acl_another/compare", **RULE, topic="a").status_code == 404
+    assert forms.send(path, {**RULE, "csrf": "x"}).status_code == 403
+    assert forms.get(path).headers["location"] == ACL
+    assert len(rules(site)) == 2
+
+
 def test_a_change_ends_sessions_and_shows_the_receipt(site: Site, enter: Enter) -> None:
     put(site, {"priority": 10, "filter": "agents/#"})
     made = site.api.post("/v2/clients", json={"username": "agent-cut"}).json()
@@ -209,7 +293,10 @@ def test_a_viewer_tries_rules_and_changes_none(site: Site, enter: Enter) -> None
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     passes(page)
     forms = site.forms(site.cookie("viewer"))
-    for path in (ACL, f"{ACL}/presets", f"{ACL}/{made['id']}/edit", f"{ACL}/{made['id']}/delete"):
+    one = f"{ACL}/{made['id']}"
+    for path in (ACL, f"{ACL}/presets", f"{ACL}/compare", f"{one}/edit", f"{one}/compare"):
+        assert forms.post(path, **RULE, topic="a", preset="chat").status_code == 403
+    for path in (f"{one}/delete", f"{ACL}/presets"):
         assert forms.post(path, **RULE, preset="chat", replace="1").status_code == 403
     assert rules(site) == [made]
     assert site.forms().get(f"/o/acme/test/messaging/acl/{made['id']}").status_code == 404

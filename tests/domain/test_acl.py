@@ -26,7 +26,7 @@ from wardkey.domain.acl import (
     patterns_meet,
 )
 from wardkey.domain.broker_acl import Subjects, compiled, exception_to, loose_wildcard
-from wardkey.domain.rule_set import RuleSet
+from wardkey.domain.rule_set import RuleSet, decide_with
 from wardkey.domain.topics import covers, to_subject
 
 FILTERS = [
@@ -128,6 +128,19 @@ def test_the_lower_priority_is_asked_first_and_of_two_alike_the_lower_id() -> No
     assert RuleSet([second, first]).decide(DEVICE, Action.PUBLISH, "a").rule == first
     twin = replace(second, id="acl_0", priority=5)
     assert RuleSet([first, twin]).decide(DEVICE, Action.PUBLISH, "a") == Decision(True, twin)
+
+
+def test_a_rule_is_tried_beside_the_others_or_in_the_place_of_one() -> None:
+    kept = [rule("agents/#", priority=20), rule("x/#", priority=30)]
+    asked = (DEVICE, Action.PUBLISH, "agents/a")
+    denying = rule("agents/#", Effect.DENY, 10)
+    assert decide_with(kept, denying, *asked) == (Decision(True, kept[0]), Decision(False, denying))
+    # Behind the one that decides, it changes nothing.
+    late = rule("agents/#", Effect.DENY, 40)
+    assert decide_with(kept, late, *asked) == (Decision(True, kept[0]), Decision(True, kept[0]))
+    moved = replace(kept[0], filter="others/#")
+    assert decide_with(kept, moved, *asked) == (Decision(True, kept[0]), Decision(False, None))
+    assert kept[0].filter == "agents/#"
 
 
 def test_nothing_is_allowed_that_no_rule_allows() -> None:

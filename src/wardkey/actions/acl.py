@@ -1,9 +1,9 @@
-"""ACL rules of one organization and environment: written, read, and tried in the simulator."""
+"""ACL rules of one organization and environment: written, read, and planned."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, delete, insert, select, update
@@ -15,9 +15,6 @@ from wardkey.domain.acl import (
     MOST_RULES,
     AclRule,
     Action,
-    Actor,
-    ActorKind,
-    Decision,
     Effect,
     SubjectKind,
 )
@@ -27,10 +24,7 @@ from wardkey.domain.errors import (
     AclLooseWildcard,
     AclRuleNotFound,
     AclRulesExist,
-    ClientNotFound,
     InvalidAclSubject,
-    InvalidTopic,
-    InvalidTopicFilter,
     TooManyAclRules,
 )
 from wardkey.domain.ids import new_id
@@ -39,7 +33,6 @@ from wardkey.domain.principal import Principal
 from wardkey.domain.receipts import EVERYBODY
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.rule_specs import PRESETS, PresetName, RuleSpec, clean_rule
-from wardkey.domain.topics import clean_filter, clean_topic
 
 _CHANGE = "acl"
 
@@ -65,29 +58,6 @@ class RuleChanges:
     action: Action | None = None
     effect: Effect | None = None
     description: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """May somebody do this with that topic, or filter? Without rules the saved ones are asked."""
-
-    kind: ActorKind
-    action: Action
-    topic: str
-    username: str = ""
-    client_id: str = ""
-    subject_id: str = ""
-    claims: dict[str, str] = field(default_factory=dict)
-    rules: tuple[RuleSpec, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Simulated:
-    """What the rules say; `position` of an unsaved rule counts from 0."""
-
-    decision: Decision
-    sentence: str
-    position: int | None = None
 
 
 def create(tx: Transaction, by: Principal, spec: RuleSpec) -> SavedRule:
@@ -176,59 +146,40 @@ def apply_preset(
     return _replace(tx, by, PRESETS[preset].rules, {"preset": preset})
 
 
-def simulate(tx: Transaction, by: Principal, question: Question) -> Simulated:
-    """Tell whether somebody may publish to a topic or subscribe to a filter, and by which rule.
+def planned(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[SavedRule]:
+    """Return the rules that `put_rules` would make; raises what it raises, and writes nothing."""
+    by.require(Permission.ACL_READ)
+    return _planned(tx, by, specs)
 
-    Of a client that is named by its id, the user name is the record's. Raises `InvalidTopic`,
-    `InvalidTopicFilter`, `ClientNotFound`, and for unsaved rules what `put_rules` raises.
+
+def planned_one(tx: Transaction, by: Principal, spec: RuleSpec, rule_id: str = "") -> SavedRule:
+    """Return the rule that would be added, or would stand in place of `rule_id`.
+
+    Raises what `create` and `change` raise, and writes nothing.
     """
     by.require(Permission.ACL_READ)
-    if question.action is Action.PUBLISH:
-        try:
-            clean_topic(question.topic)
-        except ValueError as fault:
-            raise InvalidTopic(str(fault), field="topic") from None
-    else:
-        try:
-            clean_filter(question.topic)
-        except ValueError as fault:
-            raise InvalidTopicFilter(str(fault), field="topic") from None
-    if question.kind is ActorKind.CLIENT and question.subject_id:
-        by.require(Permission.CLIENTS_READ)
-        username = _username(tx, by, question.subject_id)
-        if username is None:
-            raise ClientNotFound
-        question = replace(question, username=username)
-    rules = _saved(tx, by)
-    if question.rules is not None:
-        rules = _made(tx, by, _clean_all(tx, by, question.rules))
-        _check_set(rules)
-    actor = Actor(
-        question.kind,
-        by.org_id,
-        question.username,
-        question.client_id,
-        question.subject_id,
-        question.claims,
-    )
-    decision = RuleSet(_rules(rules)).decide(actor, question.action, question.topic)
-    position = None
-    if decision.rule is not None and question.rules is not None:
-        position = [rule.id for rule in rules].index(decision.rule.id)
-    return Simulated(decision, _sentence(question, decision, position), position)
+    spec = _clean(tx, by, spec)
+    rule = replace(_get(tx, by, rule_id), spec=spec) if rule_id else _made(tx, by, [spec])[0]
+    _check_set([*(one for one in _saved(tx, by) if one.id != rule.id), rule])
+    return rule
 
 
 def _replace(
     tx: Transaction, by: Principal, specs: Sequence[RuleSpec], more: dict[str, object]
 ) -> list[SavedRule]:
-    made = _made(tx, by, _clean_all(tx, by, specs))
-    _check_set(made)
+    made = _planned(tx, by, specs)
     gone = tx.connection.execute(delete(acl_rules).where(*_room(by))).rowcount
     _insert(tx, by, made)
     details = {"rules": len(made), "old_rules": gone, **more}
     tx.concerned.add(EVERYBODY)
     record(tx, by, "acl_rules.replaced", Target(_CHANGE, by.environment), details)
     return sorted(made, key=_order)
+
+
+def _planned(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[SavedRule]:
+    made = _made(tx, by, _clean_all(tx, by, specs))
+    _check_set(made)
+    return made
 
 
 def _clean_all(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[RuleSpec]:
@@ -309,20 +260,6 @@ def _check_set(saved: Sequence[SavedRule]) -> None:
 
 def _named(rule: AclRule) -> str:
     return f"The rule {rule.id} (priority {rule.priority}, {rule.effect} {rule.filter})"
-
-
-def _sentence(question: Question, decision: Decision, position: int | None) -> str:
-    does = "publish" if question.action is Action.PUBLISH else "subscribe"
-    may = "may" if decision.allowed else "may not"
-    who = question.username or question.kind.replace("_", " ")
-    rule = decision.rule
-    if rule is None:
-        why = "no rule fits, and what no rule allows is denied"
-    else:
-        which = rule.id if position is None else f"{position + 1} of those sent"
-        verb = "allows" if decision.allowed else "denies"
-        why = f"rule {which} (priority {rule.priority}) {verb} {rule.filter}"
-    return f"{who} {may} {does} to {question.topic}: {why}."
 
 
 def _room(by: Principal) -> tuple[ColumnElement[bool], ...]:

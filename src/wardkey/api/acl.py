@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from wardkey.actions import acl
+from wardkey.actions import acl, simulator
 from wardkey.api.shapes import Id, Input, Text, WithSessions, ended_shape
 from wardkey.domain import errors
 from wardkey.domain.acl import MOST_RULES, Action, ActorKind, Effect, SubjectKind
@@ -330,7 +330,7 @@ def simulate_acl(wanted: Simulation, caller: Known, here: Here) -> SimulationSha
             "Ask about publish or about subscribe.", errors=(("action", "Not both at once."),)
         )
     who = wanted.who
-    question = acl.Question(
+    question = simulator.Question(
         who.kind,
         wanted.action,
         wanted.topic,
@@ -340,7 +340,7 @@ def simulate_acl(wanted: Simulation, caller: Known, here: Here) -> SimulationSha
         who.claims,
         None if wanted.rules is None else tuple(rule.spec() for rule in wanted.rules),
     )
-    done = here.runner.look(acl.simulate, caller.by, question)
+    done = here.runner.look(simulator.simulate, caller.by, question)
     rule = done.decision.rule
     deciding = None
     if rule is not None:

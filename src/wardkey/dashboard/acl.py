@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 
-from wardkey.actions import acl, browser_sessions
+from wardkey.actions import acl, browser_sessions, simulator
+from wardkey.actions.simulator import Compared
 from wardkey.dashboard.acl_form import Trial, read_rule
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.receipts import ended_sessions, receipt_query
@@ -15,6 +16,7 @@ from wardkey.dashboard.visitor import NOTHING_SENT, Checked, Fields, Visiting, V
 from wardkey.db.engine import Transaction
 from wardkey.domain.acl import Action, ActorKind, Effect, SubjectKind
 from wardkey.domain.errors import (
+    ClientNotFound,
     Conflict,
     Failure,
     FormSentBefore,
@@ -45,6 +47,7 @@ class Outcome:
     rule_id: str = ""
     failure: Failure | None = None
     sent: Fields | None = None
+    compared: Compared | None = None
 
 
 @router.get(_ROUTE)
@@ -77,6 +80,7 @@ def create_rule(request: Request, visitor: Visiting, fields: Checked, here: Here
     return see_other(visitor.url(PATH), done="rule-created", **receipt_query(confirmed))
 
 
+@router.get(f"{_ROUTE}/compare")
 @router.get(f"{_ROUTE}/presets")
 def back_to_rules(visitor: Visiting) -> Response:
     """Go to the list from the address of a form that was sent before."""
@@ -139,6 +143,20 @@ def edit_rule(
     return see_other(visitor.url(PATH), done="rule-changed", **receipt_query(confirmed))
 
 
+@router.post(f"{_ROUTE}/compare")
+def compare_new(request: Request, visitor: Visiting, fields: Checked, here: Here) -> Response:
+    """Tell what would change with the rule in the form, which stays there unsaved."""
+    return _compared(request, visitor, here, fields, "")
+
+
+@router.post(f"{_RULE}/compare")
+def compare_changed(
+    rule_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+) -> Response:
+    """Tell what would change if a rule were as the form says; nothing is saved."""
+    return _compared(request, visitor, here, fields, rule_id)
+
+
 @router.post(f"{_RULE}/delete")
 def delete_rule(
     rule_id: str, request: Request, visitor: Visiting, _fields: Checked, here: Here
@@ -151,8 +169,26 @@ def delete_rule(
     return see_other(visitor.url(PATH), done="rule-deleted", **receipt_query(confirmed))
 
 
+def _compared(
+    request: Request, visitor: Visitor, here: Context, fields: Fields, rule_id: str
+) -> Response:
+    dialog = "edit" if rule_id else "create"
+    try:
+        with here.runner.noting("compare", visitor.by):
+            visitor.by.require(Permission.ACL_WRITE)
+        spec, question = read_rule(fields), Trial.of(fields.texts_by_name()).question()
+
+        def compare(tx: Transaction, by: Principal) -> Compared:
+            return simulator.compare(tx, by, question, spec, rule_id)
+
+        found = here.runner.look(compare, visitor.by)
+    except (Invalid, Conflict, ClientNotFound) as failure:
+        return _page(request, visitor, here, Outcome(dialog, rule_id, failure, fields))
+    return _page(request, visitor, here, Outcome(dialog, rule_id, None, fields, found))
+
+
 def _page(request: Request, visitor: Visitor, here: Context, outcome: Outcome) -> Response:
-    trial = Trial.of(request)
+    trial = Trial.of(request.query_params)
     rules = here.runner.look(acl.list_rules, visitor.by)
     simulated, refused = _simulated(visitor, here, trial)
     failure = outcome.failure
@@ -180,6 +216,8 @@ def _page(request: Request, visitor: Visitor, here: Context, outcome: Outcome) -
         effects=Effect,
         actor_kinds=ActorKind,
         trial=trial,
+        unsaved=Trial.of(outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT),
+        compared=outcome.compared,
         simulated=simulated,
         refused=fault_of(refused) if refused else None,
     )
@@ -187,15 +225,15 @@ def _page(request: Request, visitor: Visitor, here: Context, outcome: Outcome) -
 
 def _simulated(
     visitor: Visitor, here: Context, trial: Trial
-) -> tuple[acl.Simulated | None, Failure | None]:
+) -> tuple[simulator.Simulated | None, Failure | None]:
     """Return what the saved rules say to the address's question, or why that cannot be asked."""
     if not trial.asked:
         return None, None
     try:
         question = trial.question()
 
-        def simulate(tx: Transaction, by: Principal) -> acl.Simulated:
-            return acl.simulate(tx, by, question)
+        def simulate(tx: Transaction, by: Principal) -> simulator.Simulated:
+            return simulator.simulate(tx, by, question)
 
         return here.runner.look(simulate, visitor.by), None
     except (Invalid, NotFound) as failure:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastapi import Request
-
-from wardkey.actions.acl import Question
+from wardkey.actions.simulator import Question
 from wardkey.dashboard.visitor import Fields
 from wardkey.domain.acl import Action, ActorKind, Effect, SubjectKind
 from wardkey.domain.errors import InvalidRequest
@@ -47,7 +46,7 @@ def read_rule(fields: Fields) -> RuleSpec:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What the address asks the simulator."""
+    """What the address, or the form of a rule, asks the simulator."""
 
     kind: str
     username: str
@@ -59,9 +58,8 @@ class Trial:
     asked: bool
 
     @classmethod
-    def of(cls, request: Request) -> Trial:
-        """Read it from the query."""
-        query = request.query_params
+    def of(cls, query: Mapping[str, str]) -> Trial:
+        """Read it from an address's query or from a form's texts."""
         return cls(
             query.get("who", ActorKind.CLIENT),
             query.get("username", "")[:_LONGEST],

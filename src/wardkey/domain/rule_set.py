@@ -173,3 +173,12 @@ def _meant(actor: Actor) -> _Meant:
     kind = SubjectKind.CLIENT if actor.kind is ActorKind.CLIENT else SubjectKind.PROVIDER
     named = (SubjectKind.USERNAME, actor.username)
     return _Meant((everyone, (kind, actor.subject_id), named), actor.username)
+
+
+def decide_with(
+    rules: Iterable[AclRule], rule: AclRule, actor: Actor, action: Action, topic: str
+) -> tuple[Decision, Decision]:
+    """Return what rules decide, and what they would with `rule`, in place of one of its id."""
+    now = RuleSet(rules)
+    then = RuleSet([*(one for one in now.rules if one.id != rule.id), rule])
+    return now.decide(actor, action, topic), then.decide(actor, action, topic)
