@@ -35,6 +35,7 @@ def key(site: Site) -> str:
         "/o/acme/live/nowhere",
         # Here without messaging.
         "/o/acme/live/messaging/clients?dialog=create",
+        "/o/acme/live/messaging/clients?connected=now",
         "/o/acme/live/messaging/topics",
     ],
 )

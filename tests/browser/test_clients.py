@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -9,6 +10,10 @@ import pytest
 from tests.browser.conftest import Enter, Site, passes, site_in
 from tests.mqtt import connected
 from tests.server import wait_until
+from wardkey.actions import clients
+from wardkey.actions.run import Runner
+from wardkey.domain.clients import ClientSpec
+from wardkey.domain.principal import Principal
 
 pytestmark = pytest.mark.browser
 
@@ -209,6 +214,50 @@ def test_search_filter_and_pages_find_clients(site: Site, enter: Enter) -> None:
     page.get_by_text("No client fits").wait_for()
 
 
+def test_the_connected_are_found_among_the_others(site: Site, enter: Enter) -> None:
+    some = [created(site, f"here-{number}", tags=["here"]) for number in range(3)]
+    page = enter("owner", f"{CLIENTS}?q=here-")
+    page.get_by_label("Connection").select_option("now")
+    page.get_by_text("No client is connected now").wait_for()
+    passes(page)
+    with ExitStack() as stack:
+        for number, one in enumerate(some[:2]):
+            name, password = one["mqtt_username"], one["password"]
+            stack.enter_context(connected(site.server, name, password, f"here-{number}"))
+        stack.enter_context(
+            connected(site.server, some[0]["mqtt_username"], some[0]["password"], "here-again")
+        )
+        page.reload()
+        page.wait_for_selector("text=2 clients")
+        assert "2 sessions" in page.inner_text("tr:has-text('here-0')")
+        assert "here-2" not in page.inner_text("tbody")
+        passes(page)
+        page.get_by_label("State").select_option("disabled")
+        page.get_by_text("No client is connected now").wait_for()
+        assert "connected=now" in page.url
+        page.goto(site.url(f"{CLIENTS}?q=here-1&connected=now"))
+        page.wait_for_selector("text=1 client")
+        page.goto(site.url("/o/acme/test/messaging/clients?connected=now"))
+        page.get_by_text("No client is connected now").wait_for()
+        # What is none of the choices is left out.
+        page.goto(site.url(f"{CLIENTS}?q=here-&connected=%3Cscript%3E"))
+        page.wait_for_selector("text=3 clients")
+
+
+def test_any_number_of_names_is_searched_for(runner: Runner, owner: Principal) -> None:
+    for number in range(30):
+        runner.change(clients.create, owner, ClientSpec(f"c-{number:02}", owner.environment))
+    names = frozenset(f"c-{number:02}" for number in range(100_000) if number != 7)
+    query = clients.ClientQuery("c-0", usernames=names, limit=5, offset=5)
+    found = runner.look(clients.list_clients, owner, query)
+    assert [one.username for one in found] == ["c-03", "c-02", "c-01", "c-00"]
+    assert runner.look(clients.count_clients, owner, query) == 9
+    nobody = clients.ClientQuery(usernames=frozenset())
+    assert runner.look(clients.count_clients, owner, nobody) == 0
+    odd = clients.ClientQuery(usernames=frozenset({"' OR 1=1 --", "c-01", ":x", "%(y)s"}))
+    assert runner.look(clients.count_clients, owner, odd) == 1
+
+
 def test_a_viewer_changes_nothing_and_a_phone_shows_cards(site: Site, enter: Enter) -> None:
     client = created(site, "agent-seen", tags=["agents"])
     phone = {"viewport": {"width": 390, "height": 844}}
@@ -228,3 +277,21 @@ def test_a_viewer_changes_nothing_and_a_phone_shows_cards(site: Site, enter: Ent
     assert forms.post(CLIENTS, username="agent-none", once="a" * 32).status_code == 403
     # Another environment's client is not there.
     assert site.forms().get(f"/o/acme/test/messaging/clients/{client['id']}").status_code == 404
+
+
+# The last one: it takes the broker away.
+def test_nobody_can_say_who_is_connected_while_the_broker_is_away(site: Site, enter: Enter) -> None:
+    created(site, "agent-unknown")
+    page = enter("owner", f"{CLIENTS}?connected=now")
+    site.server.pause_broker()
+    try:
+        wait_until(lambda: site.api.get("/v2/sessions").status_code == 503, 30)
+        page.reload()
+        page.get_by_text("The broker cannot be asked now").wait_for()
+        assert page.locator("main .note").count() == 0
+        passes(page)
+        page.get_by_role("link", name="Show all clients").click()
+        page.wait_for_selector("text=nobody can say who is connected")
+        assert page.locator("tbody tr").count() > 0
+    finally:
+        site.server.resume_broker()

@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     Text,
+    bindparam,
     cast,
     delete,
     func,
@@ -58,10 +59,14 @@ class ClientWithPassword:
 
 @dataclass(frozen=True, slots=True)
 class ClientQuery:
-    """Which clients to list, newest first, after the client at `after` (created_at, id)."""
+    """Which clients to list, newest first, after the client at `after` (created_at, id).
+
+    `usernames` are those of whom some are wanted, without the organization; None is everybody.
+    """
 
     search: str = ""
     enabled: bool | None = None
+    usernames: frozenset[str] | None = None
     after: tuple[int, str] | None = None
     limit: int = 50
     offset: int = 0
@@ -240,6 +245,10 @@ def _fitting(query: ClientQuery) -> list[ColumnElement[bool]]:
         )
     if query.enabled is not None:
         conditions.append(clients.c.enabled.is_(query.enabled))
+    if query.usernames is not None:
+        # Written into the statement, because databases bound how many parameters it has.
+        names = bindparam("names", sorted(query.usernames), expanding=True, literal_execute=True)
+        conditions.append(clients.c.username.in_(names))
     return conditions
 
 

@@ -29,6 +29,7 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
+from wardkey.domain.usernames import parse_username
 from wardkey.web.context import Context, Here
 from wardkey.web.live_sessions import list_sessions
 from wardkey.web.problems import status_of
@@ -48,6 +49,7 @@ class Asked:
 
     search: str
     state: str
+    connected: bool
     number: int
 
     @classmethod
@@ -58,6 +60,7 @@ class Asked:
         return cls(
             search=query.get("q", "")[:200],
             state=query.get("state", "") if query.get("state") in STATE_FILTERS else "",
+            connected=query.get("connected") == "now",
             number=min(_MOST_PAGES, max(1, int(number)))
             if number.isascii() and number.isdecimal() and len(number) < _NUMBER
             else 1,
@@ -66,18 +69,28 @@ class Asked:
     @property
     def filtered(self) -> bool:
         """Tell whether this is less than the whole list."""
-        return bool(self.search or self.state)
+        return bool(self.search or self.state or self.connected)
 
-    def query(self) -> ClientQuery:
-        """Return it as the action takes it."""
+    def query(self, live: Mapping[str, int] | None) -> ClientQuery:
+        """Return it as the action takes it; `live` are the sessions by user name on the wire."""
         enabled = {"enabled": True, "disabled": False}.get(self.state)
-        return ClientQuery(self.search, enabled, limit=_PAGE, offset=(self.number - 1) * _PAGE)
+        names = None
+        if self.connected:
+            parsed = map(parse_username, live or ())
+            names = frozenset(one.name for one in parsed if one is not None)
+        offset = (self.number - 1) * _PAGE
+        return ClientQuery(self.search, enabled, names, limit=_PAGE, offset=offset)
 
     def link(self, path: str) -> Callable[..., str]:
         """Return a function that writes this list's address with another page's number."""
 
         def write(page: int) -> str:
-            wanted = {"q": self.search, "state": self.state, "page": page if page > 1 else ""}
+            wanted = {
+                "q": self.search,
+                "state": self.state,
+                "connected": "now" if self.connected else "",
+                "page": page if page > 1 else "",
+            }
             kept = {name: value for name, value in wanted.items() if value}
             return f"{path}?{urlencode(kept)}" if kept else path
 
@@ -134,10 +147,10 @@ def _list(
     failure: Failure | None = None,
     sent: Fields | None = None,
 ) -> Response:
-    asked = Asked.of(request)
+    asked, live = Asked.of(request), _live(visitor, here)
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
-        query = asked.query()
+        query = asked.query(live)
         return {
             "rows": clients.list_clients(tx, by, query)[:_PAGE],
             "total": clients.count_clients(tx, by, query),
@@ -150,7 +163,8 @@ def _list(
         status_of(type(failure)) if failure else 200,
         visitor=visitor,
         **here.runner.look(look, visitor.by),
-        live=_live(visitor, here),
+        live=live,
+        messaging_off=here.link is None,
         ended=ended_sessions(request, visitor, here),
         asked=asked,
         link=asked.link(path),
