@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Row,
     Text,
@@ -66,10 +67,10 @@ class ClientQuery:
 
     search: str = ""
     enabled: bool | None = None
-    usernames: frozenset[str] | None = None
     after: tuple[int, str] | None = None
     limit: int = 50
     offset: int = 0
+    usernames: frozenset[str] | None = None
 
 
 def hash_password(by: Principal, password: str) -> str:
@@ -247,7 +248,9 @@ def _fitting(query: ClientQuery) -> list[ColumnElement[bool]]:
         conditions.append(clients.c.enabled.is_(query.enabled))
     if query.usernames is not None:
         # Written into the statement, because databases bound how many parameters it has.
-        names = bindparam("names", sorted(query.usernames), expanding=True, literal_execute=True)
+        names: BindParameter[list[str]] = bindparam(
+            "names", sorted(query.usernames), expanding=True, literal_execute=True
+        )
         conditions.append(clients.c.username.in_(names))
     return conditions
 

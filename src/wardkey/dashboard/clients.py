@@ -79,7 +79,7 @@ class Asked:
             parsed = map(parse_username, live or ())
             names = frozenset(one.name for one in parsed if one is not None)
         offset = (self.number - 1) * _PAGE
-        return ClientQuery(self.search, enabled, names, limit=_PAGE, offset=offset)
+        return ClientQuery(self.search, enabled, limit=_PAGE, offset=offset, usernames=names)
 
     def link(self, path: str) -> Callable[..., str]:
         """Return a function that writes this list's address with another page's number."""

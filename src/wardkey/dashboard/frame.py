@@ -27,6 +27,7 @@ from wardkey.dashboard.navigation import SETTINGS, SIDEBAR
 from wardkey.dashboard.visitor import Ways, person, ways_to_confirm
 from wardkey.domain import errors
 from wardkey.domain.errors import Failure
+from wardkey.domain.permissions import Permission
 from wardkey.domain.times import iso
 from wardkey.web.context import Context
 from wardkey.web.problems import problem_headers, request_id_of, status_of, unexpected
@@ -187,15 +188,27 @@ async def told(request: Request, failure: Failure) -> Response:
         here = request.app.state.context
         ways = await run_in_threadpool(_ways, request, here)
         return page(request, "confirm.html", status, sent=sent, failure=failure, ways=ways)
-    # Only what nobody expected stands in the log.
-    reference = request_id_of(request) if isinstance(failure, errors.InternalError) else ""
-    response = page(
-        request, "failure.html", status, failure=failure, status=status, reference=reference
-    )
+    response = _refusal(request, failure, status)
     for name, value in problem_headers(failure).items():
         if name != "WWW-Authenticate":
             response.headers[name] = value
     return response
+
+
+def _refusal(request: Request, failure: Failure, status: int) -> HTMLResponse:
+    visitor = getattr(request.state, "visitor", None)
+    if isinstance(failure, errors.Forbidden) and visitor is not None:
+        # Whoever came as far as an organization stays in its frame, and learns who can.
+        seeing = request.method == "GET"
+        needs = Permission(failure.needs) if failure.needs in set(Permission) else None
+        why_not = visitor.why_not(needs, seeing=seeing) if needs else ""
+        told = {"failure": failure, "visitor": visitor, "seeing": seeing, "why_not": why_not}
+        return page(request, "refused.html", status, **told, status=status)
+    # Only what nobody expected stands in the log.
+    reference = request_id_of(request) if isinstance(failure, errors.InternalError) else ""
+    return page(
+        request, "failure.html", status, failure=failure, status=status, reference=reference
+    )
 
 
 def _ways(request: Request, here: Context) -> Ways:

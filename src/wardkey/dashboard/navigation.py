@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A line of the sidebar or a tab; `path` follows `/o/{slug}/{environment}/`.
 
-    `group` is a heading in the sidebar over entries that belong together.
+    `needs` is what the page reads; whoever lacks some of it does not have it listed. `group` is a
+    heading in the sidebar over entries that belong together.
     """
 
     label: str
     path: str
+    needs: tuple[Permission, ...] = ()
     icon: str = ""
     group: str = ""
 
@@ -24,28 +29,37 @@ class Entry:
         """Tell whether `path` is this page or one below it."""
         return path == self.path or path.startswith(f"{self.path}/")
 
+    def open_to(self, by: Principal) -> bool:
+        """Tell whether somebody may see this page."""
+        return all(by.holds(permission) for permission in self.needs)
+
 
 USAGE = "usage"
 AUDIT = "audit-log"
 
+_MESSAGING, _ORGANIZATION = "Messaging", "Organization"
+_KEYS, _RULES = (Permission.KEYS_READ,), (Permission.ACL_READ,)
+_CLIENTS, _PROVIDERS = (Permission.CLIENTS_READ,), (Permission.PROVIDERS_READ,)
+_PUBLIC = (Permission.ORGANIZATION_PUBLIC,)
+
 SIDEBAR = (
-    Entry("Overview", "overview", "layout-dashboard"),
-    Entry("Usage", USAGE, "chart-column"),
-    Entry("Clients", "messaging/clients", "plug", "Messaging"),
-    Entry("ACL rules", "messaging/acl", "list-checks", "Messaging"),
-    Entry("Live topics", "messaging/topics", "radio", "Messaging"),
-    Entry("Auth providers", "messaging/providers", "fingerprint", "Messaging"),
-    Entry("Grants", "messaging/grants", "users", "Messaging"),
-    Entry("Audit log", AUDIT, "scroll-text", "Organization"),
-    Entry("Settings", "settings", "settings", "Organization"),
+    Entry("Overview", "overview", _KEYS, "layout-dashboard"),
+    Entry("Usage", USAGE, (Permission.USAGE_READ,), "chart-column"),
+    Entry("Clients", "messaging/clients", _CLIENTS, "plug", _MESSAGING),
+    Entry("ACL rules", "messaging/acl", _RULES, "list-checks", _MESSAGING),
+    Entry("Live topics", "messaging/topics", _RULES, "radio", _MESSAGING),
+    Entry("Auth providers", "messaging/providers", _PROVIDERS, "fingerprint", _MESSAGING),
+    Entry("Grants", "messaging/grants", (Permission.TOKENS_READ, *_PROVIDERS), "users", _MESSAGING),
+    Entry("Audit log", AUDIT, (Permission.AUDIT_READ,), "scroll-text", _ORGANIZATION),
+    Entry("Settings", "settings", (), "settings", _ORGANIZATION),
 )
 
 SETTINGS = (
-    Entry("API keys", "settings/api-keys"),
-    Entry("Members & roles", "settings/members"),
-    Entry("General", "settings/general"),
+    Entry("API keys", "settings/api-keys", _KEYS),
+    Entry("Members & roles", "settings/members", (Permission.MEMBERS_READ,)),
+    Entry("General", "settings/general", _PUBLIC),
     Entry("Security", "settings/security"),
-    Entry("Rotation policy", "settings/rotation-policy"),
+    Entry("Rotation policy", "settings/rotation-policy", _PUBLIC),
 )
 
 # Where somebody arrives in an organization.

@@ -45,8 +45,8 @@ class Outcome:
 
 @router.get(f"{_PLACE}/settings")
 def arrive(visitor: Visiting) -> Response:
-    """Go on to the first tab."""
-    return see_other(visitor.url(SETTINGS[0].path))
+    """Go on to the first tab that the visitor may see."""
+    return see_other(visitor.url(next(one for one in SETTINGS if one.open_to(visitor.by)).path))
 
 
 @router.get(f"{_PLACE}/{GENERAL}")

@@ -76,12 +76,13 @@ class Visitor:
         """Return the address of a page of the same organization in `live` or `test`."""
         return f"/o/{self.membership.slug}/{environment}/{path}"
 
-    def why_not(self, permission: Permission) -> str:
+    def why_not(self, permission: Permission, *, seeing: bool = False) -> str:
         """Return why the visitor may not use `permission`; empty where he may."""
         if self.by.holds(permission):
             return ""
         *others, last = (f"{role}s" for role in reversed(Role) if permission in ROLE_TABLE[role])
-        return f"Only {', '.join(others)}{' and ' if others else ''}{last} can do this."
+        who = f"{', '.join(others)}{' and ' if others else ''}{last}"
+        return f"Only {who} can {'see this page' if seeing else 'do this'}."
 
 
 class Texts(dict[str, str]):
@@ -148,9 +149,10 @@ def person(request: Request, here: Here) -> Person:
 SignedIn = Annotated[Person, Depends(person)]
 
 
-def visitor(slug: str, environment: str, person: SignedIn, here: Here) -> Visitor:
+def visitor(slug: str, environment: str, request: Request, person: SignedIn, here: Here) -> Visitor:
     """Return the person as a member of the organization in the address.
 
+    The request keeps him, so that a refusal is told in the organization's frame.
     Raises `OrganizationNotFound`, `OrganizationSuspended`, and `RouteNotFound` for another
     environment than the two.
     """
@@ -163,7 +165,9 @@ def visitor(slug: str, environment: str, person: SignedIn, here: Here) -> Visito
         raise OrganizationNotFound
     with here.runner.database.read() as tx:
         by = people.as_member(tx, person.by, found.org_id, where)
-    return Visitor(person, by, found)
+    visiting = Visitor(person, by, found)
+    request.state.visitor = visiting
+    return visiting
 
 
 Visiting = Annotated[Visitor, Depends(visitor)]

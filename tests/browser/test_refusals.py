@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.browser.conftest import Enter, Site, passes, violations
+from tests.server import Server
+from wardkey.dashboard.navigation import SETTINGS, SIDEBAR
+from wardkey.domain.permissions import Role
+
+pytestmark = pytest.mark.browser
+
+PLACE = "/o/acme/live"
+PAGES = [one.path for one in (*SIDEBAR, *SETTINGS) if one.path != "settings"]
+# A table of roles that withholds reading, which today's grants to all of them.
+NARROWED = """
+from wardkey.domain.permissions import ROLE_TABLE, Role
+
+for role, gone in {
+    Role.VIEWER: ("audit:read", "usage:read"),
+    Role.MEMBER: ("clients:read", "acl:read", "providers:read"),
+    Role.ADMIN: ("keys:read", "members:read", "tokens:read", "organization:public"),
+}.items():
+    ROLE_TABLE[role] = ROLE_TABLE[role] - set(gone)
+"""
+
+
+@pytest.fixture
+def narrowed(start: Callable[..., Server], tmp_path: Path) -> Site:
+    """Run the product with a table of roles that withholds reading."""
+    (tmp_path / "sitecustomize.py").write_text(NARROWED)
+    source = Path(__file__).parents[2] / "src"
+    return Site(start(around={"PYTHONPATH": f"{tmp_path}:{source}"}))
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_every_role_reads_every_page_that_is_listed(site: Site, role: Role) -> None:
+    forms = site.forms(site.cookie(role))
+    listed = forms.get(f"{PLACE}/settings/security").text
+    for path in PAGES:
+        assert f'href="{PLACE}/{path}"' in listed
+        assert forms.get(f"{PLACE}/{path}").status_code == 200, path
+
+
+@pytest.mark.parametrize("role", [Role.VIEWER, Role.MEMBER, Role.ADMIN])
+def test_a_page_is_listed_where_it_may_be_read_and_refused_in_its_frame_elsewhere(
+    narrowed: Site, role: Role
+) -> None:
+    forms = narrowed.forms(narrowed.cookie(role))
+    listed = forms.get(f"{PLACE}/settings/security").text
+    refused = []
+    for path in PAGES:
+        answer = forms.get(f"{PLACE}/{path}")
+        if f'href="{PLACE}/{path}"' in listed:
+            assert answer.status_code == 200, path
+        else:
+            refused.append(path)
+            assert answer.status_code == 403, path
+            assert "can see this page." in answer.text
+            assert 'aria-label="Main"' in answer.text
+            assert "nonce-" in answer.headers["content-security-policy"]
+    assert len(refused) > 1
+    first = forms.get(f"{PLACE}/settings").headers["location"]
+    assert f'href="{first}"' in listed
+    assert forms.get(first).status_code == 200
+
+
+def test_who_can_see_a_page_is_said_to_whoever_may_not(narrowed: Site, enter: Enter) -> None:
+    cookie = narrowed.cookie("viewer")
+    page = enter("viewer", "/sign-in", cookie=cookie)
+    for path, label in (("audit-log", "Audit log"), ("usage?days=90", "Usage")):
+        answered = page.goto(narrowed.url(f"{PLACE}/{path}"))
+        assert answered is not None
+        assert answered.status == 403
+        assert page.inner_text("h1") == label
+        assert "Only members, admins and owners can see this page." in page.inner_text("main")
+        assert "You are a viewer of Acme." in page.inner_text("main")
+        assert page.get_by_role("navigation", name="Main").get_by_text(label).count() == 0
+        passes(page)
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert violations(page) == []
+    page.locator("main").get_by_role("link", name="Overview").click()
+    page.wait_for_url("**/overview")
+    assert page.locator("main").get_by_role("link", name="Usage").count() == 0
+    forms = narrowed.forms(cookie)
+    for path in ("audit-log/export.csv", "audit-log/export.jsonl", "usage?days=30"):
+        assert forms.get(f"{PLACE}/{path}").status_code == 403
+    # In the other environment, and under an organization that is not one's own.
+    assert "/o/acme/test/overview" in forms.get("/o/acme/test/audit-log").text
+    assert "Audit log" not in forms.get("/o/another/live/audit-log").text
+
+
+def test_a_form_that_is_refused_leaves_one_in_the_frame(site: Site, enter: Enter) -> None:
+    forms = site.forms(site.cookie("viewer"))
+    for path in ("messaging/acl", "messaging/providers/test", "settings/rotation-policy"):
+        answer = forms.post(f"{PLACE}/{path}", name="<script>alert(1)</script>" + "x" * 4_000)
+        assert answer.status_code == 403, path
+        assert "Nothing was changed." in answer.text
+        assert "not_permitted" in answer.text
+        assert 'aria-label="Main"' in answer.text
+        assert "<script>alert" not in answer.text
+    forged = forms.send(f"{PLACE}/messaging/acl", {"csrf": "x"})
+    assert "forged_form" in forged.text
+    assert "load the page again" in forged.text
+    page = enter("viewer", f"{PLACE}/settings/general", viewport={"width": 390, "height": 844})
+    page.evaluate(
+        "path => { const form = document.querySelector('form[action=\"/sign-out\"]');"
+        " form.action = path; form.submit(); }",
+        f"{PLACE}/messaging/acl",
+    )
+    page.wait_for_selector("text=Only members, admins and owners can do this.")
+    assert page.inner_text("h1") == "Not allowed"
+    passes(page)
