@@ -3,21 +3,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import pytest
+from sqlalchemy import select
 
 from tests.browser.conftest import KEYS, Enter, Site, passes
 from tests.database import age, database_of
 from tests.rabbitmq import free_port
 from tests.server import OWNER, PASSWORD, running
 from wardkey.actions.browser_sessions import FRESH_MS
-from wardkey.actions.passkeys import CHALLENGE_MS, list_passkeys, register
+from wardkey.actions.passkeys import CHALLENGE_MS, list_passkeys, register, remove, rename
 from wardkey.actions.run import Runner
-from wardkey.db.schema import browser_sessions, challenges, passkeys
+from wardkey.db.schema import audit_events, browser_sessions, challenges, passkeys
 from wardkey.db.upkeep import keep_challenge
-from wardkey.domain.errors import DuplicatePasskey
+from wardkey.domain.errors import DuplicatePasskey, InvalidName, PasskeyNotFound
 from wardkey.domain.principal import Principal
 from wardkey.outside.passkeys import Answer
 from wardkey.outside.passkeys import Site as PasskeySite
@@ -99,6 +101,22 @@ def test_a_passkey_is_made_named_signs_in_and_is_removed(site: Site, enter: Ente
     row = page.locator("section", has_text="Passkeys").locator("tbody tr")
     assert "<i>My laptop</i>" in row.inner_text()
     assert "Never" in row.inner_text()
+    page.get_by_role("button", name="Rename the passkey <i>My laptop</i>").click()
+    dialog = page.get_by_role("dialog", name="Rename <i>My laptop</i>")
+    assert dialog.get_by_label("Name").input_value() == "<i>My laptop</i>"
+    passes(page)
+    dialog.get_by_label("Name").fill("   ")
+    dialog.get_by_role("button", name="Save").click()
+    page.wait_for_selector("text=The name is empty")
+    passes(page)
+    dialog.get_by_label("Name").fill("<b>Another</b>")
+    dialog.get_by_role("button", name="Save").click()
+    page.wait_for_selector("text=The passkey is renamed")
+    assert "<b>Another</b>" in row.inner_text()
+    page.get_by_role("button", name="Rename the passkey <b>Another</b>").click()
+    page.get_by_role("dialog").get_by_label("Name").fill("<i>My laptop</i>")
+    page.get_by_role("dialog").get_by_label("Name").press("Enter")
+    page.wait_for_selector("text=The passkey is renamed")
     passes(page)
     page.click("text=Sign out everywhere")
     page.wait_for_url("**/sign-in**")
@@ -200,6 +218,19 @@ def test_a_passkey_of_somebody_else_is_not_removed(site: Site, enter: Enter) -> 
     assert "passkey_not_found" in answer.text
     assert site.forms().send(found[0], {}).status_code == 403
     assert site.forms().get(found[0]).headers["location"] == "/account"
+    renaming = found[0].replace("/remove", "/rename")
+    for name in ("Theirs", "", "x" * 4_000):
+        answer = site.forms(site.cookie("member")).post(renaming, name=name)
+        assert answer.status_code == 404
+        assert "passkey_not_found" in answer.text
+    assert site.forms().send(renaming, {"name": "Forged"}).status_code == 403
+    assert site.forms().get(renaming).headers["location"] == "/account"
+    for name in ("", "x" * 101, "x" * 4_000, "\u202eodd"):
+        answer = site.forms().post(renaming, name=name)
+        assert answer.status_code == 400
+        assert 'class="fault"' in answer.text
+    page.reload()
+    assert page.locator("section", has_text="Passkeys").locator("bdi").inner_text() == "Kept"
     # The same device makes no second one, and an old sign-in is confirmed first.
     age(site.server, browser_sessions, "signed_in_at", FRESH_MS)
     page.get_by_role("button", name="Add a passkey").click()
@@ -228,14 +259,42 @@ def test_passkeys_work_where_browsers_take_them(url: str, host: str) -> None:
     assert not found or found.origin == url
 
 
-def test_a_passkey_is_registered_once(runner: Runner, owner: Principal) -> None:
-    def answer(challenge: bytes) -> Answer:
-        ends = runner.database.clock() + CHALLENGE_MS
-        keep_challenge(runner.database, challenge, owner.id, ends)
-        return Answer(challenge, b"the same device", 0, b"a public key")
+def answer_of(runner: Runner, who: Principal, challenge: bytes) -> Answer:
+    ends = runner.database.clock() + CHALLENGE_MS
+    keep_challenge(runner.database, challenge, who.id, ends)
+    return Answer(challenge, b"the same device", 0, b"a public key")
 
-    made = runner.change(register, owner, answer(b"1"), "First")
+
+def test_a_passkey_is_registered_once(runner: Runner, owner: Principal) -> None:
+    made = runner.change(register, owner, answer_of(runner, owner, b"1"), "First")
     with pytest.raises(DuplicatePasskey):
-        runner.change(register, owner, answer(b"2"), "Second")
+        runner.change(register, owner, answer_of(runner, owner, b"2"), "Second")
     (kept,) = runner.look(list_passkeys, owner)
     assert (kept.id, kept.name) == (made, "First")
+
+
+def test_a_renamed_passkey_leaves_an_event_and_a_removed_one_keeps_its_name(
+    runner: Runner, owner: Principal
+) -> None:
+    made = runner.change(register, owner, answer_of(runner, owner, b"1"), "First")
+
+    def events() -> list[Any]:
+        with runner.database.read() as tx:
+            statement = select(audit_events).where(audit_events.c.action == "passkey.renamed")
+            return list(tx.connection.execute(statement.order_by(audit_events.c.seq)))
+
+    runner.change(rename, owner, made, " Second ")
+    runner.change(rename, owner, made, "Second")
+    (event,) = events()
+    assert (event.actor_id, event.target_id) == (owner.id, owner.id)
+    assert json.loads(event.details) == {"passkey": made, "name": "Second", "old": "First"}
+    with pytest.raises(InvalidName):
+        runner.change(rename, owner, made, "")
+    with pytest.raises(PasskeyNotFound):
+        runner.change(rename, replace(owner, id="user_another"), made, "Third")
+    (kept,) = runner.look(list_passkeys, owner)
+    assert kept.name == "Second"
+    runner.change(remove, owner, made)
+    with pytest.raises(PasskeyNotFound):
+        runner.change(rename, owner, made, "Third")
+    assert len(events()) == 1

@@ -1,4 +1,4 @@
-"""Passkeys: registering, listing and removing one's own, and signing in with one."""
+"""Passkeys: registering, listing, renaming and removing one's own, and signing in with one."""
 
 from __future__ import annotations
 
@@ -66,10 +66,7 @@ def register(tx: Transaction, by: Principal, answer: Answer, name: str) -> str:
 
     Raises `InvalidName`, `InvalidPasskey`, `DuplicatePasskey`, `TooManyItems`.
     """
-    try:
-        name = clean_name(name)
-    except ValueError as fault:
-        raise InvalidName(str(fault), field="name") from None
+    name = _clean(name)
     _spend(tx, answer.challenge, by.id)
     taken = tx.connection.execute(
         select(func.count())
@@ -96,6 +93,24 @@ def register(tx: Transaction, by: Principal, answer: Answer, name: str) -> str:
         tx, by, "passkey.registered", Target("user", by.id), {"passkey": passkey_id, "name": name}
     )
     return passkey_id
+
+
+def rename(tx: Transaction, by: Principal, passkey_id: str, name: str) -> None:
+    """Call one of the caller's passkeys otherwise; raises `InvalidName`, `PasskeyNotFound`."""
+    own = (
+        passkeys.c.id == passkey_id,
+        passkeys.c.user_id == by.id,
+        passkeys.c.removed_at.is_(None),
+    )
+    before = tx.connection.execute(select(passkeys.c.name).where(*own)).scalar_one_or_none()
+    if before is None:
+        raise PasskeyNotFound
+    name = _clean(name)
+    if name == before:
+        return
+    tx.connection.execute(update(passkeys).where(*own).values(name=name))
+    details = {"passkey": passkey_id, "name": name, "old": before}
+    record(tx, by, "passkey.renamed", Target("user", by.id), details)
 
 
 def remove(tx: Transaction, by: Principal, passkey_id: str) -> None:
@@ -161,6 +176,13 @@ def _use(tx: Transaction, known: KnownPasskey, answer: Answer, subject: str) -> 
     )
     if not used.rowcount:
         raise InvalidPasskey
+
+
+def _clean(name: str) -> str:
+    try:
+        return clean_name(name)
+    except ValueError as fault:
+        raise InvalidName(str(fault), field="name") from None
 
 
 def _spend(tx: Transaction, challenge: bytes, subject: str) -> None:

@@ -1,4 +1,4 @@
-"""Passkeys: made and removed on the account page, and used to sign in."""
+"""Passkeys: made, renamed and removed on the account page, and used to sign in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import Request, Response
 
 from wardkey.actions import passkeys
 from wardkey.dashboard.frame import own_path, page, pages, see_other
-from wardkey.dashboard.sign_in import sign_in_page
+from wardkey.dashboard.sign_in import Renaming, account_page, sign_in_page
 from wardkey.dashboard.visitor import (
     COOKIE,
     Checked,
@@ -18,7 +18,7 @@ from wardkey.dashboard.visitor import (
     require_fresh,
 )
 from wardkey.db.upkeep import keep_challenge
-from wardkey.domain.errors import InvalidPasskey, RouteNotFound
+from wardkey.domain.errors import Invalid, InvalidPasskey, RouteNotFound
 from wardkey.outside.passkeys import Site, check_creation, check_request, creation, named, request
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
@@ -63,6 +63,19 @@ def register(person: SignedIn, fields: Checked, here: Here) -> Response:
     name = fields.text("name").strip() or "Passkey"
     here.runner.change(passkeys.register, person.by, answer, name)
     return see_other("/account", done="passkey-added")
+
+
+@router.post("/account/passkeys/{passkey_id}/rename")
+def rename(
+    passkey_id: str, asked: Request, person: SignedIn, fields: Checked, here: Here
+) -> Response:
+    """Call a passkey otherwise."""
+    name = fields.text("name")
+    try:
+        here.runner.change(passkeys.rename, person.by, passkey_id, name)
+    except Invalid as failure:
+        return account_page(asked, person, here, renaming=Renaming(passkey_id, name, failure))
+    return see_other("/account", done="passkey-renamed")
 
 
 @router.post("/account/passkeys/{passkey_id}/remove")

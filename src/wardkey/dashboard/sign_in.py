@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from fastapi import Request, Response
 
@@ -37,6 +38,15 @@ router = pages()
 
 _YEAR_S = 365 * 86_400
 _MOST_REPORT = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """A passkey's new name that was refused, and why."""
+
+    passkey_id: str
+    name: str
+    failure: Failure
 
 
 @router.get("/")
@@ -98,7 +108,7 @@ def sign_out(person: SignedIn, fields: Checked, here: Here) -> Response:
 @router.get("/account")
 def account(request: Request, person: SignedIn, here: Here) -> Response:
     """Show the person's sessions and a form for another password."""
-    return _account(request, person, here, None)
+    return account_page(request, person, here)
 
 
 @router.post("/account/sessions/{session_id}/end")
@@ -122,18 +132,26 @@ def change_password(request: Request, person: SignedIn, fields: Checked, here: H
         here.runner.change(people.change_password, person.by, known, hashed, person.session.id)
     except WrongPassword:
         told = WrongPassword("That is not your password; try again.", field="current_password")
-        return _account(request, person, here, told)
+        return account_page(request, person, here, told)
     except (Invalid, Conflict, RateLimited) as failure:
-        return _account(request, person, here, failure)
+        return account_page(request, person, here, failure)
     return see_other("/account", done="password-changed")
 
 
-def _account(request: Request, person: SignedIn, here: Here, failure: Failure | None) -> Response:
+def account_page(
+    request: Request,
+    person: SignedIn,
+    here: Context,
+    failure: Failure | None = None,
+    renaming: Renaming | None = None,
+) -> Response:
+    """Return the person's page, with what went wrong with the password or a passkey's name."""
     sessions = here.runner.look(browser_sessions.list_sessions, person.by)
+    wrong = renaming.failure if renaming else failure
     return page(
         request,
         "account.html",
-        status_of(type(failure)) if failure else 200,
+        status_of(type(wrong)) if wrong else 200,
         person=person,
         sessions=sessions,
         passkeys=here.runner.look(passkeys.list_passkeys, person.by),
@@ -143,6 +161,7 @@ def _account(request: Request, person: SignedIn, here: Here, failure: Failure | 
         issuer=here.sign_in_issuer,
         now=here.runner.database.clock(),
         fault=fault_of(failure) if failure else None,
+        renaming=renaming,
     )
 
 

@@ -50,6 +50,7 @@ DONE = {
     "rotation-policy-changed": "The rotation policy is changed.",
     "organization-deleted": "The organization is deleted, and its keys are revoked.",
     "passkey-added": "The passkey is added; you can sign in with it.",
+    "passkey-renamed": "The passkey is renamed.",
     "passkey-removed": "The passkey is removed: it signs nobody in any more.",
     "confirmed": "It is confirmed that it is you. Go on in the tab that you came from.",
     "identity-unlinked": "It is unlinked. The next sign-in there by your address links it anew.",
