@@ -17,7 +17,7 @@ from tests.server import OWNER, PASSWORD, Server, running
 from wardkey.dashboard.visitor import COOKIE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 AXE = Path(__file__).parents[1] / "node" / "node_modules" / "axe-core" / "axe.min.js"
 KEYS = "/o/acme/live/settings/api-keys"
@@ -115,6 +115,14 @@ def site_in(folder: Path, **settings: object) -> Iterator[Site]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with site_in(tmp_path_factory.mktemp("site")) as there:
         yield there
+
+
+def hidden_part(found: Locator) -> float:
+    """Return by how many pixels a dialog's footer covers what is found in it."""
+    footer = found.locator("xpath=ancestor::dialog").locator("footer")
+    top: float = footer.evaluate("one => one.getBoundingClientRect().top")
+    bottom: float = found.evaluate("one => one.getBoundingClientRect().bottom")
+    return bottom - top
 
 
 def passes(page: Page) -> None:

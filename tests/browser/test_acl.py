@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import Enter, Site, passes, site_in
+from tests.browser.conftest import Enter, Site, hidden_part, passes, site_in
 from tests.mqtt import connected
 from tests.server import wait_until
 
@@ -208,10 +208,11 @@ def test_a_rule_is_tried_before_it_is_saved(site: Site, enter: Enter) -> None:
         found = dialog.get_by_role("group", name="What would change").filter(has_text=topic)
         found.wait_for()
         assert found.evaluate("one => one === document.activeElement")
+        assert hidden_part(found) <= 0
         return found.inner_text()
 
     told = tried("agents/own/x")
-    assert "turns the answer around" in told
+    assert "changes the answer" in told
     assert re.search(rf"Now: Allowed\. <i>agent may .*{kept[1]['id']}", told)
     assert re.search(r"With this rule: Denied\. .*this rule \(priority 7\)", told)
     passes(page)

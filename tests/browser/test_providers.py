@@ -8,7 +8,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey
 
-from tests.browser.conftest import Enter, Site, passes, site_in
+from tests.browser.conftest import Enter, Site, hidden_part, passes, site_in
 from tests.mqtt import connected
 from tests.outside.issuer import Issuer, issuing
 from tests.server import wait_until
@@ -172,6 +172,7 @@ def test_a_provider_is_tested_before_it_is_saved(site: Site, enter: Enter, issue
         found.wait_for()
         assert dialog.get_by_label("A token of the provider's").input_value() == ""
         assert found.evaluate("one => one === document.activeElement")
+        assert hidden_part(found) <= 0
         return found.inner_text()
 
     page.select_option("#kind", "oidc")

@@ -39,6 +39,8 @@
   for (const dialog of all("dialog[data-open]")) {
     dialog.close();
     dialog.showModal();
+    // What had the focus before is not scrolled to by itself.
+    dialog.querySelector(":focus")?.scrollIntoView({ block: "nearest" });
   }
   // Their place in the address goes with them, so that a reload does not open them again.
   const here = new URL(location.href);
