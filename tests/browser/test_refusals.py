@@ -76,7 +76,7 @@ def test_who_can_see_a_page_is_said_to_whoever_may_not(narrowed: Site, enter: En
         assert answered.status == 403
         assert page.inner_text("h1") == label
         assert "Only members, admins and owners can see this page." in page.inner_text("main")
-        assert "You are a viewer of Acme." in page.inner_text("main")
+        assert "Your role in Acme is viewer." in page.inner_text("main")
         assert page.get_by_role("navigation", name="Main").get_by_text(label).count() == 0
         passes(page)
     page.set_viewport_size({"width": 390, "height": 844})

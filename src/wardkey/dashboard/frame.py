@@ -23,11 +23,11 @@ from markupsafe import Markup
 from wardkey.dashboard import texts
 from wardkey.dashboard.assets import asset_url
 from wardkey.dashboard.browsers import browser_name
-from wardkey.dashboard.navigation import SETTINGS, SIDEBAR
-from wardkey.dashboard.visitor import Ways, person, ways_to_confirm
+from wardkey.dashboard.navigation import MEMBERS, SETTINGS, SIDEBAR, open_to
+from wardkey.dashboard.visitor import Visitor, Ways, person, ways_to_confirm
 from wardkey.domain import errors
 from wardkey.domain.errors import Failure
-from wardkey.domain.permissions import Permission
+from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.times import iso
 from wardkey.web.context import Context
 from wardkey.web.problems import problem_headers, request_id_of, status_of, unexpected
@@ -97,8 +97,6 @@ _templates.filters.update(
 _templates.globals.update(
     asset=asset_url,
     icon_of=icon_of,
-    sidebar=SIDEBAR,
-    settings_tabs=SETTINGS,
     texts=texts,
     themes=THEMES,
 )
@@ -107,8 +105,9 @@ _templates.globals.update(
 def page(request: Request, template: str, status: int = 200, /, **values: object) -> HTMLResponse:
     """Return a page; it is never kept by a cache, and runs and shows nothing but our own.
 
-    `values` hold `visitor` for pages in the frame (layout.html); others extend card.html. A page
-    that opens a WebSocket names its address as `socket`.
+    `values` hold `visitor` for pages in the frame (layout.html), and `tabs` for those of Settings;
+    of both what the visitor may see is listed. Others extend card.html. A page that opens a
+    WebSocket names its address as `socket`.
     """
     nonce = secrets.token_urlsafe(16)
     theme = request.cookies.get(THEME_COOKIE, "")
@@ -118,6 +117,11 @@ def page(request: Request, template: str, status: int = 200, /, **values: object
         "path": request.url.path,
         "done": texts.DONE.get(request.query_params.get("done", ""), ""),
     }
+    visitor = values.get("visitor")
+    if isinstance(visitor, Visitor):
+        values["sidebar"] = open_to(visitor.by, SIDEBAR)
+        if "tabs" in values:
+            values["tabs"] = open_to(visitor.by, SETTINGS)
     html = _templates.get_template(template).render({**here, **values})
     return HTMLResponse(html, status, safe_headers(nonce, str(values.get("socket", ""))))
 
@@ -197,17 +201,44 @@ async def told(request: Request, failure: Failure) -> Response:
 
 def _refusal(request: Request, failure: Failure, status: int) -> HTMLResponse:
     visitor = getattr(request.state, "visitor", None)
-    if isinstance(failure, errors.Forbidden) and visitor is not None:
-        # Whoever came as far as an organization stays in its frame, and learns who can.
-        seeing = request.method == "GET"
-        needs = Permission(failure.needs) if failure.needs in set(Permission) else None
-        why_not = visitor.why_not(needs, seeing=seeing) if needs else ""
-        told = {"failure": failure, "visitor": visitor, "seeing": seeing, "why_not": why_not}
-        return page(request, "refused.html", status, **told, status=status)
+    if isinstance(failure, errors.Forbidden) and isinstance(visitor, Visitor):
+        return _refused(request, visitor, failure, status)
     # Only what nobody expected stands in the log.
     reference = request_id_of(request) if isinstance(failure, errors.InternalError) else ""
     return page(
         request, "failure.html", status, failure=failure, status=status, reference=reference
+    )
+
+
+def _refused(request: Request, visitor: Visitor, failure: Failure, status: int) -> HTMLResponse:
+    """Whoever came as far as an organization stays in its frame, and learns who can."""
+    seeing = request.method == "GET"
+    needs = Permission(failure.needs) if failure.needs in set(Permission) else None
+    why_not = visitor.why_not(needs, seeing=seeing) if needs else ""
+    role = visitor.membership.role
+    asked = next(
+        (one for one in (*SIDEBAR, *SETTINGS) if visitor.url(one.path) == request.url.path), None
+    )
+    members = open_to(visitor.by, [one for one in SETTINGS if one.path == MEMBERS])
+    return page(
+        request,
+        "refused.html",
+        status,
+        failure=failure,
+        visitor=visitor,
+        status=status,
+        title=asked.label if seeing and asked else texts.REFUSED["title"],
+        sentence=why_not or failure.detail,
+        more=" ".join(
+            text
+            for text, fits in (
+                (texts.REFUSED["role"].format(role=role, name=visitor.membership.name), why_not),
+                (texts.REFUSED["change"], why_not and role in (Role.MEMBER, Role.VIEWER)),
+                (texts.REFUSED["nothing"], not seeing),
+            )
+            if fits
+        ),
+        members_url=visitor.url(MEMBERS) if members else "",
     )
 
 

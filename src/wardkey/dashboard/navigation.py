@@ -5,6 +5,7 @@ Whoever adds a page adds its line here; nothing is listed that has no page.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from wardkey.domain.permissions import Permission
@@ -29,13 +30,15 @@ class Entry:
         """Tell whether `path` is this page or one below it."""
         return path == self.path or path.startswith(f"{self.path}/")
 
-    def open_to(self, by: Principal) -> bool:
-        """Tell whether somebody may see this page."""
-        return all(by.holds(permission) for permission in self.needs)
+
+def open_to(by: Principal, entries: Iterable[Entry]) -> list[Entry]:
+    """Return the entries whose pages somebody may see."""
+    return [one for one in entries if all(by.holds(permission) for permission in one.needs)]
 
 
 USAGE = "usage"
 AUDIT = "audit-log"
+MEMBERS = "settings/members"
 
 _MESSAGING, _ORGANIZATION = "Messaging", "Organization"
 _KEYS, _RULES = (Permission.KEYS_READ,), (Permission.ACL_READ,)
@@ -56,7 +59,7 @@ SIDEBAR = (
 
 SETTINGS = (
     Entry("API keys", "settings/api-keys", _KEYS),
-    Entry("Members & roles", "settings/members", (Permission.MEMBERS_READ,)),
+    Entry("Members & roles", MEMBERS, (Permission.MEMBERS_READ,)),
     Entry("General", "settings/general", _PUBLIC),
     Entry("Security", "settings/security"),
     Entry("Rotation policy", "settings/rotation-policy", _PUBLIC),

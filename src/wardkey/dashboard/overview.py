@@ -79,7 +79,7 @@ def show_overview(request: Request, visitor: Visiting, here: Here) -> Response:
         snippet=verify_snippet(here.public_url),
         keys_url=visitor.url(KEYS),
         audit_url=visitor.url(AUDIT),
-        usage_url=visitor.url(USAGE),
+        usage_url=visitor.url(USAGE) if visitor.by.holds(Permission.USAGE_READ) else "",
         why_not=visitor.why_not(Permission.KEYS_WRITE),
         now=here.runner.database.clock(),
     )

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from wardkey.actions import browser_sessions, members, organizations
 from wardkey.actions.organizations import Organization
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
-from wardkey.dashboard.navigation import SETTINGS
+from wardkey.dashboard.navigation import SETTINGS, open_to
 from wardkey.dashboard.visitor import (
     NOTHING_SENT,
     Checked,
@@ -46,7 +46,7 @@ class Outcome:
 @router.get(f"{_PLACE}/settings")
 def arrive(visitor: Visiting) -> Response:
     """Go on to the first tab that the visitor may see."""
-    return see_other(visitor.url(next(one for one in SETTINGS if one.open_to(visitor.by)).path))
+    return see_other(visitor.url(open_to(visitor.by, SETTINGS)[0].path))
 
 
 @router.get(f"{_PLACE}/{GENERAL}")

@@ -57,6 +57,14 @@ DONE = {
     "left": "You have left the organization.",
 }
 
+# What a page says that somebody's role keeps from him.
+REFUSED = {
+    "title": "Not allowed",
+    "role": "Your role in {name} is {role}.",
+    "change": "An admin or the owner can give you another role.",
+    "nothing": "Nothing was changed.",
+}
+
 ROLES = {
     Role.OWNER: "Everything, billing and the organization's end too; there is one",
     Role.ADMIN: "Everything but billing: keys, members, settings",
