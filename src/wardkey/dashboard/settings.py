@@ -101,8 +101,9 @@ def delete(request: Request, visitor: Visiting, fields: Checked, here: Here) -> 
 
 
 @router.get(f"{_PLACE}/{SECURITY}")
-def show_security(request: Request, visitor: Visiting) -> Response:
+def show_security(request: Request, visitor: Visiting, here: Here) -> Response:
     """Say how people sign in and how long that holds."""
+    welcome = here.welcome
     return page(
         request,
         "settings/security.html",
@@ -111,6 +112,9 @@ def show_security(request: Request, visitor: Visiting) -> Response:
         longest_days=browser_sessions.LONGEST_MS // _DAY,
         idle_days=browser_sessions.IDLE_MS // _DAY,
         fresh_hours=browser_sessions.FRESH_MS // _HOUR,
+        issuer=here.sign_in_issuer,
+        domains=", ".join(sorted(welcome.domains)),
+        joins=welcome.role if welcome.organization == visitor.membership.slug else "",
     )
 
 

@@ -15,6 +15,9 @@
     if (time.dataset.as === "moment") time.textContent = moment.format(at);
   }
 
+  // On a phone the tab one is at may be out of sight.
+  for (const tab of all(".tabs [aria-current]")) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 16;
+
   // Copying.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy], [data-copy-from]");
