@@ -264,6 +264,13 @@ def test_without_the_setting_no_issuer_is_at_a_private_address(owner: httpx.Clie
         assert "public" in told["steps"][0]["detail"], told
 
 
+def test_400_settings_that_could_not_be_saved_are_not_tested(owner: httpx.Client) -> None:
+    legacy = {"kind": "supabase", **KINDS["supabase"][0], "legacy_secret": True}
+    for more in ({}, {"secret": "too short"}):
+        answer = owner.post(f"{ROUTE}/test", json={"provider": {**legacy, **more}, "token": "eyJ"})
+        assert refused(answer) == (400, "invalid_provider")
+
+
 def checked(inside: httpx.Client, provider: object, token: str = "") -> Any:  # noqa: ANN401 - JSON
     if isinstance(provider, str):
         answer = inside.post(f"{ROUTE}/{provider}/test", json={"token": token})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,6 +54,15 @@ def test_long_and_odd_filters_find_nothing_or_all_and_break_nothing(site: Site, 
         for name in ("q", "actor", "target", "action", "from", "to", "before", "page", "days"):
             answer = site.forms().get(f"/o/acme/live/{place}?{name}={text}")
             assert answer.status_code == 200, (name, text)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "localhost:9", "[::1]:9", "169.254.169.254"])
+def test_a_tested_form_makes_the_server_ask_no_private_address(site: Site, host: str) -> None:
+    form = {"kind": "oidc", "issuer": f"https://{host}", "audiences": "app", "user_id": "sub"}
+    answer = site.forms().post("/o/acme/live/messaging/providers/test", **form)
+    told = re.search(r'class="failed">.*?<small>(.*?)</small>', answer.text, re.DOTALL)
+    assert told is not None
+    assert "public" in told[1]
 
 
 def test_a_name_from_right_to_left_stays_in_its_place(site: Site, enter: Enter) -> None:
