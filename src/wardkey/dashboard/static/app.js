@@ -38,6 +38,13 @@
     if (source && document.querySelector(source).hasAttribute("data-secret")) leaving.copied = true;
   });
 
+  // Browsers of before 2026 know no commands of buttons.
+  if (!("commandForElement" in HTMLButtonElement.prototype)) document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[commandfor]");
+    const dialog = button && document.getElementById(button.getAttribute("commandfor"));
+    if (dialog) button.getAttribute("command") === "close" ? dialog.close() : dialog.showModal();
+  });
+
   // Dialogs that the server wants open become modal.
   for (const dialog of all("dialog[data-open]")) {
     dialog.close();
