@@ -59,6 +59,11 @@ class Tested:
         return cls(steps) if found is None else cls(steps, found[0].user_id, found[1])
 
     @property
+    def of_token(self) -> bool:
+        """Tell whether a token was looked at, and not the keys alone."""
+        return bool(self.steps) and self.steps[-1].name != "keys"
+
+    @property
     def ok(self) -> bool:
         """Tell whether no step failed."""
         return not any(step.fault for step in self.steps)
