@@ -87,3 +87,34 @@ def test_a_phone_a_member_and_strangers_pass_axe(site: Site, enter: Enter, key: 
     passes(stranger)
     stranger.goto(site.url("/invitations/none"))
     passes(stranger)
+
+
+WATCH = """
+window.shifts = [];
+new PerformanceObserver((list) => {
+  for (const one of list.getEntries()) {
+    if (!one.hadRecentInput) window.shifts.push([one.value, one.sources.map((s) => s.node?.outerHTML)]);
+  }
+}).observe({ type: "layout-shift", buffered: true });
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_page_jumps_when_its_script_and_fonts_arrive(
+    site: Site, enter: Enter, key: str, width: int
+) -> None:
+    # In another zone the script writes other words for every time.
+    page = enter("owner", "/account", viewport={"width": width, "height": 844},
+                 timezone_id="Asia/Tokyo")  # fmt: skip
+    page.add_init_script(WATCH)
+    room = "/o/acme/live"
+    for path in (
+        f"{room}/overview", f"{room}/usage", KEYS, f"{KEYS}?dialog=create", key,
+        f"{room}/messaging/clients", f"{room}/messaging/acl", f"{room}/messaging/providers",
+        f"{room}/audit-log", f"{room}/settings/members", f"{room}/settings/general", "/account",
+    ):  # fmt: skip
+        page.goto(site.url(path))
+        page.evaluate("document.fonts.ready.then(() => new Promise(requestAnimationFrame))")
+        shifts = page.evaluate("window.shifts")
+        # A line in a table may be a letter longer; nothing moves that is worth a hundredth.
+        assert sum(value for value, _ in shifts) < 0.01, (path, shifts)
