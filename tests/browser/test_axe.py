@@ -93,7 +93,8 @@ WATCH = """
 window.shifts = [];
 new PerformanceObserver((list) => {
   for (const one of list.getEntries()) {
-    if (!one.hadRecentInput) window.shifts.push([one.value, one.sources.map((s) => s.node?.outerHTML)]);
+    const moved = one.sources.map((source) => source.node?.outerHTML);
+    if (!one.hadRecentInput) window.shifts.push([one.value, moved]);
   }
 }).observe({ type: "layout-shift", buffered: true });
 """
