@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from tests.issuers import OidcProvider, oidc_provider
 from tests.rabbitmq import free_port
 from tests.server import OWNER, PASSWORD, running
 from wardkey.actions.browser_sessions import FRESH_MS
-from wardkey.db.schema import browser_sessions, identities, users
+from wardkey.db.schema import audit_events, browser_sessions, identities, users
 
 if TYPE_CHECKING:
     import httpx2 as httpx
@@ -323,6 +324,24 @@ def test_401_an_answer_counts_in_the_browser_that_asked_and_once(
     refused(victim.back(**got), "invalid_grant")
     victim.cookie = victim.cookie.replace(".enter.", ".confirm.")
     refused(victim.back(**got), "belongs to another sign-in")
+
+
+def test_how_somebody_signed_in_stands_in_the_deployments_audit(
+    site: Site, issuer: OidcProvider
+) -> None:
+    there = Traveller(site, "192.0.2.12")
+    done = there.back(**issuer.visit(there.begin(), OWNER, AT_ISSUER))
+    assert done.status_code == 303
+    site.sign_in("owner")
+    with database_of(site.server) as connection:
+        told = connection.execute(
+            audit_events.select()
+            .where(audit_events.c.action == "user.signed_in", audit_events.c.actor_label == OWNER)
+            .order_by(audit_events.c.seq.desc())
+            .limit(2)
+        ).all()
+    assert [json.loads(one.details)["way"] for one in told] == ["password", issuer.url]
+    assert {one.address for one in told} == {"127.0.0.1", "192.0.2.12"}
 
 
 def test_429_failures_at_the_issuer_are_counted_as_guesses(site: Site) -> None:

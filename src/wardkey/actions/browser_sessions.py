@@ -68,7 +68,7 @@ def begin_with_password(
     `replaced` is the text of the browser's cookie before, whose session ends.
     """
     _check_unchanged(tx, user_id, checked_hash)
-    return begin(tx, by, user_id, "user.signed_in", replaced)
+    return begin(tx, by, user_id, "password", replaced)
 
 
 def begin_with_setup_link(
@@ -76,7 +76,7 @@ def begin_with_setup_link(
 ) -> Begun:
     """Set the password of a set-up link's owner and sign him in; raises `InvalidLink`."""
     user_id = people.spend_setup_link(tx, text, password_hash)
-    return begin(tx, by, user_id, "user.set_up", replaced)
+    return begin(tx, by, user_id, "set-up link", replaced, "user.set_up")
 
 
 def begin_with_invitation(  # noqa: PLR0917 - as `members.join`, and the cookie before
@@ -89,11 +89,18 @@ def begin_with_invitation(  # noqa: PLR0917 - as `members.join`, and the cookie 
 ) -> Begun:
     """Take the place that an invitation offers and sign in; raises what `members.join` raises."""
     user_id = members.join(tx, by, text, password_hash, checked_hash)
-    return begin(tx, by, user_id, "user.signed_in", replaced)
+    return begin(tx, by, user_id, "invitation", replaced)
 
 
-def begin(tx: Transaction, by: Principal, user_id: str, action: str, replaced: str) -> Begun:
-    """Write and record a new session of a person whom the caller has identified."""
+def begin(  # noqa: PLR0917 - who, how, and the cookie before
+    tx: Transaction,
+    by: Principal,
+    user_id: str,
+    way: str,
+    replaced: str,
+    action: str = "user.signed_in",
+) -> Begun:
+    """Write and record a new session of a person whom the caller has identified in some way."""
     if replaced:
         tx.connection.execute(
             update(browser_sessions)
@@ -122,7 +129,7 @@ def begin(tx: Transaction, by: Principal, user_id: str, action: str, replaced: s
     actor = Principal(
         PrincipalKind.USER, user_id, email, address=by.address, user_agent=by.user_agent
     )
-    record(tx, actor, action, Target("browser_session", session_id))
+    record(tx, actor, action, Target("browser_session", session_id), {"way": way})
     return Begun(session_id, user_id, text)
 
 

@@ -169,4 +169,4 @@ def _begin(
         .where(identities.c.issuer == identity.issuer, identities.c.subject == identity.subject)
         .values(last_used_at=tx.now, email=identity.email)
     )
-    return browser_sessions.begin(tx, by, user_id, "user.signed_in", replaced)
+    return browser_sessions.begin(tx, by, user_id, identity.issuer, replaced)

@@ -151,7 +151,7 @@ def sign_in(
     `replaced` is the text of the browser's cookie before, whose session ends.
     """
     _use(tx, known, answer, "")
-    return browser_sessions.begin(tx, by, known.user_id, "user.signed_in", replaced)
+    return browser_sessions.begin(tx, by, known.user_id, "passkey", replaced)
 
 
 def confirm(
