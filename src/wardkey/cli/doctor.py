@@ -15,13 +15,14 @@ from cryptography import x509
 
 from wardkey.actions.audit import list_chains, verify_chain
 from wardkey.cli.edge import SERVING, as_json, say, settings
-from wardkey.config import Config, check_listening, check_tls
+from wardkey.config import Config
 from wardkey.db.engine import Database, open_database, wall_clock
 from wardkey.db.master import PepperState, check_peppers, fitting_key, is_begun, load_vault
 from wardkey.db.upkeep import check_usage, storage_facts
 from wardkey.domain.errors import Failure, UnhealthyDeployment
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
+from wardkey.listening import check_listening, check_tls
 from wardkey.opening import master_key_source, sign_in_issuer
 
 _DAY_MS = 86_400_000

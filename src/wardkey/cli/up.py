@@ -17,10 +17,11 @@ from wardkey.actions.deployment import first_start, is_new
 from wardkey.actions.run import Runner
 from wardkey.cli.address import keep_url
 from wardkey.cli.edge import SERVING, settings
-from wardkey.config import Config, check_listening, check_tls
+from wardkey.config import Config
 from wardkey.db.engine import Transaction
 from wardkey.domain.errors import InvalidSetting
 from wardkey.domain.principal import Principal, operator
+from wardkey.listening import check_listening, check_tls
 from wardkey.opening import open_deployment
 from wardkey.outside.broker import (
     BrokerKeys,
