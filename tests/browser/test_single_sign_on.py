@@ -301,6 +301,16 @@ def refused(answer: httpx.Response, sentence: str) -> None:
     assert "__Host-wardkey=" not in answer.headers.get("set-cookie", "")
 
 
+def test_who_signed_in_at_the_issuer_long_ago_is_asked_there_again(site: Site) -> None:
+    there = Traveller(site, "192.0.2.5")
+    asked = parse_qs(urlsplit(there.begin()).query)
+    assert asked["max_age"] == [str(FRESH_MS // 1000)]
+    assert "prompt" not in asked
+    # A text that is no invitation's is none, whatever it says.
+    there.begin(invitation="confirm")
+    assert ".enter." in there.cookie
+
+
 def test_401_an_answer_counts_in_the_browser_that_asked_and_once(
     site: Site, issuer: OidcProvider
 ) -> None:

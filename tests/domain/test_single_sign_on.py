@@ -11,6 +11,7 @@ from wardkey.domain.single_sign_on import (
     Identity,
     Welcome,
     check_confirmed,
+    check_fresh,
     identity_of,
 )
 
@@ -69,7 +70,15 @@ def test_only_addresses_of_the_domains_are_welcome() -> None:
     Welcome().check("a@evil.example")
 
 
-@pytest.mark.parametrize("told", [None, "now", 1_000 - CONFIRMED_S - 1])
+def test_a_sign_in_of_long_ago_does_not_count_where_the_issuer_tells_of_it() -> None:
+    check_fresh({}, 100_000, 43_200)
+    check_fresh({"auth_time": 100_000 - 43_200}, 100_000, 43_200)
+    for told in (100_000 - 43_261, None, "now"):
+        with pytest.raises(SignInFailed, match="sign out there"):
+            check_fresh({"auth_time": told}, 100_000, 43_200)
+
+
+@pytest.mark.parametrize("told", [None, "now", 1_000 - CONFIRMED_S - 61])
 def test_an_old_sign_in_confirms_nothing(told: object) -> None:
     with pytest.raises(SignInFailed, match="nothing is confirmed"):
         check_confirmed({"auth_time": told}, 1_000)

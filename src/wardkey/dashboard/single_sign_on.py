@@ -12,6 +12,7 @@ from hashlib import blake2b
 from fastapi import Request, Response
 
 from wardkey.actions import identities
+from wardkey.actions.browser_sessions import FRESH_MS
 from wardkey.dashboard.frame import own_path, pages, see_other
 from wardkey.dashboard.sign_in import sign_in_page
 from wardkey.dashboard.visitor import COOKIE, Checked, SignedIn, hand_cookie, person
@@ -25,7 +26,7 @@ from wardkey.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from wardkey.domain.single_sign_on import Identity, check_confirmed, identity_of
+from wardkey.domain.single_sign_on import Identity, check_confirmed, check_fresh, identity_of
 from wardkey.outside.single_sign_on import CALLBACK, SignInIssuer, shown
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
@@ -36,7 +37,8 @@ _START = "/sign-in/oidc"
 # What a browser takes along to the issuer and back; only it can finish what it began.
 _COOKIE = "__Host-wardkey-oidc"
 _LONGEST_S = 600
-_LONGEST_CODE, _LONGEST_TOKEN = 2_048, 64
+_LONGEST_CODE, _LINK = 2_048, 43
+_FRESH_S = FRESH_MS // 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,11 @@ class Journey:
 @router.get(_START)
 def begin(request: Request, here: Here, next: str = "/", invitation: str = "") -> Response:  # noqa: A002 - the parameter's name
     """Go to the issuer, to sign in or to accept an invitation."""
-    if not (invitation.isalnum() and invitation.isascii() and len(invitation) <= _LONGEST_TOKEN):
+    if not (invitation.isalnum() and invitation.isascii() and len(invitation) == _LINK):
         invitation = ""
     journey = Journey(secrets.token_urlsafe(24), invitation or "enter", own_path(next))
     try:
-        return _depart(here, journey, again=False)
+        return _depart(here, journey, _FRESH_S)
     except Unavailable as failure:
         return sign_in_page(request, here, journey.onward, "", failure)
 
@@ -92,7 +94,7 @@ def begin(request: Request, here: Here, next: str = "/", invitation: str = "") -
 def confirm(_person: SignedIn, here: Here) -> Response:
     """Go to the issuer, to sign in there anew."""
     journey = Journey(secrets.token_urlsafe(24), "confirm", "/account")
-    return _depart(here, journey, again=True)
+    return _depart(here, journey, 0)
 
 
 @router.get(CALLBACK)
@@ -121,9 +123,9 @@ def unlink(person: SignedIn, fields: Checked, here: Here) -> Response:
     return see_other("/account", done="identity-unlinked")
 
 
-def _depart(here: Context, journey: Journey, *, again: bool) -> Response:
+def _depart(here: Context, journey: Journey, max_age_s: int) -> Response:
     state, nonce, verifier = (journey.secret(here, name) for name in ("state", "nonce", "verifier"))
-    response = see_other(_issuer(here).address(state, nonce, verifier, again=again))
+    response = see_other(_issuer(here).address(state, nonce, verifier, max_age_s))
     response.set_cookie(
         _COOKIE, journey.text, _LONGEST_S, path="/", secure=True, httponly=True, samesite="lax"
     )
@@ -144,6 +146,7 @@ def _arrived(request: Request, here: Context, journey: Journey) -> Response:
         who = person(request, here)
         here.runner.change(identities.confirm, who.by, who.session.id, identity)
         return see_other(journey.onward, done="confirmed")
+    check_fresh(claims, now / 1000, _FRESH_S)
     before, welcome = request.cookies.get(COOKIE, ""), here.welcome
     if journey.purpose == "enter":
         begun = here.runner.change(identities.sign_in, by, identity, welcome, before)

@@ -12,6 +12,7 @@ from wardkey.domain.permissions import Role
 
 # How long ago somebody who confirms that it is he may have signed in at the issuer.
 CONFIRMED_S = 300
+_SKEW_S = 60
 _LONGEST_SUBJECT = 255
 
 
@@ -78,11 +79,26 @@ def identity_of(claims: Mapping[str, Any], client_id: str, nonce: str) -> Identi
         ) from None
 
 
+def check_fresh(claims: Mapping[str, Any], now_s: float, longest_s: int) -> None:
+    """Check that a sign-in at the issuer is no older than `max_age` asked for, if it tells that.
+
+    Raises `SignInFailed`.
+    """
+    if "auth_time" in claims and not _is_within(claims["auth_time"], now_s, longest_s):
+        raise SignInFailed(
+            "The issuer let you in by a sign-in of long ago and did not ask again; sign out there, "
+            "then in."
+        )
+
+
 def check_confirmed(claims: Mapping[str, Any], now_s: float) -> None:
     """Check that somebody just signed in at the issuer anew; raises `SignInFailed`."""
-    told = claims.get("auth_time")
-    if not isinstance(told, int | float) or now_s - told > CONFIRMED_S:
+    if not _is_within(claims.get("auth_time"), now_s, CONFIRMED_S):
         raise SignInFailed(
             "The issuer did not ask you to sign in again, so nothing is confirmed; use your "
             "password or a passkey, or sign out and in."
         )
+
+
+def _is_within(told: object, now_s: float, longest_s: int) -> bool:
+    return isinstance(told, int | float) and now_s - told <= longest_s + _SKEW_S

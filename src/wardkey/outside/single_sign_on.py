@@ -65,8 +65,11 @@ class SignInIssuer:
         """Keep its keys as those of providers are."""
         self.keys = KeySets(self.fetch.get, self.clock)
 
-    def address(self, state: str, nonce: str, verifier: str, *, again: bool) -> str:
-        """Return where the browser goes; `again` makes a person sign in who is signed in there."""
+    def address(self, state: str, nonce: str, verifier: str, max_age_s: int) -> str:
+        """Return where the browser goes.
+
+        Whoever signed in there more than `max_age_s` ago is asked anew; with 0 everybody.
+        """
         digest = hashlib.sha256(verifier.encode()).digest()
         asked = {
             "client_id": self.client_id,
@@ -77,7 +80,8 @@ class SignInIssuer:
             "nonce": nonce,
             "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
             "code_challenge_method": "S256",
-            **({"prompt": "login", "max_age": "0"} if again else {}),
+            "max_age": str(max_age_s),
+            **({} if max_age_s else {"prompt": "login"}),
         }
         there = self.endpoints().authorization
         return f"{there}{'&' if '?' in there else '?'}{urlencode(asked)}"
