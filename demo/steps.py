@@ -142,8 +142,8 @@ def _ask_everywhere(url: str, text: str, parent: int, workers: int) -> tuple[int
     return len(connections), len(answered)
 
 
-def worker_of(client_port: int, server_port: int, parent: int) -> int:
-    """Return the process that holds the server's end of a connection (Linux, proc(5))."""
+def worker_of(client_port: int, server_port: int, group: int) -> int:
+    """Return the process of a group that holds the server's end of a connection (proc(5))."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         ends = [int(end.split(":")[1], 16) for end in fields[1:3]]
@@ -154,7 +154,7 @@ def worker_of(client_port: int, server_port: int, parent: int) -> int:
         raise Broken("the connection is not in /proc/net/tcp")
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if int((process / "stat").read_text().rpartition(")")[2].split()[1]) != parent:
+            if int((process / "stat").read_text().rpartition(")")[2].split()[2]) != group:
                 continue
             held = {str(fd.readlink()) for fd in (process / "fd").iterdir()}
         except OSError:

@@ -8,14 +8,17 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import httpx2 as httpx
 from click.testing import CliRunner, Result
+
+from tests.warm import Warm
 
 T = TypeVar("T")
 
@@ -40,7 +43,8 @@ class Server:
     """One deployment that can be started, stopped, killed and started again.
 
     `first_key` and `setup_token` come from the first start's output; `output` is all of it.
-    `around` are variables of its environment that are no settings.
+    `around` are variables of its environment that are no settings; with some, or if
+    `cold`, it is started as a shell starts it, and otherwise by `Warm`.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Server:
     ) -> None:
         self.data_dir = data_dir
         self.around = around or {}
+        self.cold = bool(settings.pop("cold", around))
         self.settings: dict[str, object] = {
             "listen": "127.0.0.1:0",
             "owner": OWNER,
@@ -62,7 +67,7 @@ class Server:
         self.trust = ssl.create_default_context(cafile=str(cert)) if cert else NO_CERTIFICATES
         # The certificate itself is trusted, whoever signed it.
         self.trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Warm | None = None
         self.log = data_dir.with_name(data_dir.name + ".log")
         self.url = ""
         self.first_key = ""
@@ -84,14 +89,17 @@ class Server:
     def start(self) -> None:
         """Start and wait until it is ready."""
         before = len(self.output)
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "wardkey", "up"],
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        if self.cold:
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "wardkey", "up"],
+                    env=self.environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        else:
+            self.process = Warm(["up"], self.environment, self.log, self.log)
 
         def ready() -> bool:
             assert self.process is not None
@@ -130,14 +138,17 @@ class Server:
             self.process.wait(10)
 
     def workers(self) -> list[int]:
-        """Return the worker processes, not the resource tracker beside them."""
+        """Return the worker processes, not the broker and the resource tracker beside them."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [
-            int(pid)
-            for pid in children.read_text().split()
-            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
-        ]
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            pid = int(process.name)
+            with suppress(OSError):
+                if pid != self.process.pid and os.getpgid(pid) == self.process.pid:
+                    command = (process / "cmdline").read_text()
+                    if "spawn_main" in command or "forkserver" in command:
+                        found.append(pid)
+        return found
 
     def kill_one_worker(self) -> int:
         """Kill one worker process; return which."""
@@ -176,14 +187,10 @@ class Server:
 
     def cli(self, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run `wardkey …` as this deployment's operator."""
-        return subprocess.run(
-            [sys.executable, "-m", "wardkey", *args],
-            env={**self.environment, **more},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            stdout, stderr = Path(folder) / "stdout", Path(folder) / "stderr"
+            code = Warm(args, {**self.environment, **more}, stdout, stderr).wait(60)
+            return subprocess.CompletedProcess(args, code, stdout.read_text(), stderr.read_text())
 
     def cli_here(self, *args: str, typed: str = "") -> Result:
         """Run `wardkey …` inside this process, which is quicker; `typed` is its stdin."""

@@ -238,14 +238,14 @@ def test_forward_auth_tells_of_a_grace_when_it_began_and_ends(
 
 def test_grace_ends_at_its_millisecond_in_both_workers(server: Server, owner: httpx.Client) -> None:
     assert server.process is not None
-    port, parent = int(server.url.rpartition(":")[2]), server.process.pid
+    port, group = int(server.url.rpartition(":")[2]), server.process.pid
     clients: dict[int, httpx.Client] = {}
     judged: dict[int, list[tuple[int, str]]] = {}
     with ExitStack() as opened:
         while len(clients) < 2:
             client = opened.enter_context(server.client(server.first_key))
             stream = client.get("/readyz").extensions["network_stream"]
-            worker = worker_of(stream.get_extra_info("client_addr")[1], port, parent)
+            worker = worker_of(stream.get_extra_info("client_addr")[1], port, group)
             clients.setdefault(worker, client)
         end = int(time.time() * 1000) + 800
         _, old, _ = rotated(owner, "live-grace-workers", iso(end))

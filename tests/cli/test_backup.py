@@ -218,7 +218,7 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
 
 
 def test_a_backup_made_while_keys_are_issued_is_of_one_moment(shop: Shop, tmp_path: Path) -> None:
-    stop, file = threading.Event(), tmp_path / "copy.wardkey"
+    stop, made = threading.Event(), threading.Semaphore(0)
     files = [tmp_path / f"copy-{n}.wardkey" for n in range(2)]
 
     def busy() -> None:
@@ -228,11 +228,15 @@ def test_a_backup_made_while_keys_are_issued_is_of_one_moment(shop: Shop, tmp_pa
                     return
                 body = {"name": f"live-busy-{number}", "type": "secret"}
                 assert client.post("/v2/keys", json=body).status_code == 201
+                made.release()
 
     issuing = threading.Thread(target=busy)
     issuing.start()
     try:
         for file in files:
+            while made.acquire(blocking=False):
+                pass
+            assert made.acquire(timeout=20)
             told(shop.server.cli("backup", str(file), "--json"))
     finally:
         stop.set()

@@ -110,7 +110,7 @@ def test_a_database_of_a_newer_version_is_told(start: Callable[..., Server]) -> 
 def test_sigterm_answers_what_is_under_way_and_loses_no_counter(
     start: Callable[..., Server],
 ) -> None:
-    server = start(workers=2)
+    server = start(workers=2, cold=True)
     with server.client(server.first_key) as client:
         key_id = client.get("/v2/keys").json()["keys"][0]["id"]
         made = client.post("/v2/keys", json={"name": "live-drained", "type": "secret"}).json()
@@ -129,7 +129,7 @@ def test_sigterm_answers_what_is_under_way_and_loses_no_counter(
 def test_workers_end_with_the_process_that_watched_over_them(
     start: Callable[..., Server],
 ) -> None:
-    server = start(workers=2)
+    server = start(workers=2, cold=True)
     workers = server.workers()
     assert server.process is not None
     os.kill(server.process.pid, signal.SIGKILL)
@@ -139,7 +139,7 @@ def test_workers_end_with_the_process_that_watched_over_them(
 
 
 def test_a_worker_that_was_still_starting_ends_with_it_too(start: Callable[..., Server]) -> None:
-    server = start(workers=2)
+    server = start(workers=2, cold=True)
     assert server.process is not None
     before = server.workers()
     os.kill(before[0], signal.SIGKILL)
