@@ -232,7 +232,7 @@ def test_reports_of_pages_are_written_down_and_counted_by_every_worker(
     assert set(found) == {204, 429}
     taken = found.count(204)
     assert server.output.count("content security policy") == taken
-    wait_until(lambda: scraped(server)["wardkey_csp_reports_total", ""] == taken)
+    wait_until(lambda: scraped(server).get(("wardkey_csp_reports_total", "")) == taken)
 
 
 @pytest.mark.parametrize(
