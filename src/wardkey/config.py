@@ -307,6 +307,11 @@ def _check_names(config: Config) -> None:
 
 
 def _check_oidc(config: Config) -> None:
+    if config.oidc_role not in (Role.ADMIN, Role.MEMBER, Role.VIEWER):
+        raise InvalidSetting(
+            f"{config.oidc_role!r} is no role to begin with; take viewer, member or admin.",
+            field="oidc_role",
+        )
     if not config.oidc_issuer:
         for name in ("client_id", "client_secret", "name", "domains", "organization"):
             if getattr(config, f"oidc_{name}"):
@@ -330,11 +335,6 @@ def _check_oidc(config: Config) -> None:
             "The issuer needs to know for whom it is asked; give the client id that it has for "
             "this deployment.",
             field="oidc_client_id",
-        )
-    if config.oidc_role not in (Role.ADMIN, Role.MEMBER, Role.VIEWER):
-        raise InvalidSetting(
-            f"{config.oidc_role!r} is no role to begin with; take viewer, member or admin.",
-            field="oidc_role",
         )
     for domain in config.welcome.domains:
         if not _DOMAIN.fullmatch(domain):

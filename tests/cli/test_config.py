@@ -93,6 +93,7 @@ BAD = [
     ("public_url", "https://[::1", "public_url"),
     ("public_url", "https://keys.acme.example/?a=b", "public_url"),
     ("oidc_client_id", "alone", "oidc_client_id"),
+    ("oidc_role", "anything", "oidc_role"),
     ("oidc_issuer", "https://login.acme.example", "oidc_client_id"),
     ("oidc_issuer", "http://login.acme.example", "oidc_issuer"),
     ("oidc_issuer", "login.acme.example", "oidc_issuer"),
