@@ -457,8 +457,10 @@ def test_what_ended_while_no_worker_lived_is_closed_when_one_is_back(world: Worl
         online(world.server, world.people.grant("throughout"), "throughout-1") as stays,
     ):
         assert (live.code, stays.code) == (0, 0)
-        world.server.pause_workers()
         with open_existing(config_of(world.server)) as runner:
+            # No worker may stop while it holds the writers' lock, so it is held here meanwhile.
+            with runner.database.write():
+                world.server.pause_workers()
             by = member(
                 user_id="usr_1",
                 email="owner@acme.example",
