@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import count
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from tests.browser.conftest import Enter, Site, passes, site_in
 from tests.mqtt import connected
 from tests.server import wait_until
 from wardkey.actions import clients
+from wardkey.actions.clients import ClientOrder
+from wardkey.actions.logins import VerifiedPasswords, find_login, mark_connected
 from wardkey.actions.run import Runner
 from wardkey.domain.clients import ClientSpec
 from wardkey.domain.principal import Principal
@@ -207,6 +210,22 @@ def test_search_filter_and_pages_find_clients(site: Site, enter: Enter) -> None:
     page.wait_for_selector("text=26–27 of 27")
     assert page.locator("tbody tr").count() == 2
     page.goto(site.url(f"{CLIENTS}?q=many"))
+    names = page.locator("tbody .title a")
+    page.get_by_role("link", name="User name").click()
+    page.wait_for_url("**sort=username**")
+    assert names.first.inner_text() == "many-00"
+    page.get_by_role("link", name="User name").click()
+    page.wait_for_url("**sort=-username**")
+    assert names.first.inner_text() == "many-26"
+    passes(page)
+    page.select_option("[name=state]", "enabled")
+    page.wait_for_selector("text=26 clients")
+    assert "sort=-username" in page.url
+    page.get_by_role("link", name="Next").click()
+    page.wait_for_selector("text=26–26 of 26")
+    assert names.all_inner_texts() == ["many-00"]
+    page.goto(site.url(f"{CLIENTS}?q=many&sort=password_hash&page=-1"))
+    assert names.first.inner_text() == "many-26"
     page.select_option("[name=state]", "disabled")
     page.wait_for_selector("text=1 client")
     assert "many-03" in page.inner_text("tbody")
@@ -242,6 +261,34 @@ def test_the_connected_are_found_among_the_others(site: Site, enter: Enter) -> N
         # What is none of the choices is left out.
         page.goto(site.url(f"{CLIENTS}?q=here-&connected=%3Cscript%3E"))
         page.wait_for_selector("text=3 clients")
+
+
+def test_clients_are_sorted_by_name_age_and_last_connection(
+    runner: Runner, owner: Principal
+) -> None:
+    ticks = count(1_900_000_000_000, 1_000)
+    runner.database.clock = lambda: next(ticks)
+    made = {
+        name: runner.change(clients.create, owner, ClientSpec(name, owner.environment))
+        for name in ("bob", "Ada", "carl")
+    }
+    for one in (made["carl"], made["bob"]):
+        verified, password = VerifiedPasswords(), one.password or ""
+        known = find_login(runner.database, verified, one.client.mqtt_username, password)
+        assert known is not None
+        mark_connected(runner.database, [known])
+
+    def listed(order: ClientOrder) -> list[str]:
+        query = clients.ClientQuery(order=order)
+        return [one.username for one in runner.look(clients.list_clients, owner, query)]
+
+    for up, down, expected in (
+        (ClientOrder.USERNAME, ClientOrder.USERNAME_DOWN, ["Ada", "bob", "carl"]),
+        (ClientOrder.CREATED, ClientOrder.CREATED_DOWN, ["bob", "Ada", "carl"]),
+        (ClientOrder.CONNECTED, ClientOrder.CONNECTED_DOWN, ["Ada", "carl", "bob"]),
+    ):
+        assert listed(up) == expected
+        assert listed(down) == expected[::-1]
 
 
 def test_any_number_of_names_is_searched_for(runner: Runner, owner: Principal) -> None:

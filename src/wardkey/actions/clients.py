@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
@@ -48,6 +49,9 @@ from wardkey.domain.secret import Environment, random_text
 
 _GENERATED = 32
 _CHANGEABLE = frozenset({"display_name", "tags", "enabled"})
+_NAME = func.lower(clients.c.username)
+# Those that never connected come first, whatever a storage thinks of NULL.
+_CONNECTED = func.coalesce(clients.c.last_connected_at, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,23 @@ class ClientWithPassword:
     password: str | None = field(default=None, repr=False)
 
 
+class ClientOrder(StrEnum):
+    """How a list of clients is sorted; `-` is downwards."""
+
+    CREATED = "created"
+    CREATED_DOWN = "-created"
+    USERNAME = "username"
+    USERNAME_DOWN = "-username"
+    CONNECTED = "connected"
+    CONNECTED_DOWN = "-connected"
+
+
 @dataclass(frozen=True, slots=True)
 class ClientQuery:
-    """Which clients to list, newest first, after the client at `after` (created_at, id).
+    """Which clients to list, after the first `offset`.
 
-    `usernames` are those of whom some are wanted, without the organization; None is everybody.
+    `after` (created_at, id) goes on behind that client and fits CREATED_DOWN alone. `usernames`
+    are those of whom some are wanted, without the organization; None is everybody.
     """
 
     search: str = ""
@@ -71,6 +87,17 @@ class ClientQuery:
     limit: int = 50
     offset: int = 0
     usernames: frozenset[str] | None = None
+    order: ClientOrder = ClientOrder.CREATED_DOWN
+
+
+_ORDER: Mapping[ClientOrder, tuple[ColumnElement[Any], ...]] = {
+    ClientOrder.CREATED: (clients.c.created_at, clients.c.id),
+    ClientOrder.CREATED_DOWN: (clients.c.created_at.desc(), clients.c.id.desc()),
+    ClientOrder.USERNAME: (_NAME, clients.c.id),
+    ClientOrder.USERNAME_DOWN: (_NAME.desc(), clients.c.id.desc()),
+    ClientOrder.CONNECTED: (_CONNECTED, clients.c.id),
+    ClientOrder.CONNECTED_DOWN: (_CONNECTED.desc(), clients.c.id.desc()),
+}
 
 
 def hash_password(by: Principal, password: str) -> str:
@@ -133,7 +160,7 @@ def create(
 
 
 def list_clients(tx: Transaction, by: Principal, query: ClientQuery) -> list[ClientRecord]:
-    """Return the clients that fit `query`, newest first, one more than `limit` if there are."""
+    """Return the clients that fit `query`, one more than `limit` if there are."""
     by.require(Permission.CLIENTS_READ)
     conditions = [*_room(by), *_fitting(query)]
     if query.after is not None:
@@ -141,7 +168,7 @@ def list_clients(tx: Transaction, by: Principal, query: ClientQuery) -> list[Cli
     rows = tx.connection.execute(
         select(clients)
         .where(*conditions)
-        .order_by(clients.c.created_at.desc(), clients.c.id.desc())
+        .order_by(*_ORDER[query.order])
         .limit(query.limit + 1)
         .offset(query.offset)
     )

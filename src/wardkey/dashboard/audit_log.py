@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from urllib.parse import urlencode
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
@@ -16,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from wardkey.actions import audit
 from wardkey.actions.audit import AuditEvent, AuditQuery
 from wardkey.dashboard.frame import page, pages, see_other
+from wardkey.dashboard.lists import links
 from wardkey.dashboard.navigation import AUDIT
 from wardkey.dashboard.visitor import Checked, Visiting, Visitor
 from wardkey.domain.chain import Break
@@ -92,13 +92,7 @@ class Asked:
             "from": self.first,
             "to": self.last,
         }
-
-        def write(below: str = "", **changed: object) -> str:
-            wanted = {**now, **{name: str(value) for name, value in changed.items()}}
-            kept = urlencode({name: value for name, value in wanted.items() if value})
-            return f"{path}{below}?{kept}" if kept else f"{path}{below}"
-
-        return write
+        return links(path, now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
 from wardkey.actions import browser_sessions, clients
-from wardkey.actions.clients import ClientQuery, ClientWithPassword
+from wardkey.actions.clients import ClientOrder, ClientQuery, ClientWithPassword
 from wardkey.dashboard.client import PATH, Outcome, client_page, hashed_of, tags_of
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
+from wardkey.dashboard.lists import PAGE, links, page_number
 from wardkey.dashboard.receipts import ended_sessions
 from wardkey.dashboard.visitor import NOTHING_SENT, Checked, Fields, Visiting, Visitor
 from wardkey.db.engine import Transaction
@@ -37,9 +37,6 @@ from wardkey.web.problems import status_of
 router = pages()
 ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
-_PAGE = 25
-_NUMBER = 7
-_MOST_PAGES = 10_000
 STATE_FILTERS = {"enabled": "Enabled", "disabled": "Disabled"}
 
 
@@ -50,20 +47,20 @@ class Asked:
     search: str
     state: str
     connected: bool
+    sort: ClientOrder
     number: int
 
     @classmethod
     def of(cls, request: Request) -> Asked:
         """Read it from the query."""
         query = request.query_params
-        number = query.get("page", "1")
+        sort = query.get("sort", "")
         return cls(
             search=query.get("q", "")[:200],
             state=query.get("state", "") if query.get("state") in STATE_FILTERS else "",
             connected=query.get("connected") == "now",
-            number=min(_MOST_PAGES, max(1, int(number)))
-            if number.isascii() and number.isdecimal() and len(number) < _NUMBER
-            else 1,
+            sort=ClientOrder(sort) if sort in set(ClientOrder) else ClientOrder.CREATED_DOWN,
+            number=page_number(query),
         )
 
     @property
@@ -78,23 +75,25 @@ class Asked:
         if self.connected:
             parsed = map(parse_username, live or ())
             names = frozenset(one.name for one in parsed if one is not None)
-        offset = (self.number - 1) * _PAGE
-        return ClientQuery(self.search, enabled, limit=_PAGE, offset=offset, usernames=names)
+        return ClientQuery(
+            self.search,
+            enabled,
+            limit=PAGE,
+            offset=(self.number - 1) * PAGE,
+            usernames=names,
+            order=self.sort,
+        )
 
     def link(self, path: str) -> Callable[..., str]:
-        """Return a function that writes this list's address with another page's number."""
-
-        def write(page: int) -> str:
-            wanted = {
-                "q": self.search,
-                "state": self.state,
-                "connected": "now" if self.connected else "",
-                "page": page if page > 1 else "",
-            }
-            kept = {name: value for name, value in wanted.items() if value}
-            return f"{path}?{urlencode(kept)}" if kept else path
-
-        return write
+        """Return a function that writes this list's address with some parameters changed."""
+        now = {
+            "q": self.search,
+            "state": self.state,
+            "connected": "now" if self.connected else "",
+            "sort": "" if self.sort is ClientOrder.CREATED_DOWN else self.sort,
+            "page": self.number,
+        }
+        return links(path, now)
 
 
 @router.get(ROUTE)
@@ -152,7 +151,7 @@ def _list(
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         query = asked.query(live)
         return {
-            "rows": clients.list_clients(tx, by, query)[:_PAGE],
+            "rows": clients.list_clients(tx, by, query)[:PAGE],
             "total": clients.count_clients(tx, by, query),
         }
 
@@ -169,7 +168,7 @@ def _list(
         asked=asked,
         link=asked.link(path),
         list_url=path,
-        size=_PAGE,
+        size=PAGE,
         now=here.runner.database.clock(),
         why_not=visitor.why_not(Permission.CLIENTS_WRITE),
         state_filters=STATE_FILTERS,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
 from wardkey.actions import grants, providers
 from wardkey.actions.grants import GrantQuery
 from wardkey.dashboard.frame import page, pages, see_other
+from wardkey.dashboard.lists import PAGE, links, page_number
 from wardkey.dashboard.receipts import ended_sessions, receipt_query
 from wardkey.dashboard.visitor import Checked, Visiting
 from wardkey.db.engine import Transaction
@@ -25,9 +25,6 @@ router = pages()
 PATH = "messaging/grants"
 _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
-_PAGE = 25
-_NUMBER = 7
-_MOST_PAGES = 10_000
 _LONGEST = 255
 _ENDED = {
     "user": CutoffKind.USER,
@@ -50,15 +47,12 @@ class Asked:
     def of(cls, request: Request) -> Asked:
         """Read it from the query."""
         query = request.query_params
-        number = query.get("page", "1")
         return cls(
             query.get("user", "").strip()[:_LONGEST],
             query.get("email", "").strip().lower()[:_LONGEST],
             query.get("provider", "")[:64],
             "all" if query.get("state") == "all" else "",
-            min(_MOST_PAGES, max(1, int(number)))
-            if number.isascii() and number.isdecimal() and len(number) < _NUMBER
-            else 1,
+            page_number(query),
         )
 
     @property
@@ -80,25 +74,20 @@ class Asked:
             self.email,
             self.provider,
             active=None if self.state == "all" else True,
-            limit=_PAGE,
-            offset=(self.number - 1) * _PAGE,
+            limit=PAGE,
+            offset=(self.number - 1) * PAGE,
         )
 
-    def link(self, path: str) -> Callable[[int], str]:
-        """Return a function that writes this list's address with another page's number."""
-
-        def write(number: int) -> str:
-            wanted = {
-                "user": self.user,
-                "email": self.email,
-                "provider": self.provider,
-                "state": self.state,
-                "page": str(number) if number > 1 else "",
-            }
-            kept = {name: value for name, value in wanted.items() if value}
-            return f"{path}?{urlencode(kept)}" if kept else path
-
-        return write
+    def link(self, path: str) -> Callable[..., str]:
+        """Return a function that writes this list's address with some parameters changed."""
+        now = {
+            "user": self.user,
+            "email": self.email,
+            "provider": self.provider,
+            "state": self.state,
+            "page": self.number,
+        }
+        return links(path, now)
 
 
 @router.get(_ROUTE)
@@ -109,7 +98,7 @@ def list_grants(request: Request, visitor: Visiting, here: Here) -> Response:
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         found = grants.list_grants(tx, by, asked.query())
         named = {one.id: one.spec.name for one in providers.list_providers(tx, by)}
-        return {"rows": found[:_PAGE], "more": len(found) > _PAGE, "providers": named}
+        return {"rows": found[:PAGE], "more": len(found) > PAGE, "providers": named}
 
     path = visitor.url(PATH)
     return page(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
@@ -17,6 +16,7 @@ from wardkey.dashboard import charts, texts
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.key import PATH, Outcome, Status, key_page
 from wardkey.dashboard.key_form import PERIODS, PermissionRow, permission_rows, read_spec
+from wardkey.dashboard.lists import PAGE, links, page_number
 from wardkey.dashboard.navigation import SETTINGS
 from wardkey.dashboard.visitor import (
     NOTHING_SENT,
@@ -37,9 +37,6 @@ from wardkey.web.problems import status_of
 router = pages()
 ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
-_PAGE = 25
-_NUMBER = 7
-_MOST_PAGES = 10_000
 _DAY = 86_400_000
 # What the filter "Status" offers beside the statuses themselves.
 _CARES = {
@@ -64,15 +61,13 @@ class Asked:
     def of(cls, request: Request) -> Asked:
         """Read it from the query."""
         query = request.query_params
-        sort, number = query.get("sort", ""), query.get("page", "1")
+        sort = query.get("sort", "")
         return cls(
             search=query.get("q", "")[:200],
             type=query.get("type", "") if query.get("type") in set(KeyType) else "",
             status=query.get("status", "") if query.get("status") in STATUS_FILTERS else "",
             sort=KeyOrder(sort) if sort in set(KeyOrder) else KeyOrder.CREATED_DOWN,
-            number=min(_MOST_PAGES, max(1, int(number)))
-            if number.isascii() and number.isdecimal() and len(number) < _NUMBER
-            else 1,
+            number=page_number(query),
         )
 
     @property
@@ -89,9 +84,9 @@ class Asked:
             unused_days=key_facts.UNUSED_DAYS if self.status == "unused" else None,
             rotation_due=self.status == "rotation_due",
             expiring=self.status == "expiring",
-            limit=_PAGE,
+            limit=PAGE,
             order=self.sort,
-            offset=(self.number - 1) * _PAGE,
+            offset=(self.number - 1) * PAGE,
         )
 
     def link(self, path: str) -> Callable[..., str]:
@@ -100,16 +95,10 @@ class Asked:
             "q": self.search,
             "type": self.type,
             "status": self.status,
-            "sort": "" if self.sort is KeyOrder.CREATED_DOWN else str(self.sort),
-            "page": "" if self.number == 1 else str(self.number),
+            "sort": "" if self.sort is KeyOrder.CREATED_DOWN else self.sort,
+            "page": self.number,
         }
-
-        def write(**changed: object) -> str:
-            wanted = {**now, **{name: str(value) for name, value in changed.items()}}
-            kept = {name: value for name, value in wanted.items() if value}
-            return f"{path}?{urlencode(kept)}" if kept else path
-
-        return write
+        return links(path, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +162,7 @@ def _list(
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         query = asked.query()
-        found = keys.list_keys(tx, by, query)[:_PAGE]
+        found = keys.list_keys(tx, by, query)[:PAGE]
         days = key_facts.days_by_key(tx, by, [key.id for key in found])
         makers = key_facts.makers(tx, by, [key.created_by for key in found])
         return {
@@ -195,7 +184,7 @@ def _list(
         asked=asked,
         link=asked.link(path),
         list_url=path,
-        size=_PAGE,
+        size=PAGE,
         now=now,
         why_not=visitor.why_not(Permission.KEYS_WRITE),
         status_filters=STATUS_FILTERS,

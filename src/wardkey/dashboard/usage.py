@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
@@ -14,6 +13,7 @@ from wardkey.actions.key_usage import DayVerdicts
 from wardkey.dashboard import charts, texts
 from wardkey.dashboard.frame import page, pages
 from wardkey.dashboard.key import PATH as KEYS
+from wardkey.dashboard.lists import links
 from wardkey.dashboard.navigation import USAGE
 from wardkey.dashboard.visitor import Visiting
 from wardkey.db.engine import Transaction
@@ -55,13 +55,7 @@ def show_usage(request: Request, visitor: Visiting, here: Here) -> Response:
     seen = here.runner.look(look, visitor.by)
     by_day: tuple[DayVerdicts, ...] = seen["by_day"]
     shares = _shares(by_day)
-    path = visitor.url(USAGE)
-
-    def link(**changed: object) -> str:
-        wanted = {"key": key_id, "days": "" if days == _DAYS[0] else days, **changed}
-        kept = urlencode({name: value for name, value in wanted.items() if value})
-        return f"{path}?{kept}" if kept else path
-
+    now = {"key": key_id, "days": "" if days == _DAYS[0] else days}
     return page(
         request,
         "usage.html",
@@ -73,7 +67,7 @@ def show_usage(request: Request, visitor: Visiting, here: Here) -> Response:
         shares=shares,
         codes=[share.code for share in shares],
         most_keys=key_usage.MOST_KEYS,
-        link=link,
+        link=links(visitor.url(USAGE), now),
         keys_url=visitor.url(KEYS),
     )
 
