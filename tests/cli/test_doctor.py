@@ -148,6 +148,25 @@ def test_doctor_says_how_long_the_certificate_is_good(
         assert said()["certificate"].startswith(state)
 
 
+def test_doctor_tells_what_newcomers_join(stopped: Server) -> None:
+    made = json.loads(stopped.cli_here("org", "list", "--json").stdout)
+    stopped.settings |= {
+        "public_url": "https://keys.acme.example",
+        "oidc_issuer": "http://127.0.0.1:1",
+        "oidc_client_id": "wardkey",
+        "oidc_domains": "acme.example",
+    }
+    acme = made[0]["id"]
+    for reference, said in (
+        (acme, "ok: they join Acme"),
+        ("acme", f"warning: they join Acme, by a slug that its owner can change; set {acme}"),
+        ("umbrella", "fault: no organization is named umbrella, so nobody new can join"),
+    ):
+        stopped.settings["oidc_organization"] = reference
+        # The issuer is at fault each time, since it is not there.
+        assert examined(stopped, 6)["newcomers"].startswith(said)
+
+
 def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir(mode=0o700)

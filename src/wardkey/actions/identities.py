@@ -10,7 +10,7 @@ from wardkey.actions import browser_sessions
 from wardkey.actions import members as places
 from wardkey.actions.audit import Target, record
 from wardkey.actions.browser_sessions import Begun
-from wardkey.actions.organizations import ensure_user
+from wardkey.actions.organizations import ensure_user, named
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import identities, members, organizations, users
 from wardkey.domain.errors import IdentityNotFound, SignInNotAllowed
@@ -116,9 +116,7 @@ def _fitting(tx: Transaction, by: Principal, identity: Identity, welcome: Welcom
     if known is not None:
         return str(known)
     org_id = tx.connection.execute(
-        select(organizations.c.id).where(
-            organizations.c.slug == welcome.organization, organizations.c.deleted_at.is_(None)
-        )
+        select(organizations.c.id).where(named(welcome.organization))
     ).scalar_one_or_none()
     if org_id is None:
         raise SignInNotAllowed(

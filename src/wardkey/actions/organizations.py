@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, update
 
 from wardkey.actions.audit import Target, record
 from wardkey.db.engine import Transaction
@@ -105,15 +105,21 @@ def list_all(tx: Transaction, by: Principal) -> list[Organization]:
 def find(tx: Transaction, by: Principal, reference: str) -> Organization:
     """Return the organization with that id or slug; raises `OrganizationNotFound`."""
     by.require_operator()
-    row = tx.connection.execute(
-        select(organizations).where(
-            (organizations.c.id == reference) | (organizations.c.slug == reference),
-            organizations.c.deleted_at.is_(None),
-        )
-    ).one_or_none()
+    row = tx.connection.execute(select(organizations).where(named(reference))).one_or_none()
     if row is None:
         raise OrganizationNotFound
     return _organization(row)
+
+
+def named(reference: str) -> ColumnElement[bool]:
+    """Return what is true of the organization with that id or slug, unless it is deleted.
+
+    An owner can change the slug; nobody can change the id, and no slug looks like one.
+    """
+    return and_(
+        or_(organizations.c.id == reference, organizations.c.slug == reference),
+        organizations.c.deleted_at.is_(None),
+    )
 
 
 def suspend(tx: Transaction, by: Principal, org_id: str) -> Organization:

@@ -14,12 +14,13 @@ import click
 from cryptography import x509
 
 from wardkey.actions.audit import list_chains, verify_chain
+from wardkey.actions.organizations import find
 from wardkey.cli.edge import SERVING, as_json, say, settings
 from wardkey.config import Config
 from wardkey.db.engine import Database, open_database, wall_clock
 from wardkey.db.master import PepperState, check_peppers, fitting_key, is_begun, load_vault
 from wardkey.db.upkeep import check_usage, storage_facts
-from wardkey.domain.errors import Failure, UnhealthyDeployment
+from wardkey.domain.errors import Failure, OrganizationNotFound, UnhealthyDeployment
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
 from wardkey.listening import check_listening, check_tls
@@ -91,7 +92,7 @@ def _examine(config: Config) -> Iterator[Finding]:
     yield _at_rest(config)
     database = open_database(config.storage_url, master, config.brand)
     try:
-        yield from _database(database)
+        yield from _database(database, config)
     except Failure as failure:
         yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
     finally:
@@ -210,7 +211,7 @@ def _at_rest(config: Config) -> Finding:
     )  # fmt: skip
 
 
-def _database(database: Database) -> Iterator[Finding]:
+def _database(database: Database, config: Config) -> Iterator[Finding]:
     facts = storage_facts(database)
     if database.kind == "postgresql":
         yield _drift(facts.clock - wall_clock())
@@ -230,6 +231,8 @@ def _database(database: Database) -> Iterator[Finding]:
     yield from _peppers(states)
     if all(item.opens for item in states):
         load_vault(database)
+        if config.oidc_organization:
+            yield _newcomers(database, config.oidc_organization)
         yield from _audit(database)
     else:
         yield Finding(State.WARNING, "audit", "not looked at, since not every key opens")
@@ -267,6 +270,19 @@ def _peppers(states: list[PepperState]) -> Iterator[Finding]:
         if old:
             said += ", and those of keys change over when they are next used"
         yield Finding(State.OK, "peppers", said)
+
+
+def _newcomers(database: Database, reference: str) -> Finding:
+    with database.read() as tx:
+        try:
+            found = find(tx, operator(), reference)
+        except OrganizationNotFound:
+            said = f"no organization is named {reference}, so nobody new can join by signing in"
+            return Finding(State.FAULT, "newcomers", f"{said}; set oidc_organization to an id")
+    if reference != found.id:
+        said = f"they join {found.name}, by a slug that its owner can change"
+        return Finding(State.WARNING, "newcomers", f"{said}; set {found.id} instead")
+    return Finding(State.OK, "newcomers", f"they join {found.name}")
 
 
 def _audit(database: Database) -> Iterator[Finding]:

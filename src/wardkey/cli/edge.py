@@ -132,7 +132,8 @@ _SETTINGS_HELP = {
     "oidc_name": "What the button says after “Sign in with”, if not the issuer's host.",
     "oidc_domains": "Domains whose addresses may sign in and join (comma-separated); without them "
     "only people with a place already may.",
-    "oidc_organization": "The organization that they join (its slug).",
+    "oidc_organization": "The organization that they join (its id, or its slug, which an owner "
+    "can change).",
     "oidc_role": "As what they join: viewer, member or admin.",
     "public_url": "Where people reach this deployment.",
     "brand": "Text before every key of this deployment, such as acme.",

@@ -20,8 +20,8 @@ _LONGEST_SUBJECT = 255
 class Welcome:
     """Who may sign in by the issuer.
 
-    With `domains` only addresses there may, and whoever is new joins the organization with the slug
-    `organization` as `role`. Without them whoever has a place already may, and nobody joins.
+    With `domains` only addresses there may, and whoever is new joins `organization` (an id or a
+    slug) as `role`. Without them whoever has a place already may, and nobody joins.
     """
 
     domains: frozenset[str] = frozenset()
