@@ -1,6 +1,6 @@
 """Tokens of identity providers: their form, their signature and their claims, checked strictly.
 
-joserfc reads the keys and checks the signatures; see docs/decisions/0015-token-verification.md.
+joserfc reads the keys and checks the signatures; see docs/decisions/0017-token-verification.md.
 """
 
 from __future__ import annotations
