@@ -136,6 +136,13 @@ def test_a_port_in_use_is_told_before_anything_is_made(tmp_path: Path) -> None:
     assert not server.data_dir.exists()
 
 
+def test_mqtt_and_websocket_do_not_listen_on_one_port(start: Callable[..., Server]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(AssertionError, match=f"Cannot listen on {listen}: Address already in use"):
+        start(no_messaging=0, mqtt_listen=listen, websocket_listen=listen)
+
+
 def test_the_line_of_the_first_start_asks_for_the_key_and_works(
     start: Callable[..., Server],
 ) -> None:

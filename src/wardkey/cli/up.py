@@ -80,13 +80,16 @@ def _broker(config: Config, runner: Runner) -> Iterator[Config]:
             "--nats-server, or leave messaging out with --no-messaging.",
             field="nats_server",
         )
-    # Port 0 is settled here, because the broker could not say which it took.
-    config = replace(
-        config,
-        mqtt_listen=_free(config.mqtt_listen, "mqtt_listen"),
-        websocket_listen=_free(config.websocket_listen, "websocket_listen"),
-    )
-    inside, folder = _free("127.0.0.1:0", "broker"), config.data_dir.absolute() / "broker"
+    # Port 0 is settled here, because the broker could not say which it took; all are held at
+    # once, so that no two of them are the same.
+    with (
+        _listening("127.0.0.1:0", "broker") as inner,
+        _listening(config.mqtt_listen, "mqtt_listen") as mqtt,
+        _listening(config.websocket_listen, "websocket_listen") as websocket,
+    ):
+        inside, mqtt_listen, websocket_listen = map(_address, (inner, mqtt, websocket))
+    config = replace(config, mqtt_listen=mqtt_listen, websocket_listen=websocket_listen)
+    folder = config.data_dir.absolute() / "broker"
     database = runner.database
     node = Node(
         inside,
@@ -110,12 +113,6 @@ def _broker(config: Config, runner: Runner) -> Iterator[Config]:
         )
     finally:
         process.stop()
-
-
-def _free(listen: str, name: str) -> str:
-    """Return where the broker can listen; raises `InvalidSetting` if something else does."""
-    with _listening(listen, name) as found:
-        return _address(found)
 
 
 def _listening(listen: str, name: str) -> socket.socket:
