@@ -109,17 +109,6 @@ def create_app() -> FastAPI:
     The deployment was made by `wardkey up` before; this only opens it.
     """
     config = load_config(os.environ)
-    app = FastAPI(
-        title="Wardkey",
-        version=__version__,
-        summary="API keys whose revocations are true when they return.",
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        lifespan=_lifespan(config),
-        # A path with another slash is another path; a redirect would lose the body.
-        redirect_slashes=False,
-    )
     # As the document lists them.
     described = (
         keys,
@@ -139,8 +128,7 @@ def create_app() -> FastAPI:
         people,
         audit,
     )
-    for room in (*described, health, metrics, docs, emqx, mosquitto, rabbitmq, vernemq):
-        app.include_router(room.router)
+    doors = (*described, health, metrics, docs, emqx, mosquitto, rabbitmq, vernemq)
     # A path in the dashboard that no page has is answered by the last.
     pages = (
         assets,
@@ -164,8 +152,19 @@ def create_app() -> FastAPI:
         passkeys_page,
         nowhere,
     )
-    for room in pages:
-        app.include_router(room.router)
+    app = FastAPI(
+        title="Wardkey",
+        version=__version__,
+        summary="API keys whose revocations are true when they return.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan(config),
+        # A path with another slash is another path; a redirect would lose the body.
+        redirect_slashes=False,
+        # `include_router` would make each route a second time, for half a second of CPU.
+        routes=[route for room in (*doors, *pages) for route in room.router.routes],
+    )
     problems.install(app)
     app.add_middleware(Limits)
     return app
