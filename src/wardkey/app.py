@@ -86,7 +86,7 @@ from wardkey.outside.broker_link import BrokerLink
 from wardkey.outside.fetch import Fetch
 from wardkey.outside.key_sets import KeySets
 from wardkey.outside.publishers import Publishers
-from wardkey.verify.leased import Leased
+from wardkey.verify.embedded import Embedded
 from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
@@ -184,7 +184,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             verifier = Verifier(database, usage, me, config.directory_memory)
             verifier.live = config.workers
             confirming = Confirming(database, observe=verifier.metrics.observe)
-            if isinstance(verifier.directory.freshness, Leased):
+            if not isinstance(verifier.directory.freshness, Embedded):
                 verifier.directory.freshness.metrics = verifier.snapshot
             context = Context(
                 runner=Runner(database, confirming),
@@ -320,7 +320,7 @@ def _share(context: Context, workers: int) -> None:
     """Say that this verifier is here, and learn with how many it shares the rate limits."""
     verifier = context.verifier
     freshness = verifier.directory.freshness
-    if isinstance(freshness, Leased):
+    if not isinstance(freshness, Embedded):
         verifier.live = max(workers, freshness.live)
     else:
         freshness.check()

@@ -13,7 +13,6 @@ from wardkey.config import Config
 from wardkey.db.engine import Database, open_database, telling
 from wardkey.db.leases import Confirming
 from wardkey.db.master import MasterKeySource, fitting_key, is_begun, load_vault
-from wardkey.db.migrate import migrate
 from wardkey.db.occupancy import hold_database, hold_folder
 from wardkey.db.upkeep import begin_feed
 from wardkey.domain.errors import DeploymentNotFound, InvalidSetting
@@ -33,6 +32,9 @@ def open_deployment(config: Config, *, alone: bool = False) -> Iterator[Runner]:
 
     `alone` refuses while servers use it. Raises the failures of each of these.
     """
+    # Late, because a worker finds its database migrated and does without Alembic.
+    from wardkey.db.migrate import migrate
+
     make_folder(config.data_dir)
     with (
         hold_folder(config.data_dir, alone=alone),

@@ -18,8 +18,8 @@ from wardkey.actions.organizations import find
 from wardkey.cli.edge import SERVING, as_json, say, settings
 from wardkey.config import Config
 from wardkey.db.engine import Database, open_database, wall_clock
+from wardkey.db.facts import check_usage, storage_facts
 from wardkey.db.master import PepperState, check_peppers, fitting_key, is_begun, load_vault
-from wardkey.db.upkeep import check_usage, storage_facts
 from wardkey.domain.errors import Failure, OrganizationNotFound, UnhealthyDeployment
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import secrets as randomness
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import delete, func, insert, select, update
 
 from wardkey.db.engine import Database, telling
-from wardkey.db.migrate import MigrationState, migration_state
 from wardkey.db.schema import (
     browser_sessions,
     callers,
@@ -22,7 +20,6 @@ from wardkey.db.schema import (
     hours,
     idempotency,
     imported,
-    last_used,
     secrets,
     service_keys,
     spent_forms,
@@ -154,29 +151,3 @@ def rehash_passwords(database: Database, digests: Mapping[str, tuple[bytes, int]
                 .where(clients.c.id == client_id, clients.c.pepper_version == old_version)
                 .values(digest=digest, pepper_version=database.keys.version)
             )
-
-
-@dataclass(frozen=True, slots=True)
-class StorageFacts:
-    """What a deployment's storage says of itself; `clock` in epoch milliseconds, 0 on SQLite."""
-
-    migrations: MigrationState
-    journal_mode: str
-    clock: int
-
-
-def storage_facts(database: Database) -> StorageFacts:
-    """Ask the storage about itself; raises its failure, and `DatabaseNewer`."""
-    with telling(), database.reader.connect() as connection:
-        state = migration_state(connection)
-        if database.kind == "sqlite":
-            mode = connection.execute(text("PRAGMA main.journal_mode")).scalar_one()
-            return StorageFacts(state, str(mode), 0)
-        now = text("SELECT extract(epoch FROM clock_timestamp()) * 1000")
-        return StorageFacts(state, "", int(connection.execute(now).scalar_one()))
-
-
-def check_usage(database: Database) -> None:
-    """Read a row of the usage database; raises its failure if it cannot be opened."""
-    with telling(), database.usage.connect() as connection:
-        connection.execute(select(last_used.c.kid).limit(1)).all()

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from webauthn import (
-    generate_authentication_options,
-    generate_registration_options,
-    options_to_json,
-    verify_authentication_response,
-    verify_registration_response,
-)
-from webauthn.helpers import (
-    parse_authentication_credential_json,
-    parse_client_data_json,
-    parse_registration_credential_json,
-)
-from webauthn.helpers.exceptions import WebAuthnException
-from webauthn.helpers.structs import (
-    AuthenticatorSelectionCriteria,
-    PublicKeyCredentialDescriptor,
-    ResidentKeyRequirement,
-    UserVerificationRequirement,
-)
-
 from wardkey.domain.errors import InvalidPasskey
 
+# webauthn is imported where it is used, because that is a quarter of a second of a start.
 _LONGEST = 20_000
-# What the library lets through of odd answers, besides its own.
-_FAULTS = (WebAuthnException, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +47,14 @@ class Answer:
 
 def creation(site: Site, challenge: bytes, user_id: str, email: str, known: Sequence[bytes]) -> str:
     """Return what `navigator.credentials.create` takes, as JSON."""
+    from webauthn import generate_registration_options, options_to_json
+    from webauthn.helpers.structs import (
+        AuthenticatorSelectionCriteria,
+        PublicKeyCredentialDescriptor,
+        ResidentKeyRequirement,
+        UserVerificationRequirement,
+    )
+
     options = generate_registration_options(
         rp_id=site.host,
         rp_name="Wardkey",
@@ -84,6 +72,9 @@ def creation(site: Site, challenge: bytes, user_id: str, email: str, known: Sequ
 
 def request(site: Site, challenge: bytes) -> str:
     """Return what `navigator.credentials.get` takes, as JSON; the person picks the passkey."""
+    from webauthn import generate_authentication_options, options_to_json
+    from webauthn.helpers.structs import UserVerificationRequirement
+
     options = generate_authentication_options(
         rp_id=site.host,
         challenge=challenge,
@@ -94,7 +85,10 @@ def request(site: Site, challenge: bytes) -> str:
 
 def check_creation(site: Site, text: str) -> Answer:
     """Check the answer to `creation`; raises `InvalidPasskey`."""
-    try:
+    from webauthn import verify_registration_response
+    from webauthn.helpers import parse_client_data_json, parse_registration_credential_json
+
+    with _checking():
         credential = parse_registration_credential_json(text[:_LONGEST])
         challenge = parse_client_data_json(credential.response.client_data_json).challenge
         made = verify_registration_response(
@@ -104,8 +98,6 @@ def check_creation(site: Site, text: str) -> Answer:
             expected_origin=site.origin,
             require_user_verification=True,
         )
-    except _FAULTS:
-        raise InvalidPasskey from None
     return Answer(challenge, made.credential_id, made.sign_count, made.credential_public_key)
 
 
@@ -114,16 +106,19 @@ def named(text: str) -> tuple[bytes, str]:
 
     Raises `InvalidPasskey`.
     """
-    try:
+    from webauthn.helpers import parse_authentication_credential_json
+
+    with _checking():
         credential = parse_authentication_credential_json(text[:_LONGEST])
         return credential.raw_id, (credential.response.user_handle or b"").decode()
-    except _FAULTS:
-        raise InvalidPasskey from None
 
 
 def check_request(site: Site, text: str, public_key: bytes, sign_count: int) -> Answer:
     """Check the answer to `request` against the known passkey; raises `InvalidPasskey`."""
-    try:
+    from webauthn import verify_authentication_response
+    from webauthn.helpers import parse_authentication_credential_json, parse_client_data_json
+
+    with _checking():
         credential = parse_authentication_credential_json(text[:_LONGEST])
         challenge = parse_client_data_json(credential.response.client_data_json).challenge
         shown = verify_authentication_response(
@@ -135,6 +130,15 @@ def check_request(site: Site, text: str, public_key: bytes, sign_count: int) -> 
             credential_current_sign_count=sign_count,
             require_user_verification=True,
         )
-    except _FAULTS:
-        raise InvalidPasskey from None
     return Answer(challenge, shown.credential_id, shown.new_sign_count)
+
+
+@contextmanager
+def _checking() -> Iterator[None]:
+    from webauthn.helpers.exceptions import WebAuthnException
+
+    try:
+        yield
+    # The last three are what the library lets through of odd answers, besides its own.
+    except (WebAuthnException, ValueError, KeyError, TypeError):
+        raise InvalidPasskey from None

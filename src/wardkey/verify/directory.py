@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 from wardkey.db.engine import Database
 from wardkey.db.leases import Me
 from wardkey.domain.verdict import KnownSecret
 from wardkey.verify import queries
 from wardkey.verify.embedded import Embedded
-from wardkey.verify.leased import Leased
 from wardkey.verify.memory import KnownServiceKey, Memory, known_secret, known_service
+
+if TYPE_CHECKING:
+    from wardkey.verify.leased import Leased
 
 MIB = 1_048_576
 
@@ -25,12 +28,15 @@ class Directory:
         self.memory = Memory(memory_mib * MIB)
         self.hits = self.misses = 0
         self._lock = threading.Lock()
-        self.freshness: Embedded | Leased = (
-            Embedded(database)
-            if database.kind == "sqlite"
-            else Leased(database, self.memory, self._lock, me)
-        )
-        self._leased = isinstance(self.freshness, Leased)
+        self.freshness: Embedded | Leased
+        self._leased = database.kind != "sqlite"
+        if self._leased:
+            # Late, because on SQLite nothing needs psycopg, which takes a tenth of a second.
+            from wardkey.verify.leased import Leased
+
+            self.freshness = Leased(database, self.memory, self._lock, me)
+        else:
+            self.freshness = Embedded(database)
         self.stale_ms, self.close = self.freshness.stale_ms, self.freshness.close
 
     def remembered(self, kid: str, *, looked: bool = False) -> KnownSecret | None:
