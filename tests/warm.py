@@ -5,6 +5,7 @@ Loading them takes two seconds, which hundreds of processes of the tests need no
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -99,6 +100,8 @@ def _work(
 
 
 def _take(env: dict[str, str], stdout: str, stderr: str) -> None:
+    # What was there before is no garbage; to look at it would copy all of its memory.
+    gc.freeze()
     os.environ.clear()
     os.environ.update(env)
     for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
