@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.conftest import KEYS, Enter, Site
+from tests.browser.conftest import KEYS, Enter, Site, passes
 from tests.database import database_of
 from wardkey.dashboard.visitor import COOKIE
 from wardkey.db.schema import keys, members
@@ -265,6 +265,26 @@ def test_on_a_phone_the_table_is_cards_and_the_sidebar_a_menu(enter: Enter) -> N
     page.locator("table.keys .title a").first.click()
     page.wait_for_selector("text=Details")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_on_a_phone_the_table_is_sorted_by_touch_and_by_keyboard(site: Site, enter: Enter) -> None:
+    for name in ("live-sorted-b", "live-sorted-a"):
+        site.made(name)
+    page = enter("owner", f"{KEYS}?q=live-sorted", viewport={"width": 390, "height": 844})
+    names = page.locator("table.keys .title a")
+    page.get_by_label("Sort", exact=True).select_option("By name, backwards")
+    page.wait_for_url("**sort=-name**")
+    assert names.all_inner_texts() == ["live-sorted-b", "live-sorted-a"]
+    # The heads are for screen readers there, until the keyboard comes to one.
+    head = page.get_by_role("link", name="Name", exact=True)
+    head.focus()
+    assert page.locator("table.keys thead").evaluate("e => getComputedStyle(e).clipPath") == "none"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    passes(page)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**sort=name**")
+    assert names.all_inner_texts() == ["live-sorted-a", "live-sorted-b"]
+    assert page.get_by_label("Sort", exact=True).input_value() == "name"
 
 
 def test_the_keyboard_alone_makes_a_key(site: Site, enter: Enter) -> None:

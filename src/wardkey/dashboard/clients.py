@@ -38,6 +38,15 @@ router = pages()
 ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
 STATE_FILTERS = {"enabled": "Enabled", "disabled": "Disabled"}
+# The first is how the list is sorted unless somebody says otherwise.
+SORTS = {
+    ClientOrder.CREATED_DOWN: "Newest first",
+    ClientOrder.CREATED: "Oldest first",
+    ClientOrder.USERNAME: "By name",
+    ClientOrder.USERNAME_DOWN: "By name, backwards",
+    ClientOrder.CONNECTED_DOWN: "Connected last first",
+    ClientOrder.CONNECTED: "Not connected longest first",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +181,7 @@ def _list(
         now=here.runner.database.clock(),
         why_not=visitor.why_not(Permission.CLIENTS_WRITE),
         state_filters=STATE_FILTERS,
+        sorts=SORTS,
         open_dialog=open_dialog,
         fault=fault_of(failure) if failure else None,
         sent=sent.texts_by_name() if sent else NOTHING_SENT,

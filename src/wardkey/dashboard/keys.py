@@ -46,6 +46,16 @@ _CARES = {
 }
 STATUS_FILTERS = {status.value: status.value.capitalize() for status in KeyStatus} | _CARES
 
+# The first is how the list is sorted unless somebody says otherwise.
+SORTS = {
+    KeyOrder.CREATED_DOWN: "Newest first",
+    KeyOrder.CREATED: "Oldest first",
+    KeyOrder.NAME: "By name",
+    KeyOrder.NAME_DOWN: "By name, backwards",
+    KeyOrder.USED_DOWN: "Used last first",
+    KeyOrder.USED: "Unused longest first",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -188,6 +198,7 @@ def _list(
         now=now,
         why_not=visitor.why_not(Permission.KEYS_WRITE),
         status_filters=STATUS_FILTERS,
+        sorts=SORTS,
         open_dialog=open_dialog,
         fault=fault_of(failure) if failure else None,
         sent=sent.texts_by_name() if sent else NOTHING_SENT,
