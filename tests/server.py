@@ -132,10 +132,21 @@ class Server:
         return self.process.wait(40)
 
     def kill(self) -> None:
-        """Kill every process of it at once."""
+        """Kill every process of it at once, and wait until none holds a port any more."""
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
+            wait_until(lambda: not self._is_any_alive())
+
+    def _is_any_alive(self) -> bool:
+        assert self.process is not None
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            # A process that ended may have no file by now, and one that nobody asked about is Z.
+            with suppress(OSError):
+                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+                if int(group) == self.process.pid and state not in "ZX":
+                    return True
+        return False
 
     def workers(self) -> list[int]:
         """Return the worker processes, not the broker and the resource tracker beside them."""
