@@ -8,7 +8,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,8 @@ from typing import IO, TYPE_CHECKING, Final
 import psycopg
 import pytest
 from psycopg import sql
+
+from tests.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,7 +169,7 @@ class Postgres:
 
     def _settle_on_port(self) -> None:
         for attempt in range(10):
-            self.port = _free_port()
+            (self.port,) = free_ports(1)
             try:
                 self.start()
             except RuntimeError:
@@ -259,18 +260,6 @@ def _account() -> pwd.struct_passwd | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
     raise RuntimeError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
-
-
-def _free_port() -> int:
-    """Find a port that no client is handed by the kernel while the server restarts."""
-    while True:
-        port = 20000 + secrets.randbelow(12000)
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 @contextlib.contextmanager

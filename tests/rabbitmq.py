@@ -11,17 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import free_ports
 from tests.server import wait_until
 
 # Debian's own command wants to be root and to use the machine's one instance.
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 QUESTIONS = ("user", "vhost", "resource", "topic")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 def is_open(port: int) -> bool:
@@ -33,7 +28,7 @@ def is_open(port: int) -> bool:
 @contextmanager
 def rabbitmq(folder: Path, hooks: str, vhosts: Sequence[str]) -> Iterator[int]:
     """Run it with its questions going to `hooks`; yield its MQTT port."""
-    names, distribution, amqp, mqtt = (free_port() for _ in range(4))
+    names, distribution, amqp, mqtt = free_ports(4)
     home = folder / "home"
     home.mkdir(parents=True)
     (folder / "plugins").write_text("[rabbitmq_mqtt,rabbitmq_auth_backend_http].\n")

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from tests.browser.conftest import KEYS, Enter, Site, passes
 from tests.database import age, database_of
-from tests.rabbitmq import free_port
+from tests.ports import free_ports
 from tests.server import OWNER, PASSWORD, running
 from wardkey.actions.browser_sessions import FRESH_MS
 from wardkey.actions.passkeys import CHALLENGE_MS, list_passkeys, register, remove, rename
@@ -48,7 +48,7 @@ class NamedSite(Site):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    port = free_port()
+    (port,) = free_ports(1)
     folder = tmp_path_factory.mktemp("named") / "data"
     where = {"listen": f"127.0.0.1:{port}", "public_url": f"http://localhost:{port}"}
     with running(folder, **where) as server:

@@ -12,7 +12,7 @@ from tests.browser.conftest import Enter, Site, passes
 from tests.browser.test_passkeys import NamedSite, add, authenticator
 from tests.database import age, database_of
 from tests.issuers import OidcProvider, oidc_provider
-from tests.rabbitmq import free_port
+from tests.ports import free_addresses, free_ports
 from tests.server import OWNER, PASSWORD, running
 from wardkey.actions.browser_sessions import FRESH_MS
 from wardkey.db.schema import audit_events, browser_sessions, identities, users
@@ -45,7 +45,7 @@ USERS = {
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[OidcProvider]:
-    port = free_port()
+    (port,) = free_ports(1)
     back = f"http://localhost:{port}/sign-in/oidc/callback"
     with oidc_provider(USERS, "wardkey", [back], client_secret=SECRET) as provider:
         yield provider
@@ -393,7 +393,8 @@ def test_a_set_up_link_unlinks_so_that_a_wrong_link_is_mended(
 def test_503_an_issuer_that_is_away_is_told_and_passwords_still_open(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    settings = {"oidc_issuer": f"http://127.0.0.1:{free_port()}", "oidc_client_id": "wardkey"}
+    (nowhere,) = free_addresses(1)
+    settings = {"oidc_issuer": f"http://{nowhere}", "oidc_client_id": "wardkey"}
     with running(tmp_path_factory.mktemp("away") / "data", **settings) as server:
         there = Site(server)
         with server.client() as client:

@@ -21,6 +21,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.mqtt import connected
+from tests.ports import free_addresses
 from tests.server import Server, running, wait_until
 from wardkey.domain.errors import BrokerUnreachable
 from wardkey.outside.broker import (
@@ -256,21 +257,11 @@ def test_a_paused_broker_holds_messages_up_and_the_api_goes_on(
         assert load.acknowledged() == set(load.said)
 
 
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return f"127.0.0.1:{found.getsockname()[1]}"
-
-
 def test_what_was_acknowledged_outlasts_restarts_of_everything(
     start: Callable[..., Server],
 ) -> None:
-    up = start(
-        no_messaging=0,
-        workers=2,
-        listen=free_address(),
-        mqtt_listen=free_address(),
-        max_staleness=0,
-    )
+    listen, mqtt_listen = free_addresses(2)
+    up = start(no_messaging=0, workers=2, listen=listen, mqtt_listen=mqtt_listen, max_staleness=0)
     allow_all(up)
     login, watching = create(up, "lasting"), create(up, "watching")
     with connected(up, *login, "lasting-1", clean=False) as session:
@@ -301,7 +292,8 @@ def test_what_was_acknowledged_outlasts_restarts_of_everything(
 def test_a_worker_that_started_while_the_broker_was_silent_answers_and_cuts(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    addresses = {name: free_address() for name in ("listen", "mqtt-listen", "websocket-listen")}
+    names = ("listen", "mqtt-listen", "websocket-listen")
+    addresses = dict(zip(names, free_addresses(3), strict=True))
     with socket.create_server(("127.0.0.1", int(addresses["listen"].rpartition(":")[2]))) as mute:
         up = start(
             no_messaging=0,
@@ -404,7 +396,7 @@ def test_503_while_the_brokers_disk_is_full_and_works_again_after(
 
 def test_there_is_room_for_many_organizations(tmp_path: Path) -> None:
     keys = BrokerKeys(bytes(32))
-    inside, mqtt, websocket = (free_address() for _ in range(3))
+    inside, mqtt, websocket = free_addresses(3)
     text = broker_settings(keys, Node(inside, mqtt, websocket, tmp_path), int(time.time()))
     process = BrokerProcess(broker_program(""), text, tmp_path)
 

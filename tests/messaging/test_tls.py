@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.cli.test_tls import NOW, write_certificate, write_key
 from tests.mqtt import MqttClient
+from tests.ports import free_ports
 from tests.server import Server, wait_until
 from wardkey.domain.errors import BrokerUnreachable
 from wardkey.outside.broker import BrokerProcess, broker_program
@@ -128,14 +129,6 @@ def cluster(
     finally:
         for node in nodes:
             node.stop()
-
-
-def free_ports(count: int) -> list[int]:
-    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in found]
-    for one in found:
-        one.close()
-    return ports
 
 
 def test_three_nodes_elsewhere_carry_messages_and_kicks_and_outlive_one(
