@@ -267,7 +267,7 @@ def test_on_a_phone_the_table_is_cards_and_the_sidebar_a_menu(enter: Enter) -> N
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_on_a_phone_the_table_is_sorted_from_the_bar_and_by_keyboard(site: Site, enter: Enter) -> None:
+def test_on_a_phone_the_table_is_sorted_by_choice_and_by_keyboard(site: Site, enter: Enter) -> None:
     for name in ("live-sorted-b", "live-sorted-a"):
         site.made(name)
     page = enter("owner", f"{KEYS}?q=live-sorted", viewport={"width": 390, "height": 844})
