@@ -5,7 +5,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 # Debian packages that tests and benchmarks need, and nothing else does.
-TEST_PACKAGES := chromium curl faketime mosquitto-clients nodejs npm postgresql rabbitmq-server
+TEST_PACKAGES := caddy chromium curl faketime haproxy mosquitto-clients nginx nodejs npm postgresql \
+	rabbitmq-server
 BENCH_PACKAGES := golang-go nginx wrk
 
 # Changes of these reinstall; a change of the code does not, the install is editable.

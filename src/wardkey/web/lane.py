@@ -15,6 +15,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from wardkey.domain.errors import Failure, HeadersTooLarge, InvalidHttp, RequestTimeout
@@ -98,6 +99,7 @@ class Lane(HttpToolsProtocol):
     _known: KnownHead | None = None
     _whole = b""
     _waits = False
+    _offers_upgrade = False
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - asyncio's transports
         """Take a new connection."""
@@ -134,9 +136,37 @@ class Lane(HttpToolsProtocol):
             return
         self._whole = data if self._begun is None else b""
         self._head += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._in_head and self._head > MOST_HEAD and not self.transport.is_closing():
             self._refuse(HeadersTooLarge())
+
+    def _feed(self, data: bytes) -> None:
+        """Parse bytes; a request that offers an upgrade is parsed again without its offer.
+
+        httptools takes the body of such a request for bytes of another protocol and then for a
+        next request (Kludex/uvicorn#2722). RFC 9110 §7.8 lets a server ignore the offer.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as signal:
+                if self.parser.get_method() == b"CONNECT":
+                    self._refuse(InvalidHttp())
+                    return
+                data = self._head_without_offer() + data[signal.args[0] :]
+                self._offers_upgrade = False
+            except httptools.HttpParserError:
+                self._refuse(InvalidHttp())
+                return
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        fields = [b"%b: %b\r\n" % item for item in self.headers if item[0] != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+        return b"".join([line, *fields, b"\r\n"])
 
     def on_message_begin(self) -> None:
         """Begin a request; the framework's scope is made only if it is needed."""
@@ -156,6 +186,9 @@ class Lane(HttpToolsProtocol):
         """Choose the way of this request."""
         self._in_head = False
         self._head = 0
+        self._offers_upgrade = self.parser.should_upgrade()
+        if self._offers_upgrade:
+            return
         path, _, query = self.url.partition(b"?")
         route = self._routes.get(path)
         if route is not None and route.method == self.parser.get_method() and self._is_free():
@@ -180,6 +213,8 @@ class Lane(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Answer, or leave it to the framework."""
+        if self._offers_upgrade:
+            return
         self._begun = None
         route, self._judging = self._judging, None
         if route is None:
