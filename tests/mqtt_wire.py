@@ -52,8 +52,9 @@ def framed(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
 class Wire:
     """A connection that sends what it is told and reads packet by packet."""
 
-    def __init__(self, server: Server) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", server.mqtt_port), timeout=10)
+    def __init__(self, server: Server, source: str = "127.0.0.1") -> None:
+        """Connect from an address of this machine."""
+        self.socket = socket.create_connection(("127.0.0.1", server.mqtt_port), 10, (source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, kind: int, body: bytes = b"", flags: int = 0) -> None:

@@ -428,6 +428,8 @@ ELSEWHERE = {
     "wrong_metrics_token": "api/test_metrics.py::test_metrics_are_told_to_nobody_else",
     "operator_only": "api/test_problems.py::test_only_the_operator_makes_organizations",
     "internal_error": "api/test_problems.py::test_500_what_should_not_happen_is_logged_by_its_id",
+    "overloaded": "faults/test_costly.py::"
+    "test_503_many_sign_ins_at_once_take_bounded_memory_and_hold_up_nobody",
     "storage_busy": "api/test_problems.py::test_503_while_something_holds_the_database",
     "database_damaged": "api/test_problems.py::test_a_damaged_file_is_told_by_every_command",
     "unhealthy_deployment": "api/test_problems.py::test_a_damaged_file_is_told_by_every_command",

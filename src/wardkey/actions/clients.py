@@ -107,7 +107,7 @@ def hash_password(by: Principal, password: str) -> str:
     """
     by.require(Permission.CLIENTS_WRITE)
     check_client_password(password)
-    return people.hash_password(password)
+    return people.hash_password(password, by.address)
 
 
 def create(

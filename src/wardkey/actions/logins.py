@@ -6,16 +6,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 from sqlalchemy import Row, bindparam, or_, select, update
 
-from wardkey.actions.people import check_password
+from wardkey.actions import hashing
+from wardkey.actions.hashing import Line
 from wardkey.db.engine import Database, Transaction, telling
 from wardkey.db.schema import clients, organizations
-from wardkey.db.vault import Vault
 from wardkey.domain.acl import Actor, ActorKind
 from wardkey.domain.clients import LONGEST_PASSWORD
 from wardkey.domain.secret import Environment
@@ -24,8 +26,6 @@ from wardkey.domain.usernames import on_the_wire, parse_username
 REMEMBERED_S = 300
 MOST_REMEMBERED = 10_000
 MINUTE_MS = 60_000
-# Each takes 64 MiB and a core for tens of milliseconds.
-_MOST_AT_ONCE = 2
 
 # Built once: constructing a statement costs more than running it.
 _CLIENT = (
@@ -91,25 +91,49 @@ class VerifiedPasswords:
     ends: dict[bytes, float] = field(default_factory=dict, repr=False)
     # By client: the digest, and the version that it takes the place of.
     rehashes: dict[str, tuple[bytes, int]] = field(default_factory=dict, repr=False)
+    # By digest: checks that wait or run. Many logins at once with one password wait for one hash.
+    checks: dict[bytes, Future[bool]] = field(default_factory=dict, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    turns: threading.Semaphore = field(
-        default_factory=lambda: threading.Semaphore(_MOST_AT_ONCE), repr=False
-    )
 
-    def fits(self, password_hash: str | None, password: str) -> bool:
-        """Tell whether a password fits; a missing hash takes as long and never fits."""
+    def check(
+        self, password_hash: str | None, password: str, address: str, line: Line
+    ) -> Future[bool]:
+        """Return the future answer whether a password from `address` fits.
+
+        A missing hash takes as long and never fits. The future may be shared, so it is not to be
+        cancelled; it may fail with `Overloaded`.
+        """
         name = blake2b(f"{password_hash}\0{password}".encode(), key=self.key, digest_size=32)
         digest = name.digest()
+        known: Future[bool]
+        if self._remembers(digest):
+            known = Future()
+            known.set_result(True)
+            return known
+        with self.lock:
+            running = self.checks.get(digest)
+        if running is not None:
+            return running
+        work = partial(self._verify, digest, password_hash, password)
+        begun = hashing.submit(line, address, work)
+        with self.lock:
+            self.checks[digest] = begun
+        begun.add_done_callback(partial(self._forget_check, digest))
+        return begun
+
+    def _verify(self, digest: bytes, password_hash: str | None, password: str) -> bool:
+        # Another check of the same password may have begun at the same moment.
         if self._remembers(digest):
             return True
-        with self.turns:
-            # Of many who come at once with one password, the first ones paid for the rest.
-            if self._remembers(digest):
-                return True
-            fits = check_password(password_hash, password)
-            if fits:
-                self._remember(digest)
-            return fits
+        fits = hashing.verify(password_hash, password)
+        if fits:
+            self._remember(digest)
+        return fits
+
+    def _forget_check(self, digest: bytes, check: Future[bool]) -> None:
+        with self.lock:
+            if self.checks.get(digest) is check:
+                del self.checks[digest]
 
     def note_rehash(self, client_id: str, digest: bytes, old_version: int) -> None:
         """Keep the digest of a generated password under the current pepper, to be stored."""
@@ -138,23 +162,61 @@ class VerifiedPasswords:
                 del self.ends[oldest]
 
 
+@dataclass(frozen=True, slots=True)
+class LoginAttempt:
+    """A user name that was looked up, and which hash has to be compared with the password.
+
+    `fits` is true where a digest has answered already; otherwise Argon2 has to.
+    """
+
+    row: Row[Any] | None
+    password: str = field(repr=False)
+    fits: bool = False
+    password_hash: str | None = field(default=None, repr=False)
+
+
+def begin_login(database: Database, username: str, password: str) -> LoginAttempt:
+    """Look a user name up, as it is on the wire; raises the storage's failure."""
+    with database.read() as tx:
+        row = _find(tx, username)
+    if len(password) > LONGEST_PASSWORD or not password.isprintable():
+        # No client has such a password, and not every hash takes such a text.
+        return LoginAttempt(None, "")
+    if row is None or row.digest is None:
+        return LoginAttempt(row, password, password_hash=row.password_hash if row else None)
+    known = row.pepper_version in database.keys.peppers
+    matches = known and database.keys.matches(password, bytes(row.digest), row.pepper_version)
+    return LoginAttempt(row, password, fits=matches)
+
+
+def finish_login(
+    database: Database, verified: VerifiedPasswords, attempt: LoginAttempt
+) -> KnownClient | None:
+    """Return the enabled client of an attempt whose password fits."""
+    row, keys = attempt.row, database.keys
+    if row is None:
+        return None
+    known = _known(row)
+    if known is not None and row.digest is not None and row.pepper_version != keys.version:
+        verified.note_rehash(row.id, keys.digest(attempt.password), row.pepper_version)
+    return known
+
+
 def find_login(
-    database: Database, verified: VerifiedPasswords, username: str, password: str
+    database: Database, verified: VerifiedPasswords, username: str, password: str, address: str = ""
 ) -> KnownClient | None:
     """Return the enabled client whose user name, as on the wire, and password these are.
 
     Every refusal takes as long as a wrong password. The transaction ends before a password is
     hashed, so a client that is disabled in between is still found: whoever disables one looks for
-    its sessions once more afterwards. Raises the storage's failure.
+    its sessions once more afterwards. Raises `Overloaded` and the storage's failure.
     """
-    with database.read() as tx:
-        row = _find(tx, username)
-    if not _fits(database.keys, verified, row, password) or row is None:
-        return None
-    known, keys = _known(row), database.keys
-    if known is not None and row.digest is not None and row.pepper_version != keys.version:
-        verified.note_rehash(row.id, keys.digest(password), row.pepper_version)
-    return known
+    attempt = begin_login(database, username, password)
+    if not attempt.fits:
+        hashed = attempt.password_hash
+        if not verified.check(hashed, attempt.password, address, Line.REQUEST).result():
+            return None
+    return finish_login(database, verified, attempt)
 
 
 def find_client(tx: Transaction, username: str) -> KnownClient | None:
@@ -215,17 +277,3 @@ def _find(tx: Transaction, username: str) -> Row[Any] | None:
         "of_environment": parsed.environment,
     }
     return tx.connection.execute(_CLIENT, asked).one_or_none()
-
-
-def _fits(vault: Vault, verified: VerifiedPasswords, row: Row[Any] | None, password: str) -> bool:
-    if len(password) > LONGEST_PASSWORD or not password.isprintable():
-        # No client has such a password, and not every hash takes such a text.
-        return verified.fits(None, "")
-    if row is None:
-        return verified.fits(None, password)
-    if row.digest is None:
-        return verified.fits(row.password_hash, password)
-    known = row.pepper_version in vault.peppers
-    if known and vault.matches(password, bytes(row.digest), row.pepper_version):
-        return True
-    return verified.fits(None, password)

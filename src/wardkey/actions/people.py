@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
-from argon2 import PasswordHasher
-from argon2.exceptions import Argon2Error
 from sqlalchemy import delete, insert, select, update
 
+from wardkey.actions import hashing
 from wardkey.actions.audit import Target, record
 from wardkey.actions.passwords import is_common
 from wardkey.db.engine import Transaction
@@ -47,7 +45,6 @@ from wardkey.domain.secret import (
 LINK_MS = 7 * 86_400_000
 TOKEN_MS = 12 * 3_600_000
 _SHORTEST, _LONGEST = 12, 256
-_hasher = PasswordHasher()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +183,11 @@ def set_password(tx: Transaction, user_id: str, password_hash: str, kept_session
     )
 
 
-def hash_password(password: str) -> str:
-    """Return the Argon2id hash of a password that is good enough; raises `WeakPassword`.
+def hash_password(password: str, address: str) -> str:
+    """Return the Argon2id hash of a password that is good enough, sent from `address`.
 
-    It takes tens of milliseconds, so it is called before a transaction is opened. Parameters are
-    argon2-cffi's defaults (RFC 9106, low-memory profile).
+    It takes tens of milliseconds and may wait for its turn, so it is called before a transaction
+    is opened. Raises `WeakPassword`, `Overloaded`.
     """
     if not _SHORTEST <= len(password) <= _LONGEST:
         raise WeakPassword(
@@ -205,22 +202,7 @@ def hash_password(password: str) -> str:
             "take a few words of your own.",
             field="password",
         )
-    return _hasher.hash(password)
-
-
-def check_password(known_hash: str | None, password: str) -> bool:
-    """Tell whether a password fits; a missing hash takes as long and never fits."""
-    try:
-        _hasher.verify(known_hash or _nobody(), password)
-    except Argon2Error:
-        return False
-    return known_hash is not None
-
-
-@cache
-def _nobody() -> str:
-    """Return what an unknown address costs, so that it takes as long as a wrong password."""
-    return _hasher.hash(random_text(32))
+    return hashing.hash_password(password, address)
 
 
 def has_password(tx: Transaction, by: Principal) -> bool:

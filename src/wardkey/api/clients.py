@@ -159,6 +159,7 @@ class ClientPage(BaseModel):
         errors.InvalidName,
         errors.InvalidTag,
         errors.WeakPassword,
+        errors.Overloaded,
         errors.UsernameTaken,
         errors.WeakIdempotencyKey,
         errors.IdempotencyKeyReused,
@@ -266,6 +267,7 @@ def enable_client(client_id: Id, caller: Known, here: Here) -> ChangedClientShap
     responses=told(
         errors.ClientNotFound,
         errors.WeakPassword,
+        errors.Overloaded,
         errors.WeakIdempotencyKey,
         errors.IdempotencyKeyReused,
         body=True,

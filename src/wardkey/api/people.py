@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions import members, people
+from wardkey.actions.hashing import check_password
 from wardkey.api.shapes import Input
 from wardkey.domain import errors
 from wardkey.domain.permissions import Role
@@ -116,6 +117,7 @@ class Me(BaseModel):
         errors.InvalidLink,
         errors.WeakPassword,
         errors.TooManyAttempts,
+        errors.Overloaded,
         anonymous=True,
         body=True,
     ),
@@ -125,8 +127,11 @@ def set_up(wanted: SetUp, request: Request, here: Here) -> UserToken:
     by = stranger(request, here)
     now = here.runner.database.clock()
     here.throttle.check(now, f"link {by.address}")
-    password_hash = people.hash_password(wanted.password)
     try:
+        with here.runner.database.read() as tx:
+            # A guessed link must not cost a hash.
+            people.link_email(tx, wanted.token)
+        password_hash = people.hash_password(wanted.password, by.address)
         done = here.runner.change(people.use_setup_link, by, wanted.token, password_hash)
     except errors.InvalidLink:
         here.throttle.failed(now, f"link {by.address}")
@@ -144,6 +149,7 @@ def set_up(wanted: SetUp, request: Request, here: Here) -> UserToken:
         errors.AlreadyMember,
         errors.AccountNotSetUp,
         errors.TooManyAttempts,
+        errors.Overloaded,
         anonymous=True,
         body=True,
     ),
@@ -161,8 +167,8 @@ def accept_invitation(wanted: Acceptance, request: Request, here: Here) -> UserT
         with here.runner.database.read() as tx:
             known = members.invited(tx, wanted.token).password_hash
         if known is None:
-            password_hash = people.hash_password(wanted.password)
-        elif people.check_password(known, wanted.password):
+            password_hash = people.hash_password(wanted.password, by.address)
+        elif check_password(known, wanted.password, by.address):
             password_hash = known
         else:
             raise errors.WrongPassword
@@ -176,7 +182,9 @@ def accept_invitation(wanted: Acceptance, request: Request, here: Here) -> UserT
 @router.post(
     "/v2/user-tokens",
     status_code=201,
-    responses=told(errors.WrongPassword, errors.TooManyAttempts, anonymous=True, body=True),
+    responses=told(
+        errors.WrongPassword, errors.TooManyAttempts, errors.Overloaded, anonymous=True, body=True
+    ),
 )
 def sign_in(wanted: SignIn, request: Request, here: Here) -> UserToken:
     """Sign in with e-mail address and password; the token ends after 12 hours."""
@@ -186,7 +194,7 @@ def sign_in(wanted: SignIn, request: Request, here: Here) -> UserToken:
     here.throttle.check(now, *names)
     with here.runner.database.read() as tx:
         user_id, known = people.password_hash_of(tx, wanted.email)
-    if not people.check_password(known, wanted.password) or known is None:
+    if not check_password(known, wanted.password, by.address) or known is None:
         here.throttle.failed(now, *names)
         raise errors.WrongPassword
     return _token(here.runner.change(people.sign_in, by, user_id, known))

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from starlette.concurrency import run_in_threadpool
 
 from wardkey.actions.grant_logins import KnownGrant, find_grant, is_grant_password
-from wardkey.actions.logins import KnownClient, find_login, mark_connected
+from wardkey.actions.hashing import Line
+from wardkey.actions.logins import (
+    KnownClient,
+    LoginAttempt,
+    begin_login,
+    finish_login,
+    mark_connected,
+)
 from wardkey.actions.rights import Rights
 from wardkey.actions.sessions import ClientIds, IdClaim
 from wardkey.domain.broker_acl import Subjects
-from wardkey.domain.errors import TooManyAttempts
+from wardkey.domain.errors import Overloaded, TooManyAttempts
 from wardkey.domain.rate import RateLimit
 from wardkey.outside.broker_link import Admitted, Login
 from wardkey.outside.publishers import BRIDGE
@@ -22,6 +31,15 @@ from wardkey.web.throttle import Throttle
 
 # A hundred failures at once, then one a second.
 _ADDRESS_LIMIT = RateLimit(limit=60, period_ms=60_000, burst=100)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A login whose password has to be hashed; `now` is when it came, in epoch milliseconds."""
+
+    login: Login
+    now: int
+    begun: LoginAttempt
 
 
 @dataclass(slots=True)
@@ -44,32 +62,72 @@ class Logins:
         self.ids = ClientIds(self.here.runner.database)
 
     async def judge(self, login: Login) -> Admitted | None:
-        """Return who may log in and what he may do, or None."""
-        return await run_in_threadpool(self.judged, login)
+        """Return who may log in and what they may do, or None.
+
+        A login that waits for its password to be hashed holds no thread.
+        """
+        begun = await run_in_threadpool(self._begin, login)
+        if not isinstance(begun, _Attempt):
+            return begun
+        check = self._check(begun, Line.LOGIN)
+        try:
+            fits = await asyncio.shield(asyncio.wrap_future(check))
+        except Overloaded:
+            return None
+        return await run_in_threadpool(self._finish, begun, fits=fits)
 
     def judged(self, login: Login) -> Admitted | None:
-        """Judge in this thread, for hooks too; a broker that tells no address leaves it empty."""
+        """Judge in this thread, for hooks; brokers that do not know the address leave it empty."""
+        begun = self._begin(login)
+        if not isinstance(begun, _Attempt):
+            return begun
+        try:
+            fits = self._check(begun, Line.REQUEST).result()
+        except Overloaded:
+            return None
+        return self._finish(begun, fits=fits)
+
+    def _check(self, attempt: _Attempt, line: Line) -> Future[bool]:
+        begun = attempt.begun
+        verified, address = self.here.verified, attempt.login.address
+        return verified.check(begun.password_hash, begun.password, address, line)
+
+    def _begin(self, login: Login) -> Admitted | _Attempt | None:
+        """Judge a login as far as that needs no hash: an attempt still needs its password hashed.
+
+        The throttle is asked first, and what it refuses is never hashed.
+        """
         # Other protocols of the broker would go around the rules, which are made for MQTT.
         if not login.is_mqtt or not login.password:
             return None
         # Another with the bridge's client id would end the bridge's connection.
         if login.client_id.startswith(BRIDGE):
             return None
-        database, name = self.here.runner.database, f"{login.address} {login.username[:200]}"
+        database = self.here.runner.database
         now = database.clock()
         try:
-            self.names.check(now, name)
+            self.names.check(now, _name_of(login))
             if login.address:
                 self.addresses.check(now, login.address)
         except TooManyAttempts:
             return None
-        known: KnownClient | KnownGrant | None
         if is_grant_password(login.password, database.brand):
-            known = find_grant(database, login.password, login.username)
-        else:
-            known = find_login(database, self.here.verified, login.username, login.password)
+            return self._settle(login, now, find_grant(database, login.password, login.username))
+        begun = begin_login(database, login.username, login.password)
+        attempt = _Attempt(login, now, begun)
+        return self._finish(attempt, fits=True) if begun.fits else attempt
+
+    def _finish(self, attempt: _Attempt, *, fits: bool) -> Admitted | None:
+        database, verified = self.here.runner.database, self.here.verified
+        known = finish_login(database, verified, attempt.begun) if fits else None
+        return self._settle(attempt.login, attempt.now, known)
+
+    def _settle(
+        self, login: Login, now: int, known: KnownClient | KnownGrant | None
+    ) -> Admitted | None:
+        database = self.here.runner.database
         if known is None:
-            self.names.failed(now, name)
+            self.names.failed(now, _name_of(login))
             if login.address:
                 self.addresses.failed(now, login.address)
             return None
@@ -101,6 +159,10 @@ class Logins:
 def mark_of(rights: Subjects) -> bytes:
     """Return what tells two sets of rights apart."""
     return hashlib.sha256(repr(rights).encode()).digest()
+
+
+def _name_of(login: Login) -> str:
+    return f"{login.address} {login.username[:200]}"
 
 
 def _admitted(known: KnownClient | KnownGrant, rights: Subjects) -> Admitted:

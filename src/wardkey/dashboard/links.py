@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from wardkey.actions import browser_sessions, members, people
+from wardkey.actions.hashing import check_password
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.visitor import COOKIE, Unsigned, hand_cookie
 from wardkey.domain.errors import Failure, InvalidLink, Unauthenticated, WrongPassword
@@ -40,7 +41,7 @@ def take_setup(token: str, request: Request, fields: Unsigned, here: Here) -> Re
         here.throttle.check(now, f"link {by.address}")
         with here.runner.database.read() as tx:
             people.link_email(tx, token)
-        hashed = people.hash_password(fields.text("password"))
+        hashed = people.hash_password(fields.text("password"), by.address)
         before = request.cookies.get(COOKIE, "")
         begun = here.runner.change(
             browser_sessions.begin_with_setup_link, by, token, hashed, before
@@ -84,8 +85,8 @@ def take_invitation(token: str, request: Request, fields: Unsigned, here: Here) 
             found = members.invited(tx, token)
         password, known = fields.text("password"), found.password_hash
         if known is None:
-            hashed = people.hash_password(password)
-        elif people.check_password(known, password):
+            hashed = people.hash_password(password, by.address)
+        elif check_password(known, password, by.address):
             hashed = known
         else:
             raise WrongPassword

@@ -27,7 +27,15 @@ from wardkey.dashboard.visitor import (
     hand_cookie,
     take_cookie,
 )
-from wardkey.domain.errors import Conflict, Failure, Invalid, RateLimited, SignedOut, WrongPassword
+from wardkey.domain.errors import (
+    Conflict,
+    Failure,
+    Invalid,
+    Overloaded,
+    RateLimited,
+    SignedOut,
+    WrongPassword,
+)
 from wardkey.outside.passkeys import Site
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
@@ -85,7 +93,7 @@ def sign_in(request: Request, fields: Unsigned, here: Here) -> Response:
         user_id, known = check_password(here, by, email, fields.text("password"))
         before = request.cookies.get(COOKIE, "")
         begun = here.runner.change(browser_sessions.begin_with_password, by, user_id, known, before)
-    except (WrongPassword, RateLimited) as failure:
+    except (WrongPassword, RateLimited, Overloaded) as failure:
         return sign_in_page(request, here, onward, email, failure)
     response = see_other(onward)
     hand_cookie(response, begun.text)
@@ -128,12 +136,12 @@ def change_password(request: Request, person: SignedIn, fields: Checked, here: H
     try:
         current = fields.text("current_password")
         _, known = check_password(here, person.by, person.by.label, current)
-        hashed = people.hash_password(fields.text("password"))
+        hashed = people.hash_password(fields.text("password"), person.by.address)
         here.runner.change(people.change_password, person.by, known, hashed, person.session.id)
     except WrongPassword:
         told = WrongPassword("That is not your password; try again.", field="current_password")
         return account_page(request, person, here, told)
-    except (Invalid, Conflict, RateLimited) as failure:
+    except (Invalid, Conflict, RateLimited, Overloaded) as failure:
         return account_page(request, person, here, failure)
     return see_other("/account", done="password-changed")
 

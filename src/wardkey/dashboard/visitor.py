@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request, Response
 from starlette.datastructures import FormData
 
-from wardkey.actions import browser_sessions, identities, passkeys, people
+from wardkey.actions import browser_sessions, hashing, identities, passkeys, people
 from wardkey.actions.browser_sessions import LONGEST_MS, BrowserSession
 from wardkey.actions.people import Membership
 from wardkey.db.upkeep import see_session
@@ -215,14 +215,14 @@ def check_password(here: Context, by: Principal, email: str, password: str) -> t
     """Return the user id and the password's hash of whoever shows the password of `email`.
 
     Wrong ones are counted against the address and the name. Raises `WrongPassword`,
-    `TooManyAttempts`.
+    `TooManyAttempts`, `Overloaded`.
     """
     now = here.runner.database.clock()
     names = (f"address {by.address}", f"name {email.strip().lower()[:_LONGEST_EMAIL]}")
     here.throttle.check(now, *names)
     with here.runner.database.read() as tx:
         user_id, known = people.password_hash_of(tx, email)
-    if not people.check_password(known, password[:_LONGEST_PASSWORD]) or known is None:
+    if not hashing.check_password(known, password[:_LONGEST_PASSWORD], by.address) or known is None:
         here.throttle.failed(now, *names)
         raise WrongPassword
     return user_id, known

@@ -11,6 +11,7 @@ from functools import lru_cache
 MOST_NETWORKS = 100
 _LONGEST = len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255")
 _MAPPED_BITS = 96
+_IPV6 = 6
 _OCTETS = {str(number): number for number in range(256)}
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?")
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -97,6 +98,17 @@ def contains(networks: Sequence[Network], address: str) -> bool:
         if network.version == version and number & network.mask == network.first:
             return True
     return False
+
+
+def network_of(address: str) -> str:
+    """Return what one subscriber has: the /64 of an IPv6 address, or the IPv4 address itself.
+
+    Texts that are not addresses are returned as they are.
+    """
+    version, number = _read(address)
+    if version == _IPV6:
+        return str(ipaddress.IPv6Network((number >> 64 << 64, 64)))
+    return address if version == 0 else str(ipaddress.IPv4Address(number))
 
 
 # Callers of an API come back, and a remembered address takes a fifth of one read anew.

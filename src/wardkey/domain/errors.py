@@ -642,6 +642,10 @@ class VerifierUnavailable(Unavailable):
     """The key cannot be judged now, which says nothing about it; try again shortly."""
 
 
+class Overloaded(Unavailable):
+    """The server has too much work of this kind; nothing was changed; try again in a moment."""
+
+
 class StorageBusy(Unavailable):
     """The database is busy; nothing was changed; try again."""
 
