@@ -20,6 +20,7 @@ from wardkey.dashboard.navigation import AUDIT
 from wardkey.dashboard.visitor import Checked, Visiting, Visitor
 from wardkey.domain.chain import Break
 from wardkey.domain.permissions import Permission
+from wardkey.domain.spreadsheets import text_cell
 from wardkey.domain.times import iso
 from wardkey.web.context import Context, Here
 
@@ -34,8 +35,6 @@ _COLUMNS = (
     *("seq", "id", "at", "environment", "actor_kind", "actor_id", "actor_label", "action"),
     *("target_kind", "target_id", "address", "user_agent", "details", "mac"),
 )
-# A spreadsheet takes what begins so for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +137,8 @@ def export_table(request: Request, visitor: Visiting, here: Here) -> Response:
 
     def line(event: AuditEvent) -> str:
         details = json.dumps(event.details, ensure_ascii=False, sort_keys=True)
-        values = (str(value) for value in {**_fields(event), "details": details}.values())
-        return _row(f"'{value}" if value.startswith(_FORMULA) else value for value in values)
+        values = {**_fields(event), "details": details}.values()
+        return _row(text_cell(str(value)) for value in values)
 
     return _export(request, visitor, here, "csv", "text/csv", _row(_COLUMNS), line)
 
@@ -197,7 +196,7 @@ def _fields(event: AuditEvent) -> dict[str, object]:
 
 def _row(values: Iterator[str] | tuple[str, ...]) -> str:
     into = io.StringIO()
-    csv.writer(into).writerow(values)
+    csv.writer(into, quoting=csv.QUOTE_ALL).writerow(values)
     return into.getvalue()
 
 
