@@ -6,19 +6,32 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import pytest
-from sqlalchemy import event, insert, select
+from sqlalchemy import Column, LargeBinary, String, Table, event, insert, select
 
 from wardkey.actions import clients, imports, keys, service_keys
 from wardkey.actions.logins import find_login
 from wardkey.actions.run import Runner
-from wardkey.app import _rehash
+from wardkey.app import _rehash, _tick
+from wardkey.bridge.logins import Logins
 from wardkey.db import upkeep
-from wardkey.db.schema import changes, idempotency, imported, secrets
+from wardkey.db.schema import (
+    callers,
+    changes,
+    hours,
+    idempotency,
+    imported,
+    mqtt_ids,
+    publications,
+    refused,
+    secrets,
+)
 from wardkey.db.schema import clients as client_rows
 from wardkey.db.upkeep import KEPT_ANSWERS_MS, clean_up, rehash
+from wardkey.domain.callers import HOUR_MS
 from wardkey.domain.clients import ClientSpec
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType
@@ -243,3 +256,37 @@ def test_the_newest_changes_are_kept_and_a_process_that_missed_the_others_forget
     assert len(left) == 3
     assert max(left) == 8
     assert verdict(process, made.secret.text) == "disabled"
+
+
+def _value(column: Column[Any], at: int) -> object:
+    if isinstance(column.type, LargeBinary):
+        return b"%d" % at
+    return str(at)[-8:] if isinstance(column.type, String) else at
+
+
+def test_the_running_process_deletes_rows_that_callers_without_rights_can_add(
+    runner: Runner, begin: Callable[[], Context]
+) -> None:
+    now = runner.database.clock()
+    runner.database.clock = lambda: now
+    day, over = 86_400_000, now - 90 * 86_400_000 - 1
+    columns: dict[Table, tuple[str, int, int]] = {
+        publications: ("created_at", now - day, now - day + 1),
+        mqtt_ids: ("seen_at", over, now),
+        callers: ("last_at", over, now),
+        hours: ("hour", over // HOUR_MS - 1, now // HOUR_MS),
+        refused: ("hour", over // HOUR_MS - 1, now // HOUR_MS),
+    }
+    with runner.database.usage.begin() as connection:
+        for table, (column, *times) in columns.items():
+            for at in times:
+                values = {known.name: _value(known, at) for known in table.columns}
+                connection.execute(insert(table).values({**values, column: at}))
+    stopping = Event()
+    stopping.set()
+    context = begin()
+    _tick(context, Logins(context, context.rights), 1, stopping)
+    with runner.database.usage.connect() as connection:
+        for table, (column, _, kept) in columns.items():
+            left = connection.execute(select(table.c[column])).scalars().all()
+            assert left == [kept], table.name

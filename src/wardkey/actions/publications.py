@@ -11,10 +11,9 @@ from sqlalchemy.exc import IntegrityError
 from wardkey.actions.idempotency import Retry, check_idempotency_key
 from wardkey.db.engine import Database, telling
 from wardkey.db.schema import publications
+from wardkey.db.upkeep import KEPT_PUBLICATIONS_MS
 from wardkey.domain.errors import IdempotencyKeyReused
 from wardkey.domain.principal import Principal
-
-KEPT_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,8 @@ def claim(database: Database, by: Principal, retry: Retry, unconfirmed: bytes) -
         with telling(), database.usage.begin() as connection:
             connection.execute(
                 delete(publications).where(
-                    publications.c.id == claimed, publications.c.created_at <= now - KEPT_MS
+                    publications.c.id == claimed,
+                    publications.c.created_at <= now - KEPT_PUBLICATIONS_MS,
                 )
             )
             connection.execute(insert(publications).values(row))
@@ -66,11 +66,3 @@ def settle(database: Database, held: Claim, answer: bytes | None) -> None:
             connection.execute(delete(publications).where(mine))
         else:
             connection.execute(update(publications).where(mine).values(answer=answer))
-
-
-def forget_publications(database: Database) -> None:
-    """Delete answers that are over."""
-    with telling(), database.usage.begin() as connection:
-        connection.execute(
-            delete(publications).where(publications.c.created_at <= database.clock() - KEPT_MS)
-        )

@@ -20,9 +20,13 @@ from wardkey.db.schema import (
     hours,
     idempotency,
     imported,
+    mqtt_ids,
+    publications,
+    refused,
     secrets,
     service_keys,
     spent_forms,
+    user_tokens,
 )
 from wardkey.domain.callers import HOUR_MS
 
@@ -31,6 +35,8 @@ KEPT_ANSWERS_MS = 600_000
 # Longer than the 30 days for which a grant can be refreshed, by any clock.
 KEPT_CUTOFFS_MS = 60 * 86_400_000
 KEPT_USAGE_MS = 90 * 86_400_000
+# An Idempotency-Key of a publication is good for a day.
+KEPT_PUBLICATIONS_MS = 86_400_000
 # No session lives that long, so no form of it can be sent again.
 KEPT_SESSIONS_MS = 60 * 86_400_000
 
@@ -45,9 +51,9 @@ def begin_feed(database: Database) -> None:
 
 
 def clean_up(database: Database) -> None:
-    """Delete kept answers and sessions that are over, and all but 100,000 change-feed rows.
+    """Delete kept answers, sessions and user tokens that are over, and old change-feed rows.
 
-    A reader older than the oldest kept row drops all it knows.
+    100,000 rows of the feed stay; a reader older than the oldest of them drops all it knows.
     """
     with telling(), database.writer.begin() as connection:
         connection.execute(
@@ -57,6 +63,7 @@ def clean_up(database: Database) -> None:
         )
         over = database.clock() - KEPT_SESSIONS_MS
         connection.execute(delete(browser_sessions).where(browser_sessions.c.created_at <= over))
+        connection.execute(delete(user_tokens).where(user_tokens.c.expires_at <= over))
         connection.execute(delete(spent_forms).where(spent_forms.c.at <= over))
         connection.execute(delete(challenges).where(challenges.c.expires_at <= database.clock()))
         newest = connection.execute(select(feed.c.revision)).scalar_one()
@@ -76,11 +83,20 @@ def clean_up_grants(database: Database) -> None:
 
 
 def clean_up_usage(database: Database) -> None:
-    """Delete hours that are over, and callers not seen, for 90 days."""
-    since = database.clock() - KEPT_USAGE_MS
+    """Delete counts, callers and MQTT client ids older than 90 days, and publications after a day.
+
+    A publishable key or an anonymous user can add rows to each of these tables. A session that is
+    older than its deleted client id is ended at the next change and logs in again.
+    """
+    now = database.clock()
+    since = now - KEPT_USAGE_MS
     with database.counting() as connection:
         connection.execute(delete(hours).where(hours.c.hour < since // HOUR_MS))
+        connection.execute(delete(refused).where(refused.c.hour < since // HOUR_MS))
         connection.execute(delete(callers).where(callers.c.last_at < since))
+        connection.execute(delete(mqtt_ids).where(mqtt_ids.c.seen_at < since))
+        over = publications.c.created_at <= now - KEPT_PUBLICATIONS_MS
+        connection.execute(delete(publications).where(over))
 
 
 def see_session(database: Database, session_id: str, now: int) -> None:
