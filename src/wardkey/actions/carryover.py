@@ -30,6 +30,7 @@ from wardkey.db.schema import (
     invitations,
     keys,
     members,
+    organization_slugs,
     organizations,
     passkeys,
     receipts,
@@ -73,6 +74,8 @@ def survey(tx: Transaction, backup: Backup) -> Survey:
     _passkeys(tx, backup, seen)
     _prefixes(tx, backup, seen)
     seen.receipts = [dict(now._mapping) for now, then in pairs(tx, backup, receipts) if not then]  # noqa: SLF001
+    taken = pairs(tx, backup, organization_slugs)
+    seen.slugs = [dict(now._mapping) for now, then in taken if then is None]  # noqa: SLF001
     return seen
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, insert, or_, select, update
 
 from wardkey.actions.audit import Target, record
 from wardkey.db.engine import Transaction
-from wardkey.db.schema import acl_rules, clients, keys, members, organizations, users
+from wardkey.db.schema import (
+    acl_rules,
+    clients,
+    keys,
+    members,
+    organization_slugs,
+    organizations,
+    users,
+)
 from wardkey.domain.errors import (
     DuplicateSlug,
     InvalidEmail,
@@ -48,12 +56,10 @@ def create(
     """
     by.require_operator()
     name = checked_name(name)
-    if slug:
-        _check_free(tx, checked_slug(slug))
-    else:
-        slug = _free_slug(tx, slug_from(name))
-    user_id = ensure_user(tx, owner_email)
     org_id = new_id("org", tx.now)
+    slug = checked_slug(slug) if slug else _free_slug(tx, slug_from(name))
+    _reserve(tx, org_id, slug)
+    user_id = ensure_user(tx, owner_email)
     tx.connection.execute(
         insert(organizations).values(
             id=org_id, slug=slug, name=name, created_at=tx.now, updated_at=tx.now
@@ -135,9 +141,9 @@ def resume(tx: Transaction, by: Principal, org_id: str) -> Organization:
 
 
 def delete(tx: Transaction, by: Principal, org_id: str) -> Organization:
-    """End an organization for good: its keys are revoked, members and clients go, its slug is free.
+    """End an organization for good: revoke its keys, delete its members and clients.
 
-    The audit chain stays.
+    The audit chain stays, and its slugs stay reserved: a proxy may still ask for its keys.
     """
     by.require_operator()
     return _end(tx, by, find(tx, by, org_id))
@@ -174,8 +180,8 @@ def change(
     if name is not None:
         values["name"] = checked_name(name)
     if slug is not None and slug != before.slug:
-        _check_free(tx, checked_slug(slug))
-        values["slug"] = slug
+        values["slug"] = checked_slug(slug)
+        _reserve(tx, by.org_id, slug)
     if rotation_days is not None:
         if not ROTATION_BOUNDS[0] <= rotation_days <= ROTATION_BOUNDS[1]:
             raise InvalidRotationPolicy(field="rotation_days")
@@ -244,26 +250,41 @@ def _end(tx: Transaction, by: Principal, before: Organization) -> Organization:
     tx.connection.execute(
         update(organizations)
         .where(organizations.c.id == before.id)
-        .values(deleted_at=tx.now, slug=before.id.lower().replace("_", "-"), updated_at=tx.now)
+        .values(
+            deleted_at=tx.now,
+            slug=_free_slug(tx, before.id.lower().replace("_", "-")),
+            updated_at=tx.now,
+        )
     )
     target = Target("organization", before.id)
     record(tx, by, "organization.deleted", target, {"slug": before.slug}, org_id=before.id)
     return _get(tx, before.id)
 
 
-def _check_free(tx: Transaction, slug: str) -> None:
-    taken = tx.connection.execute(
-        select(func.count()).select_from(organizations).where(organizations.c.slug == slug)
-    ).scalar_one()
-    if taken:
+def _reserve(tx: Transaction, org_id: str, slug: str) -> None:
+    """Reserve a slug for an organization for good; raises `DuplicateSlug` if another ever had it.
+
+    Proxies name organizations by slug, so a slug must never come to mean another tenant's keys.
+    """
+    of_slug = select(organization_slugs.c.org_id).where(organization_slugs.c.slug == slug)
+    holder = tx.connection.execute(of_slug).scalar_one_or_none()
+    if holder not in {None, org_id}:
         raise DuplicateSlug(field="slug")
+    # A deleted organization's row carries a slug made from its id, which is not reserved.
+    in_use = select(organizations.c.id).where(organizations.c.slug == slug)
+    if tx.connection.execute(in_use).scalar_one_or_none() not in {None, org_id}:
+        raise DuplicateSlug(field="slug")
+    if holder is None:
+        row = {"slug": slug, "org_id": org_id, "taken_at": tx.now}
+        tx.connection.execute(insert(organization_slugs).values(row))
 
 
 def _free_slug(tx: Transaction, wanted: str) -> str:
-    statement = select(organizations.c.slug).where(
-        organizations.c.slug.startswith(wanted, autoescape=True)
+    statements = (
+        select(column).where(column.startswith(wanted[:40], autoescape=True))
+        for column in (organization_slugs.c.slug, organizations.c.slug)
     )
-    taken = set(tx.connection.execute(statement).scalars())
+    taken = {slug for one in statements for slug in tx.connection.execute(one).scalars()}
     slug, number = wanted, 2
     while slug in taken:
         slug, number = f"{wanted[:40]}-{number}", number + 1

@@ -29,6 +29,7 @@ from wardkey.db.schema import (
     master_keys,
     members,
     metadata,
+    organization_slugs,
     organizations,
     receipts,
     user_tokens,
@@ -101,6 +102,9 @@ def restore(
         _keep_rules(tx, by, room)
     _keep_owners(tx, by, seen)
     _keep_receipts(tx, seen)
+    # A slug taken since the backup stays reserved, though its organization may be lost.
+    if seen.slugs:
+        tx.connection.execute(insert(organization_slugs), seen.slugs)
     details = {
         "backup_created_at": backup.head.created_at,
         "backup_epoch": backup.head.epoch,

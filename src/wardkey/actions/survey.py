@@ -60,6 +60,8 @@ class Survey:
     widened: list[Loss] = field(default_factory=list)
     kept_rules: list[KeptRules] = field(default_factory=list)
     receipts: list[Fields] = field(default_factory=list)
+    # Slugs that organizations took after the backup.
+    slugs: list[Fields] = field(default_factory=list)
     # Owners of organizations whose owner in the backup is no longer theirs: (person, member).
     owners: list[tuple[Fields, Fields]] = field(default_factory=list)
 

@@ -334,7 +334,7 @@ def terms_of(query: bytes) -> Terms:
         return _Terms(**single).terms(permissions)
     except (TypeError, ValueError):
         raise errors.InvalidRequest(
-            "The proxy's URL takes organization (a slug or an id), environment (live or test), "
+            "The proxy's URL takes organization (an id or a slug), environment (live or test), "
             "type (secret or publishable) and up to 20 times permission.",
         ) from None
 
@@ -360,7 +360,7 @@ def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question:
     if not terms.organization and not here.verifier.directory.has_one_organization():
         raise errors.OrganizationRequired(
             "This deployment has several organizations; say in the proxy's URL whose keys open "
-            "this: ?organization=<slug or id>.",
+            "this: ?organization=<id or slug>.",
             field="organization",
         )
     text = shown_credential(incoming, here)

@@ -97,6 +97,16 @@ organizations = Table(
     Column("deleted_at", BigInteger),
 )
 
+# Every slug that an organization ever had: it stays reserved, even after a deletion or a restore.
+# No foreign key, because a restore keeps reservations of organizations that it loses.
+organization_slugs = Table(
+    "organization_slugs",
+    metadata,
+    Column("slug", String(48), primary_key=True),
+    Column("org_id", String(40), nullable=False, index=True),
+    Column("taken_at", BigInteger, nullable=False),
+)
+
 users = Table(
     "users",
     metadata,

@@ -522,7 +522,7 @@ class UsernameTaken(Conflict):
 
 
 class DuplicateSlug(Conflict):
-    """Another organization has that slug; choose another."""
+    """Another organization has that slug, or had it once; choose another."""
 
 
 class DuplicatePrefix(Conflict):

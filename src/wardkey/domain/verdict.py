@@ -81,6 +81,8 @@ class KnownSecret:
     org_stopped: bool
     # When the key got a newer secret, with which the grace of this one began.
     superseded_at: int | None = None
+    # Every slug the organization ever had; no other organization can take one of them.
+    org_slugs: frozenset[str] = frozenset()
     # What answers say of it, as JSON members; made once with the record.
     told: bytes = field(default=b"", repr=False, compare=False)
 
@@ -98,9 +100,9 @@ class KnownSecret:
 class Question:
     """What the asking side wants to know of a presented text.
 
-    `organization` (an id or slug) narrows to the keys of one (empty: any); `environment` and
-    `type` None take either; `address` and `origin` are the end client's, empty where unknown;
-    `browser` says that a browser sent the key.
+    `organization` (an id, or a slug it has or had) narrows to the keys of one (empty: any);
+    `environment` and `type` None take either; `address` and `origin` are the end client's, empty
+    where unknown; `browser` says that a browser sent the key.
     """
 
     text: str = field(repr=False)
@@ -119,7 +121,8 @@ def decide(known: KnownSecret, asked: Question, now: int) -> Verdict:  # noqa: P
 
     A key of another organization than the one asked for is `unknown` there.
     """
-    if asked.organization and asked.organization not in (known.org_id, known.org_slug):
+    named = asked.organization
+    if named and named not in (known.org_id, known.org_slug) and named not in known.org_slugs:
         return Verdict.UNKNOWN
     if known.key_revoked_at is not None or known.secret_revoked_at is not None:
         return Verdict.REVOKED

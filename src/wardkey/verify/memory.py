@@ -154,6 +154,7 @@ def known_secret(row: Mapping[str, Any]) -> KnownSecret:
         org_id=sys.intern(row["org_id"]),
         org_name=sys.intern(row["org_name"]),
         org_slug=sys.intern(row["org_slug"]),
+        org_slugs=_slugs(row["org_slugs"] or ""),
         environment=Environment(row["environment"]),
         type=KeyType(row["type"]),
         name=row["name"],
@@ -219,6 +220,11 @@ def _shared(made: Callable[[str], Any], value: Any) -> Any:  # noqa: ANN401 - JS
 @lru_cache(maxsize=4096)
 def _permissions(text: str) -> frozenset[str]:
     return frozenset(json.loads(text))
+
+
+@lru_cache(maxsize=4096)
+def _slugs(text: str) -> frozenset[str]:
+    return frozenset(text.split(",")) - {""}
 
 
 @lru_cache(maxsize=4096)

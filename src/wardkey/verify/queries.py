@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 _COLUMNS = """
-  s.kid, s.key_id, s.org_id, o.name AS org_name, o.slug AS org_slug, s.environment, k.type,
+  s.kid, s.key_id, s.org_id, o.name AS org_name, o.slug AS org_slug,
+  (SELECT string_agg(u.slug, ',') FROM organization_slugs u
+    WHERE u.org_id = s.org_id) AS org_slugs, s.environment, k.type,
   k.name, s.prefix, s.digest, s.pepper_version, s.imported, k.permissions, k.metadata,
   k.allowed_addresses, k.allowed_origins, k.allow_native, k.rate_limit,
   s.expires_at AS secret_expires_at, s.revoked_at AS secret_revoked_at,
