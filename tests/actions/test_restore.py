@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wardkey.actions import acl, clients, master_keys, organizations, passkeys
-from wardkey.actions.audit import verify_chain
+from wardkey.actions.audit_walks import verify_chain
 from wardkey.actions.logins import VerifiedPasswords, find_login
 from wardkey.actions.restore import Restored, restore
 from wardkey.actions.rights import Rights
@@ -100,8 +100,7 @@ def test_rules_that_were_narrowed_since_the_backup_stay_so(
     (kept,) = done.kept_rules
     assert (kept.org_id, kept.environment) == (owner.org_id, "live")
     assert (len(kept.rules), kept.replaced) == (len(rules), 1)
-    with runner.database.read() as tx:
-        assert verify_chain(tx, operator(), owner.org_id)[1] == []
+    assert verify_chain(runner.database, operator(), owner.org_id)[1] == []
 
 
 def test_rules_that_are_as_in_the_backup_are_not_named(

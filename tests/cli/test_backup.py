@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from tests.server import PASSWORD, Server
-from wardkey.actions.audit import verify_chain
+from wardkey.actions.audit_walks import verify_chain
 from wardkey.actions.run import Runner
 from wardkey.config import Config, load_config
 from wardkey.db.backup import open_backup
@@ -112,7 +112,7 @@ def holds(runner: Runner) -> bool:
     """Whether every chain of the deployment verifies."""
     with runner.database.read() as tx:
         chains = tx.connection.execute(select(audit_heads.c.org_id)).scalars().all()
-        return all(verify_chain(tx, operator(), org_id)[1] == [] for org_id in chains)
+    return all(verify_chain(runner.database, operator(), org_id)[1] == [] for org_id in chains)
 
 
 def config_of(server: Server) -> Config:

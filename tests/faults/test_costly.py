@@ -8,25 +8,41 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from struct import pack
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
+from tests.mqtt import connected
 from tests.mqtt_wire import CONNECT, Wire, text
-from tests.server import Server, running
+from tests.server import OWNER, Server, running, wait_until
+from tests.server import PASSWORD as SERVER_PASSWORD
+from wardkey.actions.audit import Target, record
+from wardkey.config import load_config
+from wardkey.db.engine import Transaction
+from wardkey.domain.principal import Principal, operator
+from wardkey.opening import open_deployment
 
 PASSWORD = "moss on a northern roof"
 KEPT_ALIVE_S = 60
+API_EXPORT = "/v2/audit-events/export"
+EVENTS = 4_000
 
 
 @contextmanager
-def connections(server: Server, count: int) -> Iterator[list[socket.socket]]:
-    """Open connections to a server until the block ends."""
+def connections(server: Server, count: int, buffer: int = 0) -> Iterator[list[socket.socket]]:
+    """Open connections until the block ends; the kernel takes `buffer` bytes for each unread."""
     host, _, port = server.url.rpartition("/")[2].rpartition(":")
-    lines = [socket.create_connection((host, int(port)), timeout=30) for _ in range(count)]
+    lines = [socket.socket() for _ in range(count)]
     try:
+        for line in lines:
+            if buffer:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            line.settimeout(30)
+            line.connect((host, int(port)))
         yield lines
     finally:
         for line in lines:
@@ -179,3 +195,127 @@ def connect(wire: Wire, username: str, password: str) -> None:
     flags = bytes([0b1100_0010])
     body = text("MQTT") + bytes([4]) + flags + KEPT_ALIVE_S.to_bytes(2, "big")
     wire.send(CONNECT, body + text(username[:20]) + text(username) + text(password))
+
+
+class Tenants:
+    """Two organizations on one server; the first has a long audit chain."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        done = server.cli_here("org", "create", "Globex", "--owner", "o@globex.example", "--json")
+        link = json.loads(done.stdout)["setup_link"].rpartition("/")[2]
+        with server.client() as anyone:
+            set_up = anyone.post("/v2/setup", json={"token": link, "password": PASSWORD})
+        assert set_up.status_code == 201, set_up.text
+        with server.client(set_up.json()["token"]) as owner:
+            issued = owner.post(
+                "/v2/keys", json={"name": "other", "type": "secret", "environment": "live"}
+            )
+            assert issued.status_code == 201, issued.text
+            self.other = issued.json()["secret"]
+            made = owner.post("/v2/clients", json={"username": "agent", "password": PASSWORD})
+            assert made.status_code == 201, made.text
+            self.username = made.json()["client"]["mqtt_username"]
+        server.owner().close()
+        with server.client() as browser:
+            form = {"email": OWNER, "password": SERVER_PASSWORD, "next": "/account"}
+            self.cookie = browser.post("/sign-in", data=form).headers["set-cookie"].split(";")[0]
+        with server.client(server.first_key) as key:
+            org_id = key.get("/v2/organization").json()["id"]
+        options = {"data_dir": server.data_dir, "database_url": ""}
+        with open_deployment(load_config({}, options)) as runner:
+            runner.change(lengthen, replace(operator(), org_id=org_id))
+
+    def requests(self, count: int) -> list[bytes]:
+        """Return requests for exports, over the API and over the dashboard in both formats."""
+        log = "/o/acme/live/audit-log"
+        asks = (
+            request_of("GET", API_EXPORT, Authorization=f"Bearer {self.server.first_key}"),
+            request_of("GET", f"{log}/export.csv", Cookie=self.cookie),
+            request_of("GET", f"{log}/export.jsonl", Cookie=self.cookie),
+        )
+        return [asks[n % 3] for n in range(count)]
+
+    def check_others(self) -> None:
+        """Fail where the other organization, or the probe, has to wait."""
+        for _ in range(10):
+            # Each on a connection of its own, so that both workers answer.
+            with self.server.client(self.other) as other:
+                assert other.get("/v2/organization").status_code == 200
+                assert other.get("/v2/audit-events").status_code == 200
+                assert other.get("/readyz").status_code == 200
+        with connected(self.server, self.username, PASSWORD, "agent") as client:
+            assert client.code == 0
+
+    def exported(self) -> int:
+        """Return how many lines one whole export has; 0 while there is no place for it."""
+        with self.server.client(self.server.first_key) as key:
+            answer = key.get(API_EXPORT)
+        assert answer.status_code in {200, 503}, answer.text
+        return len(answer.text.splitlines()) if answer.status_code == 200 else 0
+
+
+def lengthen(tx: Transaction, by: Principal) -> None:
+    """Add 16 MB of events, more than the sockets between the two hold."""
+    for number in range(EVENTS):
+        record(tx, by, "test.noted", Target("test", str(number)), {"text": "x" * 4_000})
+
+
+@pytest.fixture(scope="module")
+def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
+    with running(tmp_path_factory.mktemp("tenants") / "data", no_messaging=0, workers=2) as up:
+        yield Tenants(up)
+
+
+def open_slowly(lines: list[socket.socket], requests: list[bytes]) -> list[int]:
+    """Ask for exports and read the first thousand bytes; return the statuses."""
+    send_at_once(lines, requests)
+    return [int(line.recv(1_000).split()[1]) for line in lines]
+
+
+def test_many_slow_readers_of_exports_leave_the_database_to_others(tenants: Tenants) -> None:
+    with connections(tenants.server, 24, buffer=4_096) as lines:
+        statuses = open_slowly(lines, tenants.requests(24))
+        assert set(statuses) == {200, 503}
+        # Two of an organization in each of two workers.
+        assert statuses.count(200) <= 4
+        tenants.check_others()
+    # All of it, and as often as it is asked for, once they are gone.
+    for _ in range(4):
+        assert wait_until(tenants.exported) > EVENTS
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_exports_that_are_broken_off_free_their_places_at_once(
+    tenants: Tenants, *, reset: bool
+) -> None:
+    for _ in range(12):
+        with connections(tenants.server, 2, buffer=4_096) as lines:
+            open_slowly(lines, tenants.requests(3)[:2])
+            if reset:
+                for line in lines:
+                    line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 1, 0))
+    tenants.check_others()
+    for _ in range(4):
+        assert wait_until(tenants.exported) > EVENTS
+
+
+def test_503_chains_are_checked_one_at_a_time_and_others_are_not_held_up(tenants: Tenants) -> None:
+    ask = request_of(
+        "GET", "/v2/audit-events/verify", Authorization=f"Bearer {tenants.server.first_key}"
+    )
+    with connections(tenants.server, 16) as lines:
+        send_at_once(lines, [ask] * 16)
+        tenants.check_others()
+        answers = [answer_of(line) for line in lines]
+    assert {status for status, _, _ in answers} == {200, 503}
+    for status, head, body in answers:
+        told = json.loads(body)
+        if status == 200:
+            assert told["holds"] is True
+        else:
+            assert told["code"] == "overloaded"
+            assert "retry-after: " in head
+    with connections(tenants.server, 1) as lines:
+        send_at_once(lines, [ask])
+        assert answer_of(lines[0])[0] == 200

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, insert, or_, select, update
+from sqlalchemy import Row, Select, bindparam, func, insert, literal, or_, select, update
 
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import audit_events, audit_heads, changes, organizations
 from wardkey.domain.callers import MOST_ADDRESS, MOST_AGENT, clip
-from wardkey.domain.chain import GENESIS, Break, Head, check, link, open_head, sign_head
+from wardkey.domain.chain import GENESIS, Break, Head, link, open_head, sign_head
 from wardkey.domain.errors import InvalidRequest
 from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 
 DEPLOYMENT = "deployment"
+# How many events one short transaction reads of a chain.
+PAGE = 500
 
 # Built once: constructing a statement costs more than running it.
 _ADD_CHANGE = insert(changes)
@@ -65,6 +67,27 @@ class AuditEvent:
     user_agent: str
     details: Mapping[str, Any]
     mac: str
+
+
+# One link as `check` takes it: number, version of the key, event and mac.
+ChainLink = tuple[int, int, Mapping[str, object], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainExtent:
+    """The numbers of a chain's first and last events (1 and 0 of an empty one), and its head."""
+
+    first: int
+    last: int
+    head: tuple[int, bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Events of a part of a chain; `end` is the number up to which it was read."""
+
+    events: list[AuditEvent]
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +166,45 @@ def list_events(tx: Transaction, by: Principal, query: AuditQuery) -> list[Audit
     return [_event(row) for row in tx.connection.execute(statement)]
 
 
-def export_events(tx: Transaction, by: Principal, query: AuditQuery) -> Iterator[AuditEvent]:
-    """Yield the organization's events that fit `query`, oldest first, a few hundred at a time."""
+def find_extent(tx: Transaction, by: Principal, org_id: str) -> ChainExtent:
+    """Return where a chain begins and ends now, in one statement and so of one moment."""
+    _require_reader(by, org_id)
+    events = select(func.min(audit_events.c.seq), func.max(audit_events.c.seq)).where(
+        audit_events.c.org_id == org_id
+    )
+    head = select(audit_heads).where(audit_heads.c.org_id == org_id).subquery()
+    extent = events.subquery()
+    row = tx.connection.execute(
+        select(extent, head.c.seq, head.c.mac).select_from(
+            extent.outerjoin(head, literal(value=True))
+        )
+    ).one()
+    first, last, head_seq, head_mac = row
+    known_head = None if head_seq is None else (head_seq, bytes(head_mac))
+    return ChainExtent(first or 1, last or 0, known_head)
+
+
+def read_events(
+    tx: Transaction, by: Principal, query: AuditQuery, after: int, last: int
+) -> EventPage:
+    """Return the events among the next 500 behind `after`, up to `last`, that fit `query`.
+
+    Where few events fit, a page may be empty though others follow: one call reads no more of the
+    chain than another.
+    """
     by.require(Permission.AUDIT_READ)
-    statement = _filtered(by.org_id, query).order_by(audit_events.c.seq)
-    for row in tx.connection.execution_options(yield_per=500).execute(statement):
-        yield _event(row)
+    end = min(after + PAGE, last)
+    seq = audit_events.c.seq
+    statement = _filtered(by.org_id, query).where(seq > after, seq <= end).order_by(seq)
+    found = [_event(row) for row in tx.connection.execute(statement)]
+    if not found and end < last:
+        # Where numbers are missing, to go on by PAGE could take for ever.
+        behind = select(func.min(seq)).where(
+            audit_events.c.org_id == by.org_id, seq > end, seq <= last
+        )
+        following = tx.connection.execute(behind).scalar_one()
+        end = last if following is None else following - 1
+    return EventPage(found, end)
 
 
 def list_chains(tx: Transaction, by: Principal) -> list[tuple[str, str]]:
@@ -164,30 +220,21 @@ def list_chains(tx: Transaction, by: Principal) -> list[tuple[str, str]]:
     return [(DEPLOYMENT, DEPLOYMENT), *((name, org_id) for org_id, name in named.items())]
 
 
-def verify_chain(
-    tx: Transaction, by: Principal, org_id: str, signed_head: str = ""
-) -> tuple[int, list[Break]]:
-    """Check every link of one chain; return how many events it has, and each break found.
-
-    `signed_head` is an earlier `export_head`: with it, a chain cut off at its end shows too.
-    Raises `InvalidRequest` if that head was not signed by this deployment for this chain.
-    """
+def read_links(
+    tx: Transaction, by: Principal, org_id: str, after: int, last: int
+) -> list[ChainLink]:
+    """Return the next 500 links of a chain behind `after`, up to `last`."""
     _require_reader(by, org_id)
-    row = tx.connection.execute(
-        select(audit_heads.c.seq, audit_heads.c.mac).where(audit_heads.c.org_id == org_id)
-    ).one_or_none()
-    head = (row.seq, bytes(row.mac)) if row else None
+    seq = audit_events.c.seq
     statement = (
-        select(audit_events).where(audit_events.c.org_id == org_id).order_by(audit_events.c.seq)
+        select(audit_events)
+        .where(audit_events.c.org_id == org_id, seq > after, seq <= last)
+        .order_by(seq)
+        .limit(PAGE)
     )
-    links = (
-        (r.seq, r.key_version, _chained(r), bytes(r.mac))
-        for r in tx.connection.execution_options(yield_per=500).execute(statement)
-    )
-    breaks = check(links, tx.vault.audit_keys, head)
-    if signed_head:
-        breaks += _against(tx, org_id, signed_head)
-    return (head[0] if head else 0), breaks
+    return [
+        (r.seq, r.key_version, _chained(r), bytes(r.mac)) for r in tx.connection.execute(statement)
+    ]
 
 
 def export_head(tx: Transaction, by: Principal, org_id: str) -> str:
@@ -206,7 +253,12 @@ def _require_reader(by: Principal, org_id: str) -> None:
         by.require_operator()
 
 
-def _against(tx: Transaction, org_id: str, signed_head: str) -> list[Break]:
+def compare_head(tx: Transaction, by: Principal, org_id: str, signed_head: str) -> list[Break]:
+    """Return how a chain differs from an earlier `export_head` of it.
+
+    Raises `InvalidRequest` if that head was not signed by this deployment for this chain.
+    """
+    _require_reader(by, org_id)
     opened = (open_head(key, signed_head) for key in tx.vault.audit_keys.values())
     head: Head | None = next((h for h in opened if h is not None), None)
     if head is None or head.org_id != org_id:

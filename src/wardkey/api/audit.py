@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
-from wardkey.actions import audit
+from wardkey.actions import audit, audit_walks
 from wardkey.api.shapes import Time, read_time
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
 from wardkey.domain.times import iso
 from wardkey.web.caller import Known
 from wardkey.web.context import Here
+from wardkey.web.exports import LONGEST_S, Chunks
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor
 from wardkey.web.problems import told
 
@@ -103,10 +102,10 @@ def list_events(  # noqa: PLR0917 - FastAPI's parameters
 @router.get(
     "/v2/audit-events/export",
     responses={
-        **told(errors.InvalidTime),
+        **told(errors.InvalidTime, errors.Overloaded),
         200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}},
     },
-    response_class=StreamingResponse,
+    response_class=Response,
 )
 def export_events(  # noqa: PLR0917 - FastAPI's parameters
     caller: Known,
@@ -116,34 +115,46 @@ def export_events(  # noqa: PLR0917 - FastAPI's parameters
     target_id: Filter = "",
     since: Moment = None,
     until: Moment = None,
-) -> StreamingResponse:
-    """Export events as NDJSON, oldest first, one JSON object a line."""
+) -> Response:
+    """Export events as NDJSON, oldest first, one JSON object a line.
+
+    It has every event up to when it begins, and takes ten minutes at most. Two exports of an
+    organization run at once.
+    """
     query = audit.AuditQuery(
         action, actor_id, target_id, read_time(since, "since"), read_time(until, "until")
     )
     with here.runner.noting("export_events", caller.by):
         caller.by.require(Permission.AUDIT_READ)
 
-    def lines() -> Iterator[str]:
-        with here.runner.database.read() as tx:
-            for event in audit.export_events(tx, caller.by, query):
-                yield json.dumps(_shape(event).model_dump(), ensure_ascii=False) + "\n"
+    def chunks() -> Chunks:
+        for events in audit_walks.export_events(here.runner.database, caller.by, query):
+            yield "".join(map(_line, events))
 
-    return StreamingResponse(lines(), media_type="application/x-ndjson")
+    return here.exports.begin(caller.by.org_id, chunks(), "application/x-ndjson")
 
 
-@router.get("/v2/audit-events/verify", responses=told())
+@router.get("/v2/audit-events/verify", responses=told(errors.Overloaded))
 def verify_chain(caller: Known, here: Here) -> ChainState:
     """Check every link of the organization's chain; any edit, gap or reordering is listed."""
-    org_id = caller.by.org_id
-    count, breaks = here.runner.look(audit.verify_chain, caller.by, org_id)
-    head = here.runner.look(audit.export_head, caller.by, org_id)
+    by, org_id = caller.by, caller.by.org_id
+    with here.runner.noting("verify_chain", by):
+        by.require(Permission.AUDIT_READ)
+    with here.checks.taken(org_id):
+        count, breaks = audit_walks.verify_chain(
+            here.runner.database, by, org_id, within_s=LONGEST_S
+        )
+    head = here.runner.look(audit.export_head, by, org_id)
     return ChainState(
         holds=not breaks,
         events=count,
         breaks=[BreakShape(seq=item.seq, what=item.what) for item in breaks],
         head=head,
     )
+
+
+def _line(event: audit.AuditEvent) -> str:
+    return json.dumps(_shape(event).model_dump(), ensure_ascii=False) + "\n"
 
 
 def _shape(event: audit.AuditEvent) -> AuditEventShape:

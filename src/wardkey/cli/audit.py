@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import click
 
 from wardkey.actions import audit as actions
+from wardkey.actions import audit_walks
 from wardkey.actions.audit import AuditQuery
 from wardkey.actions.run import Runner
 from wardkey.cli.edge import STORAGE, as_json, say, settings
@@ -91,9 +92,9 @@ def export(config: Config, organization: str, *, as_json: bool) -> None:
     with open_existing(config) as runner:
         ((_, org_id),) = _chains(runner, organization)
         by = replace(operator(), org_id=org_id)
-        with runner.database.read() as tx:
-            before, between, after = ("[", ",\n", "") if as_json else ("", "", "\n")
-            for event in actions.export_events(tx, by, AuditQuery()):
+        before, between, after = ("[", ",\n", "") if as_json else ("", "", "\n")
+        for events in audit_walks.export_events(runner.database, by, AuditQuery()):
+            for event in events:
                 line = json.dumps(asdict(event) | {"at": iso(event.at)}, ensure_ascii=False)
                 sys.stdout.write(before + line + after)
                 before = between
@@ -102,7 +103,7 @@ def export(config: Config, organization: str, *, as_json: bool) -> None:
 
 
 def _verified(runner: Runner, name: str, org_id: str, known: str) -> dict[str, Any]:
-    count, breaks = runner.look(actions.verify_chain, operator(), org_id, known)
+    count, breaks = audit_walks.verify_chain(runner.database, operator(), org_id, known)
     return {
         "name": name,
         "org_id": org_id,

@@ -13,7 +13,8 @@ from pathlib import Path
 import click
 from cryptography import x509
 
-from wardkey.actions.audit import list_chains, verify_chain
+from wardkey.actions.audit import list_chains
+from wardkey.actions.audit_walks import verify_chain
 from wardkey.actions.organizations import find
 from wardkey.cli.edge import SERVING, as_json, say, settings
 from wardkey.config import Config
@@ -290,8 +291,7 @@ def _audit(database: Database) -> Iterator[Finding]:
         chains = list_chains(tx, operator())
     events, broken = 0, False
     for name, org_id in chains:
-        with database.read() as tx:
-            count, breaks = verify_chain(tx, operator(), org_id)
+        count, breaks = verify_chain(database, operator(), org_id)
         events += count
         if breaks:
             broken = True

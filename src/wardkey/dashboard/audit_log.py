@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
 
-from wardkey.actions import audit
+from wardkey.actions import audit, audit_walks
 from wardkey.actions.audit import AuditEvent, AuditQuery
 from wardkey.dashboard.frame import page, pages, see_other
 from wardkey.dashboard.lists import links
@@ -23,6 +22,7 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.spreadsheets import text_cell
 from wardkey.domain.times import iso
 from wardkey.web.context import Context, Here
+from wardkey.web.exports import LONGEST_S, Chunks
 
 router = pages()
 
@@ -117,7 +117,11 @@ def back_to_log(visitor: Visiting) -> Response:
 @router.post(f"{_ROUTE}/check")
 def check_chain(request: Request, visitor: Visiting, _fields: Checked, here: Here) -> Response:
     """Check every link of the organization's chain."""
-    found = here.runner.look(audit.verify_chain, visitor.by, visitor.by.org_id)
+    by = visitor.by
+    with here.runner.noting("verify_chain", by):
+        by.require(Permission.AUDIT_READ)
+    with here.checks.taken(by.org_id):
+        found = audit_walks.verify_chain(here.runner.database, by, by.org_id, within_s=LONGEST_S)
     return _log(request, visitor, here, Checking(*found))
 
 
@@ -177,16 +181,15 @@ def _export(  # noqa: PLR0917 - what differs between the formats
     with here.runner.noting("export_events", visitor.by):
         visitor.by.require(Permission.AUDIT_READ)
 
-    def lines() -> Iterator[str]:
+    def chunks() -> Chunks:
         yield head
-        with here.runner.database.read() as tx:
-            for event in audit.export_events(tx, visitor.by, query):
-                yield line(event)
+        for events in audit_walks.export_events(here.runner.database, visitor.by, query):
+            yield "".join(map(line, events))
 
     today = datetime.fromtimestamp(here.runner.database.clock() / 1000, UTC)
     name = f"audit-{visitor.membership.slug}-{today:%Y-%m-%d}.{suffix}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
-    return StreamingResponse(lines(), 200, headers, media_type)
+    return here.exports.begin(visitor.by.org_id, chunks(), media_type, headers)
 
 
 def _fields(event: AuditEvent) -> dict[str, object]:

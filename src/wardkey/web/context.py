@@ -19,6 +19,8 @@ from wardkey.outside.single_sign_on import SignInIssuer
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web.exchanges import Exchanges
+from wardkey.web.exports import Exports
+from wardkey.web.places import Places
 from wardkey.web.throttle import Throttle
 
 KEY_HEADER = b"wardkey-api-key"
@@ -57,6 +59,9 @@ class Context:
     publishers: Publishers | None = None
     verified: VerifiedPasswords = field(default_factory=VerifiedPasswords)
     rights: Rights = field(default_factory=Rights)
+    exports: Exports = field(default_factory=Exports)
+    # For checks of audit chains.
+    checks: Places = field(default_factory=lambda: Places(most=2, most_each=1))
     # Made of `key_headers`: the fields that may hold a key, and those that a caller's identity
     # and verdict hang on.
     key_names: tuple[bytes, ...] = field(init=False)

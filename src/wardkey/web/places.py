@@ -1,0 +1,44 @@
+"""Places for costly work: how much of it runs at once, in this process and for one tenant."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from wardkey.domain.errors import Overloaded
+
+_RETRY_S = 5.0
+
+
+class Places:
+    """At most `most` places in this process, and `most_each` of them for one organization."""
+
+    def __init__(self, most: int, most_each: int) -> None:
+        self._most, self._most_each = most, most_each
+        self._taken: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def take(self, org_id: str) -> None:
+        """Take a place, which `give_back` frees; raises `Overloaded` where there is none."""
+        with self._lock:
+            if self._taken.total() >= self._most or self._taken[org_id] >= self._most_each:
+                raise Overloaded(retry_after_s=_RETRY_S)
+            self._taken[org_id] += 1
+
+    def give_back(self, org_id: str) -> None:
+        """Free a place that was taken."""
+        with self._lock:
+            self._taken[org_id] -= 1
+            if not self._taken[org_id]:
+                del self._taken[org_id]
+
+    @contextmanager
+    def taken(self, org_id: str) -> Iterator[None]:
+        """Hold a place during the block; raises `Overloaded` where there is none."""
+        self.take(org_id)
+        try:
+            yield
+        finally:
+            self.give_back(org_id)
