@@ -179,3 +179,33 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(
     )
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
     assert f"Tested: {len(described) - 1}\n" in ran.stdout, ran.stdout[-8000:]
+
+
+def cpu_s(server: Server) -> float:
+    """Return how long the workers have used a CPU."""
+    ticks, workers = 0, server.workers()
+    assert workers
+    for pid in workers:
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        ticks += int(user) + int(system)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def test_the_document_and_its_page_are_made_once_and_not_sent_again_where_they_are_known(
+    server: Server,
+) -> None:
+    paths = ("/v2/openapi.json", "/v2/docs", "/static/swagger/swagger-ui-bundle.js")
+    with server.client() as anyone:
+        for path in paths:
+            first = anyone.get(path)
+            again = anyone.get(path, headers={"If-None-Match": f'"x", {first.headers["etag"]}'})
+            assert (again.status_code, again.content) == (304, b"")
+            assert again.headers["etag"] == first.headers["etag"]
+            other = anyone.get(path, headers={"If-None-Match": '"x"'})
+            assert (other.status_code, other.content) == (200, first.content)
+        before = cpu_s(server)
+        for _ in range(40):
+            with server.client() as another:
+                assert another.get("/v2/openapi.json").status_code == 200
+    # Forty times a third of a second otherwise.
+    assert cpu_s(server) - before < 4

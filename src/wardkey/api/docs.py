@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, Response
 from fastapi.routing import iter_route_contexts
 
 from wardkey.api.verify import QUESTIONS
@@ -18,6 +23,7 @@ from wardkey.web.problems import HEADERS, Problem, problem_example
 
 router = APIRouter(include_in_schema=False)
 
+_rendering = threading.Lock()
 _STATIC = Path(__file__).parent / "static"
 # Only these are served, so that no path in a request ever becomes a path on disk.
 _FILES = {
@@ -68,16 +74,52 @@ _REQUEST_ID = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file as it is sent; `etag` names its content (RFC 9110, section 8.8.3)."""
+
+    body: bytes
+    media_type: str
+    etag: str
+
+    @classmethod
+    def of(cls, body: bytes, media_type: str) -> _File:
+        """Return the file with that content."""
+        return cls(body, media_type, f'"{blake2b(body, digest_size=12).hexdigest()}"')
+
+    def answer(self, request: Request, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the answer: 304 where the client names the content that it has already."""
+        sent = {"ETag": self.etag, "Cache-Control": "no-cache", **(headers or {})}
+        known = request.headers.get("if-none-match", "")
+        if known == "*" or self.etag in (
+            tag.strip().removeprefix("W/") for tag in known.split(",")
+        ):
+            return Response(None, 304, sent)
+        return Response(self.body, 200, sent, self.media_type)
+
+
 @router.get("/v2/openapi.json")
-def openapi(request: Request, here: Here) -> dict[str, Any]:
+def openapi(request: Request, here: Here) -> Response:
     """Describe every route, with every problem that each can answer."""
-    app = request.app
+    return _document(request.app, here.public_url).answer(request)
+
+
+def _document(app: FastAPI, url: str) -> _File:
+    """Return the document, rendered once, because that takes a third of a second of CPU."""
+    with _rendering:
+        if not hasattr(app.state, "openapi_file"):
+            text = json.dumps(_describe(app, url), ensure_ascii=False, separators=(",", ":"))
+            app.state.openapi_file = _File.of(text.encode(), "application/json")
+    return cast("_File", app.state.openapi_file)
+
+
+def _describe(app: FastAPI, url: str) -> dict[str, Any]:
     document: dict[str, Any] = get_openapi(
         title=app.title,
         version=app.version,
         summary=app.summary,
         routes=app.routes,
-        servers=[{"url": here.public_url}],
+        servers=[{"url": url}],
     )
     parts = document["components"]
     # FastAPI's own form of validation errors never leaves: they are invalid_request problems.
@@ -96,18 +138,22 @@ def openapi(request: Request, here: Here) -> dict[str, Any]:
 
 
 @router.get("/v2/docs")
-def page() -> FileResponse:
+def page(request: Request) -> Response:
     """Send the page that shows the document."""
-    return FileResponse(_STATIC / "docs.html", media_type="text/html", headers=_PAGE)
+    return _read(_STATIC / "docs.html", "text/html").answer(request, _PAGE)
 
 
 @router.get("/static/swagger/{name}")
-def file(name: str) -> Response:
+def file(name: str, request: Request) -> Response:
     """Send one of the page's files."""
     if name not in _FILES:
         raise RouteNotFound
-    path, media_type = _FILES[name]
-    return FileResponse(path, media_type=media_type)
+    return _read(*_FILES[name]).answer(request)
+
+
+@cache
+def _read(path: Path, media_type: str) -> _File:
+    return _File.of(path.read_bytes(), media_type)
 
 
 def _problem_schemas() -> dict[str, Any]:
