@@ -48,12 +48,12 @@ CADDY = """
 {{
     admin off
     auto_https off
-    persist_config off
     servers {{
         protocols h1
     }}
 }}
-http://127.0.0.1:{port} {{
+http://:{port} {{
+    bind 127.0.0.1
     reverse_proxy {upstream} {{
         transport http {{
             keepalive_idle_conns_per_host 1
@@ -98,7 +98,12 @@ def proxy_in_front(kind: str, url: str, folder: Path, more: str = "") -> Iterato
         "caddy": ["caddy", "run", "--adapter", "caddyfile", "--config", str(settings)],
         "haproxy": ["haproxy", "-db", "-f", str(settings)],
     }[kind]
-    environment = {**os.environ, "HOME": str(folder), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    environment = {
+        **os.environ,
+        "HOME": str(folder),
+        "XDG_CONFIG_HOME": str(folder),
+        "PATH": f"{os.environ['PATH']}:/usr/sbin",
+    }
     with (folder / f"{kind}.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:

@@ -45,6 +45,7 @@ _NUMBERS = {
     "workers": (1, 64, ""),
     "directory_memory": (16, 1_048_576, " of MiB"),
     "max_staleness": (0, 3_600, " of seconds"),
+    "keep_alive": (5, 3_600, " of seconds"),
 }
 
 
@@ -63,6 +64,7 @@ class Config:
     workers: int = 1
     directory_memory: int = 256
     max_staleness: int = 0
+    keep_alive: int = 120
     metrics_token: str = field(default="", repr=False)
     no_messaging: bool = False
     mqtt_listen: str = "127.0.0.1:1883"

@@ -213,6 +213,9 @@ def test_forward_auth_is_answered_alike_by_the_lane_and_by_the_framework(
     both_ways(server, kept, head, b"")
 
 
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
 def request(server: Server, *fields: str, version: str = "1.1") -> bytes:
     head = f"GET /v2/auth HTTP/{version}\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n"
     return (head + "".join(f"{field}\r\n" for field in fields) + "\r\n").encode()
@@ -220,7 +223,7 @@ def request(server: Server, *fields: str, version: str = "1.1") -> bytes:
 
 def test_pipelined_requests_are_answered_in_their_order(server: Server, wire: Wire) -> None:
     slow = f"GET /v2/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n\r\n"
-    wire.send(request(server) + slow.encode() + request(server) + b"GET /healthz HTTP/1.1\r\n\r\n")
+    wire.send(request(server) + slow.encode() + request(server) + HEALTH)
     told = [wire.answer() for _ in range(4)]
     assert [status for status, _, _ in told] == [200, 200, 200, 200]
     assert "wardkey-verdict" in told[0][1]

@@ -130,7 +130,7 @@ def test_an_offer_of_h2c_is_ignored_and_the_body_is_read(single: Server) -> None
         for _ in range(3):
             sock.sendall(
                 b"POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\n"
-                b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+                b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEA\r\n"
                 b"Content-Type: application/json\r\nAuthorization: Bearer "
                 + single.first_key.encode()
                 + b"\r\nContent-Length: %d\r\n\r\n" % len(body)

@@ -44,7 +44,7 @@ T = TypeVar("T")
 JSON = "application/json"
 LONGEST_BODY = 2 * LONGEST_TOKEN
 # A page must be able to read refusals too; no cookie ever counts here.
-CORS = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
+CORS = {"Access-Control-Allow-Origin": "*"}
 PREFLIGHT = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, OPTIONS",

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from wardkey.domain import errors
 from wardkey.domain.callers import MOST_ROUTE
-from wardkey.domain.permissions import KeyType
+from wardkey.domain.permissions import KeyType, is_permission
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
@@ -32,7 +32,7 @@ from wardkey.web.caller import (
     shown_credential,
 )
 from wardkey.web.context import Context, Here
-from wardkey.web.incoming import Incoming, Outgoing
+from wardkey.web.incoming import Incoming, Outgoing, header_lines
 from wardkey.web.lane import HotRoute
 from wardkey.web.problems import check_json, problem_outgoing, rate_headers, told
 
@@ -41,7 +41,6 @@ log = logging.getLogger("wardkey")
 
 Judge = Callable[[Incoming, Context], Outgoing]
 _JSON_TYPE = "application/json"
-_NO_STORE = "Cache-Control: no-store\r\n"
 _LONGEST_SLUG = 64
 _MOST_PERMISSIONS = 20
 
@@ -188,14 +187,14 @@ def judge_one(incoming: Incoming, here: Context) -> Outgoing:
     """Answer POST /v2/keys/verify."""
     caller = _asking(incoming, here, "verify_key")
     told = _answer(here, caller.by, wire.read_request(incoming.body))
-    return Outgoing(200, told, _JSON_TYPE, lines=_NO_STORE)
+    return Outgoing(200, told, _JSON_TYPE)
 
 
 def judge_many(incoming: Incoming, here: Context) -> Outgoing:
     """Answer POST /v2/keys/verify-batch."""
     caller = _asking(incoming, here, "verify_keys")
     items = [_answer(here, caller.by, item) for item in wire.read_batch(incoming.body)]
-    return Outgoing(200, wire.render_batch(items), _JSON_TYPE, lines=_NO_STORE)
+    return Outgoing(200, wire.render_batch(items), _JSON_TYPE)
 
 
 def _asking(incoming: Incoming, here: Context, attempt: str) -> Caller:
@@ -299,7 +298,7 @@ def _valid_lines(known: KnownSecret) -> str:
     if len(_lines) >= _MOST_LINES:
         _lines.clear()
     fields = _identity(known, Verdict.VALID)
-    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    lines = header_lines(fields)
     _lines[known.kid] = (known, lines)
     return lines
 
@@ -335,7 +334,7 @@ def terms_of(query: bytes) -> Terms:
     except (TypeError, ValueError):
         raise errors.InvalidRequest(
             "The proxy's URL takes organization (an id or a slug), environment (live or test), "
-            "type (secret or publishable) and up to 20 times permission.",
+            "type (secret or publishable) and up to 20 times permission, such as invoices:read.",
         ) from None
 
 
@@ -347,6 +346,8 @@ class _Terms:
 
     def terms(self, permissions: list[str]) -> Terms:
         if len(self.organization) > _LONGEST_SLUG or len(permissions) > _MOST_PERMISSIONS:
+            raise ValueError
+        if not all(map(is_permission, permissions)):
             raise ValueError
         return Terms(
             self.organization,

@@ -35,7 +35,7 @@ log = logging.getLogger("wardkey")
 _JSON = "application/json"
 _GRANT = b"x-wardkey-grant"
 # A page must be able to read refusals too; no cookie ever counts here.
-_CORS = "Access-Control-Allow-Origin: *\r\nCache-Control: no-store\r\n"
+_CORS = "Access-Control-Allow-Origin: *\r\n"
 _PREFLIGHT = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, OPTIONS",

@@ -115,6 +115,7 @@ _SETTINGS_HELP = {
     "workers": "Worker processes.",
     "directory_memory": "MiB of memory for known keys, in each worker.",
     "max_staleness": "Seconds to go on judging without PostgreSQL; 0 refuses at once.",
+    "keep_alive": "Seconds after which an idle HTTP connection is closed.",
     "no_messaging": "Leave MQTT out: no broker is started.",
     "mqtt_listen": "Address and port for MQTT.",
     "websocket_listen": "Address and port for MQTT over WebSocket, at /mqtt.",

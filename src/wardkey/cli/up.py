@@ -174,6 +174,8 @@ def _serve(config: Config, listening: socket.socket) -> None:
         ssl_certfile=config.tls_cert or None,
         ssl_keyfile=config.tls_key or None,
         http="wardkey.web.lane:Lane",
+        ws="none",
+        timeout_keep_alive=config.keep_alive,
         loop="uvloop",
     )
     # After draining, uvicorn raises the signal again; by then it only means to end well.

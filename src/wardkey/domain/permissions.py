@@ -96,6 +96,13 @@ def default_permissions(key_type: KeyType, held: frozenset[str]) -> frozenset[st
     return (TYPE_TABLE[key_type] - TICKED_EXPLICITLY) & held
 
 
+def is_permission(text: str) -> bool:
+    """Return whether `text` is one of Wardkey's permissions or has the form of a scope."""
+    return text in _ALL or (
+        _SCOPE.fullmatch(text) is not None and text.partition(":")[0] not in _RESERVED
+    )
+
+
 def clean_permissions(key_type: KeyType, wanted: Iterable[str]) -> frozenset[str]:
     """Check each permission's form and that a key of this type can hold it.
 
@@ -109,7 +116,7 @@ def clean_permissions(key_type: KeyType, wanted: Iterable[str]) -> frozenset[str
     for index, item in enumerate(wanted):
         field = f"permissions.{index}"
         known = item in _ALL
-        if not known and (not _SCOPE.fullmatch(item) or item.partition(":")[0] in _RESERVED):
+        if not is_permission(item):
             shown = item[:64].encode("unicode_escape").decode("ascii")
             detail = (
                 f"There is no permission “{shown}”; take one of Wardkey's own, or a scope of "

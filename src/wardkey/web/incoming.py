@@ -88,11 +88,23 @@ class Incoming:
         return [value.decode("latin-1") for known, value in self.fields if known == name]
 
 
+def header_lines(fields: Mapping[str, str]) -> str:
+    """Return header fields as they go over the wire, each with its line end.
+
+    Raises `ValueError` for a value that would end its line or is not Latin-1.
+    """
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    if lines.count("\r") != len(fields) or lines.count("\n") != len(fields) or "\0" in lines:
+        raise ValueError("a header field has a control character in it")
+    lines.encode("latin-1")
+    return lines
+
+
 @dataclass(slots=True)
 class Outgoing:
     """An answer; `content_type` is empty where there is no body.
 
-    `lines` are further header fields as they go over the wire, each with its line end.
+    `lines` are further header fields, made by `header_lines`.
     """
 
     status: int

@@ -15,26 +15,25 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from wardkey.domain.errors import Failure, HeadersTooLarge, InvalidHttp, RequestTimeout
+from wardkey.domain.errors import Failure, InternalError
+from wardkey.web.connection import Connection
 from wardkey.web.context import Context
-from wardkey.web.incoming import Incoming, Outgoing, Seen, next_request_id
+from wardkey.web.incoming import Incoming, Outgoing, Seen, header_lines, next_request_id
 from wardkey.web.problems import problem_outgoing
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
-MOST_HEAD = 65_536
 MOST_LANE_BODY = 65_536
 _MOST_KNOWN_HEAD = 4_096
-SLOW_S = 30.0
-_LOOK_S = 5.0
 _CLOSE = "connection: close\r\n"
 _LINES = {int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n" for s in HTTPStatus}
 # A person's token is looked up in the database, which is no work for the event loop.
 _USER = b"ut_"
-_ELSEWHERE = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
+_ELSEWHERE = frozenset({b"expect", b"transfer-encoding"})
+# A proxy may announce the body of the request that it holds up and never send it.
+_FORWARD_AUTH = b"/v2/auth"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,7 @@ class Owed:
 
     __slots__ = ("disconnected", "keep_alive", "request_id", "response_complete")
     message_event = asyncio.Event()
+    more_body = False
 
     def __init__(self, request_id: str, *, stays: bool) -> None:
         self.request_id, self.keep_alive = request_id, stays
@@ -81,25 +81,19 @@ class KnownHead:
     named: dict[bytes, bytes]
 
 
-class Lane(HttpToolsProtocol):
-    """uvicorn's protocol with hot routes and with bounds on heads and on slow requests."""
+class Lane(Connection):
+    """A connection whose hot routes are answered at once."""
 
     _judging: HotRoute | None = None
     _named: dict[bytes, bytes]
     _query = b""
     _body = b""
-    _head = 0
-    _in_head = False
-    _begun: float | None = None
-    _idle_since: float | None = None
     _dated: list[tuple[bytes, bytes]] | None = None
     _date_lines = ""
-    _closing = False
     _stays = False
     _known: KnownHead | None = None
     _whole = b""
     _waits = False
-    _offers_upgrade = False
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - asyncio's transports
         """Take a new connection."""
@@ -109,16 +103,9 @@ class Lane(HttpToolsProtocol):
         self._routes: Mapping[bytes, HotRoute] = self.app.state.hot_routes
         self._waits = self._here.waits_for_network
         self._peer = self.client[0] if self.client else ""
-        self._begun = self.loop.time()
-        self._looking = self.loop.call_later(_LOOK_S, self._look_for_slow)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of a connection."""
-        self._looking.cancel()
-        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; refuse a head that never ends."""
+        """Answer a head that the connection sent before; parse all else."""
         known = self._known
         # Half of a request's time goes into parsing a head that is nearly always the same.
         if (
@@ -126,72 +113,24 @@ class Lane(HttpToolsProtocol):
             and len(data) == known.size
             and self._begun is None
             and data.startswith(known.head)
-            and self._is_free()
+            and self.is_free
+            and not self._ended
             and self._judge(
                 known.route, known.query, known.fields, known.named, data[len(known.head) :]
             )
         ):
-            # Set by an answer of the framework's before, to close what is idle.
-            self._unset_keepalive_if_required()
             return
         self._whole = data if self._begun is None else b""
-        self._head += len(data)
-        self._unset_keepalive_if_required()
-        self._feed(data)
-        if self._in_head and self._head > MOST_HEAD and not self.transport.is_closing():
-            self._refuse(HeadersTooLarge())
+        super().data_received(data)
 
-    def _feed(self, data: bytes) -> None:
-        """Parse bytes; a request that offers an upgrade is parsed again without its offer.
-
-        httptools takes the body of such a request for bytes of another protocol and then for a
-        next request (Kludex/uvicorn#2722). RFC 9110 §7.8 lets a server ignore the offer.
-        """
-        while data:
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as signal:
-                if self.parser.get_method() == b"CONNECT":
-                    self._refuse(InvalidHttp())
-                    return
-                data = self._head_without_offer() + data[signal.args[0] :]
-                self._offers_upgrade = False
-            except httptools.HttpParserError:
-                self._refuse(InvalidHttp())
-                return
-            else:
-                return
-
-    def _head_without_offer(self) -> bytes:
-        fields = [b"%b: %b\r\n" % item for item in self.headers if item[0] != b"upgrade"]
-        version = self.parser.get_http_version().encode()
-        line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
-        return b"".join([line, *fields, b"\r\n"])
-
-    def on_message_begin(self) -> None:
-        """Begin a request; the framework's scope is made only if it is needed."""
-        self.url = b""
-        self.headers = []
-        self.expect_100_continue = False
-        self._judging = None
-        self._in_head = True
-        self._begun = self.loop.time()
-        self._idle_since = None
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header field."""
-        self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
+    def take_request(self) -> None:
         """Choose the way of this request."""
-        self._in_head = False
-        self._head = 0
-        self._offers_upgrade = self.parser.should_upgrade()
-        if self._offers_upgrade:
-            return
+        self._judging = None
         path, _, query = self.url.partition(b"?")
+        if self.has_body and (path == _FORWARD_AUTH or path.startswith(_FORWARD_AUTH + b"/")):
+            self.drop_body()
         route = self._routes.get(path)
-        if route is not None and route.method == self.parser.get_method() and self._is_free():
+        if route is not None and route.method == self.parser.get_method() and self.is_free:
             named = dict(self.headers)
             shown = named.get(b"authorization") or named.get(b"wardkey-api-key", b"")
             if (
@@ -201,66 +140,45 @@ class Lane(HttpToolsProtocol):
                 and (not self._here.key_headers or shown)
             ):
                 self._judging, self._query, self._named, self._body = route, query, named, b""
+                if self._ended:
+                    self.complete_request()
                 return
-        self._take_framework()
+        self.hand_to_framework()
 
-    def on_body(self, body: bytes) -> None:
+    def take_body(self, body: bytes) -> None:
         """Take a part of the body."""
         if self._judging is None:
-            super().on_body(body)
+            super().take_body(body)
         else:
             self._body += body
 
-    def on_message_complete(self) -> None:
+    def complete_request(self) -> None:
         """Answer, or leave it to the framework."""
-        if self._offers_upgrade:
-            return
-        self._begun = None
         route, self._judging = self._judging, None
         if route is None:
-            super().on_message_complete()
+            super().complete_request()
             return
-        if not self._judge(route, self._query, self.headers, self._named, self._body):
-            self._take_framework()
-            if self._body:
-                super().on_body(self._body)
-            super().on_message_complete()
+        if self._judge(route, self._query, self.headers, self._named, self._body):
+            self._keep_head(route)
             return
-        self._keep_head(route)
+        self.hand_to_framework()
+        if self._drops_body:
+            return
+        if self._body:
+            super().take_body(self._body)
+        super().complete_request()
 
     def shutdown(self) -> None:
         """Close when the request that is being received has its answer."""
         if self._judging is None:
             super().shutdown()
         else:
-            self._closing = True
+            self._shuts_down = True
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Refuse what is no HTTP."""
-        self._refuse(InvalidHttp())
-
-    def _is_free(self) -> bool:
-        """Tell whether earlier requests of this connection are answered and the client reads."""
-        return (
-            not self._is_answering()
-            and not self.flow.write_paused
-            and not self.transport.is_closing()
-        )
-
-    def _is_answering(self) -> bool:
-        # uvicorn's annotation leaves out that there is none before the first request.
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is not None and not cycle.response_complete
-
-    def _take_framework(self) -> None:
-        url, headers = self.url, self.headers
-        super().on_message_begin()
-        self.url = url
-        self.headers.extend(headers)
-        self.expect_100_continue = (b"expect", b"100-continue") in (
-            (name, value.lower()) for name, value in headers if name == b"expect"
-        )
-        super().on_headers_complete()
+    def write_refusal(self, failure: Failure) -> None:
+        """Answer `failure` as the last of this connection."""
+        request_id = next_request_id()
+        self._write(problem_outgoing(failure, request_id), request_id, stays=False)
 
     def _judge(
         self,
@@ -280,16 +198,14 @@ class Lane(HttpToolsProtocol):
         out = route.answer(incoming, self._here)
         if out is None:
             return False
-        stays = self._stays = (
-            not self._closing
-            and self.parser.should_keep_alive()
-            and self.parser.get_http_version() != "1.0"
-        )
+        stays = self._stays = not self._shuts_down and not self._ended
         if isinstance(out, Outgoing):
             self._write(out, request_id, stays=stays)
             self.server_state.total_requests += 1
             if stays:
                 self._idle_since = self.loop.time()
+            else:
+                self.close_gently()
             return True
         owed = Owed(request_id, stays=stays)
         self.cycle = cast("RequestResponseCycle", owed)
@@ -301,14 +217,12 @@ class Lane(HttpToolsProtocol):
         owed.response_complete = True
         if owed.disconnected or self.transport.is_closing():
             return
-        self._write(done.result(), owed.request_id, stays=owed.keep_alive and not self._closing)
-        if self.pipeline or self.transport.is_closing():
+        stays = owed.keep_alive and not self._shuts_down
+        self._write(done.result(), owed.request_id, stays=stays)
+        if stays:
             self.on_response_complete()
-            return
-        self.server_state.total_requests += 1
-        self.flow.resume_reading()
-        if self._begun is None:
-            self._idle_since = self.loop.time()
+        else:
+            self.close_gently()
 
     def _keep_head(self, route: HotRoute) -> None:
         """Remember the head of a request that came alone and whole, and after which more may.
@@ -328,9 +242,12 @@ class Lane(HttpToolsProtocol):
             )
 
     def _write(self, out: Outgoing, request_id: str, *, stays: bool) -> None:
-        fields = ""
-        if out.headers:
-            fields = "".join([f"{name}: {value}\r\n" for name, value in out.headers.items()])
+        try:
+            fields = header_lines(out.headers) if out.headers else ""
+        except ValueError:
+            log.exception("request %s has an answer that cannot be sent", request_id)
+            out = problem_outgoing(InternalError(), request_id)
+            fields = header_lines(out.headers)
         if self._dated is not self.server_state.default_headers:
             # uvicorn makes the list anew each second, for its date.
             self._dated = self.server_state.default_headers
@@ -340,37 +257,7 @@ class Lane(HttpToolsProtocol):
         head = (
             f"{_LINES[out.status]}{kind}content-length: {len(out.body)}\r\n{out.lines}{fields}"
             f"{self._date_lines}wardkey-request-id: {request_id}\r\n"
-            f"x-content-type-options: nosniff\r\n{'' if stays else _CLOSE}\r\n"
+            f"x-content-type-options: nosniff\r\ncache-control: no-store\r\n"
+            f"{'' if stays else _CLOSE}\r\n"
         )
         self.transport.write(head.encode("latin-1") + out.body)
-        if not stays:
-            self.transport.close()
-
-    def _refuse(self, failure: Failure) -> None:
-        """Tell what is wrong with the connection's bytes and close it.
-
-        While an earlier request has no answer yet there is no place for another one.
-        """
-        if self._is_free():
-            request_id = next_request_id()
-            self._write(problem_outgoing(failure, request_id), request_id, stays=False)
-        self.transport.close()
-
-    def _look_for_slow(self) -> None:
-        """Close a connection that is idle, or whose request takes longer to arrive than any.
-
-        One look in five seconds costs less than a timer for each answer.
-        """
-        if self.transport.is_closing():
-            return
-        idle = self._idle_since
-        if idle is not None and self.loop.time() - idle > self.timeout_keep_alive:
-            self.transport.close()
-            return
-        if self._begun is not None and self.loop.time() - self._begun > SLOW_S:
-            if self._in_head or self._judging or self._head:
-                self._refuse(RequestTimeout())
-            else:
-                self.transport.close()
-            return
-        self._looking = self.loop.call_later(_LOOK_S, self._look_for_slow)

@@ -1,4 +1,4 @@
-"""What every request passes first: an id, a bound on its body, no NUL in its path."""
+"""What every request passes first: an id, a bound on its body, HEAD as GET, no-store."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # RFC 9110 §9.3.2: as GET, and the server leaves the body out.
+            scope = {**scope, "method": "GET"}
         request_id = next_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
 
@@ -32,6 +35,7 @@ class Limits:
                 headers = MutableHeaders(scope=message)
                 headers["Wardkey-Request-Id"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
+                headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):

@@ -143,7 +143,7 @@ def problem_body(failure: Failure, request_id: str) -> dict[str, Any]:
 
 def problem_headers(failure: Failure) -> dict[str, str]:
     """Return the header fields that go with `failure`: challenge, scope, waiting time."""
-    headers = {"Cache-Control": "no-store"}
+    headers: dict[str, str] = {}
     detail = quote(failure.detail, safe=" ,;:.()/-_'")
     if isinstance(failure, errors.MissingCredentials):
         headers["WWW-Authenticate"] = 'Bearer realm="wardkey"'
@@ -152,7 +152,8 @@ def problem_headers(failure: Failure) -> dict[str, str]:
             f'Bearer realm="wardkey", error="invalid_token", error_description="{detail}"'
         )
     elif isinstance(failure, errors.Forbidden):
-        scope = f', scope="{failure.needs}"' if failure.needs else ""
+        needs = quote(failure.needs or "", safe=":")
+        scope = f', scope="{needs}"' if needs else ""
         headers["WWW-Authenticate"] = f'Bearer realm="wardkey", error="insufficient_scope"{scope}'
     if failure.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(failure.retry_after_s)))
@@ -368,6 +369,8 @@ def _methods(request: Request) -> list[str]:
         pattern = getattr(route, "path_regex", None)
         if pattern is not None and pattern.match(request.scope["path"]):
             found |= getattr(route, "methods", None) or set()
+    if "GET" in found:
+        found.add("HEAD")
     return sorted(found)
 
 
