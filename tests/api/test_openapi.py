@@ -94,11 +94,11 @@ def test_every_declared_problem_has_its_status_example_and_page(
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PUT", "/v2/keys", "GET, POST"),
+        ("PUT", "/v2/keys", "GET, HEAD, POST"),
         ("DELETE", "/v2/keys/import", "POST"),
         ("GET", "/v2/keys/verify", "POST"),
         ("DELETE", "/v2/invitations/accept", "POST"),
-        ("POST", "/v2/keys/key_0fA3xQ2LmN7pR9sT1uV4wY", "DELETE, GET, PATCH"),
+        ("POST", "/v2/keys/key_0fA3xQ2LmN7pR9sT1uV4wY", "DELETE, GET, HEAD, PATCH"),
     ],
 )
 def test_405_names_the_methods_that_the_path_takes(
