@@ -6,6 +6,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.server import PASSWORD, Server
+from wardkey.domain.permissions import Permission
 
 METHODS = ("get", "post", "put", "patch", "delete")
 OUR_ROUTES = {
@@ -53,6 +54,7 @@ BODIES = {
     ("patch", "/v2/acl/rules/{rule_id}"): {"effect": "deny"},
     ("patch", "/v2/auth-providers/{provider_id}"): {"name": "taken"},
 }
+EVERY = [*Permission]
 OURS = (
     "/v2/keys/{key_id}",
     "/v2/clients/{client_id}",
@@ -91,6 +93,13 @@ def _ids(owner: httpx.Client) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module")
+def ids(server: Server) -> dict[str, str]:
+    """Make one of each thing in live; return their ids."""
+    with server.owner() as owner:
+        return _ids(owner)
+
+
 def _second_owner(server: Server) -> httpx.Client:
     made = server.cli("org", "create", "Globex", "--owner", "admin@globex.example", "--json")
     assert made.returncode == 0, made.stderr
@@ -101,9 +110,10 @@ def _second_owner(server: Server) -> httpx.Client:
     return server.client(answer.json()["token"])
 
 
-def test_404_no_route_shows_or_changes_another_organizations_things(server: Server) -> None:
+def test_404_no_route_shows_or_changes_another_organizations_things(
+    server: Server, ids: dict[str, str]
+) -> None:
     with server.owner() as ours:
-        ids = _ids(ours)
         before = [ours.get(path.format(**ids)).json() for path in OURS]
         document = ours.get("/v2/openapi.json").json()
     with _second_owner(server) as theirs:
@@ -135,6 +145,101 @@ def test_404_no_route_shows_or_changes_another_organizations_things(server: Serv
             assert not [one for one in hidden if one in shown.text], path
     with server.owner() as ours:
         assert [ours.get(path.format(**ids)).json() for path in OURS] == before
+
+
+# What both environments share: a test key reaches none of it, whatever it holds.
+SHARED = {
+    ("patch", "/v2/organization"): {"slug": "taken"},
+    ("get", "/v2/members"): None,
+    ("patch", "/v2/members/{user_id}"): {"role": "viewer"},
+    ("delete", "/v2/members/{user_id}"): None,
+    ("get", "/v2/invitations"): None,
+    ("post", "/v2/invitations"): {"email": "intruder@acme.example", "role": "admin"},
+    ("delete", "/v2/invitations/{invitation_id}"): None,
+    ("post", "/v2/import-prefixes"): {"prefix": "taken_"},
+    ("delete", "/v2/import-prefixes/{prefix}"): None,
+    ("get", "/v2/audit-events/verify"): None,
+}
+# What stays in the caller's environment, shows the public part, or asks for no key.
+CONFINED = {
+    *(("get", f"/v2/{room}") for room in ("keys", "clients", "acl/rules", "acl/presets", "tokens")),
+    *(("get", f"/v2/{room}") for room in ("auth-providers", "sessions", "presence", "retained")),
+    *(("get", f"/v2/{room}") for room in ("audit-events", "audit-events/export")),
+    *(("get", f"/v2/{room}") for room in ("organization", "import-prefixes", "me", "auth")),
+    *(("post", f"/v2/{room}") for room in ("keys", "keys/import", "clients", "acl/rules")),
+    *(("post", f"/v2/{room}") for room in ("acl/presets", "acl/simulate", "auth-providers")),
+    *(("post", f"/v2/{room}") for room in ("auth-providers/test", "keys/verify")),
+    *(("post", f"/v2/tokens/{verb}") for verb in ("create", "exchange", "refresh", "revoke")),
+    ("post", "/v2/keys/verify-batch"),
+    ("put", "/v2/acl/rules"),
+    ("delete", "/v2/retained"),
+    ("post", "/v2/organization/transfer"),
+    *(("post", f"/v2/{room}") for room in ("setup", "user-tokens", "invitations/accept")),
+    ("delete", "/v2/user-tokens/current"),
+    ("post", "/publish"),
+    ("post", "/oauth/token"),
+    ("get", "/metrics"),
+    ("get", "/healthz"),
+    ("get", "/readyz"),
+    ("get", "/problems/{code}"),
+}
+
+
+def test_no_route_lets_a_test_key_see_or_change_live_or_what_both_share(
+    server: Server, ids: dict[str, str]
+) -> None:
+    with server.owner() as owner:
+        wanted = {"name": "test-all", "type": "secret", "environment": "test"}
+        text = owner.post("/v2/keys", json={**wanted, "permissions": EVERY}).json()["secret"]
+        document = owner.get("/v2/openapi.json").json()
+        looks = [path.format(**ids) for path in (*OURS, "/v2/organization", "/v2/members")]
+        before = [owner.get(path).json() for path in looks]
+        with server.client(text) as key:
+            for path, item in document["paths"].items():
+                for method in METHODS:
+                    operation = (method, path)
+                    if method not in item or operation in CONFINED:
+                        continue
+                    body = SHARED.get(operation) or BODIES.get(operation)
+                    answer = key.request(method.upper(), path.format(**ids), json=body)
+                    if operation in SHARED:
+                        expected: object = (403, "live_key_required")
+                    else:
+                        assert operation in OUR_ROUTES, f"{operation} is new: does it stay in test?"
+                        expected = (404, OUR_ROUTES[operation])
+                    said = answer.status_code, answer.json().get("code")
+                    assert said == expected, operation
+            hidden = set(ids.values()) - {ids["prefix"], ids["session_id"], ids["user_id"]}
+            for method, path in CONFINED:
+                if method == "get":
+                    shown = key.get(path.format(code="revoked")).text
+                    assert not [one for one in hidden if one in shown], path
+            transferred = key.post("/v2/organization/transfer", json={"user_id": ids["user_id"]})
+            assert transferred.json()["code"] == "owner_only"
+        assert [owner.get(path).json() for path in looks] == before
+
+
+def test_a_test_key_reads_the_events_of_test_alone(server: Server) -> None:
+    with server.owner() as owner, server.owner(Wardkey_Environment="test") as in_test:
+        wanted = {"name": "test-audit", "type": "secret", "environment": "test"}
+        made = owner.post("/v2/keys", json={**wanted, "permissions": ["audit:read"]}).json()
+        # Who works in test still changes what both environments share.
+        invited = in_test.post(
+            "/v2/invitations", json={"email": "seen@acme.example", "role": "viewer"}
+        )
+        assert invited.status_code == 201
+        live = owner.post("/v2/keys", json={"name": "live-audit", "type": "secret"}).json()
+        everything = owner.get("/v2/audit-events?limit=200").text
+    with server.client(made["secret"]) as key:
+        listed = key.get("/v2/audit-events?limit=200")
+        exported = key.get("/v2/audit-events/export")
+    assert listed.status_code == exported.status_code == 200
+    for text in (listed.text, exported.text):
+        assert made["key"]["id"] in text
+        assert live["key"]["id"] not in text
+        assert "seen@acme.example" not in text
+    assert {event["environment"] for event in listed.json()["events"]} == {"test"}
+    assert all(one in everything for one in (live["key"]["id"], "seen@acme.example"))
 
 
 ALLOWED = {"owner": 201, "admin": 201, "member": 403, "viewer": 403}

@@ -108,6 +108,11 @@ class World:
             "/v2/keys/import", json=wanted | {"sha256": "ab" * 32, "entropy_bits": 160} | more
         )
 
+    def tested(self) -> httpx.Response:
+        wanted = {"environment": "test", "permissions": ["members:read"]}
+        with self.server.client(self.made(**wanted)["secret"]) as key:
+            return key.get("/v2/members")
+
     def registered(self, prefix: str) -> httpx.Response:
         return self.owner.post("/v2/import-prefixes", json={"prefix": prefix})
 
@@ -275,6 +280,7 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     "invalid_link": lambda w: w.accepted("nothing"),
     "not_permitted": lambda w: w.shown(w.made(permissions=["keys:verify"])["secret"]),
     "wrong_environment": lambda w: w.key.get("/v2/keys?environment=test"),
+    "live_key_required": World.tested,
     "secret_key_required": lambda w: w.shown(w.made(**PAGE)["secret"]),
     "address_not_allowed": lambda w: w.shown(w.made(allowed_addresses=["203.0.113.1"])["secret"]),
     "origin_not_allowed": lambda w: w.shown(

@@ -19,6 +19,11 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 
 DEPLOYMENT = "deployment"
+# Targets that belong to one environment. Events of all others are live's, even those recorded while
+# a member worked in test.
+_OF_AN_ENVIRONMENT = (
+    *("key", "client", "acl", "provider", "grant", "exchange", "session", "retained"),
+)
 # How many events one short transaction reads of a chain.
 PAGE = 500
 
@@ -160,9 +165,12 @@ def record(
 
 
 def list_events(tx: Transaction, by: Principal, query: AuditQuery) -> list[AuditEvent]:
-    """Return the organization's events that fit `query`, newest first."""
+    """Return the events that the caller may see and that fit `query`, newest first.
+
+    Members and live keys see both environments, a test key what concerns test alone.
+    """
     by.require(Permission.AUDIT_READ)
-    statement = _filtered(by.org_id, query).order_by(audit_events.c.seq.desc()).limit(query.limit)
+    statement = _filtered(by, query).order_by(audit_events.c.seq.desc()).limit(query.limit)
     return [_event(row) for row in tx.connection.execute(statement)]
 
 
@@ -195,7 +203,7 @@ def read_events(
     by.require(Permission.AUDIT_READ)
     end = min(after + PAGE, last)
     seq = audit_events.c.seq
-    statement = _filtered(by.org_id, query).where(seq > after, seq <= end).order_by(seq)
+    statement = _filtered(by, query).where(seq > after, seq <= end).order_by(seq)
     found = [_event(row) for row in tx.connection.execute(statement)]
     if not found and end < last:
         # Where numbers are missing, to go on by PAGE could take for ever.
@@ -223,8 +231,12 @@ def list_chains(tx: Transaction, by: Principal) -> list[tuple[str, str]]:
 def read_links(
     tx: Transaction, by: Principal, org_id: str, after: int, last: int
 ) -> list[ChainLink]:
-    """Return the next 500 links of a chain behind `after`, up to `last`."""
+    """Return the next 500 links of a chain behind `after`, up to `last`.
+
+    Raises `LiveKeyRequired` for a test key, because a chain spans both environments.
+    """
     _require_reader(by, org_id)
+    by.require_live()
     seq = audit_events.c.seq
     statement = (
         select(audit_events)
@@ -238,8 +250,12 @@ def read_links(
 
 
 def export_head(tx: Transaction, by: Principal, org_id: str) -> str:
-    """Return the chain's present end, signed, to be kept somewhere else."""
+    """Return the chain's present end, signed, to be kept somewhere else.
+
+    Raises `LiveKeyRequired` for a test key.
+    """
     _require_reader(by, org_id)
+    by.require_live()
     row = tx.connection.execute(
         select(audit_heads.c.seq, audit_heads.c.mac).where(audit_heads.c.org_id == org_id)
     ).one_or_none()
@@ -256,9 +272,11 @@ def _require_reader(by: Principal, org_id: str) -> None:
 def compare_head(tx: Transaction, by: Principal, org_id: str, signed_head: str) -> list[Break]:
     """Return how a chain differs from an earlier `export_head` of it.
 
-    Raises `InvalidRequest` if that head was not signed by this deployment for this chain.
+    Raises `InvalidRequest` if that head was not signed by this deployment for this chain, and
+    `LiveKeyRequired` for a test key.
     """
     _require_reader(by, org_id)
+    by.require_live()
     opened = (open_head(key, signed_head) for key in tx.vault.audit_keys.values())
     head: Head | None = next((h for h in opened if h is not None), None)
     if head is None or head.org_id != org_id:
@@ -277,8 +295,13 @@ def compare_head(tx: Transaction, by: Principal, org_id: str, signed_head: str) 
     return []
 
 
-def _filtered(org_id: str, query: AuditQuery) -> Select[Any]:
-    statement = select(audit_events).where(audit_events.c.org_id == org_id)
+def _filtered(by: Principal, query: AuditQuery) -> Select[Any]:
+    statement = select(audit_events).where(audit_events.c.org_id == by.org_id)
+    if by.sees_test_alone:
+        statement = statement.where(
+            audit_events.c.environment == by.environment,
+            audit_events.c.target_kind.in_(_OF_AN_ENVIRONMENT),
+        )
     if query.action:
         statement = statement.where(audit_events.c.action == query.action)
     if query.actor_id:

@@ -66,6 +66,7 @@ def register_prefix(tx: Transaction, by: Principal, prefix: str) -> ImportPrefix
     Raises `InvalidPrefix`, `DuplicatePrefix`.
     """
     by.require(Permission.KEYS_WRITE)
+    by.require_live()
     ours = looks_like_ours(prefix, brand=tx.brand) or any(
         head.startswith(prefix) for head in ("sk_live_", "sk_test_", "pk_live_", "pk_test_")
     )
@@ -97,6 +98,7 @@ def list_prefixes(tx: Transaction, by: Principal) -> list[ImportPrefix]:
 def release_prefix(tx: Transaction, by: Principal, prefix: str) -> None:
     """Give a prefix up; raises `PrefixNotFound`, and `PrefixInUse` while live keys have it."""
     by.require(Permission.KEYS_WRITE)
+    by.require_live()
     _own_prefix(tx, by, prefix)
     used = tx.connection.execute(
         select(

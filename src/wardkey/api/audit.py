@@ -134,12 +134,13 @@ def export_events(  # noqa: PLR0917 - FastAPI's parameters
     return here.exports.begin(caller.by.org_id, chunks(), "application/x-ndjson")
 
 
-@router.get("/v2/audit-events/verify", responses=told(errors.Overloaded))
+@router.get("/v2/audit-events/verify", responses=told(errors.LiveKeyRequired, errors.Overloaded))
 def verify_chain(caller: Known, here: Here) -> ChainState:
     """Check every link of the organization's chain; any edit, gap or reordering is listed."""
     by, org_id = caller.by, caller.by.org_id
     with here.runner.noting("verify_chain", by):
         by.require(Permission.AUDIT_READ)
+        by.require_live()
     with here.checks.taken(org_id):
         count, breaks = audit_walks.verify_chain(
             here.runner.database, by, org_id, within_s=LONGEST_S

@@ -469,7 +469,7 @@ def list_prefixes(caller: Known, here: Here) -> PrefixList:
 @router.post(
     "/v2/import-prefixes",
     status_code=201,
-    responses=told(errors.InvalidPrefix, errors.DuplicatePrefix, body=True),
+    responses=told(errors.LiveKeyRequired, errors.InvalidPrefix, errors.DuplicatePrefix, body=True),
 )
 def register_prefix(wanted: NewPrefix, caller: Known, here: Here) -> PrefixShape:
     """Claim a prefix for the organization's imported keys."""
@@ -479,7 +479,7 @@ def register_prefix(wanted: NewPrefix, caller: Known, here: Here) -> PrefixShape
 @router.delete(
     "/v2/import-prefixes/{prefix}",
     status_code=204,
-    responses=told(errors.PrefixNotFound, errors.PrefixInUse),
+    responses=told(errors.LiveKeyRequired, errors.PrefixNotFound, errors.PrefixInUse),
 )
 def release_prefix(prefix: Annotated[str, Path(pattern=PREFIX)], caller: Known, here: Here) -> None:
     """Give a prefix up that no live key has."""

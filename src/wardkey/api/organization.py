@@ -127,6 +127,7 @@ def get_organization(caller: Known, here: Here) -> OrganizationShape:
 @router.patch(
     "/v2/organization",
     responses=told(
+        errors.LiveKeyRequired,
         errors.InvalidName,
         errors.InvalidSlug,
         errors.DuplicateSlug,
@@ -154,7 +155,7 @@ def change_organization(
     )
 
 
-@router.get("/v2/members", responses=told(), tags=["members"])
+@router.get("/v2/members", responses=told(errors.LiveKeyRequired), tags=["members"])
 def list_members(caller: Known, here: Here) -> MemberList:
     """List the members of the organization."""
     found = here.runner.look(members.list_members, caller.by)
@@ -164,6 +165,7 @@ def list_members(caller: Known, here: Here) -> MemberList:
 @router.patch(
     "/v2/members/{user_id:id}",
     responses=told(
+        errors.LiveKeyRequired,
         errors.MemberNotFound,
         errors.OwnerOnly,
         errors.LastOwner,
@@ -181,7 +183,11 @@ def change_role(user_id: Id, wanted: RoleChange, caller: Known, here: Here) -> M
     "/v2/members/{user_id:id}",
     status_code=204,
     responses=told(
-        errors.MemberNotFound, errors.OwnerOnly, errors.LastOwner, errors.ExceedsOwnPermissions
+        errors.LiveKeyRequired,
+        errors.MemberNotFound,
+        errors.OwnerOnly,
+        errors.LastOwner,
+        errors.ExceedsOwnPermissions,
     ),
     tags=["members"],
 )
@@ -200,7 +206,7 @@ def transfer_ownership(wanted: Transfer, caller: Known, here: Here) -> MemberSha
     return _member_shape(here.runner.change(members.transfer, caller.by, wanted.user_id))
 
 
-@router.get("/v2/invitations", responses=told(), tags=["invitations"])
+@router.get("/v2/invitations", responses=told(errors.LiveKeyRequired), tags=["invitations"])
 def list_invitations(caller: Known, here: Here) -> InvitationList:
     """List the organization's invitations, newest first."""
     found = here.runner.look(members.list_invitations, caller.by)
@@ -211,6 +217,7 @@ def list_invitations(caller: Known, here: Here) -> InvitationList:
     "/v2/invitations",
     status_code=201,
     responses=told(
+        errors.LiveKeyRequired,
         errors.InvalidEmail,
         errors.AlreadyMember,
         errors.OwnerOnly,
@@ -228,7 +235,7 @@ def invite(wanted: NewInvitation, caller: Known, here: Here) -> CreatedInvitatio
 
 @router.delete(
     "/v2/invitations/{invitation_id:id}",
-    responses=told(errors.InvitationNotFound, errors.InvitationUsed),
+    responses=told(errors.LiveKeyRequired, errors.InvitationNotFound, errors.InvitationUsed),
     tags=["invitations"],
 )
 def revoke_invitation(invitation_id: Id, caller: Known, here: Here) -> InvitationShape:

@@ -397,6 +397,10 @@ class SignInNotAllowed(Forbidden):
     """Nobody of that address may sign in this way; ask an admin for an invitation."""
 
 
+class LiveKeyRequired(Forbidden):
+    """Live and test share this, so a test key can't reach it; use a live key, or sign in."""
+
+
 class ExceedsOwnPermissions(Forbidden):
     """Nobody can grant a permission that he does not hold; ask somebody who holds it."""
 

@@ -87,6 +87,17 @@ ROLE_TABLE: Mapping[Role, frozenset[Permission]] = {
 # A stolen key with these could make more keys or members, so they are ticked explicitly.
 TICKED_EXPLICITLY = frozenset({Permission.KEYS_WRITE, Permission.MEMBERS_WRITE})
 
+# What both environments share, live governs: keys of test hold these to no effect.
+LIVE_ONLY = frozenset(
+    {
+        Permission.ORGANIZATION_WRITE,
+        Permission.MEMBERS_READ,
+        Permission.MEMBERS_WRITE,
+        Permission.BILLING_READ,
+        Permission.BILLING_WRITE,
+    }
+)
+
 _SCOPE = re.compile(r"[a-z][a-z0-9_.-]{0,31}(?::[a-z0-9_.-]{1,32}){1,2}")
 _RESERVED = frozenset(p.partition(":")[0] for p in Permission)
 

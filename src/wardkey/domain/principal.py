@@ -7,11 +7,13 @@ from enum import StrEnum
 
 from wardkey.domain.errors import (
     ExceedsOwnPermissions,
+    LiveKeyRequired,
     NotPermitted,
     OperatorOnly,
     SecretKeyRequired,
 )
 from wardkey.domain.permissions import (
+    LIVE_ONLY,
     ROLE_TABLE,
     TYPE_TABLE,
     KeyType,
@@ -66,8 +68,13 @@ class Principal:
         return foreign and self.role in (Role.OWNER, Role.ADMIN)
 
     def require(self, permission: Permission) -> None:
-        """Raise `SecretKeyRequired` or `NotPermitted`, naming what is missing, unless held."""
+        """Raise `SecretKeyRequired` or `NotPermitted`, naming what is missing, unless held.
+
+        Raises `LiveKeyRequired` for a key of test where the environments share what is asked for.
+        """
         if self.holds(permission):
+            if permission in LIVE_ONLY:
+                self.require_live()
             return
         if self.key_type is KeyType.PUBLISHABLE and permission not in TYPE_TABLE[self.key_type]:
             detail = (
@@ -80,6 +87,16 @@ class Principal:
             f"{who} lacks {permission}; an admin of the organization can grant it.",
             needs=permission,
         )
+
+    @property
+    def sees_test_alone(self) -> bool:
+        """Return whether this is a key of the test environment; members may act in both."""
+        return self.kind is PrincipalKind.KEY and self.environment is Environment.TEST
+
+    def require_live(self) -> None:
+        """Raise `LiveKeyRequired` if this is a key of the test environment."""
+        if self.sees_test_alone:
+            raise LiveKeyRequired
 
     def require_operator(self) -> None:
         """Raise `OperatorOnly` unless this is the operator of the deployment."""
