@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2 as httpx
@@ -124,6 +125,45 @@ def test_sigterm_answers_what_is_under_way_and_loses_no_counter(
         used = client.get(f"/v2/keys/{made['key']['id']}").json()["secrets"][0]["last_used"]
         assert used["user_agent"] == "drained/1"
         assert client.get(f"/v2/keys/{key_id}").status_code == 200
+
+
+def test_no_child_but_the_workers_has_a_setting_in_its_environment(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    seen, key = tmp_path / "seen", tmp_path / "key"
+    key.write_text("6c" * 32)
+    command = f"sh -c 'cat /proc/$$/environ > {seen}; cat {key}'"
+    server = start(
+        around={"PGPASSWORD": "of-a-database", "AWS_PROFILE": "ops"},
+        workers=2,
+        no_messaging=0,
+        metrics_token="of-metrics-0123456789abcdef",
+        master_key_command=command,
+    )
+    assert server.process is not None
+    group = server.process.pid
+    others = [
+        pid
+        for pid in (int(process.name) for process in Path("/proc").glob("[0-9]*"))
+        if pid not in (group, *server.workers()) and group_of(pid) == group
+    ]
+    commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in others]
+    assert sorted("nats-server" in command for command in commands) == [False, True]
+    for pid in others:
+        assert "WARDKEY_" not in Path(f"/proc/{pid}/environ").read_text()
+    broker = Path(f"/proc/{server.broker()}/environ").read_text()
+    assert "PATH=" in broker
+    assert "PGPASSWORD" not in broker
+    # The command that prints the master key has a cloud's credentials, and none of ours.
+    told = seen.read_text()
+    assert "AWS_PROFILE=ops" in told
+    assert "WARDKEY_" not in told
+
+
+def group_of(pid: int) -> int:
+    with suppress(OSError):
+        return os.getpgid(pid)
+    return 0
 
 
 def test_workers_end_with_the_process_that_watched_over_them(

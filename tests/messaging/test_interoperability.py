@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from struct import pack
@@ -76,6 +77,37 @@ def test_a_message_comes_at_the_lower_of_both_qualities(
             (f"basic/{asked}/{sent}", min(asked, sent)) for sent in (0, 1, 2)
         ]
         assert client.paho.unsubscribe("basic/#")[0] == 0
+
+
+def test_a_client_holds_hundreds_of_subscriptions_of_quality_1(
+    broker: Server, one: Login, sender: MqttClient
+) -> None:
+    with connected(broker, *one, "") as client:
+        assert [client.subscribe(f"many/{n}") for n in range(255)] == [1] * 255
+        assert [client.subscribe(f"deep/{n}/#") for n in range(200)] == [1] * 200
+        # The sum of all windows is used up: the next one is refused, and QoS 0 never is.
+        assert client.subscribe("many/beyond") == 128
+        assert client.subscribe("many/beyond", 0) == 0
+        sender.publish("many/254", "wide")
+        sender.publish("deep/199/a/b", "deep")
+        wait_until(lambda: len(client.arrived) == 2)
+        client.paho.unsubscribe("deep/0/#")
+        assert client.subscribe("many/freed") == 1
+
+
+def test_mosquitto_subscribes_to_hundreds_of_filters_at_once(
+    broker: Server, one: Login, sender: MqttClient
+) -> None:
+    command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(broker.mqtt_port), "-q", "1", "-d"]
+    command += ["-u", one.username, "-P", one.password, "-C", "1", "-W", "20"]
+    for n in range(320):
+        command += ["-t", f"at-once/{n}/#"]
+    with subprocess.Popen(["stdbuf", "-oL", *command], stdout=subprocess.PIPE, text=True) as taker:
+        assert taker.stdout is not None
+        granted = next(line for line in taker.stdout if line.startswith("Subscribed"))
+        assert granted.split(": ")[-1].strip() == ", ".join(["1"] * 320)
+        sender.publish("at-once/319/a", "here")
+        assert "here" in taker.stdout.read()
 
 
 def test_retained_messages_are_told_to_whoever_comes_later_until_they_are_cleared(

@@ -184,4 +184,16 @@ def _serve(config: Config, listening: socket.socket) -> None:
     if config.workers == 1:
         uvicorn.Server(settings).run(sockets=[listening])
     else:
+        _start_resource_tracker()
         Multiprocess(settings, sockets=[listening]).run()
+
+
+def _start_resource_tracker() -> None:
+    """Start the tracker that multiprocessing's workers share, without this product's settings."""
+    from multiprocessing import resource_tracker
+
+    ours = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("WARDKEY_")}
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        os.environ.update(ours)

@@ -251,7 +251,13 @@ def _sqlite_tag(database: Database) -> bytes | None:
 def _output(command: str) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - the operator's own setting
-            shlex.split(command), capture_output=True, check=True, text=True, timeout=30
+            shlex.split(command),
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=30,
+            # The command needs its own credentials, such as a cloud's, but none of ours.
+            env={k: v for k, v in os.environ.items() if not k.startswith("WARDKEY_")},
         )
     except (OSError, subprocess.SubprocessError) as fault:
         raise InvalidMasterKey(f"The command that prints the master key failed: {fault}") from None

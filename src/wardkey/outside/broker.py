@@ -34,6 +34,14 @@ _LIMITS = {
 # (`_ALL_STORED`), which therefore stands for 100,000 accounts and not for the size of a disk.
 _STORED = {"mem_storage": 0, "disk_storage": 10**10, "streams": -1, "consumer": -1}
 _ALL_STORED = "1PB"
+# Unacknowledged QoS 1 messages per subscription. nats-server refuses a subscription once a
+# session's sum exceeds 65,535; one that ends with # counts twice. See decision 29.
+MAX_ACK_PENDING = 100
+# Variables that nats-server, or a script around it, may need. Others may hold secrets.
+_INHERITED = (
+    "PATH", "HOME", "USER", "TMPDIR", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE",
+    "SSL_CERT_DIR", "GODEBUG", "GOGC", "GOMAXPROCS", "GOMEMLIMIT", "GOTRACEBACK",
+)  # fmt: skip
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STOP_S = 0.1, 10.0, 15.0
 _PR_SET_PDEATHSIG = 1
 
@@ -159,7 +167,10 @@ def broker_settings(keys: BrokerKeys, node: Node, now: int) -> str:
         f'  sync_interval: "{"always" if node.sync_always else "2m"}"',
         "  limits { default_max_consumers: 1000000 }",
         "}",
-        f'mqtt {{ listen: {json.dumps(node.mqtt)}, ack_wait: "5s"{tls} }}',
+        "mqtt {",
+        f'  listen: {json.dumps(node.mqtt)}, ack_wait: "5s"{tls}',
+        f"  max_ack_pending: {MAX_ACK_PENDING}",
+        "}",
         f"websocket {{ listen: {json.dumps(node.websocket)}{tls or ', no_tls: true'} }}",
         _cluster(node.cluster, node.tls) if node.cluster else "",
         *_trust(keys, now),
@@ -252,6 +263,7 @@ class BrokerProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
+                env={name: os.environ[name] for name in _INHERITED if name in os.environ},
                 preexec_fn=_die_with_parent(),  # noqa: PLW1509 - one call into the kernel
             )
             self._process = process
