@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -107,9 +108,38 @@ HEADERS = st.dictionaries(
     st.sampled_from(
         ["Origin", "Sec-Fetch-Site", "User-Agent", "wardkey-api-key", "X-Forwarded-For"]
     ),
-    st.sampled_from(["https://a.example", "cross-site", "probe/1", "192.0.2.1", "x" * 300]),
+    st.sampled_from(
+        ["https://a.example", "cross-site", "probe/1", "192.0.2.1", "x" * 300, "{plain}", "{page}"]
+    ),
     max_size=3,
 )
+# How a client presents its credential; `user` and `password` are Basic pairs with the key.
+FORMS = st.sampled_from(
+    ["Authorization: Bearer {key}", "Authorization: bearer  {key} ", "Authorization: {key}",
+     "Authorization: Basic {user}", "Authorization: Basic {password}", "Authorization: Token {key}",
+     "Authorization: Basic !", "Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.e30.c2ln",
+     "Wardkey-Api-Key: {key}", "Wardkey-Api-Key: {key}\r\nAuthorization: Bearer e.y.J",
+     "Wardkey-Api-Key: {key}\r\nAuthorization: Bearer {key}",
+     "Authorization: Bearer {key}\r\nAuthorization: Bearer {plain}",
+     'Authorization: Bearer "{key}"', "Authorization: Bearer Bearer {key}"]
+)  # fmt: skip
+ORDINARY = st.one_of(st.just("Authorization: Bearer {key}"), FORMS)
+
+
+def presented(form: str, headers: dict[str, str], secrets: dict[str, str], caller: str) -> str:
+    """Return header fields that present a credential in a form, with others."""
+    lines = form + "\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    key = secrets[caller]
+    for name, text in {
+        **secrets,
+        "key": key,
+        "user": base64.b64encode(f"{key}:".encode()).decode(),
+        "password": base64.b64encode(f"me:{key}".encode()).decode(),
+    }.items():
+        lines = lines.replace(f"{{{name}}}", text)
+    return lines
+
+
 BODIES = st.one_of(
     st.fixed_dictionaries(
         {"key": st.sampled_from(NAMES)},
@@ -169,7 +199,7 @@ def plain(wire: Wire, data: bytes) -> tuple[int, set[str], bytes]:
 
 
 @given(st.sampled_from(NAMES), HEADERS, BODIES, st.sampled_from(["application/json", "text/plain"]),
-       st.sampled_from(["verify", "verify-batch"]))  # fmt: skip
+       st.sampled_from(["verify", "verify-batch"]), ORDINARY)  # fmt: skip
 @settings(
     max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
@@ -182,18 +212,18 @@ def test_verify_is_answered_alike_by_the_lane_and_by_the_framework(
     body: str,
     kind: str,
     route: str,
+    form: str,
 ) -> None:
     for name, text in secrets.items():
         body = body.replace(f'"key": "{name}"', f'"key": {json.dumps(text)}')
-    said = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = (
-        f"POST /v2/keys/{route} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secrets[caller]}\r\n"
-        f"Content-Type: {kind}\r\n{said}"
+        f"POST /v2/keys/{route} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+        f"{presented(form, headers, secrets, caller)}"
     )
     both_ways(server, kept, head, body.encode())
 
 
-@given(st.sampled_from(NAMES), HEADERS, QUERIES)
+@given(st.sampled_from(NAMES), HEADERS, QUERIES, ORDINARY)
 @settings(
     max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
@@ -204,12 +234,10 @@ def test_forward_auth_is_answered_alike_by_the_lane_and_by_the_framework(
     shown: str,
     headers: dict[str, str],
     query: str,
+    form: str,
 ) -> None:
-    said = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    head = (
-        f"GET /v2/auth{query} HTTP/1.1\r\nHost: x\r\n"
-        f"Authorization: Bearer {secrets[shown]}\r\n{said}"
-    )
+    fields = presented(form, headers, secrets, shown)
+    head = f"GET /v2/auth{query} HTTP/1.1\r\nHost: x\r\n{fields}"
     both_ways(server, kept, head, b"")
 
 

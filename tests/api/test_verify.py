@@ -170,7 +170,7 @@ def test_forward_auth_always_sends_every_identity_header(
             (client.get("/v2/auth?permission=keys:write", headers=bearer), 403, "not_permitted"),
             (client.get("/v2/auth?organization=other", headers=bearer), 401, "unknown"),
             (
-                client.get("/v2/auth", headers=bearer | {"wardkey-api-key": "x"}),
+                client.get("/v2/auth", headers=bearer | {"wardkey-api-key": server.first_key}),
                 400,
                 "ambiguous_credentials",
             ),

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from wardkey.actions import grants
 from wardkey.actions.grants import MintedGrant
 from wardkey.domain import errors
+from wardkey.domain.credentials import trim
 from wardkey.domain.grants import (
     LONGEST_TTL_S,
     SHORTEST_TTL_S,
@@ -29,7 +30,13 @@ from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.usernames import on_the_wire, parse_username
 from wardkey.outside.tokens import LONGEST_TOKEN
-from wardkey.web.caller import Caller, caller_in_organization, client_address, shown_credential
+from wardkey.web.caller import (
+    Caller,
+    caller_in_organization,
+    client_address,
+    is_ordinary,
+    shown_credential,
+)
 from wardkey.web.context import Context, Here
 from wardkey.web.exchanges import Exchange, Shown, native_grant
 from wardkey.web.incoming import Incoming, Outgoing
@@ -215,7 +222,7 @@ def exchange_in_place(
 
     None for what comes without a key.
     """
-    if not shown_credential(incoming, here):
+    if not is_ordinary(incoming, here) or not shown_credential(incoming, here):
         return None
     began = perf_counter()
     try:
@@ -324,7 +331,7 @@ def _with_key(incoming: Incoming, here: Context) -> _Asked:
     _same_organization(caller.by, wanted.organization_id)
     name = wanted.provider or wanted.integration_id
     with here.runner.noting("exchange_token", caller.by):
-        return _Asked(caller, here.exchanges.found(caller.by, name, wanted.token), wanted.ttl)
+        return _Asked(caller, here.exchanges.found(caller.by, name, trim(wanted.token)), wanted.ttl)
 
 
 def asked(incoming: Incoming, here: Context) -> Exchange:
@@ -340,7 +347,7 @@ def asked(incoming: Incoming, here: Context) -> Exchange:
     here.throttle.check(now, throttled)
     stranger = _stranger(incoming, wanted.organization_id, address)
     try:
-        return here.exchanges.without_key(stranger, name, wanted.token, wanted.ttl)
+        return here.exchanges.without_key(stranger, name, trim(wanted.token), wanted.ttl)
     except (errors.InvalidToken, errors.TokenExpired):
         here.throttle.failed(now, throttled)
         raise
@@ -350,7 +357,7 @@ def _created(incoming: Incoming, here: Context) -> Outgoing:
     check_json(incoming.text(b"content-type"))
     wanted = _decode(_create, incoming.body)
     if wanted.secret_key:
-        shown = (b"authorization", f"Bearer {wanted.secret_key}".encode())
+        shown = (b"authorization", f"Bearer {trim(wanted.secret_key)}".encode())
         incoming = with_fields(incoming, [*incoming.fields, shown])
     caller = caller_in_organization(incoming, here)
     by = caller.by
@@ -382,7 +389,7 @@ def refresh_once(incoming: Incoming, here: Context, wanted: RefreshRequest) -> M
     stranger = _stranger(incoming, "", address)
     try:
         minted = here.runner.change(
-            grants.refresh, stranger, wanted.token_id, wanted.current_token_password
+            grants.refresh, stranger, wanted.token_id, trim(wanted.current_token_password)
         )
         if minted is None:
             raise errors.RefreshReplayed

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from urllib.parse import parse_qsl
 
@@ -22,6 +20,7 @@ from wardkey.api.exchange import (
     with_fields,
 )
 from wardkey.domain import errors
+from wardkey.domain.credentials import basic_pair, trim
 from wardkey.domain.grants import token_id_of
 from wardkey.domain.secret import kid_of
 from wardkey.web.context import Here
@@ -55,7 +54,7 @@ async def oauth_token(request: Request, here: Here) -> Response:
         refreshing = form.get("grant_type") == "refresh_token"
         incoming = _with_client(incoming, form)
         if refreshing:
-            text = form.get("refresh_token", "")
+            text = trim(form.get("refresh_token", ""))
             minted = await run_in_threadpool(
                 refresh_once, incoming, here, RefreshRequest(token_id_of(kid_of(text)), text)
             )
@@ -101,13 +100,13 @@ def _with_client(incoming: Incoming, form: dict[str, str]) -> Incoming:
     secret = form.get("client_secret", "")
     fields = incoming.fields
     if scheme.lower() == "basic":
-        try:
-            text = base64.b64decode(rest.strip(), validate=True).decode()
-        except (binascii.Error, ValueError):
-            raise errors.MissingCredentials("The Basic credentials cannot be read.") from None
+        user, password = basic_pair(rest)
+        if not (user or password):
+            raise errors.MissingCredentials("The Basic credentials cannot be read.")
         if secret:
             raise errors.AmbiguousCredentials
-        secret = text.partition(":")[2]
+        # RFC 6749 puts the key in the password; `curl -u KEY:` puts it in the user name.
+        secret = password or user
         fields = [(name, value) for name, value in fields if name != b"authorization"]
     if not secret:
         return incoming

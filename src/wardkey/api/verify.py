@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from wardkey.domain import errors
 from wardkey.domain.callers import MOST_ROUTE
+from wardkey.domain.credentials import trim
 from wardkey.domain.permissions import KeyType, is_permission
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment
@@ -28,6 +29,8 @@ from wardkey.web.caller import (
     caller_in_organization,
     client_address,
     from_browser,
+    is_ordinary,
+    no_credential,
     note_exposure,
     shown_credential,
 )
@@ -236,7 +239,7 @@ def _question(here: Context, by: Principal, wanted: wire.VerifyRequest) -> Quest
         if environment is not by.environment or wanted.organization not in ("", org_id):
             _refuse(here, by, environment)
     return Question(
-        wanted.key,
+        trim(wanted.key),
         organization=org_id,
         environment=environment,
         type=wanted.type,
@@ -366,7 +369,7 @@ def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question:
         )
     text = shown_credential(incoming, here)
     if not text:
-        raise errors.MissingCredentials
+        raise no_credential(incoming)
     return Question(
         text,
         organization=terms.organization,
@@ -451,11 +454,22 @@ def _proxied_at_hand(incoming: Incoming, here: Context) -> bool:
     return terms and at_hand(incoming, here)
 
 
+def in_place(answer: Judge) -> Callable[[Incoming, Context], Outgoing | None]:
+    """Return `answer` for the lane; None where the credential takes the framework's way."""
+
+    def answer_ordinary(incoming: Incoming, here: Context) -> Outgoing | None:
+        return answer(incoming, here) if is_ordinary(incoming, here) else None
+
+    return answer_ordinary
+
+
 _answer_one, _answer_many, _answer_proxied = map(answering, (judge_one, judge_many, judge_proxied))
 HOT_ROUTES = {
-    b"/v2/keys/verify": HotRoute(b"POST", "POST /v2/keys/verify", _answer_one, _one_at_hand),
-    b"/v2/keys/verify-batch": HotRoute(
-        b"POST", "POST /v2/keys/verify-batch", _answer_many, _many_at_hand
+    b"/v2/keys/verify": HotRoute(
+        b"POST", "POST /v2/keys/verify", in_place(_answer_one), _one_at_hand
     ),
-    b"/v2/auth": HotRoute(b"GET", "GET /v2/auth", _answer_proxied, _proxied_at_hand),
+    b"/v2/keys/verify-batch": HotRoute(
+        b"POST", "POST /v2/keys/verify-batch", in_place(_answer_many), _many_at_hand
+    ),
+    b"/v2/auth": HotRoute(b"GET", "GET /v2/auth", in_place(_answer_proxied), _proxied_at_hand),
 }

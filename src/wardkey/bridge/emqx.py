@@ -11,7 +11,9 @@ from starlette.concurrency import run_in_threadpool
 
 from wardkey.bridge.hooks import NO_STORE, Asked, Hooks, HooksHere, read_json, room_of
 from wardkey.domain.acl import Action
+from wardkey.domain.credentials import authorization_texts
 from wardkey.domain.hooks import HookKind, ListedRule
+from wardkey.domain.secret import looks_like_ours
 
 router = APIRouter(include_in_schema=False)
 
@@ -53,7 +55,7 @@ async def authorize(request: Request, hooks: HooksHere) -> Response:
 
 
 def _authenticate(request: Request, body: bytes, hooks: Hooks) -> Response:
-    hook = hooks.of(HookKind.EMQX, _token(request))
+    hook = hooks.of(HookKind.EMQX, _token(request, hooks))
     wanted = read_json(request, body, Authentication)
     if wanted is None:
         return _said(result="deny")
@@ -76,7 +78,7 @@ def _authenticate(request: Request, body: bytes, hooks: Hooks) -> Response:
 
 
 def _authorize(request: Request, body: bytes, hooks: Hooks) -> Response:
-    hook = hooks.of(HookKind.EMQX, _token(request))
+    hook = hooks.of(HookKind.EMQX, _token(request, hooks))
     wanted = read_json(request, body, Authorization)
     if wanted is None:
         return _said(result="deny")
@@ -86,9 +88,11 @@ def _authorize(request: Request, body: bytes, hooks: Hooks) -> Response:
     return _said(result="allow" if allowed and apart else "deny")
 
 
-def _token(request: Request) -> str:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+def _token(request: Request, hooks: Hooks) -> str:
+    brand = hooks.here.runner.database.brand
+    shown = request.headers.get("authorization", "")
+    texts = authorization_texts(shown, lambda text: looks_like_ours(text, brand=brand))
+    return texts[0] if len(texts) == 1 else ""
 
 
 def _told(rule: ListedRule) -> dict[str, str]:

@@ -17,6 +17,7 @@ from wardkey.actions.logins import find_client
 from wardkey.bridge.logins import Logins
 from wardkey.db.engine import Transaction
 from wardkey.domain.acl import Action, Actor, ActorKind
+from wardkey.domain.credentials import trim
 from wardkey.domain.hooks import Hook, HookKind, ListedRule, listed, may
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.usernames import parse_username
@@ -49,7 +50,7 @@ class Hooks:
     def of(self, kind: HookKind, token: str) -> Hook:
         """Return whom a broker's token may ask about; raises `InvalidHookToken`."""
         with self.here.runner.database.read() as tx:
-            return identify_hook(tx, kind, token)
+            return identify_hook(tx, kind, trim(token))
 
     def log_in(self, hook: Hook, asked: Asked, password: str) -> Admitted | None:
         """Return who may log in, or None."""

@@ -18,12 +18,13 @@ from wardkey.actions.publications import Claim, claim, settle
 from wardkey.bridge.wire import Message, PublishRequest, message_of, read_publish
 from wardkey.domain import errors
 from wardkey.domain.acl import Action, Actor, ActorKind
+from wardkey.domain.credentials import trim_field
 from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.rule_set import RuleSet
 from wardkey.outside.publishers import Publishers
-from wardkey.web.caller import Caller, at_hand, caller_in_organization
+from wardkey.web.caller import Caller, at_hand, caller_in_organization, is_ordinary
 from wardkey.web.context import Context, Here
 from wardkey.web.incoming import Incoming, Outgoing
 from wardkey.web.lane import HotRoute
@@ -103,6 +104,7 @@ def publish_in_place(
     """
     if (
         here.publishers is None
+        or not is_ordinary(incoming, here)
         or b"idempotency-key" in incoming.named
         or _GRANT in incoming.named
         or incoming.body.lstrip()[:1] == b"["
@@ -267,7 +269,7 @@ def _rules(here: Context, by: Principal) -> RuleSet:
 
 def _beside(incoming: Incoming, here: Context, by: Principal) -> Actor | None:
     """Return the user of a grant that stands beside the key; raises `InvalidToken`."""
-    shown = incoming.text(_GRANT)
+    shown = trim_field(incoming.text(_GRANT))
     if not shown:
         return None
     known = find_grant(here.runner.database, shown)

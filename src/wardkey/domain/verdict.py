@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from wardkey.domain.addresses import Network, contains, origin_allowed
+from wardkey.domain.credentials import explain_malformed
 from wardkey.domain.errors import (
     AddressNotAllowed,
     Disabled,
@@ -159,7 +160,9 @@ def failure_of(  # noqa: PLR0911 - one line a verdict
     if known is None:
         if verdict is Verdict.RATE_LIMITED:
             return TooManyAttempts(retry_after_s=retry_after_s)
-        return Malformed() if verdict is Verdict.MALFORMED else Unknown()
+        if verdict is Verdict.MALFORMED:
+            return Malformed(explain_malformed(asked.text))
+        return Unknown()
     match verdict:
         case Verdict.WRONG_ENVIRONMENT:
             return WrongEnvironment(

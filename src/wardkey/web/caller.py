@@ -13,8 +13,14 @@ from fastapi import Depends, Header, Request
 
 from wardkey.actions.people import as_member, identify
 from wardkey.domain.addresses import contains
+from wardkey.domain.credentials import (
+    authorization_texts,
+    choose_credential,
+    explain_missing,
+    trim,
+    trim_field,
+)
 from wardkey.domain.errors import (
-    AmbiguousCredentials,
     CredentialInUrl,
     Failure,
     InvalidRequest,
@@ -77,22 +83,56 @@ def shown_credential(incoming: Incoming, context: Context) -> str:
     """
     if incoming.query and _shows_credential(incoming.query, context.runner.database.brand):
         raise CredentialInUrl
-    found = ""
+
+    def is_ours(text: str) -> bool:
+        return looks_like_ours(text, brand=context.runner.database.brand) or text.startswith(
+            context.verifier.directory.import_prefixes()
+        )
+
+    texts: list[str] = []
     for value in incoming.texts(b"authorization"):
         scheme, _, rest = value.partition(" ")
-        if scheme in _BEARER or scheme.lower() == "bearer":
-            found = _only(found, rest.strip())
+        if scheme in _BEARER:
+            texts.append(trim_field(rest))
+        else:
+            texts += authorization_texts(value, is_ours)
     for name in context.key_names:
         if name in incoming.named:
-            for value in incoming.texts(name):
-                found = _only(found, value.strip())
-    return found
+            texts += map(trim_field, incoming.texts(name))
+    return texts[0] if len(texts) == 1 else choose_credential(texts, is_ours)
+
+
+def no_credential(incoming: Incoming) -> MissingCredentials:
+    """Return the failure of a request without a credential, which names what came instead."""
+    return MissingCredentials(explain_missing(incoming.texts(b"authorization")))
+
+
+def is_ordinary(incoming: Incoming, context: Context) -> bool:
+    """Return whether at most one header field presents a credential, as Bearer or as a key.
+
+    Other forms may need a look at the import prefixes, or hide a person's token from the lane, so
+    the event loop leaves them to the framework's threads.
+    """
+    named = incoming.named
+    shown = named.get(b"authorization")
+    if shown is not None and shown[:7].lower() != b"bearer ":
+        return False
+    count = shown is not None
+    for name in context.key_names:
+        if name in named:
+            count += 1
+    if count <= 1 and len(named) != len(incoming.fields):
+        names = (b"authorization", *context.key_names)
+        count = sum(name in names for name, _ in incoming.fields)
+    return count <= 1
 
 
 def at_hand(incoming: Incoming, context: Context, keys: Sequence[str] = ()) -> bool:
     """Tell whether memory holds the caller's credential and `keys`: no network needed."""
+    if not is_ordinary(incoming, context):
+        return False
     try:
-        asked = [shown_credential(incoming, context), *keys]
+        asked = [shown_credential(incoming, context), *map(trim, keys)]
     except Failure:
         return True
     return all(context.verifier.directory.holds(kid_of(text)) for text in asked)
@@ -105,12 +145,6 @@ def _shows_credential(query: bytes, brand: str) -> bool:
         looks_like_ours(value.removeprefix("Bearer "), brand=brand)
         for _, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     )
-
-
-def _only(found: str, other: str) -> str:
-    if found and other and found != other:
-        raise AmbiguousCredentials
-    return found or other
 
 
 def from_browser(incoming: Incoming) -> bool:
@@ -149,7 +183,7 @@ def identify_caller(incoming: Incoming, context: Context) -> Caller:
             return caller
     text = shown_credential(incoming, context)
     if not text:
-        raise MissingCredentials
+        raise no_credential(incoming)
     address = client_address(incoming, context)
     agent = incoming.text(b"user-agent")[:200]
     secret = parse(text, brand=context.runner.database.brand)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Iterator
+
+import httpx2 as httpx
+import pytest
+
+from tests.server import Server, running
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
+PREFIX = "beta_"
+USER = {"user_email": "a@acme.example"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server") / "data"
+    with running(folder, key_headers="apikey") as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def imported(server: Server) -> str:
+    text = PREFIX + secrets.token_hex(20)
+    with server.owner() as owner:
+        assert owner.post("/v2/import-prefixes", json={"prefix": PREFIX}).status_code == 201
+        key: dict[str, object] = {"name": "live-billing-imported", "environment": "live",
+               "prefix": PREFIX, "entropy_bits": 160}  # fmt: skip
+        key["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        made = owner.post("/v2/keys/import", json=key)
+        assert made.status_code == 201, made.text
+    return text
+
+
+def basic(pair: str) -> str:
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+# Each door that takes a key, with the status of a taken key and one that is missing or refused.
+def doors(server: Server, fields: list[tuple[str, str]]) -> list[tuple[int, str]]:
+    """Return status and code of every door, twice each over one connection."""
+    answers = []
+    with httpx.Client(base_url=server.url, timeout=20, verify=server.trust) as client:
+        for _ in range(2):
+            answers += [
+                client.get("/v2/auth", headers=fields),
+                client.get("/v2/keys", headers=fields),
+                client.post(
+                    "/v2/keys/verify", headers=fields, json={"key": server.first_key}
+                ),
+                client.post("/v2/keys/verify-batch", headers=fields, json={"items": []}),
+                client.post("/v2/tokens/create", headers=fields, json=USER),
+            ]  # fmt: skip
+    return [
+        (a.status_code, a.json().get("code", "") if a.status_code >= 400 else "") for a in answers
+    ]
+
+
+def test_a_text_of_another_shape_beside_a_key_is_not_ours(server: Server, imported: str) -> None:
+    key = server.first_key
+    for mine in (key, imported):
+        for fields in (
+            [("Authorization", f"Bearer {JWT}"), ("Wardkey-Api-Key", mine)],
+            [("Authorization", f"Bearer {JWT}"), ("apikey", mine)],
+            [("Authorization", basic("me:password")), ("apikey", mine)],
+            [("Authorization", f"Bearer {mine}"), ("apikey", JWT)],
+            [("Wardkey-Api-Key", mine), ("apikey", mine)],
+        ):
+            for status, code in doors(server, fields):
+                assert status in (200, 403), (fields, status, code)
+
+
+def test_two_different_texts_of_our_shape_are_ambiguous(server: Server, imported: str) -> None:
+    key = server.first_key
+    other = key[:-1] + ("a" if key[-1] != "a" else "b")
+    for fields in (
+        [("Authorization", f"Bearer {key}"), ("apikey", other)],
+        [("Authorization", f"Bearer {key}"), ("apikey", imported)],
+        [("Authorization", f"Bearer {key}"), ("Authorization", f"Bearer {other}")],
+        [("Authorization", basic(f"{key}:{other}"))],
+        [("Authorization", f"Bearer {JWT}"), ("apikey", "another.thing")],
+    ):
+        assert {code for _, code in doors(server, fields)} == {"ambiguous_credentials"}
+
+
+def test_a_key_is_taken_as_basic_and_bare(server: Server, imported: str) -> None:
+    for key in (server.first_key, imported):
+        for value in (key, basic(f"{key}:"), basic(f":{key}"), basic(f"me:{key}")):
+            for status, code in doors(server, [("Authorization", value)]):
+                assert status in (200, 403), (value, status, code)
+
+
+def test_what_came_instead_of_a_key_is_named(server: Server) -> None:
+    for value, names in (
+        (basic("me:password"), "Basic"),
+        ("Token abc", "Token"),
+        ("abc", "scheme"),
+    ):
+        with server.client() as client:
+            for answer in (
+                client.get("/v2/auth", headers={"Authorization": value}),
+                client.get("/v2/keys", headers={"Authorization": value}),
+                client.post("/v2/keys/verify", headers={"Authorization": value}, json={"key": "x"}),
+            ):
+                assert (answer.status_code, answer.json()["code"]) == (401, "missing_credentials")
+                assert names in answer.json()["detail"]
+                assert value.split()[-1] not in answer.json()["detail"]
+
+
+def test_a_key_of_a_person_is_taken_in_every_form(server: Server) -> None:
+    token = server.owner().headers["Authorization"].removeprefix("Bearer ")
+    fields = {"Wardkey-Organization": "acme"}
+    for value in (token, basic(f"{token}:"), f"Bearer  {token}"):
+        with server.client() as client:
+            answer = client.get("/v2/keys", headers={**fields, "Authorization": value})
+            assert answer.status_code == 200
+            asked = client.post("/v2/keys/verify", headers={**fields, "Authorization": value},
+                                json={"key": server.first_key})  # fmt: skip
+            assert asked.json()["code"] == "valid"
+
+
+@pytest.mark.parametrize("around", ["\n", " ", "\t\r\n", "\ufeff", "\u200b", "\xa0"])
+def test_what_cannot_be_seen_around_a_presented_key_does_not_count(
+    server: Server, imported: str, around: str
+) -> None:
+    with server.client(server.first_key) as client:
+        for key in (server.first_key, imported):
+            for text in (key + around, around + key):
+                one = client.post("/v2/keys/verify", json={"key": text}).json()
+                many = client.post("/v2/keys/verify-batch", json={"items": [{"key": text}]}).json()
+                assert one["code"] == many["items"][0]["code"] == "valid"
+        made = client.post(
+            "/v2/tokens/create", json=USER | {"secret_key": around + server.first_key}
+        )
+        assert made.status_code in (200, 403), made.text
+
+
+@pytest.mark.parametrize(
+    ("form", "names"), [('"{}"', "quotes"), ("Bearer {}", "Bearer"), ("“{}”", "quotes")]
+)
+def test_quotes_and_bearer_within_a_key_are_named(server: Server, form: str, names: str) -> None:
+    text = form.format(server.first_key)
+    with server.client(server.first_key) as client:
+        one = client.post("/v2/keys/verify", json={"key": text}).json()
+        many = client.post("/v2/keys/verify-batch", json={"items": [{"key": text}]}).json()
+    with server.client() as client:
+        header = client.get("/v2/auth", headers=[(b"apikey", text.encode())]).json()
+    for told in (one, many["items"][0], header):
+        assert told["code"] == "malformed"
+        assert names in told["detail"]
+        assert server.first_key not in told["detail"]
