@@ -106,10 +106,27 @@ NAMES = (
 )  # fmt: skip
 HEADERS = st.dictionaries(
     st.sampled_from(
-        ["Origin", "Sec-Fetch-Site", "User-Agent", "wardkey-api-key", "X-Forwarded-For"]
+        [
+            "Origin",
+            "Sec-Fetch-Site",
+            "User-Agent",
+            "wardkey-api-key",
+            "X-Forwarded-For",
+            "Access-Control-Request-Method",
+            "X-Forwarded-Method",
+        ]
     ),
     st.sampled_from(
-        ["https://a.example", "cross-site", "probe/1", "192.0.2.1", "x" * 300, "{plain}", "{page}"]
+        [
+            "https://a.example",
+            "cross-site",
+            "probe/1",
+            "192.0.2.1",
+            "x" * 300,
+            "{plain}",
+            "{page}",
+            "OPTIONS",
+        ]
     ),
     max_size=3,
 )
@@ -160,7 +177,10 @@ BODIES = st.one_of(
 )
 QUERIES = st.sampled_from(
     ["", "?organization=acme", "?organization=other", "?environment=test", "?type=publishable",
-     "?permission=keys:read", "?permission=nope", "?organisation=acme", "?environment=moon"]
+     "?permission=keys:read", "?permission=nope", "?organisation=acme", "?environment=moon",
+     "?browser=allow", "?browser=allow&type=publishable", "?preflight=x-forwarded-method",
+     "?organization=acme&organization=other", "?organization=acme&path=/x?organization=other",
+     "?path=/x?key={plain}&environment=test"]
 )  # fmt: skip
 
 
@@ -237,6 +257,7 @@ def test_forward_auth_is_answered_alike_by_the_lane_and_by_the_framework(
     form: str,
 ) -> None:
     fields = presented(form, headers, secrets, shown)
+    query = query.replace("{plain}", secrets["plain"])
     head = f"GET /v2/auth{query} HTTP/1.1\r\nHost: x\r\n{fields}"
     both_ways(server, kept, head, b"")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from time import perf_counter
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +16,8 @@ from starlette.concurrency import run_in_threadpool
 from wardkey.domain import errors
 from wardkey.domain.callers import MOST_ROUTE
 from wardkey.domain.credentials import trim
-from wardkey.domain.permissions import KeyType, is_permission
+from wardkey.domain.forward_auth import Browser, MethodSource, Terms, split_query, terms_of
+from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
@@ -44,8 +45,7 @@ log = logging.getLogger("wardkey")
 
 Judge = Callable[[Incoming, Context], Outgoing]
 _JSON_TYPE = "application/json"
-_LONGEST_SLUG = 64
-_MOST_PERMISSIONS = 20
+_FORWARD_AUTH = b"/v2/auth"
 
 _ONE, _MANY, QUESTIONS = wire.schemas()
 _EXAMPLE = {
@@ -151,6 +151,9 @@ async def verify_keys(request: Request, here: Here) -> Response:
             _parameter(
                 "permission", {"type": "array", "items": {"type": "string"}, "maxItems": 20}
             ),
+            _parameter("browser", {"enum": list(Browser), "default": "refuse"}),
+            _parameter("preflight", {"enum": list(MethodSource)}),
+            _parameter("path", {"type": "string"}),
         ],
     },
 )
@@ -159,7 +162,35 @@ async def forward_auth(request: Request, here: Here) -> Response:
 
     Every identity header is always sent, even empty, so that none can be forged from outside.
     """
-    return await _apart(_answer_proxied, request, here)
+    return await _judge_held(request, request.scope["query_string"], here)
+
+
+# Without methods a route takes every method: proxies ask with the method of the request they hold.
+@router.api_route(
+    "/v2/auth", methods=[], include_in_schema=False, operation_id="forward_auth_any_method"
+)
+async def forward_auth_any_method(request: Request, here: Here) -> Response:
+    """Judge as `GET /v2/auth` does, whatever the method."""
+    return await _judge_held(request, request.scope["query_string"], here)
+
+
+@router.api_route(
+    "/v2/auth/{path:path}", methods=[], include_in_schema=False, operation_id="forward_auth_path"
+)
+async def forward_auth_path(request: Request, here: Here) -> Response:
+    """Judge for a proxy that appends the client's path and query to ours.
+
+    Both are the client's, so none of it is read as a parameter.
+    """
+    path: bytes = request.scope["raw_path"]
+    held = path.removeprefix(_FORWARD_AUTH) + b"?" + request.scope["query_string"]
+    return await _judge_held(request, b"path=" + held, here)
+
+
+async def _judge_held(request: Request, query: bytes, here: Context) -> Response:
+    incoming = Incoming.of(request)
+    incoming.query, incoming.route = query, f"{request.method} /v2/auth"
+    return (await run_in_threadpool(_answer_proxied, incoming, here)).response()
 
 
 async def _apart(answer: Judge, request: Request, here: Context) -> Response:
@@ -263,9 +294,12 @@ def _refuse(here: Context, by: Principal, environment: Environment) -> NoReturn:
 def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
     """Answer GET /v2/auth."""
     try:
+        incoming.query, path = split_query(incoming.query)
         asked = _proxied(incoming, here, terms_of(incoming.query))
+        if asked is None:
+            return Outgoing(200, headers=_identity(None, "preflight"))
         agent = incoming.text(b"user-agent")[:200]
-        answer = here.verifier.verify(asked, agent, _held_route(incoming))
+        answer = here.verifier.verify(asked, agent, _held_route(incoming, path))
     except errors.Failure as raised:
         # A proxy is told that the key could not be judged, not which part of us is away.
         away = isinstance(raised, errors.Unavailable)
@@ -278,7 +312,13 @@ def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
         if answer.admission is None and known.superseded_at is None:
             return Outgoing(200, lines=_valid_lines(known))
         return Outgoing(200, headers=_fields(answer))
-    refused = problem_outgoing(answer.failure(asked), incoming.request_id)
+    failure = answer.failure(asked)
+    if isinstance(failure, errors.SecretKeyInBrowser):
+        failure = errors.SecretKeyInBrowser(
+            f"{failure.detail} If the request has Origin or Sec-Fetch-Site though a server sends "
+            "the key, add browser=allow to the proxy's forward-auth URL."
+        )
+    refused = problem_outgoing(failure, incoming.request_id)
     return replace(refused, headers={**refused.headers, **_fields(answer)})
 
 
@@ -306,61 +346,21 @@ def _valid_lines(known: KnownSecret) -> str:
     return lines
 
 
-def _held_route(incoming: Incoming) -> str:
+def _held_route(incoming: Incoming, path: bytes) -> str:
     """Return method and path of the request that a proxy holds up, as far as it tells them."""
-    method = incoming.text(b"x-forwarded-method")
-    path = incoming.text(b"x-forwarded-uri").partition("?")[0]
-    return f"{method} {path}".strip()[:MOST_ROUTE] or "auth"
+    method = incoming.text(b"x-forwarded-method") or incoming.text(b"x-original-method")
+    held = incoming.text(b"x-forwarded-uri") or incoming.text(b"x-original-uri")
+    if path:
+        # The proxy sends the request itself, so these fields would be the client's.
+        method, held = incoming.route.partition(" ")[0], path.decode("latin-1")
+    return f"{method} {held.partition('?')[0]}".strip()[:MOST_ROUTE] or "auth"
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the proxy's URL states: whose keys open this, and which."""
+def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question | None:
+    """Return the question that a proxy asks; None for a CORS preflight that passes without a key.
 
-    organization: str = ""
-    environment: Environment = Environment.LIVE
-    type: KeyType = KeyType.SECRET
-    permissions: tuple[str, ...] = ()
-
-
-# A proxy asks with the same few URLs all the time.
-@lru_cache(maxsize=1024)
-def terms_of(query: bytes) -> Terms:
-    """Read the query of a forward-auth URL; raises `InvalidRequest`."""
-    said: dict[str, list[str]] = {}
-    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        said.setdefault(name, []).append(value)
-    permissions = said.pop("permission", [])
-    single = {name: values[-1] for name, values in said.items()}
-    try:
-        return _Terms(**single).terms(permissions)
-    except (TypeError, ValueError):
-        raise errors.InvalidRequest(
-            "The proxy's URL takes organization (an id or a slug), environment (live or test), "
-            "type (secret or publishable) and up to 20 times permission, such as invoices:read.",
-        ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    organization: str = ""
-    environment: str = Environment.LIVE
-    type: str = KeyType.SECRET
-
-    def terms(self, permissions: list[str]) -> Terms:
-        if len(self.organization) > _LONGEST_SLUG or len(permissions) > _MOST_PERMISSIONS:
-            raise ValueError
-        if not all(map(is_permission, permissions)):
-            raise ValueError
-        return Terms(
-            self.organization,
-            Environment(self.environment),
-            KeyType(self.type),
-            tuple(permissions),
-        )
-
-
-def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question:
+    Raises `OrganizationRequired`, `MissingCredentials` and what `shown_credential` raises.
+    """
     if not terms.organization and not here.verifier.directory.has_one_organization():
         raise errors.OrganizationRequired(
             "This deployment has several organizations; say in the proxy's URL whose keys open "
@@ -369,7 +369,15 @@ def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question:
         )
     text = shown_credential(incoming, here)
     if not text:
-        raise no_credential(incoming)
+        if not _looks_like_preflight(incoming):
+            raise no_credential(incoming)
+        if terms.preflight is None or not _is_options(incoming, terms.preflight):
+            raise errors.MissingCredentials(
+                "This looks like a CORS preflight, which never carries a key; preflights pass "
+                "where the proxy's URL says preflight= and where the original method is found, "
+                "and that method is OPTIONS."
+            )
+        return None
     return Question(
         text,
         organization=terms.organization,
@@ -379,12 +387,28 @@ def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question:
         address=client_address(incoming, here),
         origin=incoming.text(b"origin"),
         browser=from_browser(incoming),
+        browser_allowed=terms.browser is Browser.ALLOW,
     )
+
+
+def _looks_like_preflight(incoming: Incoming) -> bool:
+    """Return whether the fields of a CORS preflight (Fetch §3.2.2) are there."""
+    named = incoming.named
+    return b"origin" in named and b"access-control-request-method" in named
+
+
+def _is_options(incoming: Incoming, source: MethodSource) -> bool:
+    """Return whether the original method is OPTIONS, as the one source says that is trusted."""
+    if source is MethodSource.OWN:
+        return incoming.route.startswith("OPTIONS ")
+    return set(incoming.texts(source.encode())) == {"OPTIONS"}
 
 
 def _note_browser(here: Context, answer: Answer, asked: Question) -> None:
     known = answer.known
-    if known is None or known.type is not KeyType.SECRET or not (asked.browser or asked.origin):
+    if known is None or known.type is not KeyType.SECRET or asked.browser_allowed:
+        return
+    if not (asked.browser or asked.origin):
         return
     note_exposure(here, known, asked.address, "")
 
@@ -450,8 +474,14 @@ def _many_at_hand(incoming: Incoming, here: Context) -> bool:
 
 
 def _proxied_at_hand(incoming: Incoming, here: Context) -> bool:
-    terms = b"organization=" in incoming.query or here.verifier.directory.memory.has_one is not None
-    return terms and at_hand(incoming, here)
+    whole = incoming.query
+    incoming.query, _ = split_query(whole)
+    try:
+        named = b"organization=" in incoming.query
+        terms = named or here.verifier.directory.memory.has_one is not None
+        return terms and at_hand(incoming, here)
+    finally:
+        incoming.query = whole
 
 
 def in_place(answer: Judge) -> Callable[[Incoming, Context], Outgoing | None]:

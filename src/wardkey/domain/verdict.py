@@ -114,6 +114,7 @@ class Question:
     address: str = ""
     origin: str = ""
     browser: bool = False
+    browser_allowed: bool = False
     cost: int = 1
 
 
@@ -145,7 +146,7 @@ def decide(known: KnownSecret, asked: Question, now: int) -> Verdict:  # noqa: P
 
 def _from_allowed_origin(known: KnownSecret, asked: Question) -> bool:
     if known.type is not _PUBLISHABLE:
-        return not (asked.browser or asked.origin)
+        return asked.browser_allowed or not (asked.browser or asked.origin)
     if not known.origins:
         return True
     if not asked.origin:

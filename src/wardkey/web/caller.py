@@ -117,7 +117,7 @@ def is_ordinary(incoming: Incoming, context: Context) -> bool:
     shown = named.get(b"authorization")
     if shown is not None and shown[:7].lower() != b"bearer ":
         return False
-    count = shown is not None
+    count = 0 if shown is None else 1
     for name in context.key_names:
         if name in named:
             count += 1
