@@ -317,7 +317,7 @@ def list_auth_providers(caller: Known, here: Here) -> ProviderList:
 
 @router.post(
     "/v2/auth-providers/test",
-    responses=told(*_FAULTS, body=True),
+    responses=told(*_FAULTS, errors.Overloaded, body=True),
 )
 def try_new_auth_provider(wanted: NewProviderTest, caller: Known, here: Here) -> ProviderTested:
     """Try settings before they are saved: fetch the keys, and check a token step by step."""
@@ -383,7 +383,7 @@ def delete_auth_provider(provider_id: Id, caller: Known, here: Here) -> DeletedP
 
 @router.post(
     "/v2/auth-providers/{provider_id:id}/test",
-    responses=told(errors.ProviderNotFound, body=True),
+    responses=told(errors.ProviderNotFound, errors.Overloaded, body=True),
 )
 def try_auth_provider(
     provider_id: Id, caller: Known, here: Here, wanted: ProviderTest | None = None
@@ -391,7 +391,7 @@ def try_auth_provider(
     """Fetch a provider's keys, and check a token of its step by step."""
     found = here.runner.look(providers.trusted, caller.by, provider_id)
     token = wanted.token if wanted else ""
-    return _tested(*here.exchanges.tried(found.spec, found.secret, token, provider_id))
+    return _tested(*here.exchanges.tried(caller.by, found.spec, found.secret, token, provider_id))
 
 
 @router.post(

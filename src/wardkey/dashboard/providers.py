@@ -21,7 +21,7 @@ from wardkey.dashboard.provider_form import (
 from wardkey.dashboard.receipts import ended_sessions, receipt_query
 from wardkey.dashboard.visitor import Checked, Fields, Visiting, Visitor
 from wardkey.db.engine import Transaction
-from wardkey.domain.errors import Conflict, Failure, Invalid, InvalidRequest
+from wardkey.domain.errors import Conflict, Failure, Invalid, InvalidRequest, Overloaded
 from wardkey.domain.identity import Identity, Step
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
@@ -120,7 +120,7 @@ def try_new_provider(request: Request, visitor: Visiting, fields: Checked, here:
             found = here.exchanges.tried_unsaved(
                 visitor.by, spec, _secret(fields, spec), _token(fields)
             )
-    except Invalid as failure:
+    except (Invalid, Overloaded) as failure:
         return _list(request, visitor, here, Outcome("create", failure, fields))
     return _list(request, visitor, here, Outcome("create", sent=fields, tested=Tested.of(*found)))
 
@@ -206,7 +206,7 @@ def try_provider(
         token = _token(fields)
     except Invalid as failure:
         return _page(request, visitor, here, provider_id, Outcome(failure=failure))
-    found = here.exchanges.tried(trusted.spec, trusted.secret, token, provider_id)
+    found = here.exchanges.tried(visitor.by, trusted.spec, trusted.secret, token, provider_id)
     return _page(request, visitor, here, provider_id, Outcome(tested=Tested.of(*found)))
 
 
@@ -221,7 +221,7 @@ def try_changes(
         found = here.exchanges.tried_unsaved(
             visitor.by, spec, _secret(fields, spec), _token(fields), trusted
         )
-    except Invalid as failure:
+    except (Invalid, Overloaded) as failure:
         return _page(request, visitor, here, provider_id, Outcome("edit", failure, fields))
     outcome = Outcome("edit", sent=fields, tested=Tested.of(*found))
     return _page(request, visitor, here, provider_id, outcome)

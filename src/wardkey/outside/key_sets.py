@@ -21,8 +21,9 @@ STALE_S = 3_600
 REFETCH_S = 30
 # How long a failure stands before the next attempt.
 RETRY_S = 10
-# Threads that may wait for one provider and for all; the others are told to come back.
-_WAIT_FOR_ONE, _WAIT_IN_ALL, _REFRESH_IN_ALL = 8, 24, 16
+# Threads that may wait for one provider and for all; the others are told to come back. With those
+# that wait for password hashes they are fewer than the framework's 40.
+_WAIT_FOR_ONE, _WAIT_IN_ALL, _REFRESH_IN_ALL = 8, 16, 16
 
 _Name = tuple[str, KeySource]
 

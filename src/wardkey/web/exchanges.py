@@ -41,6 +41,7 @@ from wardkey.domain.secret import Environment
 from wardkey.outside.key_sets import KeySets
 from wardkey.outside.tokens import Presented, issuer_hint, read, steps, verified
 from wardkey.verify.verifier import Verifier
+from wardkey.web.places import Places
 
 _MOST_IN_ONE_EVENT = 100
 _MOST_RATES = 10_000
@@ -73,6 +74,8 @@ class Exchanges:
     keys: KeySets
     private_issuers: bool
     providers: TrustedProviders = field(default_factory=TrustedProviders)
+    # For tests of providers, each of which waits for an issuer in a thread.
+    tests: Places = field(default_factory=lambda: Places(most=4, most_each=2))
     _rates: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _waiting: list[tuple[Exchange, asyncio.Future[MintedGrant]]] = field(default_factory=list)
@@ -147,12 +150,19 @@ class Exchanges:
             raise hidden from None
 
     def tried(
-        self, spec: ProviderSpec, secret: bytes, token: str, provider_id: str
+        self, by: Principal, spec: ProviderSpec, secret: bytes, token: str, provider_id: str
     ) -> tuple[list[Step], tuple[Identity, str] | None]:
         """Fetch a provider's keys and check a token step by step; with the identity if it passes.
 
-        The keys are fetched anew, under a name of their own, whatever is remembered of them.
+        The keys are fetched anew, under a name of their own, whatever is remembered of them, which
+        may take ten seconds. Raises `Overloaded` where too many tests run.
         """
+        with self.tests.taken(by.org_id):
+            return self._try(spec, secret, token, provider_id)
+
+    def _try(
+        self, spec: ProviderSpec, secret: bytes, token: str, provider_id: str
+    ) -> tuple[list[Step], tuple[Identity, str] | None]:
         rules, trial = token_rules(spec), f"test {provider_id}"
         self.keys.purge(trial)
         told: list[Step] = []
@@ -194,7 +204,7 @@ class Exchanges:
         known = b"" if saved is None else saved.secret
         if spec.legacy_secret and (secret or not known):
             known = clean_shared_secret(secret)
-        return self.tried(spec, known, token, "prv_new" if saved is None else saved.id)
+        return self.tried(by, spec, known, token, "prv_new" if saved is None else saved.id)
 
     def name_of(self, grant: GrantRecord) -> str:
         """Return the name of a grant's provider, which may change after the grant was made."""
