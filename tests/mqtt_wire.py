@@ -152,9 +152,9 @@ def _message(packet: Packet) -> Message:
 
 
 @contextmanager
-def wired(server: Server) -> Iterator[Wire]:
+def wired(server: Server, source: str = "127.0.0.1") -> Iterator[Wire]:
     """Connect until the block ends, without logging in."""
-    wire = Wire(server)
+    wire = Wire(server, source)
     try:
         yield wire
     finally:

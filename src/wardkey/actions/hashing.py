@@ -30,7 +30,7 @@ class Line(IntEnum):
     """The two queues of the gate, served alternately; the value is how many may wait.
 
     A waiting REQUEST holds one of the framework's 40 threads. A waiting LOGIN holds none, but its
-    broker gives up after two seconds, and at most 64 logins are judged at once.
+    broker gives up after two seconds, and at most 48 logins are judged at once (`broker_link`).
     """
 
     REQUEST = 16

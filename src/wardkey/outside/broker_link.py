@@ -16,9 +16,10 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from wardkey.domain.errors import BrokerUnreachable
+from wardkey.domain.errors import BrokerUnreachable, Overloaded
 from wardkey.outside.broker import BrokerKeys
 from wardkey.outside.nkeys import NKey, verified
+from wardkey.outside.turns import Turns
 
 log = logging.getLogger("wardkey")
 
@@ -28,7 +29,8 @@ _PING_S = 5
 _AGAIN_S = 1.0
 # How long after a broker's request an answer to it is still worth anything: its auth timeout.
 _LOGIN_S = 1.8
-_AT_ONCE = 64
+# More than wait for password hashes, so that these keep out nobody who needs none.
+_AT_ONCE, _MOST_WAITING = 48, 1_024
 _GATHER_S = 0.25
 _LINE_S = 60
 _MOST_TOPICS = 4_096
@@ -103,7 +105,7 @@ class BrokerLink:
         self._callout = Client()
         self._ended = asyncio.Event()
         self._known: dict[tuple[str, str], bool] = {}
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._turns = Turns(_AT_ONCE, _MOST_WAITING)
         self._tasks: set[asyncio.Task[None]] = set()
         self._nodes = 0
         self._last_fault = ""
@@ -314,12 +316,16 @@ class BrokerLink:
         login = _login(asked, server)
         said: dict[str, Any] = {"error": "refused"}
         try:
-            async with self._turns:
+            async with self._turns.taken(login.address):
                 left = _LOGIN_S - (asyncio.get_running_loop().time() - began)
                 admitted = await asyncio.wait_for(judge(login), left)
                 if admitted is not None:
                     await self.put_account(admitted.org_id, admitted.environment)
                     said = {"jwt": self._user_token(user, admitted)}
+        except Overloaded:
+            pass
+        except TimeoutError:
+            log.warning("a login was refused because it was not judged in time")
         except Exception:  # the broker waits for an answer, whatever went wrong here
             log.exception("a login could not be judged")
         now = self._clock() // 1000
