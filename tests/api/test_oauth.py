@@ -71,10 +71,24 @@ def test_a_form_by_hand_with_a_bearer_key_or_without_any(world: World, trusted: 
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
 
 
+@pytest.mark.parametrize("scope", ["openid", "openid profile email", "offline_access", ""])
+def test_a_scope_is_ignored_and_the_answer_names_the_one_granted(
+    world: World, trusted: str, scope: str
+) -> None:
+    answer = posted(world, asked(world, trusted, scope=scope), **basic(world.server.first_key))
+    assert (answer.status_code, answer.json()["scope"]) == (200, "mqtt")
+
+
+def test_a_key_as_the_user_name_of_basic_is_taken(world: World, trusted: str) -> None:
+    pair = base64.b64encode(f"{world.server.first_key}:".encode()).decode()
+    answer = posted(world, asked(world, trusted), Authorization=f"Basic {pair}")
+    assert answer.status_code == 200, answer.text
+
+
 REFUSED: dict[str, tuple[dict[str, str], int, str]] = {
     "no grant type": ({"grant_type": ""}, 400, "unsupported_grant_type"),
     "a password": ({"grant_type": "password"}, 400, "unsupported_grant_type"),
-    "a scope": ({"scope": "openid"}, 400, "invalid_scope"),
+    "a scope that is malformed": ({"scope": 'a"b'}, 400, "invalid_scope"),
     "no token": ({"subject_token": ""}, 400, "invalid_request"),
     "no token's type": ({"subject_token_type": ""}, 400, "invalid_request"),
     "another token's type": ({"subject_token_type": f"{TYPE}:saml2"}, 400, "invalid_request"),

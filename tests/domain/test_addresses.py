@@ -172,8 +172,11 @@ def test_an_origin_is_kept_as_browsers_send_it(text: str, canonical: str) -> Non
         ("https://*", "not an origin"),
         ("https://a.*.com", "not an origin"),
         ("https://*.*.com", "not an origin"),
-        ("ftp://app.example.com", "not an origin"),
-        ("chrome-extension://abcdef", "not an origin"),
+        ("capacitor://*.localhost", "not an origin"),
+        ("capacitor://localhost/", "not an origin"),
+        ("Capacitor://localhost", "not an origin"),
+        ("app://me@host", "not an origin"),
+        ("app://" + "x" * 300, "not an origin"),
         ("https://app.example.com:0", "port"),
         ("https://app.example.com:65536", "port"),
         ("https://*.com", "too wide"),
@@ -227,3 +230,25 @@ def test_a_wildcard_keeps_its_port() -> None:
     allowed = ["https://*.example.com:8443"]
     assert origin_allowed(allowed, "https://a.example.com:8443")
     assert not origin_allowed(allowed, "https://a.example.com")
+
+
+APP_ORIGINS = st.builds(
+    "{}://{}{}".format,
+    st.from_regex(r"[a-z][a-z0-9+.-]{0,15}", fullmatch=True).filter(
+        lambda scheme: scheme not in ("http", "https")
+    ),
+    st.from_regex(r"[A-Za-z0-9._~-]{0,40}", fullmatch=True),
+    st.sampled_from(["", ":1", ":8080"]),
+)
+
+
+@given(APP_ORIGINS, APP_ORIGINS)
+@example("capacitor://localhost", "ionic://localhost")
+@example("chrome-extension://abcdefghijklmnopabcdefghijklmnop", "tauri://localhost")
+@example("app://Host", "app://host")
+@example("file://", "null")
+def test_an_origin_of_an_app_is_compared_character_by_character(one: str, other: str) -> None:
+    assert parse_origin(one) == one
+    assert origin_allowed([one, "https://*.example.com"], one)
+    assert origin_allowed([one], other) == (one == other)
+    assert not origin_allowed(["https://localhost", "https://*.localhost"], one)

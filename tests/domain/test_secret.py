@@ -16,6 +16,7 @@ from wardkey.domain.secret import (
     generate,
     looks_like_ours,
     mask,
+    mask_secrets,
     parse,
     random_text,
 )
@@ -262,3 +263,33 @@ def test_a_damaged_secret_is_still_known_as_ours_by_its_start() -> None:
     text = generate(SecretKind.SECRET, Environment.LIVE, brand="acme").text
     assert looks_like_ours(text[:-9], brand="acme")
     assert not looks_like_ours(text[:-9])
+
+
+SHOWN = st.sampled_from(
+    [generate(SecretKind.SECRET, Environment.LIVE).text, generate(SecretKind.USER, None).text,
+     generate(SecretKind.GRANT, None).text, "acme_0123456789abcdef0123",
+     generate(SecretKind.PUBLISHABLE, Environment.TEST).text[:-9],
+     generate(SecretKind.SECRET, Environment.LIVE, brand="other").text]
+)  # fmt: skip
+
+
+def encoded(text: str, times: int) -> str:
+    for _ in range(times):
+        text = "".join(f"%{byte:02x}" for byte in text.encode())
+    return text
+
+
+@given(SHOWN, st.sampled_from(["/rpc/{}/eth", "/x;key={}", "/a?b={}&c", "{}", "/{}", "Bearer {}",
+                               "curl/8 ({})", "a_{}", "/x,{},y"]), st.integers(0, 2))  # fmt: skip
+def test_nothing_of_a_secret_within_a_text_is_shown(text: str, around: str, times: int) -> None:
+    masked = mask_secrets(around.format(encoded(text, times)), prefixes=("acme_", "zz_"))
+    assert masked == around.format("…")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["GET /out_of_stock/acme_docs", "Mozilla/5.0 (X11; Linux x86_64)", "/100%/a%20b",
+     "/v1/keys/{id}", "acme_short", "macme_0123456789abcdef"],
+)  # fmt: skip
+def test_a_text_without_a_secret_stays_as_it_is(text: str) -> None:
+    assert mask_secrets(text, prefixes=("acme_",)) == text

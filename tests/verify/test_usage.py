@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import func, select, text
 
+from wardkey.actions import imports
 from wardkey.actions.run import Runner
 from wardkey.config import Config
 from wardkey.db.engine import Database, wall_clock
@@ -20,6 +21,7 @@ from wardkey.db.schema import callers, hours, last_used, pending, refused
 from wardkey.db.upkeep import KEPT_USAGE_MS, clean_up_usage
 from wardkey.domain.callers import HOUR_MS, MOST_CALLERS
 from wardkey.domain.errors import StorageBusy
+from wardkey.domain.principal import Principal
 from wardkey.opening import open_deployment
 from wardkey.verify import usage as room
 from wardkey.verify.pending import MERGE_MS, merge_pending
@@ -309,6 +311,26 @@ def test_what_a_caller_says_of_himself_is_clipped_and_holds_no_secret(runner: Ru
     assert rows[1].route.startswith("GET /v1/…/é��")
     assert (len(rows[1].address), rows[1].product) == (64, "�" * 64)
     assert rows[0].product == ""
+
+
+def test_an_imported_key_in_a_route_or_a_user_agent_is_never_stored(
+    runner: Runner, owner: Principal
+) -> None:
+    usage = Usage(runner.database)
+    text = "beta_" + "0123456789abcdef" * 2
+    # Once before the prefix is registered, once after it, and cut in the middle.
+    note(usage, address="10.0.0.1", user_agent=f"curl/8 {text}", route=f"GET /rpc/{text}/eth")
+    runner.change(imports.register_prefix, owner, "beta_")
+    note(usage, address="10.0.0.2", user_agent=text, route=f"GET /x;key={text}")
+    usage.flush()
+    note(usage, address="10.0.0.3", route="GET /" + "a" * 80 + f"/{text}")
+    usage.flush()
+    merge_pending(runner.database)
+    with runner.database.usage.connect() as connection:
+        rows = connection.execute(select(callers).order_by(callers.c.address)).all()
+        agents = connection.execute(select(last_used.c.user_agent)).scalars().all()
+    assert [row.route for row in rows] == ["GET /rpc/…/eth", "GET /x;key=…", f"GET /{'a' * 80}/…"]
+    assert not any("beta_0123" in str(row) for row in (*rows, *agents))
 
 
 def test_hours_and_callers_are_kept_for_90_days(runner: Runner) -> None:

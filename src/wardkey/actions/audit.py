@@ -10,13 +10,14 @@ from typing import Any
 from sqlalchemy import Row, Select, bindparam, func, insert, literal, or_, select, update
 
 from wardkey.db.engine import Transaction
-from wardkey.db.schema import audit_events, audit_heads, changes, organizations
-from wardkey.domain.callers import MOST_ADDRESS, MOST_AGENT, clip
+from wardkey.db.schema import audit_events, audit_heads, changes, import_prefixes, organizations
+from wardkey.domain.callers import MOST_ADDRESS, MOST_AGENT, storable
 from wardkey.domain.chain import GENESIS, Break, Head, link, open_head, sign_head
 from wardkey.domain.errors import InvalidRequest
 from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
+from wardkey.domain.secret import may_hold_secret
 
 DEPLOYMENT = "deployment"
 # Targets that belong to one environment. Events of all others are live's, even those recorded while
@@ -112,6 +113,18 @@ class AuditQuery:
     actor: str = ""
 
 
+def client_of(tx: Transaction, by: Principal) -> tuple[str, str]:
+    """Return address and user agent of the caller's client as they may be stored."""
+    prefixes: tuple[str, ...] = ()
+    if may_hold_secret(by.user_agent) or may_hold_secret(by.address):
+        found = tx.connection.execute(select(import_prefixes.c.prefix)).scalars()
+        prefixes = tuple(sorted(found))
+    return (
+        storable(by.address, MOST_ADDRESS, tx.brand, prefixes),
+        storable(by.user_agent, MOST_AGENT, tx.brand, prefixes),
+    )
+
+
 def record(
     tx: Transaction,
     by: Principal,
@@ -141,6 +154,7 @@ def record(
         },
     )
     head = tx.connection.execute(_HEAD, {"of_org": org_id}).one_or_none()
+    address, agent = client_of(tx, by)
     event = {
         "org_id": org_id,
         "seq": head.seq + 1 if head else 1,
@@ -153,8 +167,8 @@ def record(
         "action": action,
         "target_kind": target.kind,
         "target_id": target.id,
-        "address": clip(by.address, MOST_ADDRESS),
-        "user_agent": clip(by.user_agent, MOST_AGENT),
+        "address": address,
+        "user_agent": agent,
         "details": json.dumps(details or {}, sort_keys=True, ensure_ascii=False),
         "key_version": tx.vault.version,
     }

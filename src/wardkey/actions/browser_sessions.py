@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row, insert, select, update
 
 from wardkey.actions import members, people
-from wardkey.actions.audit import Target, record
+from wardkey.actions.audit import Target, client_of, record
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import browser_sessions, spent_forms, users
 from wardkey.domain.errors import (
@@ -112,6 +112,7 @@ def begin(  # noqa: PLR0917 - who, how, and the cookie before
         )
     email = tx.connection.execute(select(users.c.email).where(users.c.id == user_id)).scalar_one()
     session_id, text = new_id("bses", tx.now), random_text(_TEXT)
+    address, agent = client_of(tx, by)
     tx.connection.execute(
         insert(browser_sessions).values(
             id=session_id,
@@ -122,8 +123,8 @@ def begin(  # noqa: PLR0917 - who, how, and the cookie before
             signed_in_at=tx.now,
             seen_at=tx.now,
             expires_at=tx.now + LONGEST_MS,
-            address=by.address[:64],
-            user_agent=by.user_agent[:200],
+            address=address,
+            user_agent=agent,
         )
     )
     actor = Principal(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, insert, select, update
 
 from wardkey.actions import hashing
-from wardkey.actions.audit import Target, record
+from wardkey.actions.audit import Target, client_of, record
 from wardkey.actions.passwords import is_common
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import (
@@ -238,6 +238,7 @@ def sign_in_as(tx: Transaction, by: Principal, user_id: str, action: str) -> Sig
     """Write and record a new token of a person whom the caller has identified."""
     email = tx.connection.execute(select(users.c.email).where(users.c.id == user_id)).scalar_one()
     token = generate(SecretKind.USER, None, brand=tx.brand)
+    address, agent = client_of(tx, by)
     tx.connection.execute(
         insert(user_tokens).values(
             kid=token.kid,
@@ -246,8 +247,8 @@ def sign_in_as(tx: Transaction, by: Principal, user_id: str, action: str) -> Sig
             pepper_version=tx.vault.version,
             created_at=tx.now,
             expires_at=tx.now + TOKEN_MS,
-            address=by.address[:64],
-            user_agent=by.user_agent[:200],
+            address=address,
+            user_agent=agent,
         )
     )
     actor = Principal(

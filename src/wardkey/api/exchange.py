@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from wardkey.actions import grants
 from wardkey.actions.grants import MintedGrant
 from wardkey.domain import errors
+from wardkey.domain.callers import MOST_TAKEN
 from wardkey.domain.credentials import trim
 from wardkey.domain.grants import (
     LONGEST_TTL_S,
@@ -445,7 +446,7 @@ def _stranger(incoming: Incoming, organization: str, address: str) -> Principal:
         org_id=named.org_id if named else "",
         environment=named.environment if named else Environment.LIVE,
         address=address,
-        user_agent=incoming.text(b"user-agent")[:200],
+        user_agent=incoming.text(b"user-agent")[:MOST_TAKEN],
     )
 
 

@@ -36,6 +36,10 @@ _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 _SUBJECTS = frozenset({f"{_TYPE}jwt", f"{_TYPE}id_token", f"{_TYPE}access_token"})
 _ISSUED = f"{_TYPE}access_token"
 _NUMBER = re.compile(r"[0-9]{1,9}")
+# RFC 6749 §3.3; libraries send openid and its like without being asked.
+_SCOPES = re.compile(r"(?:[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*)?")
+# What every grant has, whatever was requested: MQTT, as far as the ACL rules allow.
+_GRANTED = "mqtt"
 _encoder = msgspec.json.Encoder()
 
 
@@ -70,6 +74,7 @@ async def oauth_token(request: Request, here: Here) -> Response:
         "token_type": "Bearer",
         "expires_in": (grant.expires_at - grant.created_at) // 1000,
         "refresh_token": password,
+        "scope": _GRANTED,
         "mqtt_username": grant.mqtt_username,
         "token_id": grant.token_id,
     }
@@ -126,7 +131,7 @@ def _from_form(incoming: Incoming, form: dict[str, str]) -> Incoming:
         raise errors.InvalidRequest(f"requested_token_type can only be {_ISSUED}.")
     if "actor_token" in form:
         raise errors.InvalidRequest("Nobody acts for somebody else here; leave out actor_token.")
-    if form.get("scope"):
+    if not _SCOPES.fullmatch(form.get("scope", "")):
         raise errors.InvalidScope
     body: dict[str, object] = {
         "token": form.get("subject_token", ""),

@@ -63,7 +63,8 @@ Network = Annotated[
 Origin = Annotated[
     str,
     Field(
-        description="https://host[:port]; *. before the host takes all below it.",
+        description="https://host[:port], where *. before the host takes all below it, or the "
+        "exact origin of an app, such as capacitor://localhost.",
         json_schema_extra={"format": "origin"},
     ),
 ]

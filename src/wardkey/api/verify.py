@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from wardkey.domain import errors
-from wardkey.domain.callers import MOST_ROUTE
+from wardkey.domain.callers import MOST_TAKEN
 from wardkey.domain.credentials import trim
 from wardkey.domain.forward_auth import Browser, MethodSource, Terms, split_query, terms_of
 from wardkey.domain.permissions import KeyType
@@ -298,7 +298,7 @@ def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
         asked = _proxied(incoming, here, terms_of(incoming.query))
         if asked is None:
             return Outgoing(200, headers=_identity(None, "preflight"))
-        agent = incoming.text(b"user-agent")[:200]
+        agent = incoming.text(b"user-agent")[:MOST_TAKEN]
         answer = here.verifier.verify(asked, agent, _held_route(incoming, path))
     except errors.Failure as raised:
         # A proxy is told that the key could not be judged, not which part of us is away.
@@ -353,7 +353,7 @@ def _held_route(incoming: Incoming, path: bytes) -> str:
     if path:
         # The proxy sends the request itself, so these fields would be the client's.
         method, held = incoming.route.partition(" ")[0], path.decode("latin-1")
-    return f"{method} {held.partition('?')[0]}".strip()[:MOST_ROUTE] or "auth"
+    return f"{method} {held.partition('?')[0]}".strip()[:MOST_TAKEN] or "auth"
 
 
 def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question | None:

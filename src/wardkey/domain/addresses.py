@@ -19,6 +19,8 @@ _ORIGIN = re.compile(
     rf"(?P<scheme>https?)://(?P<wild>\*\.)?(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])"
     r"(?::(?P<port>[0-9]{1,5}))?"
 )
+# Of apps and extensions, such as capacitor://localhost; http and https have rules of their own.
+_APP_ORIGIN = re.compile(r"(?!https?://)[a-z][a-z0-9+.-]*://[A-Za-z0-9._~-]*(?::[0-9]{1,5})?")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _LONGEST_HOST = 253
 _LAST_PORT = 65_535
@@ -134,10 +136,13 @@ def _read(address: str) -> tuple[int, int]:
 def parse_origin(text: str) -> str:
     """Return `scheme://host[:port]` in canonical form (RFC 6454 §6.2); raises `ValueError`.
 
-    https only, but for localhost, 127.0.0.1 and [::1]; one leading `*.` stands for the subdomains
-    at any depth, and not for the domain itself.
+    http only for localhost, 127.0.0.1 and [::1]; one leading `*.` stands for the subdomains
+    at any depth, and not for the domain itself. Origins of other schemes, which apps and browser
+    extensions send, are kept as they are.
     """
     item = text.strip()
+    if _APP_ORIGIN.fullmatch(item) and len(item) <= _LONGEST_ORIGIN:
+        return item
     if not item.isascii():
         raise ValueError(
             f"{_shown(text)} has letters beyond ASCII; write the host as browsers do, with xn--."

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from wardkey.domain.secret import looks_like_ours
+from wardkey.domain.secret import mask_secrets
 
 HOUR_MS = 3_600_000
 MOST_CALLERS = 50
 MOST_ADDRESS, MOST_AGENT, MOST_PRODUCT, MOST_ROUTE = 64, 200, 64, 100
+# Of a client's text so much is looked at; a secret must be masked before the text is cut.
+MOST_TAKEN = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,15 @@ def clip(text: str, most: int) -> str:
 
 
 @lru_cache(maxsize=4096)
-def clip_route(text: str, brand: str = "") -> str:
-    """Return a route as it may be stored: short, without query and without any secret of ours."""
+def storable(text: str, most: int, brand: str = "", prefixes: tuple[str, ...] = ()) -> str:
+    """Return a client's text as it may be stored or logged: short, and without any secret.
+
+    `prefixes` are those under which keys were imported.
+    """
+    return clip(mask_secrets(text[:MOST_TAKEN], brand=brand, prefixes=prefixes), most)
+
+
+def storable_route(text: str, brand: str = "", prefixes: tuple[str, ...] = ()) -> str:
+    """Return a route as it may be stored: as `storable` makes it, and without its query."""
     path = text.partition("?")[0].partition("#")[0]
-    parts = ("…" if looks_like_ours(part, brand=brand) else part for part in path.split("/"))
-    return clip("/".join(parts), MOST_ROUTE)
+    return storable(path, MOST_ROUTE, brand, prefixes)

@@ -143,7 +143,7 @@ class InvalidAddress(Invalid):
 
 
 class InvalidOrigin(Invalid):
-    """Origins are written as https://host[:port], without a path; mend the item."""
+    """Origins are written as scheme://host[:port], without a path; fix the item."""
 
 
 class InvalidRateLimit(Invalid):
@@ -207,7 +207,7 @@ class UnsupportedGrantType(Invalid):
 
 
 class InvalidScope(Invalid):
-    """Grants have no scopes; what they may do the ACL rules say. Leave scope out."""
+    """The scope is malformed (RFC 6749 §3.3); leave it out, as ACL rules say what grants may do."""
 
 
 class InvalidTtl(Invalid):

@@ -7,7 +7,9 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from struct import Struct
+from urllib.parse import unquote
 from zlib import crc32
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -199,6 +201,42 @@ def fingerprint_regex(brand: str = "") -> str:
     """
     start = f"{clean_brand(brand)}_" if brand else ""
     return rf"\b{start}{_BODY}\b"
+
+
+# What ends a text within a URL, a header field or a sentence.
+_END = r"\s/?#&;,\"'<>()="
+_OURS_WITHIN = r"(?:[sp]k_(?:live|test)|wsk|wht|ut|tkn)_[0-9A-Za-z]{12}_[0-9A-Za-z]*"
+# An imported text has 128 bits at least; a short word after its prefix may be anything.
+_IMPORTED_WITHIN = r"[0-9A-Za-z_.~+-]{12,}"
+_LONG_RUN = re.compile(r"[0-9A-Za-z_.~+%-]{16}")
+
+
+def may_hold_secret(text: str) -> bool:
+    """Return whether `text` is such that `mask_secrets` with import prefixes could change it."""
+    return _LONG_RUN.search(text) is not None
+
+
+def mask_secrets(text: str, *, brand: str = "", prefixes: tuple[str, ...] = ()) -> str:
+    """Return `text` with … for all in it that has the shape of a secret, percent-encoded or not.
+
+    `prefixes` are those under which keys were imported. A text in which a secret was
+    percent-encoded is returned decoded.
+    """
+    decoded = text
+    while "%" in decoded and (once := unquote(decoded)) != decoded:
+        decoded = once
+    masked = _masking(brand, prefixes).sub("…", decoded)
+    return text if masked == decoded else masked
+
+
+@lru_cache(maxsize=64)
+def _masking(brand: str, prefixes: tuple[str, ...]) -> re.Pattern[str]:
+    heads = "|".join(map(re.escape, _HEADS[brand]))
+    forms = [rf"(?<![0-9A-Za-z])(?:{heads})[^{_END}]*", rf"(?:{_BRAND.pattern}_)?{_OURS_WITHIN}"]
+    if prefixes:
+        starts = "|".join(map(re.escape, prefixes))
+        forms.append(rf"(?<![0-9A-Za-z])(?:{starts}){_IMPORTED_WITHIN}")
+    return re.compile("|".join(forms))
 
 
 def mask(text: str) -> str:

@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from wardkey.db.engine import Database, storage_failure, telling
+from wardkey.db.schema import import_prefixes
 from wardkey.domain.callers import (
     HOUR_MS,
     MOST_ADDRESS,
     MOST_AGENT,
-    clip,
-    clip_route,
     product_of,
+    storable,
+    storable_route,
 )
 from wardkey.domain.errors import Failure, StorageBusy
 from wardkey.verify.pending import merge_pending
@@ -54,6 +55,9 @@ class Usage:
         self._uses: dict[Noted, Tally] = {}
         self.lost = 0
         self._refused: Counter[tuple[int, str]] = Counter()
+        # Import prefixes as of the last flush, so that texts are masked before they are cut.
+        self._prefixes: tuple[str, ...] = ()
+        self._has_prefixes = False
 
     def note(  # noqa: PLR0917 - called for each verdict, and names take longer
         self, kid: str, key_id: str, code: str, at: int, address: str, user_agent: str, route: str
@@ -71,6 +75,10 @@ class Usage:
 
     def flush(self) -> None:
         """Write what is pending; raises the storage's failure and keeps it all for later."""
+        try:
+            self._read_prefixes()
+        except Exception as fault:
+            raise storage_failure(fault) or fault from fault
         self._fold()
         with self._lock:
             uses, self._uses = self._uses, {}
@@ -122,9 +130,9 @@ class Usage:
         stored = (
             kid,
             str(code),
-            clip(address, MOST_ADDRESS),
-            clip(user_agent, MOST_AGENT),
-            clip_route(route, self._database.brand),
+            storable(address, MOST_ADDRESS, self._database.brand, self._prefixes),
+            storable(user_agent, MOST_AGENT, self._database.brand, self._prefixes),
+            storable_route(route, self._database.brand, self._prefixes),
             hour_at,
         )
         tally = self._uses.get(stored)
@@ -149,14 +157,25 @@ class Usage:
                 else:
                     self.lost += tally[_COUNT]
 
+    def _read_prefixes(self) -> None:
+        if self._has_prefixes and not self._noted and not self._uses:
+            return
+        with self._database.read() as tx:
+            found = tx.connection.execute(select(import_prefixes.c.prefix)).scalars()
+            self._prefixes = tuple(sorted(found))
+        self._has_prefixes = True
+
     def _append(
         self, uses: Mapping[Noted, Tally], strangers: Mapping[tuple[int, str], int]
     ) -> None:
         """Write one row, whatever the number of uses; raises `StorageBusy` if nobody merges."""
         alike: dict[tuple[str, str, str, str, int], list[tuple[Any, ...]]] = {}
+        brand, prefixes = self._database.brand, self._prefixes
         for (kid, code, address, user_agent, route, hour_at), tally in uses.items():
             count, first_at, last_at, key_id = tally
-            who = (code, address, user_agent, route, hour_at)
+            # A prefix may have been registered since the use was noted.
+            agent = storable(user_agent, MOST_AGENT, brand, prefixes)
+            who = (code, address, agent, storable_route(route, brand, prefixes), hour_at)
             one = (kid, key_id, count, first_at, last_at)
             if who in alike:
                 alike[who].append(one)

@@ -13,6 +13,7 @@ from fastapi import Depends, Header, Request
 
 from wardkey.actions.people import as_member, identify
 from wardkey.domain.addresses import contains
+from wardkey.domain.callers import MOST_TAKEN
 from wardkey.domain.credentials import (
     authorization_texts,
     choose_credential,
@@ -185,7 +186,7 @@ def identify_caller(incoming: Incoming, context: Context) -> Caller:
     if not text:
         raise no_credential(incoming)
     address = client_address(incoming, context)
-    agent = incoming.text(b"user-agent")[:200]
+    agent = incoming.text(b"user-agent")[:MOST_TAKEN]
     secret = parse(text, brand=context.runner.database.brand)
     if not isinstance(secret, Malformed) and secret.kind is not SecretKind.SECRET:
         if secret.kind is SecretKind.USER:
@@ -324,5 +325,5 @@ def stranger(request: Request, context: Context) -> Principal:
         "",
         "",
         address=client_address(Incoming.of(request), context),
-        user_agent=request.headers.get("user-agent", "")[:200],
+        user_agent=request.headers.get("user-agent", "")[:MOST_TAKEN],
     )
