@@ -168,7 +168,7 @@ def _filled(data_dir: Path, issuer: Issuer, page: Page, live: int) -> str:
 
 def _signature_us(issuer: Issuer, algorithm: str, count: int) -> float:
     """Return what the check of a token takes in process, with its key at hand."""
-    keys = import_keys(issuer.key_set)
+    keys = import_keys(issuer.key_set).keys
     spec = ProviderSpec(
         ProviderKind.OIDC, issuer=issuer.url, audiences=("bench",), algorithms=_ALGORITHMS
     )

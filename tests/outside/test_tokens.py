@@ -74,7 +74,7 @@ def good(alg: str = "RS256", key: Key = RSA, **more: object) -> str:
 
 def keys(*made: Key | dict[str, Any]) -> Callable[[str], Sequence[VerifyingKey]]:
     items = [key if isinstance(key, dict) else key.as_dict(private=False) for key in made]
-    read = import_keys({"keys": items})
+    read = import_keys({"keys": items}).keys
     return lambda kid: [key for key in read if not kid or key.kid == kid]
 
 
@@ -341,7 +341,72 @@ WEAK = rsa.generate_private_key(65_537, 1024).public_key().public_numbers()  # n
     ],
 )
 def test_a_key_that_is_not_for_signatures_is_left_out(item: dict[str, Any]) -> None:
-    assert import_keys({"keys": [item, 7, None]}) == ()
+    keys, left_out = import_keys({"keys": [item, 7, None]})
+    assert keys == ()
+    assert len(left_out) == 3
+
+
+@pytest.mark.parametrize("key", [RSA, EC, ED])
+@pytest.mark.parametrize("name", ["alg", "use", "key_ops", "kid", "d"])
+def test_null_in_a_key_is_as_if_it_were_absent(key: Key, name: str) -> None:
+    (read,), left_out = import_keys({"keys": [public(key, **{name: None})]})
+    assert left_out == ()
+    assert (read.kid, read.alg) == ("" if name == "kid" else key.kid, "")
+
+
+def test_null_in_a_header_is_as_if_it_were_absent() -> None:
+    text = signed({"alg": "RS256", "kid": None, "typ": None}, claims_of("oidc"), RSA)
+    assert verified(text) == claims_of("oidc")
+
+
+def test_an_ed25519_key_may_name_its_algorithm_as_rfc_9864_does() -> None:
+    text = good("EdDSA", ED)
+    assert verified(text, rules("EdDSA"), keys(public(ED, alg="Ed25519")))
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (public(RSA, use="enc"), "its use is “enc”, not sig"),
+        (public(RSA, key_ops=["sign"]), "its key_ops do not contain verify"),
+        (public(RSA, alg="RSA-OAEP"), "its alg is “RSA-OAEP”"),
+        (public(EC, alg="RS256"), "its alg is “RS256”"),
+        (public(RSA, n=b64(WEAK.n.to_bytes(128, "big"))), "it has 1024 bits"),
+        (public(EC, crv="secp256k1"), "its curve is “secp256k1”"),
+        (public(EC, x=b64(bytes(32))), "it is malformed"),
+        (RSA.as_dict(private=True), "its private half is published"),
+        ({"kty": "oct", "kid": "ec"}, "its kty is “oct”"),
+        ({"kty": "RSA", "e": "AQAB"}, "it has no n"),
+        ("x", "it is not an object"),
+    ],
+)
+def test_a_key_that_is_left_out_is_named_with_the_reason(item: Any, reason: str) -> None:  # noqa: ANN401 - JSON
+    read, (told,) = import_keys({"keys": [public(ED), item]})
+    assert [key.kid for key in read] == ["ed"]
+    kid = item.get("kid") if isinstance(item, dict) else None
+    assert told.startswith(f"Key 2 with the kid “{kid}” is left" if kid else "Key 2 is left")
+    assert reason in told
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=5,
+)
+MEMBERS = st.sampled_from(["kty", "crv", "n", "e", "x", "y", "d", "alg", "use", "key_ops", "kid"])
+BAD_KEYS = JSON | st.builds(
+    lambda key, name, value: public(key, **{name: value}),
+    st.sampled_from([RSA, EC, EC521, ED]),
+    MEMBERS,
+    JSON | st.sampled_from(["RSA", "EC", "OKP", "P-256", "Ed25519", "AQAB", "AA", "-_"]),
+)
+
+
+@given(st.lists(BAD_KEYS, max_size=4), st.lists(BAD_KEYS, max_size=4))
+def test_no_other_key_of_a_set_drops_a_good_one(before: list[Any], after: list[Any]) -> None:
+    read, left_out = import_keys({"keys": [*before, public(EC, kid="good"), *after]})
+    assert any(key.kid == "good" and key.kind == ("EC", "P-256") for key in read)
+    assert len(read) + len(left_out) == len(before) + len(after) + 1
 
 
 def test_a_key_is_only_for_the_algorithm_that_it_names() -> None:

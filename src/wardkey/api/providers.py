@@ -264,7 +264,7 @@ class NewProviderTest(ProviderTest):
 
 
 class StepShape(BaseModel):
-    """One thing that was looked at; `detail` is empty, or says what is wrong."""
+    """One check; `detail` says why it failed, or names the keys that are left out and why."""
 
     step: str
     ok: bool
@@ -417,7 +417,10 @@ def _tested(steps: list[Step], identity: tuple[Identity, str] | None) -> Provide
         )
     return ProviderTested(
         ok=not any(step.fault for step in steps),
-        steps=[StepShape(step=one.name, ok=not one.fault, detail=one.fault) for one in steps],
+        steps=[
+            StepShape(step=one.name, ok=not one.fault, detail=one.fault or one.note)
+            for one in steps
+        ],
         identity=shown,
     )
 

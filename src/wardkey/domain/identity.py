@@ -50,10 +50,14 @@ class Identity:
 
 
 class Step(NamedTuple):
-    """One check of a token, by the name of what is checked; no `fault` means that it passed."""
+    """One check of a token, by the name of what is checked; no `fault` means that it passed.
+
+    `note` says what to know of a check that passed.
+    """
 
     name: str
     fault: str = ""
+    note: str = ""
 
 
 def claim_steps(rules: TokenRules, claims: Claims, now_s: float) -> Iterator[Step]:

@@ -12,7 +12,7 @@ from functools import partial
 from wardkey.domain.errors import KeySetUnavailable
 from wardkey.domain.providers import KeySource
 from wardkey.outside.fetch import Fetched
-from wardkey.outside.tokens import KeysOf, VerifyingKey, import_keys
+from wardkey.outside.tokens import KeySet, KeysOf, VerifyingKey, import_keys
 
 MOST_SETS = 2_000
 KEPT_S = 600
@@ -34,6 +34,7 @@ class _Kept:
 
     keys: tuple[VerifyingKey, ...] | None = None
     by_kid: dict[str, tuple[VerifyingKey, ...]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     fresh_until: float = 0.0
     stale_until: float = 0.0
     tried_at: float = float("-inf")
@@ -107,6 +108,10 @@ class KeySets:
             )
         return ()
 
+    def left_out(self, provider_id: str, source: KeySource) -> tuple[str, ...]:
+        """Return a sentence for each key of a fetched set that cannot verify, and why."""
+        return self._of((provider_id, source)).left_out
+
     def purge(self, provider_id: str) -> None:
         """Forget a provider's keys, stale ones too: what one does after a key was stolen."""
         with self._guard:
@@ -155,7 +160,7 @@ class KeySets:
             return
         missed = self.clock() < kept.fresh_until
         try:
-            keys, max_age_s = self._asked(source)
+            (keys, left_out), max_age_s = self._asked(source)
         except KeySetUnavailable as failure:
             kept.fault = failure.detail
         else:
@@ -165,6 +170,7 @@ class KeySets:
             now = self.clock()
             life = KEPT_S if max_age_s is None else min(max(max_age_s, REFETCH_S), KEPT_S)
             kept.keys, kept.by_kid, kept.fault = keys, by_kid, ""
+            kept.left_out = left_out
             kept.fresh_until, kept.stale_until = now + life, now + life + STALE_S
         finally:
             kept.tried_at = self.clock()
@@ -172,7 +178,7 @@ class KeySets:
                 kept.missed_at = kept.tried_at
             kept.tries += 1
 
-    def _asked(self, source: KeySource) -> tuple[tuple[VerifyingKey, ...], int | None]:
+    def _asked(self, source: KeySource) -> tuple[KeySet, int | None]:
         url = source.url
         if source.is_discovery:
             document = self.fetch(url).document

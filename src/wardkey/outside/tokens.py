@@ -42,6 +42,8 @@ _KEY_OF = {
     "EdDSA": ("OKP", "Ed25519"),
     SHARED_SECRET: ("oct", ""),
 }
+# The name that RFC 9864 gives what tokens still call EdDSA.
+_NEW_NAMES = {"Ed25519": "EdDSA"}
 
 
 class VerifyingKey(NamedTuple):
@@ -51,6 +53,13 @@ class VerifyingKey(NamedTuple):
     kind: tuple[str, str]
     alg: str
     key: Key
+
+
+class KeySet(NamedTuple):
+    """The keys of a set that can verify, and a sentence for each of the others."""
+
+    keys: tuple[VerifyingKey, ...]
+    left_out: tuple[str, ...]
 
 
 # Returns the keys with a kid, or all of a set for a token that names none.
@@ -67,18 +76,25 @@ class Presented(NamedTuple):
     signature: bytes
 
 
-def import_keys(document: dict[str, Any]) -> tuple[VerifyingKey, ...]:
-    """Return the keys of a JWK set (RFC 7517 §5) that can verify; raises `ValueError`.
+def import_keys(document: dict[str, Any]) -> KeySet:
+    """Read a JWK set (RFC 7517 §5); raises `ValueError`.
 
-    Left out are those for encryption, of other kinds, too weak or too costly, and those whose
-    private half was published.
+    Keys for encryption, of other types, too weak or too costly, malformed ones, and those whose
+    private half was published are left out; they never affect the others.
     """
     items = document.get("keys")
     if not isinstance(items, list):
         raise ValueError("It is no key set: it has no list of keys.")  # noqa: TRY004 - bad input
     if len(items) > MOST_KEYS:
         raise ValueError(f"It has {len(items)} keys; {MOST_KEYS} are the most.")
-    return tuple(key for item in items if isinstance(item, dict) and (key := _imported(item)))
+    keys, left_out = [], []
+    for place, item in enumerate(items, 1):
+        try:
+            keys.append(_imported(item))
+        except (JoseError, ValueError) as fault:
+            reason = str(fault) if isinstance(fault, _UnusableKeyError) else "it is malformed"
+            left_out.append(f"Key {place}{_kid_of(item)} is left out: {reason}.")
+    return KeySet(tuple(keys), tuple(left_out))
 
 
 def read(text: str) -> Presented:
@@ -191,6 +207,7 @@ def _header(head: str) -> tuple[str, str]:
         header = read_object(_decoded(head))
     except ValueError as fault:
         raise InvalidToken(f"The token's header cannot be read: {fault}", step="header") from None
+    header = {name: value for name, value in header.items() if value is not None or name == "crit"}
     alg, kid = header.get("alg"), header.get("kid", "")
     if not isinstance(alg, str) or not isinstance(kid, str) or len(kid) > _LONGEST_KID:
         raise InvalidToken(
@@ -234,48 +251,72 @@ def _shared(secret: bytes) -> VerifyingKey:
     return VerifyingKey("", ("oct", ""), SHARED_SECRET, OctKey.import_key(secret))
 
 
-def _imported(item: dict[str, Any]) -> VerifyingKey | None:
-    kid, alg = item.get("kid", ""), item.get("alg", "")
-    operations = item.get("key_ops", ["verify"])
-    for_signatures = (
-        item.get("use", "sig") == "sig"
-        and isinstance(operations, list)
-        and "verify" in operations
-        and "d" not in item
-    )
-    if not (for_signatures and isinstance(kid, str) and isinstance(alg, str)):
-        return None
-    try:
-        made = _key(item)
-    except (JoseError, ValueError):
-        return None
-    return None if made is None else VerifyingKey(kid, made[0], alg, made[1])
+class _UnusableKeyError(ValueError):
+    """Why a key of a set is left out, as the end of a sentence."""
 
 
-def _key(item: dict[str, Any]) -> tuple[tuple[str, str], Key] | None:
-    """Read a public key from its own members alone; None for kinds that are not taken."""
-    kind = (item.get("kty", ""), item.get("crv", ""))
+def _imported(item: object) -> VerifyingKey:
+    """Read a key of a set; raises `_UnusableKeyError`, `ValueError` or `JoseError`."""
+    if not isinstance(item, dict):
+        raise _UnusableKeyError("it is not an object")
+    # Some issuers write null for members that a key lacks.
+    members = {name: value for name, value in item.items() if value is not None}
+    kid, alg, use = members.get("kid", ""), members.get("alg", ""), members.get("use", "sig")
+    operations = members.get("key_ops", ["verify"])
+    if "d" in members:
+        raise _UnusableKeyError("its private half is published, so it must be replaced")
+    if use != "sig":
+        raise _UnusableKeyError(f"its use is {_shown(use)}, not sig")
+    if not isinstance(operations, list) or "verify" not in operations:
+        raise _UnusableKeyError("its key_ops do not contain verify")
+    if not isinstance(kid, str) or not isinstance(alg, str):
+        raise _UnusableKeyError("its kid or alg is not a string")
+    kind, key = _key(members)
+    alg = _NEW_NAMES.get(alg, alg)
+    if alg and _KEY_OF.get(alg) != kind:
+        raise _UnusableKeyError(
+            f"its alg is {_shown(alg)}, which does not verify tokens with such a key"
+        )
+    return VerifyingKey(kid, kind, alg, key)
+
+
+def _key(members: dict[str, Any]) -> tuple[tuple[str, str], Key]:
+    """Read a public key from its own members alone; raises as `_imported`."""
+    kind = (members.get("kty", ""), members.get("crv", ""))
     match kind:
         case ("RSA", _):
-            n, e = _member(item, "n"), _member(item, "e")
+            n, e = _member(members, "n"), _member(members, "e")
             size, exponent = _bits(n), _bits(e)
-            if not _SHORTEST_RSA <= size <= _LONGEST_RSA or exponent > _LONGEST_EXPONENT:
-                return None
+            if not _SHORTEST_RSA <= size <= _LONGEST_RSA:
+                raise _UnusableKeyError(
+                    f"it has {size} bits; RSA keys have {_SHORTEST_RSA} to {_LONGEST_RSA}"
+                )
+            if exponent > _LONGEST_EXPONENT:
+                raise _UnusableKeyError(f"its exponent has more than {_LONGEST_EXPONENT} bits")
             return ("RSA", ""), RSAKey.import_key({"kty": "RSA", "n": n, "e": e})
         case ("EC", "P-256" | "P-384" | "P-521"):
-            x, y = _member(item, "x"), _member(item, "y")
+            x, y = _member(members, "x"), _member(members, "y")
             return kind, ECKey.import_key({"kty": "EC", "crv": kind[1], "x": x, "y": y})
         case ("OKP", "Ed25519"):
-            x = _member(item, "x")
+            x = _member(members, "x")
             return kind, OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": x})
-    return None
+        case ("EC" | "OKP", curve):
+            raise _UnusableKeyError(
+                f"its curve is {_shown(curve)}, not P-256, P-384, P-521 or Ed25519"
+            )
+    raise _UnusableKeyError(f"its kty is {_shown(kind[0])}, not RSA, EC or OKP")
 
 
-def _member(item: dict[str, Any], name: str) -> str:
-    value = item.get(name)
+def _member(members: dict[str, Any], name: str) -> str:
+    value = members.get(name)
     if not isinstance(value, str):
-        raise ValueError(f"The key has no {name}.")  # noqa: TRY004 - a stranger's fault, not ours
+        raise _UnusableKeyError(f"it has no {name}")
     return value
+
+
+def _kid_of(item: object) -> str:
+    kid = item.get("kid") if isinstance(item, dict) else None
+    return f" with the kid {_shown(kid)}" if isinstance(kid, str) and kid else ""
 
 
 def _bits(number: str) -> int:

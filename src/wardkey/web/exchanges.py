@@ -171,7 +171,9 @@ class Exchanges:
                 found = self.keys.keys(trial, rules.keys, "")
             except KeySetUnavailable as failure:
                 return [Step("keys", failure.detail)], None
-            told.append(Step("keys", "" if found else "The key set has no key that can verify."))
+            notes = self.keys.left_out(trial, rules.keys)
+            none = "" if found else " ".join(["The key set has no key that can verify.", *notes])
+            told.append(Step("keys", none, "" if none else " ".join(notes)))
         if not token:
             return told, None
         keys_of = self.keys.keys_of(trial, rules.keys)
