@@ -12,10 +12,12 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from joserfc.jwk import ECKey, OctKey
+from joserfc import jwt
+from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from tests.database import everything_stored
 from tests.issuers import CLIENT, MockIssuer, mock_issuer, oidc_provider
+from tests.outside.issuer import issuing
 from tests.outside.test_tokens import b64, signed
 from tests.server import Server, running
 
@@ -178,6 +180,42 @@ def test_an_id_token_that_a_real_sign_in_gave_is_exchanged(world: World) -> None
         answer = world.exchange("real", token)
     assert answer.status_code == 200, answer.text
     assert (answer.json()["user_id"], answer.json()["user_email"]) == ("ada", "ada@acme.example")
+
+
+RSA: RSAKey = RSAKey.generate_key(2048, {"kid": "rsa"})
+
+
+def access_token(issuer: str, **more: object) -> str:
+    """Sign a token as Amazon Cognito makes its access tokens: `client_id`, and no `aud`."""
+    now = int(time.time())
+    claims: dict[str, Any] = {"iss": issuer, "sub": "abc", "client_id": CLIENT, **more}
+    claims |= {"token_use": "access", "exp": now + 600, "iat": now}
+    return jwt.encode({"alg": "RS256", "kid": "rsa"}, claims, RSA, ["RS256"])
+
+
+def test_an_issuer_that_has_a_key_set_alone_is_trusted(world: World) -> None:
+    with issuing() as place:
+        jwks = place.puts("/d/keys?p=B2C_1_in", {"keys": [RSA.as_dict(private=False)]})
+        wanted = {"issuer": "urn:acme:b2c", "jwks_uri": jwks, "audience_claim": "client_id"}
+        made = world.provider("b2c", **wanted)
+        assert (made["jwks_uri"], made["keys_url"]) == (jwks, jwks)
+        assert made["audience_claim"] == "client_id"
+        path, token = f"{PROVIDERS}/{made['id']}", access_token("urn:acme:b2c")
+        assert world.owner.post(f"{path}/test", json={"token": token}).json()["ok"]
+        assert world.exchange("b2c", token).status_code == 200
+        for wrong in ({"client_id": "other"}, {"client_id": [CLIENT]}, {"client_id": None}):
+            refusal = world.exchange("b2c", access_token("urn:acme:b2c", aud=CLIENT, **wrong))
+            assert refused(refusal) == (401, "invalid_token")
+            assert "client_id is" in refusal.json()["detail"]
+        # Another key set: what the first one said is not known any more.
+        other = place.puts("/other", {"keys": []})
+        assert world.owner.patch(path, json={"jwks_uri": other}).json()["keys_url"] == other
+        assert refused(world.exchange("b2c", token)) == (401, "invalid_token")
+        assert {"/other", "/d/keys?p=B2C_1_in"} == set(place.asked)
+        # Without one the issuer has to be a URL again, and has to say itself where its keys are.
+        cleared = world.owner.patch(path, json={"jwks_uri": ""})
+        assert refused(cleared) == (400, "invalid_provider")
+        assert [one["field"] for one in cleared.json()["errors"]] == ["issuer"]
 
 
 def test_keys_that_are_rotated_while_it_runs_are_found_and_none_is_asked_for_twice(

@@ -8,10 +8,11 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from joserfc.jwk import OctKey
+from joserfc.jwk import OctKey, RSAKey
 
 from tests.database import everything_stored
 from tests.issuers import CLIENT, MockIssuer, mock_issuer
+from tests.outside.issuer import issuing
 from tests.outside.test_tokens import signed
 from tests.server import Server, running
 from wardkey.domain.providers import ALGORITHMS
@@ -119,6 +120,16 @@ def test_a_provider_is_made_shown_changed_disabled_and_deleted(
         ({"kind": "supabase", "project_url": "http://abc.supabase.co"}, "project_url"),
         ({"kind": "supabase", "project_url": "https://a@abc.supabase.co"}, "project_url"),
         ({"kind": "firebase", "project_id": "x"}, "project_id"),
+        (
+            {
+                "kind": "supabase",
+                **KINDS["supabase"][0],
+                "mapping": {"verified_email_only": True},
+            },
+            "mapping.verified_email_only",
+        ),
+        ({"kind": "auth0", **KINDS["auth0"][0], "audience_claim": "azp"}, "audience_claim"),
+        ({"kind": "oidc", **KINDS["oidc"][0], "jwks_uri": "ftp://a.example/k"}, "jwks_uri"),
         ({"kind": "firebase", "project_id": "acme-app-1", "domain": "a.example"}, "domain"),
         ({"kind": "auth0", "domain": "acme.eu.auth0.com"}, "audiences"),
         ({"kind": "clerk", "domain": "127.0.0.1:80"}, "domain"),
@@ -352,6 +363,39 @@ def test_the_test_without_a_token_looks_at_the_keys(
     assert (away["ok"], away["steps"][0]["step"]) == (False, "keys")
     other = checked(inside, {**wanted, "issuer": f"{issuer.url}/keys-only/"})
     assert "another issuer" in other["steps"][0]["detail"]
+
+
+RSA: RSAKey = RSAKey.generate_key(2048, {"kid": "rsa"})
+
+
+def test_the_test_names_the_keys_that_are_left_out(inside: httpx.Client) -> None:
+    weak = {"kty": "RSA", "kid": "weak", "n": "AQAB", "e": "AQAB"}
+    good = {**RSA.as_dict(private=False), "alg": None, "use": None, "key_ops": None}
+    with issuing() as place:
+        jwks = place.puts("/keys", {"keys": [{"kty": "oct", "kid": "hs"}, good, weak]})
+        wanted = {"kind": "oidc", "issuer": place.url, "audiences": [CLIENT], "jwks_uri": jwks}
+        (step,) = checked(inside, wanted)["steps"]
+        assert step["ok"]
+        assert "Key 1 with the kid “hs” is left out: its kty is “oct”" in step["detail"]
+        assert "Key 3 with the kid “weak” is left out: it has 17 bits" in step["detail"]
+        place.puts("/keys", {"keys": [weak]})
+        (step,) = checked(inside, wanted)["steps"]
+        assert not step["ok"]
+        assert step["detail"].startswith("The key set has no key that can verify. Key 1 with")
+
+
+def test_a_key_set_is_fetched_only_from_public_addresses(owner: httpx.Client) -> None:
+    wanted = {"kind": "oidc", "issuer": "https://id.acme.example", "audiences": [CLIENT]}
+    for host in ("127.0.0.1:9", "localhost:9", "[::1]:9", "169.254.169.254", "10.0.0.1"):
+        told = checked(owner, {**wanted, "jwks_uri": f"https://{host}/keys?x=1"})
+        assert (told["ok"], told["steps"][0]["step"]) == (False, "keys"), told
+        assert "public" in told["steps"][0]["detail"], told
+    plain = {**wanted, "jwks_uri": "http://id.acme.example/keys"}
+    assert refused(owner.post(ROUTE, json=plain)) == (400, "invalid_provider")
+    assert refused(owner.post(f"{ROUTE}/test", json={"provider": plain})) == (
+        400,
+        "invalid_provider",
+    )
 
 
 def test_the_test_of_a_legacy_project_takes_the_shared_secret(inside: httpx.Client) -> None:

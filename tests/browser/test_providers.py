@@ -71,7 +71,7 @@ def test_a_provider_is_added_with_the_fields_of_its_kind(
         "firebase": ["#project_id"],
         "auth0": ["#domain", "#audiences"],
         "clerk": ["#domain", "#allowed_origins", "#audiences"],
-        "oidc": ["#issuer", "#audiences", "#algorithms"],
+        "oidc": ["#issuer", "#jwks_uri", "#audiences", "#audience_claim", "#algorithms"],
     }
     every = {selector for some in shown.values() for selector in some}
     for kind, some in shown.items():
@@ -212,6 +212,36 @@ def test_a_provider_is_tested_before_it_is_saved(site: Site, enter: Enter, issue
     found = site.api.get("/v2/auth-providers").json()["auth_providers"]
     assert [one["audiences"] for one in found if one["name"] == "unsaved"] == [["my-app"]]
     assert good not in site.server.output
+
+
+def test_the_form_of_an_issuer_takes_its_key_set_and_its_audience_claim(
+    site: Site, issuer: Issuer
+) -> None:
+    forms = site.forms()
+    form = {"kind": "oidc", "name": "by-keys", "issuer": "urn:acme", "audiences": "my-app"}
+    form |= {"jwks_uri": f"{issuer.url}/jwks", "audience_claim": "client_id", "user_id": "sub"}
+    form["algorithms"] = "ES256"
+    text = token(issuer, iss="urn:acme", aud=None, client_id="my-app")
+    assert "It would be taken" in forms.post(f"{PROVIDERS}/test", **form, token=text).text
+    wrong = forms.post(f"{PROVIDERS}/test", **{**form, "audience_claim": "sub"}, token=text)
+    assert 'id="audience_claim-fault"' in wrong.text
+    wrong = forms.post(f"{PROVIDERS}/test", **{**form, "jwks_uri": HOSTILE}, token=text)
+    assert 'id="jwks_uri-fault"' in wrong.text
+    assert HOSTILE not in wrong.text
+    made = forms.post(PROVIDERS, **form)
+    assert made.status_code == 303
+    found = site.api.get("/v2/auth-providers").json()["auth_providers"][-1]
+    assert (found["jwks_uri"], found["audience_claim"]) == (form["jwks_uri"], "client_id")
+    page = forms.get(f"{PROVIDERS}/{found['id']}").text
+    assert form["jwks_uri"] in page
+    assert "my-app, in client_id" in page
+
+
+def test_a_setting_that_a_supabase_token_cannot_prove_is_refused_at_its_field(site: Site) -> None:
+    form = {"kind": "supabase", "project_url": "https://unproven.supabase.co", "user_id": "sub"}
+    answer = site.forms().post(PROVIDERS, **form, email="email", verified_email_only="1")
+    assert answer.status_code == 400
+    assert 'id="verified_email_only-fault"' in answer.text
 
 
 def test_a_faulty_form_is_told_and_not_tested(site: Site) -> None:

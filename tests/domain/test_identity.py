@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -20,7 +21,13 @@ from wardkey.domain.identity import (
     identity_of,
     subject_of,
 )
-from wardkey.domain.providers import ClaimMapping, ProviderSpec, UsernameFrom, token_rules
+from wardkey.domain.providers import (
+    AudienceClaim,
+    ClaimMapping,
+    ProviderSpec,
+    UsernameFrom,
+    token_rules,
+)
 from wardkey.domain.secret import Environment
 from wardkey.domain.usernames import clean_client_name, on_the_wire, parse_username
 
@@ -145,6 +152,39 @@ def test_clocks_may_be_half_a_minute_apart_and_no_more() -> None:
     check_claims(rules, claims_of("oidc", exp=NOW - LEEWAY_S + 1, nbf=NOW + LEEWAY_S), NOW)
     with pytest.raises(TokenExpired):
         check_claims(rules, claims_of("oidc", exp=NOW - LEEWAY_S), NOW)
+
+
+@pytest.mark.parametrize("claim", [AudienceClaim.CLIENT_ID, AudienceClaim.AZP])
+def test_an_audience_is_held_against_the_claim_that_is_set_and_no_other(
+    claim: AudienceClaim,
+) -> None:
+    rules = replace(token_rules(OIDC), audience_claim=claim)
+    check_claims(rules, claims_of("oidc", aud=GONE, **{claim: "app"}), NOW)
+    check_claims(rules, claims_of("oidc", aud="other", **{claim: "app"}), NOW)
+    others = dict.fromkeys(set(AudienceClaim) - {claim}, "app")
+    for bad in (GONE, None, "", "ap", "app ", ["app"], {"app": 1}, True, 0):
+        with pytest.raises(InvalidToken) as refused:
+            check_claims(rules, claims_of("oidc", **others, **{claim: bad}), NOW)
+        assert refused.value.step == claim
+        assert f"The token's {claim} is" in refused.value.detail
+
+
+@pytest.mark.parametrize("bad", [None, [None], [["app"]], [{"app": 1}], "app ", 7, True, {}])
+def test_an_audience_of_another_shape_is_none(bad: object) -> None:
+    for more in ({}, {"client_id": "app", "azp": "app"}):
+        with pytest.raises(InvalidToken):
+            check_claims(token_rules(OIDC), claims_of("oidc", aud=bad, **more), NOW)
+
+
+@pytest.mark.parametrize("told", [True, "true"])
+def test_an_address_is_verified_where_the_claim_that_is_set_says_so(told: object) -> None:
+    mapping = ClaimMapping(verified_email_only=True, email_verified="https://a.example/proven")
+    claims = claims_of("oidc", email="ada@acme.example", email_verified=True)
+    for proof in ({}, *({"https://a.example/proven": no} for no in (None, 1, "True", [True]))):
+        with pytest.raises(ClaimMissing) as refused:
+            identity_of(mapping, {**claims, **proof})
+        assert refused.value.field == "https://a.example/proven"
+    assert identity_of(mapping, {**claims, "https://a.example/proven": told}).email_verified
 
 
 def test_an_audience_may_be_a_text_or_in_a_list() -> None:

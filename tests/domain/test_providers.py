@@ -15,6 +15,7 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.keys import Rate
 from wardkey.domain.providers import (
+    AudienceClaim,
     ClaimMapping,
     ExchangeLimits,
     KeySource,
@@ -120,6 +121,51 @@ def test_an_oidc_issuer_stays_as_it_is_to_the_slash() -> None:
     assert rules.keys.url == "https://id.acme.example/.well-known/openid-configuration"
 
 
+@pytest.mark.parametrize(
+    ("issuer", "jwks_uri"),
+    [
+        ("accounts.google.com", "https://www.googleapis.com/oauth2/v3/certs"),
+        ("https://Acme.b2clogin.com/1f2e/v2.0/", "https://acme.b2clogin.com/d/keys?p=B2C_1_in"),
+        ("http://localhost:3000", "https://[2001:470::1]:8443/api/auth/jwks"),
+    ],
+)
+def test_an_issuer_with_a_key_set_elsewhere_is_compared_and_never_fetched(
+    issuer: str, jwks_uri: str
+) -> None:
+    spec = clean_provider(replace(OIDC, issuer=f" {issuer} ", jwks_uri=f" {jwks_uri}\n"))
+    rules = token_rules(spec)
+    assert rules.issuer == issuer
+    assert rules.keys == KeySource(jwks_uri)
+    assert not rules.keys.is_discovery
+    assert clean_provider(spec) == spec
+
+
+@pytest.mark.parametrize("kind", [FIREBASE, AUTH0, CLERK, OIDC])
+def test_verified_addresses_may_be_asked_of_kinds_that_can_prove_them(kind: ProviderSpec) -> None:
+    asked = replace(ClaimMapping(), verified_email_only=True)
+    assert clean_provider(replace(kind, mapping=asked)).mapping == asked
+    named = replace(asked, email="https://a.example/email", email_verified="app_metadata.proven")
+    assert clean_provider(replace(kind, mapping=named)).mapping == named
+    for claim in ("user_metadata.proven", "unsafe_metadata.a.b", 'a."user_metadata".b'):
+        by_name = {
+            "email": replace(asked, email=claim),
+            "email_verified": replace(asked, email_verified=claim),
+        }
+        for name, mapping in by_name.items():
+            with pytest.raises(InvalidProvider) as refused:
+                clean_provider(replace(kind, mapping=mapping))
+            assert refused.value.field == f"mapping.{name}"
+
+
+def test_no_claim_lets_a_supabase_token_prove_an_address() -> None:
+    for claim in ("email_verified", "user_metadata.email_verified", "app_metadata.proven"):
+        mapping = ClaimMapping(verified_email_only=True, email_verified=claim)
+        with pytest.raises(InvalidProvider) as refused:
+            clean_provider(replace(SUPABASE, mapping=mapping))
+        assert refused.value.field == "mapping.verified_email_only"
+        assert "Confirm email" in refused.value.detail
+
+
 def test_a_shared_secret_is_long_and_no_public_key() -> None:
     assert clean_shared_secret(" " + "s" * 40 + "\n") == b"s" * 40
     pem = "-----BEGIN-PUBLIC-KEY-----" + "A" * 200
@@ -170,6 +216,16 @@ def limited(**more: object) -> ProviderSpec:
         (replace(OIDC, algorithms=("none",)), InvalidProvider, "algorithms.0"),
         (replace(OIDC, algorithms=("RS256", "HS256")), InvalidProvider, "algorithms.1"),
         (replace(OIDC, issuer="https://Id.acme.example"), InvalidProvider, "issuer"),
+        (replace(OIDC, jwks_uri="http://id.acme.example/keys"), InvalidProvider, "jwks_uri"),
+        (replace(OIDC, jwks_uri="https://a@id.acme.example/keys"), InvalidProvider, "jwks_uri"),
+        (replace(OIDC, jwks_uri="https://id.acme.example/keys#x"), InvalidProvider, "jwks_uri"),
+        (replace(OIDC, jwks_uri="https://id.acme.example/k?a b"), InvalidProvider, "jwks_uri"),
+        (replace(OIDC, jwks_uri="https://a.b/k?" + "a" * 500), InvalidProvider, "jwks_uri"),
+        (replace(OIDC, jwks_uri="file:///etc/passwd"), InvalidProvider, "jwks_uri"),
+        (replace(OIDC, issuer=" ", jwks_uri="https://a.b/k"), InvalidProvider, "issuer"),
+        (replace(OIDC, issuer="a\nb", jwks_uri="https://a.b/k"), InvalidProvider, "issuer"),
+        (replace(AUTH0, jwks_uri="https://a.b/k"), InvalidProvider, "jwks_uri"),
+        (replace(CLERK, audience_claim=AudienceClaim.AZP), InvalidProvider, "audience_claim"),
         (mapped(user_id=""), InvalidProvider, "mapping.user_id"),
         (mapped(roles="a..b"), InvalidProvider, "mapping.roles"),
         (mapped(variables={"a b": "team"}), InvalidProvider, "mapping.variables"),

@@ -18,6 +18,7 @@ from wardkey.domain.providers import (
     LONGEST_TTL_S,
     MOST_ITEMS,
     SHORTEST_TTL_S,
+    AudienceClaim,
     ClaimMapping,
     ExchangeLimits,
     ProviderKind,
@@ -76,7 +77,12 @@ class MappingShape(BaseModel):
     ] = {}
     required: list[Path] = Items
     username_from: UsernameFrom = UsernameFrom.USER_ID
-    verified_email_only: StrictBool = False
+    verified_email_only: StrictBool = Field(
+        default=False, description="Not of supabase, whose tokens do not prove it."
+    )
+    email_verified: Path = Field(
+        default="email_verified", description="What verified_email_only looks at."
+    )
 
     def spec(self) -> ClaimMapping:
         """Return the domain's record."""
@@ -88,6 +94,7 @@ class MappingShape(BaseModel):
             tuple(self.required),
             self.username_from,
             self.verified_email_only,
+            self.email_verified,
         )
 
 
@@ -138,7 +145,15 @@ class ProviderFields(Input):
     project_id: str = Field(default="", description="firebase: the project's id.")
     domain: str = Field(default="", description="auth0: the tenant's domain; clerk: Frontend API.")
     issuer: Url = Field(default="", description="oidc: the issuer; supabase: if self-hosted.")
+    jwks_uri: Url = Field(
+        default="",
+        description="oidc: where the key set is, for an issuer without a discovery document.",
+    )
     audiences: list[Audience] = Items
+    audience_claim: AudienceClaim = Field(
+        default=AudienceClaim.AUD,
+        description="oidc: the claim that has to be one of the audiences.",
+    )
     allowed_origins: list[Origin] = Items
     algorithms: list[str] = Field(
         default=[], description="oidc: RS256 unless given.", json_schema_extra={"maxItems": 10}
@@ -161,6 +176,8 @@ class ProviderFields(Input):
             tuple(self.algorithms),
             self.mapping.spec(),
             self.limits.spec(),
+            self.jwks_uri,
+            self.audience_claim,
         )
 
 
@@ -192,7 +209,9 @@ class ProviderChanges(Input):
     project_id: str | None = None
     domain: str | None = None
     issuer: Url | None = None
+    jwks_uri: Url | None = None
     audiences: list[Audience] | None = None
+    audience_claim: AudienceClaim | None = None
     allowed_origins: list[Origin] | None = None
     algorithms: list[str] | None = None
     mapping: MappingShape | None = None
@@ -215,7 +234,9 @@ class ProviderShape(BaseModel):
     has_secret: bool
     project_id: str
     domain: str
+    jwks_uri: str
     audiences: list[str]
+    audience_claim: AudienceClaim
     allowed_origins: list[str]
     mapping: MappingShape
     limits: LimitsShape
@@ -442,7 +463,9 @@ def _shape(found: providers.ProviderRecord) -> ProviderShape:
         has_secret=found.has_secret,
         project_id=spec.project_id,
         domain=spec.domain,
+        jwks_uri=spec.jwks_uri,
         audiences=list(spec.audiences),
+        audience_claim=spec.audience_claim,
         allowed_origins=list(spec.allowed_origins),
         mapping=MappingShape(
             user_id=spec.mapping.user_id,
@@ -452,6 +475,7 @@ def _shape(found: providers.ProviderRecord) -> ProviderShape:
             required=list(spec.mapping.required),
             username_from=spec.mapping.username_from,
             verified_email_only=spec.mapping.verified_email_only,
+            email_verified=spec.mapping.email_verified,
         ),
         limits=LimitsShape(
             max_ttl_s=limits.max_ttl_s,

@@ -14,6 +14,7 @@ from wardkey.domain.providers import (
     FIELDS,
     LONGEST_REFRESH_S,
     LONGEST_TTL_S,
+    AudienceClaim,
     ClaimMapping,
     ExchangeLimits,
     ProviderKind,
@@ -23,10 +24,11 @@ from wardkey.domain.providers import (
 
 _LONGEST_NUMBER = 9
 _LISTS = ("audiences", "allowed_origins", "algorithms")
-_TEXTS = ("project_url", "project_id", "domain", "issuer")
+_TEXTS = ("project_url", "project_id", "domain", "issuer", "jwks_uri")
 # Each of them stands at a field of the form, and its faults there.
 FORM_FIELDS = (
-    "name", "secret", *_TEXTS, *_LISTS, "user_id", "email", "roles", "variables", "required",
+    "name", "secret", *_TEXTS, *_LISTS, "audience_claim", "user_id", "email",
+    "verified_email_only", "email_verified", "roles", "variables", "required",
     "max_ttl_s", "max_refresh_s", "limit", "token",
 )  # fmt: skip
 
@@ -49,6 +51,8 @@ def read_provider(fields: Fields, kind: ProviderKind) -> ProviderSpec:
             settings[name] = fields.lines(name)
         elif name in _TEXTS:
             settings[name] = fields.text(name).strip()
+        elif name == "audience_claim":
+            settings[name] = _audience_claim(fields)
         else:
             settings[name] = fields.text(name) == "1"
     return ProviderSpec(
@@ -74,6 +78,7 @@ def values_of(spec: ProviderSpec) -> Mapping[str, str]:
         "name": spec.name,
         **{name: getattr(spec, name) for name in _TEXTS},
         **{name: "\n".join(getattr(spec, name)) for name in _LISTS},
+        "audience_claim": str(spec.audience_claim),
         "legacy_secret": "1" * spec.legacy_secret,
         "user_id": mapping.user_id,
         "email": mapping.email,
@@ -82,6 +87,7 @@ def values_of(spec: ProviderSpec) -> Mapping[str, str]:
         "required": "\n".join(mapping.required),
         "username_from": str(mapping.username_from),
         "verified_email_only": "1" * mapping.verified_email_only,
+        "email_verified": mapping.email_verified,
         "max_ttl_s": str(limits.max_ttl_s),
         "max_refresh_s": str(limits.max_refresh_s),
         "limit": str(rate.limit) if rate else "",
@@ -118,7 +124,15 @@ def _mapping(fields: Fields) -> ClaimMapping:
         fields.lines("required"),
         UsernameFrom.EMAIL if by_email else UsernameFrom.USER_ID,
         fields.text("verified_email_only") == "1",
+        fields.text("email_verified").strip(),
     )
+
+
+def _audience_claim(fields: Fields) -> AudienceClaim:
+    chosen = fields.text("audience_claim") or AudienceClaim.AUD
+    if chosen not in set(AudienceClaim):
+        raise _wrong("audience_claim", "Choose one of those in the list.")
+    return AudienceClaim(chosen)
 
 
 def _seconds(fields: Fields, name: str, usual: int) -> int:

@@ -28,6 +28,7 @@ from wardkey.domain.principal import Principal
 from wardkey.domain.providers import (
     ALGORITHMS,
     FIELDS,
+    AudienceClaim,
     ProviderKind,
     ProviderSpec,
     token_rules,
@@ -302,6 +303,7 @@ def _page(
 def _form() -> dict[str, Any]:
     return {
         "kinds": ProviderKind,
+        "audience_claims": AudienceClaim,
         "kind_fields": FIELDS,
         "form_fields": FORM_FIELDS,
         "algorithms": ALGORITHMS,

@@ -14,6 +14,7 @@ from wardkey.domain.addresses import origin_allowed
 from wardkey.domain.errors import ClaimMissing, InvalidToken, TokenExpired
 from wardkey.domain.names import clean_email
 from wardkey.domain.providers import (
+    AudienceClaim,
     ClaimMapping,
     ProviderKind,
     TokenRules,
@@ -62,13 +63,13 @@ class Step(NamedTuple):
 
 def claim_steps(rules: TokenRules, claims: Claims, now_s: float) -> Iterator[Step]:
     """Check a verified token's claims one after the other, and say of each whether it passes."""
-    for name, fault_of in _CHECKS[rules.kind]:
+    for name, fault_of in _checks_of(rules):
         yield Step(name, fault_of(rules, claims, now_s) or "")
 
 
 def check_claims(rules: TokenRules, claims: Claims, now_s: float) -> None:
     """Raise `InvalidToken` or `TokenExpired` for the first check that the claims fail."""
-    for name, fault_of in _CHECKS[rules.kind]:
+    for name, fault_of in _checks_of(rules):
         fault = fault_of(rules, claims, now_s)
         if fault is not None:
             if fault_of is _exp and _seconds(claims.get("exp")) is not None:
@@ -98,11 +99,13 @@ def identity_of(mapping: ClaimMapping, claims: Claims) -> Identity:
             field=mapping.email,
         )
     # Some issuers write it as a text.
-    verified = bool(email) and claims.get("email_verified") in (True, "true")
+    proof = value_at(claims, mapping.email_verified)
+    verified = bool(email) and (proof is True or proof == "true")
     if mapping.verified_email_only and not verified:
         raise ClaimMissing(
-            "The token does not say that the e-mail address was verified (email_verified).",
-            field="email_verified",
+            f"The token does not say that the e-mail address was verified "
+            f"({mapping.email_verified}).",
+            field=mapping.email_verified,
         )
     variables = {"user_id": user_id}
     for name, path in mapping.variables.items():
@@ -155,9 +158,10 @@ def _iss(rules: TokenRules, claims: Claims, _now_s: float) -> str | None:
 def _aud(rules: TokenRules, claims: Claims, _now_s: float) -> str | None:
     if not rules.audiences:
         return None
-    told = claims.get("aud")
-    if isinstance(told, str):
-        fits = told in rules.audiences
+    name = rules.audience_claim
+    told = claims.get(name)
+    if isinstance(told, str) or name is not AudienceClaim.AUD:
+        fits = isinstance(told, str) and told in rules.audiences
     else:
         # A list with anything but texts is no audience (RFC 7519 §4.1.3).
         fits = (
@@ -167,7 +171,7 @@ def _aud(rules: TokenRules, claims: Claims, _now_s: float) -> str | None:
         )
     if fits:
         return None
-    return f"The token's aud is {_shown(told)}; it has to be {' or '.join(rules.audiences)}."
+    return f"The token's {name} is {_shown(told)}; it has to be {' or '.join(rules.audiences)}."
 
 
 def _exp(_rules: TokenRules, claims: Claims, now_s: float) -> str | None:
@@ -254,6 +258,13 @@ _OF_KIND: dict[ProviderKind, tuple[tuple[str, _Fault], ...]] = {
     ProviderKind.CLERK: (("azp", _azp), ("sts", _sts)),
 }
 _CHECKS = {kind: (*_OF_EVERY_KIND, *_OF_KIND.get(kind, ())) for kind in ProviderKind}
+
+
+def _checks_of(rules: TokenRules) -> Iterator[tuple[str, _Fault]]:
+    """Return the checks by name; that of the audience has the name of the claim that it reads."""
+    for name, fault_of in _CHECKS[rules.kind]:
+        yield rules.audience_claim if fault_of is _aud else name, fault_of
+
 
 # The paths of providers' mappings; they come again with each token.
 _levels_of = lru_cache(maxsize=4096)(levels_of)

@@ -32,12 +32,15 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})+")
 _HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])"
 _URL = re.compile(rf"https?://{_HOST}(?::[0-9]{{1,5}})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?")
+_QUERY = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*")
 # Google's rule, and the older form with a domain before the id.
 _PROJECT_ID = re.compile(r"(?:[a-z0-9.-]{1,100}:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _SECRET = re.compile(r"[!-~]{32,512}")
 _VARIABLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LEVEL = re.compile(r'"([^"]+)"|([^".]+)')
 _PATH = re.compile(r'(?:"[^"]+"|[^".]+)(?:\.(?:"[^"]+"|[^".]+)){0,7}')
+# What users of Supabase, Auth0 and Clerk can write themselves.
+_EDITABLE = frozenset({"user_metadata", "raw_user_meta_data", "unsafe_metadata"})
 _LONGEST_URL, _LONGEST_TEXT, _LONGEST_PATH, _LAST_PORT = 500, 255, 200, 65_535
 
 
@@ -49,6 +52,18 @@ class ProviderKind(StrEnum):
     AUTH0 = "auth0"
     CLERK = "clerk"
     OIDC = "oidc"
+
+
+class AudienceClaim(StrEnum):
+    """Which claim of a token is held against the audiences.
+
+    Access tokens of Amazon Cognito have `client_id` and no `aud`; `azp` is the client that a token
+    was issued to (OpenID Connect Core 1.0 §2).
+    """
+
+    AUD = "aud"
+    CLIENT_ID = "client_id"
+    AZP = "azp"
 
 
 class UsernameFrom(StrEnum):
@@ -65,6 +80,7 @@ class ClaimMapping:
     Each is a path: names with `.` between the levels. A name that has dots itself stands in double
     quotes; a path with `/` or `:` and no quotes is one name, as `https://acme.example/roles`.
     `variables` gives ACL rules `{claim.NAME}` for each NAME; `required` must be in every token.
+    With `verified_email_only` the claim at `email_verified` has to be true.
     """
 
     user_id: str = "sub"
@@ -74,6 +90,7 @@ class ClaimMapping:
     required: tuple[str, ...] = ()
     username_from: UsernameFrom = UsernameFrom.USER_ID
     verified_email_only: bool = False
+    email_verified: str = "email_verified"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +111,9 @@ class ProviderSpec:
     supabase takes `project_url`, `legacy_secret` (tokens signed with the project's shared secret)
     and, where it differs from `project_url` + `/auth/v1`, `issuer`; firebase `project_id`; auth0
     `domain` and one or more `audiences`; clerk `domain` (its Frontend API URL), `allowed_origins`
-    (none: any `azp`) and, for templates that set one, `audiences`; oidc `issuer`, `audiences` and
-    `algorithms`.
+    (none: any `azp`) and, for templates that set one, `audiences`; oidc `issuer`, `audiences`,
+    `algorithms`, `audience_claim` and, where the issuer has no discovery document at its own URL,
+    `jwks_uri`; `issuer` is then any text, compared and never fetched.
     """
 
     kind: ProviderKind
@@ -110,6 +128,8 @@ class ProviderSpec:
     algorithms: tuple[str, ...] = ()
     mapping: ClaimMapping = field(default_factory=ClaimMapping)
     limits: ExchangeLimits = field(default_factory=ExchangeLimits)
+    jwks_uri: str = ""
+    audience_claim: AudienceClaim = AudienceClaim.AUD
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +162,7 @@ class TokenRules:
     audiences: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     kid_required: bool = False
+    audience_claim: AudienceClaim = AudienceClaim.AUD
 
 
 # Those that a provider of that kind takes beside its name, mapping and limits.
@@ -150,7 +171,9 @@ FIELDS: Mapping[ProviderKind, frozenset[str]] = {
     ProviderKind.FIREBASE: frozenset({"project_id"}),
     ProviderKind.AUTH0: frozenset({"domain", "audiences"}),
     ProviderKind.CLERK: frozenset({"domain", "allowed_origins", "audiences"}),
-    ProviderKind.OIDC: frozenset({"issuer", "audiences", "algorithms"}),
+    ProviderKind.OIDC: frozenset(
+        {"issuer", "jwks_uri", "audiences", "audience_claim", "algorithms"}
+    ),
 }
 _ALL_FIELDS = sorted(frozenset().union(*FIELDS.values()))
 
@@ -161,8 +184,9 @@ def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> Provide
     `http_allowed` says that the deployment may ask private addresses, and then without TLS.
     Raises `InvalidProvider`, `InvalidOrigin`, `InvalidRateLimit`, `TooManyItems`.
     """
+    blank = ProviderSpec(spec.kind)
     for name in _ALL_FIELDS:
-        if getattr(spec, name) and name not in FIELDS[spec.kind]:
+        if name not in FIELDS[spec.kind] and getattr(spec, name) != getattr(blank, name):
             raise InvalidProvider(
                 f"A provider of kind {spec.kind} has no {name}; leave it out.", field=name
             )
@@ -175,7 +199,7 @@ def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> Provide
     spec = replace(
         spec,
         name=spec.name or spec.kind.value,
-        mapping=_clean_mapping(spec.mapping),
+        mapping=_clean_mapping(spec.kind, spec.mapping),
         limits=_clean_limits(spec.limits),
     )
     match spec.kind:
@@ -186,13 +210,14 @@ def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> Provide
             issuer = spec.issuer and _clean_url(spec.issuer, "issuer", http_allowed=http_allowed)
             return replace(spec, project_url=base, issuer=issuer)
         case ProviderKind.FIREBASE:
-            if not _PROJECT_ID.fullmatch(spec.project_id):
+            project_id = spec.project_id.strip()
+            if not _PROJECT_ID.fullmatch(project_id):
                 raise InvalidProvider(
                     "A Firebase project id has 6 to 30 characters of a-z, 0-9 and -, as in the "
                     "console under Project settings.",
                     field="project_id",
                 )
-            return spec
+            return replace(spec, project_id=project_id)
         case ProviderKind.AUTH0:
             return replace(
                 spec, domain=_clean_domain(spec.domain), audiences=_clean_audiences(spec)
@@ -205,9 +230,11 @@ def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> Provide
                 audiences=_clean_audiences(spec, needed=False),
             )
         case ProviderKind.OIDC:
+            issuer, jwks_uri = _clean_issuer(spec, http_allowed=http_allowed)
             return replace(
                 spec,
-                issuer=_clean_url(spec.issuer, "issuer", http_allowed=http_allowed),
+                issuer=issuer,
+                jwks_uri=jwks_uri,
                 audiences=_clean_audiences(spec),
                 algorithms=_clean_algorithms(spec.algorithms),
             )
@@ -265,12 +292,14 @@ def token_rules(spec: ProviderSpec) -> TokenRules:
             )
         case ProviderKind.OIDC:
             # OpenID Connect Discovery 1.0, §4: a slash at the issuer's end is taken off here.
+            discovery = KeySource(f"{spec.issuer.rstrip('/')}{_DISCOVERY}", spec.issuer)
             return TokenRules(
                 spec.kind,
                 spec.issuer,
-                KeySource(f"{spec.issuer.rstrip('/')}{_DISCOVERY}", spec.issuer),
+                KeySource(spec.jwks_uri) if spec.jwks_uri else discovery,
                 frozenset(spec.algorithms),
                 spec.audiences,
+                audience_claim=spec.audience_claim,
             )
 
 
@@ -288,13 +317,14 @@ def levels_of(path: str) -> tuple[str, ...]:
     return tuple(quoted or plain for quoted, plain in _LEVEL.findall(path))
 
 
-def _clean_mapping(mapping: ClaimMapping) -> ClaimMapping:
+def _clean_mapping(kind: ProviderKind, mapping: ClaimMapping) -> ClaimMapping:
+    mapping = replace(mapping, email_verified=mapping.email_verified or "email_verified")
     if len(mapping.variables) > MOST_ITEMS or len(mapping.required) > MOST_ITEMS:
         raise TooManyItems(
             f"A mapping takes at most {MOST_ITEMS} variables and {MOST_ITEMS} required claims.",
             field="mapping",
         )
-    paths = {"user_id": mapping.user_id}
+    paths = {"user_id": mapping.user_id, "email_verified": mapping.email_verified}
     paths |= {name: path for name in ("email", "roles") if (path := getattr(mapping, name))}
     paths |= {f"required.{place}": path for place, path in enumerate(mapping.required)}
     for name, path in mapping.variables.items():
@@ -316,7 +346,28 @@ def _clean_mapping(mapping: ClaimMapping) -> ClaimMapping:
             "The user name, or the check of the e-mail address, needs the e-mail's claim.",
             field="mapping.email",
         )
+    if mapping.verified_email_only:
+        _check_proof(kind, mapping)
     return replace(mapping, required=tuple(dict.fromkeys(mapping.required)))
+
+
+def _check_proof(kind: ProviderKind, mapping: ClaimMapping) -> None:
+    """Raise `InvalidProvider` where a kind's tokens, or these claims, prove no e-mail address."""
+    if kind is ProviderKind.SUPABASE:
+        raise InvalidProvider(
+            "A Supabase token does not prove that an e-mail address was verified: users can change "
+            "their user_metadata.email_verified. Leave verified_email_only out, and turn on "
+            "Confirm email in the project, which lets only verified people sign in.",
+            field="mapping.verified_email_only",
+        )
+    for name in ("email", "email_verified"):
+        path: str = getattr(mapping, name)
+        if not _EDITABLE.isdisjoint(levels_of(path)):
+            raise InvalidProvider(
+                f"Users can change {path} themselves, so it proves nothing. Name a claim that only "
+                "the issuer writes, or leave verified_email_only out.",
+                field=f"mapping.{name}",
+            )
 
 
 def _clean_limits(limits: ExchangeLimits) -> ExchangeLimits:
@@ -328,6 +379,27 @@ def _clean_limits(limits: ExchangeLimits) -> ExchangeLimits:
             )
     check_rate(limits.rate)
     return limits
+
+
+def _clean_issuer(spec: ProviderSpec, *, http_allowed: bool) -> tuple[str, str]:
+    """Return `issuer` and `jwks_uri`; an issuer whose keys are elsewhere need not be a URL."""
+    if not spec.jwks_uri.strip():
+        issuer = _clean_url(spec.issuer, "issuer", http_allowed=http_allowed)
+        return issuer, ""
+    issuer = spec.issuer.strip()
+    if not 0 < len(issuer) <= _LONGEST_URL or not issuer.isprintable():
+        raise InvalidProvider(
+            f"issuer is what iss is in the tokens: 1 to {_LONGEST_URL} characters that can be "
+            "shown.",
+            field="issuer",
+        )
+    url, _, query = spec.jwks_uri.strip().partition("?")
+    url = _clean_url(url, "jwks_uri", http_allowed=http_allowed)
+    if len(url) + len(query) > _LONGEST_URL or not _QUERY.fullmatch(query):
+        raise InvalidProvider(
+            f"jwks_uri has at most {_LONGEST_URL} characters, and no fragment.", field="jwks_uri"
+        )
+    return issuer, f"{url}?{query}" if query else url
 
 
 def _clean_url(text: str, name: str, *, http_allowed: bool) -> str:
@@ -370,7 +442,8 @@ def _clean_audiences(spec: ProviderSpec, *, needed: bool = True) -> tuple[str, .
     for place, item in enumerate(spec.audiences):
         if not 0 < len(item) <= _LONGEST_TEXT or not item.isprintable() or item != item.strip():
             raise InvalidProvider(
-                f"An audience has 1 to {_LONGEST_TEXT} characters that can be shown.",
+                f"An audience has 1 to {_LONGEST_TEXT} characters that can be shown, and no space "
+                "around them.",
                 field=f"audiences.{place}",
             )
     return tuple(dict.fromkeys(spec.audiences))
