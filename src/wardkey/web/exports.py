@@ -54,7 +54,7 @@ class Export(Response):
     """Sends chunks as the client reads them, for ten minutes at most; frees its place at the end.
 
     An export that is cut off lacks the end of its chunked body (RFC 9112, section 8), so a client
-    cannot take it for a whole one. `Lane` ends the connection of a client that reads nothing.
+    cannot take it for a whole one. `Connection` cuts off a client that reads nothing for long.
     """
 
     def __init__(
