@@ -63,6 +63,7 @@ class ClearedShape(BaseModel):
         errors.InvalidCursor,
         errors.MessagingOff,
         errors.BrokerUnreachable,
+        errors.Overloaded,
     ),
 )
 def list_retained_messages(
@@ -79,7 +80,8 @@ def list_retained_messages(
     vault = here.runner.database.keys
     bound = json.dumps(["retained", *caller.by.room, filter])
     after = int(read_cursor(vault, bound, cursor)[0]) if cursor else 0
-    found, more = run(list_retained, here.broker, caller.by.room, filter, after, limit)
+    with here.retained.taken(caller.by.org_id):
+        found, more = run(list_retained, here.broker, caller.by.room, filter, after, limit)
     return RetainedPage(
         messages=[_shape(one) for one in found],
         next_cursor=write_cursor(vault, bound, [found[-1].place]) if more else None,
@@ -94,6 +96,7 @@ def list_retained_messages(
         errors.MessagingOff,
         errors.BrokerUnreachable,
         errors.PublishUnconfirmed,
+        errors.Overloaded,
     ),
 )
 def clear_retained_messages(
@@ -123,10 +126,11 @@ def clear_retained_messages(
     publishers = here.publishers
     if publishers is None:
         raise errors.MessagingOff
-    topics, more = run(retained_topics, here.broker, by.room, topic or filter, MOST_CLEARED)
-    if topics:
-        here.runner.change(sessions.note_cleared, by, topic or filter, len(topics))
-        run(_clear, publishers, by.room, topics)
+    with here.retained.taken(by.org_id):
+        topics, more = run(retained_topics, here.broker, by.room, topic or filter, MOST_CLEARED)
+        if topics:
+            here.runner.change(sessions.note_cleared, by, topic or filter, len(topics))
+            run(_clear, publishers, by.room, topics)
     return ClearedShape(cleared=len(topics), more=more)
 
 

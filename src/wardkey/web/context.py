@@ -62,6 +62,8 @@ class Context:
     exports: Exports = field(default_factory=Exports)
     # For checks of audit chains.
     checks: Places = field(default_factory=lambda: Places(most=2, most_each=1))
+    # For reading and clearing retained messages, each over a connection to the broker of its own.
+    retained: Places = field(default_factory=lambda: Places(most=8, most_each=2))
     # Made of `key_headers`: the fields that may hold a key, and those that a caller's identity
     # and verdict hang on.
     key_names: tuple[bytes, ...] = field(init=False)
