@@ -22,8 +22,9 @@ log = logging.getLogger("wardkey")
 # A client that reads slowly holds a place and a page in memory, but no thread and no connection
 # to the database.
 _MOST, _MOST_EACH = 16, 2
-# How many pages are read at once, in threads of their own and with two of the eight readers.
-_MOST_READS = 2
+# How many pages are read at once. More would be no faster, because reading one is work for the
+# interpreter, and would only keep it from answering others.
+_MOST_READS = 1
 LONGEST_S = 600.0
 # A client that does not read as much in the time that `Connection` allows is cut off.
 _PIECE = 65_536
