@@ -19,7 +19,7 @@ SHOWN: list[tuple[str, str, object, object]] = [
     ("secret", "permissions", [], []),
     ("secret", "allowed_addresses", ["203.0.113.0/24"], ["203.0.113.0/24"]),
     ("secret", "rate_limit", RATE, RATE),
-    ("secret", "metadata", {"team": "billing", "n": 3, "on": True}, None),
+    ("secret", "metadata", {"team": {"of": ["billing"]}, "n": 3, "on": True}, None),
     ("secret", "expires_at", "2200-01-31T13:00:00+01:00", LATER),
     ("publishable", "allowed_origins", ["https://App.example.com"], ["https://app.example.com"]),
     ("publishable", "allow_native", True, True),
@@ -112,6 +112,7 @@ def test_null_and_nothing_leave_a_key_as_it_is(owner: httpx.Client) -> None:
         ({"expires_at": "2200-01-01T00:00:00"}, "invalid_time"),
         ({"name": ""}, "invalid_name"),
         ({"metadata": {"far": 1e300}}, "invalid_metadata"),
+        ({"metadata": {"deep": [[[[[]]]]]}}, "invalid_metadata"),
     ],
 )
 def test_400_a_change_against_the_rules_changes_nothing(

@@ -83,7 +83,7 @@ def secrets(server: Server) -> dict[str, str]:
             "page": issue(
                 "live-lane-page", type="publishable", allowed_origins=["https://a.example"]
             ),
-            "meta": issue("live-lane-méta", metadata={"plan": "pro", "n": 1}),
+            "meta": issue("live-lane-méta", metadata={"plan": ["pro", {"n": 1}], "n": 1}),
             "gone": issue("live-lane-gone"),
             "limited": issue(
                 "live-lane-limited", rate_limit={"limit": 900, "period_s": 1, "burst": 900}

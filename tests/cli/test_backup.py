@@ -281,7 +281,7 @@ def test_a_backup_moves_a_deployment_to_the_other_storage(
                 "type": "publishable",
                 "allowed_origins": ["https://app.acme.example"],
                 "rate_limit": {"limit": 5, "period_s": 60, "burst": 5},
-                "metadata": {"plan": "pro", "seats": 3, "ratio": 0.5, "trial": False},
+                "metadata": {"plan": "pro", "seats": 3, "ratio": 0.5, "deep": {"a": [False, {}]}},
                 "expires_at": "2099-01-01T00:00:00Z",
             },
         )

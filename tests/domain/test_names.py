@@ -157,6 +157,15 @@ def test_metadata_with_plain_values_is_kept() -> None:
     assert clean_metadata(pairs) == pairs
 
 
+def test_metadata_with_lists_and_objects_is_kept() -> None:
+    pairs: dict[str, object] = {
+        "plan": {"seats": [1, 2], "a name": None, "limits": [{"rate": 5}]},
+        "tags": [],
+        "x": None,
+    }
+    assert clean_metadata(pairs) == pairs
+
+
 @pytest.mark.parametrize(
     ("pairs", "sentence"),
     [
@@ -172,10 +181,13 @@ def test_metadata_with_plain_values_is_kept() -> None:
         ({"k": "x" * 501}, "value of k has 501 characters"),
         ({"k": "a\0"}, r"value of k has a control or invisible character, U\+0000"),
         ({"k": "\ud800"}, r"U\+D800"),
-        ({"k": None}, "neither"),
-        ({"k": ["a"]}, "neither"),
-        ({"k": {"a": 1}}, "neither"),
-        ({"k": b"a"}, "neither"),
+        ({"k": b"a"}, "k is not a JSON value"),
+        ({"k": {"a": [{"b": [{}]}]}}, "k has more than 5 levels"),
+        ({"k": ["a\0"]}, r"value of k has a control or invisible character, U\+0000"),
+        ({"k": {"a\0": 1}}, r"name in k has a control or invisible character, U\+0000"),
+        ({"k": {"x" * 65: 1}}, "name in k has 65 characters"),
+        ({"k": [2**53 + 1]}, "send it as a text"),
+        ({"k": [1] * 5_000}, "8 KiB"),
         ({f"k{n}": "é" * 500 for n in range(9)}, "8 KiB"),
     ],
 )
@@ -187,7 +199,13 @@ def test_other_metadata_is_refused_with_a_sentence(pairs: dict[str, object], sen
 @given(
     st.dictionaries(
         st.from_regex(r"\A[A-Za-z0-9_.-]{1,64}\Z"),
-        st.one_of(st.text(max_size=500), st.integers(), st.floats(), st.booleans(), st.none()),
+        st.recursive(
+            st.one_of(st.text(max_size=500), st.integers(), st.floats(), st.booleans(), st.none()),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+            ),
+            max_leaves=8,
+        ),
         max_size=55,
     )
 )

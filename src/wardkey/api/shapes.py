@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from wardkey.actions.keys import Issued
@@ -75,19 +75,30 @@ Grantable = Annotated[
         json_schema_extra={"format": "permission", "maxLength": 98},
     ),
 ]
-MetadataValue = StrictBool | StrictInt | StrictFloat | str
+_PLAIN_VALUE: list[dict[str, Any]] = [
+    {"type": "boolean"},
+    {"type": "number", "minimum": -_LARGEST, "maximum": _LARGEST},
+    {"type": "string", "format": "text", "maxLength": 500},
+    {"type": "null"},
+]
 Metadata = Annotated[
-    dict[str, MetadataValue],
+    dict[str, Any],
     Field(
-        description="Short names and plain values, 8 KiB in all.",
+        description="Short names and JSON values of up to five levels, 8 KiB in all. Lists and "
+        "objects may hold others.",
         json_schema_extra={
             "maxProperties": 50,
             "propertyNames": {"pattern": "^[A-Za-z0-9_.-]{1,64}$"},
             "additionalProperties": {
                 "anyOf": [
-                    {"type": "boolean"},
-                    {"type": "number", "minimum": -_LARGEST, "maximum": _LARGEST},
-                    {"type": "string", "format": "text", "maxLength": 500},
+                    *_PLAIN_VALUE,
+                    {"type": "array", "maxItems": 50, "items": {"anyOf": _PLAIN_VALUE}},
+                    {
+                        "type": "object",
+                        "maxProperties": 50,
+                        "propertyNames": {"pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+                        "additionalProperties": {"anyOf": _PLAIN_VALUE},
+                    },
                 ]
             },
         },
@@ -149,7 +160,7 @@ class KeyShape(BaseModel):
     allowed_origins: list[str]
     allow_native: bool
     rate_limit: RateShape | None
-    metadata: dict[str, MetadataValue]
+    metadata: dict[str, Any]
     created_at: str
     created_by: str
     updated_at: str

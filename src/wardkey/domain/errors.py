@@ -135,7 +135,7 @@ class InvalidRotationPolicy(Invalid):
 
 
 class InvalidMetadata(Invalid):
-    """Metadata takes at most 50 pairs of short names and plain values, 8 KiB in all."""
+    """Metadata takes at most 50 short names with JSON values of up to five levels, 8 KiB in all."""
 
 
 class InvalidAddress(Invalid):

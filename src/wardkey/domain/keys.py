@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from wardkey.domain.addresses import parse_networks, parse_origin
 from wardkey.domain.errors import (
@@ -32,7 +33,7 @@ DAY_MS = 86_400_000
 EXPIRING_MS = 14 * 86_400_000
 GRACE_MS: Mapping[str, int] = {"1h": 3_600_000, "24h": 86_400_000, "7d": 7 * 86_400_000}
 
-Metadata = Mapping[str, str | int | float | bool]
+Metadata = Mapping[str, Any]
 
 
 class Reason(StrEnum):

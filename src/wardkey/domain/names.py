@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
+from typing import Any
 
 _SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
@@ -14,6 +15,8 @@ _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _EMAIL = re.compile(rf"{_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")
 _METADATA_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PAIRS, _VALUE, _METADATA_BYTES, _LARGEST = 50, 500, 8_192, 2**53
+# A plain value has one level.
+_METADATA_LEVELS, _NAME_INSIDE = 5, 64
 _ADDRESS, _LOCAL_PART = 254, 64
 
 # Joiners belong to emoji and to Persian and Indic words; every other format character hides,
@@ -110,37 +113,53 @@ def _says_something(word: str) -> bool:
     return len(word) >= _SHORTEST_WORD or not word.isascii()
 
 
-def clean_metadata(pairs: Mapping[str, object]) -> dict[str, str | int | float | bool]:
-    """Return metadata of at most 50 short names with plain values; raises `ValueError`.
+def clean_metadata(pairs: Mapping[str, object]) -> dict[str, Any]:
+    """Return metadata of at most 50 short names with JSON values; raises `ValueError`.
 
-    Names have 1 to 64 characters of A-Z, a-z, 0-9, `_`, `.` and `-`; values are texts of at most
-    500 characters, finite numbers or booleans; all of it is at most 8 KiB as compact JSON.
+    Names have 1 to 64 characters of A-Z, a-z, 0-9, `_`, `.` and `-`, those of objects inside any
+    visible ones. Values are texts of at most 500 characters, finite numbers, booleans, null, and
+    lists and objects of them up to five levels deep; all of it is at most 8 KiB as compact JSON.
     Numbers end at ±2^53, beyond which JSON readers differ (RFC 8259 §6).
     """
     if len(pairs) > _PAIRS:
         raise ValueError(f"Metadata has {len(pairs)} pairs; {_PAIRS} are the most.")
-    clean: dict[str, str | int | float | bool] = {}
+    clean: dict[str, Any] = {}
     for key, value in pairs.items():
         if not _METADATA_KEY.fullmatch(key):
             raise ValueError("A metadata name has 1 to 64 characters of A-Z, a-z, 0-9, _ . and -.")
-        clean[key] = _clean_value(key, value)
+        clean[key] = _clean_value(key, value, 1)
     if len(json.dumps(clean, ensure_ascii=False, separators=(",", ":")).encode()) > _METADATA_BYTES:
         raise ValueError("Metadata is larger than 8 KiB in all; shorten its values.")
     return clean
 
 
-def _clean_value(key: str, value: object) -> str | int | float | bool:
+def _clean_value(key: str, value: object, level: int) -> Any:  # noqa: ANN401 - any JSON
+    if value is None:
+        return None
     if isinstance(value, str):
         _check_length(value, f"value of {key}", _VALUE)
         _check_visible(value, f"value of {key}", "\n\t" + _JOINERS)
         return value
     if isinstance(value, (int, float)):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"The value of {key} is no finite number.")
-        if abs(value) > _LARGEST:
-            raise ValueError(f"The value of {key} is beyond 2^53; send it as a text.")
+        _check_number(key, value)
         return value
-    raise ValueError(f"The value of {key} is neither a text, a number nor true or false.")
+    if not isinstance(value, (list, dict)):
+        raise ValueError(f"The value of {key} is not a JSON value.")  # noqa: TRY004 - as all others
+    if level == _METADATA_LEVELS:
+        raise ValueError(f"The value of {key} has more than {_METADATA_LEVELS} levels.")
+    if isinstance(value, list):
+        return [_clean_value(key, item, level + 1) for item in value]
+    for name in value:
+        _check_length(name, f"name in {key}", _NAME_INSIDE)
+        _check_visible(name, f"name in {key}", _JOINERS)
+    return {name: _clean_value(key, item, level + 1) for name, item in value.items()}
+
+
+def _check_number(key: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"The value of {key} is no finite number.")
+    if abs(value) > _LARGEST:
+        raise ValueError(f"The value of {key} is beyond 2^53; send it as a text.")
 
 
 def clean_slug(text: str) -> str:

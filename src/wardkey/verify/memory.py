@@ -209,8 +209,16 @@ def known_service(row: Mapping[str, Any]) -> KnownServiceKey:
 
 
 def _size(known: KnownSecret) -> int:
-    own = len(known.told) + len(known.name) + 80 * len(known.metadata) + 60 * len(known.networks)
+    told = len(known.told) + len(known.name)
+    own = told + 80 * _values(known.metadata) + 60 * len(known.networks)
     return _BYTES_EACH + own
+
+
+def _values(value: Any) -> int:  # noqa: ANN401 - JSON values
+    """Return how many values a JSON value holds."""
+    if isinstance(value, dict):
+        return sum(map(_values, value.values())) + len(value)
+    return 1 + sum(map(_values, value)) if isinstance(value, list) else 1
 
 
 def _shared(made: Callable[[str], Any], value: Any) -> Any:  # noqa: ANN401 - JSON values
