@@ -88,6 +88,7 @@ from wardkey.outside.key_sets import KeySets
 from wardkey.outside.publishers import Publishers
 from wardkey.verify.embedded import Embedded
 from wardkey.verify.pending import MERGE_MS, merge_pending
+from wardkey.verify.shared_rates import SharedRates
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web import problems
@@ -183,6 +184,9 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             me = Me.here(database.clock(), config.max_staleness * 1000)
             verifier = Verifier(database, usage, me, config.directory_memory)
             verifier.live = config.workers
+            if database.kind == "sqlite":
+                file = Path(database.url.database or "").with_name("rates")
+                verifier.shared_rates = SharedRates(file)
             confirming = Confirming(database, observe=verifier.metrics.observe)
             if not isinstance(verifier.directory.freshness, Embedded):
                 verifier.directory.freshness.metrics = verifier.snapshot

@@ -123,7 +123,7 @@ def test_a_rate_limit_is_told_with_the_wait(server: Server, owner: httpx.Client)
     text = issue(owner, "live-verdict-rate", rate_limit={"limit": 1, "period_s": 3600, "burst": 4})[
         "secret"
     ]
-    # Each of two workers has half of the burst, and who is asked is not for the client to say.
+    # On PostgreSQL each of two workers has half of the burst, and the client cannot choose one.
     codes = [verdict(server, text)["code"] for _ in range(40)]
     assert codes[:2] == ["valid", "valid"]
     assert codes.count("valid") <= 4

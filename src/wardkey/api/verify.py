@@ -220,14 +220,17 @@ def answering(judge: Judge) -> Judge:
 def judge_one(incoming: Incoming, here: Context) -> Outgoing:
     """Answer POST /v2/keys/verify."""
     caller = _asking(incoming, here, "verify_key")
-    told = _answer(here, caller.by, wire.read_request(incoming.body))
+    told, _ = _answer(here, caller.by, wire.read_request(incoming.body), _paid_by(caller.by))
     return Outgoing(200, told, _JSON_TYPE)
 
 
 def judge_many(incoming: Incoming, here: Context) -> Outgoing:
     """Answer POST /v2/keys/verify-batch."""
     caller = _asking(incoming, here, "verify_keys")
-    items = [_answer(here, caller.by, item) for item in wire.read_batch(incoming.body)]
+    items, paid_by = [], _paid_by(caller.by)
+    for wanted in wire.read_batch(incoming.body):
+        told, paid_by = _answer(here, caller.by, wanted, paid_by)
+        items.append(told)
     return Outgoing(200, wire.render_batch(items), _JSON_TYPE)
 
 
@@ -246,7 +249,15 @@ def _asking(incoming: Incoming, here: Context, attempt: str) -> Caller:
     return caller
 
 
-def _answer(here: Context, by: Principal, wanted: wire.VerifyRequest) -> bytes:
+def _paid_by(by: Principal) -> str:
+    """Return the id of the key whose rate limit the call took one from, if a key calls."""
+    return by.id if by.kind is PrincipalKind.KEY else ""
+
+
+def _answer(
+    here: Context, by: Principal, wanted: wire.VerifyRequest, paid_by: str
+) -> tuple[bytes, str]:
+    """Return the answer, and `paid_by` unless this question was what the call paid for."""
     asked = _question(here, by, wanted)
     if by.kind is PrincipalKind.SERVICE_KEY:
         here.runner.notes.note(by, "service_key.used", "verify")
@@ -256,9 +267,13 @@ def _answer(here: Context, by: Principal, wanted: wire.VerifyRequest) -> bytes:
         wanted.user_agent,
         wanted.route or "verify",
         looked=by.kind is PrincipalKind.KEY,
+        paid_by=paid_by,
     )
     _note_browser(here, answer, asked)
-    return wire.render(answer, asked)
+    known = answer.known
+    if known is not None and answer.admission is not None and known.key_id == paid_by:
+        paid_by = ""
+    return wire.render(answer, asked), paid_by
 
 
 def _question(here: Context, by: Principal, wanted: wire.VerifyRequest) -> Question:

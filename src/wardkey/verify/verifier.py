@@ -23,6 +23,7 @@ from wardkey.domain.verdict import KnownSecret, Question, Verdict, decide, failu
 from wardkey.verify.directory import Directory
 from wardkey.verify.memory import KnownServiceKey
 from wardkey.verify.metrics import Metrics
+from wardkey.verify.shared_rates import SharedRates
 from wardkey.verify.usage import Usage
 
 _NOBODY = bytes(32)
@@ -73,6 +74,8 @@ class Verifier:
         self.me = me or Me.here(database.clock())
         self.directory = Directory(database, self.me, memory_mib)
         self.live = 1
+        # On one machine all verifiers admit by the whole limit; without this each has its share.
+        self.shared_rates: SharedRates | None = None
         self.metrics = Metrics()
         self._rates: dict[str, float] = {}
         self._rate_lock = threading.Lock()
@@ -97,15 +100,22 @@ class Verifier:
         return True
 
     def verify(
-        self, asked: Question, user_agent: str = "", route: str = "", *, looked: bool = False
+        self,
+        asked: Question,
+        user_agent: str = "",
+        route: str = "",
+        *,
+        looked: bool = False,
+        paid_by: str = "",
     ) -> Answer:
         """Return the verdict on `asked.text`; raises `VerifierUnavailable` without storage.
 
         `user_agent` and `route` say, beside the address, who used the secret and for what;
-        `looked` that the same request had a verdict already, on its caller.
+        `looked` that the same request had a verdict already, on its caller, and `paid_by` is the
+        id of the key whose limit it took one from.
         """
         try:
-            answer = self._verify(asked, user_agent, route, looked=looked)
+            answer = self._verify(asked, user_agent, route, looked=looked, paid_by=paid_by)
         except Exception as fault:
             known = fault if isinstance(fault, Failure) else storage_failure(fault)
             if isinstance(known, Unavailable):
@@ -114,6 +124,23 @@ class Verifier:
             raise
         self.metrics.count(answer.verdict, stale=answer.stale_ms > 0)
         return answer
+
+    def admit(self, limit: RateLimit, name: str, cost: int = 1) -> Admission:
+        """Admit a request of what has that name, a key or a provider, by its rate limit.
+
+        By the whole limit where all verifiers share their counts, else by this one's share.
+        """
+        now = _steady_ms()
+        if self.shared_rates is not None:
+            return self.shared_rates.admit(limit, name, now, cost)
+        if self.live > 1:
+            limit = share(limit, self.live)
+        with self._rate_lock:
+            admission = admit(limit, self._rates.get(name, 0.0), now, cost)
+            self._rates[name] = admission.tat
+            if len(self._rates) > _MOST_RATES:
+                self._rates = {k: tat for k, tat in self._rates.items() if tat > now}
+        return admission
 
     def snapshot(self) -> str:
         """Return what this verifier tells of itself, as JSON."""
@@ -153,7 +180,9 @@ class Verifier:
         taken, self._rehash = self._rehash, {}
         return taken
 
-    def _verify(self, asked: Question, user_agent: str, route: str, *, looked: bool) -> Answer:
+    def _verify(
+        self, asked: Question, user_agent: str, route: str, *, looked: bool, paid_by: str
+    ) -> Answer:
         text, stale_ms = asked.text, 0
         known = judged = self.directory.remembered(kid_of(text), looked=looked)
         # The digest covers the whole text, so what fits needs no look at its shape.
@@ -168,7 +197,8 @@ class Verifier:
             return self._stranger(verdict)
         admission = None
         if verdict is _VALID and known.rate is not None:
-            admission = self._admit(known, asked.cost)
+            paid = known.key_id == paid_by
+            admission = self.admit(known.rate, known.key_id, max(0, asked.cost - paid))
             if not admission.admitted:
                 verdict = Verdict.RATE_LIMITED
         self._usage.note(known.kid, known.key_id, verdict, now, asked.address, user_agent, route)
@@ -237,17 +267,6 @@ class Verifier:
         now = self._database.clock()
         self._usage.note_stranger(now, verdict)
         return Answer(verdict, None, now)
-
-    def _admit(self, known: KnownSecret, cost: int) -> Admission:
-        assert known.rate is not None  # noqa: S101 - the caller looked
-        now = _steady_ms()
-        limit = share(known.rate, self.live) if self.live > 1 else known.rate
-        with self._rate_lock:
-            admission = admit(limit, self._rates.get(known.key_id, 0.0), now, cost)
-            self._rates[known.key_id] = admission.tat
-            if len(self._rates) > _MOST_RATES:
-                self._rates = {k: tat for k, tat in self._rates.items() if tat > now}
-        return admission
 
     def _note_rehash(self, known: KnownSecret, text: str) -> None:
         hashed = hashlib.sha256(text.encode()).hexdigest() if known.imported else text

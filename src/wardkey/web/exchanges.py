@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ from wardkey.domain.providers import (
     clean_shared_secret,
     token_rules,
 )
-from wardkey.domain.rate import RateLimit, admit, share
+from wardkey.domain.rate import RateLimit
 from wardkey.domain.secret import Environment
 from wardkey.outside.key_sets import KeySets
 from wardkey.outside.tokens import Presented, issuer_hint, read, steps, verified
@@ -44,7 +43,6 @@ from wardkey.verify.verifier import Verifier
 from wardkey.web.places import Places
 
 _MOST_IN_ONE_EVENT = 100
-_MOST_RATES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +74,6 @@ class Exchanges:
     providers: TrustedProviders = field(default_factory=TrustedProviders)
     # For tests of providers, each of which waits for an issuer in a thread.
     tests: Places = field(default_factory=lambda: Places(most=4, most_each=2))
-    _rates: dict[str, float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
     _waiting: list[tuple[Exchange, asyncio.Future[MintedGrant]]] = field(default_factory=list)
     _minting: asyncio.Task[None] | None = None
 
@@ -300,14 +296,9 @@ class Exchanges:
         if rate is None:
             return
         whole = RateLimit(rate.limit, rate.period_s * 1000, rate.burst)
-        limit, now = share(whole, self.verifier.live), self.database.clock()
-        with self._lock:
-            if len(self._rates) > _MOST_RATES:
-                self._rates = {name: tat for name, tat in self._rates.items() if tat > now}
-            asked = admit(limit, self._rates.get(provider.id, 0.0), now)
-            if asked.admitted:
-                self._rates[provider.id] = asked.tat
-                return
+        asked = self.verifier.admit(whole, provider.id)
+        if asked.admitted:
+            return
         raise RateLimitExceeded(
             f"The auth provider {provider.spec.name} takes {rate.limit} exchanges in "
             f"{rate.period_s} seconds; try again later.",

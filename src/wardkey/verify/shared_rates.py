@@ -1,0 +1,105 @@
+"""How far the rate limits of keys are used up, shared by all processes of one machine."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from struct import Struct
+
+from wardkey.domain.rate import Admission, RateLimit, admit
+
+# Each slot: a digest of the key's id, and its theoretical arrival time (see `domain.rate`).
+_SLOT = Struct("<Qd")
+_SLOTS = 1 << 18
+# How many slots after its own a key may be in.
+_WINDOW = 64
+_HEADER = 64
+_SIZE = _HEADER + _SLOTS * _SLOT.size
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# The lock is held for microseconds; only a stopped process holds it longer.
+_LONGEST_WAIT_S = 0.05
+
+
+class SharedRates:
+    """A mapped file of arrival times, on a clock that restarts with the machine.
+
+    A file lock makes each admission atomic. An evicted slot is that of the key whose budget is
+    full soonest.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._lock = threading.Lock()
+        self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._locked():
+            if os.fstat(self._file).st_size != _SIZE:
+                os.ftruncate(self._file, 0)
+                os.ftruncate(self._file, _SIZE)
+            self._map = mmap.mmap(self._file, _SIZE)
+            boot = _boot_id()
+            if self._map[: len(boot)] != boot:
+                self._map[_HEADER:] = bytes(_SIZE - _HEADER)
+                self._map[: len(boot)] = boot
+
+    def admit(self, limit: RateLimit, key_id: str, now_ms: int, cost: int) -> Admission:
+        """Decide on a request of `cost`, as `domain.rate.admit` does, and keep its outcome."""
+        name = int.from_bytes(blake2b(key_id.encode(), digest_size=8).digest()) or 1
+        with self._lock, self._locked():
+            slot, tat = self._find(name, now_ms)
+            admission = admit(limit, tat, now_ms, cost)
+            if admission.tat != tat:
+                _SLOT.pack_into(self._map, slot, name, admission.tat)
+        return admission
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._map.close()
+        os.close(self._file)
+
+    def _find(self, name: int, now_ms: int) -> tuple[int, float]:
+        """Return the key's slot and arrival time, or the slot that it is to take and 0."""
+        start, best, soonest = name % _SLOTS, -1, float("inf")
+        for step in range(_WINDOW):
+            slot = _HEADER + (start + step) % _SLOTS * _SLOT.size
+            other, tat = _SLOT.unpack_from(self._map, slot)
+            if other == name:
+                return slot, tat
+            # What is over is as good as empty.
+            soon = max(tat, now_ms)
+            if soon < soonest:
+                best, soonest = slot, soon
+            if not other:
+                break
+        return best, 0.0
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        end = 0.0
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # A request that is admitted beyond the limit is better than a stalled worker.
+                now = time.monotonic()
+                end = end or now + _LONGEST_WAIT_S
+                if now > end:
+                    break
+                time.sleep(0)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def _boot_id() -> bytes:
+    try:
+        return _BOOT_ID.read_bytes().strip()[:_HEADER]
+    except OSError:
+        return b"unknown"

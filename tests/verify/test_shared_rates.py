@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.server import Server, running
+from wardkey.domain.rate import RateLimit, admit
+from wardkey.verify import shared_rates
+from wardkey.verify.shared_rates import SharedRates
+
+LONG = RateLimit(limit=1, period_ms=3_600_000, burst=5)
+
+
+def admitted(file: Path, attempts: int) -> int:
+    rates = SharedRates(file)
+    return sum(rates.admit(LONG, "key_one", 1_000, 1).admitted for _ in range(attempts))
+
+
+def test_processes_together_admit_what_the_limit_says(tmp_path: Path) -> None:
+    files = [tmp_path / "rates"] * 4
+    with get_context("fork").Pool(4) as pool:
+        counts = pool.starmap(admitted, [(file, 500) for file in files])
+    assert sum(counts) == LONG.burst
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 900), st.integers(0, 3)), max_size=60))
+@settings(deadline=None, max_examples=50)
+def test_shared_counts_decide_as_those_of_one_process(
+    tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, int, int]]
+) -> None:
+    file = tmp_path_factory.mktemp("rates") / "rates"
+    several = [SharedRates(file), SharedRates(file)]
+    limit, tats, now = RateLimit(limit=3, period_ms=1_000, burst=4), dict[int, float](), 0
+    for turn, (key, wait, cost) in enumerate(asked):
+        now += wait
+        expected = admit(limit, tats.get(key, 0.0), now, cost)
+        tats[key] = expected.tat
+        shared = several[turn % 2].admit(limit, f"key_{key}", now, cost)
+        assert shared[2:] == expected[2:]
+        assert shared.admitted == expected.admitted
+    for rates in several:
+        rates.close()
+
+
+def test_keys_that_meet_in_one_slot_stay_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_rates, "_SLOTS", 64)
+    rates = SharedRates(tmp_path / "rates")
+    limit = RateLimit(limit=1, period_ms=10_000, burst=1)
+    assert all(rates.admit(limit, f"key_{n}", 1_000, 1).admitted for n in range(60))
+    assert not any(rates.admit(limit, f"key_{n}", 1_000, 1).admitted for n in range(60))
+    # What is over makes room.
+    assert all(rates.admit(limit, f"other_{n}", 20_000, 1).admitted for n in range(60))
+
+
+def test_a_file_of_another_boot_begins_at_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, boot = tmp_path / "rates", tmp_path / "boot"
+    monkeypatch.setattr(shared_rates, "_BOOT_ID", boot)
+    boot.write_text("one\n")
+    assert admitted(file, 9) == 5
+    assert admitted(file, 9) == 0
+    boot.write_text("two\n")
+    assert admitted(file, 9) == 5
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("server") / "data", workers=4) as up:
+        yield up
+
+
+def test_four_workers_let_one_request_through_where_the_limit_is_one(server: Server) -> None:
+    with server.owner() as owner:
+        rate = {"limit": 1, "period_s": 3600, "burst": 1}
+        key = {"name": "live-rates-one", "type": "secret", "rate_limit": rate}
+        text = owner.post("/v2/keys", json=key).json()["secret"]
+
+    def ask(_: int) -> int:
+        # Each on a connection of its own, so that all workers are asked.
+        with server.client(text) as client:
+            return client.get("/v2/auth").status_code
+
+    with ThreadPoolExecutor(12) as pool:
+        codes = list(pool.map(ask, range(24)))
+    assert sorted(codes) == [200] + [429] * 23
+
+
+def test_a_client_that_holds_one_connection_gets_the_whole_limit(server: Server) -> None:
+    with server.owner() as owner:
+        rate = {"limit": 1, "period_s": 3600, "burst": 10}
+        key = {"name": "live-rates-ten", "type": "secret", "rate_limit": rate}
+        text = owner.post("/v2/keys", json=key).json()["secret"]
+    with server.client(text) as client:
+        codes = [client.get("/v2/auth").status_code for _ in range(12)]
+    assert codes == [200] * 10 + [429] * 2
+
+
+@pytest.mark.parametrize("batch", ["", "-batch"])
+def test_a_key_that_asks_about_itself_pays_once_a_call(server: Server, batch: str) -> None:
+    with server.owner() as owner:
+        rate = {"limit": 1, "period_s": 3600, "burst": 10}
+        key = {"name": f"live-rates-self{batch}", "type": "secret", "rate_limit": rate}
+        text = owner.post("/v2/keys", json=key).json()["secret"]
+    body: dict[str, object] = {"key": text} if not batch else {"items": [{"key": text}]}
+    with server.client(text) as client:
+        answers = [client.post(f"/v2/keys/verify{batch}", json=body) for _ in range(11)]
+    assert [answer.status_code for answer in answers] == [200] * 10 + [429]
+    tells = [a.json() if not batch else a.json()["items"][0] for a in answers[:10]]
+    assert [told["limits"]["remaining"] for told in tells] == list(range(9, -1, -1))
+
+
+def test_a_batch_about_the_caller_pays_for_each_item(server: Server) -> None:
+    with server.owner() as owner:
+        rate = {"limit": 1, "period_s": 3600, "burst": 10}
+        key = {"name": "live-rates-many", "type": "secret", "rate_limit": rate}
+        text = owner.post("/v2/keys", json=key).json()["secret"]
+    items = [{"key": text}, {"key": text, "cost": 3}, {"key": "x"}, {"key": text, "cost": 0}]
+    with server.client(text) as client:
+        told = client.post("/v2/keys/verify-batch", json={"items": items}).json()["items"]
+    remaining = [item["limits"]["remaining"] if "limits" in item else None for item in told]
+    assert remaining == [9, 6, None, 6]
