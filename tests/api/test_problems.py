@@ -113,6 +113,11 @@ class World:
         with self.server.client(self.made(**wanted)["secret"]) as key:
             return key.get("/v2/members")
 
+    def unlimited(self) -> httpx.Response:
+        wanted = {"permissions": ["keys:write"], "allowed_addresses": ["127.0.0.0/8"]}
+        with self.server.client(self.made(**wanted)["secret"]) as key:
+            return key.post("/v2/keys", json={**SECRET, "name": "unlimited", "permissions": []})
+
     def registered(self, prefix: str) -> httpx.Response:
         return self.owner.post("/v2/import-prefixes", json={"prefix": prefix})
 
@@ -281,6 +286,7 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     "not_permitted": lambda w: w.shown(w.made(permissions=["keys:verify"])["secret"]),
     "wrong_environment": lambda w: w.key.get("/v2/keys?environment=test"),
     "live_key_required": World.tested,
+    "exceeds_own_limits": World.unlimited,
     "secret_key_required": lambda w: w.shown(w.made(**PAGE)["secret"]),
     "address_not_allowed": lambda w: w.shown(w.made(allowed_addresses=["203.0.113.1"])["secret"]),
     "origin_not_allowed": lambda w: w.shown(

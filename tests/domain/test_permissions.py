@@ -22,6 +22,7 @@ TABLE = """
     tokens:revoke         -  sk   owner admin -      -
     keys:read             -  sk   owner admin member viewer
     keys:write            -  sk   owner admin -      -
+    keys:admin            -  sk   owner admin -      -
     keys:verify           -  sk   owner admin -      -
     clients:read          -  sk   owner admin member viewer
     clients:write         -  sk   owner admin member -
@@ -80,8 +81,8 @@ def test_a_role_holds_what_the_table_of_roles_draws(
     assert (permission in ROLE_TABLE[role]) == (cell == sign)
 
 
-def test_a_new_secret_key_can_make_neither_keys_nor_members_unless_ticked() -> None:
-    ticked = {"keys:write", "members:write"}
+def test_a_new_secret_key_can_neither_make_nor_free_keys_nor_make_members_unless_ticked() -> None:
+    ticked = {"keys:write", "keys:admin", "members:write"}
     assert default_permissions(KeyType.SECRET, EVERYTHING) == EVERYTHING - ticked
     assert clean_permissions(KeyType.SECRET, ticked) == ticked
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Row, delete, exists, insert, select
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.key_limits import require_within
 from wardkey.actions.keys import get, insert_key, open_organization
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import import_prefixes, imported, keys, secrets
@@ -24,6 +25,7 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.ids import new_id
 from wardkey.domain.keys import KeyRecord, KeySpec, clean_spec
+from wardkey.domain.limits import limits_of
 from wardkey.domain.permissions import (
     KeyType,
     Permission,
@@ -144,6 +146,7 @@ def import_key(tx: Transaction, by: Principal, wanted: Import) -> KeyRecord:
         else clean_permissions(KeyType.SECRET, spec.permissions)
     )
     by.require_grantable(permissions)
+    require_within(tx, by, limits_of(spec))
     digests = {v: tx.vault.digest(wanted.sha256, v) for v in tx.vault.peppers}
     if tx.connection.execute(
         select(imported.c.kid).where(imported.c.digest.in_(digests.values()))

@@ -25,6 +25,12 @@ from sqlalchemy import (
 )
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.key_limits import (
+    find_disabler,
+    require_changeable,
+    require_enabling,
+    require_within,
+)
 from wardkey.actions.minted import concern_sessions
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import keys, last_used, organizations, secrets
@@ -55,6 +61,7 @@ from wardkey.domain.keys import (
     clean_spec,
     grace_end,
 )
+from wardkey.domain.limits import limits_of
 from wardkey.domain.names import clean_text, fold_name, name_warnings
 from wardkey.domain.permissions import (
     KeyType,
@@ -62,7 +69,7 @@ from wardkey.domain.permissions import (
     clean_permissions,
     default_permissions,
 )
-from wardkey.domain.principal import Principal
+from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment, SecretKind, SecretText, generate
 
 KINDS = {KeyType.SECRET: SecretKind.SECRET, KeyType.PUBLISHABLE: SecretKind.PUBLISHABLE}
@@ -143,7 +150,8 @@ def issue(tx: Transaction, by: Principal, spec: KeySpec) -> Issued:
     """Make a key and its first secret; the answer alone holds the text.
 
     Without permissions named it gets the type's defaults, as far as the maker holds them. Raises
-    what `clean_spec`, `clean_permissions` raise, `ExceedsOwnPermissions`, `DuplicateName`.
+    what `clean_spec`, `clean_permissions` raise, `ExceedsOwnPermissions`, `ExceedsOwnLimits`,
+    `DuplicateName`.
     """
     by.require(Permission.KEYS_WRITE)
     if spec.environment is not by.environment:
@@ -159,6 +167,7 @@ def issue(tx: Transaction, by: Principal, spec: KeySpec) -> Issued:
     else:
         permissions = clean_permissions(spec.type, spec.permissions)
         by.require_grantable(permissions)
+    require_within(tx, by, limits_of(spec))
     key_id = new_id("key", tx.now)
     row = insert_key(tx, by, key_id, spec, permissions)
     secret, secret_row = _insert_secret(tx, by, key_id, spec.type, tx.now)
@@ -237,8 +246,8 @@ def change(
     """Change the named fields of a live key; return it with warnings about a new name.
 
     `changes` maps fields of `KeySpec`, but not type and environment, to new values. Permissions
-    that the key already holds may stay though the caller holds less. Raises what `issue` raises,
-    `KeyNotFound`, `KeyRevoked`.
+    that the key already holds may stay though the caller holds less. Raises what `issue` and
+    `require_changeable` raise, `KeyNotFound`, `KeyRevoked`.
     """
     by.require(Permission.KEYS_WRITE)
     before = _live(tx, by, key_id)
@@ -259,6 +268,21 @@ def change(
         permissions = clean_permissions(before.type, changes["permissions"])
         by.require_grantable(permissions - frozenset(before.permissions))
         values["permissions"] = sorted(permissions)
+    require_changeable(
+        tx,
+        by,
+        before,
+        replace(
+            before,
+            permissions=tuple(values.get("permissions", before.permissions)),
+            allowed_addresses=spec.allowed_addresses,
+            allowed_origins=spec.allowed_origins,
+            allow_native=spec.allow_native,
+            rate_limit=spec.rate_limit,
+            metadata=spec.metadata,
+            expires_at=expires_at,
+        ),
+    )
     if expires_at is None or expires_at > tx.now:
         values["live_name"] = _claim_name(tx, by, spec.name, key_id)
     tx.connection.execute(update(keys).where(keys.c.id == key_id, *_room(by)).values(values))
@@ -272,12 +296,20 @@ def change(
 def disable(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:
     """Stop a key until it is enabled again; raises `KeyNotFound`, `KeyRevoked`."""
     by.require(Permission.KEYS_WRITE)
+    before = _live(tx, by, key_id)
+    if before.disabled_at is not None and by.kind is not PrincipalKind.KEY:
+        # From now on a person disabled it, so the key that did before can't enable it.
+        if find_disabler(tx, by, key_id)[0] == PrincipalKind.KEY:
+            record(tx, by, "key.disabled", Target("key", key_id))
+        return before
     return _switch(tx, by, key_id, disabled_at=tx.now)
 
 
 def enable(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:
-    """Let a disabled key work again; raises `KeyNotFound`, `KeyRevoked`."""
+    """Let a disabled key work again; raises `KeyNotFound`, `KeyRevoked`, `ExceedsOwnLimits`."""
     by.require(Permission.KEYS_WRITE)
+    if _live(tx, by, key_id).disabled_at is not None:
+        require_enabling(tx, by, key_id)
     return _switch(tx, by, key_id, disabled_at=None)
 
 
@@ -285,12 +317,14 @@ def rotate(tx: Transaction, by: Principal, key_id: str, grace: str) -> Issued:
     """Add a secret to a live key; the older ones end after `grace` (see `grace_end`).
 
     A secret that already ends earlier keeps its end. Raises `KeyNotFound`, `KeyRevoked`,
-    `InvalidGrace`, `TooManySecrets`, and `ExpiryInPast` for an expired key.
+    `InvalidGrace`, `TooManySecrets`, `ExceedsOwnPermissions`, `ExceedsOwnLimits`, and
+    `ExpiryInPast` for an expired key.
     """
     by.require(Permission.KEYS_WRITE)
     organization_name = open_organization(tx, by)
     before = _live(tx, by, key_id)
     by.require_grantable(frozenset(before.permissions))
+    require_within(tx, by, limits_of(before))
     if before.status(tx.now) is KeyStatus.EXPIRED:
         raise ExpiryInPast("The key has expired; give it a later expiry before it is rotated.")
     end = grace_end(grace, tx.now)

@@ -61,6 +61,7 @@ _SPEC_FAULTS = (
     errors.PermissionNotForType,
     errors.TooManyItems,
     errors.ExceedsOwnPermissions,
+    errors.ExceedsOwnLimits,
     errors.DuplicateName,
 )
 
@@ -322,7 +323,12 @@ def get_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
 
 @router.patch(
     "/v2/keys/{key_id:id}",
-    responses=told(*_SPEC_FAULTS, errors.KeyNotFound, errors.KeyRevoked, body=True),
+    responses=told(
+        *_SPEC_FAULTS,
+        errors.KeyNotFound,
+        errors.KeyRevoked,
+        body=True,
+    ),
 )
 def change_key(key_id: Id, wanted: KeyChanges, caller: Known, here: Here) -> ChangedKey:
     """Change a key; what it loses is refused from the moment this returns."""
@@ -337,7 +343,10 @@ def disable_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
     return key_shape(key, here.runner.database.clock())
 
 
-@router.post("/v2/keys/{key_id:id}/enable", responses=told(errors.KeyNotFound, errors.KeyRevoked))
+@router.post(
+    "/v2/keys/{key_id:id}/enable",
+    responses=told(errors.KeyNotFound, errors.KeyRevoked, errors.ExceedsOwnLimits),
+)
 def enable_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
     """Let a disabled key work again."""
     key = here.runner.change(keys.enable, caller.by, key_id)
@@ -353,6 +362,7 @@ def enable_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
         errors.ExpiryInPast,
         errors.TooManySecrets,
         errors.ExceedsOwnPermissions,
+        errors.ExceedsOwnLimits,
         errors.WeakIdempotencyKey,
         errors.IdempotencyKeyReused,
         body=True,

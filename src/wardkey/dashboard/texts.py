@@ -90,8 +90,13 @@ PERMISSIONS = (
     ),
     (
         "API keys",
-        "Write can make more keys: tick it only where it is needed",
-        (Permission.KEYS_VERIFY, Permission.KEYS_READ, Permission.KEYS_WRITE),
+        "Write can make more keys, admin can lift the limits of keys: tick them only where needed",
+        (
+            Permission.KEYS_VERIFY,
+            Permission.KEYS_READ,
+            Permission.KEYS_WRITE,
+            Permission.KEYS_ADMIN,
+        ),
     ),
     ("Clients", "MQTT clients", (Permission.CLIENTS_READ, Permission.CLIENTS_WRITE)),
     ("ACL rules", "Who may publish and subscribe", (Permission.ACL_READ, Permission.ACL_WRITE)),

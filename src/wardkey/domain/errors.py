@@ -397,6 +397,10 @@ class SignInNotAllowed(Forbidden):
     """Nobody of that address may sign in this way; ask an admin for an invitation."""
 
 
+class ExceedsOwnLimits(Forbidden):
+    """A key needs keys:admin to lift limits, its own or another key's; let a member do it."""
+
+
 class LiveKeyRequired(Forbidden):
     """Live and test share this, so a test key can't reach it; use a live key, or sign in."""
 

@@ -36,6 +36,7 @@ class Permission(StrEnum):
     TOKENS_REVOKE = "tokens:revoke"
     KEYS_READ = "keys:read"
     KEYS_WRITE = "keys:write"
+    KEYS_ADMIN = "keys:admin"
     KEYS_VERIFY = "keys:verify"
     CLIENTS_READ = "clients:read"
     CLIENTS_WRITE = "clients:write"
@@ -84,8 +85,11 @@ ROLE_TABLE: Mapping[Role, frozenset[Permission]] = {
     Role.VIEWER: _READ - _OWNER_ONLY,
 }
 
-# A stolen key with these could make more keys or members, so they are ticked explicitly.
-TICKED_EXPLICITLY = frozenset({Permission.KEYS_WRITE, Permission.MEMBERS_WRITE})
+# A stolen key with these could make more keys or members, or lift the limits of keys, so they are
+# ticked explicitly.
+TICKED_EXPLICITLY = frozenset(
+    {Permission.KEYS_WRITE, Permission.KEYS_ADMIN, Permission.MEMBERS_WRITE}
+)
 
 # What both environments share, live governs: keys of test hold these to no effect.
 LIVE_ONLY = frozenset(

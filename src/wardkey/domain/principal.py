@@ -43,7 +43,8 @@ class Principal:
     """Who acts, in which organization and environment, and with which permissions.
 
     `org_id` is empty for the operator, for service keys and for a user outside an organization;
-    `address` and `user_agent` say where the request came from, for the audit.
+    `address` and `user_agent` say where the request came from, for the audit. `expires_at` is when
+    the presented secret of a key ends, by expiry or grace, in epoch milliseconds.
     """
 
     kind: PrincipalKind
@@ -56,6 +57,7 @@ class Principal:
     key_type: KeyType | None = None
     address: str = ""
     user_agent: str = ""
+    expires_at: int | None = None
 
     def holds(self, permission: str) -> bool:
         """Tell whether this principal may use `permission`, or grant it to another.

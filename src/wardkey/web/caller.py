@@ -165,6 +165,7 @@ def key_principal(known: KnownSecret, address: str, user_agent: str) -> Principa
         key_type=known.type,
         address=address,
         user_agent=user_agent,
+        expires_at=known.expires_at,
     )
 
 
