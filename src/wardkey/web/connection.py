@@ -21,7 +21,7 @@ from wardkey.domain.errors import (
     InvalidHttp,
     RequestTimeout,
 )
-from wardkey.web.heads import MOST_HEAD, check_head, origin_form
+from wardkey.web.heads import MOST_HEAD, check_head, head_size, origin_form
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,6 @@ class Connection(HttpToolsProtocol):
     _ended = False
     _refusal: Failure | None = None
     _in_head = False
-    _has_body = False
     _drops_body = False
     _lingers = False
     _shuts_down = False
@@ -61,6 +60,11 @@ class Connection(HttpToolsProtocol):
     # Whether the bytes parsed last completed a head or held a part of a body, and how many did not.
     _progressed = False
     _idle_bytes = 0
+    _fed = 0
+    # Of the head that was checked last: its fields by name, and whether it announces a body.
+    named: dict[bytes, bytes]
+    has_body = False
+    _version = "1.1"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's signature
         super().__init__(*args, **kwargs)
@@ -129,9 +133,13 @@ class Connection(HttpToolsProtocol):
         self._offers_upgrade = self.parser.should_upgrade()
         if self._offers_upgrade or self._ended:
             return
+        if self._fed > MOST_HEAD and head_size(self.url, self.headers) > MOST_HEAD:
+            self.refuse(HeadersTooLarge())
+            return
         try:
-            version = self.parser.get_http_version()
-            self._has_body = check_head(version, self.url, self.headers)
+            self._version = self.parser.get_http_version()
+            self.named = dict(self.headers)
+            self.has_body = check_head(self._version, self.headers, self.named)
             if not self.url.startswith(b"/"):
                 self.url = origin_form(self.url, self.headers)
             self.take_request()
@@ -152,7 +160,7 @@ class Connection(HttpToolsProtocol):
         if self._offers_upgrade or self._ended:
             return
         self._begun = None
-        self._ended = self.closes_after
+        self._ended = self._version == "1.0" or not self.parser.should_keep_alive()
         self.complete_request()
 
     def on_response_complete(self) -> None:
@@ -215,20 +223,11 @@ class Connection(HttpToolsProtocol):
             not self.is_answering and not self.flow.write_paused and not self.transport.is_closing()
         )
 
-    @property
-    def has_body(self) -> bool:
-        """Whether the head that was checked last announces a body."""
-        return self._has_body
-
-    @property
-    def closes_after(self) -> bool:
-        """Whether the connection ends with the request that was parsed last."""
-        return not self.parser.should_keep_alive() or self.parser.get_http_version() == "1.0"
-
     def drop_body(self) -> None:
         """Answer the request without its body and close: the body may never come."""
         self._drops_body = True
         self.headers = [field for field in self.headers if field[0] not in _BODY_FIELDS]
+        self.named = dict(self.headers)
         self.end_reading()
 
     def end_reading(self) -> None:
@@ -315,8 +314,9 @@ class Connection(HttpToolsProtocol):
     def _feed(self, data: bytes) -> int:
         """Parse bytes; return how many of them were used."""
         self._progressed = False
+        self._fed = self._idle_bytes + len(data)
         used = self._parse(data)
-        self._idle_bytes = 0 if self._progressed else self._idle_bytes + used
+        self._idle_bytes = 0 if self._progressed else self._fed
         if self._idle_bytes > MOST_HEAD and not self._ended:
             self.refuse(HeadersTooLarge())
         return used

@@ -131,7 +131,7 @@ class Lane(Connection):
             self.drop_body()
         route = self._routes.get(path)
         if route is not None and route.method == self.parser.get_method() and self.is_free:
-            named = dict(self.headers)
+            named = self.named
             shown = named.get(b"authorization") or named.get(b"wardkey-api-key", b"")
             if (
                 _ELSEWHERE.isdisjoint(named)
