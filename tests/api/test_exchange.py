@@ -375,7 +375,9 @@ def test_413_a_token_of_a_mebibyte_is_not_read(world: World, trusted: str) -> No
         (b"[]", "invalid_request"),
         (b"{}", "invalid_request"),
         (b'{"token": 1}', "invalid_request"),
-        (b'{"token": "x", "provider": null}', "invalid_request"),
+        (b'{"token": null}', "invalid_request"),
+        (b'{"token": "x", "typo": null}', "invalid_request"),
+        (b'{"token": "x", "provider": ' + b"[" * 3_000, "invalid_request"),
         (b'{"token": "x", "typo": 1}', "invalid_request"),
         (b'{"token": "x", "ttl": "3600"}', "invalid_request"),
         (b'{"token": "x", "ttl": 1e400}', "invalid_request"),
@@ -386,6 +388,18 @@ def test_400_a_body_of_another_form_is_told_so(world: World, body: bytes, code: 
     answer = world.key.post(EXCHANGE, content=body, headers={"Content-Type": "application/json"})
     assert refused(answer) == (400, code), answer.text
     assert answer.headers["access-control-allow-origin"] == "*"
+
+
+def test_null_in_an_optional_field_is_as_if_it_were_absent(world: World) -> None:
+    name = world.provider()["name"]
+    with world.server.client(world.server.first_key) as server:
+        empty = {"ttl": None, "organization_id": None, "integration_id": None}
+        asked = {"provider": name, "token": world.issuer.of_oidc(name), **empty}
+        assert server.post(EXCHANGE, json=asked).status_code == 200
+        asked = {"user_email": "ada@acme.example", "replace_existing": None, "secret_key": None}
+        assert server.post("/v2/tokens/create", json=asked | empty).status_code == 200
+    asked = {"token": world.issuer.of_oidc(name), "provider": None}
+    assert refused(world.keyless(**asked)) == (401, "invalid_token")
 
 
 def test_415_what_is_no_json_is_told_so(world: World) -> None:

@@ -368,6 +368,27 @@ def test_the_test_without_a_token_looks_at_the_keys(
 RSA: RSAKey = RSAKey.generate_key(2048, {"kid": "rsa"})
 
 
+def test_null_in_a_setting_is_as_if_it_were_left_out(owner: httpx.Client) -> None:
+    bare = created(owner, kind="oidc", name="bare", **KINDS["oidc"][0])
+    mapping = dict.fromkeys(bare["mapping"])
+    wanted = dict.fromkeys(("project_url", "legacy_secret", "secret", "project_id", "domain"))
+    wanted |= dict.fromkeys(("jwks_uri", "audience_claim", "allowed_origins", "algorithms"))
+    for parts in (
+        {"mapping": None, "limits": None},
+        {"mapping": mapping, "limits": {"rate": None}},
+    ):
+        made = created(
+            owner, **{**wanted, "name": "nulls", "kind": "oidc", **KINDS["oidc"][0]}, **parts
+        )
+        own = ("id", "name", "created_at", "updated_at")
+        assert {**made, **{name: bare[name] for name in own}} == bare
+        assert owner.patch(f"{ROUTE}/{made['id']}", json={**wanted, **parts}).json() == made
+        assert owner.delete(f"{ROUTE}/{made['id']}").status_code == 200
+    for unknown in ({"typo": None}, {"mapping": {"typo": None}}):
+        answer = owner.post(ROUTE, json={"kind": "oidc", **KINDS["oidc"][0], **unknown})
+        assert refused(answer) == (400, "invalid_request")
+
+
 def test_the_test_names_the_keys_that_are_left_out(inside: httpx.Client) -> None:
     weak = {"kty": "RSA", "kid": "weak", "n": "AQAB", "e": "AQAB"}
     good = {**RSA.as_dict(private=False), "alg": None, "use": None, "key_ops": None}

@@ -229,6 +229,16 @@ def test_400_what_cannot_be_published_is_told(
     assert nothing_came(bystander)
 
 
+@pytest.mark.parametrize("mqtt_id", ["i" * 257, "i" * 65_535, "a\x01b", "a\u2028b"])
+def test_a_client_id_that_cannot_be_kept_or_shown_does_not_log_in(
+    broker: Server, login: tuple[str, str], mqtt_id: str
+) -> None:
+    with wired(broker) as client:
+        assert client.login(*login, mqtt_id) in {(5, False), (2, False), None}
+    with wired(broker) as client:
+        assert client.login(*login, "i" * 256) == (0, False)
+
+
 def test_400_an_environment_that_does_not_exist(broker: Server) -> None:
     with broker.owner(**{"Wardkey-Environment": "staging"}) as owner:
         told = owner.post("/publish", json={"topic": "a", "payload": 1})

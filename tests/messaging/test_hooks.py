@@ -47,7 +47,7 @@ class World:
             done = key.patch(f"/v2/clients/{client['id']}", json=changes)
         assert done.status_code == 200, done.text
 
-    def emqx(self, question: str, token: str = "", **asked: str) -> Any:  # noqa: ANN401
+    def emqx(self, question: str, token: str = "", **asked: object) -> Any:  # noqa: ANN401
         token = token or self.tokens["emqx"]
         url, shown = f"/hooks/emqx/{question}", {"Authorization": f"Bearer {token}"}
         answer = self.http.post(url, json=asked, headers=shown)
@@ -162,7 +162,14 @@ def test_404_a_kind_that_there_is_not(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"{}", b'{"username": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"[]", b"null", b"{}", b'{"username": 1}', b'{"username": null}', b"\xff"),
+        b'{"x": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+    ],
+    ids=lambda body: str(body[:20]),
+)
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "", "form"])
 def test_bad_input_is_denied_in_the_brokers_own_form(
     world: World, kind: str, body: bytes, content_type: str
@@ -183,6 +190,24 @@ def test_bad_input_is_denied_in_the_brokers_own_form(
                 "mosquitto": (403, {"ok": False, "error": "denied"}),
             }[kind]
         )
+
+
+def test_null_in_an_optional_field_is_as_if_it_were_absent(world: World) -> None:
+    client = world.client("nulls")
+    login = {"username": client["mqtt_username"], "password": client["password"]}
+    asked: dict[str, Any] = {**login, "clientid": "n", "peerhost": None, "rules": None, "new": None}
+    assert world.emqx("authentication", **asked)["result"] == "allow"
+    asked = {**login, "client_id": "v", "peer_addr": None, "peer_port": None}
+    assert world.vernemq("auth_on_register", **asked)["result"] == "ok"
+    # A mountpoint that is not told keeps no rooms apart.
+    asked = {"username": login["username"], "topic": "shared/x", "mountpoint": None}
+    assert world.vernemq("auth_on_publish", **asked, client_id="v") == NOT_ALLOWED
+    assert world.emqx("authorization", **asked, clientid="n", action="publish")["result"] == "deny"
+    asked = {"username": login["username"], "client_id": "v", "mountpoint": world.org_id}
+    topics: list[Any] = [None, 7, ["shared/x"], {}]
+    for topic in topics:
+        told = world.vernemq("auth_on_subscribe", **asked, topics=[{"topic": topic, "qos": 1}])
+        assert told == NOT_ALLOWED
 
 
 def test_emqx_lets_in_with_a_room_and_a_list_that_denies_the_rest(world: World) -> None:

@@ -105,6 +105,20 @@ def test_bad_input_is_refused_with_a_sentence(
     assert told.headers["access-control-allow-origin"] == "*"
 
 
+def test_null_in_an_optional_field_is_as_if_it_were_absent(
+    broker: Server, receiver: MqttClient
+) -> None:
+    empty = b'"qos": null, "retain": null, "payload_encoding": null'
+    topic = f"nulls/{uuid.uuid4().hex}".encode()
+    one = b'{"topic": "%s", "payload": 1.10, %s}' % (topic, empty)
+    many = b'[{"topic": "%s", "payload": null, %s}]' % (topic, empty)
+    with broker.client(broker.first_key, Content_Type="application/json") as client:
+        assert client.post("/publish", content=one).status_code == 200
+        assert client.post("/publish", content=many).json()[0]["success"]
+    wait_until(lambda: (topic.decode(), b"1.10") in receiver.messages)
+    wait_until(lambda: (topic.decode(), b"null") in receiver.messages)
+
+
 def test_a_batch_is_answered_item_by_item(broker: Server, receiver: MqttClient) -> None:
     topic = f"agents/{uuid.uuid4().hex}"
     told = publish(broker, [{"topic": topic, "payload": n} for n in range(50)] + [

@@ -41,6 +41,7 @@ from wardkey.web.caller import (
 from wardkey.web.context import Context, Here
 from wardkey.web.exchanges import Exchange, Shown, native_grant
 from wardkey.web.incoming import Incoming, Outgoing
+from wardkey.web.json_bodies import decode_body
 from wardkey.web.lane import HotRoute
 from wardkey.web.problems import check_json, problem_outgoing, told
 
@@ -107,7 +108,7 @@ _refresh = msgspec.json.Decoder(RefreshRequest)
 _encoder = msgspec.json.Encoder()
 
 _TTL = {"type": ["integer", "null"], "minimum": SHORTEST_TTL_S, "maximum": LONGEST_TTL_S}
-_ID = {"type": "string", "maxLength": 64}
+_ID = {"type": ["string", "null"], "maxLength": 64}
 _MINTED = {
     "type": "object",
     "required": ["mqtt_username", "mqtt_password", "token_id", "expires_at", "expires_in"],
@@ -268,10 +269,10 @@ async def _minted_later(
     openapi_extra=_takes(
         {
             "organization_id": _ID,
-            "secret_key": {"type": "string", "format": "key-text", "maxLength": 256},
+            "secret_key": {"type": ["string", "null"], "format": "key-text", "maxLength": 256},
             "user_email": {"type": "string", "format": "email", "maxLength": 254},
-            "integration_id": {"type": "string", "const": ""},
-            "replace_existing": {"type": "boolean"},
+            "integration_id": {"enum": ["", None]},
+            "replace_existing": {"type": ["boolean", "null"]},
             "ttl": _TTL,
         },
         ["user_email"],
@@ -290,7 +291,7 @@ async def create_token(request: Request, here: Here) -> Response:
     responses=_answers(errors.InvalidToken, errors.RefreshReplayed, errors.TooManyAttempts),
     openapi_extra=_takes(
         {
-            "token_id": _ID,
+            "token_id": {"type": "string", "maxLength": 64},
             "current_token_password": {
                 "type": "string",
                 "format": "grant-password",
@@ -460,7 +461,7 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     if len(body) > LONGEST_BODY:
         raise errors.BodyTooLarge
     try:
-        return decoder.decode(body)
+        return decode_body(decoder, body)
     except msgspec.ValidationError as fault:
         sentence, _, path = str(fault).partition(" - at ")
         name = path.strip("`").removeprefix("$").strip(".") or "body"

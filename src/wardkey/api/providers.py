@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from wardkey.actions import providers
 from wardkey.api.shapes import Id, Input, Origin, RateShape, WithSessions, ended_shape
@@ -57,10 +57,19 @@ Secret = Annotated[
 Items: Any = Field(default=[], json_schema_extra={"maxItems": MOST_ITEMS})
 
 
-class MappingShape(BaseModel):
-    """Where in a token's claims things stand: names with dots between the levels."""
+class _Settings(Input):
+    """Settings of which each has a default; null is as if the setting were left out."""
 
-    model_config = ConfigDict(extra="forbid")
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        return {k: v for k, v in given.items() if v is not None or k not in cls.model_fields}
+
+
+class MappingShape(_Settings):
+    """Where in a token's claims things stand: names with dots between the levels."""
 
     user_id: Path = "sub"
     email: Path = "email"
@@ -74,7 +83,7 @@ class MappingShape(BaseModel):
                 "propertyNames": {"pattern": "^[a-z]{1,32}$"},
             },
         ),
-    ] = {}
+    ] = Field(default={})
     required: list[Path] = Items
     username_from: UsernameFrom = UsernameFrom.USER_ID
     verified_email_only: StrictBool = Field(
@@ -98,10 +107,8 @@ class MappingShape(BaseModel):
         )
 
 
-class LimitsShape(BaseModel):
+class LimitsShape(_Settings):
     """What may be had for a provider's tokens, by whom and how often."""
-
-    model_config = ConfigDict(extra="forbid")
 
     max_ttl_s: StrictInt = Field(default=LONGEST_TTL_S, ge=SHORTEST_TTL_S, le=LONGEST_TTL_S)
     max_refresh_s: StrictInt = Field(
@@ -127,7 +134,7 @@ class LimitsShape(BaseModel):
         )
 
 
-class ProviderFields(Input):
+class ProviderFields(_Settings):
     """The settings of a provider; which of them it takes hangs on its kind."""
 
     name: Annotated[
@@ -257,7 +264,7 @@ class DeletedProviderShape(WithSessions):
     id: str
 
 
-class ProviderTest(Input):
+class ProviderTest(_Settings):
     """What to test beside the provider's keys."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {}})

@@ -31,6 +31,7 @@ from wardkey.web.throttle import Throttle
 
 # A hundred failures at once, then one a second.
 _ADDRESS_LIMIT = RateLimit(limit=60, period_ms=60_000, burst=100)
+_LONGEST_CLIENT_ID = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,9 @@ class Logins:
         """
         # Other protocols of the broker would go around the rules, which are made for MQTT.
         if not login.is_mqtt or not login.password:
+            return None
+        # The column of client ids takes no more, and one bad row fails those written with it.
+        if not (0 < len(login.client_id) <= _LONGEST_CLIENT_ID and login.client_id.isprintable()):
             return None
         # Another with the bridge's client id would end the bridge's connection.
         if login.client_id.startswith(BRIDGE):

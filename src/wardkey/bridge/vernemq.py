@@ -94,7 +94,8 @@ def _publish(hook: Hook, hooks: Hooks, wanted: Publish) -> dict[str, Any]:
 
 
 def _subscribe(hook: Hook, hooks: Hooks, wanted: Subscribe, *, mqtt_5: bool) -> dict[str, Any]:
-    filters = [str(item.get("topic", "")) for item in wanted.topics]
+    topics = [item.get("topic") for item in wanted.topics]
+    filters = [topic if isinstance(topic, str) else "" for topic in topics]
     asked = Asked(wanted.username, wanted.client_id)
     allowed = hooks.decide(hook, asked, [(Action.SUBSCRIBE, pattern) for pattern in filters])
     if not filters or not any(allowed) or not _apart(hook, wanted):

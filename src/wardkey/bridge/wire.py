@@ -26,9 +26,9 @@ class PublishRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     topic: str
     payload: msgspec.Raw
-    qos: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
-    retain: bool = False
-    payload_encoding: Literal["json", "plain", "base64"] = "json"
+    qos: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
+    retain: bool | None = None
+    payload_encoding: Literal["json", "plain", "base64"] | None = None
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -80,13 +80,13 @@ def message_of(wanted: PublishRequest) -> Message:
             f"The payload has {len(payload):,} bytes; at most {MOST_PAYLOAD:,} are taken.",
             field="payload",
         )
-    return Message(topic, payload, wanted.qos, wanted.retain)
+    return Message(topic, payload, wanted.qos or 0, bool(wanted.retain))
 
 
 def _payload(wanted: PublishRequest) -> bytes:
     raw = bytes(wanted.payload)
     is_string = raw[:1] == b'"'
-    if wanted.payload_encoding == "json":
+    if wanted.payload_encoding in (None, "json"):
         return _string.decode(raw).encode() if is_string else raw
     if not is_string:
         raise InvalidPayload(
