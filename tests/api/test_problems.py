@@ -118,6 +118,13 @@ class World:
         with self.server.client(self.made(**wanted)["secret"]) as key:
             return key.post("/v2/keys", json={**SECRET, "name": "unlimited", "permissions": []})
 
+    def prefixed(self) -> httpx.Response:
+        letters = "abcdefghijklmnopqrstu"
+        answers = [self.registered(f"many{letter}_") for letter in letters]
+        for letter in letters:
+            self.owner.delete(f"/v2/import-prefixes/many{letter}_")
+        return answers[-1]
+
     def registered(self, prefix: str) -> httpx.Response:
         return self.owner.post("/v2/import-prefixes", json={"prefix": prefix})
 
@@ -259,6 +266,7 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     "invalid_username": lambda w: w.connects(username="a@b"),
     "invalid_tag": lambda w: w.connects(tags=["a b"]),
     "invalid_prefix": lambda w: w.registered("sk_"),
+    "too_many_prefixes": World.prefixed,
     "duplicate_prefix": lambda w: (w.registered("brought_"), w.registered("brought_x"))[1],
     "invalid_import": lambda w: w.brought(sha256="no"),
     "weak_import": lambda w: w.brought(entropy_bits=64),

@@ -331,3 +331,15 @@ def test_only_a_trusted_proxy_names_the_clients_address(start: Callable[..., Ser
         expected = "valid" if trusted == "127.0.0.0/8" else "address_not_allowed"
         assert answer.headers["wardkey-verdict"] == expected
         server.stop()
+
+
+def test_files_in_a_folder_that_others_may_enter_are_for_the_owner_alone(
+    tmp_path: Path, start: Callable[..., Server]
+) -> None:
+    data = tmp_path / "open"
+    data.mkdir()
+    data.chmod(0o755)
+    start(data)
+    files = [path for path in data.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"url", "usage.db"}
+    assert not [path for path in files if path.stat().st_mode & 0o077]

@@ -230,7 +230,7 @@ def test_a_name_without_an_address_is_told() -> None:
     def unknown(_host: str, _port: int) -> list[str]:
         raise socket.gaierror(-2, "Name or service not known")
 
-    assert "has no address" in refusal("https://issuer.invalid/", Fetch(resolve=unknown))
+    assert "has no public address" in refusal("https://issuer.invalid/", Fetch(resolve=unknown))
 
 
 def test_a_refused_connection_is_told() -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, delete, exists, insert, select
+from sqlalchemy import Row, delete, exists, func, insert, select
 
 from wardkey.actions.audit import Target, record
 from wardkey.actions.key_limits import require_within
@@ -20,6 +20,7 @@ from wardkey.domain.errors import (
     InvalidPrefix,
     PrefixInUse,
     PrefixNotFound,
+    TooManyPrefixes,
     WeakImport,
     WrongEnvironment,
 )
@@ -36,6 +37,8 @@ from wardkey.domain.principal import Principal
 from wardkey.domain.secret import KID_LENGTH, looks_like_ours, random_text
 
 LEAST_BITS = 128
+# Each malformed credential is compared with prefixes, so one tenant can't add any number of them.
+MOST_PREFIXES = 20
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_-]{2,31}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -65,7 +68,7 @@ class Import:
 def register_prefix(tx: Transaction, by: Principal, prefix: str) -> ImportPrefix:
     """Claim a prefix for the organization; no other may hold one that overlaps with it.
 
-    Raises `InvalidPrefix`, `DuplicatePrefix`.
+    Raises `InvalidPrefix`, `DuplicatePrefix`, `TooManyPrefixes`.
     """
     by.require(Permission.KEYS_WRITE)
     by.require_live()
@@ -74,6 +77,9 @@ def register_prefix(tx: Transaction, by: Principal, prefix: str) -> ImportPrefix
     )
     if not _PREFIX.fullmatch(prefix) or ours or prefix.startswith(("wsk_", "ut_")):
         raise InvalidPrefix(field="prefix")
+    own = select(func.count()).where(import_prefixes.c.org_id == by.org_id)
+    if tx.connection.execute(own).scalar_one() >= MOST_PREFIXES:
+        raise TooManyPrefixes
     for known in tx.connection.execute(select(import_prefixes.c.prefix)).scalars():
         if known.startswith(prefix) or prefix.startswith(known):
             raise DuplicatePrefix(field="prefix")

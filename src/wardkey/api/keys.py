@@ -479,7 +479,13 @@ def list_prefixes(caller: Known, here: Here) -> PrefixList:
 @router.post(
     "/v2/import-prefixes",
     status_code=201,
-    responses=told(errors.LiveKeyRequired, errors.InvalidPrefix, errors.DuplicatePrefix, body=True),
+    responses=told(
+        errors.LiveKeyRequired,
+        errors.InvalidPrefix,
+        errors.DuplicatePrefix,
+        errors.TooManyPrefixes,
+        body=True,
+    ),
 )
 def register_prefix(wanted: NewPrefix, caller: Known, here: Here) -> PrefixShape:
     """Claim a prefix for the organization's imported keys."""

@@ -43,6 +43,8 @@ def up(config: Config) -> None:
     The first start makes the data folder, the master key, the encrypted database, the first
     organization with its owner, and prints a set-up link and a secret key, once.
     """
+    # Other users of the machine read nothing, even in a data folder that is open to them.
+    os.umask(0o077)
     check_listening(config)
     check_tls(config)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)

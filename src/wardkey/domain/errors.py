@@ -541,6 +541,10 @@ class DuplicateImport(Conflict):
     """That secret was imported already; each can stand behind one key only."""
 
 
+class TooManyPrefixes(Conflict):
+    """An organization has at most 20 import prefixes; release one that no live key has."""
+
+
 class PrefixInUse(Conflict):
     """Live keys were imported under that prefix; revoke them first."""
 

@@ -32,6 +32,11 @@ _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f
 _MAX_AGE = re.compile(r'(?:^|[\s,])max-age="?([0-9]{1,9})"?(?=$|[\s,])', re.IGNORECASE)
 _NEVER_KEPT = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?=$|[\s,=])", re.IGNORECASE)
 
+# One sentence for both, or a tenant could ask the server's DNS for names of the inner network.
+_UNREACHABLE = (
+    "{host} has no public address; check the name, and DNS. Only the operator can allow addresses "
+    "that are not public."
+)
 # Addresses that are nobody's on the public Internet (IANA's special-purpose registries), multicast,
 # and the one public address at which Azure serves its machines their own settings.
 _REFUSED = tuple(
@@ -205,11 +210,9 @@ class Fetch:
         if thread.is_alive():
             raise TimeoutError
         if not found:
-            raise KeySetUnavailable(f"{host} has no address; check the name, and DNS.")
+            raise KeySetUnavailable(_UNREACHABLE.format(host=host))
         if not self.private_allowed and not all(is_public(address) for address in found):
-            raise KeySetUnavailable(
-                f"{host} has an address that is not public; only the operator can allow those."
-            )
+            raise KeySetUnavailable(_UNREACHABLE.format(host=host))
         return found[:_MOST_ADDRESSES]
 
 

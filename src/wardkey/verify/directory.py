@@ -98,13 +98,13 @@ class Directory:
         return known
 
     def import_prefixes(self) -> tuple[str, ...]:
-        """Return the prefixes under which keys from elsewhere were imported."""
+        """Return the prefixes under which keys from elsewhere were imported, sorted."""
         memory = self.memory
         with self._lock:
             if self.freshness.serves(memory) and memory.prefixes is not None:
                 return memory.prefixes
             began = memory.state
-        prefixes = tuple(row["prefix"] for row in self.freshness.rows(queries.PREFIXES))
+        prefixes = tuple(sorted(row["prefix"] for row in self.freshness.rows(queries.PREFIXES)))
         with self._lock:
             if memory.state == began:
                 memory.prefixes = prefixes
