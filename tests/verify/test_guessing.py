@@ -13,7 +13,7 @@ from zlib import crc32
 
 import pytest
 
-from wardkey.actions import keys
+from wardkey.actions import imports, keys
 from wardkey.actions.run import Runner
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType
@@ -167,3 +167,14 @@ def difference_of_middles(
     centre = statistics.fmean(kept[0]) - statistics.fmean(kept[1])
     shrink = (5_000 / len(kept[0])) ** 0.5
     return centre + (found[1] - centre) * shrink, centre + (found[-2] - centre) * shrink
+
+
+def test_a_text_is_looked_up_under_the_one_prefix_that_it_has(
+    runner: Runner, owner: Principal, verifier: Verifier
+) -> None:
+    prefixes = ("acme_", "acmf", "beta_", "zed_")
+    for prefix in prefixes:
+        runner.change(imports.register_prefix, owner, prefix)
+    has = verifier.directory.has_import_prefix
+    assert all(has(prefix + tail) for prefix in prefixes for tail in ("", "0", "zzz", "~"))
+    assert not any(has(text) for text in ("", "acme", "acmd_1", "acm", "bet", "zee", "~", "a"))

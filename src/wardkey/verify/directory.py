@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from wardkey.db.engine import Database
@@ -109,6 +110,12 @@ class Directory:
             if memory.state == began:
                 memory.prefixes = prefixes
         return prefixes
+
+    def has_import_prefix(self, text: str) -> bool:
+        """Return whether `text` starts with one of the import prefixes, which don't overlap."""
+        prefixes = self.import_prefixes()
+        at = bisect_right(prefixes, text)
+        return at > 0 and text.startswith(prefixes[at - 1])
 
     def has_one_organization(self) -> bool:
         """Tell whether no key of another organization could be meant."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from bisect import bisect_right
 from dataclasses import dataclass
 
 from wardkey.db.engine import Database, storage_failure
@@ -216,7 +215,7 @@ class Verifier:
         known, verdict = None, Verdict.UNKNOWN
         if isinstance(secret, Malformed):
             verdict = Verdict.MALFORMED
-            if not text or not _has_prefix(text, self.directory.import_prefixes()):
+            if not text or not self.directory.has_import_prefix(text):
                 return self._stranger(verdict)
             if not self._is_guessing(address):
                 known = self._imported(text)
@@ -272,12 +271,6 @@ class Verifier:
     def _note_rehash(self, known: KnownSecret, text: str) -> None:
         hashed = hashlib.sha256(text.encode()).hexdigest() if known.imported else text
         self._rehash[known.kid] = (self._vault.digest(hashed), known.pepper_version)
-
-
-def _has_prefix(text: str, prefixes: tuple[str, ...]) -> bool:
-    """Return whether `text` starts with one of `prefixes`, which are sorted and don't overlap."""
-    at = bisect_right(prefixes, text)
-    return at > 0 and text.startswith(prefixes[at - 1])
 
 
 def _steady_ms() -> int:

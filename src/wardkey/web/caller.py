@@ -86,9 +86,8 @@ def shown_credential(incoming: Incoming, context: Context) -> str:
         raise CredentialInUrl
 
     def is_ours(text: str) -> bool:
-        return looks_like_ours(text, brand=context.runner.database.brand) or text.startswith(
-            context.verifier.directory.import_prefixes()
-        )
+        brand, directory = context.runner.database.brand, context.verifier.directory
+        return looks_like_ours(text, brand=brand) or directory.has_import_prefix(text)
 
     texts: list[str] = []
     for value in incoming.texts(b"authorization"):
