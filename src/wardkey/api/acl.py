@@ -50,7 +50,7 @@ Topic = Annotated[
 Value = Annotated[str, Field(max_length=256)]
 
 
-class SubjectShape(BaseModel):
+class SubjectShape(Input):
     """Whom a rule is for."""
 
     model_config = ConfigDict(

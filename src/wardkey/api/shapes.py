@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from functools import lru_cache
+from types import NoneType
+from typing import Annotated, Any, get_args
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StrictInt, model_validator
+from pydantic_core import CoreSchema
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from wardkey.actions.keys import Issued
@@ -16,6 +19,7 @@ from wardkey.domain.permissions import KeyType
 from wardkey.domain.receipts import Confirmation, EndedSessions, Reach
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso, parse_iso
+from wardkey.verify.absent_nulls import or_null
 
 
 class IdConvertor(StringConvertor):
@@ -107,15 +111,48 @@ Metadata = Annotated[
 
 
 class Input(BaseModel):
-    """A request body: unknown fields are refused, and numbers are not read from strings."""
+    """A request body or a part of one: unknown fields are refused, numbers never read from strings.
+
+    Null stands for a field that is left out, but where the field itself takes null.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:  # noqa: ANN401 - any JSON
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        absent = _absent_as_null(cls)
+        return {
+            name: item for name, item in value.items() if item is not None or name not in absent
+        }
 
-class RateShape(BaseModel):
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the schema, in which each field that null leaves out takes null."""
+        made: dict[str, Any] = handler(core_schema)
+        if handler.mode == "validation":
+            properties = handler.resolve_ref_schema(made).get("properties", {})
+            for name in _absent_as_null(cls) & properties.keys():
+                properties[name] = or_null(properties[name])
+        return made
+
+
+@lru_cache
+def _absent_as_null(shape: type[BaseModel]) -> frozenset[str]:
+    """Return the names of optional fields whose own type does not take null."""
+    return frozenset(
+        name
+        for name, field in shape.model_fields.items()
+        if not field.is_required() and NoneType not in get_args(field.annotation)
+    )
+
+
+class RateShape(Input):
     """At most `limit` requests in `period_s` seconds, of which `burst` may come at once."""
-
-    model_config = ConfigDict(extra="forbid")
 
     limit: StrictInt = Field(ge=1, le=1_000_000_000)
     period_s: StrictInt = Field(ge=1, le=2_678_400)

@@ -13,6 +13,7 @@ from wardkey.domain.permissions import KeyType
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
+from wardkey.verify.absent_nulls import decode_body, or_null
 from wardkey.verify.verifier import Answer
 
 T = TypeVar("T")
@@ -117,6 +118,8 @@ def schemas() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     one = parts["VerifyRequest"]["properties"]
     one["cost"] |= {"minimum": 0, "maximum": MOST_COST}
     one["permissions"]["maxItems"] = MOST_ITEMS
+    for name in one.keys() - {"key"}:
+        one[name] = or_null(one[name])
     parts["VerifyBatch"]["properties"]["items"]["maxItems"] = MOST_ITEMS
     parts["VerifyRequest"]["example"] = {"key": "sk_live_…", "permissions": ["invoices:read"]}
     # These two are in the document already, with the routes that answer them.
@@ -141,7 +144,7 @@ def _limits(answer: Answer) -> dict[str, Any] | None:
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
-        return decoder.decode(body)
+        return decode_body(decoder, body)
     except msgspec.ValidationError as fault:
         sentence, _, path = str(fault).partition(" - at ")
         name = path.strip("`").removeprefix("$").strip(".") or "body"
