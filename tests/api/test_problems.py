@@ -277,7 +277,10 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     "too_many_items": lambda w: w.key.post(
         "/v2/keys/verify-batch", json={"items": [{"key": "x"}] * 101}
     ),
-    "ambiguous_credentials": lambda w: w.key.get("/v2/keys", headers={"Wardkey-Api-Key": "x"}),
+    "ambiguous_credentials": lambda w: w.key.get(
+        "/v2/keys",
+        headers={"Wardkey-Api-Key": generate(SecretKind.SECRET, Environment.LIVE).text},
+    ),
     "organization_required": World.nameless,
     "credential_in_url": lambda w: w.key.get(f"/v2/keys?search={w.server.first_key}"),
     "missing_credentials": lambda w: w.anyone.get("/v2/keys"),
