@@ -100,3 +100,12 @@ def test_a_user_token_ends_when_its_person_signs_out(server: Server, owner: http
         assert person.get("/v2/keys").status_code == 200
         assert person.delete("/v2/user-tokens/current").status_code == 204
         assert person.get("/v2/keys").json()["code"] == "invalid_user_token"
+
+
+def test_another_invitation_of_an_address_in_any_case_ends_the_earlier_one(
+    server: Server, owner: httpx.Client
+) -> None:
+    earlier = invite(owner, "cased", "admin")
+    invite(owner, "CASED", "viewer")
+    assert status(owner, earlier) == "revoked"
+    assert accept(server, earlier).json()["code"] == "invalid_link"

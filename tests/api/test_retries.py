@@ -90,3 +90,34 @@ def test_400_an_idempotency_key_that_can_be_guessed(server: Server, key_id: str,
     with server.owner() as owner:
         assert rotate(owner, key_id, text)["code"] == "weak_idempotency_key"
         assert len(owner.get(f"/v2/keys/{key_id}").json()["secrets"]) == 1
+
+
+@pytest.mark.parametrize("route", ["issue", "rotate", "create_client", "set_client_password"])
+def test_a_kept_answer_is_not_given_to_a_caller_who_may_no_longer_ask(
+    server: Server, key_id: str, route: str
+) -> None:
+    name = f"live-{uuid.uuid4()}"
+    paths: dict[str, tuple[str, dict[str, Any]]] = {
+        "issue": ("/v2/keys", {"name": f"{name}-b", "type": "secret", "permissions": []}),
+        "rotate": (f"/v2/keys/{key_id}/rotate", {"grace": "24h"}),
+        "create_client": ("/v2/clients", {"username": f"u{uuid.uuid4().hex[:12]}"}),
+        "set_client_password": ("/v2/clients/{client}/password", {}),
+    }
+    with server.owner() as owner:
+        made = owner.post("/v2/clients", json={"username": f"u{uuid.uuid4().hex[:12]}"}).json()
+        path, body = paths[route]
+        path = path.format(client=made["client"]["id"])
+        spec = {
+            "name": name,
+            "type": "secret",
+            "permissions": ["keys:read", "keys:write", "clients:write"],
+        }
+        caller = owner.post("/v2/keys", json=spec).json()
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        with server.client(caller["secret"]) as key:
+            first = key.post(path, json=body, headers=headers)
+            assert first.is_success, first.text
+            assert key.post(path, json=body, headers=headers).json() == first.json()
+            owner.patch(f"/v2/keys/{caller['key']['id']}", json={"permissions": ["keys:read"]})
+            later = key.post(path, json=body, headers=headers)
+    assert (later.status_code, later.json()["code"]) == (403, "not_permitted")

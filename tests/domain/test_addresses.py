@@ -4,7 +4,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wardkey.domain.addresses import contains, origin_allowed, parse_networks, parse_origin
+from wardkey.domain.addresses import (
+    bare_address,
+    contains,
+    origin_allowed,
+    parse_networks,
+    parse_origin,
+)
 
 addresses = st.ip_addresses().map(str)
 blocks = st.one_of(
@@ -252,3 +258,32 @@ def test_an_origin_of_an_app_is_compared_character_by_character(one: str, other:
     assert origin_allowed([one, "https://*.example.com"], one)
     assert origin_allowed([one], other) == (one == other)
     assert not origin_allowed(["https://localhost", "https://*.localhost"], one)
+
+
+@given(
+    st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)),
+    st.one_of(st.none(), st.integers(0, 65_535)),
+    st.sampled_from(["", '"']),
+    st.sampled_from(["", " ", "\t"]),
+)
+def test_an_address_is_read_as_proxies_write_it(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    port: int | None,
+    quote: str,
+    blank: str,
+) -> None:
+    mapped = getattr(address, "ipv4_mapped", None)
+    text = f"[{address}]" if address.version == 6 else str(address)
+    forms = [text] if port is None else [f"{text}:{port}"]
+    if port is None:
+        forms.append(str(address).upper())
+    for form in forms:
+        assert bare_address(blank + quote + form + quote + blank) == str(mapped or address)
+
+
+@given(st.text(max_size=80))
+def test_a_text_that_is_not_an_address_is_left_as_it_is_and_lies_in_no_network(text: str) -> None:
+    everything = parse_networks(["0.0.0.0/0", "::/0"])
+    bare = bare_address(text)
+    assert bare == text or contains(everything, bare)
+    assert bare_address(bare) == bare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import random
 import statistics
@@ -178,3 +179,23 @@ def test_a_text_is_looked_up_under_the_one_prefix_that_it_has(
     has = verifier.directory.has_import_prefix
     assert all(has(prefix + tail) for prefix in prefixes for tail in ("", "0", "zzz", "~"))
     assert not any(has(text) for text in ("", "acme", "acmd_1", "acm", "bet", "zee", "~", "a"))
+
+
+def test_right_keys_are_accepted_from_an_address_that_sends_wrong_ones(
+    runner: Runner, owner: Principal, verifier: Verifier
+) -> None:
+    """Everybody behind a proxy has its address, and a key that was just issued is in no memory."""
+    runner.change(imports.register_prefix, owner, "old_")
+    right = "old_" + "r" * 40
+    hashed = hashlib.sha256(right.encode()).hexdigest()
+    spec = KeySpec("live-imported", KeyType.SECRET, Environment.LIVE)
+    runner.change(imports.import_key, owner, imports.Import(spec, "old_", hashed, 160))
+    address = "2001:db8::1"
+    for number in range(700):
+        wrong = f"old_{number:040}" if number % 2 else guess()
+        verifier.verify(Question(wrong, address=address))
+    limited = verifier.verify(Question(guess(), address="2001:db8::ffff"))
+    assert limited.verdict is Verdict.RATE_LIMITED
+    fresh = issue(runner, owner, "live-issued-a-moment-ago").text
+    for text in (right, fresh):
+        assert verifier.verify(Question(text, address=address)).verdict is Verdict.VALID

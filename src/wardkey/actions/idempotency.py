@@ -15,6 +15,7 @@ from wardkey.db.schema import idempotency
 from wardkey.db.upkeep import KEPT_ANSWERS_MS
 from wardkey.db.vault import seal, unseal
 from wardkey.domain.errors import IdempotencyKeyReused, WeakIdempotencyKey
+from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 
 _HEX = re.compile(r"[0-9a-fA-F-]+")
@@ -45,14 +46,22 @@ def check_idempotency_key(text: str) -> str:
 
 
 def once(
-    tx: Transaction, by: Principal, retry: Retry, act: Callable[[], dict[str, object]]
+    tx: Transaction,
+    by: Principal,
+    retry: Retry,
+    act: Callable[[], dict[str, object]],
+    *,
+    needs: Permission,
 ) -> dict[str, object]:
     """Return `act()`, or what it returned to the same caller's same request before.
+
+    A kept answer holds a secret, so it too goes only to a caller who has the permission `needs`.
 
     The answer is sealed under a key that needs the master key, the Idempotency-Key and the
     caller's credential, so the row alone gives nobody the secret in it. The same key from another
     credential is another request. Raises `IdempotencyKeyReused`, `WeakIdempotencyKey`.
     """
+    by.require(needs)
     text = check_idempotency_key(retry.key).encode()
     name = f"{by.kind}\0{by.id}\0{by.org_id}\0{by.environment}\0{retry.route}".encode()
     named = name + b"\0" + retry.credential + text

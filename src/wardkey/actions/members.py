@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 
 from wardkey.actions.audit import Target, record
 from wardkey.actions.organizations import ensure_user
@@ -168,7 +168,8 @@ def invite(tx: Transaction, by: Principal, email: str, role: Role) -> tuple[Invi
         update(invitations)
         .where(
             invitations.c.org_id == by.org_id,
-            invitations.c.email == email,
+            # As accounts are compared; addresses are ASCII.
+            func.lower(invitations.c.email) == email.lower(),
             invitations.c.accepted_at.is_(None),
             invitations.c.revoked_at.is_(None),
         )

@@ -20,6 +20,7 @@ from wardkey.domain.clients import (
     ClientRecord,
     ClientSpec,
 )
+from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
@@ -186,7 +187,9 @@ def create_client(  # noqa: PLR0917 - FastAPI's parameters
         return _with_password(clients.create(tx, by, spec, password_hash))
 
     retry = retry_of(request, caller, body, idempotency_key)
-    return ClientWithPasswordShape.model_validate(change_once(here, by, create_client, retry)[0])
+    return ClientWithPasswordShape.model_validate(
+        change_once(here, by, create_client, retry, needs=Permission.CLIENTS_WRITE)[0]
+    )
 
 
 @router.get("/v2/clients", responses=told(errors.InvalidCursor))
@@ -289,7 +292,9 @@ def set_client_password(  # noqa: PLR0917 - FastAPI's parameters
         return _with_password(clients.set_password(tx, by, client_id, password_hash))
 
     retry = retry_of(request, caller, body, idempotency_key)
-    made, confirmed = change_once(here, caller.by, set_password, retry)
+    made, confirmed = change_once(
+        here, caller.by, set_password, retry, needs=Permission.CLIENTS_WRITE
+    )
     sessions = ended_shape(confirmed.sessions)
     return ClientWithNewPasswordShape.model_validate({**made, "sessions": sessions})
 

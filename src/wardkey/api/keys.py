@@ -36,7 +36,7 @@ from wardkey.api.shapes import (
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors
 from wardkey.domain.keys import GRACE_MS, KeySpec, KeyStatus, Rate, Reason
-from wardkey.domain.permissions import KeyType
+from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
@@ -265,7 +265,9 @@ def issue_key(  # noqa: PLR0917 - FastAPI's parameters
         return issued_shape(keys.issue(tx, by, spec), tx.now).model_dump(mode="json")
 
     retry = retry_of(request, caller, body, idempotency_key)
-    return IssuedShape.model_validate(change_once(here, by, issue, retry)[0])
+    return IssuedShape.model_validate(
+        change_once(here, by, issue, retry, needs=Permission.KEYS_WRITE)[0]
+    )
 
 
 @router.get("/v2/keys", responses=told(errors.InvalidCursor))
@@ -384,7 +386,9 @@ def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
         return issued_shape(keys.rotate(tx, by, key_id, grace), tx.now).model_dump(mode="json")
 
     retry = retry_of(request, caller, body, idempotency_key)
-    return IssuedShape.model_validate(change_once(here, caller.by, rotate, retry)[0])
+    return IssuedShape.model_validate(
+        change_once(here, caller.by, rotate, retry, needs=Permission.KEYS_WRITE)[0]
+    )
 
 
 @router.post(

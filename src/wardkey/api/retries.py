@@ -10,6 +10,7 @@ from pydantic import Field
 
 from wardkey.actions.idempotency import Retry, once
 from wardkey.db.engine import Transaction
+from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.receipts import Confirmation
 from wardkey.web.caller import Caller
@@ -47,13 +48,18 @@ def change_once(
     by: Principal,
     act: Callable[[Transaction, Principal], dict[str, Any]],
     retry: Retry | None,
+    *,
+    needs: Permission,
 ) -> tuple[dict[str, Any], Confirmation]:
-    """Run an action that writes, or give the answer that it gave to the same request before."""
+    """Run an action that writes, or give the answer that it gave to the same request before.
+
+    `needs` is the permission that the action requires.
+    """
     if retry is None:
         return here.runner.change_confirmed(act, by)
 
     def replayed(tx: Transaction, by: Principal) -> dict[str, Any]:
-        return once(tx, by, retry, lambda: act(tx, by))
+        return once(tx, by, retry, lambda: act(tx, by), needs=needs)
 
     replayed.__name__ = act.__name__
     return here.runner.change_confirmed(replayed, by)

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from wardkey.domain import errors
+from wardkey.domain.addresses import bare_address
 from wardkey.domain.callers import MOST_TAKEN
 from wardkey.domain.credentials import trim
 from wardkey.domain.forward_auth import Browser, MethodSource, Terms, split_query, terms_of
@@ -290,7 +291,7 @@ def _question(here: Context, by: Principal, wanted: wire.VerifyRequest) -> Quest
         environment=environment,
         type=wanted.type,
         permissions=tuple(wanted.permissions),
-        address=wanted.address,
+        address=bare_address(wanted.address),
         origin=wanted.origin,
         cost=wanted.cost,
     )

@@ -17,6 +17,7 @@ from wardkey.actions.logins import find_client
 from wardkey.bridge.logins import Logins
 from wardkey.db.engine import Transaction
 from wardkey.domain.acl import Action, Actor, ActorKind
+from wardkey.domain.addresses import bare_address
 from wardkey.domain.credentials import trim
 from wardkey.domain.hooks import Hook, HookKind, ListedRule, listed, may
 from wardkey.domain.rule_set import RuleSet
@@ -144,6 +145,6 @@ def _content_type(request: Request) -> str:
 
 def _address(text: str) -> str:
     try:
-        return str(ipaddress.ip_address(text))
+        return str(ipaddress.ip_address(bare_address(text)))
     except ValueError:
         return ""

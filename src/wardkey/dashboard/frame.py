@@ -24,7 +24,7 @@ from wardkey.dashboard import texts
 from wardkey.dashboard.assets import asset_url
 from wardkey.dashboard.browsers import browser_name
 from wardkey.dashboard.navigation import MEMBERS, SETTINGS, SIDEBAR, open_to
-from wardkey.dashboard.visitor import Visitor, Ways, person, ways_to_confirm
+from wardkey.dashboard.visitor import Visitor, Ways, person, read_form, ways_to_confirm
 from wardkey.domain import errors
 from wardkey.domain.errors import Failure
 from wardkey.domain.permissions import Permission, Role
@@ -186,7 +186,7 @@ async def told(request: Request, failure: Failure) -> Response:
     if isinstance(failure, errors.PasswordRequired):
         sent = [
             (name, value)
-            for name, value in (await request.form()).multi_items()
+            for name, value in (await read_form(request)).multi_items()
             if isinstance(value, str) and name != "current_password"
         ]
         here = request.app.state.context

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import Depends, Request, Response
 from starlette.datastructures import FormData
@@ -24,6 +24,7 @@ from wardkey.domain.errors import (
     PasswordRequired,
     RouteNotFound,
     Unavailable,
+    UnsupportedMediaType,
     WrongPassword,
 )
 from wardkey.domain.permissions import ROLE_TABLE, Permission, Role
@@ -37,6 +38,8 @@ from wardkey.web.context import Context, Here
 COOKIE = "__Host-wardkey"
 _SEEN_EVERY_MS = 300_000
 _NONCE = 32
+_FORM_TYPE = "application/x-www-form-urlencoded"
+_MOST_FIELDS = 500
 _LONGEST_EMAIL, _LONGEST_PASSWORD = 254, 1024
 
 
@@ -173,12 +176,28 @@ def visitor(slug: str, environment: str, request: Request, person: SignedIn, her
 Visiting = Annotated[Visitor, Depends(visitor)]
 
 
-async def _form(request: Request) -> FormData:
-    return await request.form(max_files=0, max_fields=500)
+async def read_form(request: Request) -> FormData:
+    """Return the fields of a form; raises `UnsupportedMediaType`, `InvalidRequest`.
+
+    Forms are URL-encoded alone: no page sends files, and multipart parsers are easily led astray.
+    """
+    body = await request.body()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body and kind != _FORM_TYPE:
+        raise UnsupportedMediaType(f"Send the form as {_FORM_TYPE}.")
+    try:
+        pairs = parse_qsl(
+            body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS
+        )
+    except ValueError:
+        raise InvalidRequest(
+            f"The form can't be read: it is UTF-8 with at most {_MOST_FIELDS} fields."
+        ) from None
+    return FormData([*pairs])
 
 
 def checked(
-    request: Request, form: Annotated[FormData, Depends(_form)], person: SignedIn, here: Here
+    request: Request, form: Annotated[FormData, Depends(read_form)], person: SignedIn, here: Here
 ) -> Fields:
     """Return what a form of this very session sent; raises `ForgedForm`."""
     check_origin(request, here)
@@ -193,7 +212,7 @@ def checked(
 Checked = Annotated[Fields, Depends(checked)]
 
 
-def unsigned(request: Request, form: Annotated[FormData, Depends(_form)], here: Here) -> Fields:
+def unsigned(request: Request, form: Annotated[FormData, Depends(read_form)], here: Here) -> Fields:
     """Return what a form sent that needs no session; raises `ForgedForm` for another site's."""
     check_origin(request, here)
     return Fields(form)

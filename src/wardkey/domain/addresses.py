@@ -14,6 +14,10 @@ _MAPPED_BITS = 96
 _IPV6 = 6
 _OCTETS = {str(number): number for number in range(256)}
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?")
+_WITH_PORT = re.compile(
+    r"\[(?P<bracketed>[0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?"
+    r"|(?P<ipv4>[0-9.]+)(?::[0-9]{1,5})?|(?P<bare>[0-9A-Fa-f:.]+)"
+)
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _ORIGIN = re.compile(
     rf"(?P<scheme>https?)://(?P<wild>\*\.)?(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])"
@@ -100,6 +104,23 @@ def contains(networks: Sequence[Network], address: str) -> bool:
         if network.version == version and number & network.mask == network.first:
             return True
     return False
+
+
+@lru_cache(maxsize=8192)
+def bare_address(text: str) -> str:
+    """Return an address in canonical form, without port, brackets, quotes and white space.
+
+    Proxies write `203.0.113.7:17085`, `[2001:db8::1]:443` and `"[2001:db8::1]"` (RFC 7239 §6); an
+    IPv4-mapped IPv6 address becomes IPv4. A text that is not an address is returned as it is.
+    """
+    found = _WITH_PORT.fullmatch(text.strip().strip('"').strip())
+    if found is None:
+        return text
+    address = found["bracketed"] or found["ipv4"] or found["bare"]
+    version, number = _read(address)
+    if version == 0:
+        return text
+    return str(ipaddress.IPv6Address(number) if version == _IPV6 else ipaddress.IPv4Address(number))
 
 
 def network_of(address: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from wardkey.db.engine import Database, storage_failure
 from wardkey.db.leases import Me, boottime
-from wardkey.domain.addresses import contains
+from wardkey.domain.addresses import contains, network_of
 from wardkey.domain.errors import (
     AddressNotAllowed,
     Failure,
@@ -217,11 +217,8 @@ class Verifier:
             verdict = Verdict.MALFORMED
             if not text or not self.directory.has_import_prefix(text):
                 return self._stranger(verdict)
-            if not self._is_guessing(address):
-                known = self._imported(text)
-        elif secret.kind in _KINDS and (
-            not self._is_guessing(address) or self.directory.holds(secret.kid)
-        ):
+            known = self._imported(text)
+        elif secret.kind in _KINDS:
             known = self.directory.find(secret.kid)
             if known is None:
                 # As long as a known kid with a wrong secret takes.
@@ -242,14 +239,14 @@ class Verifier:
         return None
 
     def _guess(self, address: str, verdict: Verdict) -> Answer:
-        """Answer for nobody's secret; an address that shows too many waits.
+        """Return the answer to an unknown secret; an address that sends too many gets a wait.
 
-        Its look-ups stop then, but what memory holds is still judged: others may sit behind it.
+        Its right secrets are still looked up and accepted: many clients may share an address.
         """
         now = self._database.clock()
         if not address:
             return self._stranger(verdict)
-        steady = _steady_ms()
+        address, steady = network_of(address), _steady_ms()
         admission = admit(_GUESSES, self._guesses.get(address, 0.0), steady)
         if not admission.admitted:
             self._usage.note_stranger(now, Verdict.RATE_LIMITED)
@@ -258,10 +255,6 @@ class Verifier:
             self._guesses = {k: tat for k, tat in self._guesses.items() if tat > steady}
         self._guesses[address] = admission.tat
         return self._stranger(verdict)
-
-    def _is_guessing(self, address: str) -> bool:
-        tat = self._guesses.get(address)
-        return tat is not None and not admit(_GUESSES, tat, _steady_ms()).admitted
 
     def _stranger(self, verdict: Verdict) -> Answer:
         now = self._database.clock()

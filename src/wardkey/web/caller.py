@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 from fastapi import Depends, Header, Request
 
 from wardkey.actions.people import as_member, identify
-from wardkey.domain.addresses import contains
+from wardkey.domain.addresses import bare_address, contains
 from wardkey.domain.callers import MOST_TAKEN
 from wardkey.domain.credentials import (
     authorization_texts,
@@ -34,6 +34,8 @@ from wardkey.domain.verdict import KnownSecret, Question, Verdict
 from wardkey.web.context import Context, Here
 from wardkey.web.incoming import Incoming
 
+# An address with a zone, brackets and a port is shorter.
+_LONGEST_HOP = 128
 _LONGEST_ORGANIZATION = 64
 _BEARER = ("Bearer", "bearer")
 
@@ -73,7 +75,7 @@ def client_address(incoming: Incoming, context: Context) -> str:
     for hop in reversed([item.strip() for item in chain if item.strip()]):
         if not contains(context.proxies, address):
             break
-        address = hop
+        address = bare_address(hop[:_LONGEST_HOP])
     return address[:64]
 
 
