@@ -236,6 +236,21 @@ def test_a_key_in_the_url_and_a_mistyped_filter_are_refused(server: Server) -> N
         assert "unused_days" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("prefix", ["eyJ", "eyJhbGciOiJ", "eyA", "ewo", "ew0K", "ewkJ"])
+def test_a_prefix_with_which_tokens_of_others_begin_is_refused(
+    owner: httpx.Client, prefix: str
+) -> None:
+    refusal = owner.post("/v2/import-prefixes", json={"prefix": prefix})
+    assert refusal.json()["code"] == "invalid_prefix"
+    assert "JSON Web Tokens" in refusal.json()["detail"]
+
+
+@pytest.mark.parametrize("prefix", ["sk_", "pk_live", "ut_abc", "wht", "wsk_1", "tkn_"])
+def test_a_prefix_that_meets_our_own_is_refused(owner: httpx.Client, prefix: str) -> None:
+    refusal = owner.post("/v2/import-prefixes", json={"prefix": prefix})
+    assert refusal.json()["code"] == "invalid_prefix"
+
+
 def test_an_imported_key_goes_on_working(server: Server, owner: httpx.Client) -> None:
     text = "acme_9f2c7d1e5b8a4036c7d1e5b8a40369f2"
     wanted = {

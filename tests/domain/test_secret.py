@@ -17,6 +17,7 @@ from wardkey.domain.secret import (
     looks_like_ours,
     mask,
     mask_secrets,
+    meets_our_heads,
     parse,
     random_text,
 )
@@ -293,3 +294,11 @@ def test_nothing_of_a_secret_within_a_text_is_shown(text: str, around: str, time
 )  # fmt: skip
 def test_a_text_without_a_secret_stays_as_it_is(text: str) -> None:
     assert mask_secrets(text, prefixes=("acme_",)) == text
+
+
+def test_a_prefix_meets_our_heads_with_the_brand_and_without() -> None:
+    for prefix in ("acme", "acme_sk_live_x", "acm", "sk_live_", "ut_x"):
+        assert meets_our_heads(prefix, brand="acme")
+    for prefix in ("acmeprod_", "acme_key_", "other_"):
+        assert not meets_our_heads(prefix, brand="acme")
+    assert not meets_our_heads("acme_")

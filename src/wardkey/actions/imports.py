@@ -34,12 +34,15 @@ from wardkey.domain.permissions import (
     default_permissions,
 )
 from wardkey.domain.principal import Principal
-from wardkey.domain.secret import KID_LENGTH, looks_like_ours, random_text
+from wardkey.domain.secret import KID_LENGTH, meets_our_heads, random_text
 
 LEAST_BITS = 128
 # Each malformed credential is compared with prefixes, so one tenant can't add any number of them.
 MOST_PREFIXES = 20
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_-]{2,31}")
+# Base64url of `{"`, `{ `, `{\n`, `{\r` and `{\t`. A text with an import prefix counts as a key, so
+# a JWT beside a key of another organization would leave a choice.
+_JWT_HEADS = ("eyJ", "eyA", "ewo", "ew0", "ewk")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -72,11 +75,14 @@ def register_prefix(tx: Transaction, by: Principal, prefix: str) -> ImportPrefix
     """
     by.require(Permission.KEYS_WRITE)
     by.require_live()
-    ours = looks_like_ours(prefix, brand=tx.brand) or any(
-        head.startswith(prefix) for head in ("sk_live_", "sk_test_", "pk_live_", "pk_test_")
-    )
-    if not _PREFIX.fullmatch(prefix) or ours or prefix.startswith(("wsk_", "ut_")):
+    if not _PREFIX.fullmatch(prefix) or meets_our_heads(prefix, brand=tx.brand):
         raise InvalidPrefix(field="prefix")
+    if prefix.startswith(_JWT_HEADS):
+        raise InvalidPrefix(
+            "JSON Web Tokens begin like this prefix, and every organization may get them beside "
+            "a key; choose a prefix that only your keys have.",
+            field="prefix",
+        )
     own = select(func.count()).where(import_prefixes.c.org_id == by.org_id)
     if tx.connection.execute(own).scalar_one() >= MOST_PREFIXES:
         raise TooManyPrefixes

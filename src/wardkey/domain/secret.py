@@ -194,6 +194,15 @@ def looks_like_ours(text: str, *, brand: str = "") -> bool:
     return text.startswith(tuple(_HEADS[brand]))
 
 
+def meets_our_heads(prefix: str, *, brand: str = "") -> bool:
+    """Return whether a text with `prefix` could be one of our secrets, with the brand or without.
+
+    A deployment may get a brand, or lose it, after the prefix was registered.
+    """
+    heads = (*_HEADS[""], *_HEADS[brand])
+    return any(prefix.startswith(head) or head.startswith(prefix) for head in heads)
+
+
 def fingerprint_regex(brand: str = "") -> str:
     r"""Return the regular expression by which a leak scanner recognises our secrets.
 
