@@ -31,6 +31,7 @@ from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.usernames import on_the_wire, parse_username
 from wardkey.outside.tokens import LONGEST_TOKEN
+from wardkey.verify.absent_nulls import decode_body
 from wardkey.web.caller import (
     Caller,
     caller_in_organization,
@@ -41,7 +42,6 @@ from wardkey.web.caller import (
 from wardkey.web.context import Context, Here
 from wardkey.web.exchanges import Exchange, Shown, native_grant
 from wardkey.web.incoming import Incoming, Outgoing
-from wardkey.web.json_bodies import decode_body
 from wardkey.web.lane import HotRoute
 from wardkey.web.problems import check_json, problem_outgoing, told
 

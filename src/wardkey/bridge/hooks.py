@@ -23,8 +23,8 @@ from wardkey.domain.hooks import Hook, HookKind, ListedRule, listed, may
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.usernames import parse_username
 from wardkey.outside.broker_link import Admitted, Login
+from wardkey.verify.absent_nulls import decode_body
 from wardkey.web.context import Context
-from wardkey.web.json_bodies import decode_body
 
 T = TypeVar("T")
 
