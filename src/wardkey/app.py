@@ -186,7 +186,10 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             verifier.live = config.workers
             if database.kind == "sqlite":
                 file = Path(database.url.database or "").with_name("rates")
-                verifier.shared_rates = SharedRates(file)
+            else:
+                file = Path(config.data_dir) / "rates"
+                verifier.shared_parts = config.workers
+            verifier.shared_rates = SharedRates(file)
             confirming = Confirming(database, observe=verifier.metrics.observe)
             if not isinstance(verifier.directory.freshness, Embedded):
                 verifier.directory.freshness.metrics = verifier.snapshot

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.server import Server, running
+from tests.postgres import Postgres
+from tests.server import Server, running, wait_until
 from wardkey.domain.rate import RateLimit, admit
 from wardkey.verify import shared_rates
 from wardkey.verify.shared_rates import SharedRates
@@ -128,3 +131,57 @@ def test_a_batch_about_the_caller_pays_for_each_item(server: Server) -> None:
         told = client.post("/v2/keys/verify-batch", json={"items": items}).json()["items"]
     remaining = [item["limits"]["remaining"] if "limits" in item else None for item in told]
     assert remaining == [9, 6, None, 6]
+
+
+def key_with_burst(server: Server, burst: int) -> str:
+    with server.owner() as owner:
+        rate = {"limit": 1, "period_s": 3600, "burst": burst}
+        key = {"name": f"live-rates-burst-{burst}", "type": "secret", "rate_limit": rate}
+        return str(owner.post("/v2/keys", json=key).json()["secret"])
+
+
+def admitted_by(servers: list[Server], text: str) -> int:
+    """Return how many of 24 calls to each server are admitted, each on its own connection."""
+
+    def ask(server: Server) -> int:
+        with server.client(text) as client:
+            return client.get("/v2/auth").status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        codes = list(pool.map(ask, servers * 24))
+    assert set(codes) <= {200, 429}
+    return codes.count(200)
+
+
+def parts_counted(server: Server) -> list[str]:
+    """Return among how many parts each verifier that the server knows of divides limits."""
+    answer = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+    lines = answer.text.splitlines()
+    return [line.split()[-1] for line in lines if line.startswith("wardkey_rate_limit_parts{")]
+
+
+TOKEN = "scraped-by-the-test-only"
+
+
+def test_workers_of_one_machine_count_together_on_postgresql(
+    start: Callable[..., Server], postgres: Postgres
+) -> None:
+    server = start(database_url=postgres.create_database(), workers=4, metrics_token=TOKEN)
+    wait_until(lambda: [float(parts) for parts in parts_counted(server)] == [4] * 4)
+    assert admitted_by([server], key_with_burst(server, 1)) == 1
+    assert admitted_by([server], key_with_burst(server, 5)) == 5
+
+
+def test_two_machines_on_postgresql_together_grant_the_burst(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    url, one, two = postgres.create_database(), tmp_path / "one", tmp_path / "two"
+    settings = {"database_url": url, "workers": 2, "metrics_token": TOKEN}
+    with running(one, **settings) as first:
+        two.mkdir()
+        shutil.copy(one / "master.key", two / "master.key")
+        with running(two, **settings) as second:
+            wait_until(lambda: [float(parts) for parts in parts_counted(first)] == [4] * 4)
+            assert admitted_by([first, second], key_with_burst(first, 10)) == 10
+            # A machine's part is one request at least.
+            assert admitted_by([first, second], key_with_burst(first, 1)) <= 2

@@ -36,13 +36,14 @@ class RateLimit:
 
 
 @lru_cache(maxsize=4096)
-def share(limit: RateLimit, parts: int) -> RateLimit:
-    """Return the part of `limit` that each of `parts` verifiers may grant by itself.
+def share(limit: RateLimit, parts: int, held: int = 1) -> RateLimit:
+    """Return what a holder of `held` of `parts` equal parts of `limit` may grant by itself.
 
-    Together they never grant more than the whole over time; at once they grant the burst, or one
-    request each where the burst is smaller than `parts`.
+    All holders together never grant more than the whole over time; at once they grant the burst,
+    or one request each where a holder's part of the burst is smaller than that.
     """
-    return RateLimit(limit.limit, limit.period_ms * parts, max(1, limit.burst // parts))
+    burst = max(1, limit.burst * held // parts)
+    return RateLimit(limit.limit * held, limit.period_ms * parts, burst)
 
 
 class Admission(NamedTuple):

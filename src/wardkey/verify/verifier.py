@@ -74,8 +74,10 @@ class Verifier:
         self.me = me or Me.here(database.clock())
         self.directory = Directory(database, self.me, memory_mib)
         self.live = 1
-        # On one machine all verifiers admit by the whole limit; without this each has its share.
+        # Counts that this machine's verifiers share; without them each has its own part of a limit.
         self.shared_rates: SharedRates | None = None
+        # How many of the `live` parts the shared counts stand for; None where they are all.
+        self.shared_parts: int | None = None
         self.metrics = Metrics()
         self._rates: dict[str, float] = {}
         self._rate_lock = threading.Lock()
@@ -128,10 +130,14 @@ class Verifier:
     def admit(self, limit: RateLimit, name: str, cost: int = 1) -> Admission:
         """Admit a request of what has that name, a key or a provider, by its rate limit.
 
-        By the whole limit where all verifiers share their counts, else by this one's share.
+        By the whole limit where all verifiers share their counts, else by the part of it that
+        this machine or this verifier has.
         """
         now = _steady_ms()
         if self.shared_rates is not None:
+            held = self.shared_parts
+            if held is not None and held < self.live:
+                limit = share(limit, self.live, held)
             return self.shared_rates.admit(limit, name, now, cost)
         if self.live > 1:
             limit = share(limit, self.live)
