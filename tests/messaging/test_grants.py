@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -475,3 +475,24 @@ def test_what_ended_while_no_worker_lived_is_closed_when_one_is_back(world: Worl
         wait_until(lambda: world.owner.get("/v2/sessions").status_code == 200)
         assert stays.ended_at == 0
     assert not is_let_in(world.server, grant, "meanwhile-1")
+
+
+def test_a_session_is_closed_when_the_key_expires_that_made_its_grant(world: World) -> None:
+    """Also where the expiry was brought forward while the session was open."""
+    key_id, text = world.key("live-expiring", permissions=["tokens:create"])
+    with world.server.client(text) as key:
+        made = key.post("/v2/tokens/create", json={"user_email": "soon@acme.example", "ttl": 3600})
+    assert made.status_code in (200, 201), made.text
+    grant = made.json()
+    with online(world.server, grant, "soon-1") as client:
+        at = time.time() + 3
+        changed = world.owner.patch(
+            f"/v2/keys/{key_id}",
+            json={"expires_at": datetime.fromtimestamp(at, UTC).isoformat()},
+        )
+        assert changed.status_code == 200, changed.text
+        assert not client.ended_at
+        wait_until(lambda: client.ended_at, 10)
+        assert abs(time.time() - at) < 2
+    assert not is_let_in(world.server, grant, "soon-1")
+    assert world.people.refresh(grant).status_code == 401

@@ -10,6 +10,7 @@ from sqlalchemy import Row, insert, select, update
 
 from wardkey.actions import members, people
 from wardkey.actions.audit import Target, client_of, record
+from wardkey.actions.endings import end_own_grants
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import browser_sessions, spent_forms, users
 from wardkey.domain.errors import (
@@ -75,7 +76,7 @@ def begin_with_setup_link(
     tx: Transaction, by: Principal, text: str, password_hash: str, replaced: str
 ) -> Begun:
     """Set the password of a set-up link's owner and sign him in; raises `InvalidLink`."""
-    user_id = people.spend_setup_link(tx, text, password_hash)
+    user_id = people.spend_setup_link(tx, by, text, password_hash)
     return begin(tx, by, user_id, "set-up link", replaced, "user.set_up")
 
 
@@ -195,14 +196,20 @@ def end(tx: Transaction, by: Principal, session_id: str) -> None:
 
 
 def end_all(tx: Transaction, by: Principal) -> int:
-    """End every session of the caller, this one too; return how many."""
+    """End every session of the caller, this one too, user tokens and own grants.
+
+    Return how many sessions ended. Passkeys stay; they sign in again.
+    """
     ended = tx.connection.execute(
         update(browser_sessions)
         .where(browser_sessions.c.user_id == by.id, *_open(tx))
         .values(ended_at=tx.now)
     ).rowcount
-    if ended:
-        record(tx, by, "user.signed_out_everywhere", Target("user", by.id), {"sessions": ended})
+    tokens = people.end_user_tokens(tx, by.id)
+    end_own_grants(tx, by, by.id, by.label)
+    if ended or tokens:
+        details = {"sessions": ended, "tokens": tokens}
+        record(tx, by, "user.signed_out_everywhere", Target("user", by.id), details)
     return ended
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from wardkey.actions.grants import BY_KID, GRANT, over, why_over
+from wardkey.actions.grants import BY_KID, GRANT, end_of, over, why_over
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import grants, organizations
 from wardkey.domain.acl import Actor, ActorKind
@@ -33,7 +33,8 @@ class KnownGrant:
     provider_id: str
     claims: Mapping[str, str] = field(repr=False)
     expires_at: int
-    is_replaced: bool
+    # Whether it may end before the time that a login with it was told.
+    may_end_early: bool
 
     @property
     def mqtt_username(self) -> str:
@@ -124,6 +125,6 @@ def _known(row: Row[Any]) -> KnownGrant:
         username=row.username,
         provider_id=row.provider_id,
         claims=row.claims,
-        expires_at=row.expires_at,
-        is_replaced=row.replaced_by is not None,
+        expires_at=end_of(row),
+        may_end_early=row.replaced_by is not None or end_of(row) == row.key_expires_at,
     )

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, and_, bindparam, insert, or_, select, tuple_, update
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.endings import cut_off
 from wardkey.actions.keys import open_organization
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import auth_providers, grant_cutoffs, grants, keys, organizations, secrets
@@ -81,6 +82,7 @@ GRANT = (
         keys.c.id.label("key"),
         keys.c.revoked_at.label("key_revoked_at"),
         keys.c.disabled_at.label("key_disabled_at"),
+        keys.c.expires_at.label("key_expires_at"),
         secrets.c.revoked_at.label("secret_revoked_at"),
         secrets.c.revoke_reason.label("secret_revoke_reason"),
         organizations.c.suspended_at.label("suspended_at"),
@@ -196,7 +198,8 @@ def refresh(tx: Transaction, by: Principal, token_id: str, password: str) -> Min
         row.claims,
         row.ttl_s,
     )
-    minted = _insert(tx, by, [again], row.key_id, row.key_kid, of=row)[0]
+    until = row.key_expires_at
+    minted = _insert(tx, by, [again], row.key_id, row.key_kid, of=row, until=until)[0]
     tx.connection.execute(
         update(grants)
         .where(grants.c.kid == row.kid, grants.c.replaced_by.is_(None))
@@ -287,15 +290,23 @@ def why_over(row: Row[Any], now: int, *, refreshing: bool = False) -> str:
         (bool(row.provider_id) and row.provider is None, "its provider was deleted"),
         (row.suspended_at is not None, "its organization is suspended"),
         (row.deleted_at is not None, "its organization was deleted"),
-        (_key_is_over(row), "the key that it was made with was revoked or disabled"),
+        (_key_is_over(row, now), "the key that it was made with was revoked, disabled or expired"),
         (
             refreshing and bool(row.provider_id) and not row.provider_enabled,
             "its provider is disabled",
         ),
         (refreshing and now >= row.refreshable_until, "it is too old"),
-        (not refreshing and now >= row.expires_at, "it has expired"),
+        (not refreshing and now >= end_of(row), "it has expired"),
     )
     return next((why for is_so, why in faults if is_so), "")
+
+
+def end_of(row: Row[Any]) -> int:
+    """Return when a grant ends, epoch milliseconds: it never outlives the key that made it."""
+    ends: list[int] = [row.expires_at]
+    if row.key_expires_at is not None:
+        ends.append(row.key_expires_at)
+    return min(ends)
 
 
 def acting_as_grant(row: Row[Any], by: Principal) -> Principal:
@@ -328,7 +339,7 @@ def grant_record(row: Row[Any], now: int) -> GrantRecord:
         family=row.family,
         ttl_s=row.ttl_s,
         created_at=row.created_at,
-        expires_at=row.expires_at,
+        expires_at=end_of(row),
         refreshable_until=row.refreshable_until,
         replaced_by=row.replaced_by,
         revoked=ended,
@@ -345,7 +356,8 @@ def _mint(
 ) -> list[MintedGrant]:
     open_organization(tx, by)
     key_id = by.id if by.kind is PrincipalKind.KEY else ""
-    minted = _insert(tx, by, [one for one, _ in wanted], key_id, key_kid)
+    until = _key_expiry(tx, by) if key_id else None
+    minted = _insert(tx, by, [one for one, _ in wanted], key_id, key_kid, until=until)
     details = {
         "count": len(minted),
         # One event stands for all, so where each came from is told here.
@@ -366,7 +378,9 @@ def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were m
     key_id: str,
     key_kid: str,
     of: Row[Any] | None = None,
+    until: int | None = None,
 ) -> list[MintedGrant]:
+    """Write grants; `until` is when the key ends that they are made with."""
     rows, minted, stamp = [], [], stamp_of(tx.now)
     for one in wanted:
         password = generate(SecretKind.GRANT, None, brand=tx.brand, stamp=stamp)
@@ -385,7 +399,7 @@ def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were m
             family=of.family if of else password.kid,
             ttl_s=one.ttl_s,
             created_at=tx.now,
-            expires_at=tx.now + one.ttl_s * 1000,
+            expires_at=min([tx.now + one.ttl_s * 1000, *([] if until is None else [until])]),
             refreshable_until=refreshable,
             replaced_by=None,
             revoked=False,
@@ -421,21 +435,6 @@ def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were m
     return minted
 
 
-def cut_off(tx: Transaction, by: Principal, kind: CutoffKind, subject: str, revision: int) -> None:
-    """End every grant of a subject up to a revision; the caller has asked and records it."""
-    name = {
-        "org_id": by.org_id,
-        "environment": by.environment,
-        "kind": kind,
-        "subject": subject,
-    }
-    values = {"revision": revision, "at": tx.now}
-    there = [grant_cutoffs.c[column] == value for column, value in name.items()]
-    changed = tx.connection.execute(update(grant_cutoffs).where(*there).values(values))
-    if not changed.rowcount:
-        tx.connection.execute(insert(grant_cutoffs).values(name | values))
-
-
 def over(now: int) -> ColumnElement[bool]:
     """Return the condition under which `why_over` has an answer; of organizations none is asked."""
     return or_(
@@ -444,18 +443,34 @@ def over(now: int) -> ColumnElement[bool]:
         _CUT_OFF,
         (grants.c.provider_id != "") & auth_providers.c.id.is_(None),
         (grants.c.key_id != "")
-        & (keys.c.id.is_(None) | keys.c.revoked_at.is_not(None) | keys.c.disabled_at.is_not(None)),
+        & or_(
+            keys.c.id.is_(None),
+            keys.c.revoked_at.is_not(None),
+            keys.c.disabled_at.is_not(None),
+            # Without a look at NULL, the negation would be NULL for keys that never expire.
+            and_(keys.c.expires_at.is_not(None), keys.c.expires_at <= now),
+        ),
         secrets.c.revoked_at.is_not(None) & (secrets.c.revoke_reason != Reason.SUPERSEDED),
     )
 
 
-def _key_is_over(row: Row[Any]) -> bool:
+def _key_is_over(row: Row[Any], now: int) -> bool:
     if not row.key_id:
         return False
     if row.key is None or row.key_revoked_at is not None or row.key_disabled_at is not None:
         return True
+    if row.key_expires_at is not None and row.key_expires_at <= now:
+        return True
     # A rotation supersedes a secret; what else revokes it, a leak above all, ends what it made.
     return row.secret_revoked_at is not None and row.secret_revoke_reason != Reason.SUPERSEDED
+
+
+def _key_expiry(tx: Transaction, by: Principal) -> int | None:
+    if by.expires_at is None:
+        return None
+    return tx.connection.execute(
+        select(keys.c.expires_at).where(keys.c.id == by.id, keys.c.org_id == by.org_id)
+    ).scalar_one_or_none()
 
 
 def _row(tx: Transaction, kid: str) -> Row[Any] | None:

@@ -25,13 +25,13 @@ from sqlalchemy import (
 )
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.endings import concern_sessions, end_grants_of_key
 from wardkey.actions.key_limits import (
     find_disabler,
     require_changeable,
     require_enabling,
     require_within,
 )
-from wardkey.actions.minted import concern_sessions
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import keys, last_used, organizations, secrets
 from wardkey.domain.errors import (
@@ -288,6 +288,11 @@ def change(
     tx.connection.execute(update(keys).where(keys.c.id == key_id, *_room(by)).values(values))
     after = _get(tx, by, key_id)
     changed = sorted(name for name in changes if getattr(before, name) != getattr(after, name))
+    lost = frozenset(before.permissions) - frozenset(after.permissions)
+    if lost & {Permission.TOKENS_CREATE, Permission.TOKENS_EXCHANGE}:
+        end_grants_of_key(tx, by, key_id)
+    elif after.expires_at != before.expires_at:
+        concern_sessions(tx, by.org_id, key_id)
     record(tx, by, "key.updated", Target("key", key_id), {"changed": changed})
     renamed = after.name != before.name
     return after, tuple(name_warnings(after.name, by.environment)) if renamed else ()

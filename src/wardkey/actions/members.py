@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Row, delete, func, insert, select, update
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.endings import end_invitations, end_own_grants
 from wardkey.actions.organizations import ensure_user
 from wardkey.actions.people import SignedIn, set_password, sign_in_as
 from wardkey.db.engine import Transaction
@@ -103,6 +104,10 @@ def change_role(tx: Transaction, by: Principal, user_id: str, role: Role) -> Mem
         .where(members.c.org_id == by.org_id, members.c.user_id == user_id)
         .values(role=role)
     )
+    if Permission.CLIENTS_WRITE not in ROLE_TABLE[role]:
+        end_own_grants(tx, by, user_id, before.email, by.org_id)
+    if Permission.MEMBERS_WRITE not in ROLE_TABLE[role]:
+        end_invitations(tx, by, user_id)
     details = {"role": role, "old_role": before.role}
     record(tx, by, "member.role_changed", Target("member", user_id), details)
     return _get(tx, by, user_id)
@@ -123,6 +128,8 @@ def remove(tx: Transaction, by: Principal, user_id: str) -> None:
     tx.connection.execute(
         delete(members).where(members.c.org_id == by.org_id, members.c.user_id == user_id)
     )
+    end_own_grants(tx, by, user_id, before.email, by.org_id)
+    end_invitations(tx, by, user_id)
     record(tx, by, "member.removed", Target("member", user_id), {"role": before.role})
 
 
@@ -268,7 +275,7 @@ def join(
         raise AccountNotSetUp
     user_id = take_place(tx, by, found)
     if not found.has_account:
-        set_password(tx, user_id, password_hash)
+        set_password(tx, by, user_id, password_hash)
     return user_id
 
 

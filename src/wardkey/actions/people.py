@@ -8,6 +8,7 @@ from sqlalchemy import delete, insert, select, update
 
 from wardkey.actions import hashing
 from wardkey.actions.audit import Target, client_of, record
+from wardkey.actions.endings import end_own_grants
 from wardkey.actions.passwords import is_common
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import (
@@ -15,6 +16,7 @@ from wardkey.db.schema import (
     identities,
     members,
     organizations,
+    passkeys,
     setup_links,
     user_tokens,
     users,
@@ -119,15 +121,15 @@ def use_setup_link(tx: Transaction, by: Principal, text: str, password_hash: str
 
     `by` says where the call came from. Raises `InvalidLink`.
     """
-    user_id = spend_setup_link(tx, text, password_hash)
+    user_id = spend_setup_link(tx, by, text, password_hash)
     return sign_in_as(tx, by, user_id, "user.set_up")
 
 
-def spend_setup_link(tx: Transaction, text: str, password_hash: str) -> str:
+def spend_setup_link(tx: Transaction, by: Principal, text: str, password_hash: str) -> str:
     """Set the password of the link's owner and return who that is; the caller records the sign-in.
 
-    Other tokens and sessions of the same person end, and issuers' accounts are linked to him no
-    more, so that a wrong link is mended so too. Raises `InvalidLink`.
+    The person's tokens, sessions, passkeys and links to issuers' accounts end: this is how an
+    account is recovered, and an attacker may have added any of them. Raises `InvalidLink`.
     """
     used = tx.connection.execute(
         update(setup_links)
@@ -141,7 +143,13 @@ def spend_setup_link(tx: Transaction, text: str, password_hash: str) -> str:
     ).one_or_none()
     if used is None:
         raise InvalidLink
-    set_password(tx, used.user_id, password_hash)
+    set_password(tx, by, used.user_id, password_hash)
+    # They stay as removed, so that a restore does not bring them back.
+    tx.connection.execute(
+        update(passkeys)
+        .where(passkeys.c.user_id == used.user_id, passkeys.c.removed_at.is_(None))
+        .values(removed_at=tx.now)
+    )
     tx.connection.execute(delete(identities).where(identities.c.user_id == used.user_id))
     return str(used.user_id)
 
@@ -158,20 +166,25 @@ def change_password(
     ).scalar_one_or_none()
     if now_hash != checked_hash:
         raise WrongPassword
-    set_password(tx, by.id, password_hash, kept_session)
+    set_password(tx, by, by.id, password_hash, kept_session)
     record(tx, by, "user.password_changed", Target("user", by.id))
 
 
-def set_password(tx: Transaction, user_id: str, password_hash: str, kept_session: str = "") -> None:
-    """Store a password's hash and end the person's tokens and sessions; the caller records it."""
-    tx.connection.execute(
-        update(users).where(users.c.id == user_id).values(password_hash=password_hash)
-    )
-    tx.connection.execute(
-        update(user_tokens)
-        .where(user_tokens.c.user_id == user_id, user_tokens.c.ended_at.is_(None))
-        .values(ended_at=tx.now)
-    )
+def set_password(
+    tx: Transaction, by: Principal, user_id: str, password_hash: str, kept_session: str = ""
+) -> None:
+    """Store a password's hash and end the person's tokens, sessions and own grants.
+
+    The caller records it.
+    """
+    email = tx.connection.execute(
+        update(users)
+        .where(users.c.id == user_id)
+        .values(password_hash=password_hash)
+        .returning(users.c.email)
+    ).scalar_one()
+    end_user_tokens(tx, user_id)
+    end_own_grants(tx, by, user_id, email)
     tx.connection.execute(
         update(browser_sessions)
         .where(
@@ -181,6 +194,19 @@ def set_password(tx: Transaction, user_id: str, password_hash: str, kept_session
         )
         .values(ended_at=tx.now)
     )
+
+
+def end_user_tokens(tx: Transaction, user_id: str) -> int:
+    """End every user token of a person; return how many had not ended."""
+    return tx.connection.execute(
+        update(user_tokens)
+        .where(
+            user_tokens.c.user_id == user_id,
+            user_tokens.c.ended_at.is_(None),
+            user_tokens.c.expires_at > tx.now,
+        )
+        .values(ended_at=tx.now)
+    ).rowcount
 
 
 def hash_password(password: str, address: str) -> str:

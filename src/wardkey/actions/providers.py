@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
 
 from wardkey.actions.audit import Target, record
-from wardkey.actions.grants import cut_off
+from wardkey.actions.endings import cut_off
 from wardkey.actions.keys import open_organization
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import auth_providers, changes, feed

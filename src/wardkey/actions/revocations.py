@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import Row, insert, select, update
 
 from wardkey.actions.audit import Target, record
+from wardkey.actions.endings import concern_sessions, end_invitations
 from wardkey.actions.keys import clean_reason
-from wardkey.actions.minted import concern_sessions
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import keys, receipts, secrets
 from wardkey.domain.errors import KeyNotFound, ReceiptNotFound, SecretNotFound
@@ -58,6 +58,7 @@ def revoke(tx: Transaction, by: Principal, key_id: str, reason: str, comment: st
         return _earlier(tx, by, key_id, "")
     receipt = _prove(tx, by, key_id, "", reason)
     concern_sessions(tx, by.org_id, key_id)
+    end_invitations(tx, by, key_id)
     record(
         tx,
         by,

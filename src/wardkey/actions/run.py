@@ -13,7 +13,7 @@ from wardkey.actions.session_receipts import Concern
 from wardkey.db.engine import Database, Transaction
 from wardkey.domain.errors import Forbidden
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.receipts import Confirmation, EndedSessions
+from wardkey.domain.receipts import EVERYBODY, Confirmation, EndedSessions
 
 MINUTE_MS = 60_000
 
@@ -97,6 +97,10 @@ class Runner:
         # What changed nothing is confirmed too: an earlier caller may still be waiting for it.
         revision = tx.revision - (not tx.position)
         sessions = None if self.end_sessions is None else EndedSessions()
+        if self.end_sessions is not None:
+            for other in sorted(tx.concerned_rooms):
+                everyone = frozenset({EVERYBODY})
+                self.end_sessions(Concern(other, tx.epoch, revision, everyone))
         if self.end_sessions is not None and tx.concerned:
             room = (by.org_id, by.environment)
             sessions = self.end_sessions(Concern(room, tx.epoch, revision, frozenset(tx.concerned)))

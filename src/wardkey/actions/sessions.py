@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, select, text
 
 from wardkey.actions.audit import Target, record
-from wardkey.actions.minted import has_live_grants
+from wardkey.actions.endings import has_live_grants
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import changes, clients, feed, mqtt_ids, organizations, session_receipts
 from wardkey.domain.acl import Actor, ActorKind

@@ -221,8 +221,8 @@ class Cutting:
         return mark_of(now) == owner.rights
 
     def _cut_when_replaced(self, room: Room, grants: Iterable[KnownGrant], now: int) -> None:
-        """Look again when the old password of a refreshed grant is over; it may be soon."""
-        for ends in {one.expires_at for one in grants if one.is_replaced}:
+        """Look again when grants end that were refreshed, or whose key ends."""
+        for ends in {one.expires_at for one in grants if one.may_end_early}:
             if (room, ends) not in self._ends:
                 self._ends.add((room, ends))
                 self.loop.call_soon_threadsafe(self._cut_at, room, ends, (ends - now) / 1000)

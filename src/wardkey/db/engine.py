@@ -25,6 +25,7 @@ from wardkey.domain.errors import (
     StorageUnreachable,
     WrongMasterKey,
 )
+from wardkey.domain.secret import Environment
 
 Kind = Literal["sqlite", "postgresql"]
 BUSY_MS = 5_000
@@ -62,6 +63,8 @@ class Transaction:
     position: int = 0
     # Whose live sessions the change may end: ids of clients, or `*` for all of the room.
     concerned: set[str] = field(default_factory=set)
+    # Organizations' environments, beside the caller's own, whose live sessions it may end.
+    concerned_rooms: set[tuple[str, Environment]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
