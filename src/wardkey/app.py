@@ -95,7 +95,7 @@ from wardkey.web import problems
 from wardkey.web.context import Context
 from wardkey.web.exchanges import Exchanges
 from wardkey.web.limits import Limits
-from wardkey.web.throttle import for_workers
+from wardkey.web.throttle import Throttle
 
 log = logging.getLogger("wardkey")
 
@@ -197,7 +197,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 runner=Runner(database, confirming),
                 verifier=verifier,
                 usage=usage,
-                throttle=for_workers(config.workers),
+                throttle=Throttle(),
                 public_url=config.url,
                 mqtt_url=config.mqtt_url,
                 websocket_url=config.websocket_url,

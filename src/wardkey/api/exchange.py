@@ -44,7 +44,6 @@ from wardkey.web.exchanges import Exchange, Shown, native_grant
 from wardkey.web.incoming import Incoming, Outgoing
 from wardkey.web.lane import HotRoute
 from wardkey.web.problems import check_json, problem_outgoing, told
-from wardkey.web.throttle import counters_of_address
 
 log = logging.getLogger("wardkey")
 router = APIRouter(tags=["tokens"])
@@ -346,11 +345,14 @@ def asked(incoming: Incoming, here: Context) -> Exchange:
     wanted = _decode(_exchange, incoming.body)
     address, now = client_address(incoming, here), here.runner.database.clock()
     name = wanted.provider or wanted.integration_id
-    counters = counters_of_address("exchange", address)
+    throttled = f"exchange {address}"
+    here.throttle.check(now, throttled)
     stranger = _stranger(incoming, wanted.organization_id, address)
-    wrong = (errors.InvalidToken, errors.TokenExpired)
-    with here.token_throttle.attempt(now, *counters, wrong=wrong):
+    try:
         return here.exchanges.without_key(stranger, name, trim(wanted.token), wanted.ttl)
+    except (errors.InvalidToken, errors.TokenExpired):
+        here.throttle.failed(now, throttled)
+        raise
 
 
 def _created(incoming: Incoming, here: Context) -> Outgoing:
@@ -384,13 +386,18 @@ def _refreshed(incoming: Incoming, here: Context) -> Outgoing:
 def refresh_once(incoming: Incoming, here: Context, wanted: RefreshRequest) -> MintedGrant:
     """Refresh a grant; a failure counts against the address. Raises `RefreshReplayed`."""
     address, now = client_address(incoming, here), here.runner.database.clock()
+    throttled = f"refresh {address}"
+    here.throttle.check(now, throttled)
     stranger = _stranger(incoming, "", address)
-    with here.token_throttle.attempt(now, *counters_of_address("refresh", address)):
+    try:
         minted = here.runner.change(
             grants.refresh, stranger, wanted.token_id, trim(wanted.current_token_password)
         )
         if minted is None:
             raise errors.RefreshReplayed
+    except errors.Unauthenticated:
+        here.throttle.failed(now, throttled)
+        raise
     return minted
 
 

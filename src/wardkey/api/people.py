@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions import members, people
+from wardkey.actions.hashing import check_password
 from wardkey.api.shapes import Input
 from wardkey.domain import errors
 from wardkey.domain.permissions import Role
@@ -15,9 +16,7 @@ from wardkey.domain.principal import PrincipalKind
 from wardkey.domain.times import iso
 from wardkey.web.caller import AnyCaller, stranger
 from wardkey.web.context import Here
-from wardkey.web.passwords import check_password
 from wardkey.web.problems import takes_json, told
-from wardkey.web.throttle import counters_of_address
 
 router = APIRouter(tags=["people"], dependencies=[Depends(takes_json)])
 
@@ -127,12 +126,16 @@ def set_up(wanted: SetUp, request: Request, here: Here) -> UserToken:
     """Set the first password, or a new one, with a one-time link; sign in."""
     by = stranger(request, here)
     now = here.runner.database.clock()
-    with here.throttle.attempt(now, *counters_of_address("link", by.address)):
+    here.throttle.check(now, f"link {by.address}")
+    try:
         with here.runner.database.read() as tx:
             # A guessed link must not cost a hash.
             people.link_email(tx, wanted.token)
         password_hash = people.hash_password(wanted.password, by.address)
         done = here.runner.change(people.use_setup_link, by, wanted.token, password_hash)
+    except errors.InvalidLink:
+        here.throttle.failed(now, f"link {by.address}")
+        raise
     return _token(done)
 
 
@@ -159,15 +162,20 @@ def accept_invitation(wanted: Acceptance, request: Request, here: Here) -> UserT
     """
     by = stranger(request, here)
     now = here.runner.database.clock()
-    with here.throttle.attempt(now, *counters_of_address("link", by.address)):
+    here.throttle.check(now, f"link {by.address}")
+    try:
         with here.runner.database.read() as tx:
-            found = members.invited(tx, wanted.token)
-        known = found.password_hash
+            known = members.invited(tx, wanted.token).password_hash
         if known is None:
             password_hash = people.hash_password(wanted.password, by.address)
+        elif check_password(known, wanted.password, by.address):
+            password_hash = known
         else:
-            _, password_hash = check_password(here, by, found.invitation.email, wanted.password)
+            raise errors.WrongPassword
         done = here.runner.change(members.accept, by, wanted.token, password_hash, known)
+    except errors.Unauthenticated:
+        here.throttle.failed(now, f"link {by.address}")
+        raise
     return _token(done)
 
 
@@ -181,7 +189,14 @@ def accept_invitation(wanted: Acceptance, request: Request, here: Here) -> UserT
 def sign_in(wanted: SignIn, request: Request, here: Here) -> UserToken:
     """Sign in with e-mail address and password; the token ends after 12 hours."""
     by = stranger(request, here)
-    user_id, known = check_password(here, by, wanted.email, wanted.password)
+    now = here.runner.database.clock()
+    names = (f"address {by.address}", f"name {wanted.email.strip().lower()}")
+    here.throttle.check(now, *names)
+    with here.runner.database.read() as tx:
+        user_id, known = people.password_hash_of(tx, wanted.email)
+    if not check_password(known, wanted.password, by.address) or known is None:
+        here.throttle.failed(now, *names)
+        raise errors.WrongPassword
     return _token(here.runner.change(people.sign_in, by, user_id, known))
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from starlette.concurrency import run_in_threadpool
@@ -23,19 +21,26 @@ from wardkey.actions.logins import (
 )
 from wardkey.actions.rights import Rights
 from wardkey.actions.sessions import ClientIds, IdClaim
-from wardkey.domain.addresses import network_of
 from wardkey.domain.broker_acl import Subjects
-from wardkey.domain.errors import Overloaded, TooManyAttempts, WrongPassword
+from wardkey.domain.errors import Overloaded, TooManyAttempts
 from wardkey.domain.rate import RateLimit
 from wardkey.outside.broker_link import Admitted, Login
 from wardkey.outside.publishers import BRIDGE
 from wardkey.web.context import Context
-from wardkey.web.throttle import Counter, Throttle, counters_of_address
+from wardkey.web.throttle import Throttle
 
-# A hundred attempts at once, then one a second; not divided by workers, because some ninety
-# logins of devices behind one address may be judged at once.
+# A hundred failures at once, then one a second.
 _ADDRESS_LIMIT = RateLimit(limit=60, period_ms=60_000, burst=100)
 _LONGEST_CLIENT_ID = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A login whose password has to be hashed; `now` is when it came, in epoch milliseconds."""
+
+    login: Login
+    now: int
+    begun: LoginAttempt
 
 
 @dataclass(slots=True)
@@ -62,74 +67,76 @@ class Logins:
 
         A login that waits for its password to be hashed holds no thread.
         """
-        if not _is_acceptable(login):
-            return None
+        begun = await run_in_threadpool(self._begin, login)
+        if not isinstance(begun, _Attempt):
+            return begun
+        check = self._check(begun, Line.LOGIN)
         try:
-            with self._attempt(login):
-                begun = await run_in_threadpool(self._begin, login)
-                if not isinstance(begun, LoginAttempt):
-                    return begun
-                check = self._check(login, begun, Line.LOGIN)
-                fits = await asyncio.shield(asyncio.wrap_future(check))
-                return await run_in_threadpool(self._finish, login, begun, fits=fits)
-        except (Overloaded, TooManyAttempts, WrongPassword):
+            fits = await asyncio.shield(asyncio.wrap_future(check))
+        except Overloaded:
             return None
+        return await run_in_threadpool(self._finish, begun, fits=fits)
 
     def judged(self, login: Login) -> Admitted | None:
         """Judge in this thread, for hooks; brokers that do not know the address leave it empty."""
-        if not _is_acceptable(login):
-            return None
+        begun = self._begin(login)
+        if not isinstance(begun, _Attempt):
+            return begun
         try:
-            with self._attempt(login):
-                begun = self._begin(login)
-                if not isinstance(begun, LoginAttempt):
-                    return begun
-                fits = self._check(login, begun, Line.REQUEST).result()
-                return self._finish(login, begun, fits=fits)
-        except (Overloaded, TooManyAttempts, WrongPassword):
+            fits = self._check(begun, Line.REQUEST).result()
+        except Overloaded:
             return None
+        return self._finish(begun, fits=fits)
 
-    @contextmanager
-    def _attempt(self, login: Login) -> Iterator[None]:
-        """Reserve an attempt at the name and the address; only `WrongPassword` counts it.
+    def _check(self, attempt: _Attempt, line: Line) -> Future[bool]:
+        begun = attempt.begun
+        verified, address = self.here.verified, attempt.login.address
+        return verified.check(begun.password_hash, begun.password, address, line)
 
-        Devices with one name and password may all come back at once, which is one guess.
-        """
-        now = self.here.runner.database.clock()
-        name = Counter(f"{network_of(login.address)} {login.username[:200]}")
-        guess = hashlib.sha256(login.password.encode("utf-8", "replace")).digest()
-        with self.names.attempt(now, name, wrong=(WrongPassword,), guess=guess):
-            if not login.address:
-                yield
-                return
-            counters = counters_of_address("address", login.address)
-            with self.addresses.attempt(now, *counters, wrong=(WrongPassword,)):
-                yield
-
-    def _check(self, login: Login, begun: LoginAttempt, line: Line) -> Future[bool]:
-        verified = self.here.verified
-        return verified.check(begun.password_hash, begun.password, login.address, line)
-
-    def _begin(self, login: Login) -> Admitted | LoginAttempt | None:
+    def _begin(self, login: Login) -> Admitted | _Attempt | None:
         """Judge a login as far as that needs no hash: an attempt still needs its password hashed.
 
-        Raises `WrongPassword`.
+        The throttle is asked first, and what it refuses is never hashed.
         """
+        # Other protocols of the broker would go around the rules, which are made for MQTT.
+        if not login.is_mqtt or not login.password:
+            return None
+        # The column of client ids takes no more, and one bad row fails those written with it.
+        if not (0 < len(login.client_id) <= _LONGEST_CLIENT_ID and login.client_id.isprintable()):
+            return None
+        # Another with the bridge's client id would end the bridge's connection.
+        if login.client_id.startswith(BRIDGE):
+            return None
         database = self.here.runner.database
+        now = database.clock()
+        try:
+            self.names.check(now, _name_of(login))
+            if login.address:
+                self.addresses.check(now, login.address)
+        except TooManyAttempts:
+            return None
         if is_grant_password(login.password, database.brand):
-            return self._settle(login, find_grant(database, login.password, login.username))
+            return self._settle(login, now, find_grant(database, login.password, login.username))
         begun = begin_login(database, login.username, login.password)
-        return self._finish(login, begun, fits=True) if begun.fits else begun
+        attempt = _Attempt(login, now, begun)
+        return self._finish(attempt, fits=True) if begun.fits else attempt
 
-    def _finish(self, login: Login, begun: LoginAttempt, *, fits: bool) -> Admitted | None:
+    def _finish(self, attempt: _Attempt, *, fits: bool) -> Admitted | None:
         database, verified = self.here.runner.database, self.here.verified
-        return self._settle(login, finish_login(database, verified, begun) if fits else None)
+        known = finish_login(database, verified, attempt.begun) if fits else None
+        return self._settle(attempt.login, attempt.now, known)
 
-    def _settle(self, login: Login, known: KnownClient | KnownGrant | None) -> Admitted | None:
+    def _settle(
+        self, login: Login, now: int, known: KnownClient | KnownGrant | None
+    ) -> Admitted | None:
+        database = self.here.runner.database
         if known is None:
-            raise WrongPassword
+            self.names.failed(now, _name_of(login))
+            if login.address:
+                self.addresses.failed(now, login.address)
+            return None
         room = (known.org_id, known.environment)
-        with self.here.runner.database.read() as tx:
+        with database.read() as tx:
             rights = self.rights.of(tx, known.environment, known.actor(login.client_id))
         kid = known.kid if isinstance(known, KnownGrant) else None
         connection = login.server, login.cid
@@ -158,15 +165,8 @@ def mark_of(rights: Subjects) -> bytes:
     return hashlib.sha256(repr(rights).encode()).digest()
 
 
-def _is_acceptable(login: Login) -> bool:
-    # Other protocols of the broker would go around the rules, which are made for MQTT.
-    if not login.is_mqtt or not login.password:
-        return False
-    # The column of client ids takes no more, and one bad row fails those written with it.
-    if not (0 < len(login.client_id) <= _LONGEST_CLIENT_ID and login.client_id.isprintable()):
-        return False
-    # Another with the bridge's client id would end the bridge's connection.
-    return not login.client_id.startswith(BRIDGE)
+def _name_of(login: Login) -> str:
+    return f"{login.address} {login.username[:200]}"
 
 
 def _admitted(known: KnownClient | KnownGrant, rights: Subjects) -> Admitted:

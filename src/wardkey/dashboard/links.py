@@ -5,14 +5,13 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from wardkey.actions import browser_sessions, members, people
+from wardkey.actions.hashing import check_password
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.visitor import COOKIE, Unsigned, hand_cookie
-from wardkey.domain.errors import Failure, InvalidLink
+from wardkey.domain.errors import Failure, InvalidLink, Unauthenticated, WrongPassword
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
-from wardkey.web.passwords import check_password
 from wardkey.web.problems import status_of
-from wardkey.web.throttle import counters_of_address
 
 router = pages()
 
@@ -39,15 +38,16 @@ def take_setup(token: str, request: Request, fields: Unsigned, here: Here) -> Re
     by = stranger(request, here)
     now = here.runner.database.clock()
     try:
-        with here.throttle.attempt(now, *counters_of_address("link", by.address)):
-            with here.runner.database.read() as tx:
-                people.link_email(tx, token)
-            hashed = people.hash_password(fields.text("password"), by.address)
-            before = request.cookies.get(COOKIE, "")
-            begun = here.runner.change(
-                browser_sessions.begin_with_setup_link, by, token, hashed, before
-            )
+        here.throttle.check(now, f"link {by.address}")
+        with here.runner.database.read() as tx:
+            people.link_email(tx, token)
+        hashed = people.hash_password(fields.text("password"), by.address)
+        before = request.cookies.get(COOKIE, "")
+        begun = here.runner.change(
+            browser_sessions.begin_with_setup_link, by, token, hashed, before
+        )
     except InvalidLink as failure:
+        here.throttle.failed(now, f"link {by.address}")
         return _gone(request, failure)
     except Failure as failure:
         return page(
@@ -80,23 +80,28 @@ def take_invitation(token: str, request: Request, fields: Unsigned, here: Here) 
     now = here.runner.database.clock()
     found = None
     try:
-        with here.throttle.attempt(now, *counters_of_address("link", by.address)):
-            with here.runner.database.read() as tx:
-                found = members.invited(tx, token)
-            password, known = fields.text("password"), found.password_hash
-            if known is None:
-                hashed = people.hash_password(password, by.address)
-            else:
-                _, hashed = check_password(here, by, found.invitation.email, password)
-            before = request.cookies.get(COOKIE, "")
-            begun = here.runner.change(
-                browser_sessions.begin_with_invitation, by, token, hashed, known, before
-            )
+        here.throttle.check(now, f"link {by.address}")
+        with here.runner.database.read() as tx:
+            found = members.invited(tx, token)
+        password, known = fields.text("password"), found.password_hash
+        if known is None:
+            hashed = people.hash_password(password, by.address)
+        elif check_password(known, password, by.address):
+            hashed = known
+        else:
+            raise WrongPassword
+        before = request.cookies.get(COOKIE, "")
+        begun = here.runner.change(
+            browser_sessions.begin_with_invitation, by, token, hashed, known, before
+        )
     except InvalidLink as failure:
+        here.throttle.failed(now, f"link {by.address}")
         return _gone(request, failure)
     except Failure as failure:
         if found is None:
             raise
+        if isinstance(failure, Unauthenticated):
+            here.throttle.failed(now, f"link {by.address}")
         return _invitation_page(request, here, token, found, failure)
     return _signed_in(begun)
 

@@ -18,11 +18,10 @@ from wardkey.dashboard.visitor import (
     require_fresh,
 )
 from wardkey.db.upkeep import keep_challenge
-from wardkey.domain.errors import Invalid, InvalidPasskey, RouteNotFound, TooManyAttempts
+from wardkey.domain.errors import Invalid, InvalidPasskey, RouteNotFound
 from wardkey.outside.passkeys import Site, check_creation, check_request, creation, named, request
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
-from wardkey.web.throttle import Counter, counters_of_address
 
 router = pages()
 _CHALLENGE_BYTES = 32
@@ -91,7 +90,9 @@ def remove(passkey_id: str, person: SignedIn, fields: Checked, here: Here) -> Re
 def ask_confirmation(asked: Request, person: SignedIn, here: Here) -> Response:
     """Show the page on which the browser shows one of the person's passkeys."""
     site = _site(here)
-    here.throttle.spend(here.runner.database.clock(), Counter(f"passkey {person.by.id}"))
+    name, now = f"passkey {person.by.id}", here.runner.database.clock()
+    here.throttle.check(now, name)
+    here.throttle.failed(now, name)
     return page(
         asked,
         "passkey.html",
@@ -131,8 +132,9 @@ def ask_known(asked: Request, fields: Unsigned, here: Here) -> Response:
     """Show the page on which the browser shows a passkey."""
     site, onward = _site(here), own_path(fields.text("next"))
     # Each one is a row, so that they are counted as guesses are.
-    counters = counters_of_address("passkey", stranger(asked, here).address)
-    here.throttle.spend(here.runner.database.clock(), *counters)
+    name, now = f"passkey {stranger(asked, here).address}", here.runner.database.clock()
+    here.throttle.check(now, name)
+    here.throttle.failed(now, name)
     return page(
         asked,
         "passkey.html",
@@ -152,18 +154,15 @@ def ask_known(asked: Request, fields: Unsigned, here: Here) -> Response:
 def sign_in(asked: Request, fields: Unsigned, here: Here) -> Response:
     """Begin a session of whoever has the passkey."""
     site, onward, text = _site(here), own_path(fields.text("next")), fields.text("answer")
-    by, now = stranger(asked, here), here.runner.database.clock()
+    by = stranger(asked, here)
     try:
-        with here.throttle.attempt(
-            now, *counters_of_address("address", by.address), wrong=(InvalidPasskey,)
-        ):
-            credential_id, user_id = named(text)
-            with here.runner.database.read() as tx:
-                known = passkeys.find(tx, credential_id, user_id)
-            answer = check_request(site, text, known.public_key, known.sign_count)
-            before = asked.cookies.get(COOKIE, "")
-            begun = here.runner.change(passkeys.sign_in, by, known, answer, before)
-    except (InvalidPasskey, TooManyAttempts) as failure:
+        credential_id, user_id = named(text)
+        with here.runner.database.read() as tx:
+            known = passkeys.find(tx, credential_id, user_id)
+        answer = check_request(site, text, known.public_key, known.sign_count)
+        before = asked.cookies.get(COOKIE, "")
+        begun = here.runner.change(passkeys.sign_in, by, known, answer, before)
+    except InvalidPasskey as failure:
         return sign_in_page(asked, here, onward, "", failure)
     response = see_other(onward)
     hand_cookie(response, begun.text)

@@ -23,6 +23,7 @@ from wardkey.dashboard.visitor import (
     Checked,
     SignedIn,
     Unsigned,
+    check_password,
     hand_cookie,
     take_cookie,
 )
@@ -38,9 +39,7 @@ from wardkey.domain.errors import (
 from wardkey.outside.passkeys import Site
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
-from wardkey.web.passwords import check_password
 from wardkey.web.problems import status_of
-from wardkey.web.throttle import counters_of_address
 
 log = logging.getLogger("wardkey")
 router = pages()
@@ -204,7 +203,9 @@ def choose_theme(fields: Unsigned) -> Response:
 async def take_report(request: Request, here: Here) -> Response:
     """Note that a page tried what its policy forbids, as often as somebody may guess."""
     now = here.runner.database.clock()
-    here.throttle.spend(now, *counters_of_address("report", stranger(request, here).address))
+    name = f"report {stranger(request, here).address}"
+    here.throttle.check(now, name)
+    here.throttle.failed(now, name)
     report = (await request.body())[:_MOST_REPORT]
     here.verifier.metrics.count_csp_report()
     log.warning("a page broke its content security policy: %s", ascii(report))

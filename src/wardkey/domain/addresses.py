@@ -134,12 +134,6 @@ def network_of(address: str) -> str:
     return address if version == 0 else str(ipaddress.IPv4Address(number))
 
 
-def site_of(address: str) -> str:
-    """Return the /48 of an IPv6 address, which one site has (RFC 6177); empty for any other."""
-    version, number = _read(address)
-    return str(ipaddress.IPv6Network((number >> 80 << 80, 48))) if version == _IPV6 else ""
-
-
 # Callers of an API come back, and a remembered address takes a fifth of one read anew.
 @lru_cache(maxsize=8192)
 def _read(address: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from wardkey.verify.verifier import Verifier
 from wardkey.web.exchanges import Exchanges
 from wardkey.web.exports import Exports
 from wardkey.web.places import Places
-from wardkey.web.throttle import TOKENS, Throttle
+from wardkey.web.throttle import Throttle
 
 KEY_HEADER = b"wardkey-api-key"
 _TELLING = (
@@ -57,8 +57,6 @@ class Context:
     # None without messaging.
     link: BrokerLink | None = None
     publishers: Publishers | None = None
-    # For exchanges and refreshes without a key.
-    token_throttle: Throttle = field(default_factory=lambda: Throttle(TOKENS))
     verified: VerifiedPasswords = field(default_factory=VerifiedPasswords)
     rights: Rights = field(default_factory=Rights)
     exports: Exports = field(default_factory=Exports)
