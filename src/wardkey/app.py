@@ -197,7 +197,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 runner=Runner(database, confirming),
                 verifier=verifier,
                 usage=usage,
-                throttle=Throttle(),
+                throttle=Throttle(config.data_dir / "attempts"),
                 public_url=config.url,
                 mqtt_url=config.mqtt_url,
                 websocket_url=config.websocket_url,

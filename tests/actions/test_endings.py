@@ -79,7 +79,7 @@ class World:
         self.email = f"ada{number}@acme.example"
         _, link = self.run(members.invite, self.owner, self.email, Role.ADMIN)
         stranger = Principal(PrincipalKind.USER, "", "")
-        signed_in = self.run(members.accept, stranger, link, HASH, None)
+        signed_in = self.run(members.accept, stranger, link, HASH)
         self.user_id, self.token = signed_in.user_id, signed_in.token
         self.person = Principal(PrincipalKind.USER, self.user_id, self.email)
         self.admin = self.as_member(self.user_id, self.email, Role.ADMIN)

@@ -15,7 +15,7 @@ from wardkey.actions.restore import Restored, restore
 from wardkey.actions.rights import Rights
 from wardkey.actions.run import Runner
 from wardkey.db.backup import open_backup, write_backup
-from wardkey.db.upkeep import keep_challenge, rehash_passwords
+from wardkey.db.upkeep import rehash_passwords
 from wardkey.db.vault import MasterKey
 from wardkey.domain.acl import Action, Actor, ActorKind, Effect, SubjectKind
 from wardkey.domain.clients import ClientSpec
@@ -154,8 +154,9 @@ def test_a_passkey_that_was_removed_since_the_backup_signs_nobody_in(
     runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
 ) -> None:
     def add_passkey(name: bytes) -> str:
-        keep_challenge(runner.database, name, owner.id, runner.database.clock() + 60_000)
-        answer = Answer(name, name, 0, b"a public key")
+        database = runner.database
+        challenge = passkeys.new_challenge(database.keys, owner.id, database.clock())
+        answer = Answer(challenge, name, 0, b"a public key")
         return runner.change(passkeys.register, owner, answer, name.decode())
 
     removed, kept = add_passkey(b"removed"), add_passkey(b"kept")

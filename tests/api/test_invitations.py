@@ -80,18 +80,63 @@ def test_a_new_invitation_ends_the_earlier_ones(server: Server, owner: httpx.Cli
     assert accept(server, second).status_code == 201
 
 
-def test_a_link_alone_never_takes_over_an_account(server: Server, owner: httpx.Client) -> None:
-    made = invite(owner, "known")
-    user_id = accept(server, made).json()["user_id"]
-    assert owner.delete(f"/v2/members/{user_id}").status_code == 204
-    again = invite(owner, "known", "admin")
-    stranger = accept(server, again, "another password, not hers")
-    assert (stranger.status_code, stranger.json()["code"]) == (401, "wrong_password")
-    assert status(owner, again) == "pending"
-    assert accept(server, again).json()["user_id"] == user_id
+def known_elsewhere(owner: httpx.Client, server: Server, name: str) -> Any:  # noqa: ANN401 - JSON
+    """Return an invitation of somebody who has an account and is no member any more."""
+    user = accept(server, invite(owner, name)).json()
+    assert owner.delete(f"/v2/members/{user['user_id']}").status_code == 204
+    return {**invite(owner, name, "admin"), "user": user}
+
+
+def test_409_an_account_is_never_opened_by_a_password_beside_a_link(
+    server: Server, owner: httpx.Client
+) -> None:
+    made = known_elsewhere(owner, server, "known")
+    answers = [accept(server, made, text) for text in ("another password, not hers", PASSWORD)]
+    assert [answer.status_code for answer in answers] == [409, 409]
+    told = [{**answer.json(), "request_id": ""} for answer in answers]
+    assert told[0] == told[1]
+    assert told[0]["code"] == "account_exists"
+    assert status(owner, made) == "pending"
+
+
+def test_a_user_with_an_account_accepts_with_a_user_token(
+    server: Server, owner: httpx.Client
+) -> None:
+    made = known_elsewhere(owner, server, "returning")
+    link = {"token": made["link"].rpartition("/")[2]}
     with server.client() as anyone:
         signed = anyone.post("/v2/user-tokens", json={"email": made["email"], "password": PASSWORD})
-        assert signed.status_code == 201
+    token = signed.json()["token"]
+    with server.client(token) as user:
+        answer = user.post("/v2/invitations/accept", json=link)
+        assert answer.status_code == 201, answer.text
+        assert answer.json() == signed.json()
+        assert user.get("/v2/organization").status_code == 200
+        again = user.post("/v2/invitations/accept", json=link)
+        assert (again.status_code, again.json()["code"]) == (401, "invalid_link")
+    listed = owner.get("/v2/members").json()["members"]
+    assert [one["role"] for one in listed if one["email"] == made["email"]] == ["admin"]
+
+
+def test_403_nobody_else_accepts_an_invitation(server: Server, owner: httpx.Client) -> None:
+    made = known_elsewhere(owner, server, "intended")
+    link = {"token": made["link"].rpartition("/")[2]}
+    new = invite(owner, "someone.new")
+    for invitation in (link, {"token": new["link"].rpartition("/")[2]}):
+        answer = owner.post("/v2/invitations/accept", json=invitation)
+        assert (answer.status_code, answer.json()["code"]) == (403, "sign_in_not_allowed")
+        with server.client(server.first_key) as key:
+            answer = key.post("/v2/invitations/accept", json=invitation)
+            assert (answer.status_code, answer.json()["code"]) == (401, "invalid_user_token")
+    assert status(owner, made) == status(owner, new) == "pending"
+
+
+def test_400_a_new_account_needs_a_password(server: Server, owner: httpx.Client) -> None:
+    token = invite(owner, "hasty")["link"].rpartition("/")[2]
+    with server.client() as anyone:
+        for body in ({"token": token}, {"token": token, "password": None}):
+            answer = anyone.post("/v2/invitations/accept", json=body)
+            assert (answer.status_code, answer.json()["code"]) == (400, "weak_password")
 
 
 def test_a_user_token_ends_when_its_person_signs_out(server: Server, owner: httpx.Client) -> None:

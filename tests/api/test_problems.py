@@ -417,6 +417,8 @@ ELSEWHERE = {
     "test_401_an_answer_counts_in_the_browser_that_asked_and_once",
     "sign_in_not_allowed": "browser/test_single_sign_on.py::"
     "test_403_an_address_that_is_not_welcome_stays_outside",
+    "account_exists": "api/test_invitations.py::"
+    "test_409_an_account_is_never_opened_by_a_password_beside_a_link",
     "account_not_set_up": "browser/test_single_sign_on.py::"
     "test_409_an_invitation_sets_no_password_of_an_account_without_one",
     "identity_not_found": "browser/test_single_sign_on.py::"

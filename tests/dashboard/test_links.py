@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import httpx2 as httpx
 import pytest
 
@@ -35,6 +37,13 @@ def member(server: Server, name: str) -> str:
         taken = anyone.post(path, data={"password": PASSWORD})
     assert taken.status_code == 303, taken.text
     return f"{name}@acme.example"
+
+
+def token_in(page: httpx.Response) -> str:
+    """Return the token that the page's forms send."""
+    found = re.search(r'name="csrf" value="(\w+)"', page.text)
+    assert found is not None
+    return found[1]
 
 
 def signs_in(server: Server, email: str, password: str) -> bool:
@@ -130,29 +139,61 @@ def test_400_a_weak_password_uses_no_link_up(server: Server, password: str, told
         assert anyone.get(path).status_code == 200
 
 
-def test_an_invitation_asks_a_known_person_for_her_own_password(server: Server) -> None:
+def test_an_account_is_signed_in_to_before_it_accepts(server: Server) -> None:
     email = member(server, "known")
-    path = new_person(server, "shortly")
-    # She has an account here already, and was invited a second time.
+    # They have an account here already, and were invited a second time.
     with server.owner() as owner:
         listed = owner.get("/v2/members").json()["members"]
         (user_id,) = [one["user_id"] for one in listed if one["email"] == email]
         owner.delete(f"/v2/members/{user_id}")
-    known = new_person(server, "known")
+    path = new_person(server, "known")
     with server.client() as anyone:
-        assert "Choose a password" in anyone.get(path).text
-        page = anyone.get(known)
-        assert "Your password" in page.text
+        page = anyone.get(path)
         assert is_safe(page)
-        wrong = anyone.post(known, data={"password": "not the password of hers"})
-        assert wrong.status_code == 401
-        assert 'role="alert"' in wrong.text
-        assert is_safe(wrong)
-        done = anyone.post(known, data={"password": PASSWORD})
-        assert done.status_code == 303, done.text
-        again = anyone.post(known, data={"password": PASSWORD})
-        assert again.status_code == 401
-        assert GONE in again.text
+        assert 'name="password"' not in page.text
+        for password in (PASSWORD, "not the password of theirs"):
+            refused = anyone.post(path, data={"password": password})
+            assert refused.status_code == 409
+            assert "has an account already" in refused.text
+            assert is_safe(refused)
+        to_sign_in = f"/sign-in?next={path}"
+        assert f'href="{to_sign_in}"' in page.text
+        assert f'name="next" value="{path}"' in anyone.get(to_sign_in).text
+        back = anyone.post("/sign-in", data={"email": email, "password": PASSWORD, "next": path})
+        assert (back.status_code, back.headers["location"]) == (303, path)
+        # A cookie for TLS alone, which the client would not send here by itself.
+        cookie = back.headers["set-cookie"].partition(";")[0]
+        accepting = f"{path}/accept"
+        with server.client(Cookie=cookie) as user:
+            page = user.get(path)
+            assert is_safe(page)
+            assert f'action="{accepting}"' in page.text
+            assert user.post(accepting, data={"csrf": "forged"}).status_code == 403
+            csrf = {"csrf": token_in(page)}
+            done = user.post(accepting, data=csrf)
+            assert done.status_code == 303, done.text
+            assert "Acme" in user.get(done.headers["location"]).text
+            again = user.post(accepting, data=csrf)
+            assert again.status_code == 401
+            assert GONE in again.text
+            back = user.get(accepting)
+            assert (back.status_code, back.headers["location"]) == (303, path)
+
+
+def test_an_account_does_not_accept_an_invitation_of_another(server: Server) -> None:
+    email = member(server, "somebody")
+    path = new_person(server, "else")
+    with server.client() as anyone:
+        signed = anyone.post("/sign-in", data={"email": email, "password": PASSWORD})
+    with server.client(Cookie=signed.headers["set-cookie"].partition(";")[0]) as user:
+        csrf = {"csrf": token_in(user.get("/account"))}
+        assert user.post(f"{path}/accept", data=csrf).status_code == 403
+    with server.client() as anyone:
+        midway = anyone.post(
+            f"{path}/accept", data=csrf, headers={"Referer": f"{server.url}{path}"}
+        )
+        assert midway.headers["location"].startswith("/sign-in?next=%2Finvitations%2F")
+        assert "Choose a password" in anyone.get(path).text
 
 
 def test_401_an_invitation_that_expired_or_was_never_made(server: Server) -> None:

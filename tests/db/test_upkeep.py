@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -59,7 +60,7 @@ def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
 
 
 @pytest.fixture
-def begin(runner: Runner) -> Iterator[Callable[[], Context]]:
+def begin(runner: Runner, tmp_path: Path) -> Iterator[Callable[[], Context]]:
     """Begin what another process of the deployment holds of it."""
     begun: list[Context] = []
 
@@ -67,7 +68,8 @@ def begin(runner: Runner) -> Iterator[Callable[[], Context]]:
         usage = Usage(runner.database)
         verifier = Verifier(runner.database, usage)
         exchanges = Exchanges(runner.database, verifier, KeySets(Fetch().get), False)
-        begun.append(Context(runner, verifier, usage, Throttle(), "", (), (), "", exchanges))
+        throttle = Throttle(tmp_path / "attempts")
+        begun.append(Context(runner, verifier, usage, throttle, "", (), (), "", exchanges))
         return begun[-1]
 
     yield process

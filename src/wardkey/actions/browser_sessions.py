@@ -80,16 +80,11 @@ def begin_with_setup_link(
     return begin(tx, by, user_id, "set-up link", replaced, "user.set_up")
 
 
-def begin_with_invitation(  # noqa: PLR0917 - as `members.join`, and the cookie before
-    tx: Transaction,
-    by: Principal,
-    text: str,
-    password_hash: str,
-    checked_hash: str | None,
-    replaced: str,
+def begin_with_invitation(
+    tx: Transaction, by: Principal, text: str, password_hash: str, replaced: str
 ) -> Begun:
     """Take the place that an invitation offers and sign in; raises what `members.join` raises."""
-    user_id = members.join(tx, by, text, password_hash, checked_hash)
+    user_id = members.join(tx, by, text, password_hash)
     return begin(tx, by, user_id, "invitation", replaced)
 
 

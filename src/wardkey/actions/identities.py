@@ -62,7 +62,7 @@ def join(  # noqa: PLR0917 - as `sign_in`, and the link
     """
     welcome.check(identity.email)
     found = places.invited(tx, text)
-    if found.invitation.email.lower() != identity.email.lower():
+    if not places.is_for(found, identity.email):
         raise SignInNotAllowed(
             f"The invitation is for {found.invitation.email}, and you signed in as "
             f"{identity.email}; sign in as the invited one."

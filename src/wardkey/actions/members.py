@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, select, update
@@ -14,6 +14,7 @@ from wardkey.actions.people import SignedIn, set_password, sign_in_as
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import invitations, members, organizations, users
 from wardkey.domain.errors import (
+    AccountExists,
     AccountNotSetUp,
     AlreadyMember,
     ExceedsOwnPermissions,
@@ -24,12 +25,12 @@ from wardkey.domain.errors import (
     LastOwner,
     MemberNotFound,
     OwnerOnly,
-    WrongPassword,
+    SignInNotAllowed,
 )
 from wardkey.domain.ids import new_id
 from wardkey.domain.names import clean_email
 from wardkey.domain.permissions import ROLE_TABLE, Permission, Role
-from wardkey.domain.principal import Principal
+from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import random_text
 
 INVITATION_MS = 7 * 86_400_000
@@ -75,7 +76,7 @@ class Invited:
     invitation: Invitation
     org_id: str
     has_account: bool
-    password_hash: str | None = field(repr=False)
+    has_password: bool
 
 
 def list_members(tx: Transaction, by: Principal) -> list[Member]:
@@ -247,36 +248,58 @@ def invited(tx: Transaction, text: str) -> Invited:
         select(users.c.password_hash).where(users.c.email_folded == row.email.lower())
     ).one_or_none()
     return Invited(
-        _read_invitation(row), row.org_id, known is not None, known.password_hash if known else None
+        _read_invitation(row),
+        row.org_id,
+        known is not None,
+        known is not None and known.password_hash is not None,
     )
 
 
-def accept(
-    tx: Transaction, by: Principal, text: str, password_hash: str, checked_hash: str | None
-) -> SignedIn:
+def accept(tx: Transaction, by: Principal, text: str, password_hash: str) -> SignedIn:
     """Take the place that a link offers, once, and get a user token; raises what `join` raises."""
-    user_id = join(tx, by, text, password_hash, checked_hash)
+    user_id = join(tx, by, text, password_hash)
     return sign_in_as(tx, by, user_id, "user.signed_in")
 
 
-def join(
-    tx: Transaction, by: Principal, text: str, password_hash: str, checked_hash: str | None
-) -> str:
-    """Take the place that a link offers, once; return who took it.
+def join(tx: Transaction, by: Principal, text: str, password_hash: str) -> str:
+    """Take the place that a link offers to someone new, once; return the new user's id.
 
-    Somebody new gets `password_hash`; somebody known must have shown the password behind
-    `checked_hash`, so that a link alone never takes over an account, one without a password
-    neither. Raises `InvalidLink`, `AlreadyMember`, `WrongPassword`, `AccountNotSetUp`.
+    An existing account accepts with `accept_as_user`, so that a link alone neither takes it over
+    nor lets anyone guess its password. Raises `InvalidLink`, `AccountExists`, `AccountNotSetUp`.
     """
     found = invited(tx, text)
-    if found.password_hash != checked_hash:
-        raise WrongPassword
-    if found.has_account and found.password_hash is None:
-        raise AccountNotSetUp
+    check_new(found)
     user_id = take_place(tx, by, found)
-    if not found.has_account:
-        set_password(tx, by, user_id, password_hash)
+    set_password(tx, by, user_id, password_hash)
     return user_id
+
+
+def check_new(found: Invited) -> None:
+    """Refuse an invitation of an existing account; raises `AccountExists`, `AccountNotSetUp`."""
+    if found.has_password:
+        raise AccountExists
+    if found.has_account:
+        raise AccountNotSetUp
+
+
+def accept_as_user(tx: Transaction, by: Principal, text: str) -> None:
+    """Take the place that a link offers to the caller, a user who is signed in.
+
+    Raises `InvalidLink`, `SignInNotAllowed` for another address than the invited one,
+    `AlreadyMember`.
+    """
+    found = invited(tx, text)
+    if by.kind is not PrincipalKind.USER or not is_for(found, by.label):
+        raise SignInNotAllowed(
+            f"The invitation is for {found.invitation.email}, and you are signed in as {by.label}; "
+            "sign in as the invited one."
+        )
+    take_place(tx, by, found)
+
+
+def is_for(found: Invited, email: str) -> bool:
+    """Return whether an invitation is for the account with this address."""
+    return found.invitation.email.lower() == email.strip().lower()
 
 
 def take_place(tx: Transaction, by: Principal, found: Invited) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
+from hashlib import blake2b
+from secrets import token_bytes
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from wardkey.actions import browser_sessions
 from wardkey.actions.audit import Target, record
 from wardkey.actions.browser_sessions import Begun
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import challenges, passkeys
+from wardkey.db.vault import Vault
 from wardkey.domain.errors import (
     DuplicatePasskey,
     InvalidName,
@@ -25,6 +29,8 @@ from wardkey.outside.passkeys import Answer
 
 # How long a browser may take to answer.
 CHALLENGE_MS = 5 * 60_000
+_RANDOM_BYTES, _TIME_BYTES, _TAG_BYTES = 16, 8, 16
+_SAID_BYTES = _RANDOM_BYTES + _TIME_BYTES
 _MOST = 20
 
 
@@ -47,6 +53,16 @@ class KnownPasskey:
     user_id: str
     public_key: bytes
     sign_count: int
+
+
+def new_challenge(vault: Vault, subject: str, now: int) -> bytes:
+    """Return what a browser is asked to sign within five minutes; `subject` is who may, or empty.
+
+    It states its end and is authenticated by a key of the deployment, so nothing is stored until
+    it was answered.
+    """
+    said = token_bytes(_RANDOM_BYTES) + (now + CHALLENGE_MS).to_bytes(_TIME_BYTES)
+    return said + _tag(vault, said, subject)
 
 
 def list_passkeys(tx: Transaction, by: Principal) -> list[Passkey]:
@@ -186,12 +202,23 @@ def _clean(name: str) -> str:
 
 
 def _spend(tx: Transaction, challenge: bytes, subject: str) -> None:
-    spent = tx.connection.execute(
-        delete(challenges).where(
-            challenges.c.challenge == challenge,
-            challenges.c.subject == subject,
-            challenges.c.expires_at > tx.now,
-        )
-    )
-    if not spent.rowcount:
+    ends = _end_of(tx.vault, challenge, subject)
+    spent = select(challenges.c.subject).where(challenges.c.challenge == challenge)
+    if ends <= tx.now or tx.connection.execute(spent).first() is not None:
         raise InvalidPasskey
+    tx.connection.execute(
+        insert(challenges).values(challenge=challenge, subject=subject, expires_at=ends)
+    )
+
+
+def _end_of(vault: Vault, challenge: bytes, subject: str) -> int:
+    """Return when a challenge for `subject` ends; 0 if it is not one of ours."""
+    said, tag = challenge[:_SAID_BYTES], challenge[_SAID_BYTES:]
+    if not hmac.compare_digest(tag, _tag(vault, said, subject)):
+        return 0
+    return int.from_bytes(said[_RANDOM_BYTES:])
+
+
+def _tag(vault: Vault, said: bytes, subject: str) -> bytes:
+    key = vault.key_for("passkey-challenge")
+    return blake2b(said + subject.encode(), key=key, digest_size=_TAG_BYTES).digest()

@@ -316,6 +316,19 @@ def identify(tx: Transaction, token: SecretText) -> Principal:
     return Principal(PrincipalKind.USER, row.user_id, row.email)
 
 
+def token_end(tx: Transaction, text: str) -> int:
+    """Return when a user token ends, in epoch milliseconds; raises `InvalidUserToken`."""
+    token = parse(text, brand=tx.brand)
+    if isinstance(token, Malformed):
+        raise InvalidUserToken
+    end = tx.connection.execute(
+        select(user_tokens.c.expires_at).where(user_tokens.c.kid == token.kid)
+    ).scalar_one_or_none()
+    if end is None:
+        raise InvalidUserToken
+    return int(end)
+
+
 def memberships(tx: Transaction, by: Principal) -> list[Membership]:
     """Return the organizations that the caller, a person, belongs to, by slug."""
     statement = (

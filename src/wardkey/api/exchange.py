@@ -44,6 +44,7 @@ from wardkey.web.exchanges import Exchange, Shown, native_grant
 from wardkey.web.incoming import Incoming, Outgoing
 from wardkey.web.lane import HotRoute
 from wardkey.web.problems import check_json, problem_outgoing, told
+from wardkey.web.throttle import Limit, by_address
 
 log = logging.getLogger("wardkey")
 router = APIRouter(tags=["tokens"])
@@ -51,6 +52,7 @@ router = APIRouter(tags=["tokens"])
 T = TypeVar("T")
 
 JSON = "application/json"
+_GUESSED = (errors.InvalidToken, errors.TokenExpired)
 LONGEST_BODY = 2 * LONGEST_TOKEN
 # A page must be able to read refusals too; no cookie ever counts here.
 CORS = {"Access-Control-Allow-Origin": "*"}
@@ -343,16 +345,11 @@ def asked(incoming: Incoming, here: Context) -> Exchange:
         return _with_key(incoming, here).checked(here)
     check_json(incoming.text(b"content-type"))
     wanted = _decode(_exchange, incoming.body)
-    address, now = client_address(incoming, here), here.runner.database.clock()
+    address = client_address(incoming, here)
     name = wanted.provider or wanted.integration_id
-    throttled = f"exchange {address}"
-    here.throttle.check(now, throttled)
     stranger = _stranger(incoming, wanted.organization_id, address)
-    try:
+    with here.throttle.attempt(*by_address("exchange", address, Limit.SHARED), failed=_GUESSED):
         return here.exchanges.without_key(stranger, name, trim(wanted.token), wanted.ttl)
-    except (errors.InvalidToken, errors.TokenExpired):
-        here.throttle.failed(now, throttled)
-        raise
 
 
 def _created(incoming: Incoming, here: Context) -> Outgoing:
@@ -385,19 +382,14 @@ def _refreshed(incoming: Incoming, here: Context) -> Outgoing:
 
 def refresh_once(incoming: Incoming, here: Context, wanted: RefreshRequest) -> MintedGrant:
     """Refresh a grant; a failure counts against the address. Raises `RefreshReplayed`."""
-    address, now = client_address(incoming, here), here.runner.database.clock()
-    throttled = f"refresh {address}"
-    here.throttle.check(now, throttled)
+    address = client_address(incoming, here)
     stranger = _stranger(incoming, "", address)
-    try:
+    with here.throttle.attempt(*by_address("refresh", address, Limit.SHARED)):
         minted = here.runner.change(
             grants.refresh, stranger, wanted.token_id, trim(wanted.current_token_password)
         )
         if minted is None:
             raise errors.RefreshReplayed
-    except errors.Unauthenticated:
-        here.throttle.failed(now, throttled)
-        raise
     return minted
 
 

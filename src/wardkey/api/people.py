@@ -8,15 +8,17 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions import members, people
-from wardkey.actions.hashing import check_password
 from wardkey.api.shapes import Input
 from wardkey.domain import errors
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import PrincipalKind
 from wardkey.domain.times import iso
-from wardkey.web.caller import AnyCaller, stranger
-from wardkey.web.context import Here
+from wardkey.web.caller import AnyCaller, identify_caller, shown_credential, stranger
+from wardkey.web.context import Context, Here
+from wardkey.web.incoming import Incoming
+from wardkey.web.passwords import check_account_password
 from wardkey.web.problems import takes_json, told
+from wardkey.web.throttle import by_address
 
 router = APIRouter(tags=["people"], dependencies=[Depends(takes_json)])
 
@@ -50,7 +52,7 @@ class SetUp(Input):
 
 
 class Acceptance(Input):
-    """The text of an invitation's link, and a password: a new one, or the account's own."""
+    """The text of an invitation's link, and for a new account the password to set."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -63,7 +65,7 @@ class Acceptance(Input):
     )
 
     token: LinkText
-    password: NewPassword
+    password: NewPassword = ""
 
 
 class SignIn(Input):
@@ -125,17 +127,12 @@ class Me(BaseModel):
 def set_up(wanted: SetUp, request: Request, here: Here) -> UserToken:
     """Set the first password, or a new one, with a one-time link; sign in."""
     by = stranger(request, here)
-    now = here.runner.database.clock()
-    here.throttle.check(now, f"link {by.address}")
-    try:
+    with here.throttle.attempt(*by_address("link", by.address)):
         with here.runner.database.read() as tx:
             # A guessed link must not cost a hash.
             people.link_email(tx, wanted.token)
         password_hash = people.hash_password(wanted.password, by.address)
         done = here.runner.change(people.use_setup_link, by, wanted.token, password_hash)
-    except errors.InvalidLink:
-        here.throttle.failed(now, f"link {by.address}")
-        raise
     return _token(done)
 
 
@@ -145,38 +142,45 @@ def set_up(wanted: SetUp, request: Request, here: Here) -> UserToken:
     responses=told(
         errors.InvalidLink,
         errors.WeakPassword,
-        errors.WrongPassword,
+        errors.InvalidUserToken,
+        errors.SignInNotAllowed,
         errors.AlreadyMember,
+        errors.AccountExists,
         errors.AccountNotSetUp,
         errors.TooManyAttempts,
         errors.Overloaded,
-        anonymous=True,
         body=True,
     ),
+    openapi_extra={"security": [{}, {"userToken": []}]},
     tags=["invitations"],
 )
 def accept_invitation(wanted: Acceptance, request: Request, here: Here) -> UserToken:
     """Take the place that an invitation offers, and sign in.
 
-    Somebody new chooses a password; somebody known gives his own.
+    A new user chooses a password. A user with an account sends a user token instead, and goes on
+    with the same one: the account must have the invited address.
     """
     by = stranger(request, here)
-    now = here.runner.database.clock()
-    here.throttle.check(now, f"link {by.address}")
-    try:
+    with here.throttle.attempt(*by_address("link", by.address), failed=errors.InvalidLink):
+        incoming = Incoming.of(request)
+        if shown_credential(incoming, here):
+            return _accept_as_user(wanted.token, incoming, here)
         with here.runner.database.read() as tx:
-            known = members.invited(tx, wanted.token).password_hash
-        if known is None:
-            password_hash = people.hash_password(wanted.password, by.address)
-        elif check_password(known, wanted.password, by.address):
-            password_hash = known
-        else:
-            raise errors.WrongPassword
-        done = here.runner.change(members.accept, by, wanted.token, password_hash, known)
-    except errors.Unauthenticated:
-        here.throttle.failed(now, f"link {by.address}")
-        raise
+            members.check_new(members.invited(tx, wanted.token))
+        password_hash = people.hash_password(wanted.password, by.address)
+        done = here.runner.change(members.accept, by, wanted.token, password_hash)
     return _token(done)
+
+
+def _accept_as_user(text: str, incoming: Incoming, here: Context) -> UserToken:
+    caller = identify_caller(incoming, here)
+    if caller.by.kind is not PrincipalKind.USER:
+        raise errors.InvalidUserToken
+    with here.runner.database.read() as tx:
+        expires_at = people.token_end(tx, caller.text)
+    here.runner.change(members.accept_as_user, caller.by, text)
+    by = caller.by
+    return UserToken(token=caller.text, expires_at=iso(expires_at), user_id=by.id, email=by.label)
 
 
 @router.post(
@@ -189,14 +193,7 @@ def accept_invitation(wanted: Acceptance, request: Request, here: Here) -> UserT
 def sign_in(wanted: SignIn, request: Request, here: Here) -> UserToken:
     """Sign in with e-mail address and password; the token ends after 12 hours."""
     by = stranger(request, here)
-    now = here.runner.database.clock()
-    names = (f"address {by.address}", f"name {wanted.email.strip().lower()}")
-    here.throttle.check(now, *names)
-    with here.runner.database.read() as tx:
-        user_id, known = people.password_hash_of(tx, wanted.email)
-    if not check_password(known, wanted.password, by.address) or known is None:
-        here.throttle.failed(now, *names)
-        raise errors.WrongPassword
+    user_id, known = check_account_password(here, by, wanted.email, wanted.password)
     return _token(here.runner.change(people.sign_in, by, user_id, known))
 
 

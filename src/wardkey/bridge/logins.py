@@ -22,24 +22,21 @@ from wardkey.actions.logins import (
 from wardkey.actions.rights import Rights
 from wardkey.actions.sessions import ClientIds, IdClaim
 from wardkey.domain.broker_acl import Subjects
-from wardkey.domain.errors import Overloaded, TooManyAttempts
-from wardkey.domain.rate import RateLimit
+from wardkey.domain.errors import Overloaded, TooManyAttempts, WrongPassword
 from wardkey.outside.broker_link import Admitted, Login
 from wardkey.outside.publishers import BRIDGE
 from wardkey.web.context import Context
-from wardkey.web.throttle import Throttle
+from wardkey.web.throttle import Counter, Limit, by_address
 
-# A hundred failures at once, then one a second.
-_ADDRESS_LIMIT = RateLimit(limit=60, period_ms=60_000, burst=100)
 _LONGEST_CLIENT_ID = 256
+_REFUSALS = (WrongPassword, TooManyAttempts, Overloaded)
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """A login whose password has to be hashed; `now` is when it came, in epoch milliseconds."""
+    """A login whose password has to be hashed."""
 
     login: Login
-    now: int
     begun: LoginAttempt
 
 
@@ -49,10 +46,6 @@ class Logins:
 
     here: Context
     rights: Rights
-    # For a name at an address, so that nobody can lock out another's; and for an address, behind
-    # which there may be many devices.
-    names: Throttle = field(default_factory=Throttle)
-    addresses: Throttle = field(default_factory=lambda: Throttle(_ADDRESS_LIMIT))
     ids: ClientIds = field(init=False)
     # Who connected since it was last written down.
     _connected: dict[str, KnownClient] = field(default_factory=dict)
@@ -65,28 +58,31 @@ class Logins:
     async def judge(self, login: Login) -> Admitted | None:
         """Return who may log in and what they may do, or None.
 
-        A login that waits for its password to be hashed holds no thread.
+        A login that waits for its password to be hashed holds no thread. One that is cut off is
+        not counted, because its answer tells nothing.
         """
-        begun = await run_in_threadpool(self._begin, login)
-        if not isinstance(begun, _Attempt):
-            return begun
-        check = self._check(begun, Line.LOGIN)
         try:
-            fits = await asyncio.shield(asyncio.wrap_future(check))
-        except Overloaded:
+            with self.here.throttle.attempt(*_counters_of(login)):
+                begun = await run_in_threadpool(self._begin, login)
+                if not isinstance(begun, _Attempt):
+                    return begun
+                check = self._check(begun, Line.LOGIN)
+                fits = await asyncio.shield(asyncio.wrap_future(check))
+                return await run_in_threadpool(self._finish, begun, fits=fits)
+        except _REFUSALS:
             return None
-        return await run_in_threadpool(self._finish, begun, fits=fits)
 
     def judged(self, login: Login) -> Admitted | None:
         """Judge in this thread, for hooks; brokers that do not know the address leave it empty."""
-        begun = self._begin(login)
-        if not isinstance(begun, _Attempt):
-            return begun
         try:
-            fits = self._check(begun, Line.REQUEST).result()
-        except Overloaded:
+            with self.here.throttle.attempt(*_counters_of(login)):
+                begun = self._begin(login)
+                if not isinstance(begun, _Attempt):
+                    return begun
+                fits = self._check(begun, Line.REQUEST).result()
+                return self._finish(begun, fits=fits)
+        except _REFUSALS:
             return None
-        return self._finish(begun, fits=fits)
 
     def _check(self, attempt: _Attempt, line: Line) -> Future[bool]:
         begun = attempt.begun
@@ -96,7 +92,7 @@ class Logins:
     def _begin(self, login: Login) -> Admitted | _Attempt | None:
         """Judge a login as far as that needs no hash: an attempt still needs its password hashed.
 
-        The throttle is asked first, and what it refuses is never hashed.
+        Raises `WrongPassword`.
         """
         # Other protocols of the broker would go around the rules, which are made for MQTT.
         if not login.is_mqtt or not login.password:
@@ -108,33 +104,21 @@ class Logins:
         if login.client_id.startswith(BRIDGE):
             return None
         database = self.here.runner.database
-        now = database.clock()
-        try:
-            self.names.check(now, _name_of(login))
-            if login.address:
-                self.addresses.check(now, login.address)
-        except TooManyAttempts:
-            return None
         if is_grant_password(login.password, database.brand):
-            return self._settle(login, now, find_grant(database, login.password, login.username))
+            return self._settle(login, find_grant(database, login.password, login.username))
         begun = begin_login(database, login.username, login.password)
-        attempt = _Attempt(login, now, begun)
+        attempt = _Attempt(login, begun)
         return self._finish(attempt, fits=True) if begun.fits else attempt
 
     def _finish(self, attempt: _Attempt, *, fits: bool) -> Admitted | None:
         database, verified = self.here.runner.database, self.here.verified
         known = finish_login(database, verified, attempt.begun) if fits else None
-        return self._settle(attempt.login, attempt.now, known)
+        return self._settle(attempt.login, known)
 
-    def _settle(
-        self, login: Login, now: int, known: KnownClient | KnownGrant | None
-    ) -> Admitted | None:
+    def _settle(self, login: Login, known: KnownClient | KnownGrant | None) -> Admitted | None:
         database = self.here.runner.database
         if known is None:
-            self.names.failed(now, _name_of(login))
-            if login.address:
-                self.addresses.failed(now, login.address)
-            return None
+            raise WrongPassword
         room = (known.org_id, known.environment)
         with database.read() as tx:
             rights = self.rights.of(tx, known.environment, known.actor(login.client_id))
@@ -165,8 +149,19 @@ def mark_of(rights: Subjects) -> bytes:
     return hashlib.sha256(repr(rights).encode()).digest()
 
 
-def _name_of(login: Login) -> str:
-    return f"{login.address} {login.username[:200]}"
+def _counters_of(login: Login) -> list[Counter]:
+    """Return what a wrong password counts against.
+
+    The name at an address, so that nobody can lock out another's; and the address, behind which
+    there may be many devices, where the broker names one.
+    """
+    counters = [
+        Counter("login", f"{one.name} {login.username}", weight=one.weight)
+        for one in by_address("login", login.address)
+    ]
+    if login.address:
+        counters += by_address("logins", login.address, Limit.SHARED)
+    return counters
 
 
 def _admitted(known: KnownClient | KnownGrant, rights: Subjects) -> Admitted:

@@ -5,20 +5,28 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from wardkey.actions import browser_sessions, members, people
-from wardkey.actions.hashing import check_password
-from wardkey.dashboard.frame import fault_of, page, pages, see_other
-from wardkey.dashboard.visitor import COOKIE, Unsigned, hand_cookie
-from wardkey.domain.errors import Failure, InvalidLink, Unauthenticated, WrongPassword
+from wardkey.dashboard.frame import fault_of, own_path, page, pages, see_other
+from wardkey.dashboard.visitor import (
+    COOKIE,
+    Checked,
+    Person,
+    SignedIn,
+    Unsigned,
+    hand_cookie,
+    person,
+)
+from wardkey.domain.errors import Failure, InvalidLink, SignedOut
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
 from wardkey.web.problems import status_of
+from wardkey.web.throttle import by_address
 
 router = pages()
 
 _SET_UP = "Set up Wardkey"
 _ACCEPT = "Accept the invitation"
 # A set-up link is for a password, whatever else there is.
-_PLAIN = {"known": False, "nameless": False, "invitation": "", "issuer": None}
+_PLAIN = {"invitation": "", "has_account": False, "issuer": None}
 
 
 @router.get("/setup/{token}")
@@ -36,18 +44,16 @@ def show_setup(token: str, request: Request, here: Here) -> Response:
 def take_setup(token: str, request: Request, fields: Unsigned, here: Here) -> Response:
     """Set the password and begin a session."""
     by = stranger(request, here)
-    now = here.runner.database.clock()
     try:
-        here.throttle.check(now, f"link {by.address}")
-        with here.runner.database.read() as tx:
-            people.link_email(tx, token)
-        hashed = people.hash_password(fields.text("password"), by.address)
-        before = request.cookies.get(COOKIE, "")
-        begun = here.runner.change(
-            browser_sessions.begin_with_setup_link, by, token, hashed, before
-        )
+        with here.throttle.attempt(*by_address("link", by.address)):
+            with here.runner.database.read() as tx:
+                people.link_email(tx, token)
+            hashed = people.hash_password(fields.text("password"), by.address)
+            before = request.cookies.get(COOKIE, "")
+            begun = here.runner.change(
+                browser_sessions.begin_with_setup_link, by, token, hashed, before
+            )
     except InvalidLink as failure:
-        here.throttle.failed(now, f"link {by.address}")
         return _gone(request, failure)
     except Failure as failure:
         return page(
@@ -64,7 +70,7 @@ def take_setup(token: str, request: Request, fields: Unsigned, here: Here) -> Re
 
 @router.get("/invitations/{token}")
 def show_invitation(token: str, request: Request, here: Here) -> Response:
-    """Ask the invited person for a password, new or known, or to sign in at the issuer."""
+    """Ask a new user for a password, and a known one to sign in and then to accept."""
     try:
         with here.runner.database.read() as tx:
             found = members.invited(tx, token)
@@ -75,35 +81,45 @@ def show_invitation(token: str, request: Request, here: Here) -> Response:
 
 @router.post("/invitations/{token}")
 def take_invitation(token: str, request: Request, fields: Unsigned, here: Here) -> Response:
-    """Take the place and begin a session."""
+    """Take the place of a new user, with the password that they chose, and begin a session."""
     by = stranger(request, here)
-    now = here.runner.database.clock()
     found = None
     try:
-        here.throttle.check(now, f"link {by.address}")
-        with here.runner.database.read() as tx:
-            found = members.invited(tx, token)
-        password, known = fields.text("password"), found.password_hash
-        if known is None:
-            hashed = people.hash_password(password, by.address)
-        elif check_password(known, password, by.address):
-            hashed = known
-        else:
-            raise WrongPassword
-        before = request.cookies.get(COOKIE, "")
-        begun = here.runner.change(
-            browser_sessions.begin_with_invitation, by, token, hashed, known, before
-        )
+        with here.throttle.attempt(*by_address("link", by.address)):
+            with here.runner.database.read() as tx:
+                found = members.invited(tx, token)
+            members.check_new(found)
+            hashed = people.hash_password(fields.text("password"), by.address)
+            before = request.cookies.get(COOKIE, "")
+            begun = here.runner.change(
+                browser_sessions.begin_with_invitation, by, token, hashed, before
+            )
     except InvalidLink as failure:
-        here.throttle.failed(now, f"link {by.address}")
         return _gone(request, failure)
     except Failure as failure:
         if found is None:
             raise
-        if isinstance(failure, Unauthenticated):
-            here.throttle.failed(now, f"link {by.address}")
         return _invitation_page(request, here, token, found, failure)
     return _signed_in(begun)
+
+
+@router.get("/invitations/{token}/accept")
+def back_to_invitation(token: str) -> Response:
+    """Go to the invitation from the address of a form that was sent before."""
+    return see_other(own_path(f"/invitations/{token}"))
+
+
+@router.post("/invitations/{token}/accept")
+def accept_invitation(
+    token: str, request: Request, person: SignedIn, _fields: Checked, here: Here
+) -> Response:
+    """Take the place as the user who is signed in, whose address must be the invited one."""
+    try:
+        with here.throttle.attempt(*by_address("link", person.by.address)):
+            here.runner.change(members.accept_as_user, person.by, token)
+    except InvalidLink as failure:
+        return _gone(request, failure)
+    return see_other("/organizations", done="invitation-accepted")
 
 
 def _invitation_page(
@@ -115,12 +131,21 @@ def _invitation_page(
         status_of(type(failure)) if failure else 200,
         title=_ACCEPT,
         email=found.invitation.email,
-        known=found.password_hash is not None,
-        nameless=found.has_account and found.password_hash is None,
         invitation=token,
+        has_account=found.has_account,
+        has_password=found.has_password,
+        person=(visiting := _person(request, here)),
+        fits=visiting is not None and members.is_for(found, visiting.by.label),
         issuer=here.sign_in_issuer,
         fault=fault_of(failure) if failure else None,
     )
+
+
+def _person(request: Request, here: Context) -> Person | None:
+    try:
+        return person(request, here)
+    except SignedOut:
+        return None
 
 
 def _shown(here: Context, token: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-
 from fastapi import Request, Response
 
 from wardkey.actions import passkeys
@@ -17,14 +15,13 @@ from wardkey.dashboard.visitor import (
     hand_cookie,
     require_fresh,
 )
-from wardkey.db.upkeep import keep_challenge
-from wardkey.domain.errors import Invalid, InvalidPasskey, RouteNotFound
+from wardkey.domain.errors import Invalid, InvalidPasskey, RateLimited, RouteNotFound
 from wardkey.outside.passkeys import Site, check_creation, check_request, creation, named, request
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
+from wardkey.web.throttle import by_address
 
 router = pages()
-_CHALLENGE_BYTES = 32
 
 
 @router.get("/account/passkeys")
@@ -90,9 +87,6 @@ def remove(passkey_id: str, person: SignedIn, fields: Checked, here: Here) -> Re
 def ask_confirmation(asked: Request, person: SignedIn, here: Here) -> Response:
     """Show the page on which the browser shows one of the person's passkeys."""
     site = _site(here)
-    name, now = f"passkey {person.by.id}", here.runner.database.clock()
-    here.throttle.check(now, name)
-    here.throttle.failed(now, name)
     return page(
         asked,
         "passkey.html",
@@ -112,11 +106,12 @@ def ask_confirmation(asked: Request, person: SignedIn, here: Here) -> Response:
 def confirm(person: SignedIn, fields: Checked, here: Here) -> Response:
     """Note that the person showed a passkey of his."""
     site, text = _site(here), fields.text("answer")
-    credential_id, user_id = named(text)
-    with here.runner.database.read() as tx:
-        known = passkeys.find(tx, credential_id, user_id)
-    answer = check_request(site, text, known.public_key, known.sign_count)
-    here.runner.change(passkeys.confirm, person.by, person.session.id, known, answer)
+    with here.throttle.attempt(*by_address("passkey", person.by.address)):
+        credential_id, user_id = named(text)
+        with here.runner.database.read() as tx:
+            known = passkeys.find(tx, credential_id, user_id)
+        answer = check_request(site, text, known.public_key, known.sign_count)
+        here.runner.change(passkeys.confirm, person.by, person.session.id, known, answer)
     return see_other("/account", done="confirmed")
 
 
@@ -131,10 +126,6 @@ def back_to_sign_in() -> Response:
 def ask_known(asked: Request, fields: Unsigned, here: Here) -> Response:
     """Show the page on which the browser shows a passkey."""
     site, onward = _site(here), own_path(fields.text("next"))
-    # Each one is a row, so that they are counted as guesses are.
-    name, now = f"passkey {stranger(asked, here).address}", here.runner.database.clock()
-    here.throttle.check(now, name)
-    here.throttle.failed(now, name)
     return page(
         asked,
         "passkey.html",
@@ -156,13 +147,15 @@ def sign_in(asked: Request, fields: Unsigned, here: Here) -> Response:
     site, onward, text = _site(here), own_path(fields.text("next")), fields.text("answer")
     by = stranger(asked, here)
     try:
-        credential_id, user_id = named(text)
-        with here.runner.database.read() as tx:
-            known = passkeys.find(tx, credential_id, user_id)
-        answer = check_request(site, text, known.public_key, known.sign_count)
-        before = asked.cookies.get(COOKIE, "")
-        begun = here.runner.change(passkeys.sign_in, by, known, answer, before)
-    except InvalidPasskey as failure:
+        # An answer can't be guessed, but checking one costs a signature.
+        with here.throttle.attempt(*by_address("passkey", by.address)):
+            credential_id, user_id = named(text)
+            with here.runner.database.read() as tx:
+                known = passkeys.find(tx, credential_id, user_id)
+            answer = check_request(site, text, known.public_key, known.sign_count)
+            before = asked.cookies.get(COOKIE, "")
+            begun = here.runner.change(passkeys.sign_in, by, known, answer, before)
+    except (InvalidPasskey, RateLimited) as failure:
         return sign_in_page(asked, here, onward, "", failure)
     response = see_other(onward)
     hand_cookie(response, begun.text)
@@ -178,7 +171,5 @@ def _site(here: Context) -> Site:
 
 
 def _challenge(here: Context, subject: str) -> bytes:
-    challenge = secrets.token_bytes(_CHALLENGE_BYTES)
     database = here.runner.database
-    keep_challenge(database, challenge, subject, database.clock() + passkeys.CHALLENGE_MS)
-    return challenge
+    return passkeys.new_challenge(database.keys, subject, database.clock())

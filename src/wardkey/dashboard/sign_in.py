@@ -23,7 +23,6 @@ from wardkey.dashboard.visitor import (
     Checked,
     SignedIn,
     Unsigned,
-    check_password,
     hand_cookie,
     take_cookie,
 )
@@ -39,7 +38,9 @@ from wardkey.domain.errors import (
 from wardkey.outside.passkeys import Site
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
+from wardkey.web.passwords import check_account_password
 from wardkey.web.problems import status_of
+from wardkey.web.throttle import by_address
 
 log = logging.getLogger("wardkey")
 router = pages()
@@ -90,7 +91,7 @@ def sign_in(request: Request, fields: Unsigned, here: Here) -> Response:
     email, onward = fields.text("email"), own_path(fields.text("next"))
     by = stranger(request, here)
     try:
-        user_id, known = check_password(here, by, email, fields.text("password"))
+        user_id, known = check_account_password(here, by, email, fields.text("password"))
         before = request.cookies.get(COOKIE, "")
         begun = here.runner.change(browser_sessions.begin_with_password, by, user_id, known, before)
     except (WrongPassword, RateLimited, Overloaded) as failure:
@@ -135,7 +136,7 @@ def change_password(request: Request, person: SignedIn, fields: Checked, here: H
     """Take another password; every other session and token of the person ends."""
     try:
         current = fields.text("current_password")
-        _, known = check_password(here, person.by, person.by.label, current)
+        _, known = check_account_password(here, person.by, person.by.label, current)
         hashed = people.hash_password(fields.text("password"), person.by.address)
         here.runner.change(people.change_password, person.by, known, hashed, person.session.id)
     except WrongPassword:
@@ -202,10 +203,7 @@ def choose_theme(fields: Unsigned) -> Response:
 @router.post("/csp-reports")
 async def take_report(request: Request, here: Here) -> Response:
     """Note that a page tried what its policy forbids, as often as somebody may guess."""
-    now = here.runner.database.clock()
-    name = f"report {stranger(request, here).address}"
-    here.throttle.check(now, name)
-    here.throttle.failed(now, name)
+    here.throttle.take(*by_address("report", stranger(request, here).address))
     report = (await request.body())[:_MOST_REPORT]
     here.verifier.metrics.count_csp_report()
     log.warning("a page broke its content security policy: %s", ascii(report))

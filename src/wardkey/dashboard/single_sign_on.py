@@ -30,6 +30,7 @@ from wardkey.domain.single_sign_on import Identity, check_confirmed, check_fresh
 from wardkey.outside.single_sign_on import CALLBACK, SignInIssuer, shown
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
+from wardkey.web.throttle import by_address
 
 router = pages()
 
@@ -135,12 +136,9 @@ def _depart(here: Context, journey: Journey, max_age_s: int) -> Response:
 def _arrived(request: Request, here: Context, journey: Journey) -> Response:
     by, now = stranger(request, here), here.runner.database.clock()
     # Each makes the issuer work, so that they are counted as guesses are.
-    here.throttle.check(now, f"address {by.address}")
-    try:
+    counters = by_address("address", by.address)
+    with here.throttle.attempt(*counters, failed=(SignInFailed, Forbidden)):
         identity, claims = _proven(request, here, journey)
-    except (SignInFailed, Forbidden):
-        here.throttle.failed(now, f"address {by.address}")
-        raise
     if journey.purpose == "confirm":
         check_confirmed(claims, now / 1000)
         who = person(request, here)

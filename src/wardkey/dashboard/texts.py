@@ -45,6 +45,7 @@ DONE = {
     "role-changed": "The role is changed.",
     "ownership-transferred": "The organization has another owner, and you are an admin of it.",
     "member-removed": "The member is removed.",
+    "invitation-accepted": "The invitation is accepted.",
     "invitation-revoked": "The invitation is revoked; its link does not work any more.",
     "organization-changed": "The organization is changed.",
     "rotation-policy-changed": "The rotation policy is changed.",

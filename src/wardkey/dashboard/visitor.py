@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 from fastapi import Depends, Request, Response
 from starlette.datastructures import FormData
 
-from wardkey.actions import browser_sessions, hashing, identities, passkeys, people
+from wardkey.actions import browser_sessions, identities, passkeys, people
 from wardkey.actions.browser_sessions import LONGEST_MS, BrowserSession
 from wardkey.actions.people import Membership
 from wardkey.db.upkeep import see_session
@@ -33,6 +33,7 @@ from wardkey.domain.secret import Environment
 from wardkey.outside.passkeys import Site
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
+from wardkey.web.passwords import check_account_password
 
 # Browsers keep such a cookie to this very host and path and to TLS; loopback counts as safe.
 COOKIE = "__Host-wardkey"
@@ -40,7 +41,6 @@ _SEEN_EVERY_MS = 300_000
 _NONCE = 32
 _FORM_TYPE = "application/x-www-form-urlencoded"
 _MOST_FIELDS = 500
-_LONGEST_EMAIL, _LONGEST_PASSWORD = 254, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,23 +230,6 @@ def check_origin(request: Request, here: Context) -> None:
         raise ForgedForm
 
 
-def check_password(here: Context, by: Principal, email: str, password: str) -> tuple[str, str]:
-    """Return the user id and the password's hash of whoever shows the password of `email`.
-
-    Wrong ones are counted against the address and the name. Raises `WrongPassword`,
-    `TooManyAttempts`, `Overloaded`.
-    """
-    now = here.runner.database.clock()
-    names = (f"address {by.address}", f"name {email.strip().lower()[:_LONGEST_EMAIL]}")
-    here.throttle.check(now, *names)
-    with here.runner.database.read() as tx:
-        user_id, known = people.password_hash_of(tx, email)
-    if not hashing.check_password(known, password[:_LONGEST_PASSWORD], by.address) or known is None:
-        here.throttle.failed(now, *names)
-        raise WrongPassword
-    return user_id, known
-
-
 def require_fresh(here: Context, person: Person, fields: Fields) -> None:
     """Ask who it is again where the sign-in is older than 12 hours.
 
@@ -259,7 +242,7 @@ def require_fresh(here: Context, person: Person, fields: Fields) -> None:
     if not password:
         raise PasswordRequired
     try:
-        _, known = check_password(here, person.by, person.by.label, password)
+        _, known = check_account_password(here, person.by, person.by.label, password)
     except WrongPassword:
         raise PasswordRequired("That is not your password; try again.") from None
     here.runner.change(browser_sessions.renew, person.by, person.session.id, known)

@@ -225,7 +225,8 @@ identities = Table(
     Column("last_used_at", BigInteger, nullable=False),
 )
 
-# What browsers were asked to sign; each is answered once. `subject` is who may, or empty.
+# Challenges that passkeys answered, until they end: each counts once. `subject` is who may answer,
+# or empty.
 challenges = Table(
     "challenges",
     metadata,

@@ -107,14 +107,6 @@ def see_session(database: Database, session_id: str, now: int) -> None:
         )
 
 
-def keep_challenge(database: Database, challenge: bytes, subject: str, expires_at: int) -> None:
-    """Keep what a browser is asked to sign; nobody's rights change, so it is in no feed."""
-    with telling(), database.writer.begin() as connection:
-        connection.execute(
-            insert(challenges).values(challenge=challenge, subject=subject, expires_at=expires_at)
-        )
-
-
 def feed_revision(database: Database) -> int:
     """Return the revision of the last commit; raises the storage's failure."""
     with database.read() as tx:

@@ -12,6 +12,8 @@ MOST_NETWORKS = 100
 _LONGEST = len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255")
 _MAPPED_BITS = 96
 _IPV6 = 6
+# A /48 is what a site gets (RFC 6177), which has many subscribers.
+_SITE_BITS, _SITE_WEIGHT = 80, 4
 _OCTETS = {str(number): number for number in range(256)}
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?")
 _WITH_PORT = re.compile(
@@ -132,6 +134,22 @@ def network_of(address: str) -> str:
     if version == _IPV6:
         return str(ipaddress.IPv6Network((number >> 64 << 64, 64)))
     return address if version == 0 else str(ipaddress.IPv4Address(number))
+
+
+def blocks_of(address: str) -> tuple[tuple[str, int], ...]:
+    """Return the blocks by which attempts from an address are counted, each with its weight.
+
+    A weight of 4 stands for a limit four times as high. An IPv4 address is one block, alone or in
+    IPv6 form; an IPv6 address is in its /64 and its /48. All unreadable texts are one block.
+    """
+    text = address.partition("%")[0]
+    version, number = _read(text) if len(text) <= _LONGEST else (0, 0)
+    if version == 0:
+        return (("unknown", 1),)
+    if version != _IPV6:
+        return ((str(ipaddress.IPv4Address(number)), 1),)
+    site = ipaddress.IPv6Network((number >> _SITE_BITS << _SITE_BITS, 128 - _SITE_BITS))
+    return ((network_of(text), 1), (str(site), _SITE_WEIGHT))
 
 
 # Callers of an API come back, and a remembered address takes a fifth of one read anew.

@@ -607,6 +607,10 @@ class AccountNotSetUp(Conflict):
     """That address has an account without a password; sign in to it first, as it was meant to."""
 
 
+class AccountExists(Conflict):
+    """That address has an account already; sign in to it, then accept the invitation."""
+
+
 class DuplicatePasskey(Conflict):
     """That passkey is registered already; sign in with it."""
 

@@ -1,4 +1,4 @@
-"""How far the rate limits of keys are used up, shared by all processes of one machine."""
+"""How far rate limits are used up, shared by all processes of one machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -49,13 +49,41 @@ class SharedRates:
 
     def admit(self, limit: RateLimit, key_id: str, now_ms: int, cost: int) -> Admission:
         """Decide on a request of `cost`, as `domain.rate.admit` does, and keep its outcome."""
-        name = int.from_bytes(blake2b(key_id.encode(), digest_size=8).digest()) or 1
+        name = _name_of(key_id)
         with self._lock, self._locked():
             slot, tat = self._find(name, now_ms)
             admission = admit(limit, tat, now_ms, cost)
             if admission.tat != tat:
                 _SLOT.pack_into(self._map, slot, name, admission.tat)
         return admission
+
+    def take(self, limits: Sequence[tuple[RateLimit, str]], now_ms: int) -> int:
+        """Take one request from each of several named limits, or none from any of them.
+
+        Return 0, or the milliseconds after which the limit that is used up most admits one.
+        """
+        names = [(limit, _name_of(name)) for limit, name in limits]
+        with self._lock, self._locked():
+            waits = [
+                admit(limit, self._find(name, now_ms)[1], now_ms).retry_after_ms or 0
+                for limit, name in names
+            ]
+            if any(waits):
+                return max(waits)
+            for limit, name in names:
+                # Once more, because the one before may have taken the same empty slot.
+                slot, tat = self._find(name, now_ms)
+                _SLOT.pack_into(self._map, slot, name, admit(limit, tat, now_ms).tat)
+        return 0
+
+    def give_back(self, limits: Sequence[tuple[RateLimit, str]], now_ms: int) -> None:
+        """Give back what `take` took; a count that was evicted meanwhile stays away."""
+        with self._lock, self._locked():
+            for limit, text in limits:
+                name = _name_of(text)
+                slot, tat = self._find(name, now_ms)
+                if tat:
+                    _SLOT.pack_into(self._map, slot, name, tat - limit.increment_ms)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -96,6 +124,11 @@ class SharedRates:
             yield
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def _name_of(text: str) -> int:
+    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest) or 1
 
 
 def _boot_id() -> bytes:

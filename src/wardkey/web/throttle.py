@@ -1,38 +1,102 @@
-"""Slowing down guesses: failed sign-ins per address and per name, in this process."""
+"""Limits on failed attempts, by address and by name, for all processes of one machine."""
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 
-from wardkey.domain.errors import TooManyAttempts
-from wardkey.domain.rate import RateLimit, admit
+from wardkey.db.leases import boottime
+from wardkey.domain.addresses import blocks_of
+from wardkey.domain.errors import Failure, TooManyAttempts, Unauthenticated
+from wardkey.domain.rate import RateLimit
+from wardkey.verify.shared_rates import SharedRates
 
-# Ten failures at once, then one in 30 s, for each address and for each name.
-_LIMIT = RateLimit(limit=2, period_ms=60_000, burst=10)
-_MOST = 50_000
+
+class Limit(Enum):
+    """How many attempts may fail at once, and how many later on."""
+
+    # Ten, then one in 30 s: what a person guesses.
+    PERSON = RateLimit(limit=2, period_ms=60_000, burst=10)
+    # A hundred, then one a second: many devices or users may share one address.
+    SHARED = RateLimit(limit=60, period_ms=60_000, burst=100)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A counted name of one kind; `weight` multiplies its limit."""
+
+    kind: str
+    name: str
+    limit: Limit = Limit.PERSON
+    weight: int = 1
+
+    @property
+    def scaled(self) -> tuple[RateLimit, str]:
+        """The limit with its weight, and the text that it is counted under."""
+        base: RateLimit = self.limit.value
+        scaled = RateLimit(base.limit * self.weight, base.period_ms, base.burst * self.weight)
+        return scaled, f"{self.kind} {self.name}"
+
+
 class Throttle:
-    """Counts failures by name; who has too many waits, whether right or wrong this time."""
+    """Counts failed attempts in a file that all workers of a machine share.
 
-    limit: RateLimit = _LIMIT
-    tats: dict[str, float] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    An attempt is counted before it is judged and given back if it did not fail, so attempts in
+    parallel count as those in a row do.
+    """
 
-    def check(self, now: int, *names: str) -> None:
-        """Raise `TooManyAttempts` with the wait, if one of `names` failed too often."""
-        with self.lock:
-            for name in names:
-                asked = admit(self.limit, self.tats.get(name, 0.0), now, 1)
-                if not asked.admitted:
-                    raise TooManyAttempts(retry_after_s=(asked.retry_after_ms or 0) / 1000)
+    def __init__(self, file: Path) -> None:
+        self._counts = SharedRates(file)
 
-    def failed(self, now: int, *names: str) -> None:
-        """Count a failure against each of `names`."""
-        with self.lock:
-            if len(self.tats) > _MOST:
-                self.tats = {name: tat for name, tat in self.tats.items() if tat > now}
-            for name in names:
-                self.tats[name] = admit(self.limit, self.tats.get(name, 0.0), now, 1).tat
+    @contextmanager
+    def attempt(
+        self,
+        *counters: Counter,
+        failed: type[Failure] | tuple[type[Failure], ...] = Unauthenticated,
+    ) -> Iterator[None]:
+        """Count an attempt during the block; it stays counted where the block raises `failed`.
+
+        Raises `TooManyAttempts` with the wait, where one of the counters is used up.
+        """
+        self.take(*counters)
+        try:
+            yield
+        except failed:
+            raise
+        except BaseException:
+            self.give_back(*counters)
+            raise
+        else:
+            self.give_back(*counters)
+
+    def take(self, *counters: Counter) -> None:
+        """Count an attempt; raises `TooManyAttempts`, and counts nothing then."""
+        wait_ms = self._counts.take([one.scaled for one in counters], _now_ms())
+        if wait_ms:
+            raise TooManyAttempts(retry_after_s=wait_ms / 1000)
+
+    def give_back(self, *counters: Counter) -> None:
+        """Uncount an attempt that did not fail."""
+        self._counts.give_back([one.scaled for one in counters], _now_ms())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._counts.close()
+
+
+def by_address(kind: str, address: str, limit: Limit = Limit.PERSON) -> tuple[Counter, ...]:
+    """Return the counters of an address: an IPv4 address, or the /64 and the /48 of an IPv6 one."""
+    return tuple(Counter(kind, block, limit, weight) for block, weight in blocks_of(address))
+
+
+def by_account(email: str) -> Counter:
+    """Return the counter of an account, which every entry that takes its password shares."""
+    return Counter("name", email.strip().lower())
+
+
+def _now_ms() -> int:
+    # On a clock that nobody sets back, or waits would last for as long.
+    return boottime() // 1_000_000

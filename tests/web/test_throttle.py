@@ -1,0 +1,291 @@
+"""Failed attempts are counted before they are judged, by all workers together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.ports import free_ports
+from tests.server import OWNER, PASSWORD, Server, running
+from wardkey.domain.errors import Overloaded, TooManyAttempts, Unauthenticated, WrongPassword
+from wardkey.web.throttle import Counter, Limit, Throttle, by_account, by_address
+
+ADDRESS = "203.0.113.7"
+
+
+@pytest.fixture
+def throttle(tmp_path: Path) -> Iterator[Throttle]:
+    made = Throttle(tmp_path / "attempts")
+    yield made
+    made.close()
+
+
+def fail(throttle: Throttle, *counters: Counter) -> bool:
+    """Make an attempt that fails; return whether it was judged."""
+    refused = False
+    try:
+        with throttle.attempt(*counters):
+            check_nothing()
+    except TooManyAttempts:
+        refused = True
+    except WrongPassword:
+        pass
+    return not refused
+
+
+def check_nothing() -> None:
+    raise WrongPassword
+
+
+def failures(file: Path, attempts: int) -> int:
+    throttle = Throttle(file)
+    return sum(fail(throttle, *by_address("address", ADDRESS)) for _ in range(attempts))
+
+
+def test_processes_together_judge_ten_failures(tmp_path: Path) -> None:
+    with get_context("fork").Pool(4) as pool:
+        counts = pool.starmap(failures, [(tmp_path / "attempts", 50)] * 4)
+    assert sum(counts) == 10
+
+
+def test_attempts_that_are_not_judged_yet_count(throttle: Throttle) -> None:
+    counters = by_address("address", ADDRESS)
+    for _ in range(10):
+        throttle.take(*counters)
+    with pytest.raises(TooManyAttempts) as refused:
+        throttle.take(*counters)
+    assert 20 < (refused.value.retry_after_s or 0) <= 30
+    throttle.give_back(*counters)
+    throttle.take(*counters)
+
+
+@pytest.mark.parametrize("failure", [None, Overloaded, KeyboardInterrupt])
+def test_an_attempt_that_did_not_fail_is_given_back(
+    throttle: Throttle, failure: type[BaseException] | None
+) -> None:
+    counters = (*by_address("address", ADDRESS), by_account(OWNER))
+
+    def go_through() -> None:
+        with throttle.attempt(*counters):
+            if failure is not None:
+                raise failure
+
+    for _ in range(30):
+        if failure is None:
+            go_through()
+        else:
+            with pytest.raises(failure):
+                go_through()
+    assert [fail(throttle, *counters) for _ in range(11)] == [True] * 10 + [False]
+
+
+def test_a_refused_attempt_counts_nowhere(throttle: Throttle) -> None:
+    mine, theirs = by_account("mine@acme.example"), by_account("theirs@acme.example")
+    assert [fail(throttle, mine) for _ in range(11)] == [True] * 10 + [False]
+    assert not any(fail(throttle, mine, theirs) for _ in range(20))
+    assert [fail(throttle, theirs) for _ in range(11)] == [True] * 10 + [False]
+
+
+def test_an_ipv6_64_is_one_address_and_a_48_is_four(throttle: Throttle) -> None:
+    def from_subnet(number: int, attempts: int = 25) -> int:
+        sources = [f"2001:db8:1:{number:x}::{host:x}" for host in range(attempts)]
+        return sum(fail(throttle, *by_address("address", one)) for one in sources)
+
+    assert [from_subnet(number) for number in range(6)] == [10, 10, 10, 10, 0, 0]
+    assert fail(throttle, *by_address("address", "2001:db8:2::1"))
+    mapped = [f"::ffff:{ADDRESS}", ADDRESS] * 10
+    assert sum(fail(throttle, *by_address("address", one)) for one in mapped) == 10
+
+
+def test_an_account_is_one_name_however_it_is_written(throttle: Throttle) -> None:
+    names = [OWNER, f" {OWNER.upper()} ", OWNER.title()] * 10
+    assert sum(fail(throttle, by_account(name)) for name in names) == 10
+
+
+@given(st.lists(st.sampled_from(["fail", "begin", "succeed"]), max_size=60))
+@settings(deadline=None, max_examples=60)
+def test_failures_and_open_attempts_together_are_at_most_ten(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str]
+) -> None:
+    throttle = Throttle(tmp_path_factory.mktemp("throttle") / "attempts")
+    counter, counted, pending = by_account(OWNER), 0, 0
+    for step in steps:
+        if step == "succeed":
+            if pending:
+                throttle.give_back(counter)
+                pending -= 1
+        elif step == "fail":
+            assert fail(throttle, counter) == (counted + pending < 10)
+            counted += counted + pending < 10
+        else:
+            expected = counted + pending < 10
+            try:
+                throttle.take(counter)
+                pending += 1
+            except TooManyAttempts:
+                assert not expected
+            else:
+                assert expected
+    throttle.close()
+
+
+# --- every entry -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    (port,) = free_ports(1)
+    # Passkeys need a name.
+    where = {"listen": f"127.0.0.1:{port}", "public_url": f"http://localhost:{port}"}
+    folder = tmp_path_factory.mktemp("server") / "data"
+    with running(folder, workers=2, behind_proxy=1, **where) as up:
+        up.owner().close()
+        yield up
+
+
+def at_once(send: Callable[[int], Any], count: int = 40) -> list[Any]:
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(send, range(count)))
+
+
+def posting(
+    server: Server, path: str, body: Mapping[str, Any], *, form: bool, **headers: str
+) -> Callable[[int], int]:
+    """Return what sends a body over a connection of its own, and returns the status."""
+    kind = "x-www-form-urlencoded" if form else "json"
+    content = urlencode(body) if form else json.dumps(body)
+
+    def send(_: int) -> int:
+        with server.client(Content_Type=f"application/{kind}", **headers) as client:
+            return client.post(path, content=content).status_code
+
+    return send
+
+
+WRONG = "a wrong password"
+LINK = "0" * 43
+ENTRIES: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "api sign-in": ("/v2/user-tokens", {"email": "a@acme.example", "password": WRONG}, False),
+    "page sign-in": ("/sign-in", {"email": "b@acme.example", "password": WRONG}, True),
+    "api set-up": ("/v2/setup", {"token": LINK, "password": WRONG}, False),
+    "page set-up": (f"/setup/{LINK}", {"password": WRONG}, True),
+    "api invitation": ("/v2/invitations/accept", {"token": LINK, "password": WRONG}, False),
+    "page invitation": (f"/invitations/{LINK}", {"password": WRONG}, True),
+    "passkey": ("/sign-in/passkey/answer", {"answer": "{}"}, True),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("family", [4, 6])
+def test_of_forty_wrong_attempts_at_once_at_most_ten_are_judged(
+    server: Server, entry: str, family: int
+) -> None:
+    """A refusal for another reason than a wrong guess, such as load, counts as none."""
+    path, body, form = ENTRIES[entry]
+    number = list(ENTRIES).index(entry)
+
+    def send(host: int) -> int:
+        address = f"2001:db8:0:{number}::{host:x}" if family == 6 else f"198.51.100.{number}"
+        # Names of their own, so that only the address counts here.
+        own = {"email": f"{family}-{number}-{host}@acme.example"} if "email" in body else {}
+        return posting(server, path, {**body, **own}, form=form, X_Forwarded_For=address)(host)
+
+    statuses = at_once(send)
+    assert set(statuses) <= {401, 429, 503}
+    assert 1 <= statuses.count(401) <= 10
+    # What was left of the ten by other refusals is there for the next ones.
+    statuses += [send(40) for _ in range(12)]
+    assert statuses.count(401) == 10
+
+
+def test_an_account_has_ten_failures_from_all_addresses_and_at_every_entry(server: Server) -> None:
+    with server.person("viewer"):
+        pass
+    email = "viewer@acme.example"
+    with server.client(X_Forwarded_For="192.0.2.250") as anyone:
+        signed = anyone.post("/sign-in", data={"email": email, "password": PASSWORD})
+    session = signed.headers["set-cookie"].partition(";")[0]
+    with server.client(Cookie=session) as client:
+        found = re.search(r'name="csrf" value="(\w+)"', client.get("/account").text)
+    assert found is not None
+    csrf = {"csrf": found[1]}
+    change = {**csrf, "current_password": WRONG, "password": "moss on a northern roof"}
+    forms = [
+        ("/v2/user-tokens", {"email": email.upper(), "password": WRONG}, False, ""),
+        ("/sign-in", {"email": f" {email}", "password": WRONG}, True, ""),
+        ("/account/password", change, True, session),
+    ]
+
+    def send(number: int) -> int:
+        path, body, form, cookie = forms[number % len(forms)]
+        address = f"192.0.2.{number}"
+        return posting(server, path, body, form=form, X_Forwarded_For=address, Cookie=cookie)(0)
+
+    statuses = at_once(send, 39)
+    statuses += [send(number) for number in range(39, 60)]
+    assert set(statuses) <= {401, 429, 503}
+    assert statuses.count(401) == 10
+
+
+@pytest.mark.parametrize("path", ["/v2/tokens/exchange", "/v2/tokens/refresh"])
+def test_of_wrong_tokens_at_once_a_hundred_are_judged(server: Server, path: str) -> None:
+    body = (
+        {"organization_id": "org_nobody", "token": "nothing"}
+        if path.endswith("exchange")
+        else {"token_id": "tok_nothing", "current_token_password": "tkn_nothing"}
+    )
+    send = posting(server, path, body, form=False, X_Forwarded_For="203.0.113.20")
+    statuses = at_once(send, 40) + at_once(send, 40) + at_once(send, 40)
+    assert set(statuses) == {401, 429}
+    # One more is due for each second that this takes.
+    assert 100 <= statuses.count(401) <= 110
+
+
+def test_of_forty_wrong_logins_at_once_at_most_ten_are_judged(server: Server) -> None:
+    made = server.cli("hook", "create", "emqx")
+    assert made.returncode == 0, made.stderr
+    found = re.search(r"wht_\w+", made.stdout)
+    assert found is not None
+    with server.client(server.first_key) as key:
+        client = key.post("/v2/clients", json={"username": "a", "password": PASSWORD}).json()
+        name = client["client"]["mqtt_username"]
+    asked = {"username": name, "clientid": "a", "peerhost": "203.0.113.30"}
+
+    def login(password: str, address: str) -> bool:
+        with server.client(found[0]) as broker:
+            told = {**asked, "password": password, "peerhost": address}
+            answer = broker.post("/hooks/emqx/authentication", json=told)
+        return bool(answer.json()["result"] == "allow")
+
+    assert not any(at_once(lambda n: login(f"wrong {n}", ADDRESS)))
+    # Load may have refused some of them unjudged; these are judged.
+    assert not any(login(f"wrong {n}", ADDRESS) for n in range(10))
+    assert not login(PASSWORD, ADDRESS)
+    assert login(PASSWORD, "203.0.113.8")
+    # Right ones at once count as none.
+    assert any(at_once(lambda _: login(PASSWORD, "203.0.113.9")))
+    assert login(PASSWORD, "203.0.113.9")
+
+
+def test_right_sign_ins_leave_no_count(server: Server) -> None:
+    with server.person("member"):
+        pass
+    right = {"email": "member@acme.example", "password": PASSWORD}
+    send = posting(server, "/v2/user-tokens", right, form=False, X_Forwarded_For="203.0.113.40")
+    assert [send(0) for _ in range(12)] == [201] * 12
+
+
+def test_limits_have_the_documented_size() -> None:
+    assert (Limit.PERSON.value.burst, Limit.PERSON.value.increment_ms) == (10, 30_000)
+    assert (Limit.SHARED.value.burst, Limit.SHARED.value.increment_ms) == (100, 1_000)
+    assert issubclass(WrongPassword, Unauthenticated)
