@@ -80,6 +80,7 @@ from wardkey.db.upkeep import (
     rehash_passwords,
 )
 from wardkey.domain.errors import Failure
+from wardkey.logs import configure_logging
 from wardkey.opening import open_storage, sign_in_issuer
 from wardkey.outside.broker import BrokerKeys
 from wardkey.outside.broker_link import BrokerLink
@@ -110,6 +111,7 @@ def create_app() -> FastAPI:
     The deployment was made by `wardkey up` before; this only opens it.
     """
     config = load_config(os.environ)
+    configure_logging(config)
     # As the document lists them.
     described = (
         keys,
@@ -201,6 +203,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 public_url=config.url,
                 mqtt_url=config.mqtt_url,
                 websocket_url=config.websocket_url,
+                access_log=config.access_log,
                 proxies=config.proxies,
                 key_headers=config.extra_key_headers,
                 metrics_token=config.metrics_token,

@@ -24,6 +24,15 @@ from wardkey.domain.single_sign_on import Welcome
 PREFIX = "WARDKEY_"
 # Read by the command line as a client, not by the server.
 _CLIENT_NAMES = frozenset({"WARDKEY_API_KEY", "WARDKEY_ORG", "WARDKEY_URL"})
+# What Kubernetes puts into each pod for a Service called `wardkey` or `wardkey-…`.
+_KUBERNETES = re.compile(
+    r"WARDKEY_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?"
+    r"|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+_CHOICES = {
+    "log_level": ("debug", "info", "warning", "error"),
+    "log_format": ("text", "json"),
+}
 _DOMAIN = re.compile(
     r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]"
 )
@@ -65,6 +74,9 @@ class Config:
     directory_memory: int = 256
     max_staleness: int = 0
     keep_alive: int = 120
+    log_level: str = "info"
+    log_format: str = "text"
+    access_log: bool = False
     metrics_token: str = field(default="", repr=False)
     no_messaging: bool = False
     mqtt_listen: str = "127.0.0.1:1883"
@@ -220,6 +232,8 @@ def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = 
             continue
         setting = name.removeprefix(PREFIX).lower()
         if setting not in known:
+            if _KUBERNETES.fullmatch(name):
+                continue
             raise UnknownSetting(
                 f"{name} is no setting of Wardkey; `wardkey up --help` lists them all.",
                 field=name,
@@ -234,6 +248,12 @@ def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = 
     config = Config(**values)
     _check(config)
     return config
+
+
+def ignored_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return the WARDKEY_* names that Kubernetes set and that are not settings."""
+    known = {PREFIX + item.name.upper() for item in fields(Config)} | _CLIENT_NAMES
+    return sorted(name for name in environ if _KUBERNETES.fullmatch(name) and name not in known)
 
 
 def _read(name: str, text: str, kind: type) -> object:
@@ -274,14 +294,24 @@ def _check(config: Config) -> None:
                     "by commas.",
                     field="broker" if name == "brokers" else "broker_mqtt",
                 )
-    for name, (least, most, unit) in _NUMBERS.items():
-        if not least <= getattr(config, name) <= most:
-            raise InvalidSetting(f"{name} is a number{unit} from {least} to {most}.", field=name)
+    _check_bounds(config)
     if config.metrics_token and len(config.metrics_token) < 16:  # noqa: PLR2004 - not guessed
         raise InvalidSetting("metrics_token has at least 16 characters.", field="metrics_token")
     _check_names(config)
     _check_oidc(config)
     _check_database(config)
+
+
+def _check_bounds(config: Config) -> None:
+    for name, (least, most, unit) in _NUMBERS.items():
+        if not least <= getattr(config, name) <= most:
+            raise InvalidSetting(f"{name} is a number{unit} from {least} to {most}.", field=name)
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise InvalidSetting(
+                f"{getattr(config, name)!r} is not a {name}; choose {', '.join(choices)}.",
+                field=name,
+            )
 
 
 def _check_names(config: Config) -> None:

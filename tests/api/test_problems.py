@@ -377,6 +377,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "service_key_not_found": ("service-key", "revoke", "nobody"),
     "hook_token_not_found": ("hook", "revoke", "nobody"),
     "invalid_hook": ("hook", "create", "mosquitto"),
+    "unusable_file": ("up", "--listen", "127.0.0.1:0", "--data-dir", "/proc/wardkey"),
     "deployment_not_found": ("org", "list", "--data-dir", "nowhere"),
     "already_running": ("master-key", "rotate"),
     # Nobody makes a folder there, not even root.

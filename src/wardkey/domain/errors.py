@@ -764,6 +764,10 @@ class DatabaseDamaged(Conflict):
     """The database's file is damaged; restore a backup in its place."""
 
 
+class UnusableFile(Conflict):
+    """A file or folder can't be read or written; check its path and its permissions."""
+
+
 class UnwritableFile(Conflict):
     """The file cannot be written there; choose another place or name."""
 

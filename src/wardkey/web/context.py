@@ -53,6 +53,7 @@ class Context:
     key_beside_data: bool = False
     # Where clients reach MQTT; empty where nothing tells.
     mqtt_url: str = ""
+    access_log: bool = False
     websocket_url: str = ""
     # None without messaging.
     link: BrokerLink | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -15,6 +16,10 @@ from wardkey.domain.verdict import KnownSecret
 _LAST_64_BITS = 2**64 - 1
 # From a random start, so that processes and restarts do not repeat each other's.
 _numbers = count(secrets.randbits(64))
+
+
+# The request that this task or thread answers, for log records.
+current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
 
 
 def next_request_id() -> str:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from wardkey.domain.errors import Failure, InternalError
+from wardkey.web.access_log import log_access
 from wardkey.web.connection import Connection
 from wardkey.web.context import Context
 from wardkey.web.incoming import Incoming, Outgoing, Seen, header_lines, next_request_id
@@ -189,7 +191,7 @@ class Lane(Connection):
         body: bytes,
     ) -> bool:
         """Answer a hot route; false where that would need the network."""
-        request_id = next_request_id()
+        request_id, began = next_request_id(), perf_counter()
         incoming = Incoming(
             query, fields, self._peer, body, request_id, self._seen, route.name, named
         )
@@ -201,6 +203,7 @@ class Lane(Connection):
         stays = self._stays = not self._shuts_down and not self._ended
         if isinstance(out, Outgoing):
             self._write(out, request_id, stays=stays)
+            self._log(route, out, began, request_id)
             self.server_state.total_requests += 1
             if stays:
                 self._idle_since = self.loop.time()
@@ -209,16 +212,25 @@ class Lane(Connection):
             return True
         owed = Owed(request_id, stays=stays)
         self.cycle = cast("RequestResponseCycle", owed)
-        out.add_done_callback(partial(self._pay, owed))
+        out.add_done_callback(partial(self._pay, owed, route, began))
         return True
 
-    def _pay(self, owed: Owed, done: asyncio.Future[Outgoing]) -> None:
+    def _log(self, route: HotRoute, out: Outgoing, began: float, request_id: str) -> None:
+        if self._here.access_log:
+            method, _, path = route.name.partition(" ")
+            log_access(method, path, out.status, began, client=self._peer, request_id=request_id)
+
+    def _pay(
+        self, owed: Owed, route: HotRoute, began: float, done: asyncio.Future[Outgoing]
+    ) -> None:
         """Answer what was owed, and go on with what came in the meantime."""
         owed.response_complete = True
         if owed.disconnected or self.transport.is_closing():
             return
         stays = owed.keep_alive and not self._shuts_down
-        self._write(done.result(), owed.request_id, stays=stays)
+        out = done.result()
+        self._write(out, owed.request_id, stays=stays)
+        self._log(route, out, began, owed.request_id)
         if stays:
             self.on_response_complete()
         else:

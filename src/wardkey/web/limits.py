@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from wardkey.domain.callers import storable_route
 from wardkey.domain.errors import BodyTooLarge, Failure, InvalidRequest, RouteNotFound
-from wardkey.web.incoming import next_request_id
+from wardkey.web.access_log import log_access
+from wardkey.web.incoming import current_request_id, next_request_id
 from wardkey.web.problems import problem_response
 
 MOST_BODY = 1_048_576
@@ -24,27 +28,27 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":
+        method, began = scope["method"], perf_counter()
+        if method == "HEAD":
             # RFC 9110 §9.3.2: as GET, and the server leaves the body out.
             scope = {**scope, "method": "GET"}
         request_id = next_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
+        current_request_id.set(request_id)
+        context = scope["app"].state.context
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Wardkey-Request-Id"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers.setdefault("Cache-Control", "no-store")
+                _name_answer(message, request_id)
+                if context.access_log:
+                    path = storable_route(scope["path"], context.runner.database.brand)
+                    client, status = scope["client"][0], message["status"]
+                    log_access(method, path, status, began, client=client, request_id=request_id)
             await send(message)
 
-        if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
-            failure: Failure = (
-                RouteNotFound()
-                if "\0" in scope["path"]
-                else InvalidRequest("A parameter has a NUL character; leave it out.")
-            )
-            await problem_response(failure, Request(scope))(scope, receive, send_named)
+        refusal = _refusal(scope)
+        if refusal is not None:
+            await problem_response(refusal, Request(scope))(scope, receive, send_named)
             return
         try:
             body = await _read(Headers(scope=scope), receive)
@@ -55,16 +59,37 @@ class Limits:
             return
         if body is None:
             return
-        passed = False
+        await self._app(scope, _replay(body, receive), send_named)
 
-        async def replay() -> Message:
-            nonlocal passed
-            if passed:
-                return await receive()
-            passed = True
-            return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, replay, send_named)
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return what gives the body once, and the client's disconnection after that."""
+    passed = False
+
+    async def replay() -> Message:
+        nonlocal passed
+        if passed:
+            return await receive()
+        passed = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _name_answer(message: Message, request_id: str) -> None:
+    headers = MutableHeaders(scope=message)
+    headers["Wardkey-Request-Id"] = request_id
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers.setdefault("Cache-Control", "no-store")
+
+
+def _refusal(scope: Scope) -> Failure | None:
+    """Return why a URL is refused; no database takes a NUL character in a text."""
+    if "\0" in scope["path"]:
+        return RouteNotFound()
+    if b"%00" in scope.get("query_string", b""):
+        return InvalidRequest("A parameter has a NUL character; leave it out.")
+    return None
 
 
 async def _read(headers: Headers, receive: Receive) -> bytes | None:

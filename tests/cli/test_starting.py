@@ -1,0 +1,126 @@
+"""A start that cannot go on changes and shows nothing, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.server import OWNER, Server, wait_until
+from wardkey.config import ignored_variables, load_config
+
+KUBERNETES = {
+    "WARDKEY_SERVICE_HOST": "10.0.0.1",
+    "WARDKEY_SERVICE_PORT": "8787",
+    "WARDKEY_SERVICE_PORT_HTTP": "8787",
+    "WARDKEY_PORT": "tcp://10.0.0.1:8787",
+    "WARDKEY_PORT_8787_TCP": "tcp://10.0.0.1:8787",
+    "WARDKEY_PORT_8787_TCP_PROTO": "tcp",
+    "WARDKEY_PORT_8787_TCP_PORT": "8787",
+    "WARDKEY_PORT_8787_TCP_ADDR": "10.0.0.1",
+    "WARDKEY_MQTT_PORT_1883_TCP": "tcp://10.0.0.1:1883",
+    "WARDKEY_API_SERVICE_HOST": "10.0.0.1",
+}
+
+
+def test_what_kubernetes_sets_for_a_service_is_no_setting() -> None:
+    assert load_config(KUBERNETES) == load_config({})
+    assert ignored_variables(KUBERNETES | {"WARDKEY_WORKERS": "2"}) == sorted(KUBERNETES)
+
+
+@pytest.mark.parametrize("name", ["listen", "mqtt_listen", "websocket_listen"])
+def test_a_port_that_is_taken_is_found_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    server = Server(tmp_path / "data", no_messaging=0)
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        server.settings[name] = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = server.cli("up")
+    assert done.returncode == 2
+    assert f"(at {name})" in done.stderr
+    assert "sk_live_" not in done.stdout
+    assert not server.data_dir.exists()
+
+
+def test_a_later_start_reminds_of_an_owner_who_never_set_up(start: Callable[..., Server]) -> None:
+    server = start()
+    server.stop()
+    server.start()
+    assert f"wardkey setup-link {OWNER}" in server.output
+    with server.owner():
+        server.stop()
+    before = len(server.output)
+    server.start()
+    assert "setup-link" not in server.output[before:]
+
+
+@pytest.mark.parametrize(
+    ("args", "variables"),
+    [
+        (["up"], {"WARDKEY_MASTER_KEY_FILE": "{folder}/nowhere/master.key"}),
+        (["up"], {"WARDKEY_DATA_DIR": "/proc/nowhere"}),
+        (["up"], {"WARDKEY_MASTER_KEY_FILE": "{folder}"}),
+        (["doctor"], {"WARDKEY_DATA_DIR": "/proc/nowhere"}),
+        (["backup", "--force", "{folder}"], {}),
+        (["backup", "/proc/nowhere/file"], {}),
+        (["backup", "{folder}/file/below"], {}),
+        (["restore", "{folder}"], {}),
+        (["restore", "{folder}/nowhere"], {}),
+    ],
+)
+def test_no_path_ends_in_a_traceback(
+    runner_folder: Server, args: list[str], variables: dict[str, str]
+) -> None:
+    folder = runner_folder.data_dir.parent
+    (folder / "file").touch()
+    filled = [arg.format(folder=folder) for arg in args]
+    more = {name: value.format(folder=folder) for name, value in variables.items()}
+    done = runner_folder.cli(*filled, **more)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr + done.stdout
+    assert re.search(r"[a-z]+_[a-z_]+", done.stderr + done.stdout)
+
+
+@pytest.fixture(scope="module")
+def runner_folder(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """Give a deployment that was made and stopped."""
+    server = Server(tmp_path_factory.mktemp("paths") / "data")
+    server.start()
+    server.stop()
+    return server
+
+
+def test_records_are_json_objects_with_time_level_and_request_id(
+    start: Callable[..., Server],
+) -> None:
+    server = start(log_format="json", access_log=1)
+    with server.client(server.first_key) as client:
+        ids = [
+            client.get(path).headers["wardkey-request-id"]
+            for path in ("/v2/keys?limit=1", "/v2/auth", f"/{server.first_key}")
+        ]
+
+    def records() -> list[dict[str, object]]:
+        lines = [line for line in server.output.splitlines() if line.startswith("{")]
+        found = [json.loads(line) for line in lines]
+        return [one for one in found if one.get("request_id") in ids]
+
+    assert wait_until(lambda: len(records()) == 3)
+    kept = [(one["method"], one["path"], one["status"]) for one in records()]
+    assert kept == [("GET", "/v2/keys", 200), ("GET", "/v2/auth", 200), ("GET", "/…", 404)]
+    for one in records():
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(one["time"]))
+        assert (one["level"], one["logger"]) == ("info", "wardkey.access")
+        assert one["duration_ms"] != 0
+    assert server.first_key not in server.output.partition("listens on")[2]
+
+
+def test_records_are_lines_with_time_and_level(start: Callable[..., Server]) -> None:
+    server = start(access_log=1, log_level="info")
+    with server.client() as client:
+        name = client.get("/healthz").headers["wardkey-request-id"]
+    line = rf"\S+Z INFO GET /healthz 200 [\d.]+ ms 127\.0\.0\.1 \[{name}\]"
+    assert wait_until(lambda: re.search(line, server.output))
