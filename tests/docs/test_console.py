@@ -12,7 +12,7 @@ from tests.server import Server, wait_until
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 # What installs or starts something is tried elsewhere, not from inside a test.
-ELSEWHERE = ("make ", "sudo ", "wardkey up", "pip ", "git ", "nginx ", "caddy ", "docker ")
+ELSEWHERE = ("make ", "sudo ", "wardkey up", "pip ", "pipx ", "git ", "nginx ", "caddy ", "docker ")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
