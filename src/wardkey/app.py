@@ -37,6 +37,7 @@ from wardkey.api import (
     providers,
     retained,
     rotations,
+    scopes,
     sessions,
     tokens,
     verify,
@@ -66,6 +67,7 @@ from wardkey.dashboard import members as members_page
 from wardkey.dashboard import organizations as organizations_page
 from wardkey.dashboard import passkeys as passkeys_page
 from wardkey.dashboard import providers as providers_page
+from wardkey.dashboard import scopes as scopes_page
 from wardkey.dashboard import topics as topics_page
 from wardkey.dashboard import usage as usage_page
 from wardkey.db.engine import Database
@@ -116,6 +118,7 @@ def create_app() -> FastAPI:
     described = (
         keys,
         rotations,
+        scopes,
         verify,
         clients,
         acl,
@@ -150,6 +153,7 @@ def create_app() -> FastAPI:
         providers_page,
         grants_page,
         members_page,
+        scopes_page,
         settings,
         organizations_page,
         passkeys_page,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wardkey.actions import imports, keys, organizations, revocations
+from wardkey.actions import imports, keys, organizations, revocations, scopes
 from wardkey.actions.run import Runner
 from wardkey.config import load_config
 from wardkey.domain.errors import ExceedsOwnLimits, ExceedsOwnPermissions, Failure
@@ -32,13 +32,29 @@ DAY = 24 * HOUR
 INSIDE, OUTSIDE = "10.1.2.3", "192.0.2.1"
 RATE = Rate(100, 60, 10)
 HELD = ("acl:read", "keys:read", "keys:write")
-PROBES = ("acl:read", "acl:write", "keys:write", "keys:admin", "members:write", "billing:read")
+SCOPE = "invoices:read"
+PROBES = (
+    "acl:read",
+    "acl:write",
+    "keys:write",
+    "keys:admin",
+    "members:write",
+    "scopes:grant",
+    SCOPE,
+)
 FIELDS: Mapping[str, tuple[Any, ...]] = {
     "allowed_addresses": ((), ("10.0.0.0/8",), ("10.1.0.0/16", "192.0.2.1"), ("0.0.0.0/0",)),
     "rate_limit": (None, RATE, Rate(100, 1, 10), Rate(1, 60, 11), Rate(1, 60, 1)),
     # Added to the time at which the deployment was made; None is no expiry.
     "expires_at": (None, 20 * 60_000, DAY, 30 * DAY),
-    "permissions": (("acl:read",), HELD, ("acl:read", "acl:write"), ("keys:admin",), ()),
+    "permissions": (
+        ("acl:read",),
+        HELD,
+        ("acl:read", "acl:write"),
+        ("keys:admin",),
+        (),
+        (SCOPE, "scopes:grant"),
+    ),
     "metadata": ({}, {"plan": "all"}),
 }
 
@@ -119,6 +135,7 @@ def begin(opened: Runner) -> Iterator[Callable[[], World]]:
             role=Role.OWNER,
             environment=Environment.LIVE,
         )
+        opened.change(scopes.create, owner, SCOPE)
         began = clock()
         opened.database.clock = lambda: began
         return World(opened, owner, verifier, began)
@@ -277,6 +294,26 @@ def test_a_key_adds_permissions_only_to_keys_within_its_own_limits(
     assert world.runner.change(keys.change, by, within, {"permissions": HELD})[0].permissions
     with pytest.raises(ExceedsOwnLimits):
         world.runner.change(keys.rotate, by, weaker, "now")
+
+
+def test_a_key_with_scopes_grant_grants_every_scope_within_its_own_limits(
+    begin: Callable[[], World],
+) -> None:
+    world = begin()
+    limits = {"allowed_addresses": ("10.0.0.0/8",)}
+    own = world.made((*HELD, "scopes:grant"), **limits)
+    by = world.caller(own.secret.text)
+    assert by is not None
+    change, other = world.runner.change, world.made((SCOPE,)).key.id
+    assert change(keys.issue, by, world.spec((SCOPE,), **limits)).key.permissions == (SCOPE,)
+    with pytest.raises(ExceedsOwnLimits):
+        change(keys.issue, by, world.spec((SCOPE,)))
+    with pytest.raises(ExceedsOwnLimits):
+        change(keys.rotate, by, other, "now")
+    with pytest.raises(ExceedsOwnLimits):
+        change(keys.change, by, own.key.id, {"permissions": (*HELD, SCOPE)})
+    assert change(keys.change, by, other, limits)[0].allowed_addresses == ("10.0.0.0/8",)
+    assert change(keys.rotate, by, other, "now").key.permissions == (SCOPE,)
 
 
 @pytest.mark.parametrize("who", ["member", "keys:admin"])

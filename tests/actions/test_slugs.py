@@ -157,6 +157,7 @@ def test_an_upgrade_reserves_the_slugs_in_use_and_those_that_the_audit_names(
     before = reserved(runner)
     with runner.database.writer.begin() as connection:
         connection.execute(text("DROP TABLE organization_slugs"))
+        connection.execute(text("DROP TABLE scopes"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0010'"))
     migrate(runner.database)
     assert reserved(runner) == before

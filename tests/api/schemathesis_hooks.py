@@ -22,6 +22,7 @@ BEYOND_A_SCHEMA = {
     "ambiguous_provider",
     "ambiguous_credentials",
     "exchange_not_allowed",
+    "unknown_scope",
     "provider_disabled",
 }
 FILTERS = ["#", "agents/{username}/#", "a/+/b", "{org}-{claim.team}", "é.x/{client_id}"]
@@ -41,6 +42,7 @@ FORMATS = {
     "idempotency-key": st.uuids(version=4).map(str),
     "password": WORD.map(lambda word: f"a long password of {word}"),
     "permission": st.sampled_from(["publish", "keys:read", "invoices:read", "a.b:c:d-e"]),
+    "scope": st.builds("{}x:{}".format, WORD, WORD),
     "rule-filter": st.sampled_from(FILTERS),
     "topic": st.builds("{}/{}".format, WORD, WORD),
     "issuer-url": WORD.map(lambda word: f"https://{word}.example/realms/{word}"),

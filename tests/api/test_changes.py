@@ -33,7 +33,7 @@ def owner(server: Server) -> Iterator[httpx.Client]:
 
 
 def issue(owner: httpx.Client, **more: object) -> Any:  # noqa: ANN401 - JSON
-    wanted = {"name": f"live-{uuid.uuid4()}", "type": "secret", **more}
+    wanted = {"name": f"live-{uuid.uuid4()}", "type": "secret", "create_scopes": True, **more}
     answer = owner.post("/v2/keys", json=wanted)
     assert answer.status_code == 201, answer.text
     return answer.json()
@@ -47,7 +47,7 @@ def test_a_change_changes_its_field_and_nothing_else(
 ) -> None:
     before = issue(owner, type=kind)["key"]
     where = f"/v2/keys/{before['id']}"
-    answer = owner.patch(where, json={field: sent})
+    answer = owner.patch(where, json={field: sent, "create_scopes": True})
     assert answer.status_code == 200, answer.text
     after = owner.get(where).json()
     assert after.pop("updated_at") >= before.pop("updated_at")

@@ -25,6 +25,8 @@ OUR_ROUTES = {
     ("post", "/v2/keys/{key_id}/secrets/{kid}/revoke"): "key_not_found",
     ("get", "/v2/receipts/{receipt_id}"): "receipt_not_found",
     ("delete", "/v2/import-prefixes/{prefix}"): "prefix_not_found",
+    ("patch", "/v2/scopes/{name}"): "scope_not_found",
+    ("delete", "/v2/scopes/{name}"): "scope_not_found",
     ("get", "/v2/clients/{client_id}"): "client_not_found",
     ("patch", "/v2/clients/{client_id}"): "client_not_found",
     ("delete", "/v2/clients/{client_id}"): "client_not_found",
@@ -50,6 +52,7 @@ OUR_ROUTES = {
 BODIES = {
     ("patch", "/v2/keys/{key_id}"): {"description": "taken"},
     ("patch", "/v2/clients/{client_id}"): {"enabled": False},
+    ("patch", "/v2/scopes/{name}"): {"description": "taken"},
     ("patch", "/v2/members/{user_id}"): {"role": "viewer"},
     ("patch", "/v2/acl/rules/{rule_id}"): {"effect": "deny"},
     ("patch", "/v2/auth-providers/{provider_id}"): {"name": "taken"},
@@ -70,6 +73,7 @@ def _ids(owner: httpx.Client) -> dict[str, str]:
     receipt = owner.delete(f"/v2/keys/{gone['id']}").json()["id"]
     client = owner.post("/v2/clients", json={"username": "theirs"}).json()["client"]
     assert owner.post("/v2/import-prefixes", json={"prefix": "theirs_"}).status_code == 201
+    assert owner.post("/v2/scopes", json={"name": "theirs:read"}).status_code == 201
     invited = owner.post(
         "/v2/invitations", json={"email": "guest@acme.example", "role": "viewer"}
     ).json()
@@ -87,6 +91,7 @@ def _ids(owner: httpx.Client) -> dict[str, str]:
         "kid": key["secrets"][0]["kid"],
         "receipt_id": receipt,
         "prefix": "theirs_",
+        "name": "theirs:read",
         "client_id": client["id"],
         "user_id": owner.get("/v2/me").json()["id"],
         "invitation_id": invited["invitation"]["id"] if "invitation" in invited else invited["id"],
@@ -133,6 +138,7 @@ def test_404_no_route_shows_or_changes_another_organizations_things(
             "/v2/members",
             "/v2/invitations",
             "/v2/import-prefixes",
+            "/v2/scopes",
             "/v2/acl/rules",
             "/v2/auth-providers",
             "/v2/tokens",
@@ -158,6 +164,9 @@ SHARED = {
     ("delete", "/v2/invitations/{invitation_id}"): None,
     ("post", "/v2/import-prefixes"): {"prefix": "taken_"},
     ("delete", "/v2/import-prefixes/{prefix}"): None,
+    ("post", "/v2/scopes"): {"name": "taken:read"},
+    ("patch", "/v2/scopes/{name}"): {"description": "taken"},
+    ("delete", "/v2/scopes/{name}"): None,
     ("get", "/v2/audit-events/verify"): None,
 }
 # What stays in the caller's environment, shows the public part, or asks for no key.
@@ -165,7 +174,10 @@ CONFINED = {
     *(("get", f"/v2/{room}") for room in ("keys", "clients", "acl/rules", "acl/presets", "tokens")),
     *(("get", f"/v2/{room}") for room in ("auth-providers", "sessions", "presence", "retained")),
     *(("get", f"/v2/{room}") for room in ("audit-events", "audit-events/export")),
-    *(("get", f"/v2/{room}") for room in ("organization", "import-prefixes", "me", "auth")),
+    *(
+        ("get", f"/v2/{room}")
+        for room in ("organization", "import-prefixes", "scopes", "me", "auth")
+    ),
     *(("post", f"/v2/{room}") for room in ("keys", "keys/import", "clients", "acl/rules")),
     *(("post", f"/v2/{room}") for room in ("acl/presets", "acl/simulate", "auth-providers")),
     *(("post", f"/v2/{room}") for room in ("auth-providers/test", "keys/verify")),
@@ -209,7 +221,8 @@ def test_no_route_lets_a_test_key_see_or_change_live_or_what_both_share(
                         expected = (404, OUR_ROUTES[operation])
                     said = answer.status_code, answer.json().get("code")
                     assert said == expected, operation
-            hidden = set(ids.values()) - {ids["prefix"], ids["session_id"], ids["user_id"]}
+            shared = {ids["prefix"], ids["name"], ids["session_id"], ids["user_id"]}
+            hidden = set(ids.values()) - shared
             for method, path in CONFINED:
                 if method == "get":
                     shown = key.get(path.format(code="revoked")).text

@@ -29,7 +29,12 @@ def test_nobody_grants_what_he_does_not_hold(server: Server) -> None:
         assert answer.json()["code"] == "exceeds_own_permissions"
         own = admin.post(
             "/v2/keys",
-            json={**ISSUE, "name": "live-admins", "permissions": ["keys:write", "invoices:read"]},
+            json={
+                **ISSUE,
+                "name": "live-admins",
+                "permissions": ["keys:write", "invoices:read"],
+                "create_scopes": True,
+            },
         )
         assert own.status_code == 201, own.text
     with server.client(own.json()["secret"]) as key:

@@ -128,6 +128,19 @@ class World:
     def registered(self, prefix: str) -> httpx.Response:
         return self.owner.post("/v2/import-prefixes", json={"prefix": prefix})
 
+    def scoped(self, name: str) -> httpx.Response:
+        return self.owner.post("/v2/scopes", json={"name": name})
+
+    def too_many_scopes(self) -> httpx.Response:
+        return [
+            self.refused(
+                name=f"many-{first}",
+                permissions=[f"many:n{n}" for n in range(first, first + 100)],
+                create_scopes=True,
+            )
+            for first in range(0, 1001, 100)
+        ][-1]
+
     def limited(self) -> httpx.Response:
         text = self.made(rate_limit={"limit": 1, "period_s": 3600, "burst": 1})["secret"]
         return [self.shown(text) for _ in range(9)][-1]
@@ -257,6 +270,15 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     ),
     "invalid_cursor": lambda w: w.owner.get("/v2/keys?cursor=AAAA"),
     "unknown_permission": lambda w: w.refused(permissions=["nope"]),
+    "unknown_scope": lambda w: w.refused(permissions=["never:added"]),
+    "invalid_scope_name": lambda w: w.scoped("Invoices"),
+    "scope_not_found": lambda w: w.owner.delete("/v2/scopes/never:added"),
+    "duplicate_scope": lambda w: [w.scoped("twice:added") for _ in range(2)][-1],
+    "scope_in_use": lambda w: (
+        w.made(permissions=["held:by-one"], create_scopes=True),
+        w.owner.delete("/v2/scopes/held:by-one"),
+    )[1],
+    "too_many_scopes": World.too_many_scopes,
     "permission_not_for_type": lambda w: w.refused(**PAGE, permissions=["acl:read"]),
     "origins_not_for_type": lambda w: w.refused(allowed_origins=["https://a.example"]),
     "weak_idempotency_key": lambda w: w.owner.post(

@@ -151,6 +151,7 @@ def test_a_key_is_edited_and_the_rest_of_it_stays(site: Site, enter: Enter) -> N
     made = site.made(
         "live-edited",
         permissions=["keys:verify", "invoices:read"],
+        create_scopes=True,
         expires_at="2040-01-31T00:00:00Z",
     )
     page = enter("owner", page_of(made, "?dialog=edit"))

@@ -9,6 +9,9 @@ from wardkey.domain.permissions import (
     Role,
     clean_permissions,
     default_permissions,
+    near_misses,
+    require_askable,
+    suggest,
 )
 
 # Written out by hand; a change of the rules is a change of this drawing.
@@ -42,6 +45,7 @@ TABLE = """
     usage:read            -  sk   owner admin member viewer
     billing:read          -  sk   owner -     -      -
     billing:write         -  sk   owner -     -      -
+    scopes:grant          -  sk   owner admin -      -
 """
 ROWS = {row[0]: row[1:] for row in (line.split() for line in TABLE.strip().splitlines())}
 TYPES = [(KeyType.PUBLISHABLE, 0, "pk"), (KeyType.SECRET, 1, "sk")]
@@ -81,8 +85,8 @@ def test_a_role_holds_what_the_table_of_roles_draws(
     assert (permission in ROLE_TABLE[role]) == (cell == sign)
 
 
-def test_a_new_secret_key_can_neither_make_nor_free_keys_nor_make_members_unless_ticked() -> None:
-    ticked = {"keys:write", "keys:admin", "members:write"}
+def test_a_new_secret_key_can_not_make_keys_or_members_or_grant_scopes_unless_ticked() -> None:
+    ticked = {"keys:write", "keys:admin", "members:write", "scopes:grant"}
     assert default_permissions(KeyType.SECRET, EVERYTHING) == EVERYTHING - ticked
     assert clean_permissions(KeyType.SECRET, ticked) == ticked
 
@@ -146,3 +150,31 @@ def test_another_text_is_no_permission_and_the_item_is_named(key_type: KeyType, 
         clean_permissions(key_type, ["publish", text])
     assert caught.value.field == "permissions.1"
     assert caught.value.detail.isprintable()
+    with pytest.raises(UnknownPermission) as asked:
+        require_askable(["publish", text])
+    assert asked.value.detail == caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("usage:raed", "usage:read"),
+        ("usages:read", "usage:read"),
+        ("key:read", "keys:read"),
+        ("KEYS:READ", "keys:read"),
+        (" keys:read ", "keys:read"),
+        ("keys.read", "keys:read"),
+        ("invoices-read", "invoices:read"),
+        ("Invoices:Read", "invoices:read"),
+        ("invocies:read", "invoices:read"),
+    ],
+)
+def test_a_mistyped_permission_suggests_the_one_that_was_meant(text: str, meant: str) -> None:
+    assert near_misses(text, ["invoices:read", "orders:write"])[0] == meant
+    assert f"Did you mean {meant}" in suggest(text, ["invoices:read", "orders:write"])
+
+
+def test_nothing_is_suggested_for_what_resembles_no_permission() -> None:
+    assert suggest("zzz") == ""
+    assert suggest("reports:build", ["invoices:read"]) == ""
+    assert suggest("x" * 1_000_000) == ""

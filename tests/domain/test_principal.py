@@ -108,16 +108,32 @@ def test_a_service_key_verifies_and_others_need_the_permission() -> None:
         (person(Role.ADMIN), True),
         (person(Role.MEMBER), False),
         (person(Role.VIEWER), False),
-        (key(KeyType.SECRET, *Permission), False),
+        (key(KeyType.SECRET, *(set(Permission) - {"scopes:grant"})), False),
+        (key(KeyType.SECRET, "scopes:grant"), True),
         (key(KeyType.SECRET, "invoices:read"), True),
         (USER, False),
         (SERVICE, False),
     ],
 )
-def test_a_scope_is_granted_by_owners_admins_and_who_holds_it(
+def test_a_scope_is_granted_by_owners_admins_and_keys_with_scopes_grant_or_the_scope(
     *, by: Principal, grants: bool
 ) -> None:
-    assert by.holds("invoices:read") is grants
+    assert by.may_grant("invoices:read") is grants
+    assert by.may_grant("keys:nothing") is False
+
+
+def test_a_scope_that_cannot_be_granted_says_who_can() -> None:
+    with pytest.raises(ExceedsOwnPermissions) as caught:
+        key(KeyType.SECRET, "keys:write").require_grantable(frozenset({"invoices:read"}))
+    assert caught.value.needs == "scopes:grant"
+    assert "Owners and admins, and keys with scopes:grant, can grant scopes: invoices:read" in (
+        caught.value.detail
+    )
+    with pytest.raises(ExceedsOwnPermissions) as both:
+        key(KeyType.SECRET).require_grantable(frozenset({"invoices:read", "acl:read"}))
+    assert both.value.needs == "acl:read"
+    assert "you lack acl:read." in both.value.detail
+    assert "can grant scopes: invoices:read" in both.value.detail
 
 
 def test_nobody_grants_what_he_does_not_hold() -> None:

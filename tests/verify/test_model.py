@@ -141,7 +141,7 @@ class Model(RuleBasedStateMachine):
         if by.org_id in self.suspended:
             self.refused(OrganizationSuspended, keys.issue, by, spec)
             return multiple()
-        made = self.run(keys.issue, by, spec)
+        made = self.run(keys.issue, by, spec, (SCOPE,))
         self.keys[made.key.id] = {
             "by": by, "expires": spec.expires_at, "scoped": scoped, "disabled": False,
             "revoked": False,
@@ -228,7 +228,7 @@ class Model(RuleBasedStateMachine):
         if key["revoked"]:
             self.refused(KeyRevoked, keys.change, key["by"], key_id, changes)
             return
-        self.run(keys.change, key["by"], key_id, changes)
+        self.run(keys.change, key["by"], key_id, changes, (SCOPE,))
         key[field] = value
 
     @rule(which=st.integers(0, 1), stopped=st.booleans())

@@ -34,6 +34,7 @@ from wardkey.db.schema import (
     organizations,
     passkeys,
     receipts,
+    scopes,
     secrets,
     service_keys,
     setup_links,
@@ -73,6 +74,7 @@ def survey(tx: Transaction, backup: Backup) -> Survey:
     _links(tx, backup, seen)
     _passkeys(tx, backup, seen)
     _prefixes(tx, backup, seen)
+    _scopes(tx, backup, seen, lost_orgs)
     seen.receipts = [dict(now._mapping) for now, then in pairs(tx, backup, receipts) if not then]  # noqa: SLF001
     taken = pairs(tx, backup, organization_slugs)
     seen.slugs = [dict(now._mapping) for now, then in taken if then is None]  # noqa: SLF001
@@ -403,3 +405,22 @@ def _prefixes(tx: Transaction, backup: Backup, seen: Survey) -> None:
         seen.widened.append(
             Loss("import_prefix", then.prefix, then.prefix, then.org_id, fields=fields)
         )
+
+
+def _scopes(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
+    """Name the scopes that the catalogue loses, and those that come back to it.
+
+    A deleted scope comes back, because keys of the backup may hold it.
+    """
+    for now, then in pairs(tx, backup, scopes):
+        if now.org_id in lost_orgs:
+            continue
+        if then is None:
+            seen.lost.append(Loss("scope", now.id, now.name, now.org_id))
+        elif now.description != then.description:
+            fields = ("description",)
+            seen.widened.append(Loss("scope", now.id, now.name, now.org_id, fields=fields))
+    for then in gone(tx, backup, scopes):
+        if find(tx.connection, organizations, [(then.org_id,)]):
+            fields = ("deleted",)
+            seen.widened.append(Loss("scope", then.id, then.name, then.org_id, fields=fields))

@@ -54,8 +54,8 @@ def owners_without_sign_in(tx: Transaction, by: Principal) -> list[str]:
 def first_start(tx: Transaction, by: Principal, name: str, owner_email: str) -> FirstStart | None:
     """Make the first organization, its owner and a secret key, all or nothing.
 
-    Returns None if another process was first. The key may make keys, so that a new deployment
-    can be used from the command line at once.
+    Returns None if another process was first. The key may make keys and grant every scope, so that
+    a new deployment can be used from the command line at once.
     """
     by.require_operator()
     if not is_new(tx, by):
@@ -69,9 +69,8 @@ def first_start(tx: Transaction, by: Principal, name: str, owner_email: str) -> 
         role=Role.OWNER,
         environment=Environment.LIVE,
     )
-    permissions = tuple(
-        sorted((frozenset(Permission) - TICKED_EXPLICITLY) | {Permission.KEYS_WRITE})
-    )
+    usable = {Permission.KEYS_WRITE, Permission.SCOPES_GRANT}
+    permissions = tuple(sorted((frozenset(Permission) - TICKED_EXPLICITLY) | usable))
     spec = KeySpec(
         name=FIRST_KEY_NAME,
         type=KeyType.SECRET,

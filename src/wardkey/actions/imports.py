@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy import Row, delete, exists, func, insert, select
 from wardkey.actions.audit import Target, record
 from wardkey.actions.key_limits import require_within
 from wardkey.actions.keys import get, insert_key, open_organization
+from wardkey.actions.scopes import require_known
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import import_prefixes, imported, keys, secrets
 from wardkey.domain.errors import (
@@ -136,11 +138,13 @@ def release_prefix(tx: Transaction, by: Principal, prefix: str) -> None:
     record(tx, by, "import_prefix.released", Target("import_prefix", prefix))
 
 
-def import_key(tx: Transaction, by: Principal, wanted: Import) -> KeyRecord:
+def import_key(
+    tx: Transaction, by: Principal, wanted: Import, create_scopes: Collection[str] = ()
+) -> KeyRecord:
     """Make a secret key whose one secret is the text behind `wanted.sha256`.
 
-    Raises `InvalidImport`, `WeakImport`, `PrefixNotFound`, `DuplicateImport` and what issuing
-    raises.
+    `create_scopes` are the scopes to add to the catalogue if it lacks them. Raises `InvalidImport`,
+    `WeakImport`, `PrefixNotFound`, `DuplicateImport` and what issuing raises.
     """
     by.require(Permission.KEYS_WRITE)
     open_organization(tx, by)
@@ -157,6 +161,7 @@ def import_key(tx: Transaction, by: Principal, wanted: Import) -> KeyRecord:
         if spec.permissions is None
         else clean_permissions(KeyType.SECRET, spec.permissions)
     )
+    require_known(tx, by, permissions, create_scopes)
     by.require_grantable(permissions)
     require_within(tx, by, limits_of(spec))
     digests = {v: tx.vault.digest(wanted.sha256, v) for v in tx.vault.peppers}

@@ -53,7 +53,7 @@ def require_changeable(tx: Transaction, by: Principal, before: KeyRecord, after:
         return
     if before.id == by.id:
         raise _exceeds(f"A key never changes its own {_NAMES[changed]}.", changed)
-    if not all(by.holds(permission) for permission in before.permissions):
+    if not all(by.may_grant(permission) for permission in before.permissions):
         raise _exceeds(
             f"The {_NAMES[changed]} of a key that holds more than the calling key stay.", changed
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -32,6 +32,7 @@ from wardkey.actions.key_limits import (
     require_enabling,
     require_within,
 )
+from wardkey.actions.scopes import require_known
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import keys, last_used, organizations, secrets
 from wardkey.domain.errors import (
@@ -146,12 +147,15 @@ class KeyQuery:
     offset: int = 0
 
 
-def issue(tx: Transaction, by: Principal, spec: KeySpec) -> Issued:
+def issue(
+    tx: Transaction, by: Principal, spec: KeySpec, create_scopes: Collection[str] = ()
+) -> Issued:
     """Make a key and its first secret; the answer alone holds the text.
 
-    Without permissions named it gets the type's defaults, as far as the maker holds them. Raises
-    what `clean_spec`, `clean_permissions` raise, `ExceedsOwnPermissions`, `ExceedsOwnLimits`,
-    `DuplicateName`.
+    Without permissions named it gets the type's defaults, as far as the maker holds them.
+    `create_scopes` are the scopes to add to the catalogue if it lacks them. Raises what
+    `clean_spec`, `clean_permissions`, `require_known` raise, `ExceedsOwnPermissions`,
+    `ExceedsOwnLimits`, `DuplicateName`.
     """
     by.require(Permission.KEYS_WRITE)
     if spec.environment is not by.environment:
@@ -166,6 +170,7 @@ def issue(tx: Transaction, by: Principal, spec: KeySpec) -> Issued:
         )
     else:
         permissions = clean_permissions(spec.type, spec.permissions)
+        require_known(tx, by, permissions, create_scopes)
         by.require_grantable(permissions)
     require_within(tx, by, limits_of(spec))
     key_id = new_id("key", tx.now)
@@ -241,7 +246,11 @@ def get(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:
 
 
 def change(
-    tx: Transaction, by: Principal, key_id: str, changes: Mapping[str, Any]
+    tx: Transaction,
+    by: Principal,
+    key_id: str,
+    changes: Mapping[str, Any],
+    create_scopes: Collection[str] = (),
 ) -> tuple[KeyRecord, tuple[str, ...]]:
     """Change the named fields of a live key; return it with warnings about a new name.
 
@@ -266,7 +275,9 @@ def change(
     }
     if changes.get("permissions") is not None:
         permissions = clean_permissions(before.type, changes["permissions"])
-        by.require_grantable(permissions - frozenset(before.permissions))
+        added = permissions - frozenset(before.permissions)
+        require_known(tx, by, added, create_scopes)
+        by.require_grantable(added)
         values["permissions"] = sorted(permissions)
     require_changeable(
         tx,

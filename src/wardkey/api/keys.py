@@ -58,6 +58,9 @@ _SPEC_FAULTS = (
     errors.InvalidTime,
     errors.ExpiryInPast,
     errors.UnknownPermission,
+    errors.UnknownScope,
+    errors.TooManyScopes,
+    errors.LiveKeyRequired,
     errors.PermissionNotForType,
     errors.TooManyItems,
     errors.ExceedsOwnPermissions,
@@ -77,6 +80,15 @@ class KeyFields(Input):
     rate_limit: RateShape | None = None
     metadata: Metadata = Field(default={})
     expires_at: Time | None = Field(default=None, description="In the future, or null for never.")
+    create_scopes: StrictBool = Field(
+        default=False,
+        description="Add scopes that the catalogue lacks to it; this takes scopes:grant.",
+    )
+
+    @property
+    def new_scopes(self) -> tuple[str, ...]:
+        """Return the permissions that may be added to the catalogue of scopes."""
+        return tuple(self.permissions or ()) if self.create_scopes else ()
 
 
 class NewKey(KeyFields):
@@ -140,7 +152,7 @@ class KeyChanges(KeyFields):
         return {
             name: readers.get(name, lambda value: value)(getattr(self, name))
             for name in self.model_fields_set
-            if not (name == "name" and self.name is None)
+            if name != "create_scopes" and not (name == "name" and self.name is None)
         }
 
 
@@ -262,7 +274,9 @@ def issue_key(  # noqa: PLR0917 - FastAPI's parameters
     spec = wanted.spec(wanted.environment or by.environment)
 
     def issue(tx: Transaction, by: Principal) -> dict[str, Any]:
-        return issued_shape(keys.issue(tx, by, spec), tx.now).model_dump(mode="json")
+        return issued_shape(keys.issue(tx, by, spec, wanted.new_scopes), tx.now).model_dump(
+            mode="json"
+        )
 
     retry = retry_of(request, caller, body, idempotency_key)
     return IssuedShape.model_validate(
@@ -334,7 +348,9 @@ def get_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
 )
 def change_key(key_id: Id, wanted: KeyChanges, caller: Known, here: Here) -> ChangedKey:
     """Change a key; what it loses is refused from the moment this returns."""
-    key, warnings = here.runner.change(keys.change, caller.by, key_id, wanted.changes())
+    key, warnings = here.runner.change(
+        keys.change, caller.by, key_id, wanted.changes(), wanted.new_scopes
+    )
     return ChangedKey(key=key_shape(key, here.runner.database.clock()), warnings=list(warnings))
 
 
@@ -469,7 +485,7 @@ def import_key(wanted: NewImport, caller: Known, here: Here) -> KeyShape:
         **wanted.model_dump(exclude={"prefix", "sha256", "entropy_bits"}),
     ).spec(wanted.environment)
     wish = imports.Import(spec, wanted.prefix, wanted.sha256, wanted.entropy_bits)
-    key = here.runner.change(imports.import_key, by, wish)
+    key = here.runner.change(imports.import_key, by, wish, wanted.new_scopes)
     return key_shape(key, here.runner.database.clock())
 
 

@@ -36,6 +36,7 @@ Kid = Annotated[str, Path(pattern="^[0-9A-Za-z]{12}$", examples=["7QdRk2mVx9Ta"]
 # What the domain checks is only written down here, so that each fault keeps its own code. The
 # formats that JSON Schema does not know are rules of Unicode and networks, told in words.
 PREFIX = "^[A-Za-z][A-Za-z0-9_-]{2,31}$"
+SCOPE = "^[a-z][a-z0-9_.-]{0,31}(:[a-z0-9_.-]{1,32}){1,2}$"
 _LARGEST = 2**53
 Name = Annotated[
     str,
@@ -75,7 +76,7 @@ Origin = Annotated[
 Grantable = Annotated[
     str,
     Field(
-        description="One of Wardkey's own, or a scope of your services such as invoices:read.",
+        description="One of Wardkey's own, or a scope of your catalogue such as invoices:read.",
         json_schema_extra={"format": "permission", "maxLength": 98},
     ),
 ]

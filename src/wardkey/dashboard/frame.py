@@ -277,4 +277,14 @@ def fault_of(failure: Failure) -> Mapping[str, str]:
     if isinstance(failure, errors.InvalidRequest) and failure.errors:
         named = failure.errors[0][0]
     field = named.partition(".")[0]
-    return {"detail": failure.detail, "field": field, "code": failure.code}
+    shown = {"detail": failure.detail, "field": field, "code": failure.code, "scopes": ""}
+    if isinstance(failure, errors.UnknownScope) and failure.scopes:
+        scopes, similar = ", ".join(failure.scopes), " or ".join(failure.similar)
+        question = f" Did you mean {similar}?" if similar else ""
+        one = len(failure.scopes) == 1
+        shown["scopes"] = scopes
+        shown["detail"] = (
+            f"{scopes} {'is' if one else 'are'} not among your scopes yet.{question} Correct the "
+            f"text, or tick the box below to add {'it' if one else 'them'}."
+        )
+    return shown

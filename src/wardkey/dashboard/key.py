@@ -16,14 +16,15 @@ from wardkey.actions import (
     keys,
     revocations,
     rotations,
+    scopes,
 )
 from wardkey.actions.keys import Issued
 from wardkey.actions.revocations import Receipt
 from wardkey.actions.rotations import SecretCallers
 from wardkey.dashboard import charts, texts
 from wardkey.dashboard.frame import distance, fault_of, page, pages, see_other
-from wardkey.dashboard.key_form import PERIODS, permission_rows, read_changes
-from wardkey.dashboard.navigation import SETTINGS
+from wardkey.dashboard.key_form import PERIODS, permission_rows, read_changes, read_new_scopes
+from wardkey.dashboard.navigation import SCOPES, SETTINGS
 from wardkey.dashboard.snippets import snippets
 from wardkey.dashboard.visitor import (
     NOTHING_SENT,
@@ -58,6 +59,8 @@ _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}/{{key_id}}"
 _DAY = 86_400_000
 _DIALOGS = frozenset({"edit", "rotate", "finish", "revoke"})
 _EVENTS = 15
+# What the forms of keys offer; the catalogue has no more than these.
+ALL_SCOPES = scopes.ScopeQuery(limit=scopes.MOST_SCOPES, counts_keys=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,7 @@ def edit_key(
     try:
         key = here.runner.look(keys.get, visitor.by, key_id)
         changes = read_changes(fields, key, here.runner.database.clock())
-        here.runner.change(keys.change, visitor.by, key_id, changes)
+        here.runner.change(keys.change, visitor.by, key_id, changes, read_new_scopes(fields))
     except (Invalid, Conflict) as failure:
         outcome = Outcome(dialog="edit", failure=failure, sent=fields)
         return key_page(request, visitor, here, key_id, outcome)
@@ -277,6 +280,7 @@ def key_page(
                 tx, by, [key.created_by, *(secret.created_by for secret in key.secrets)]
             ),
             "events": events,
+            "catalogue": scopes.list_scopes(tx, by, ALL_SCOPES),
         }
 
     seen = here.runner.look(look, visitor.by)
@@ -292,6 +296,7 @@ def key_page(
         **seen,
         url=visitor.url(f"{PATH}/{key_id}"),
         list_url=visitor.url(PATH),
+        scopes_url=visitor.url(SCOPES),
         now=now,
         status=Status.of(key, now),
         live=sum(secret.live(now) for secret in key.secrets),
@@ -305,7 +310,7 @@ def key_page(
         blocking=_blocking(failure),
         sent=outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT,
         ticked=_ticked(key, outcome.sent),
-        own_scopes=_own_scopes(visitor, key),
+        own_scopes=_uncatalogued(visitor, key, seen["catalogue"]),
         rows=permission_rows(visitor.by, key.type),
         periods=PERIODS,
         issued=issued,
@@ -335,6 +340,8 @@ def _ticked(key: KeyRecord, sent: Fields | None) -> frozenset[str]:
     return frozenset(f"{key.type}/{name}" for name in key.permissions)
 
 
-def _own_scopes(visitor: Visitor, key: KeyRecord) -> str:
+def _uncatalogued(visitor: Visitor, key: KeyRecord, catalogue: Sequence[scopes.Scope]) -> str:
+    """Return the key's permissions that the form has no box for."""
     known = {box.name for row in permission_rows(visitor.by, key.type) for box in row.boxes}
+    known |= {scope.name for scope in catalogue}
     return ", ".join(name for name in key.permissions if name not in known)

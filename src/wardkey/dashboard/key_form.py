@@ -10,9 +10,15 @@ from wardkey.dashboard import texts
 from wardkey.dashboard.visitor import Fields
 from wardkey.domain.errors import InvalidRateLimit, InvalidRequest, InvalidTime
 from wardkey.domain.keys import KeyRecord, KeySpec, Rate
-from wardkey.domain.permissions import TICKED_EXPLICITLY, TYPE_TABLE, KeyType
+from wardkey.domain.permissions import (
+    TICKED_EXPLICITLY,
+    TYPE_TABLE,
+    KeyType,
+    Permission,
+    default_permissions,
+    is_scope,
+)
 from wardkey.domain.principal import Principal
-from wardkey.domain.secret import Environment
 
 _DAY = 86_400_000
 _LONGEST_NUMBER = 12
@@ -58,7 +64,7 @@ def permission_rows(by: Principal, key_type: KeyType) -> list[PermissionRow]:
     return rows
 
 
-def read_spec(fields: Fields, environment: Environment, now: int) -> KeySpec:
+def read_spec(fields: Fields, by: Principal, now: int) -> KeySpec:
     """Return what the form says of a new key.
 
     Raises `InvalidRequest`, `InvalidTime`, `InvalidRateLimit`; the rest is the action's to check.
@@ -66,13 +72,12 @@ def read_spec(fields: Fields, environment: Environment, now: int) -> KeySpec:
     if fields.text("type") not in set(KeyType):
         raise InvalidRequest("Choose a type.", errors=(("type", "Choose one."),))
     key_type = KeyType(fields.text("type"))
-    chosen = fields.text("access") == "chosen"
     publishable = key_type is KeyType.PUBLISHABLE
     return KeySpec(
         name=fields.text("name"),
         type=key_type,
-        environment=environment,
-        permissions=_permissions(fields, key_type) if chosen else None,
+        environment=by.environment,
+        permissions=_new_permissions(fields, by, key_type),
         expires_at=_expiry(fields, now),
         description=fields.text("description"),
         allowed_addresses=fields.lines("allowed_addresses"),
@@ -97,6 +102,30 @@ def read_changes(fields: Fields, key: KeyRecord, now: int) -> dict[str, Any]:
     if fields.text("expires") != "keep":
         changes["expires_at"] = _expiry(fields, now)
     return changes
+
+
+def read_new_scopes(fields: Fields) -> tuple[str, ...]:
+    """Return the scopes that the form confirms to add to the catalogue."""
+    return tuple(" ".join(fields.texts("create_scopes")).split())
+
+
+def _new_permissions(fields: Fields, by: Principal, key_type: KeyType) -> tuple[str, ...] | None:
+    """Return the permissions of a new key; None for the defaults of its type.
+
+    The scopes of a secret key are chosen beside Wardkey's own permissions, of which it has none,
+    some or the defaults.
+    """
+    chosen, access = _permissions(fields, key_type), fields.text("access")
+    if access == "chosen":
+        return chosen
+    scopes = tuple(filter(is_scope, chosen))
+    if key_type is KeyType.PUBLISHABLE or (access != "none" and not scopes):
+        return None
+    if access == "none":
+        # A typed text that is no scope is refused, not dropped.
+        return tuple(name for name in chosen if name not in set(Permission))
+    held = frozenset(p for p in Permission if by.holds(p))
+    return (*scopes, *sorted(default_permissions(key_type, held)))
 
 
 def _permissions(fields: Fields, key_type: KeyType) -> tuple[str, ...]:

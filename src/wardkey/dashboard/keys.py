@@ -10,14 +10,20 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import browser_sessions, key_facts, keys
+from wardkey.actions import browser_sessions, key_facts, keys, scopes
 from wardkey.actions.keys import Issued, KeyOrder, KeyQuery
 from wardkey.dashboard import charts, texts
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
-from wardkey.dashboard.key import PATH, Outcome, Status, key_page
-from wardkey.dashboard.key_form import PERIODS, PermissionRow, permission_rows, read_spec
+from wardkey.dashboard.key import ALL_SCOPES, PATH, Outcome, Status, key_page
+from wardkey.dashboard.key_form import (
+    PERIODS,
+    PermissionRow,
+    permission_rows,
+    read_new_scopes,
+    read_spec,
+)
 from wardkey.dashboard.lists import PAGE, links, page_number
-from wardkey.dashboard.navigation import SETTINGS
+from wardkey.dashboard.navigation import SCOPES, SETTINGS
 from wardkey.dashboard.visitor import (
     NOTHING_SENT,
     Checked,
@@ -139,11 +145,12 @@ def issue_key(request: Request, visitor: Visiting, fields: Checked, here: Here) 
     require_fresh(here, visitor.person, fields)
     try:
         once = fields.once()
-        spec = read_spec(fields, visitor.by.environment, here.runner.database.clock())
+        spec = read_spec(fields, visitor.by, here.runner.database.clock())
+        new_scopes = read_new_scopes(fields)
 
         def issue(tx: Transaction, by: Principal) -> Issued:
             def make() -> tuple[str, Issued]:
-                made = keys.issue(tx, by, spec)
+                made = keys.issue(tx, by, spec, new_scopes)
                 return made.key.id, made
 
             done: Issued = browser_sessions.once(tx, visitor.person.session.id, once, make)
@@ -180,6 +187,7 @@ def _list(
             "total": keys.count_keys(tx, by, query),
             "chart": charts.bars(key_facts.days_in_all(tx, by)),
             "cares": key_facts.cares(tx, by),
+            "catalogue": scopes.list_scopes(tx, by, ALL_SCOPES),
         }
 
     seen = here.runner.look(look, visitor.by)
@@ -194,6 +202,7 @@ def _list(
         asked=asked,
         link=asked.link(path),
         list_url=path,
+        scopes_url=visitor.url(SCOPES),
         size=PAGE,
         now=now,
         why_not=visitor.why_not(Permission.KEYS_WRITE),

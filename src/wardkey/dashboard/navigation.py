@@ -39,6 +39,7 @@ def open_to(by: Principal, entries: Iterable[Entry]) -> list[Entry]:
 USAGE = "usage"
 AUDIT = "audit-log"
 MEMBERS = "settings/members"
+SCOPES = "settings/scopes"
 
 _MESSAGING, _ORGANIZATION = "Messaging", "Organization"
 _KEYS, _RULES = (Permission.KEYS_READ,), (Permission.ACL_READ,)
@@ -59,6 +60,7 @@ SIDEBAR = (
 
 SETTINGS = (
     Entry("API keys", "settings/api-keys", _KEYS),
+    Entry("Scopes", SCOPES, _KEYS),
     Entry("Members & roles", MEMBERS, (Permission.MEMBERS_READ,)),
     Entry("General", "settings/general", _PUBLIC),
     Entry("Security", "settings/security"),

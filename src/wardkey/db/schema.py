@@ -308,6 +308,19 @@ import_prefixes = Table(
     Column("created_by", String(64), nullable=False),
 )
 
+# The catalogue of scopes of an organization's own services, shared by its environments.
+scopes = Table(
+    "scopes",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("org_id", ForeignKey("organizations.id"), nullable=False),
+    Column("name", String(98), nullable=False),
+    Column("description", String(200), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    UniqueConstraint("org_id", "name"),
+)
+
 receipts = Table(
     "receipts",
     metadata,

@@ -174,6 +174,26 @@ class UnknownPermission(Invalid):
     """No such permission; take one of the list, or a scope of your own such as invoices:read."""
 
 
+class UnknownScope(Invalid):
+    """The scope is not in your catalogue; add it with POST /v2/scopes or send create_scopes."""
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        field: str | None = None,
+        scopes: tuple[str, ...] = (),
+        similar: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(detail, field=field)
+        self.scopes = scopes
+        self.similar = similar
+
+
+class InvalidScopeName(Invalid):
+    """A scope is resource:action in lower case, such as invoices:read, and is not Wardkey's own."""
+
+
 class PermissionNotForType(Invalid):
     """A publishable key can never hold that permission; leave it out or issue a secret key."""
 
@@ -406,7 +426,7 @@ class LiveKeyRequired(Forbidden):
 
 
 class ExceedsOwnPermissions(Forbidden):
-    """Nobody can grant a permission that he does not hold; ask somebody who holds it."""
+    """You can only grant permissions that you hold; ask a member whose role has them."""
 
 
 class OwnerOnly(Forbidden):
@@ -482,6 +502,10 @@ class PrefixNotFound(NotFound):
     """No such import prefix in this organization."""
 
 
+class ScopeNotFound(NotFound):
+    """No such scope in this organization's catalogue."""
+
+
 class ServiceKeyNotFound(NotFound):
     """No such service key in this deployment."""
 
@@ -547,6 +571,18 @@ class TooManyPrefixes(Conflict):
 
 class PrefixInUse(Conflict):
     """Live keys were imported under that prefix; revoke them first."""
+
+
+class DuplicateScope(Conflict):
+    """The scope is in the catalogue already; change its description instead."""
+
+
+class ScopeInUse(Conflict):
+    """Keys that are not revoked hold the scope; take it from them or revoke them first."""
+
+
+class TooManyScopes(Conflict):
+    """An organization has at most 1,000 scopes; delete one that no key holds."""
 
 
 class KeyRevoked(Conflict):

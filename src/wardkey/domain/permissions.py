@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from enum import StrEnum
 
 from wardkey.domain.errors import PermissionNotForType, UnknownPermission
@@ -56,6 +57,7 @@ class Permission(StrEnum):
     USAGE_READ = "usage:read"
     BILLING_READ = "billing:read"
     BILLING_WRITE = "billing:write"
+    SCOPES_GRANT = "scopes:grant"
 
 
 _ALL = frozenset(Permission)
@@ -85,10 +87,15 @@ ROLE_TABLE: Mapping[Role, frozenset[Permission]] = {
     Role.VIEWER: _READ - _OWNER_ONLY,
 }
 
-# A stolen key with these could make more keys or members, or lift the limits of keys, so they are
-# ticked explicitly.
+# A stolen key with these could make more keys or members, lift the limits of keys, or grant scopes
+# that it doesn't hold, so they are ticked explicitly.
 TICKED_EXPLICITLY = frozenset(
-    {Permission.KEYS_WRITE, Permission.KEYS_ADMIN, Permission.MEMBERS_WRITE}
+    {
+        Permission.KEYS_WRITE,
+        Permission.KEYS_ADMIN,
+        Permission.MEMBERS_WRITE,
+        Permission.SCOPES_GRANT,
+    }
 )
 
 # What both environments share, live governs: keys of test hold these to no effect.
@@ -104,6 +111,10 @@ LIVE_ONLY = frozenset(
 
 _SCOPE = re.compile(r"[a-z][a-z0-9_.-]{0,31}(?::[a-z0-9_.-]{1,32}){1,2}")
 _RESERVED = frozenset(p.partition(":")[0] for p in Permission)
+# Longer texts are not compared with names, because comparing takes time quadratic in their length.
+_LONGEST = 98
+_MOST_NAMED = 3
+_SHOWN = 64
 
 
 def default_permissions(key_type: KeyType, held: frozenset[str]) -> frozenset[str]:
@@ -113,9 +124,59 @@ def default_permissions(key_type: KeyType, held: frozenset[str]) -> frozenset[st
 
 def is_permission(text: str) -> bool:
     """Return whether `text` is one of Wardkey's permissions or has the form of a scope."""
-    return text in _ALL or (
-        _SCOPE.fullmatch(text) is not None and text.partition(":")[0] not in _RESERVED
+    return text in _ALL or is_scope(text)
+
+
+def is_scope(text: str) -> bool:
+    """Return whether `text` can be a scope of a user's own services: `resource:action`.
+
+    A third part is allowed. The resource is never one of Wardkey's own.
+    """
+    return _SCOPE.fullmatch(text) is not None and text.partition(":")[0] not in _RESERVED
+
+
+def respell(text: str) -> str:
+    """Return the scope that `text` (`Invoices-Read`) is in another spelling, or an empty text."""
+    if len(text) > _LONGEST:
+        return ""
+    spelled = re.sub(r"[^a-z0-9:]+", ":", text.strip().lower())
+    return spelled if is_scope(spelled) and spelled != text else ""
+
+
+def near_misses(text: str, scopes: Iterable[str] = ()) -> list[str]:
+    """Return the permissions and `scopes` that `text` may have meant, most similar first."""
+    if len(text) > _LONGEST:
+        return []
+    folded = text.strip().lower()
+    known = [*map(str, Permission), *scopes]
+    found = [name for name in known if name in {folded, re.sub(r"[^a-z0-9:]+", ":", folded)}]
+    if not found and not is_scope(text):
+        found = [spelled for spelled in [respell(text)] if spelled]
+    found += get_close_matches(folded, known, n=_MOST_NAMED, cutoff=0.75)
+    return list(dict.fromkeys(found))[:_MOST_NAMED]
+
+
+def suggest(text: str, scopes: Iterable[str] = ()) -> str:
+    """Return a question such as ` Did you mean usage:read?`; empty if nothing is similar."""
+    found = near_misses(text, scopes)
+    return f" Did you mean {' or '.join(found)}?" if found else ""
+
+
+def unknown_permission(text: str, field: str) -> UnknownPermission:
+    """Return the failure of a text that no key can ever hold, with similar names."""
+    shown = text[:_SHOWN].encode("unicode_escape").decode("ascii")
+    return UnknownPermission(
+        f"There is no permission “{shown}”.{suggest(text)} Take one of Wardkey's own, or a scope "
+        "of your services: resource:action in lower case, such as invoices:read.",
+        field=field,
     )
+
+
+def require_askable(permissions: Iterable[str], field: str = "permissions") -> None:
+    """Raise `UnknownPermission` if no key can ever hold one of `permissions`."""
+    for index, text in enumerate(permissions):
+        if not is_permission(text):
+            raise unknown_permission(text, f"{field}.{index}")
 
 
 def clean_permissions(key_type: KeyType, wanted: Iterable[str]) -> frozenset[str]:
@@ -132,12 +193,7 @@ def clean_permissions(key_type: KeyType, wanted: Iterable[str]) -> frozenset[str
         field = f"permissions.{index}"
         known = item in _ALL
         if not is_permission(item):
-            shown = item[:64].encode("unicode_escape").decode("ascii")
-            detail = (
-                f"There is no permission “{shown}”; take one of Wardkey's own, or a scope of "
-                "your services such as invoices:read."
-            )
-            raise UnknownPermission(detail, field=field)
+            raise unknown_permission(item, field)
         if item not in allowed and not (key_type is KeyType.SECRET and not known):
             detail = (
                 f"A {key_type} key can never hold {item}; leave it out, or issue a secret key "

@@ -19,6 +19,7 @@ from wardkey.domain.permissions import (
     KeyType,
     Permission,
     Role,
+    is_scope,
 )
 from wardkey.domain.secret import Environment
 
@@ -60,14 +61,17 @@ class Principal:
     expires_at: int | None = None
 
     def holds(self, permission: str) -> bool:
-        """Tell whether this principal may use `permission`, or grant it to another.
+        """Return whether this principal may use `permission`."""
+        return permission in self.permissions or self.kind is PrincipalKind.OPERATOR
 
-        Owners and admins hold every scope that is not Wardkey's own.
+    def may_grant(self, permission: str) -> bool:
+        """Return whether this principal may grant `permission` to a key.
+
+        It grants what it holds, and with `scopes:grant` every scope of the user's own services.
         """
-        if permission in self.permissions or self.kind is PrincipalKind.OPERATOR:
-            return True
-        foreign = permission not in TYPE_TABLE[KeyType.SECRET]
-        return foreign and self.role in (Role.OWNER, Role.ADMIN)
+        return self.holds(permission) or (
+            is_scope(permission) and self.holds(Permission.SCOPES_GRANT)
+        )
 
     def require(self, permission: Permission) -> None:
         """Raise `SecretKeyRequired` or `NotPermitted`, naming what is missing, unless held.
@@ -111,15 +115,28 @@ class Principal:
             self.require(Permission.KEYS_VERIFY)
 
     def require_grantable(self, permissions: frozenset[str]) -> None:
-        """Raise `ExceedsOwnPermissions` if any of `permissions` is not this principal's own."""
-        beyond = sorted(p for p in permissions if not self.holds(p))
-        if beyond:
-            raise ExceedsOwnPermissions(
-                f"Nobody can grant what he does not hold: {', '.join(beyond)}. Ask somebody who "
-                "holds it, or leave it out.",
-                field="permissions",
-                needs=beyond[0],
+        """Raise `ExceedsOwnPermissions` if this principal can't grant one of `permissions`."""
+        beyond = sorted(p for p in permissions if not self.may_grant(p))
+        if not beyond:
+            return
+        scopes = [p for p in beyond if is_scope(p)]
+        own = [p for p in beyond if p not in scopes]
+        sentences = []
+        if own:
+            sentences.append(
+                f"You can only grant permissions that you hold, and you lack {', '.join(own)}. "
+                "Leave them out, or ask a member whose role has them."
             )
+        if scopes:
+            sentences.append(
+                "Owners and admins, and keys with scopes:grant, can grant scopes: "
+                f"{', '.join(scopes)}. Sign in as one, or call with such a key."
+            )
+        raise ExceedsOwnPermissions(
+            " ".join(sentences),
+            field="permissions",
+            needs=Permission.SCOPES_GRANT if scopes and not own else own[0],
+        )
 
     @property
     def room(self) -> tuple[str, Environment]:
