@@ -161,7 +161,9 @@ BODIES = st.one_of(
     st.fixed_dictionaries(
         {"key": st.sampled_from(NAMES)},
         optional={
-            "permissions": st.sampled_from([[], ["keys:read"], ["nope"]]),
+            "permissions": st.sampled_from(
+                [[], ["keys:read"], ["invoices:read"], ["nope"], ["keys:burn"]]
+            ),
             "environment": st.sampled_from(["live", "test", "moon"]),
             "type": st.sampled_from(["secret", "publishable"]),
             "address": st.sampled_from(["192.0.2.1", "198.51.100.7", "no address"]),
@@ -177,7 +179,8 @@ BODIES = st.one_of(
 )
 QUERIES = st.sampled_from(
     ["", "?organization=acme", "?organization=other", "?environment=test", "?type=publishable",
-     "?permission=keys:read", "?permission=nope", "?organisation=acme", "?environment=moon",
+     "?permission=keys:read", "?permission=invoices:read", "?permission=nope",
+     "?organisation=acme", "?environment=moon",
      "?browser=allow", "?browser=allow&type=publishable", "?preflight=x-forwarded-method",
      "?organization=acme&organization=other", "?organization=acme&path=/x?organization=other",
      "?path=/x?key={plain}&environment=test"]

@@ -81,6 +81,7 @@ def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "schema": schema}
 
 
+_PERMISSION = {"type": "string", "format": "permission"}
 _SECURITY: list[dict[str, list[str]]] = [{"key": []}, {"keyHeader": []}, {"userToken": []}]
 _BATCH = {
     "type": "object",
@@ -98,7 +99,13 @@ def _takes(schema: dict[str, Any]) -> dict[str, Any]:
     "/v2/keys/verify",
     openapi_extra=_takes(_ONE),
     responses={
-        **told(errors.InvalidCost, errors.TooManyItems, errors.OtherOrganization, body=True),
+        **told(
+            errors.InvalidCost,
+            errors.TooManyItems,
+            errors.UnknownPermission,
+            errors.OtherOrganization,
+            body=True,
+        ),
         200: {"content": {"application/json": {"schema": _VERDICT}}},
     },
     response_class=Response,
@@ -112,7 +119,13 @@ async def verify_key(request: Request, here: Here) -> Response:
     "/v2/keys/verify-batch",
     openapi_extra=_takes(_MANY),
     responses={
-        **told(errors.InvalidCost, errors.TooManyItems, errors.OtherOrganization, body=True),
+        **told(
+            errors.InvalidCost,
+            errors.TooManyItems,
+            errors.UnknownPermission,
+            errors.OtherOrganization,
+            body=True,
+        ),
         200: {"content": {"application/json": {"schema": _BATCH}}},
     },
     response_class=Response,
@@ -125,7 +138,7 @@ async def verify_keys(request: Request, here: Here) -> Response:
 @router.get(
     "/v2/auth",
     responses={
-        **told(errors.OtherOrganization, errors.OriginNotAllowed),
+        **told(errors.UnknownPermission, errors.OtherOrganization, errors.OriginNotAllowed),
         200: {
             "description": "The key opens it; the Wardkey-* headers say whose it is.",
             "headers": {
@@ -149,9 +162,7 @@ async def verify_keys(request: Request, here: Here) -> Response:
             _parameter("organization", {"type": "string", "maxLength": 64}),
             _parameter("environment", {"enum": list(Environment), "default": "live"}),
             _parameter("type", {"enum": list(KeyType), "default": "secret"}),
-            _parameter(
-                "permission", {"type": "array", "items": {"type": "string"}, "maxItems": 20}
-            ),
+            _parameter("permission", {"type": "array", "items": _PERMISSION, "maxItems": 20}),
             _parameter("browser", {"enum": list(Browser), "default": "refuse"}),
             _parameter("preflight", {"enum": list(MethodSource)}),
             _parameter("path", {"type": "string"}),

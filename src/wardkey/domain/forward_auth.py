@@ -9,7 +9,7 @@ from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from wardkey.domain.errors import InvalidRequest
-from wardkey.domain.permissions import KeyType, is_permission
+from wardkey.domain.permissions import KeyType, require_askable
 from wardkey.domain.secret import Environment
 
 LONGEST_ORGANIZATION = 64
@@ -62,7 +62,7 @@ def split_query(query: bytes) -> tuple[bytes, bytes]:
 # A proxy asks with the same few URLs all the time.
 @lru_cache(maxsize=1024)
 def terms_of(parameters: bytes) -> Terms:
-    """Read the parameters of a forward-auth URL; raises `InvalidRequest`."""
+    """Read the parameters of a forward-auth URL; raises `InvalidRequest`, `UnknownPermission`."""
     values: dict[str, list[str]] = {}
     for name, value in parse_qsl(parameters.decode("latin-1"), keep_blank_values=True):
         values.setdefault(name, []).append(value)
@@ -93,8 +93,7 @@ class _Parameters:
     def terms(self, permissions: list[str]) -> Terms:
         if len(self.organization) > LONGEST_ORGANIZATION or len(permissions) > MOST_PERMISSIONS:
             raise ValueError
-        if not all(map(is_permission, permissions)):
-            raise ValueError
+        require_askable(permissions, "permission")
         return Terms(
             self.organization,
             Environment(self.environment),

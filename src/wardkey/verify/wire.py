@@ -9,7 +9,7 @@ import msgspec
 
 from wardkey.domain.callers import MOST_ADDRESS, MOST_ROUTE
 from wardkey.domain.errors import InvalidCost, InvalidRequest, MalformedJson, TooManyItems
-from wardkey.domain.permissions import KeyType
+from wardkey.domain.permissions import KeyType, require_askable
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
@@ -56,19 +56,22 @@ _VALID = Verdict.VALID
 
 
 def read_request(body: bytes) -> VerifyRequest:
-    """Read one question; raises `MalformedJson`, `InvalidRequest`, `InvalidCost`."""
+    """Read one question.
+
+    Raises `MalformedJson`, `InvalidRequest`, `InvalidCost`, `TooManyItems`, `UnknownPermission`.
+    """
     wanted = _decode(_request, body)
     _check(wanted)
     return wanted
 
 
 def read_batch(body: bytes) -> list[VerifyRequest]:
-    """Read a batch; raises what `read_request` raises, and `TooManyItems`."""
+    """Read a batch; raises what `read_request` raises."""
     batch = _decode(_batch, body)
     if len(batch.items) > MOST_ITEMS:
         raise TooManyItems(f"A batch takes at most {MOST_ITEMS} items.", field="items")
-    for item in batch.items:
-        _check(item)
+    for index, item in enumerate(batch.items):
+        _check(item, f"items.{index}.permissions")
     return batch.items
 
 
@@ -118,6 +121,7 @@ def schemas() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     one = parts["VerifyRequest"]["properties"]
     one["cost"] |= {"minimum": 0, "maximum": MOST_COST}
     one["permissions"]["maxItems"] = MOST_ITEMS
+    one["permissions"]["items"]["format"] = "permission"
     for name in one.keys() - {"key"}:
         one[name] = or_null(one[name])
     parts["VerifyBatch"]["properties"]["items"]["maxItems"] = MOST_ITEMS
@@ -154,10 +158,11 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise MalformedJson from None
 
 
-def _check(wanted: VerifyRequest) -> None:
+def _check(wanted: VerifyRequest, field: str = "permissions") -> None:
     if not 0 <= wanted.cost <= MOST_COST:
         raise InvalidCost(field="cost")
     if len(wanted.permissions) > MOST_ITEMS:
         raise TooManyItems(
             f"One question names at most {MOST_ITEMS} permissions.", field="permissions"
         )
+    require_askable(wanted.permissions, field)
