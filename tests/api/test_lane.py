@@ -179,6 +179,7 @@ BODIES = st.one_of(
 )
 QUERIES = st.sampled_from(
     ["", "?organization=acme", "?organization=other", "?environment=test", "?type=publishable",
+     "?organization=any", "?organization=any&type=publishable", "?organization=",
      "?permission=keys:read", "?permission=invoices:read", "?permission=nope",
      "?organisation=acme", "?environment=moon",
      "?browser=allow", "?browser=allow&type=publishable", "?preflight=x-forwarded-method",

@@ -168,7 +168,11 @@ def test_forward_auth_always_sends_every_identity_header(
             (client.get("/v2/auth?environment=test", headers=bearer), 403, "wrong_environment"),
             (client.get("/v2/auth?type=publishable", headers=bearer), 403, "not_permitted"),
             (client.get("/v2/auth?permission=keys:write", headers=bearer), 403, "not_permitted"),
-            (client.get("/v2/auth?organization=other", headers=bearer), 401, "unknown"),
+            (
+                client.get("/v2/auth?organization=other", headers=bearer),
+                404,
+                "organization_not_found",
+            ),
             (
                 client.get("/v2/auth", headers=bearer | {"wardkey-api-key": server.first_key}),
                 400,

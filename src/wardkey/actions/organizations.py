@@ -27,6 +27,7 @@ from wardkey.domain.errors import (
     OrganizationNotFound,
     OwnerOnly,
 )
+from wardkey.domain.forward_auth import ANY_ORGANIZATION
 from wardkey.domain.ids import new_id
 from wardkey.domain.keys import ROTATION_BOUNDS, Reason
 from wardkey.domain.names import clean_email, clean_name, clean_slug, slug_from
@@ -213,9 +214,15 @@ def checked_name(name: str) -> str:
 def checked_slug(slug: str) -> str:
     """Return a clean slug; raises `InvalidSlug`."""
     try:
-        return clean_slug(slug)
+        clean_slug(slug)
     except ValueError as fault:
         raise InvalidSlug(str(fault), field="slug") from None
+    if slug == ANY_ORGANIZATION:
+        raise InvalidSlug(
+            "“any” stands for all organizations in the URLs of proxies; choose another slug.",
+            field="slug",
+        )
+    return slug
 
 
 def _stop(tx: Transaction, by: Principal, org_id: str, *, suspended_at: int | None) -> Organization:
@@ -285,6 +292,7 @@ def _free_slug(tx: Transaction, wanted: str) -> str:
         for column in (organization_slugs.c.slug, organizations.c.slug)
     )
     taken = {slug for one in statements for slug in tx.connection.execute(one).scalars()}
+    taken.add(ANY_ORGANIZATION)
     slug, number = wanted, 2
     while slug in taken:
         slug, number = f"{wanted[:40]}-{number}", number + 1

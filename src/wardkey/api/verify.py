@@ -17,7 +17,15 @@ from wardkey.domain import errors
 from wardkey.domain.addresses import bare_address
 from wardkey.domain.callers import MOST_TAKEN
 from wardkey.domain.credentials import trim
-from wardkey.domain.forward_auth import Browser, MethodSource, Terms, split_query, terms_of
+from wardkey.domain.forward_auth import (
+    ANY_ORGANIZATION,
+    Browser,
+    MethodSource,
+    Terms,
+    quotable,
+    split_query,
+    terms_of,
+)
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment
@@ -138,7 +146,12 @@ async def verify_keys(request: Request, here: Here) -> Response:
 @router.get(
     "/v2/auth",
     responses={
-        **told(errors.UnknownPermission, errors.OtherOrganization, errors.OriginNotAllowed),
+        **told(
+            errors.UnknownPermission,
+            errors.OrganizationNotFound,
+            errors.OtherOrganization,
+            errors.OriginNotAllowed,
+        ),
         200: {
             "description": "The key opens it; the Wardkey-* headers say whose it is.",
             "headers": {
@@ -159,7 +172,14 @@ async def verify_keys(request: Request, here: Here) -> Response:
     openapi_extra={
         "security": [{"key": []}, {"keyHeader": []}],
         "parameters": [
-            _parameter("organization", {"type": "string", "maxLength": 64}),
+            _parameter(
+                "organization",
+                {
+                    "type": "string",
+                    "maxLength": 64,
+                    "description": "An id or a slug, or `any` for keys of every organization.",
+                },
+            ),
             _parameter("environment", {"enum": list(Environment), "default": "live"}),
             _parameter("type", {"enum": list(KeyType), "default": "secret"}),
             _parameter("permission", {"type": "array", "items": _PERMISSION, "maxItems": 20}),
@@ -328,6 +348,8 @@ def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
         agent = incoming.text(b"user-agent")[:MOST_TAKEN]
         answer = here.verifier.verify(asked, agent, _held_route(incoming, path))
     except errors.Failure as raised:
+        if isinstance(raised, errors.OrganizationNotFound | errors.OrganizationRequired):
+            here.proxy_mistakes.note(here.runner, raised, incoming.peer)
         # A proxy is told that the key could not be judged, not which part of us is away.
         away = isinstance(raised, errors.Unavailable)
         failure = errors.VerifierUnavailable() if away else raised
@@ -386,15 +408,11 @@ def _held_route(incoming: Incoming, path: bytes) -> str:
 def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question | None:
     """Return the question that a proxy asks; None for a CORS preflight that passes without a key.
 
-    Raises `OrganizationRequired`, `MissingCredentials` and what `shown_credential` raises.
+    Raises `OrganizationRequired`, `OrganizationNotFound`, `MissingCredentials` and what
+    `shown_credential` raises.
     """
-    if not terms.organization and not here.verifier.directory.has_one_organization():
-        raise errors.OrganizationRequired(
-            "This deployment has several organizations; say in the proxy's URL whose keys open "
-            "this: ?organization=<id or slug>.",
-            field="organization",
-        )
     text = shown_credential(incoming, here)
+    organization = _organization(here, terms.organization)
     if not text:
         if not _looks_like_preflight(incoming):
             raise no_credential(incoming)
@@ -407,7 +425,7 @@ def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question | None
         return None
     return Question(
         text,
-        organization=terms.organization,
+        organization=organization,
         environment=terms.environment,
         type=terms.type,
         permissions=terms.permissions,
@@ -416,6 +434,33 @@ def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question | None
         browser=from_browser(incoming),
         browser_allowed=terms.browser is Browser.ALLOW,
     )
+
+
+def _organization(here: Context, named: str) -> str:
+    """Return the id of the organization that a proxy's URL names; empty where any key will do.
+
+    A mistake in the URL is the operator's, so it must not read like a bad key of a client.
+    """
+    directory = here.verifier.directory
+    if named:
+        org_id = directory.find_organization(named)
+        # An organization that had the slug `any` before that became a reserved word keeps it.
+        if org_id is None and named != ANY_ORGANIZATION:
+            raise errors.OrganizationNotFound(
+                "The URL that the proxy asks at names as organization= "
+                f"{quotable(named)}, which no organization of this deployment is called. The "
+                "operator of the proxy has to correct that URL; `wardkey org list` prints the ids.",
+                field="organization",
+            )
+        return org_id or ""
+    if not directory.has_one_organization():
+        raise errors.OrganizationRequired(
+            "The URL that the proxy asks at names no organization, and this deployment has "
+            "several. The operator of the proxy has to add ?organization=<id> to that URL, or "
+            "?organization=any if keys of every organization open this.",
+            field="organization",
+        )
+    return ""
 
 
 def _looks_like_preflight(incoming: Incoming) -> bool:
@@ -504,9 +549,13 @@ def _proxied_at_hand(incoming: Incoming, here: Context) -> bool:
     whole = incoming.query
     incoming.query, _ = split_query(whole)
     try:
-        named = b"organization=" in incoming.query
-        terms = named or here.verifier.directory.memory.has_one is not None
-        return terms and at_hand(incoming, here)
+        memory = here.verifier.directory.memory
+        try:
+            named = terms_of(incoming.query).organization
+        except errors.InvalidRequest:
+            return at_hand(incoming, here)
+        known = named in memory.organizations if named else memory.has_one is not None
+        return known and at_hand(incoming, here)
     finally:
         incoming.query = whole
 

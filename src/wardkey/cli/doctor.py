@@ -15,7 +15,8 @@ from cryptography import x509
 
 from wardkey.actions.audit import list_chains
 from wardkey.actions.audit_walks import verify_chain
-from wardkey.actions.organizations import find
+from wardkey.actions.organizations import find, list_all
+from wardkey.actions.proxy_mistakes import list_mistakes
 from wardkey.cli.edge import SERVING, as_json, say, settings
 from wardkey.config import Config
 from wardkey.db.engine import Database, open_database, wall_clock
@@ -234,6 +235,7 @@ def _database(database: Database, config: Config) -> Iterator[Finding]:
         load_vault(database)
         if config.oidc_organization:
             yield _newcomers(database, config.oidc_organization)
+        yield from _forward_auth(database)
         yield from _audit(database)
     else:
         yield Finding(State.WARNING, "audit", "not looked at, since not every key opens")
@@ -284,6 +286,21 @@ def _newcomers(database: Database, reference: str) -> Finding:
         said = f"they join {found.name}, by a slug that its owner can change"
         return Finding(State.WARNING, "newcomers", f"{said}; set {found.id} instead")
     return Finding(State.OK, "newcomers", f"they join {found.name}")
+
+
+def _forward_auth(database: Database) -> Iterator[Finding]:
+    """Report what proxies asked wrongly in the last day."""
+    now = wall_clock()
+    with database.read() as tx:
+        mistakes = list_mistakes(tx, operator(), now - _DAY_MS)
+        count = len(list_all(tx, operator()))
+    for item in mistakes:
+        said = f"{item.what} It asked from {item.address}, last at {iso(item.at)}."
+        yield Finding(State.WARNING, "forward-auth", said)
+    if not mistakes:
+        several = "each proxy's URL has to name one, or organization=any"
+        rule = "proxies' URLs need not name it" if count == 1 else several
+        yield Finding(State.OK, "forward-auth", f"organizations: {count}, so {rule}")
 
 
 def _audit(database: Database) -> Iterator[Finding]:

@@ -16,6 +16,9 @@ from wardkey.domain.principal import Principal, operator
 from wardkey.domain.times import iso
 from wardkey.opening import open_existing
 
+# With one organization, a forward-auth URL need not name it.
+SECOND = 2
+
 
 @click.group()
 def org() -> None:
@@ -43,11 +46,19 @@ def create(config: Config, name: str, owner: str, slug: str, *, as_json: bool) -
     with open_existing(config) as runner:
         url = link_url(config)
         made, link = runner.change(make, operator())
+        count = len(runner.look(organizations.list_all, operator()))
     address = f"{url}/setup/{link}" if link else ""
     text = f"Organization {made.name} ({made.slug}, {made.id}) is made."
     if address:
         text += f"\nSet-up link for {owner}, once, within 7 days:\n  {address}"
     say(_json(made) | {"owner": owner, "setup_link": address or None}, as_json=as_json, text=text)
+    if count == SECOND:
+        click.echo(
+            "This is the second organization: from now on each proxy's forward-auth URL has to "
+            "name one,\nas /v2/auth?organization=<id>, or organization=any to take keys of all.\n"
+            "Proxies whose URL names none are refused (organization_required).",
+            err=True,
+        )
 
 
 @org.command(name="list")

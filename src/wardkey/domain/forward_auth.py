@@ -13,8 +13,11 @@ from wardkey.domain.permissions import KeyType, require_askable
 from wardkey.domain.secret import Environment
 
 LONGEST_ORGANIZATION = 64
+# What a URL names where it takes keys of every organization.
+ANY_ORGANIZATION = "any"
 MOST_PERMISSIONS = 20
 _PATH = re.compile(rb"(?:^|&)path=")
+_ID_OR_SLUG = re.compile(r"org_[0-9A-Za-z]+|[a-z0-9-]+")
 
 
 class Browser(StrEnum):
@@ -59,6 +62,13 @@ def split_query(query: bytes) -> tuple[bytes, bytes]:
     return (query, b"") if found is None else (query[: found.start()], query[found.end() :])
 
 
+def quotable(organization: str) -> str:
+    """Return what a URL named for sentences and logs, unless it may be something to keep secret."""
+    if _ID_OR_SLUG.fullmatch(organization):
+        return f"“{organization}”"
+    return "a text that is neither an id nor a slug"
+
+
 # A proxy asks with the same few URLs all the time.
 @lru_cache(maxsize=1024)
 def terms_of(parameters: bytes) -> Terms:
@@ -75,8 +85,8 @@ def terms_of(parameters: bytes) -> Terms:
         return _Parameters(**{name: given[0] for name, given in values.items()}).terms(permissions)
     except (TypeError, ValueError):
         raise InvalidRequest(
-            "The proxy's URL takes organization (an id or a slug), environment (live or test), "
-            "type (secret or publishable), up to 20 times permission, such as invoices:read, "
+            "The proxy's URL takes organization (an id, a slug or any), environment (live or test),"
+            " type (secret or publishable), up to 20 times permission, such as invoices:read, "
             "browser (refuse or allow), preflight (x-forwarded-method, x-original-method or "
             "method) and, as its last, path.",
         ) from None

@@ -132,6 +132,21 @@ class Directory:
                 memory.has_one = has_one
         return has_one
 
+    def find_organization(self, reference: str) -> str | None:
+        """Return the id of the organization with that id or slug, present or former, or None."""
+        memory = self.memory
+        if self.freshness.is_fresh() and (known := memory.organizations.get(reference)):
+            return known
+        with self._lock:
+            if self.freshness.serves(memory) and reference in memory.organizations:
+                return memory.organizations[reference]
+            began = memory.state
+        rows = self.freshness.rows(queries.ORGANIZATION, reference)
+        org_id = rows[0]["id"] if rows else None
+        with self._lock:
+            memory.keep_organization(reference, org_id, began)
+        return org_id
+
     def revision(self) -> int:
         """Return the newest revision that this process knows of; without a query if none came."""
         with self._lock:

@@ -22,6 +22,7 @@ from wardkey.domain.verdict import KnownSecret
 _BYTES_EACH = 1_150
 _MOST_STRANGERS = 10_000
 _MOST_SERVICES = 10_000
+_MOST_REFERENCES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Memory:
         self.strangers: dict[str, None] = {}
         self.prefixes: tuple[str, ...] | None = None
         self.has_one: bool | None = None
+        # Ids by what proxies' URLs name: an id or a slug. None where no organization fits.
+        self.organizations: dict[str, str | None] = {}
         self.epoch, self.revision = "", -1
         self.most_bytes = most_bytes
         self.held_bytes = 0
@@ -90,6 +93,14 @@ class Memory:
         while len(self.services) >= _MOST_SERVICES:
             del self.services[next(iter(self.services))]
         self.services[known.kid] = known
+
+    def keep_organization(self, reference: str, org_id: str | None, began: tuple[str, int]) -> None:
+        """Remember which organization a reference names, read since state `began`."""
+        if began != self.state:
+            return
+        while len(self.organizations) >= _MOST_REFERENCES:
+            del self.organizations[next(iter(self.organizations))]
+        self.organizations[reference] = org_id
 
     def forget(self, kid: str) -> None:
         """Drop what is known of one secret, so that it is read again."""
@@ -123,6 +134,7 @@ class Memory:
         self.services.clear()
         self.strangers.clear()
         self.prefixes = self.has_one = None
+        self.organizations.clear()
         self.held_bytes = 0
 
     def _apply(self, change: Change) -> None:
@@ -132,6 +144,7 @@ class Memory:
                     self._drop(kid)
             case "organization":
                 self.has_one = None
+                self.organizations.clear()
                 mine = [k for k, known in self.secrets.items() if known.org_id == change.org_id]
                 for kid in mine:
                     self._drop(kid)

@@ -23,6 +23,9 @@ BY_DIGEST = f"""SELECT {_COLUMNS} {_FROM}
 SERVICE = """SELECT kid, name, prefix, digest, pepper_version, allowed_addresses, revoked_at
   FROM service_keys WHERE kid = :one"""
 TWO_ORGANIZATIONS = "SELECT id FROM organizations WHERE deleted_at IS NULL LIMIT 2"
+# An id, a slug in use or a former one; no id looks like a slug, and no slug has two holders.
+ORGANIZATION = """SELECT id FROM organizations WHERE id = :one OR slug = :one
+  UNION SELECT org_id AS id FROM organization_slugs WHERE slug = :one"""
 PREFIXES = "SELECT prefix FROM import_prefixes"
 FEED = "SELECT epoch, revision FROM feed"
 OLDEST = "SELECT min(revision) AS oldest FROM changes"

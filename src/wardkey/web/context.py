@@ -21,6 +21,7 @@ from wardkey.verify.verifier import Verifier
 from wardkey.web.exchanges import Exchanges
 from wardkey.web.exports import Exports
 from wardkey.web.places import Places
+from wardkey.web.proxy_mistakes import ProxyMistakes
 from wardkey.web.throttle import Throttle
 
 KEY_HEADER = b"wardkey-api-key"
@@ -60,6 +61,7 @@ class Context:
     publishers: Publishers | None = None
     verified: VerifiedPasswords = field(default_factory=VerifiedPasswords)
     rights: Rights = field(default_factory=Rights)
+    proxy_mistakes: ProxyMistakes = field(default_factory=ProxyMistakes)
     exports: Exports = field(default_factory=Exports)
     # For checks of audit chains.
     checks: Places = field(default_factory=lambda: Places(most=2, most_each=1))

@@ -1,0 +1,141 @@
+"""Whose keys a proxy's forward-auth URL takes, and what comes of a mistake in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import httpx2 as httpx
+import pytest
+
+from tests.server import Server, running, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("server") / "data") as up:
+        up.owner().close()
+        made = up.cli("org", "create", "Gamma", "--owner", "owner@acme.example")
+        assert made.returncode == 0, made.stderr
+        yield up
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as opened:
+        yield opened
+
+
+def bearer(server: Server) -> dict[str, str]:
+    return {"Authorization": f"Bearer {server.first_key}"}
+
+
+def issued(server: Server, slug: str, name: str) -> dict[str, str]:
+    """Return the header fields that show a new key of an organization whose owner is known."""
+    with server.owner(wardkey_organization=slug) as owner:
+        made = owner.post("/v2/keys", json={"name": name, "type": "secret"})
+    assert made.status_code == 201, made.text
+    return {"Authorization": f"Bearer {made.json()['secret']}"}
+
+
+@pytest.fixture(scope="module")
+def gamma(server: Server) -> dict[str, str]:
+    """Show a key of the second organization."""
+    return issued(server, "gamma", "live-gamma")
+
+
+def test_a_url_for_any_organization_takes_keys_of_all_and_says_whose_they_are(
+    server: Server, client: httpx.Client, gamma: dict[str, str]
+) -> None:
+    for shown, slug in ((bearer(server), "acme"), (gamma, "gamma")):
+        for path in ("/v2/auth?organization=any", "/v2/auth?organization=any&path=/x"):
+            answer = client.get(path, headers=shown)
+            assert (answer.status_code, answer.headers["wardkey-organization-slug"]) == (200, slug)
+    assert client.get("/v2/auth?organization=acme", headers=gamma).status_code == 401
+    assert client.get("/v2/auth?organization=any").status_code == 401
+
+
+@pytest.mark.parametrize("named", ["acmee", "org_0fA3xQ2LmN7pR9sT1uV4wY", "ANY", "acme/", "%E2%82"])
+def test_a_url_that_names_no_organization_of_ours_is_told_from_a_bad_key(
+    server: Server, client: httpx.Client, named: str
+) -> None:
+    strange = {"Authorization": f"Bearer {server.first_key[:-1]}"}
+    for fields in (bearer(server), strange, {}):
+        answer = client.get(f"/v2/auth?organization={named}", headers=fields)
+        assert (answer.status_code, answer.json()["code"]) == (404, "organization_not_found")
+        assert "The URL that the proxy asks at" in answer.json()["detail"]
+        assert answer.headers["wardkey-verdict"] == "organization_not_found"
+        assert answer.headers["wardkey-key-id"] == ""
+
+
+def test_a_key_as_the_name_of_an_organization_is_neither_told_nor_logged(
+    server: Server, client: httpx.Client
+) -> None:
+    answer = client.get(f"/v2/auth?organization={server.first_key}")
+    assert answer.json()["code"] == "credential_in_url"
+    answer = client.get("/v2/auth?organization=brought_0123456789abcdef")
+    assert answer.json()["code"] == "organization_not_found"
+    assert "brought_" not in answer.text
+    assert "brought_" not in server.output
+
+
+def test_a_slug_counts_at_once_after_it_was_made_or_changed(
+    server: Server, client: httpx.Client
+) -> None:
+    def status(named: str, shown: dict[str, str]) -> int:
+        return client.get(f"/v2/auth?organization={named}", headers=shown).status_code
+
+    assert status("delta", bearer(server)) == status("epsilon", bearer(server)) == 404
+    made = server.cli("org", "create", "Delta", "--owner", "owner@acme.example")
+    assert made.returncode == 0, made.stderr
+    shown = issued(server, "delta", "live-delta")
+    assert status("delta", shown) == 200
+    assert status("epsilon", shown) == 404
+    with server.owner(wardkey_organization="delta") as owner:
+        assert owner.patch("/v2/organization", json={"slug": "epsilon"}).status_code == 200
+    assert [status(named, shown) for named in ("delta", "epsilon")] == [200, 200]
+    assert [status(named, bearer(server)) for named in ("delta", "epsilon")] == [401, 401]
+
+
+def test_a_wrong_url_is_in_the_log_once_and_in_doctor(server: Server, client: httpx.Client) -> None:
+    for _ in range(30):
+        client.get("/v2/auth?organization=acmme", headers=bearer(server))
+        client.get("/v2/auth", headers=bearer(server))
+    assert server.output.count("names as organization= “acmme”") == 1
+    assert server.output.count("names no organization, and") == 1
+
+    def diagnosis() -> str:
+        found = server.cli_here("doctor").output
+        return found if "acmme" in found and "names no organization" in found else ""
+
+    assert "warning  forward-auth: " in wait_until(diagnosis)
+
+
+def test_strangers_cannot_fill_the_log_with_wrong_urls(
+    server: Server, client: httpx.Client
+) -> None:
+    for number in range(60):
+        client.get(f"/v2/auth?organization=nobody-{number}")
+    assert server.output.count("nobody-") <= 10
+
+
+def test_any_is_no_slug_of_a_new_organization(server: Server) -> None:
+    refused = server.cli("org", "create", "X", "--owner", "o@any.example", "--slug", "any")
+    assert "invalid_slug" in refused.stderr
+    with server.owner(wardkey_organization="acme") as owner:
+        assert owner.patch("/v2/organization", json={"slug": "any"}).json()["code"] == (
+            "invalid_slug"
+        )
+    made = server.cli("org", "create", "Any", "--owner", "o@any.example")
+    assert "(any-2," in made.stdout
+
+
+def test_the_second_organization_alone_comes_with_a_word_on_proxies(
+    start: Callable[..., Server],
+) -> None:
+    server = start()
+    said = [
+        server.cli("org", "create", name, "--owner", "o@x.example", "--json").stderr
+        for name in ("Second", "Third")
+    ]
+    assert "organization=any" in said[0]
+    assert said[1] == ""
