@@ -1,10 +1,11 @@
-"""Real HTTP proxies in front of a server: nginx, Caddy and HAProxy, each with a pool of one."""
+"""Real HTTP proxies in front of a server: nginx, Caddy, HAProxy and Traefik."""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,15 +89,30 @@ def proxy_in_front(kind: str, url: str, folder: Path, more: str = "") -> Iterato
     """Run a proxy of `kind` in front of the server at `url`; yield the proxy's own URL."""
     folder.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
-    settings = folder / f"{kind}.conf"
     text = _SETTINGS[kind].format(
         folder=folder, port=port, upstream=urlsplit(url).netloc, more=more
     )
+    with running_proxy(kind, text, port, folder) as made:
+        yield made
+
+
+@contextmanager
+def running_proxy(kind: str, text: str, port: int, folder: Path) -> Iterator[str]:
+    """Run a proxy of `kind` with these settings, which make it listen on a port; yield its URL."""
+    # Traefik reads its options from a traefik.yaml in its home, and routes from other files.
+    settings = folder / ("routes.yaml" if kind == "traefik" else f"{kind}.conf")
     settings.write_text(text)
     command = {
         "nginx": ["nginx", "-p", str(folder), "-c", str(settings)],
         "caddy": ["caddy", "run", "--adapter", "caddyfile", "--config", str(settings)],
         "haproxy": ["haproxy", "-db", "-f", str(settings)],
+        "traefik": [
+            str(Path(sys.executable).with_name("traefik")),
+            f"--providers.file.filename={settings}",
+            f"--entryPoints.websecure.address=127.0.0.1:{port}",
+            "--global.checkNewVersion=false",
+            "--global.sendAnonymousUsage=false",
+        ],
     }[kind]
     environment = {
         **os.environ,

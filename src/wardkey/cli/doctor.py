@@ -78,6 +78,8 @@ def _examine(config: Config) -> Iterator[Finding]:
     yield from _master_key_file(config)
     yield _space(config.data_dir)
     yield _listening(config)
+    if config.behind_proxy:
+        yield _public_url(config)
     if config.tls_cert or config.tls_key:
         yield from _certificate(config)
     yield _clock(wall_clock())
@@ -146,6 +148,13 @@ def _listening(config: Config) -> Finding:
     except Failure as failure:
         return Finding(State.FAULT, "listening", failure.detail)
     return Finding(State.OK, "listening", config.listen)
+
+
+def _public_url(config: Config) -> Finding:
+    if config.public_url:
+        return Finding(State.OK, "public URL", config.url)
+    said = f"not set, so links begin with {config.url}, which people behind the proxy cannot open"
+    return Finding(State.WARNING, "public URL", f"{said}; set it with --public-url")
 
 
 def _sign_in(config: Config) -> Finding:

@@ -17,6 +17,7 @@ from wardkey.actions import browser_sessions, identities, passkeys, people
 from wardkey.actions.browser_sessions import LONGEST_MS, BrowserSession
 from wardkey.actions.people import Membership
 from wardkey.db.upkeep import see_session
+from wardkey.domain.addresses import contains
 from wardkey.domain.errors import (
     ForgedForm,
     InvalidRequest,
@@ -41,6 +42,7 @@ _SEEN_EVERY_MS = 300_000
 _NONCE = 32
 _FORM_TYPE = "application/x-www-form-urlencoded"
 _MOST_FIELDS = 500
+_LONGEST_ORIGIN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +224,43 @@ Unsigned = Annotated[Fields, Depends(unsigned)]
 
 
 def check_origin(request: Request, here: Context) -> None:
-    """Refuse what a browser says to come from another site; raises `ForgedForm`."""
-    site = request.headers.get("sec-fetch-site", "same-origin")
-    origin = request.headers.get("origin")
-    own = {request.headers.get("host", ""), urlsplit(here.public_url).netloc}
-    if site not in {"same-origin", "none"} or (origin and urlsplit(origin).netloc not in own):
+    """Refuse what a browser says to come from another site; raises `ForgedForm`.
+
+    `Sec-Fetch-Site` decides where it is sent (W3C Fetch Metadata): no page can set it, and no proxy
+    changes what it means. Over plain HTTP browsers leave it out; then `Origin` has to be ours.
+    """
+    site = request.headers.get("sec-fetch-site", "")
+    if site == "same-origin":
+        return
+    if site not in {"", "none"}:
         raise ForgedForm
+    origin = request.headers.get("origin", "")
+    if not origin:
+        return
+    shown = urlsplit(origin)
+    hosts, tls = _own_hosts(request, here)
+    if shown.netloc not in {*hosts, urlsplit(here.public_url).netloc}:
+        raise ForgedForm(
+            f"The page is of {origin[:_LONGEST_ORIGIN]}, and Wardkey was asked as "
+            f"{' and '.join(hosts)[:_LONGEST_ORIGIN]}. If a proxy stands between them, have it "
+            "pass the browser's host (in nginx: proxy_set_header Host $http_host;), or start "
+            "Wardkey with --public-url set to what people open."
+        )
+    if tls and shown.scheme == "http":
+        raise ForgedForm
+
+
+def _own_hosts(request: Request, here: Context) -> tuple[list[str], bool]:
+    """Return as which hosts the browser asked, and whether a trusted proxy says it used TLS."""
+    hosts = [request.headers.get("host", "")]
+    peer = request.client.host if request.client else ""
+    if not contains(here.proxies, peer):
+        return hosts, False
+    forwarded = request.headers.get("x-forwarded-host", "").partition(",")[0].strip()
+    if forwarded:
+        hosts.append(forwarded)
+    proto = request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+    return hosts, proto == "https"
 
 
 def require_fresh(here: Context, person: Person, fields: Fields) -> None:
