@@ -391,3 +391,27 @@ def test_the_block_for_wardkey_itself_serves_people_and_keys_but_no_proxies(
                                ("https://evil.example", 403)):  # fmt: skip
             answer = client.post("/sign-in", data=form, headers={"Origin": origin})
             assert answer.status_code == status, answer.text
+
+
+def test_signing_in_works_behind_an_nginx_that_sends_its_own_host(
+    server: Server, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    text = block("nginx", 1).replace("127.0.0.1:8787", urlsplit(server.url).netloc)
+    text = re.sub(r"\n *proxy_set_header (Host|X-Forwarded-Host) .*;", "", text)
+    made = settings("nginx", text, port, "keys.example.com", tmp_path)
+    form = {"email": OWNER, "password": PASSWORD}
+    fields = {"Host": "keys.example.com", "Origin": "https://keys.example.com"}
+    with (
+        running_proxy("nginx", made, port, tmp_path) as url,
+        httpx.Client(base_url=url, headers=fields) as client,
+    ):
+        # A browser sends Sec-Fetch-Site over TLS and to loopback, and not elsewhere.
+        sent = client.post("/sign-in", data=form, headers={"Sec-Fetch-Site": "same-origin"})
+        assert sent.status_code == 303, sent.text
+        crossed = client.post("/sign-in", data=form, headers={"Sec-Fetch-Site": "cross-site"})
+        assert crossed.status_code == 403
+        plain = client.post("/sign-in", data=form)
+        assert plain.status_code == 403
+        assert "proxy_set_header Host" in plain.text
+        assert "--public-url" in plain.text
