@@ -73,6 +73,7 @@ class Server:
         self.first_key = ""
         self.setup_token = ""
         self._tokens: dict[str, str] = {}
+        self._broker = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -134,6 +135,9 @@ class Server:
     def kill(self) -> None:
         """Kill every process of it at once, and wait until none holds a port any more."""
         if self.process is not None and self.process.poll() is None:
+            self._broker = self._find_broker() or 0
+            if self._broker:
+                os.kill(self._broker, signal.SIGKILL)
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
             wait_until(lambda: not self._is_any_alive())
@@ -143,8 +147,11 @@ class Server:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             # A process that ended may have no file by now, and one that nobody asked about is Z.
             with suppress(OSError):
-                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
-                if int(group) == self.process.pid and state not in "ZX":
+                name, _, rest = stat.read_text().rpartition(")")
+                state, _, group = rest.split()[:3]
+                # The broker has a group of its own, and ends with the process that started it.
+                is_ours = int(group) == self.process.pid or int(name.split()[0]) == self._broker
+                if is_ours and state not in "ZX":
                     return True
         return False
 
@@ -179,10 +186,13 @@ class Server:
 
     def broker(self) -> int:
         """Return the broker's process."""
+        return wait_until(self._find_broker)
+
+    def _find_broker(self) -> int:
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         pids = [int(pid) for file in children for pid in file.read_text().split()]
-        return next(p for p in pids if "nats-server" in Path(f"/proc/{p}/cmdline").read_text())
+        return next((p for p in pids if "nats-server" in Path(f"/proc/{p}/cmdline").read_text()), 0)
 
     def kill_broker(self) -> None:
         """Kill the broker at once; it is started again."""

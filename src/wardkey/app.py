@@ -103,6 +103,8 @@ from wardkey.web.throttle import Throttle
 log = logging.getLogger("wardkey")
 
 FLUSH_S = 0.5
+# How long a start waits for the broker beside it; without it, it goes on and tries again.
+_BROKER_S = 5
 CLEAN_UP_TICKS = 120
 CLEAN_UP_USAGE_TICKS = 7200
 
@@ -240,6 +242,9 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             _calm_collector()
             messaging = asyncio.create_task(_messaging(context, logins, cutting))
             try:
+                # The broker beside this waits for a worker; ready, one can log in there too.
+                if link is not None and config.broker_dir:
+                    await link.wait_until_open(_BROKER_S)
                 yield
             finally:
                 messaging.cancel()

@@ -147,6 +147,8 @@ def test_no_child_but_the_workers_has_a_setting_in_its_environment(
         for pid in (int(process.name) for process in Path("/proc").glob("[0-9]*"))
         if pid not in (group, *server.workers()) and group_of(pid) == group
     ]
+    # The broker has a group of its own.
+    others.append(server.broker())
     commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in others]
     assert sorted("nats-server" in command for command in commands) == [False, True]
     for pid in others:

@@ -119,9 +119,9 @@ def test_mosquittos_mqtt_5_is_told_that_it_is_not_spoken(broker: Server) -> None
 class NodeClient:
     """MQTT.js in a process of its own, which tells what happens."""
 
-    def __init__(self, url: str, login: Login, mqtt_id: str) -> None:
+    def __init__(self, url: str, login: Login, mqtt_id: str, *settings: str) -> None:
         self.process = subprocess.Popen(
-            ["node", NODE / "client.js", url, *login, mqtt_id],
+            ["node", NODE / "client.js", url, *login, mqtt_id, *settings],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -143,8 +143,9 @@ class NodeClient:
 
 
 @contextmanager
-def node(url: str, login: Login, mqtt_id: str) -> Iterator[NodeClient]:
-    client = NodeClient(url, login, mqtt_id)
+def node(url: str, login: Login, mqtt_id: str, *settings: str) -> Iterator[NodeClient]:
+    """Run MQTT.js until the block ends; its settings as JSON, `{}` for its own."""
+    client = NodeClient(url, login, mqtt_id, *settings)
     try:
         yield client
     finally:

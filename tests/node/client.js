@@ -3,8 +3,8 @@ import { createInterface } from "node:readline";
 import mqtt from "mqtt";
 
 const tell = (event, more = {}) => console.log(JSON.stringify({ event, ...more }));
-const [url, username, password, clientId] = process.argv.slice(2);
-const client = mqtt.connect(url, { username, password, clientId, reconnectPeriod: 0 });
+const [url, username, password, clientId, settings = '{"reconnectPeriod": 0}'] = process.argv.slice(2);
+const client = mqtt.connect(url, { username, password, clientId, ...JSON.parse(settings) });
 
 client.on("connect", () => tell("connect"));
 client.on("error", (error) => tell("error", { code: error.code, message: error.message }));

@@ -59,7 +59,8 @@ class Logins:
         """Return who may log in and what they may do, or None.
 
         A login that waits for its password to be hashed holds no thread. One that is cut off is
-        not counted, because its answer tells nothing.
+        not counted, because its answer tells nothing. Raises `TooManyAttempts`, `Overloaded` and the
+        storage's failure where the login can't be judged.
         """
         try:
             with self.here.throttle.attempt(*_counters_of(login)):
@@ -69,7 +70,7 @@ class Logins:
                 check = self._check(begun, Line.LOGIN)
                 fits = await asyncio.shield(asyncio.wrap_future(check))
                 return await run_in_threadpool(self._finish, begun, fits=fits)
-        except _REFUSALS:
+        except WrongPassword:
             return None
 
     def judged(self, login: Login) -> Admitted | None:

