@@ -231,7 +231,8 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 context.runner.end_sessions = cutting.end_concerned
             app.state.context = context
             # One of them for the broker beside this and for others, so that guesses count together.
-            logins = Logins(context, context.rights)
+            watch = None if cutting is None else cutting.watch
+            logins = Logins(context, context.rights, watch=watch)
             app.state.hooks = Hooks(context, logins)
             app.state.hot_routes = verify.HOT_ROUTES | publish.HOT_ROUTES | exchange.HOT_ROUTES
             stop = threading.Event()
@@ -291,6 +292,7 @@ async def _messaging(context: Context, logins: Logins, cutting: Cutting | None) 
         async with asyncio.TaskGroup() as group:
             group.create_task(link.keep(logins.judge))
             group.create_task(cutting.follow())
+            group.create_task(cutting.end_expired())
     finally:
         await publishers.close()
         await link.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,8 @@ class Aging:
     second: Json
     old: MqttClient
     refreshed_at: float
+    refreshing: MqttClient
+    refreshes: Callable[[], Json]
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +112,18 @@ def aging(world: World) -> Iterator[Aging]:
         old = stack.enter_context(online(world.server, first, "overlap-1"))
         second = world.people.refresh(first).json()
         refreshed_at = time.monotonic()
-        assert (short.code, old.code) == (0, 0)
-        yield Aging(expiring, short, first, second, old, refreshed_at)
+        early = world.people.grant("refreshing", ttl=SHORT_S)
+        refreshing = stack.enter_context(online(world.server, early, "refreshing-1"))
+        assert (short.code, old.code, refreshing.code) == (0, 0, 0)
+        later: list[Json] = []
+        timer = threading.Timer(8, lambda: later.append(world.people.refresh(early).json()))
+        timer.start()
+
+        def refreshes() -> Json:
+            timer.join()
+            return later[0]
+
+        yield Aging(expiring, short, first, second, old, refreshed_at, refreshing, refreshes)
 
 
 def all_ended(clients: list[MqttClient]) -> bool:
@@ -433,10 +446,20 @@ def test_an_old_password_goes_on_for_half_a_minute_after_a_refresh(
     while time.monotonic() < until - 3:
         assert is_let_in(world.server, aging.first, "overlap-2")
         time.sleep(1)
-    wait_until(lambda: aging.old.ended_at, SHORT_S)
-    assert -0.5 < aging.old.ended_at - until < AT_ONCE_S
+    wait_until(lambda: time.monotonic() > until + 0.5)
     assert not is_let_in(world.server, aging.first, "overlap-2")
-    assert is_let_in(world.server, aging.second, "overlap-1")
+    assert is_let_in(world.server, aging.second, "overlap-3")
+    # The session that the old one opened goes on under the new one, and ends with it.
+    assert aging.old.ended_at == 0
+    told = world.owner.delete(f"/v2/tokens/{aging.second['token_id']}").json()["sessions"]
+    wait_until(lambda: aging.old.ended_at, 3)
+    assert world.ended(told) == 1
+
+
+def test_a_session_of_a_refreshed_grant_ends_when_the_new_grant_expires(aging: Aging) -> None:
+    expires_at = datetime.fromisoformat(aging.refreshes()["expires_at"]).timestamp()
+    wait_until(lambda: aging.refreshing.ended_at, SHORT_S + 10)
+    assert -0.1 < aging.refreshing.ended_at + NOW_WALL - expires_at < 1.5
 
 
 def test_a_session_is_closed_in_the_second_in_which_its_grant_expires(

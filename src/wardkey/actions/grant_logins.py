@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Row, bindparam, select
 
-from wardkey.actions.grants import BY_KID, GRANT, end_of, over, why_over
+from wardkey.actions.grants import BY_KID, EXPIRED, GRANT, end_of, over, why_over
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import grants, organizations
 from wardkey.domain.acl import Actor, ActorKind
@@ -16,12 +16,29 @@ from wardkey.domain.secret import Environment, Malformed, SecretKind, parse
 from wardkey.domain.usernames import on_the_wire, parse_username
 
 _AT_ONCE = 500
+# How long after a grant the broker itself ends a session that it let in, whether it was refreshed
+# or not: should nobody be there to end it when its grants are over.
+_UNSEEN_MS = 86_400_000
+
+_FROM = (
+    select(grants.c.kid.label("first"), grants.c.kid, grants.c.replaced_by)
+    .where(grants.c.kid.in_(bindparam("some", expanding=True)))
+    .cte("refreshed", recursive=True)
+)
+_REFRESHED = _FROM.union_all(
+    select(_FROM.c.first, grants.c.kid, grants.c.replaced_by).where(
+        grants.c.kid == _FROM.c.replaced_by
+    )
+)
+# Of each grant the last that it was refreshed to, which may be itself.
+_NEWEST = select(_REFRESHED.c.first, _REFRESHED.c.kid).where(_REFRESHED.c.replaced_by.is_(None))
 
 
 @dataclass(frozen=True, slots=True)
 class KnownGrant:
     """A grant that logs in; `expires_at` in epoch milliseconds.
 
+    A session ends when the newest grant of the family does, and at `session_until` at the latest.
     `id` names the person, not the grant: what he has on the broker stays his when he refreshes.
     """
 
@@ -33,8 +50,7 @@ class KnownGrant:
     provider_id: str
     claims: Mapping[str, str] = field(repr=False)
     expires_at: int
-    # Whether it may end before the time that a login with it was told.
-    may_end_early: bool
+    session_until: int
 
     @property
     def mqtt_username(self) -> str:
@@ -101,19 +117,61 @@ def newest_grant(tx: Transaction, username: str) -> KnownGrant | None:
 def live_grants(
     tx: Transaction, room: tuple[str, Environment], kids: Iterable[str]
 ) -> Mapping[str, KnownGrant]:
-    """Return those of these grants that still log in, by kid."""
+    """Return of each grant, by kid, the one under which its sessions go on, if they do.
+
+    That is the newest of its family, unless this one or that one was ended.
+    """
+    return {
+        kid: _known(last)
+        for kid, (row, last) in _families(tx, room, kids).items()
+        if not _why_session_over(row, last, tx.now)
+    }
+
+
+def expired_grants(
+    tx: Transaction, room: tuple[str, Environment], kids: Iterable[str]
+) -> frozenset[str]:
+    """Return those of these grants whose sessions are over because of the time alone."""
+    return frozenset(
+        kid
+        for kid, (row, last) in _families(tx, room, kids).items()
+        if _why_session_over(row, last, tx.now) == EXPIRED
+    )
+
+
+def _why_session_over(row: Row[Any], last: Row[Any], now: int) -> str:
+    why = why_over(row, now)
+    # That the password of a refreshed grant logs nobody in any more ends no session.
+    return why if why not in {"", EXPIRED} else why_over(last, now)
+
+
+def _families(
+    tx: Transaction, room: tuple[str, Environment], kids: Iterable[str]
+) -> dict[str, tuple[Row[Any], Row[Any]]]:
+    """Return of each grant its row, and that of the last that it was refreshed to."""
     wanted = list(kids)
-    found: dict[str, KnownGrant] = {}
+    newest: dict[str, str] = {}
     for start in range(0, len(wanted), _AT_ONCE):
-        rows = tx.connection.execute(
+        some = {"some": wanted[start : start + _AT_ONCE]}
+        newest |= {row.first: row.kid for row in tx.connection.execute(_NEWEST, some)}
+    rows = {row.kid: row for row in _rows(tx, room, {*newest, *newest.values()})}
+    return {
+        kid: (rows[kid], rows[last]) for kid, last in newest.items() if kid in rows and last in rows
+    }
+
+
+def _rows(
+    tx: Transaction, room: tuple[str, Environment], kids: Iterable[str]
+) -> Iterator[Row[Any]]:
+    wanted = list(kids)
+    for start in range(0, len(wanted), _AT_ONCE):
+        yield from tx.connection.execute(
             GRANT.where(
                 grants.c.kid.in_(wanted[start : start + _AT_ONCE]),
                 grants.c.org_id == room[0],
                 grants.c.environment == room[1],
             )
         )
-        found |= {row.kid: _known(row) for row in rows if not why_over(row, tx.now)}
-    return found
 
 
 def _known(row: Row[Any]) -> KnownGrant:
@@ -126,5 +184,5 @@ def _known(row: Row[Any]) -> KnownGrant:
         provider_id=row.provider_id,
         claims=row.claims,
         expires_at=end_of(row),
-        may_end_early=row.replaced_by is not None or end_of(row) == row.key_expires_at,
+        session_until=min(row.refreshable_until + row.ttl_s * 1000, row.expires_at + _UNSEEN_MS),
     )

@@ -39,6 +39,8 @@ from wardkey.domain.secret import (
 # What the change feed says: of these sessions may end, of the other they never do.
 ENDED, MINTED = "grant", "exchange"
 
+EXPIRED = "it has expired"
+
 # Built once: constructing a statement costs more than running it.
 _INSERT = insert(grants)
 _CUT_OFF = (
@@ -296,7 +298,7 @@ def why_over(row: Row[Any], now: int, *, refreshing: bool = False) -> str:
             "its provider is disabled",
         ),
         (refreshing and now >= row.refreshable_until, "it is too old"),
-        (not refreshing and now >= end_of(row), "it has expired"),
+        (not refreshing and now >= end_of(row), EXPIRED),
     )
     return next((why for is_so, why in faults if is_so), "")
 
@@ -324,7 +326,7 @@ def acting_as_grant(row: Row[Any], by: Principal) -> Principal:
 
 def grant_record(row: Row[Any], now: int) -> GrantRecord:
     """Return the record of a row of grants with what may have ended it."""
-    ended = why_over(row, now) not in ("", "it has expired")
+    ended = why_over(row, now) not in ("", EXPIRED)
     return GrantRecord(
         kid=row.kid,
         org_id=row.org_id,

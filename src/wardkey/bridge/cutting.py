@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
 from wardkey.actions import session_receipts
-from wardkey.actions.grant_logins import KnownGrant, live_grants
+from wardkey.actions.grant_logins import KnownGrant, expired_grants, live_grants
 from wardkey.actions.rights import Rights
 from wardkey.actions.session_receipts import Concern, Wrong
 from wardkey.actions.sessions import (
+    Connected,
     ConnectedClient,
     Owner,
     Room,
@@ -40,6 +43,7 @@ log = logging.getLogger("wardkey")
 T = TypeVar("T")
 
 _LOOK_S = 0.03
+_EXPIRY_S = 0.1
 # The broker's own bound on a login, and a little: one in flight is there by then or never.
 AGAIN_S = 2.05
 # How long a call waits for the broker before it says that nobody could ask it.
@@ -61,8 +65,10 @@ class Cutting:
     _held: set[int] = field(default_factory=set)
     # Rooms that a call could not cut, or that are to be looked at now.
     _owed: set[Room] = field(default_factory=set)
-    # When sessions end that a refreshed grant opened, as far as that is known.
-    _ends: set[tuple[Room, int]] = field(default_factory=set)
+    # Sessions that grants let in, and when to look whether those are over.
+    _watched: dict[Connected, tuple[Room, str, int]] = field(default_factory=dict)
+    _expiries: list[tuple[int, Connected]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def end_concerned(self, concern: Concern) -> EndedSessions:
         """Cut, from a thread that is not the loop's, what a committed change concerns."""
@@ -191,7 +197,7 @@ class Cutting:
             owners = find_owners(tx, room, list(by_id))
             kids = {owner.grant_kid for owner in owners.values() if owner.grant_kid}
             grants = live_grants(tx, room, kids)
-            self._cut_when_replaced(room, grants.values(), tx.now)
+            expired = expired_grants(tx, room, kids - grants.keys())
             for mqtt_id, found in by_id.items():
                 owner = owners.get(mqtt_id)
                 if owner is None:
@@ -199,8 +205,15 @@ class Cutting:
                     ending = [one for one in found if one.username != BRIDGE]
                 else:
                     ending = [one for one in found if not self._may_stay(tx, owner, one, grants)]
+                    if owner.grant_kid in expired:
+                        # No change ended it, so none counts it.
+                        self.watch(room, owner.connection, owner.grant_kid, 0)
+                        ending = [o for o in ending if (o.server, o.cid) != owner.connection]
                 subject_id = "" if owner is None else owner.subject_id
                 wrong += [Wrong(one.server, one.cid, subject_id) for one in ending]
+                known = grants.get(owner.grant_kid or "") if owner is not None else None
+                if owner is not None and known is not None:
+                    self.watch(room, owner.connection, owner.grant_kid or "", known.expires_at)
         return epoch, revision, wrong
 
     def _may_stay(
@@ -220,16 +233,62 @@ class Cutting:
         now = self.rights.of(tx, known.environment, known.actor(session.client_id))
         return mark_of(now) == owner.rights
 
-    def _cut_when_replaced(self, room: Room, grants: Iterable[KnownGrant], now: int) -> None:
-        """Look again when grants end that were refreshed, or whose key ends."""
-        for ends in {one.expires_at for one in grants if one.may_end_early}:
-            if (room, ends) not in self._ends:
-                self._ends.add((room, ends))
-                self.loop.call_soon_threadsafe(self._cut_at, room, ends, (ends - now) / 1000)
+    def watch(self, room: Room, connection: Connected, kid: str, expires_at: int) -> None:
+        """End a session that a grant let in once it expires, unless it was refreshed by then.
 
-    def _cut_at(self, room: Room, ends: int, in_s: float) -> None:
-        def end() -> None:
-            self._ends.discard((room, ends))
-            self._owed.add(room)
+        From any thread; `expires_at` is in epoch milliseconds.
+        """
+        with self._lock:
+            before = self._watched.get(connection)
+            # A refresh postpones the end, which is found out when the first one comes.
+            if before is None or before[1] != kid or expires_at < before[2]:
+                self._watched[connection] = room, kid, expires_at
+                heappush(self._expiries, (expires_at, connection))
 
-        self.loop.call_later(max(0.0, in_s), end)
+    async def end_expired(self) -> None:
+        """End sessions whose grants have expired, until cancelled."""
+        while True:
+            await asyncio.sleep(_EXPIRY_S)
+            due = self._take_due(self.here.runner.database.clock())
+            if not due:
+                continue
+            try:
+                over = await run_in_threadpool(self._over, due)
+                await asyncio.gather(*(self.link.kick(*connection) for connection in over))
+            except BrokerUnreachable:
+                # Its sessions ended with it, or are looked at when it is back.
+                continue
+            except Exception as fault:  # as above
+                if isinstance(fault, Failure):
+                    log.warning("expired sessions could not be looked for: %s", fault.code)
+                else:
+                    log.exception("expired sessions could not be ended")
+                for connection, (room, kid) in due.items():
+                    self.watch(room, connection, kid, 0)
+                await asyncio.sleep(1)
+
+    def _take_due(self, now: int) -> dict[Connected, tuple[Room, str]]:
+        due = {}
+        with self._lock:
+            while self._expiries and self._expiries[0][0] <= now:
+                _, connection = heappop(self._expiries)
+                watched = self._watched.pop(connection, None)
+                if watched is not None:
+                    due[connection] = watched[:2]
+        return due
+
+    def _over(self, due: Mapping[Connected, tuple[Room, str]]) -> list[Connected]:
+        """Return whose grants are over, and watch for the end of the others."""
+        by_room: defaultdict[Room, set[str]] = defaultdict(set)
+        for room, kid in due.values():
+            by_room[room].add(kid)
+        with self.here.runner.database.read() as tx:
+            live = {room: live_grants(tx, room, kids) for room, kids in by_room.items()}
+        over = []
+        for connection, (room, kid) in due.items():
+            known = live[room].get(kid)
+            if known is None:
+                over.append(connection)
+            else:
+                self.watch(room, connection, kid, known.expires_at)
+        return over

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from wardkey.actions.logins import (
     mark_connected,
 )
 from wardkey.actions.rights import Rights
-from wardkey.actions.sessions import ClientIds, IdClaim
+from wardkey.actions.sessions import ClientIds, Connected, IdClaim, Room
 from wardkey.domain.broker_acl import Subjects
 from wardkey.domain.errors import Overloaded, TooManyAttempts, WrongPassword
 from wardkey.outside.broker_link import Admitted, Login
@@ -47,6 +48,8 @@ class Logins:
     here: Context
     rights: Rights
     ids: ClientIds = field(init=False)
+    # Learns of each session that a grant lets in at this product's broker.
+    watch: Callable[[Room, Connected, str, int], None] | None = None
     # Who connected since it was last written down.
     _connected: dict[str, KnownClient] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -59,8 +62,8 @@ class Logins:
         """Return who may log in and what they may do, or None.
 
         A login that waits for its password to be hashed holds no thread. One that is cut off is
-        not counted, because its answer tells nothing. Raises `TooManyAttempts`, `Overloaded` and the
-        storage's failure where the login can't be judged.
+        not counted, because its answer tells nothing. Raises `TooManyAttempts`, `Overloaded` and
+        the storage's failure where the login can't be judged.
         """
         try:
             with self.here.throttle.attempt(*_counters_of(login)):
@@ -131,6 +134,8 @@ class Logins:
         if isinstance(known, KnownClient):
             with self._lock:
                 self._connected[known.id] = known
+        elif self.watch is not None and login.server:
+            self.watch(room, connection, known.kid, known.expires_at)
         return _admitted(known, rights)
 
     def write_connected(self) -> None:
@@ -174,5 +179,5 @@ def _admitted(known: KnownClient | KnownGrant, rights: Subjects) -> Admitted:
         rights.publish_deny,
         rights.subscribe_allow,
         rights.subscribe_deny,
-        known.expires_at if isinstance(known, KnownGrant) else None,
+        *((known.expires_at, known.session_until) if isinstance(known, KnownGrant) else ()),
     )

@@ -62,7 +62,10 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Who logged in, and what he may do, as NATS subjects; `expires_at` in epoch milliseconds."""
+    """Who logged in, and what he may do, as NATS subjects; times in epoch milliseconds.
+
+    The grant that was shown ends at `expires_at`; the broker ends the session at `session_until`.
+    """
 
     org_id: str
     environment: str
@@ -72,6 +75,7 @@ class Admitted:
     subscribe_allow: tuple[str, ...]
     subscribe_deny: tuple[str, ...]
     expires_at: int | None = None
+    session_until: int | None = None
     tags: tuple[str, ...] = ()
 
 
@@ -419,10 +423,10 @@ class BrokerLink:
         claims["tags"] = list(admitted.tags)
         now, begun_ms = divmod(self._clock(), 1000)
         more = {}
-        if admitted.expires_at is not None:
+        if admitted.session_until is not None:
             # The broker counts whole seconds from the login on, so one that begins late in its
             # second would end as late.
-            more["exp"] = -(-(admitted.expires_at - begun_ms) // 1000)
+            more["exp"] = -(-(admitted.session_until - begun_ms) // 1000)
         return account.issue(user, admitted.username, claims, iat=now, aud=account.public, **more)
 
 
