@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 import uuid
@@ -158,3 +159,16 @@ def test_a_login_that_is_throttled_is_closed_and_not_called_wrong(
     other = made(server, "other")
     with wired(server) as wire:
         assert wire.login(*other, "g-3") == (0, False)
+
+
+def test_no_right_password_is_refused_while_workers_are_replaced(
+    start: Callable[..., Server],
+) -> None:
+    server = start(no_messaging=0, workers=2)
+    before = set(server.workers())
+    with Crowd(server, made(server, "replaced")) as crowd:
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(server.workers()) == 2 and not before & set(server.workers()), 30)
+        crowd.logs_in()
+    assert set(crowd.answers) == {0}
