@@ -15,6 +15,7 @@ import pytest
 from demo.issuer import Issuer
 from tests.messaging.test_foreign import NODE, Site
 from tests.people import People
+from tests.ports import free_addresses
 from tests.server import Server, running, wait_until
 
 if TYPE_CHECKING:  # takes a second to import
@@ -43,8 +44,10 @@ def snippet(**replaced: str) -> str:
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     data, issuer = tmp_path_factory.mktemp("snippet") / "data", Issuer()
     files: dict[str, tuple[str, bytes]] = {}
+    names = ("listen", "mqtt_listen", "websocket_listen")
+    addresses = dict(zip(names, free_addresses(3), strict=True))
     with (
-        running(data, no_messaging=0, private_issuers=1) as server,
+        running(data, no_messaging=0, private_issuers=1, **addresses) as server,
         server.owner() as owner,
         ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, files)) as site,
     ):
@@ -65,6 +68,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             **{
                 "https://keys.acme.example": server.url,
                 "pk_live_…": key,
+                # The shortest life that a grant can be asked for.
+                'provider: "oidc", token': 'provider: "oidc", token, ttl: 30',
                 "wss://keys.acme.example:8984/mqtt": f"ws://127.0.0.1:{server.websocket_port}/mqtt",
             }
         )
@@ -92,7 +97,12 @@ def test_the_guides_page_signs_in_listens_and_asks_no_more_than_it_says(
     page.goto(stage.site)
     page.wait_for_function("window.client && window.client.connected")
     with stage.server.owner() as owner:
-        (session,) = wait_until(lambda: owner.get("/v2/sessions").json()["sessions"])
+
+        def listening() -> list[dict[str, str]]:
+            live = owner.get("/v2/sessions").json()["sessions"]
+            return [one for one in live if one["subscriptions"]]
+
+        (session,) = wait_until(listening)
         assert session["username"].startswith("ada_")
     message = {"topic": "people/ada/seat", "payload": "4", "qos": 1}
     with stage.server.client(stage.server.first_key) as key:
@@ -112,3 +122,43 @@ def test_the_guides_page_signs_in_listens_and_asks_no_more_than_it_says(
     # A page can read why it was refused, too.
     wrong = page.evaluate("credentials('no token').catch((fault) => fault.message)")
     assert wrong.startswith("invalid_token: ")
+
+
+CONNECTED = "window.client && window.client.connected"
+
+
+def hears(stage: Stage, page: Page, word: str) -> None:
+    """Have a message sent until the page has shown it."""
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    message = {"topic": "people/ada/seat", "payload": word, "qos": 1}
+
+    def is_heard() -> bool:
+        with stage.server.client(stage.server.first_key) as key:
+            assert key.post("/publish", json=message).status_code == 200
+        page.wait_for_timeout(100)
+        return f"people/ada/seat {word}" in said
+
+    wait_until(is_heard, 30)
+
+
+@pytest.mark.browser
+def test_the_guides_page_outlives_the_end_of_its_grant_and_restarts(
+    stage: Stage, page: Page
+) -> None:
+    page.goto(stage.site)
+    page.wait_for_function(CONNECTED)
+    hears(stage, page, "first")
+    # It expires, and the page cannot ask for another at first, as after sleep without a network.
+    page.route("**/v2/tokens/exchange", lambda route: route.abort())
+    page.evaluate("""() => { window.refused = false;
+        client.on("error", (error) => { if (error.code === 5) window.refused = true; }); }""")
+    page.wait_for_function("window.refused", timeout=60_000)
+    page.unroute("**/v2/tokens/exchange")
+    page.wait_for_function(CONNECTED, timeout=60_000)
+    hears(stage, page, "after the end")
+    assert stage.server.stop() == 0
+    page.wait_for_function("!client.connected")
+    stage.server.start()
+    page.wait_for_function(CONNECTED, timeout=60_000)
+    hears(stage, page, "after a restart")
