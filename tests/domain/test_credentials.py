@@ -57,6 +57,8 @@ def test_what_cannot_be_seen_around_a_key_is_trimmed(before: str, after: str) ->
         (f"Token {KEY}", []),
         ("", []),
     ],
+    # The keys differ in each process.
+    ids=[f"form{number}" for number in range(16)],
 )
 def test_an_authorization_field_presents(value: str, presents: list[str]) -> None:
     assert authorization_texts(value, is_ours) == presents
@@ -95,6 +97,7 @@ def test_a_sentence_about_what_came_never_shows_a_value(value: str, scheme: str)
         (f"{KEY[:20]}\u200b{KEY[20:]}", "invisible"),
         ("", "empty"),
     ],
+    ids=[f"form{number}" for number in range(7)],
 )
 def test_what_makes_a_text_malformed_is_named(text: str, names: str) -> None:
     said = explain_malformed(text)
