@@ -233,8 +233,14 @@ def hash_password(password: str, address: str) -> str:
 
 def has_password(tx: Transaction, by: Principal) -> bool:
     """Tell whether the caller can show a password."""
-    known = select(users.c.password_hash).where(users.c.id == by.id)
-    return tx.connection.execute(known).scalar_one_or_none() is not None
+    return password_hash_by_id(tx, by.id) is not None
+
+
+def password_hash_by_id(tx: Transaction, user_id: str) -> str | None:
+    """Return the hash of a user's password; None without a password."""
+    known = select(users.c.password_hash).where(users.c.id == user_id)
+    found: str | None = tx.connection.execute(known).scalar_one_or_none()
+    return found
 
 
 def password_hash_of(tx: Transaction, email: str) -> tuple[str, str | None]:

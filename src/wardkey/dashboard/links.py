@@ -12,7 +12,7 @@ from wardkey.dashboard.visitor import (
     Person,
     SignedIn,
     Unsigned,
-    hand_cookie,
+    hand_cookies,
     person,
 )
 from wardkey.domain.errors import Failure, InvalidLink, SignedOut
@@ -65,7 +65,7 @@ def take_setup(token: str, request: Request, fields: Unsigned, here: Here) -> Re
             **_PLAIN,
             fault=fault_of(failure),
         )
-    return _signed_in(begun)
+    return _signed_in(request, here, begun)
 
 
 @router.get("/invitations/{token}")
@@ -100,7 +100,7 @@ def take_invitation(token: str, request: Request, fields: Unsigned, here: Here) 
         if found is None:
             raise
         return _invitation_page(request, here, token, found, failure)
-    return _signed_in(begun)
+    return _signed_in(request, here, begun)
 
 
 @router.get("/invitations/{token}/accept")
@@ -156,9 +156,9 @@ def _shown(here: Context, token: str) -> str:
         return ""
 
 
-def _signed_in(begun: browser_sessions.Begun) -> Response:
+def _signed_in(request: Request, here: Context, begun: browser_sessions.Begun) -> Response:
     response = see_other("/")
-    hand_cookie(response, begun.text)
+    hand_cookies(here, request, response, begun)
     return response
 
 

@@ -12,7 +12,7 @@ from wardkey.dashboard.visitor import (
     Checked,
     SignedIn,
     Unsigned,
-    hand_cookie,
+    hand_cookies,
     require_fresh,
 )
 from wardkey.domain.errors import Invalid, InvalidPasskey, RateLimited, RouteNotFound
@@ -158,7 +158,7 @@ def sign_in(asked: Request, fields: Unsigned, here: Here) -> Response:
     except (InvalidPasskey, RateLimited) as failure:
         return sign_in_page(asked, here, onward, "", failure)
     response = see_other(onward)
-    hand_cookie(response, begun.text)
+    hand_cookies(here, asked, response, begun)
     return response
 
 

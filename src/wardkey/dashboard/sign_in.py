@@ -20,11 +20,14 @@ from wardkey.dashboard.frame import (
 from wardkey.dashboard.navigation import HOME
 from wardkey.dashboard.visitor import (
     COOKIE,
+    DEVICE_COOKIE,
     Checked,
     SignedIn,
     Unsigned,
-    hand_cookie,
+    hand_cookies,
+    hand_device_cookie,
     take_cookie,
+    take_device_cookie,
 )
 from wardkey.domain.errors import (
     Conflict,
@@ -91,13 +94,14 @@ def sign_in(request: Request, fields: Unsigned, here: Here) -> Response:
     email, onward = fields.text("email"), own_path(fields.text("next"))
     by = stranger(request, here)
     try:
-        user_id, known = check_account_password(here, by, email, fields.text("password"))
+        password, device = fields.text("password"), request.cookies.get(DEVICE_COOKIE, "")
+        user_id, known = check_account_password(here, by, email, password, device)
         before = request.cookies.get(COOKIE, "")
         begun = here.runner.change(browser_sessions.begin_with_password, by, user_id, known, before)
     except (WrongPassword, RateLimited, Overloaded) as failure:
         return sign_in_page(request, here, onward, email, failure)
     response = see_other(onward)
-    hand_cookie(response, begun.text)
+    hand_cookies(here, request, response, begun)
     return response
 
 
@@ -107,6 +111,7 @@ def sign_out(person: SignedIn, fields: Checked, here: Here) -> Response:
     if fields.text("everywhere"):
         here.runner.change(browser_sessions.end_all, person.by)
         response = see_other("/sign-in", done="signed-out-everywhere")
+        take_device_cookie(response)
     else:
         here.runner.change(browser_sessions.end, person.by, person.session.id)
         response = see_other("/sign-in", done="signed-out")
@@ -136,7 +141,7 @@ def change_password(request: Request, person: SignedIn, fields: Checked, here: H
     """Take another password; every other session and token of the person ends."""
     try:
         current = fields.text("current_password")
-        _, known = check_account_password(here, person.by, person.by.label, current)
+        _, known = check_account_password(here, person.by, person.by.label, current, person.device)
         hashed = people.hash_password(fields.text("password"), person.by.address)
         here.runner.change(people.change_password, person.by, known, hashed, person.session.id)
     except WrongPassword:
@@ -144,7 +149,9 @@ def change_password(request: Request, person: SignedIn, fields: Checked, here: H
         return account_page(request, person, here, told)
     except (Invalid, Conflict, RateLimited, Overloaded) as failure:
         return account_page(request, person, here, failure)
-    return see_other("/account", done="password-changed")
+    response = see_other("/account", done="password-changed")
+    hand_device_cookie(here, request, response, person.by.id)
+    return response
 
 
 def account_page(

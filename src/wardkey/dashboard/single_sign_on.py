@@ -15,7 +15,7 @@ from wardkey.actions import identities
 from wardkey.actions.browser_sessions import FRESH_MS
 from wardkey.dashboard.frame import own_path, pages, see_other
 from wardkey.dashboard.sign_in import sign_in_page
-from wardkey.dashboard.visitor import COOKIE, Checked, SignedIn, hand_cookie, person
+from wardkey.dashboard.visitor import COOKIE, Checked, SignedIn, hand_cookies, person
 from wardkey.domain.errors import (
     AlreadyMember,
     Forbidden,
@@ -151,7 +151,7 @@ def _arrived(request: Request, here: Context, journey: Journey) -> Response:
     else:
         begun = here.runner.change(identities.join, by, journey.purpose, identity, welcome, before)
     response = see_other(journey.onward)
-    hand_cookie(response, begun.text)
+    hand_cookies(here, request, response, begun)
     return response
 
 

@@ -14,7 +14,7 @@ from fastapi import Depends, Request, Response
 from starlette.datastructures import FormData
 
 from wardkey.actions import browser_sessions, identities, passkeys, people
-from wardkey.actions.browser_sessions import LONGEST_MS, BrowserSession
+from wardkey.actions.browser_sessions import LONGEST_MS, Begun, BrowserSession
 from wardkey.actions.people import Membership
 from wardkey.db.upkeep import see_session
 from wardkey.domain.addresses import contains
@@ -34,10 +34,14 @@ from wardkey.domain.secret import Environment
 from wardkey.outside.passkeys import Site
 from wardkey.web.caller import stranger
 from wardkey.web.context import Context, Here
+from wardkey.web.devices import device_id_of, new_device
 from wardkey.web.passwords import check_account_password
 
 # Browsers keep such a cookie to this very host and path and to TLS; loopback counts as safe.
 COOKIE = "__Host-wardkey"
+DEVICE_COOKIE = "__Host-wardkey-device"
+# As long as browsers keep a cookie (RFC 6265bis §5.5); each sign-in renews it.
+_DEVICE_S = 400 * 86_400
 _SEEN_EVERY_MS = 300_000
 _NONCE = 32
 _FORM_TYPE = "application/x-www-form-urlencoded"
@@ -53,6 +57,8 @@ class Person:
     session: BrowserSession
     memberships: tuple[Membership, ...]
     csrf: str = field(repr=False)
+    # The text of the browser's device cookie, which nobody has checked yet.
+    device: str = field(default="", repr=False)
 
     @property
     def initials(self) -> str:
@@ -148,7 +154,8 @@ def person(request: Request, here: Here) -> Person:
             see_session(here.runner.database, session.id, now)
     key = here.runner.database.keys.key_for("csrf")
     csrf = blake2b(text.encode(), key=key, digest_size=24).hexdigest()
-    return Person(by, session, memberships, csrf)
+    device = request.cookies.get(DEVICE_COOKIE, "")
+    return Person(by, session, memberships, csrf, device)
 
 
 SignedIn = Annotated[Person, Depends(person)]
@@ -275,7 +282,7 @@ def require_fresh(here: Context, person: Person, fields: Fields) -> None:
     if not password:
         raise PasswordRequired
     try:
-        _, known = check_account_password(here, person.by, person.by.label, password)
+        _, known = check_account_password(here, person.by, person.by.label, password, person.device)
     except WrongPassword:
         raise PasswordRequired("That is not your password; try again.") from None
     here.runner.change(browser_sessions.renew, person.by, person.session.id, known)
@@ -307,13 +314,33 @@ def ways_to_confirm(here: Context, person: Person) -> Ways:
         )
 
 
-def hand_cookie(response: Response, text: str) -> None:
-    """Give the browser its session."""
+def hand_cookies(here: Context, request: Request, response: Response, begun: Begun) -> None:
+    """Give the browser its session, and what tells it apart from strangers at the next sign-in."""
     response.set_cookie(
-        COOKIE, text, LONGEST_MS // 1000, path="/", secure=True, httponly=True, samesite="lax"
+        COOKIE, begun.text, LONGEST_MS // 1000, path="/", secure=True, httponly=True, samesite="lax"
+    )
+    hand_device_cookie(here, request, response, begun.user_id)
+
+
+def hand_device_cookie(here: Context, request: Request, response: Response, user_id: str) -> None:
+    """Give a browser in which the user just signed in its device cookie, or keep the one it has."""
+    with here.runner.database.read() as tx:
+        known = people.password_hash_by_id(tx, user_id)
+    if known is None:
+        return
+    keys, text = here.runner.database.keys, request.cookies.get(DEVICE_COOKIE, "")
+    if not device_id_of(keys, text, user_id, known):
+        text = new_device(keys, user_id, known)
+    response.set_cookie(
+        DEVICE_COOKIE, text, _DEVICE_S, path="/", secure=True, httponly=True, samesite="lax"
     )
 
 
 def take_cookie(response: Response) -> None:
     """Take the session from the browser."""
     response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
+
+
+def take_device_cookie(response: Response) -> None:
+    """Take the device cookie from the browser."""
+    response.delete_cookie(DEVICE_COOKIE, path="/", secure=True, httponly=True, samesite="lax")
