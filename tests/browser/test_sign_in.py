@@ -30,11 +30,13 @@ def test_signing_in_leads_to_where_one_was_going(site: Site, enter: Enter) -> No
     page.fill("#password", PASSWORD)
     page.keyboard.press("Enter")
     page.wait_for_url(f"**{KEYS}?q=billing")
-    (cookie,) = page.context.cookies()
-    assert cookie["name"] == COOKIE
-    assert cookie["httpOnly"]
-    assert cookie["secure"]
-    assert cookie["sameSite"] == "Lax"
+    # The session, and the device that has its own throttle from now on.
+    cookies = {cookie["name"]: cookie for cookie in page.context.cookies()}
+    assert cookies.keys() == {COOKIE, f"{COOKIE}-device"}
+    for cookie in cookies.values():
+        assert cookie["httpOnly"]
+        assert cookie["secure"]
+        assert cookie["sameSite"] == "Lax"
 
 
 def test_a_set_up_link_shows_how_strong_a_password_is_and_signs_in(

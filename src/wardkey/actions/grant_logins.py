@@ -184,5 +184,5 @@ def _known(row: Row[Any]) -> KnownGrant:
         provider_id=row.provider_id,
         claims=row.claims,
         expires_at=end_of(row),
-        session_until=min(row.refreshable_until + row.ttl_s * 1000, row.expires_at + _UNSEEN_MS),
+        session_until=min(row.refreshable_until + row.ttl_s * 1000, end_of(row) + _UNSEEN_MS),
     )

@@ -20,6 +20,8 @@ SHOWN_DAYS = 30
 UNUSED_DAYS = 90
 _HOURS_A_DAY = 24
 _MOST_NAMES = 200
+# One expression: PostgreSQL groups by what it selects, and takes two parameters for two values.
+_IS_VALID = hours.c.code == "valid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,9 @@ def days_by_key(
     )
     day = hours.c.hour // _HOURS_A_DAY
     rows = tx.connection.execute(
-        select(hours.c.key_id, day, hours.c.code == "valid", func.sum(hours.c["count"]))
+        select(hours.c.key_id, day, _IS_VALID, func.sum(hours.c["count"]))
         .where(hours.c.kid.in_(kids), hours.c.hour >= _first_day(tx.now) * _HOURS_A_DAY)
-        .group_by(hours.c.key_id, day, hours.c.code == "valid")
+        .group_by(hours.c.key_id, day, _IS_VALID)
     )
     counted: dict[str, dict[tuple[int, bool], int]] = {}
     for key_id, at, valid, count in rows:
@@ -73,9 +75,9 @@ def days_in_all(tx: Transaction, by: Principal) -> tuple[DayCounts, ...]:
     )
     day = hours.c.hour // _HOURS_A_DAY
     rows = tx.connection.execute(
-        select(day, hours.c.code == "valid", func.sum(hours.c["count"]))
+        select(day, _IS_VALID, func.sum(hours.c["count"]))
         .where(hours.c.kid.in_(kids), hours.c.hour >= _first_day(tx.now) * _HOURS_A_DAY)
-        .group_by(day, hours.c.code == "valid")
+        .group_by(day, _IS_VALID)
     )
     return _days({(int(at), bool(valid)): int(count) for at, valid, count in rows}, tx.now)
 
