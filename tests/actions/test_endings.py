@@ -117,6 +117,7 @@ class World:
         )
         own = self.wanted("", self.email)
         self.own = self.run(grants.create_own, self.admin, own)
+        self.for_another = self.run(grants.create, self.admin, self.wanted("", "another"))
         self.by_key = self.run(grants.create, self.key_principal(), self.wanted("", "end-user"))
         exchanged = [(self.wanted(self.provider, "end-user"), "")]
         exchanging = replace(
@@ -240,6 +241,9 @@ class World:
     def live_topics(self) -> str:
         return self.grant(self.own)
 
+    def grants_to_others(self) -> str:
+        return self.grant(self.for_another)
+
     def grants_by_the_key(self) -> str:
         return self.grant(self.by_key)
 
@@ -282,7 +286,7 @@ def world(runner: Runner) -> Iterator[World]:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_change_ends_what_the_page_says_and_nothing_else(world: World, row: str) -> None:
-    assert len(ROWS[row]) == len(COLUMNS) == 10
+    assert len(ROWS[row]) == len(COLUMNS) == 11
     getattr(world, method_of(row))()
     found = [getattr(world, method_of(column))() for column in COLUMNS]
     assert dict(zip(COLUMNS, found, strict=True)) == dict(zip(COLUMNS, ROWS[row], strict=True))

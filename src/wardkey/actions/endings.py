@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from sqlalchemy import bindparam, insert, or_, select, update
+from sqlalchemy import and_, bindparam, insert, or_, select, update
 
 from wardkey.actions.audit import Target, record
 from wardkey.db.engine import Transaction
@@ -60,22 +60,35 @@ def end_grants_of_key(tx: Transaction, by: Principal, key_id: str) -> None:
 
 
 def end_own_grants(
-    tx: Transaction, by: Principal, user_id: str, email: str, org_id: str = ""
+    tx: Transaction,
+    by: Principal,
+    user_id: str,
+    email: str,
+    org_id: str = "",
+    *,
+    keeps_topics: bool = False,
 ) -> None:
-    """End the grants that people made for a person, such as the ones of live topics.
+    """End the grants that a person made, such as the ones of live topics.
 
-    In one organization, or in all in which that person is a member if `org_id` is empty. Grants
-    that a key or a provider vouched for stay.
+    In one organization, or in all in which that person is a member if `org_id` is empty;
+    `keeps_topics` leaves the grants for the person's own address.
     """
     own = select(members.c.org_id).where(members.c.user_id == user_id)
-    conditions = [
+    # Grants older than the column name no maker; those for the person's own address count.
+    older = and_(
+        grants.c.member_id == "",
         grants.c.user_email == email.lower(),
         grants.c.key_id == "",
         grants.c.provider_id == "",
+    )
+    conditions = [
+        or_(grants.c.member_id == user_id, older),
         grants.c.revoked_at.is_(None),
         or_(grants.c.expires_at > tx.now, grants.c.refreshable_until > tx.now),
     ]
     conditions.append(grants.c.org_id == org_id if org_id else grants.c.org_id.in_(own))
+    if keeps_topics:
+        conditions.append(grants.c.user_email != email.lower())
     ended = tx.connection.execute(
         update(grants)
         .where(*conditions)

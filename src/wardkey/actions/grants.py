@@ -384,6 +384,7 @@ def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were m
 ) -> list[MintedGrant]:
     """Write grants; `until` is when the key ends that they are made with."""
     rows, minted, stamp = [], [], stamp_of(tx.now)
+    member_id = of.member_id if of else by.id if by.kind is PrincipalKind.MEMBER else ""
     for one in wanted:
         password = generate(SecretKind.GRANT, None, brand=tx.brand, stamp=stamp)
         refreshable = of.refreshable_until if of else tx.now + one.refreshable_s * 1000
@@ -423,6 +424,7 @@ def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were m
                 "pepper_version": tx.vault.version,
                 "key_id": key_id,
                 "key_kid": key_kid,
+                "member_id": member_id,
                 "family": grant.family,
                 "revision": tx.revision,
                 "ttl_s": grant.ttl_s,

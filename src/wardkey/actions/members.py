@@ -105,8 +105,11 @@ def change_role(tx: Transaction, by: Principal, user_id: str, role: Role) -> Mem
         .where(members.c.org_id == by.org_id, members.c.user_id == user_id)
         .values(role=role)
     )
-    if Permission.CLIENTS_WRITE not in ROLE_TABLE[role]:
+    lost = ROLE_TABLE[before.role] - ROLE_TABLE[role]
+    if Permission.CLIENTS_WRITE in lost:
         end_own_grants(tx, by, user_id, before.email, by.org_id)
+    elif Permission.TOKENS_CREATE in lost:
+        end_own_grants(tx, by, user_id, before.email, by.org_id, keeps_topics=True)
     if Permission.MEMBERS_WRITE not in ROLE_TABLE[role]:
         end_invitations(tx, by, user_id)
     details = {"role": role, "old_role": before.role}

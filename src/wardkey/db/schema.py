@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -442,6 +443,8 @@ grants = Table(
     # The key, and which of its secrets, that it was asked for with; empty without a key.
     Column("key_id", String(40), nullable=False),
     Column("key_kid", String(12), nullable=False),
+    # The member who made it; empty for other makers, and for grants older than the column.
+    Column("member_id", String(40), nullable=False, server_default=""),
     Column("family", String(12), nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("ttl_s", Integer, nullable=False),
@@ -455,6 +458,12 @@ grants = Table(
     Index("ix_grants_username", "org_id", "environment", "username"),
     Index("ix_grants_key_id", "key_id", "expires_at"),
     Index("ix_grants_refreshable_until", "refreshable_until"),
+    Index(
+        "ix_grants_member_id",
+        "member_id",
+        sqlite_where=text("member_id <> ''"),
+        postgresql_where=text("member_id <> ''"),
+    ),
     sqlite_with_rowid=False,
 )
 
