@@ -198,7 +198,7 @@ def test_a_full_disk_refuses_writes_and_verdicts_go_on(
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], check=False
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], check=False
     )
     if mounted.returncode != 0:
         pytest.skip("only root may mount the small disk that this fills")

@@ -552,7 +552,7 @@ def _proxied_at_hand(incoming: Incoming, here: Context) -> bool:
         memory = here.verifier.directory.memory
         try:
             named = terms_of(incoming.query).organization
-        except errors.InvalidRequest:
+        except errors.Failure:
             return at_hand(incoming, here)
         known = named in memory.organizations if named else memory.has_one is not None
         return known and at_hand(incoming, here)

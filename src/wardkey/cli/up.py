@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -102,6 +103,10 @@ def _hold_broker_ports(config: Config, held: ExitStack) -> tuple[Config, HeldPor
     inside = held.enter_context(_listening("127.0.0.1:0", "broker"))
     mqtt = held.enter_context(_bound(config.mqtt_listen, "mqtt_listen"))
     websocket = held.enter_context(_bound(config.websocket_listen, "websocket_listen"))
+    if _address(mqtt) == _address(websocket):
+        # Neither listens yet, so the kernel lets both have the port.
+        fault = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        raise _taken(config.websocket_listen, "websocket_listen", fault)
     config = replace(config, mqtt_listen=_address(mqtt), websocket_listen=_address(websocket))
     return config, HeldPorts(inside, (mqtt, websocket))
 

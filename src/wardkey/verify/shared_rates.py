@@ -13,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
 
+from wardkey.db.engine import telling
 from wardkey.domain.rate import Admission, RateLimit, admit
 
 # Each slot: a digest of the key's id, and its theoretical arrival time (see `domain.rate`).
@@ -31,7 +32,7 @@ class SharedRates:
     """A mapped file of arrival times, on a clock that restarts with the machine.
 
     A file lock makes each admission atomic. An evicted slot is that of the key whose budget is
-    full soonest.
+    full soonest. The file takes 4 MiB; raises `StorageFull` where there is no room for it.
     """
 
     def __init__(self, file: Path) -> None:
@@ -41,6 +42,9 @@ class SharedRates:
             if os.fstat(self._file).st_size != _SIZE:
                 os.ftruncate(self._file, 0)
                 os.ftruncate(self._file, _SIZE)
+            with telling():
+                # A page without room on the disk would kill the process that writes to it.
+                os.posix_fallocate(self._file, 0, _SIZE)
             self._map = mmap.mmap(self._file, _SIZE)
             boot = _boot_id()
             if self._map[: len(boot)] != boot:
