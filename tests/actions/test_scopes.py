@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import update
 
+from tests.upgrades import downgrade
 from wardkey.actions import keys, organizations, revocations, scopes
 from wardkey.actions.restore import restore
 from wardkey.actions.run import Runner
@@ -57,8 +58,7 @@ def test_an_upgrade_fills_the_catalogue_with_what_keys_hold_and_takes_our_own_na
         connection.execute(
             update(key_table).where(key_table.c.id == clash).values(permissions=held)
         )
-        connection.execute(text("DROP TABLE scopes"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0011'"))
+        downgrade(connection, "0011")
     migrate(runner.database)
     assert catalogue(runner, owner) == {"invoices:read": 2, "invoices:write": 1}
     assert catalogue(runner, other) == {"invoices:read": 1}

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, select, text
+from sqlalchemy import delete, select
 
+from tests.upgrades import downgrade
 from wardkey.actions import identities, keys, organizations
 from wardkey.actions.restore import restore
 from wardkey.actions.run import Runner
@@ -156,9 +157,7 @@ def test_an_upgrade_reserves_the_slugs_in_use_and_those_that_the_audit_names(
     rename(runner, other, "acme")
     before = reserved(runner)
     with runner.database.writer.begin() as connection:
-        connection.execute(text("DROP TABLE organization_slugs"))
-        connection.execute(text("DROP TABLE scopes"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0010'"))
+        downgrade(connection, "0010")
     migrate(runner.database)
     assert reserved(runner) == before
     assert before == {
