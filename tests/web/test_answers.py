@@ -43,10 +43,11 @@ def test_no_parameter_of_forward_auth_reaches_the_head_of_its_answer(
         f"Authorization: Bearer {single.first_key}\r\nConnection: close\r\n\r\n"
     )
     told = answers(single.url, head.encode())
+    # The body quotes the value, so only heads count.
+    heads = told.rpartition(b"\r\n\r\n")[0]
     # An organization that does not exist is the proxy's mistake: 404.
-    assert statuses(told)[-1:] in ([400], [401], [404])
-    fields = told.rpartition(b"\r\n\r\n")[0].lower()
-    assert b"set-cookie" not in fields
+    assert statuses(heads)[-1:] in ([400], [401], [404])
+    assert b"set-cookie" not in heads.lower()
     assert b"traceback" not in single.output.lower().encode()
 
 
