@@ -31,11 +31,12 @@ test: $(INSTALLED) ## run the tests (ARGS="-k rotate" picks some)
 	@$(MAKE) --silent $(NODE_INSTALLED) .venv/bin/traefik
 	@.venv/bin/pytest $(ARGS)
 
-check: $(INSTALLED) ## lint, formatting, types, and who may import whom
+check: $(INSTALLED) ## lint, formatting, types, imports and dependencies
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/deptry --no-ansi src
 
 bench: $(INSTALLED) ## measure, as ratios within one run (ARGS=--quick in short)
 	@tools/debian-packages $(BENCH_PACKAGES)
