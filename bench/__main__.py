@@ -16,8 +16,9 @@ from bench.http import against_peers, full_plan, over_http, quick_plan
 from bench.messaging import messaging
 from bench.page import FILE, Page, spread
 from bench.revoke import revoke
-from wardkey.actions import keys, organizations
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import keys
 from wardkey.config import load_config
 from wardkey.db.engine import connect_sqlite
 from wardkey.domain.keys import KeySpec

@@ -16,8 +16,8 @@ from joserfc.jwk import ECKey, RSAKey
 from bench.load import Case, Server, running, take_turns, write_requests
 from bench.page import Page, spread
 from bench.sides import post
-from wardkey.actions import grants, providers
-from wardkey.actions.deployment import first_start
+from wardkey.actions.grants import grants, providers
+from wardkey.actions.operations.first_start import first_start
 from wardkey.config import load_config
 from wardkey.domain.grants import NewGrant
 from wardkey.domain.permissions import Permission

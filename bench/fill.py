@@ -13,7 +13,7 @@ from zlib import crc32
 
 from sqlalchemy import Table
 
-from wardkey.actions.deployment import first_start
+from wardkey.actions.operations.first_start import first_start
 from wardkey.config import load_config
 from wardkey.db.engine import connect_sqlite
 from wardkey.db.schema import keys, secrets

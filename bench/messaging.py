@@ -22,8 +22,9 @@ from bench.load import LOAD_CORE, SERVER_CORE, Broken, Case, Server, write_reque
 from bench.mqtt import MqttClient
 from bench.page import Page, spread
 from bench.sides import post
-from wardkey.actions import acl, clients, organizations
-from wardkey.actions.deployment import first_start
+from wardkey.actions.accounts import organizations
+from wardkey.actions.messaging import acl, clients
+from wardkey.actions.operations.first_start import first_start
 from wardkey.config import load_config
 from wardkey.domain.acl import AclRule, Action, Actor, ActorKind, Effect, SubjectKind
 from wardkey.domain.clients import ClientSpec

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.server import Server, running
-from wardkey.actions import organizations
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.runner import Runner
 from wardkey.config import Config, load_config
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import Principal, member, operator

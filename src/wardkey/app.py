@@ -20,7 +20,7 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from wardkey import __version__
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
 from wardkey.api import (
     acl,
     audit,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
 from wardkey.config import Config
 from wardkey.db.engine import Database, open_database, telling
 from wardkey.db.leases import Confirming

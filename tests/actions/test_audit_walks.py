@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import Table, delete, insert, select, update
 from sqlalchemy.pool import QueuePool
 
-from wardkey.actions.audit import PAGE, AuditQuery, Target, export_head, record
-from wardkey.actions.audit_walks import export_events, verify_chain
-from wardkey.actions.run import Runner
+from wardkey.actions.core.audit import PAGE, AuditQuery, Target, export_head, record
+from wardkey.actions.core.audit_walks import export_events, verify_chain
+from wardkey.actions.core.runner import Runner
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import audit_events, audit_heads
 from wardkey.domain.errors import NotPermitted, Overloaded

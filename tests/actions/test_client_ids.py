@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from wardkey.actions.run import Runner
-from wardkey.actions.sessions import KEPT_MS, ClientIds, IdClaim, Owner, find_owners
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.messaging.sessions import KEPT_MS, ClientIds, IdClaim, Owner, find_owners
 from wardkey.domain.secret import Environment
 
 ROOM = ("org_1", Environment.LIVE)

@@ -14,21 +14,14 @@ import pytest
 from sqlalchemy import insert, select
 
 from tests.server import wait_until
-from wardkey.actions import (
-    browser_sessions,
-    grants,
-    keys,
-    members,
-    organizations,
-    people,
-    providers,
-    revocations,
-)
-from wardkey.actions import passkeys as passkey_actions
-from wardkey.actions.grant_logins import find_grant
-from wardkey.actions.grants import MintedGrant
-from wardkey.actions.run import Runner
-from wardkey.actions.session_receipts import Concern
+from wardkey.actions.accounts import browser_sessions, members, organizations, people
+from wardkey.actions.accounts import passkeys as passkey_actions
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.grants import grants, providers
+from wardkey.actions.grants.grants import MintedGrant
+from wardkey.actions.grants.logins import find_grant
+from wardkey.actions.keys import keys, revocations
+from wardkey.actions.messaging.session_receipts import Concern
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import invitations, passkeys
 from wardkey.domain.errors import Failure, InvalidToken

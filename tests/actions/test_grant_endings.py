@@ -9,10 +9,12 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wardkey.actions import grants, keys, organizations, providers, revocations
-from wardkey.actions.grant_logins import find_grant, live_grants, newest_grant
-from wardkey.actions.grants import MintedGrant
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.grants import grants, providers
+from wardkey.actions.grants.grants import MintedGrant
+from wardkey.actions.grants.logins import find_grant, live_grants, newest_grant
+from wardkey.actions.keys import keys, revocations
 from wardkey.domain.errors import InvalidToken
 from wardkey.domain.grants import CutoffKind, NewGrant
 from wardkey.domain.keys import KeySpec

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from tests.server import wait_until
-from wardkey.actions.hashing import AT_ONCE, HashingGate, Line
+from wardkey.actions.core.hashing import AT_ONCE, HashingGate, Line
 from wardkey.domain.errors import Overloaded
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wardkey.actions import identities, members, organizations
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import identities, members, organizations
+from wardkey.actions.core.runner import Runner
 from wardkey.domain.errors import SignInNotAllowed
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import Principal, PrincipalKind

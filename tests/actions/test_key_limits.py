@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wardkey.actions import imports, keys, organizations, revocations, scopes
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import imports, keys, revocations, scopes
 from wardkey.config import load_config
 from wardkey.domain.errors import ExceedsOwnLimits, ExceedsOwnPermissions, Failure
 from wardkey.domain.keys import KeySpec, Rate

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from wardkey.actions import keys, organizations, revocations
-from wardkey.actions.keys import KeyQuery
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import keys, revocations
+from wardkey.actions.keys.keys import KeyQuery
 from wardkey.domain.keys import EXPIRING_MS, KeySpec, KeyStatus
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal

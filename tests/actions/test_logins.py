@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from argon2 import PasswordHasher
 
-from wardkey.actions import clients, master_keys, organizations
-from wardkey.actions.clients import ClientWithPassword
-from wardkey.actions.hashing import Line
-from wardkey.actions.logins import (
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.hashing import Line
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.messaging import clients
+from wardkey.actions.messaging.client_logins import (
     MINUTE_MS,
     MOST_REMEMBERED,
     REMEMBERED_S,
@@ -22,7 +23,8 @@ from wardkey.actions.logins import (
     find_login,
     mark_connected,
 )
-from wardkey.actions.run import Runner
+from wardkey.actions.messaging.clients import ClientWithPassword
+from wardkey.actions.operations import master_keys
 from wardkey.db.master import check_peppers
 from wardkey.db.vault import MasterKey
 from wardkey.domain.clients import ClientSpec

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select, update
 
-from wardkey.actions.master_keys import rotate
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.operations.master_keys import rotate
 from wardkey.db.master import check_peppers, vault_of
 from wardkey.db.schema import master_keys
 from wardkey.db.vault import MasterKey

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from sqlalchemy import event, select
 
-from wardkey.actions.run import MINUTE_MS, Runner
+from wardkey.actions.core.runner import MINUTE_MS, Runner
 from wardkey.db.schema import audit_events
 from wardkey.domain.errors import StorageFull
 from wardkey.domain.principal import Principal, PrincipalKind

@@ -10,13 +10,14 @@ from sqlalchemy import func, select
 
 from tests.actions.test_master_keys import take
 from tests.actions.test_restore import back_up  # noqa: F401 - a fixture
-from wardkey.actions import grants, organizations, providers
-from wardkey.actions.audit_walks import verify_chain
-from wardkey.actions.grant_logins import find_grant
-from wardkey.actions.grants import MintedGrant
-from wardkey.actions.providers import TrustedProviders
-from wardkey.actions.restore import Restored
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.audit_walks import verify_chain
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.grants import grants, providers
+from wardkey.actions.grants.grants import MintedGrant
+from wardkey.actions.grants.logins import find_grant
+from wardkey.actions.grants.providers import TrustedProviders
+from wardkey.actions.operations.restore import Restored
 from wardkey.db.schema import grant_cutoffs
 from wardkey.db.schema import grants as grants_table
 from wardkey.domain.errors import ProviderNotFound

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from wardkey.actions import acl, clients, master_keys, organizations, passkeys
-from wardkey.actions.audit_walks import verify_chain
-from wardkey.actions.logins import VerifiedPasswords, find_login
-from wardkey.actions.restore import Restored, restore
-from wardkey.actions.rights import Rights
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations, passkeys
+from wardkey.actions.core.audit_walks import verify_chain
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.messaging import acl, clients
+from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_login
+from wardkey.actions.messaging.rule_cache import Rights
+from wardkey.actions.operations import master_keys
+from wardkey.actions.operations.restore import Restored, restore
 from wardkey.db.backup import open_backup, write_backup
 from wardkey.db.upkeep import rehash_passwords
 from wardkey.db.vault import MasterKey

@@ -8,9 +8,10 @@ import pytest
 from sqlalchemy import update
 
 from tests.upgrades import downgrade
-from wardkey.actions import keys, organizations, revocations, scopes
-from wardkey.actions.restore import restore
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import keys, revocations, scopes
+from wardkey.actions.operations.restore import restore
 from wardkey.db.backup import open_backup, write_backup
 from wardkey.db.migrate import migrate
 from wardkey.db.schema import keys as key_table

@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import delete, select
 
 from tests.upgrades import downgrade
-from wardkey.actions import identities, keys, organizations
-from wardkey.actions.restore import restore
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import identities, organizations
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import keys
+from wardkey.actions.operations.restore import restore
 from wardkey.db.backup import open_backup, write_backup
 from wardkey.db.migrate import migrate
 from wardkey.db.schema import organization_slugs

@@ -8,7 +8,7 @@ import pytest
 
 from tests.database import age
 from tests.server import PASSWORD, Server
-from wardkey.actions.members import INVITATION_MS
+from wardkey.actions.accounts.members import INVITATION_MS
 from wardkey.db.schema import invitations
 
 

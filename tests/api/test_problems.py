@@ -15,8 +15,8 @@ from sqlalchemy import text, update
 from tests.database import database_of
 from tests.outside.test_tokens import signed
 from tests.server import PASSWORD, Server
-from wardkey.actions import organizations
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.runner import Runner
 from wardkey.db.schema import audit_events, feed
 from wardkey.domain.errors import LEAVES, OperatorOnly
 from wardkey.domain.permissions import Role

@@ -15,8 +15,9 @@ from sqlalchemy import update
 
 from demo.steps import worker_of
 from tests.server import Server, wait_until
-from wardkey.actions import keys, organizations, revocations, rotations
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import keys, revocations, rotations
 from wardkey.config import load_config
 from wardkey.db.engine import Database
 from wardkey.db.schema import callers

@@ -11,10 +11,10 @@ import pytest
 from tests.browser.conftest import Enter, Site, passes, site_in
 from tests.mqtt import connected
 from tests.server import wait_until
-from wardkey.actions import clients
-from wardkey.actions.clients import ClientOrder
-from wardkey.actions.logins import VerifiedPasswords, find_login, mark_connected
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.messaging import clients
+from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_login, mark_connected
+from wardkey.actions.messaging.clients import ClientOrder
 from wardkey.domain.clients import ClientSpec
 from wardkey.domain.principal import Principal
 

@@ -14,8 +14,8 @@ from tests.browser.conftest import KEYS, Enter, Site, passes
 from tests.database import age, database_of
 from tests.ports import free_ports
 from tests.server import OWNER, PASSWORD, running
-from wardkey.actions.browser_sessions import FRESH_MS
-from wardkey.actions.passkeys import (
+from wardkey.actions.accounts.browser_sessions import FRESH_MS
+from wardkey.actions.accounts.passkeys import (
     CHALLENGE_MS,
     list_passkeys,
     new_challenge,
@@ -23,7 +23,7 @@ from wardkey.actions.passkeys import (
     remove,
     rename,
 )
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
 from wardkey.db.schema import audit_events, browser_sessions, challenges, passkeys
 from wardkey.domain.errors import (
     DuplicatePasskey,

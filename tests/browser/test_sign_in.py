@@ -9,8 +9,8 @@ from tests.api.test_metrics import TOKEN, scraped
 from tests.browser.conftest import KEYS, Enter, Site
 from tests.database import age, database_of
 from tests.server import OWNER, PASSWORD, Server, wait_until
-from wardkey.actions.browser_sessions import FRESH_MS, IDLE_MS, LONGEST_MS
-from wardkey.actions.passwords import is_common
+from wardkey.actions.accounts.browser_sessions import FRESH_MS, IDLE_MS, LONGEST_MS
+from wardkey.actions.core.common_passwords import is_common
 from wardkey.dashboard.frame import own_path
 from wardkey.dashboard.visitor import COOKIE
 from wardkey.db.schema import browser_sessions

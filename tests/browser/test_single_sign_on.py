@@ -14,7 +14,7 @@ from tests.database import age, database_of
 from tests.issuers import OidcProvider, oidc_provider
 from tests.ports import free_addresses, free_ports
 from tests.server import OWNER, PASSWORD, running
-from wardkey.actions.browser_sessions import FRESH_MS
+from wardkey.actions.accounts.browser_sessions import FRESH_MS
 from wardkey.db.schema import audit_events, browser_sessions, identities, users
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from tests.server import PASSWORD, Server
-from wardkey.actions.audit_walks import verify_chain
-from wardkey.actions.run import Runner
+from wardkey.actions.core.audit_walks import verify_chain
+from wardkey.actions.core.runner import Runner
 from wardkey.config import Config, load_config
 from wardkey.db.backup import open_backup
 from wardkey.db.schema import (

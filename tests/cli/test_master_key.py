@@ -12,8 +12,8 @@ from sqlalchemy import select
 
 from tests.cli.test_backup import config_of, holds, told
 from tests.server import Server, wait_until
-from wardkey.actions.run import Runner
-from wardkey.actions.service_keys import create as create_service_key
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.operations.service_keys import create as create_service_key
 from wardkey.config import load_config
 from wardkey.db.schema import secrets, service_keys
 from wardkey.db.vault import MasterKey

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.cli.test_backup import config_of, holds, told
 from tests.server import PASSWORD, Server
-from wardkey.actions.logins import VerifiedPasswords, find_login
+from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_login
 from wardkey.opening import open_deployment
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.database import age
 from tests.server import PASSWORD, Server
-from wardkey.actions.people import LINK_MS
+from wardkey.actions.accounts.people import LINK_MS
 from wardkey.db.schema import invitations, setup_links
 
 GONE = "This link does not work"

@@ -4,7 +4,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect
 
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
 from wardkey.db.migrate import migrate, migration_state
 from wardkey.db.schema import metadata, usage
 

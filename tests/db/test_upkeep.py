@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, LargeBinary, String, Table, event, insert, select
 
-from wardkey.actions import clients, imports, keys, service_keys
-from wardkey.actions.logins import find_login
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import imports, keys
+from wardkey.actions.messaging import clients
+from wardkey.actions.messaging.client_logins import find_login
+from wardkey.actions.operations import service_keys
 from wardkey.app import _rehash, _tick
 from wardkey.bridge.logins import Logins
 from wardkey.db import upkeep

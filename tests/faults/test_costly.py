@@ -22,7 +22,7 @@ from tests.mqtt import connected
 from tests.mqtt_wire import CONNECT, Wire, text, wired
 from tests.server import OWNER, Server, running, wait_until
 from tests.server import PASSWORD as SERVER_PASSWORD
-from wardkey.actions.audit import Target, record
+from wardkey.actions.core.audit import Target, record
 from wardkey.config import load_config
 from wardkey.db.engine import Transaction
 from wardkey.domain.principal import Principal, operator

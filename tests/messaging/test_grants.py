@@ -21,8 +21,8 @@ from tests.messaging.test_sessions import second_organization
 from tests.mqtt import MqttClient
 from tests.people import Json, People, is_let_in, online
 from tests.server import Server, running, wait_until
-from wardkey.actions.revocations import revoke
-from wardkey.actions.sessions import find_owners
+from wardkey.actions.keys.revocations import revoke
+from wardkey.actions.messaging.sessions import find_owners
 from wardkey.domain.grants import token_id_of
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import member

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from tests.server import Server
-from wardkey.actions import keys, revocations
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import keys, revocations
 from wardkey.db.schema import changes, feed
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType

@@ -14,8 +14,8 @@ from zlib import crc32
 
 import pytest
 
-from wardkey.actions import imports, keys
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import imports, keys
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal

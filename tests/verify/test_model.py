@@ -20,8 +20,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from wardkey.actions import keys, organizations, revocations
-from wardkey.actions.run import Runner
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import keys, revocations
 from wardkey.config import Config
 from wardkey.db.engine import Database
 from wardkey.db.master import load_vault

@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import func, select, text
 
-from wardkey.actions import imports
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.keys import imports
 from wardkey.config import Config
 from wardkey.db.engine import Database, wall_clock
 from wardkey.db.schema import callers, hours, last_used, pending, refused

@@ -8,8 +8,8 @@ from joserfc import jwt
 
 from demo.issuer import CLIENT, Issuer
 from tests.server import wait_until
-from wardkey.actions import providers
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.grants import providers
 from wardkey.domain.principal import Principal
 from wardkey.domain.providers import ProviderKind, ProviderSpec
 from wardkey.outside.fetch import Fetch

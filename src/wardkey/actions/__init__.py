@@ -1,1 +1,1 @@
-"""Everything one can do, a module per noun; each action takes `(tx, by, …)`."""
+"""Everything that changes or reads tenant data; an action takes `(tx, by, …)`."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
-from wardkey.actions import audit, audit_walks
+from wardkey.actions.core import audit, audit_walks
 from wardkey.api.shapes import Time, read_time
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from wardkey.actions import clients
+from wardkey.actions.messaging import clients
 from wardkey.api.retries import IdempotencyKey, RawBody, change_once, retry_of
 from wardkey.api.shapes import Id, Input, WithSessions, ended_shape, when
 from wardkey.db.engine import Transaction

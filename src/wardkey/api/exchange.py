@@ -13,8 +13,8 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.actions import grants
-from wardkey.actions.grants import MintedGrant
+from wardkey.actions.grants import grants
+from wardkey.actions.grants.grants import MintedGrant
 from wardkey.domain import errors
 from wardkey.domain.callers import MOST_TAKEN
 from wardkey.domain.credentials import trim

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from wardkey.actions import imports, keys, revocations, session_receipts
+from wardkey.actions.keys import imports, keys, revocations
+from wardkey.actions.messaging import session_receipts
 from wardkey.api.retries import IdempotencyKey, RawBody, change_once, retry_of
 from wardkey.api.shapes import (
     PREFIX,

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from wardkey.actions import members, organizations
+from wardkey.actions.accounts import members, organizations
 from wardkey.api.shapes import Email, Id, Input, Name, Slug, when
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission, Role

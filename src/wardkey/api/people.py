@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from wardkey.actions import members, people
+from wardkey.actions.accounts import members, people
 from wardkey.api.shapes import Input
 from wardkey.domain import errors
 from wardkey.domain.permissions import Role

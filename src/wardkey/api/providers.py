@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
-from wardkey.actions import providers
+from wardkey.actions.grants import providers
 from wardkey.api.shapes import Id, Input, Origin, RateShape, WithSessions, ended_shape
 from wardkey.domain import errors
 from wardkey.domain.identity import Identity, Step

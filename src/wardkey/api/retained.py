@@ -11,7 +11,7 @@ from anyio.from_thread import run
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from wardkey.actions import sessions
+from wardkey.actions.messaging import sessions
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
 from wardkey.domain.times import iso

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request
 from pydantic import Field
 
-from wardkey.actions.idempotency import Retry, once
+from wardkey.actions.core.idempotency import Retry, once
 from wardkey.db.engine import Transaction
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
-from wardkey.actions import rotations
+from wardkey.actions.keys import rotations
 from wardkey.api.shapes import Id, ReceiptShape, receipt_shape, when
 from wardkey.domain import errors
 from wardkey.domain.times import iso

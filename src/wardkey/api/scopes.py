@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from wardkey.actions import scopes
+from wardkey.actions.keys import scopes
 from wardkey.api.shapes import SCOPE, Input
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors

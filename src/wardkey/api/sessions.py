@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel
 
-from wardkey.actions import session_receipts
+from wardkey.actions.messaging import session_receipts
 from wardkey.api.shapes import EndedSessionsShape, Id
 from wardkey.domain import errors
 from wardkey.domain.topics import filters_of

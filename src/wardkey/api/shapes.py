@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StrictI
 from pydantic_core import CoreSchema
 from starlette.convertors import StringConvertor, register_url_convertor
 
-from wardkey.actions.keys import Issued
-from wardkey.actions.revocations import Receipt
+from wardkey.actions.keys.keys import Issued
+from wardkey.actions.keys.revocations import Receipt
 from wardkey.domain.errors import InvalidTime
 from wardkey.domain.keys import KeyRecord, KeyStatus, Rate, SecretRecord
 from wardkey.domain.permissions import KeyType

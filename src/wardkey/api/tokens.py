@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from wardkey.actions import grants
+from wardkey.actions.grants import grants
 from wardkey.api.shapes import Id, Input, WithSessions, ended_shape
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors

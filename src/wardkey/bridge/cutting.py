@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.actions import session_receipts
-from wardkey.actions.grant_logins import KnownGrant, expired_grants, live_grants
-from wardkey.actions.rights import Rights
-from wardkey.actions.session_receipts import Concern, Wrong
-from wardkey.actions.sessions import (
+from wardkey.actions.grants.logins import KnownGrant, expired_grants, live_grants
+from wardkey.actions.messaging import session_receipts
+from wardkey.actions.messaging.rule_cache import Rights
+from wardkey.actions.messaging.session_receipts import Concern, Wrong
+from wardkey.actions.messaging.sessions import (
     Connected,
     ConnectedClient,
     Owner,

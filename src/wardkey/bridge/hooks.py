@@ -11,9 +11,9 @@ from urllib.parse import parse_qsl
 import msgspec
 from fastapi import Depends, Request
 
-from wardkey.actions.grant_logins import newest_grant
-from wardkey.actions.hook_tokens import identify_hook
-from wardkey.actions.logins import find_client
+from wardkey.actions.grants.logins import newest_grant
+from wardkey.actions.messaging.client_logins import find_client
+from wardkey.actions.messaging.hook_tokens import identify_hook
 from wardkey.bridge.logins import Logins
 from wardkey.db.engine import Transaction
 from wardkey.domain.acl import Action, Actor, ActorKind

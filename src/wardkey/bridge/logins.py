@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.actions.grant_logins import KnownGrant, find_grant, is_grant_password
-from wardkey.actions.hashing import Line
-from wardkey.actions.logins import (
+from wardkey.actions.core.hashing import Line
+from wardkey.actions.grants.logins import KnownGrant, find_grant, is_grant_password
+from wardkey.actions.messaging.client_logins import (
     KnownClient,
     LoginAttempt,
     begin_login,
     finish_login,
     mark_connected,
 )
-from wardkey.actions.rights import Rights
-from wardkey.actions.sessions import ClientIds, Connected, IdClaim, Room
+from wardkey.actions.messaging.rule_cache import Rights
+from wardkey.actions.messaging.sessions import ClientIds, Connected, IdClaim, Room
 from wardkey.domain.broker_acl import Subjects
 from wardkey.domain.errors import Overloaded, TooManyAttempts, WrongPassword
 from wardkey.outside.broker_link import Admitted, Login

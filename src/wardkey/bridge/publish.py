@@ -12,9 +12,9 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.actions.grant_logins import find_grant
-from wardkey.actions.idempotency import Retry
-from wardkey.actions.publications import Claim, claim, settle
+from wardkey.actions.core.idempotency import Retry
+from wardkey.actions.grants.logins import find_grant
+from wardkey.actions.messaging.publications import Claim, claim, settle
 from wardkey.bridge.wire import Message, PublishRequest, message_of, read_publish
 from wardkey.domain import errors
 from wardkey.domain.acl import Action, Actor, ActorKind

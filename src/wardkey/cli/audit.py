@@ -9,10 +9,10 @@ from typing import Any, TextIO
 
 import click
 
-from wardkey.actions import audit as actions
-from wardkey.actions import audit_walks
-from wardkey.actions.audit import AuditQuery
-from wardkey.actions.run import Runner
+from wardkey.actions.core import audit as actions
+from wardkey.actions.core import audit_walks
+from wardkey.actions.core.audit import AuditQuery
+from wardkey.actions.core.runner import Runner
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
 from wardkey.domain.errors import AuditBroken, InvalidSetting, OrganizationNotFound

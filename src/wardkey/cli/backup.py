@@ -12,10 +12,10 @@ from typing import Any, TextIO
 
 import click
 
-from wardkey.actions.restore import Restored
-from wardkey.actions.restore import restore as restore_action
-from wardkey.actions.run import Runner
-from wardkey.actions.survey import KeptRules, Loss, Narrowing
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.operations.restore import Restored
+from wardkey.actions.operations.restore import restore as restore_action
+from wardkey.actions.operations.restore_diff import KeptRules, Loss, Narrowing
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
 from wardkey.db.backup import BackupHead, open_backup, write_backup

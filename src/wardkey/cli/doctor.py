@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 from cryptography import x509
 
-from wardkey.actions.audit import list_chains
-from wardkey.actions.audit_walks import verify_chain
-from wardkey.actions.organizations import find, list_all
-from wardkey.actions.proxy_mistakes import list_mistakes
+from wardkey.actions.accounts.organizations import find, list_all
+from wardkey.actions.core.audit import list_chains
+from wardkey.actions.core.audit_walks import verify_chain
+from wardkey.actions.operations.proxy_mistakes import list_mistakes
 from wardkey.cli.edge import SERVING, as_json, say, settings
 from wardkey.config import Config
 from wardkey.db.engine import Database, open_database, wall_clock

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from wardkey.actions import hook_tokens
-from wardkey.actions.hook_tokens import HookToken
+from wardkey.actions.messaging import hook_tokens
+from wardkey.actions.messaging.hook_tokens import HookToken
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
 from wardkey.domain.hooks import HookKind

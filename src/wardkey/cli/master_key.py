@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from wardkey.actions.master_keys import rotate as rotate_action
-from wardkey.actions.master_keys import versions
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.operations.master_keys import rotate as rotate_action
+from wardkey.actions.operations.master_keys import versions
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
 from wardkey.db.engine import Database

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from wardkey.actions import organizations, people
-from wardkey.actions.organizations import Organization
+from wardkey.actions.accounts import organizations, people
+from wardkey.actions.accounts.organizations import Organization
 from wardkey.cli.address import link_url
 from wardkey.cli.edge import STORAGE, as_json, confirm, say, settings
 from wardkey.config import Config

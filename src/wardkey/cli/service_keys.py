@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from wardkey.actions import service_keys
-from wardkey.actions.service_keys import ServiceKey
+from wardkey.actions.operations import service_keys
+from wardkey.actions.operations.service_keys import ServiceKey
 from wardkey.cli.edge import STORAGE, as_json, say, settings
 from wardkey.config import Config
 from wardkey.domain.principal import operator

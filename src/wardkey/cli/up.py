@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import click
 
-from wardkey.actions.deployment import first_start, is_new, owners_without_sign_in
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.operations.first_start import first_start, is_new, owners_without_sign_in
 from wardkey.cli.address import keep_url
 from wardkey.cli.edge import SERVING, settings
 from wardkey.config import Config, ignored_variables

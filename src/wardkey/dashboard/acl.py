@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 
-from wardkey.actions import acl, browser_sessions, simulator
-from wardkey.actions.simulator import Compared
+from wardkey.actions.accounts import browser_sessions
+from wardkey.actions.messaging import acl, simulator
+from wardkey.actions.messaging.simulator import Compared
 from wardkey.dashboard.acl_form import Trial, read_rule
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.receipts import ended_sessions, receipt_query

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wardkey.actions.simulator import Question
+from wardkey.actions.messaging.simulator import Question
 from wardkey.dashboard.visitor import Fields
 from wardkey.domain.acl import Action, ActorKind, Effect, SubjectKind
 from wardkey.domain.errors import InvalidRequest

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 from fastapi import Request, Response
 
-from wardkey.actions import audit, audit_walks
-from wardkey.actions.audit import AuditEvent, AuditQuery
+from wardkey.actions.core import audit, audit_walks
+from wardkey.actions.core.audit import AuditEvent, AuditQuery
 from wardkey.dashboard.frame import page, pages, see_other
 from wardkey.dashboard.lists import links
 from wardkey.dashboard.navigation import AUDIT

@@ -10,8 +10,11 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import audit, browser_sessions, clients, key_facts
-from wardkey.actions.clients import ClientWithPassword
+from wardkey.actions.accounts import browser_sessions
+from wardkey.actions.core import audit
+from wardkey.actions.keys import insights
+from wardkey.actions.messaging import clients
+from wardkey.actions.messaging.clients import ClientWithPassword
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.mqtt_snippets import mqtt_snippets
 from wardkey.dashboard.receipts import ended_sessions, receipt_query
@@ -207,7 +210,7 @@ def client_page(
             events = audit.list_events(tx, by, query)
         return {
             "client": client,
-            "maker": key_facts.makers(tx, by, [client.created_by]).get(client.created_by, ""),
+            "maker": insights.makers(tx, by, [client.created_by]).get(client.created_by, ""),
             "events": events,
         }
 

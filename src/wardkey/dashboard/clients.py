@@ -10,8 +10,9 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import browser_sessions, clients
-from wardkey.actions.clients import ClientOrder, ClientQuery, ClientWithPassword
+from wardkey.actions.accounts import browser_sessions
+from wardkey.actions.messaging import clients
+from wardkey.actions.messaging.clients import ClientOrder, ClientQuery, ClientWithPassword
 from wardkey.dashboard.client import PATH, Outcome, client_page, hashed_of, tags_of
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.lists import PAGE, links, page_number

@@ -8,8 +8,8 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import grants, providers
-from wardkey.actions.grants import GrantQuery
+from wardkey.actions.grants import grants, providers
+from wardkey.actions.grants.grants import GrantQuery
 from wardkey.dashboard.frame import page, pages, see_other
 from wardkey.dashboard.lists import PAGE, links, page_number
 from wardkey.dashboard.receipts import ended_sessions, receipt_query

@@ -9,18 +9,12 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import (
-    audit,
-    browser_sessions,
-    key_facts,
-    keys,
-    revocations,
-    rotations,
-    scopes,
-)
-from wardkey.actions.keys import Issued
-from wardkey.actions.revocations import Receipt
-from wardkey.actions.rotations import SecretCallers
+from wardkey.actions.accounts import browser_sessions
+from wardkey.actions.core import audit
+from wardkey.actions.keys import insights, keys, revocations, rotations, scopes
+from wardkey.actions.keys.keys import Issued
+from wardkey.actions.keys.revocations import Receipt
+from wardkey.actions.keys.rotations import SecretCallers
 from wardkey.dashboard import charts, texts
 from wardkey.dashboard.frame import distance, fault_of, page, pages, see_other
 from wardkey.dashboard.key_form import PERIODS, permission_rows, read_changes, read_new_scopes
@@ -275,8 +269,8 @@ def key_page(
         return {
             "key": key,
             "used": rotations.list_callers(tx, by, key_id),
-            "chart": charts.bars(key_facts.days_by_key(tx, by, [key_id])[key_id]),
-            "makers": key_facts.makers(
+            "chart": charts.bars(insights.days_by_key(tx, by, [key_id])[key_id]),
+            "makers": insights.makers(
                 tx, by, [key.created_by, *(secret.created_by for secret in key.secrets)]
             ),
             "events": events,

@@ -10,8 +10,9 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import browser_sessions, key_facts, keys, scopes
-from wardkey.actions.keys import Issued, KeyOrder, KeyQuery
+from wardkey.actions.accounts import browser_sessions
+from wardkey.actions.keys import insights, keys, scopes
+from wardkey.actions.keys.keys import Issued, KeyOrder, KeyQuery
 from wardkey.dashboard import charts, texts
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.key import ALL_SCOPES, PATH, Outcome, Status, key_page
@@ -97,7 +98,7 @@ class Asked:
             search=self.search,
             type=KeyType(self.type) if self.type else None,
             status=KeyStatus(self.status) if self.status in set(KeyStatus) else None,
-            unused_days=key_facts.UNUSED_DAYS if self.status == "unused" else None,
+            unused_days=insights.UNUSED_DAYS if self.status == "unused" else None,
             rotation_due=self.status == "rotation_due",
             expiring=self.status == "expiring",
             limit=PAGE,
@@ -180,13 +181,13 @@ def _list(
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         query = asked.query()
         found = keys.list_keys(tx, by, query)[:PAGE]
-        days = key_facts.days_by_key(tx, by, [key.id for key in found])
-        makers = key_facts.makers(tx, by, [key.created_by for key in found])
+        days = insights.days_by_key(tx, by, [key.id for key in found])
+        makers = insights.makers(tx, by, [key.created_by for key in found])
         return {
             "rows": [_row(visitor, key, days[key.id], makers, now) for key in found],
             "total": keys.count_keys(tx, by, query),
-            "chart": charts.bars(key_facts.days_in_all(tx, by)),
-            "cares": key_facts.cares(tx, by),
+            "chart": charts.bars(insights.days_in_all(tx, by)),
+            "cares": insights.cares(tx, by),
             "catalogue": scopes.list_scopes(tx, by, ALL_SCOPES),
         }
 
@@ -223,7 +224,7 @@ def _list(
 def _row(
     visitor: Visitor,
     key: KeyRecord,
-    days: tuple[key_facts.DayCounts, ...],
+    days: tuple[insights.DayCounts, ...],
     makers: Mapping[str, str],
     now: int,
 ) -> Row:

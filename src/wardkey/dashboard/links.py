@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
-from wardkey.actions import browser_sessions, members, people
+from wardkey.actions.accounts import browser_sessions, members, people
 from wardkey.dashboard.frame import fault_of, own_path, page, pages, see_other
 from wardkey.dashboard.visitor import (
     COOKIE,

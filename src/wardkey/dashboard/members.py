@@ -8,8 +8,9 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import browser_sessions, key_facts, members
-from wardkey.actions.members import Invitation, Member
+from wardkey.actions.accounts import browser_sessions, members
+from wardkey.actions.accounts.members import Invitation, Member
+from wardkey.actions.keys import insights
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.navigation import SETTINGS
 from wardkey.dashboard.visitor import (
@@ -152,7 +153,7 @@ def _show(request: Request, visitor: Visitor, here: Context, outcome: Outcome) -
         return {
             "people": members.list_members(tx, by),
             "invitations": pending,
-            "makers": key_facts.makers(tx, by, [one.created_by for one in pending]),
+            "makers": insights.makers(tx, by, [one.created_by for one in pending]),
         }
 
     seen = here.runner.look(look, visitor.by)

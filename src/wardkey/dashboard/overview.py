@@ -7,9 +7,12 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import acl, audit, key_facts, keys, members
-from wardkey.actions.deployment import FIRST_KEY_NAME
-from wardkey.actions.keys import KeyOrder, KeyQuery
+from wardkey.actions.accounts import members
+from wardkey.actions.core import audit
+from wardkey.actions.keys import insights, keys
+from wardkey.actions.keys.keys import KeyOrder, KeyQuery
+from wardkey.actions.messaging import acl
+from wardkey.actions.operations.first_start import FIRST_KEY_NAME
 from wardkey.dashboard import charts, texts
 from wardkey.dashboard.frame import page, pages
 from wardkey.dashboard.key import PATH as KEYS
@@ -63,9 +66,9 @@ def show_overview(request: Request, visitor: Visiting, here: Here) -> Response:
             events = audit.list_events(tx, by, audit.AuditQuery(limit=_EVENTS))
         return {
             "steps": _steps(tx, by, visitor),
-            "cares": key_facts.cares(tx, by),
+            "cares": insights.cares(tx, by),
             "total": keys.count_keys(tx, by, KeyQuery()),
-            "chart": charts.bars(key_facts.days_in_all(tx, by)),
+            "chart": charts.bars(insights.days_in_all(tx, by)),
             "events": events,
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
-from wardkey.actions import passkeys
+from wardkey.actions.accounts import passkeys
 from wardkey.dashboard.frame import own_path, page, pages, see_other
 from wardkey.dashboard.sign_in import Renaming, account_page, sign_in_page
 from wardkey.dashboard.visitor import (

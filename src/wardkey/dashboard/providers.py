@@ -8,7 +8,8 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import audit, providers
+from wardkey.actions.core import audit
+from wardkey.actions.grants import providers
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.key_form import PERIODS
 from wardkey.dashboard.provider_form import (

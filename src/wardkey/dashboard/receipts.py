@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request
 
-from wardkey.actions import session_receipts
+from wardkey.actions.messaging import session_receipts
 from wardkey.dashboard.visitor import Visitor
 from wardkey.domain.errors import ReceiptNotFound
 from wardkey.domain.receipts import Confirmation, EndedSessions

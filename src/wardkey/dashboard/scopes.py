@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import scopes
+from wardkey.actions.keys import scopes
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.key import PATH as KEYS
 from wardkey.dashboard.lists import PAGE, links, page_number

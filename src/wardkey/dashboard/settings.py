@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 
-from wardkey.actions import browser_sessions, members, organizations
-from wardkey.actions.organizations import Organization
+from wardkey.actions.accounts import browser_sessions, members, organizations
+from wardkey.actions.accounts.organizations import Organization
 from wardkey.dashboard.frame import fault_of, page, pages, see_other
 from wardkey.dashboard.navigation import SETTINGS, open_to
 from wardkey.dashboard.visitor import (

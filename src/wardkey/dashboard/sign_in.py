@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 
-from wardkey.actions import browser_sessions, identities, passkeys, people
+from wardkey.actions.accounts import browser_sessions, identities, passkeys, people
 from wardkey.dashboard.frame import (
     THEME_COOKIE,
     THEMES,

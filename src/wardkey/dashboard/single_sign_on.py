@@ -11,8 +11,8 @@ from hashlib import blake2b
 
 from fastapi import Request, Response
 
-from wardkey.actions import identities
-from wardkey.actions.browser_sessions import FRESH_MS
+from wardkey.actions.accounts import identities
+from wardkey.actions.accounts.browser_sessions import FRESH_MS
 from wardkey.dashboard.frame import own_path, pages, see_other
 from wardkey.dashboard.sign_in import sign_in_page
 from wardkey.dashboard.visitor import COOKIE, Checked, SignedIn, hand_cookies, person

@@ -8,7 +8,8 @@ from dataclasses import replace
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from wardkey.actions import acl, grants
+from wardkey.actions.grants import grants
+from wardkey.actions.messaging import acl
 from wardkey.dashboard.frame import page, pages, see_other
 from wardkey.dashboard.visitor import Checked, Visiting
 from wardkey.db.engine import Transaction

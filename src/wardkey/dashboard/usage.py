@@ -7,9 +7,9 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions import key_usage, keys
-from wardkey.actions.key_facts import DayCounts
-from wardkey.actions.key_usage import DayVerdicts
+from wardkey.actions.keys import keys, usage
+from wardkey.actions.keys.insights import DayCounts
+from wardkey.actions.keys.usage import DayVerdicts
 from wardkey.dashboard import charts, texts
 from wardkey.dashboard.frame import page, pages
 from wardkey.dashboard.key import PATH as KEYS
@@ -23,7 +23,7 @@ from wardkey.web.context import Here
 
 router = pages()
 
-_DAYS = (30, key_usage.MOST_DAYS)
+_DAYS = (30, usage.MOST_DAYS)
 _LONGEST_ID = 40
 
 
@@ -48,8 +48,8 @@ def show_usage(request: Request, visitor: Visiting, here: Here) -> Response:
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         return {
             "key": keys.get(tx, by, key_id) if key_id else None,
-            "by_day": key_usage.verdicts_by_day(tx, by, days, key_id),
-            "by_key": [] if key_id else key_usage.use_by_key(tx, by, days),
+            "by_day": usage.verdicts_by_day(tx, by, days, key_id),
+            "by_key": [] if key_id else usage.use_by_key(tx, by, days),
         }
 
     seen = here.runner.look(look, visitor.by)
@@ -66,7 +66,7 @@ def show_usage(request: Request, visitor: Visiting, here: Here) -> Response:
         chart=charts.bars([_counts(item) for item in by_day]),
         shares=shares,
         codes=[share.code for share in shares],
-        most_keys=key_usage.MOST_KEYS,
+        most_keys=usage.MOST_KEYS,
         link=links(visitor.url(USAGE), now),
         keys_url=visitor.url(KEYS),
     )

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl, urlsplit
 from fastapi import Depends, Request, Response
 from starlette.datastructures import FormData
 
-from wardkey.actions import browser_sessions, identities, passkeys, people
-from wardkey.actions.browser_sessions import LONGEST_MS, Begun, BrowserSession
-from wardkey.actions.people import Membership
+from wardkey.actions.accounts import browser_sessions, identities, passkeys, people
+from wardkey.actions.accounts.browser_sessions import LONGEST_MS, Begun, BrowserSession
+from wardkey.actions.accounts.people import Membership
 from wardkey.db.upkeep import see_session
 from wardkey.domain.addresses import contains
 from wardkey.domain.errors import (

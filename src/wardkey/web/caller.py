@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from fastapi import Depends, Header, Request
 
-from wardkey.actions.people import as_member, identify
+from wardkey.actions.accounts.people import as_member, identify
 from wardkey.domain.addresses import bare_address, contains
 from wardkey.domain.callers import MOST_TAKEN
 from wardkey.domain.credentials import (

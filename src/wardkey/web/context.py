@@ -7,9 +7,9 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from wardkey.actions.logins import VerifiedPasswords
-from wardkey.actions.rights import Rights
-from wardkey.actions.run import Runner
+from wardkey.actions.core.runner import Runner
+from wardkey.actions.messaging.client_logins import VerifiedPasswords
+from wardkey.actions.messaging.rule_cache import Rights
 from wardkey.domain.addresses import Network
 from wardkey.domain.errors import BrokerUnreachable, MessagingOff
 from wardkey.domain.single_sign_on import Welcome

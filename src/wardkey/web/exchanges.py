@@ -10,9 +10,9 @@ from hashlib import blake2b
 
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.actions import grants
-from wardkey.actions.grants import MintedGrant
-from wardkey.actions.providers import TrustedProvider, TrustedProviders
+from wardkey.actions.grants import grants
+from wardkey.actions.grants.grants import MintedGrant
+from wardkey.actions.grants.providers import TrustedProvider, TrustedProviders
 from wardkey.db.engine import Database
 from wardkey.domain.errors import (
     AmbiguousProvider,

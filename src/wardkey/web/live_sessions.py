@@ -6,7 +6,7 @@ from functools import partial
 
 from anyio.from_thread import run
 
-from wardkey.actions import sessions
+from wardkey.actions.messaging import sessions
 from wardkey.domain.errors import SessionNotFound
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from wardkey.actions import hashing, people
+from wardkey.actions.accounts import people
+from wardkey.actions.core import hashing
 from wardkey.domain.errors import WrongPassword
 from wardkey.domain.principal import Principal
 from wardkey.web.context import Context

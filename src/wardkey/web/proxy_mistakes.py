@@ -6,8 +6,8 @@ import logging
 import threading
 from dataclasses import dataclass, field
 
-from wardkey.actions.proxy_mistakes import MISTAKE
-from wardkey.actions.run import MINUTE_MS, Runner
+from wardkey.actions.core.runner import MINUTE_MS, Runner
+from wardkey.actions.operations.proxy_mistakes import MISTAKE
 from wardkey.domain.errors import Failure
 from wardkey.domain.principal import Principal, PrincipalKind
 

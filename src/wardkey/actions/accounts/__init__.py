@@ -1,0 +1,1 @@
+"""Actions on organizations, their members, and people's credentials and browser sessions."""

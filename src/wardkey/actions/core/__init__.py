@@ -1,0 +1,1 @@
+"""What every action builds on: the runner, the audit log, idempotency, tenancy, costly hashing."""

@@ -1,0 +1,1 @@
+"""Actions on grants and on the auth providers whose tokens are exchanged for them."""

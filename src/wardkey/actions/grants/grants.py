@@ -1,0 +1,523 @@
+"""Grants: mint, refresh, list and end the short-lived MQTT credentials of people elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, bindparam, insert, or_, select, tuple_, update
+
+from wardkey.actions.core.audit import Target, record
+from wardkey.actions.core.session_impact import cut_off
+from wardkey.actions.keys.keys import open_organization
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import auth_providers, grant_cutoffs, grants, keys, organizations, secrets
+from wardkey.domain.errors import GrantNotFound, InvalidToken, KeyNotFound, ProviderNotFound
+from wardkey.domain.grants import (
+    OVERLAP_MS,
+    CutoffKind,
+    GrantRecord,
+    NewGrant,
+    kid_of_token,
+    stamp_of,
+    token_id_of,
+)
+from wardkey.domain.keys import Reason
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal, PrincipalKind
+from wardkey.domain.receipts import EVERYBODY
+from wardkey.domain.secret import (
+    Environment,
+    Malformed,
+    SecretKind,
+    SecretText,
+    generate,
+    parse,
+)
+
+# What the change feed says: of these sessions may end, of the other they never do.
+ENDED, MINTED = "grant", "exchange"
+
+EXPIRED = "it has expired"
+
+# Built once: constructing a statement costs more than running it.
+_INSERT = insert(grants)
+_CUT_OFF = (
+    select(grant_cutoffs.c.at)
+    .where(
+        grant_cutoffs.c.org_id == grants.c.org_id,
+        grant_cutoffs.c.environment == grants.c.environment,
+        grant_cutoffs.c.revision >= grants.c.revision,
+        or_(
+            and_(
+                grant_cutoffs.c.kind == CutoffKind.USER,
+                grant_cutoffs.c.subject == grants.c.user_id,
+            ),
+            and_(
+                grant_cutoffs.c.kind == CutoffKind.EMAIL,
+                grant_cutoffs.c.subject == grants.c.user_email,
+                grants.c.user_email != "",
+            ),
+            and_(
+                grant_cutoffs.c.kind == CutoffKind.PROVIDER,
+                grant_cutoffs.c.subject == grants.c.provider_id,
+            ),
+            and_(
+                grant_cutoffs.c.kind == CutoffKind.KEY,
+                grant_cutoffs.c.subject == grants.c.key_id,
+            ),
+            and_(
+                grant_cutoffs.c.kind == CutoffKind.FAMILY,
+                grant_cutoffs.c.subject == grants.c.family,
+            ),
+        ),
+    )
+    .exists()
+)
+GRANT = (
+    select(
+        grants,
+        _CUT_OFF.label("cut_off"),
+        auth_providers.c.id.label("provider"),
+        auth_providers.c.enabled.label("provider_enabled"),
+        keys.c.id.label("key"),
+        keys.c.revoked_at.label("key_revoked_at"),
+        keys.c.disabled_at.label("key_disabled_at"),
+        keys.c.expires_at.label("key_expires_at"),
+        secrets.c.revoked_at.label("secret_revoked_at"),
+        secrets.c.revoke_reason.label("secret_revoke_reason"),
+        organizations.c.suspended_at.label("suspended_at"),
+        organizations.c.deleted_at.label("deleted_at"),
+    )
+    .select_from(grants)
+    .join(organizations, organizations.c.id == grants.c.org_id)
+    .outerjoin(
+        auth_providers,
+        (auth_providers.c.id == grants.c.provider_id)
+        & (auth_providers.c.org_id == grants.c.org_id)
+        & (auth_providers.c.environment == grants.c.environment),
+    )
+    .outerjoin(keys, (keys.c.id == grants.c.key_id) & (keys.c.org_id == grants.c.org_id))
+    .outerjoin(secrets, (secrets.c.kid == grants.c.key_kid) & (secrets.c.org_id == grants.c.org_id))
+)
+BY_KID = GRANT.where(grants.c.kid == bindparam("of_kid"))
+
+
+@dataclass(frozen=True, slots=True)
+class MintedGrant:
+    """A grant with its password, whose text exists here alone."""
+
+    grant: GrantRecord
+    password: SecretText = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GrantQuery:
+    """Which grants to list, newest first, after the grant at `after` (created_at, kid)."""
+
+    user_id: str = ""
+    user_email: str = ""
+    provider_id: str = ""
+    key_id: str = ""
+    active: bool | None = None
+    after: tuple[int, str] | None = None
+    limit: int = 50
+    offset: int = 0
+
+
+def mint(
+    tx: Transaction, by: Principal, wanted: Sequence[tuple[NewGrant, str]], key_kid: str = ""
+) -> list[MintedGrant]:
+    """Make grants for people whom a provider vouches for, with one event for all of them.
+
+    Beside each stands the address that asked for it; `key_kid` is which secret of the key was
+    shown. Raises `OrganizationSuspended`.
+    """
+    by.require(Permission.TOKENS_EXCHANGE)
+    return _mint(tx, by, wanted, key_kid, "grant.exchanged")
+
+
+def create(
+    tx: Transaction, by: Principal, wanted: NewGrant, key_kid: str = "", *, replace: bool = False
+) -> MintedGrant:
+    """Make a grant for a user whom the caller vouches for; `replace` ends his earlier ones.
+
+    Raises `OrganizationSuspended`, `ProviderNotFound`.
+    """
+    by.require(Permission.TOKENS_CREATE)
+    if wanted.provider_id:
+        _require_provider(tx, by, wanted.provider_id)
+    if replace:
+        cut_off(tx, by, CutoffKind.EMAIL, wanted.user_email, tx.revision - 1)
+        tx.concerned.add(EVERYBODY)
+        target = Target(ENDED, wanted.user_key)
+        record(tx, by, "grants.revoked", target, {"user_email": wanted.user_email})
+    return _mint(tx, by, [(wanted, by.address)], key_kid, "grant.created")[0]
+
+
+def create_own(tx: Transaction, by: Principal, wanted: NewGrant) -> MintedGrant:
+    """Make a grant for the caller himself, with which a page shows him live messages.
+
+    He could make a client and log in with it just as well, so no more is asked of him. Raises
+    `OrganizationSuspended`.
+    """
+    by.require(Permission.CLIENTS_WRITE)
+    if wanted.user_email != by.label.lower():
+        by.require(Permission.TOKENS_CREATE)
+    return _mint(tx, by, [(wanted, by.address)], "", "grant.created")[0]
+
+
+def refresh(tx: Transaction, by: Principal, token_id: str, password: str) -> MintedGrant | None:
+    """Replace a grant by a new one for as long again; the old password stops soon afterwards.
+
+    `by` says where the call came from; whoever shows the password acts as the grant. None means
+    that the grant was refreshed before: somebody else has its password, so the whole family of
+    grants is over. Raises `InvalidToken` for whatever else does not refresh.
+    """
+    text = parse(password, brand=tx.brand)
+    row = None
+    if not isinstance(text, Malformed) and text.kid == kid_of_token(token_id):
+        row = _row(tx, text.kid)
+    if row is None or not _fits(tx, row, password):
+        raise InvalidToken("There is no grant with that id and password; exchange anew.")
+    by = acting_as_grant(row, by)
+    target = Target(ENDED, token_id)
+    if row.replaced_by is not None:
+        cut_off(tx, by, CutoffKind.FAMILY, row.family, tx.revision)
+        tx.concerned.add(row.user_key)
+        record(tx, by, "grant.replayed", target, {"family": token_id_of(row.family)})
+        return None
+    why = why_over(row, tx.now, refreshing=True)
+    if why:
+        raise InvalidToken(f"This grant cannot be refreshed, because {why}; exchange anew.")
+    again = NewGrant(
+        row.provider_id,
+        row.user_id,
+        row.user_email,
+        row.user_key,
+        row.username,
+        row.claims,
+        row.ttl_s,
+    )
+    until = row.key_expires_at
+    minted = _insert(tx, by, [again], row.key_id, row.key_kid, of=row, until=until)[0]
+    tx.connection.execute(
+        update(grants)
+        .where(grants.c.kid == row.kid, grants.c.replaced_by.is_(None))
+        .values(replaced_by=minted.grant.kid, expires_at=min(row.expires_at, tx.now + OVERLAP_MS))
+    )
+    record(tx, by, "grant.refreshed", target, {"to": minted.grant.token_id})
+    return minted
+
+
+def list_grants(tx: Transaction, by: Principal, query: GrantQuery) -> list[GrantRecord]:
+    """Return the grants that fit `query`, newest first, one more than `limit` if there are."""
+    by.require(Permission.TOKENS_READ)
+    conditions = _mine(by)
+    for column in (grants.c.user_id, grants.c.user_email, grants.c.provider_id, grants.c.key_id):
+        wanted = getattr(query, column.name)
+        if wanted:
+            conditions.append(column == wanted)
+    if query.active is not None:
+        ended = over(tx.now)
+        conditions.append(~ended if query.active else ended)
+    if query.after is not None:
+        conditions.append(tuple_(grants.c.created_at, grants.c.kid) < query.after)
+    rows = tx.connection.execute(
+        GRANT.where(*conditions)
+        .order_by(grants.c.created_at.desc(), grants.c.kid.desc())
+        .limit(query.limit + 1)
+        .offset(query.offset)
+    )
+    return [grant_record(row, tx.now) for row in rows]
+
+
+def get(tx: Transaction, by: Principal, token_id: str) -> GrantRecord:
+    """Return one grant; raises `GrantNotFound`."""
+    by.require(Permission.TOKENS_READ)
+    return grant_record(_get(tx, by, token_id), tx.now)
+
+
+def revoke(tx: Transaction, by: Principal, token_id: str) -> GrantRecord:
+    """End one grant for good; ending it twice is no fault. Raises `GrantNotFound`."""
+    by.require(Permission.TOKENS_REVOKE)
+    row = _get(tx, by, token_id)
+    changed = tx.connection.execute(
+        update(grants)
+        .where(grants.c.kid == row.kid, *_mine(by), grants.c.revoked_at.is_(None))
+        .values(revoked_at=tx.now)
+    )
+    if changed.rowcount:
+        tx.concerned.add(row.user_key)
+        record(tx, by, "grant.revoked", Target(ENDED, token_id), {"user_id": row.user_id})
+    return grant_record(_get(tx, by, token_id), tx.now)
+
+
+def revoke_all(tx: Transaction, by: Principal, kind: CutoffKind, subject: str) -> int:
+    """End every grant of a user, an e-mail address, a provider or a key; return how many live.
+
+    Raises `ProviderNotFound`, `KeyNotFound`.
+    """
+    by.require(Permission.TOKENS_REVOKE)
+    if kind is CutoffKind.PROVIDER:
+        _require_provider(tx, by, subject)
+    if kind is CutoffKind.KEY and not _holds_key(tx, by, subject):
+        raise KeyNotFound
+    column = {
+        CutoffKind.USER: grants.c.user_id,
+        CutoffKind.EMAIL: grants.c.user_email,
+        CutoffKind.PROVIDER: grants.c.provider_id,
+        CutoffKind.KEY: grants.c.key_id,
+        CutoffKind.FAMILY: grants.c.family,
+    }[kind]
+    live = len(
+        tx.connection.execute(
+            GRANT.where(*_mine(by), column == subject, ~over(tx.now)).with_only_columns(
+                grants.c.kid
+            )
+        ).all()
+    )
+    cut_off(tx, by, kind, subject, tx.revision)
+    tx.concerned.add(EVERYBODY)
+    details = {"of": str(kind), "subject": subject, "live": live}
+    record(tx, by, "grants.revoked", Target(ENDED, subject[:64]), details)
+    return live
+
+
+def why_over(row: Row[Any], now: int, *, refreshing: bool = False) -> str:
+    """Return why a grant logs nobody in, or cannot be refreshed, as part of a sentence; or ""."""
+    faults = (
+        (row.revoked_at is not None or bool(row.cut_off), "it was revoked"),
+        (bool(row.provider_id) and row.provider is None, "its provider was deleted"),
+        (row.suspended_at is not None, "its organization is suspended"),
+        (row.deleted_at is not None, "its organization was deleted"),
+        (_key_is_over(row, now), "the key that it was made with was revoked, disabled or expired"),
+        (
+            refreshing and bool(row.provider_id) and not row.provider_enabled,
+            "its provider is disabled",
+        ),
+        (refreshing and now >= row.refreshable_until, "it is too old"),
+        (not refreshing and now >= end_of(row), EXPIRED),
+    )
+    return next((why for is_so, why in faults if is_so), "")
+
+
+def end_of(row: Row[Any]) -> int:
+    """Return when a grant ends, epoch milliseconds: it never outlives the key that made it."""
+    ends: list[int] = [row.expires_at]
+    if row.key_expires_at is not None:
+        ends.append(row.key_expires_at)
+    return min(ends)
+
+
+def acting_as_grant(row: Row[Any], by: Principal) -> Principal:
+    """Return the Principal of whoever shows a grant's password, coming from where `by` does."""
+    return Principal(
+        PrincipalKind.GRANT,
+        token_id_of(row.kid),
+        row.username,
+        org_id=row.org_id,
+        environment=Environment(row.environment),
+        address=by.address,
+        user_agent=by.user_agent,
+    )
+
+
+def grant_record(row: Row[Any], now: int) -> GrantRecord:
+    """Return the record of a row of grants with what may have ended it."""
+    ended = why_over(row, now) not in ("", EXPIRED)
+    return GrantRecord(
+        kid=row.kid,
+        org_id=row.org_id,
+        environment=Environment(row.environment),
+        provider_id=row.provider_id,
+        user_id=row.user_id,
+        user_email=row.user_email,
+        user_key=row.user_key,
+        username=row.username,
+        key_id=row.key_id,
+        key_kid=row.key_kid,
+        family=row.family,
+        ttl_s=row.ttl_s,
+        created_at=row.created_at,
+        expires_at=end_of(row),
+        refreshable_until=row.refreshable_until,
+        replaced_by=row.replaced_by,
+        revoked=ended,
+        claims=row.claims,
+    )
+
+
+def _mint(
+    tx: Transaction,
+    by: Principal,
+    wanted: Sequence[tuple[NewGrant, str]],
+    key_kid: str,
+    action: str,
+) -> list[MintedGrant]:
+    open_organization(tx, by)
+    key_id = by.id if by.kind is PrincipalKind.KEY else ""
+    until = _key_expiry(tx, by) if key_id else None
+    minted = _insert(tx, by, [one for one, _ in wanted], key_id, key_kid, until=until)
+    details = {
+        "count": len(minted),
+        # One event stands for all, so where each came from is told here.
+        "grants": [
+            [one.grant.token_id, one.grant.user_id, address]
+            for one, (_, address) in zip(minted, wanted, strict=True)
+        ],
+        "providers": sorted({one.provider_id for one, _ in wanted}),
+    }
+    record(tx, by, action, Target(MINTED, minted[0].grant.token_id), details)
+    return minted
+
+
+def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were made with
+    tx: Transaction,
+    by: Principal,
+    wanted: Sequence[NewGrant],
+    key_id: str,
+    key_kid: str,
+    of: Row[Any] | None = None,
+    until: int | None = None,
+) -> list[MintedGrant]:
+    """Write grants; `until` is when the key ends that they are made with."""
+    rows, minted, stamp = [], [], stamp_of(tx.now)
+    member_id = of.member_id if of else by.id if by.kind is PrincipalKind.MEMBER else ""
+    for one in wanted:
+        password = generate(SecretKind.GRANT, None, brand=tx.brand, stamp=stamp)
+        refreshable = of.refreshable_until if of else tx.now + one.refreshable_s * 1000
+        grant = GrantRecord(
+            kid=password.kid,
+            org_id=by.org_id,
+            environment=by.environment,
+            provider_id=one.provider_id,
+            user_id=one.user_id,
+            user_email=one.user_email,
+            user_key=one.user_key,
+            username=one.username,
+            key_id=key_id,
+            key_kid=key_kid,
+            family=of.family if of else password.kid,
+            ttl_s=one.ttl_s,
+            created_at=tx.now,
+            expires_at=min([tx.now + one.ttl_s * 1000, *([] if until is None else [until])]),
+            refreshable_until=refreshable,
+            replaced_by=None,
+            revoked=False,
+            claims=one.claims,
+        )
+        minted.append(MintedGrant(grant, password))
+        rows.append(
+            {
+                "kid": grant.kid,
+                "org_id": grant.org_id,
+                "environment": grant.environment,
+                "provider_id": grant.provider_id,
+                "user_id": grant.user_id,
+                "user_email": grant.user_email,
+                "user_key": grant.user_key,
+                "username": grant.username,
+                "claims": dict(grant.claims),
+                "digest": tx.vault.digest(password.text),
+                "pepper_version": tx.vault.version,
+                "key_id": key_id,
+                "key_kid": key_kid,
+                "member_id": member_id,
+                "family": grant.family,
+                "revision": tx.revision,
+                "ttl_s": grant.ttl_s,
+                "created_at": tx.now,
+                "expires_at": grant.expires_at,
+                "refreshable_until": refreshable,
+                "replaced_by": None,
+                "revoked_at": None,
+            }
+        )
+    tx.connection.execute(_INSERT, rows)
+    return minted
+
+
+def over(now: int) -> ColumnElement[bool]:
+    """Return the condition under which `why_over` has an answer; of organizations none is asked."""
+    return or_(
+        grants.c.revoked_at.is_not(None),
+        grants.c.expires_at <= now,
+        _CUT_OFF,
+        (grants.c.provider_id != "") & auth_providers.c.id.is_(None),
+        (grants.c.key_id != "")
+        & or_(
+            keys.c.id.is_(None),
+            keys.c.revoked_at.is_not(None),
+            keys.c.disabled_at.is_not(None),
+            # Without a look at NULL, the negation would be NULL for keys that never expire.
+            and_(keys.c.expires_at.is_not(None), keys.c.expires_at <= now),
+        ),
+        secrets.c.revoked_at.is_not(None) & (secrets.c.revoke_reason != Reason.SUPERSEDED),
+    )
+
+
+def _key_is_over(row: Row[Any], now: int) -> bool:
+    if not row.key_id:
+        return False
+    if row.key is None or row.key_revoked_at is not None or row.key_disabled_at is not None:
+        return True
+    if row.key_expires_at is not None and row.key_expires_at <= now:
+        return True
+    # A rotation supersedes a secret; what else revokes it, a leak above all, ends what it made.
+    return row.secret_revoked_at is not None and row.secret_revoke_reason != Reason.SUPERSEDED
+
+
+def _key_expiry(tx: Transaction, by: Principal) -> int | None:
+    if by.expires_at is None:
+        return None
+    return tx.connection.execute(
+        select(keys.c.expires_at).where(keys.c.id == by.id, keys.c.org_id == by.org_id)
+    ).scalar_one_or_none()
+
+
+def _row(tx: Transaction, kid: str) -> Row[Any] | None:
+    return tx.connection.execute(BY_KID, {"of_kid": kid}).one_or_none()
+
+
+def _get(tx: Transaction, by: Principal, token_id: str) -> Row[Any]:
+    row = tx.connection.execute(
+        GRANT.where(grants.c.kid == kid_of_token(token_id), *_mine(by))
+    ).one_or_none()
+    if row is None:
+        raise GrantNotFound
+    return row
+
+
+def _fits(tx: Transaction, row: Row[Any], password: str) -> bool:
+    known = row.pepper_version in tx.vault.peppers
+    return known and tx.vault.matches(password, bytes(row.digest), row.pepper_version)
+
+
+def _mine(by: Principal) -> list[ColumnElement[bool]]:
+    org_id, environment = by.room
+    return [grants.c.org_id == org_id, grants.c.environment == environment]
+
+
+def _require_provider(tx: Transaction, by: Principal, provider_id: str) -> None:
+    found = tx.connection.execute(
+        select(auth_providers.c.id).where(
+            auth_providers.c.id == provider_id,
+            auth_providers.c.org_id == by.org_id,
+            auth_providers.c.environment == by.environment,
+        )
+    ).first()
+    if found is None:
+        raise ProviderNotFound
+
+
+def _holds_key(tx: Transaction, by: Principal, key_id: str) -> bool:
+    found = tx.connection.execute(
+        select(keys.c.id).where(
+            keys.c.id == key_id,
+            keys.c.org_id == by.org_id,
+            keys.c.environment == by.environment,
+        )
+    ).first()
+    return found is not None

@@ -1,0 +1,361 @@
+"""Auth providers: whose tokens an organization trusts, and the secrets of those that have one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
+
+from wardkey.actions.core.audit import Target, record
+from wardkey.actions.core.session_impact import cut_off
+from wardkey.actions.keys.keys import open_organization
+from wardkey.db.engine import Database, Transaction
+from wardkey.db.schema import auth_providers, changes, feed
+from wardkey.db.vault import derive, seal, unseal
+from wardkey.domain.errors import (
+    DuplicateProvider,
+    InvalidProvider,
+    ProviderNotFound,
+    TooManyProviders,
+)
+from wardkey.domain.grants import CutoffKind
+from wardkey.domain.ids import new_id
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal
+from wardkey.domain.providers import (
+    ProviderSpec,
+    TokenRules,
+    clean_provider,
+    clean_shared_secret,
+    token_rules,
+)
+from wardkey.domain.receipts import EVERYBODY
+from wardkey.domain.secret import Environment
+
+MOST_PROVIDERS = 50
+_MOST_ROOMS = 1_000
+_SEALING = "provider secrets"
+_SUBJECT = "provider"
+
+Room = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRecord:
+    """A provider as its organization sees it; the shared secret is never shown again."""
+
+    id: str
+    environment: Environment
+    spec: ProviderSpec
+    enabled: bool
+    has_secret: bool
+    created_at: int
+    created_by: str
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedProvider:
+    """What an exchange needs of a provider; `secret` is empty where keys are fetched."""
+
+    id: str
+    enabled: bool
+    spec: ProviderSpec
+    rules: TokenRules
+    secret: bytes = field(repr=False)
+    updated_at: int
+
+    @property
+    def key_set(self) -> str:
+        """The name of its key set: after each change the keys are fetched anew."""
+        return f"{self.id} {self.updated_at}"
+
+
+def create(
+    tx: Transaction,
+    by: Principal,
+    spec: ProviderSpec,
+    secret: str = "",
+    *,
+    http_allowed: bool = False,
+) -> ProviderRecord:
+    """Trust a provider from now on; raises what `clean_provider` raises, `TooManyProviders`."""
+    by.require(Permission.PROVIDERS_WRITE)
+    spec = clean_provider(spec, http_allowed=http_allowed)
+    secret = _clean_secret(spec, secret, has_one=False) or ""
+    open_organization(tx, by)
+    count = select(func.count()).select_from(auth_providers).where(*_room(by))
+    if tx.connection.execute(count).scalar_one() >= MOST_PROVIDERS:
+        raise TooManyProviders
+    _check_name(tx, by, spec.name, "")
+    provider_id = new_id("prv", tx.now)
+    row = tx.connection.execute(
+        insert(auth_providers).returning(auth_providers),
+        {
+            "id": provider_id,
+            "org_id": by.org_id,
+            "environment": by.environment,
+            "name": spec.name,
+            "kind": spec.kind,
+            "enabled": True,
+            "settings": _settings(spec),
+            **_sealed(tx, provider_id, secret),
+            "created_at": tx.now,
+            "created_by": by.id,
+            "updated_at": tx.now,
+        },
+    ).one()
+    record(tx, by, "provider.created", Target(_SUBJECT, provider_id), _settings(spec))
+    return _record(row)
+
+
+def list_providers(tx: Transaction, by: Principal) -> list[ProviderRecord]:
+    """Return the providers, oldest first."""
+    by.require(Permission.PROVIDERS_READ)
+    rows = tx.connection.execute(
+        select(auth_providers)
+        .where(*_room(by))
+        .order_by(auth_providers.c.created_at, auth_providers.c.id)
+    )
+    return [_record(row) for row in rows]
+
+
+def get(tx: Transaction, by: Principal, provider_id: str) -> ProviderRecord:
+    """Return one provider; raises `ProviderNotFound`."""
+    by.require(Permission.PROVIDERS_READ)
+    return _record(_get(tx, by, provider_id))
+
+
+def change(
+    tx: Transaction,
+    by: Principal,
+    provider_id: str,
+    wanted: Mapping[str, Any],
+    secret: str | None = None,
+    *,
+    http_allowed: bool = False,
+) -> ProviderRecord:
+    """Give a provider other settings, and another shared secret unless that is None.
+
+    `wanted` has values of `ProviderSpec` by name, all but its kind; those that it lacks stay.
+    Grants that it stood for go on. Raises what `create` raises, `ProviderNotFound`.
+    """
+    by.require(Permission.PROVIDERS_WRITE)
+    row = _get(tx, by, provider_id)
+    spec = _record(row).spec
+    before = _settings(spec)
+    spec = clean_provider(replace(spec, **wanted), http_allowed=http_allowed)
+    secret = _clean_secret(spec, secret, has_one=row.sealed is not None)
+    after = _settings(spec)
+    if after == before and secret is None:
+        return _record(row)
+    _check_name(tx, by, spec.name, provider_id)
+    values: dict[str, Any] = {"name": spec.name, "settings": after, "updated_at": tx.now}
+    if not spec.legacy_secret:
+        values |= _sealed(tx, provider_id, "")
+    elif secret is not None:
+        values |= _sealed(tx, provider_id, secret)
+    _update(tx, by, provider_id, values)
+    changed = sorted(name for name in after if after[name] != before.get(name))
+    details = {"changed": changed, "secret": secret is not None, "settings": after}
+    record(tx, by, "provider.updated", Target(_SUBJECT, provider_id), details)
+    return _record(_get(tx, by, provider_id))
+
+
+def enable(tx: Transaction, by: Principal, provider_id: str, *, enabled: bool) -> ProviderRecord:
+    """Let a provider's tokens be exchanged, or not; grants that there are go on either way.
+
+    Raises `ProviderNotFound`.
+    """
+    by.require(Permission.PROVIDERS_WRITE)
+    row = _get(tx, by, provider_id)
+    if row.enabled is not enabled:
+        _update(tx, by, provider_id, {"enabled": enabled, "updated_at": tx.now})
+        action = "provider.enabled" if enabled else "provider.disabled"
+        record(tx, by, action, Target(_SUBJECT, provider_id))
+    return _record(_get(tx, by, provider_id))
+
+
+def remove(tx: Transaction, by: Principal, provider_id: str) -> None:
+    """Delete a provider, and with it every grant that it stood for; raises `ProviderNotFound`."""
+    by.require(Permission.PROVIDERS_WRITE)
+    row = _get(tx, by, provider_id)
+    tx.connection.execute(
+        delete(auth_providers).where(auth_providers.c.id == provider_id, *_room(by))
+    )
+    cut_off(tx, by, CutoffKind.PROVIDER, provider_id, tx.revision)
+    tx.concerned.add(EVERYBODY)
+    details = {"name": row.name, "kind": row.kind}
+    record(tx, by, "provider.deleted", Target(_SUBJECT, provider_id), details)
+
+
+def purge_keys(tx: Transaction, by: Principal, provider_id: str) -> None:
+    """Have every process fetch a provider's keys anew; raises `ProviderNotFound`."""
+    by.require(Permission.PROVIDERS_WRITE)
+    row = _get(tx, by, provider_id)
+    # What was purged twice within a millisecond was purged twice all the same.
+    _update(tx, by, provider_id, {"updated_at": max(tx.now, row.updated_at + 1)})
+    record(tx, by, "provider.keys_purged", Target(_SUBJECT, provider_id))
+
+
+def trusted(tx: Transaction, by: Principal, provider_id: str) -> TrustedProvider:
+    """Return a provider with its secret, for checking a token; raises `ProviderNotFound`."""
+    by.require(Permission.PROVIDERS_WRITE)
+    return _trusted(tx, _get(tx, by, provider_id))
+
+
+def reseal(tx: Transaction) -> None:
+    """Seal every shared secret under the pepper that is the current one now."""
+    rows = select(auth_providers).where(auth_providers.c.sealed.is_not(None))
+    for row in tx.connection.execute(rows).all():
+        tx.connection.execute(
+            update(auth_providers)
+            .where(auth_providers.c.id == row.id)
+            .values(_sealed(tx, row.id, _secret(tx, row).decode()))
+        )
+
+
+@dataclass(slots=True)
+class TrustedProviders:
+    """Each room's providers, read once for each change of one of them."""
+
+    _kept: dict[Room, tuple[int, Sequence[TrustedProvider]]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, database: Database, room: Room, revision: int) -> Sequence[TrustedProvider]:
+        """Return a room's providers as they are at `revision`, which the caller knows is fresh.
+
+        Raises the storage's failure.
+        """
+        with self._lock:
+            kept = self._kept.get(room)
+        if kept is not None and kept[0] >= revision:
+            return kept[1]
+        with database.read() as tx:
+            now = int(tx.connection.execute(select(feed.c.revision)).scalar_one())
+            if kept is not None and not _changed(tx, room, kept[0], now):
+                found = kept[1]
+            else:
+                rows = tx.connection.execute(
+                    select(auth_providers)
+                    .where(auth_providers.c.org_id == room[0])
+                    .where(auth_providers.c.environment == room[1])
+                    .order_by(auth_providers.c.created_at, auth_providers.c.id)
+                ).all()
+                found = tuple(_trusted(tx, row) for row in rows)
+        with self._lock:
+            if len(self._kept) >= _MOST_ROOMS:
+                self._kept.clear()
+            self._kept[room] = (now, found)
+        return found
+
+    def passed(self, revision: int) -> None:
+        """Take note of a commit of this process that made grants, which alter no provider."""
+        with self._lock:
+            for room, (known, found) in self._kept.items():
+                if known == revision - 1:
+                    self._kept[room] = (revision, found)
+
+
+def _changed(tx: Transaction, room: Room, since: int, now: int) -> bool:
+    """Tell whether a provider may have changed; a feed that was cut or rewound says yes."""
+    if now < since:
+        return True
+    rows = tx.connection.execute(
+        select(changes.c.revision, changes.c.subject, changes.c.org_id).where(
+            changes.c.revision > since
+        )
+    ).all()
+    if len({row.revision for row in rows}) < now - since:
+        return True
+    return any(row.subject == _SUBJECT and row.org_id == room[0] for row in rows)
+
+
+def _settings(spec: ProviderSpec) -> dict[str, Any]:
+    built: dict[str, Any] = msgspec.to_builtins(spec)
+    return built
+
+
+def _record(row: Row[Any]) -> ProviderRecord:
+    return ProviderRecord(
+        id=row.id,
+        environment=Environment(row.environment),
+        spec=msgspec.convert(row.settings, ProviderSpec),
+        enabled=row.enabled,
+        has_secret=row.sealed is not None,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        updated_at=row.updated_at,
+    )
+
+
+def _trusted(tx: Transaction, row: Row[Any]) -> TrustedProvider:
+    spec = msgspec.convert(row.settings, ProviderSpec)
+    rules = token_rules(spec)
+    return TrustedProvider(row.id, row.enabled, spec, rules, _secret(tx, row), row.updated_at)
+
+
+def _sealed(tx: Transaction, provider_id: str, secret: str) -> dict[str, Any]:
+    """Return the columns of a shared secret, or of none."""
+    if not secret:
+        return {"sealed": None, "pepper_version": None}
+    key = derive(tx.vault.peppers[tx.vault.version], _SEALING)
+    sealed = seal(key, secret.encode(), provider_id.encode())
+    return {"sealed": sealed, "pepper_version": tx.vault.version}
+
+
+def _secret(tx: Transaction, row: Row[Any]) -> bytes:
+    if row.sealed is None:
+        return b""
+    key = derive(tx.vault.peppers[row.pepper_version], _SEALING)
+    return unseal(key, bytes(row.sealed), row.id.encode())
+
+
+def _clean_secret(spec: ProviderSpec, secret: str | None, *, has_one: bool) -> str | None:
+    """Return a shared secret in canonical form; None says that the one there is stays."""
+    if secret and not spec.legacy_secret:
+        raise InvalidProvider(
+            "A shared secret is for a Supabase project with legacy_secret: true only.",
+            field="secret",
+        )
+    if not spec.legacy_secret or (secret is None and has_one):
+        return secret
+    return clean_shared_secret(secret or "").decode("ascii")
+
+
+def _check_name(tx: Transaction, by: Principal, name: str, but: str) -> None:
+    taken = select(auth_providers.c.id).where(
+        auth_providers.c.name == name, auth_providers.c.id != but, *_room(by)
+    )
+    if tx.connection.execute(taken).first() is not None:
+        raise DuplicateProvider(
+            f"Another auth provider of {by.environment} is named {name}; give this one another "
+            "name.",
+            field="name",
+        )
+
+
+def _update(tx: Transaction, by: Principal, provider_id: str, values: dict[str, Any]) -> None:
+    tx.connection.execute(
+        update(auth_providers)
+        .where(auth_providers.c.id == provider_id, *_room(by))
+        .values(**values)
+    )
+
+
+def _get(tx: Transaction, by: Principal, provider_id: str) -> Row[Any]:
+    row = tx.connection.execute(
+        select(auth_providers).where(auth_providers.c.id == provider_id, *_room(by))
+    ).one_or_none()
+    if row is None:
+        raise ProviderNotFound
+    return row
+
+
+def _room(by: Principal) -> tuple[ColumnElement[bool], ...]:
+    org_id, environment = by.room
+    return auth_providers.c.org_id == org_id, auth_providers.c.environment == environment

@@ -1,0 +1,1 @@
+"""Actions on API keys, their secrets, limits, scopes and usage."""

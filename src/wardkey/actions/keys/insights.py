@@ -1,0 +1,151 @@
+"""What a person wants to see beside keys: their use by day, who made them, what asks for care."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, or_, select
+
+from wardkey.actions.keys.keys import KeyQuery, count_each, list_keys
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import hours, keys, secrets, users
+from wardkey.domain.callers import HOUR_MS
+from wardkey.domain.keys import KeyRecord
+from wardkey.domain.names import name_warnings
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal
+
+SHOWN_DAYS = 30
+UNUSED_DAYS = 90
+_HOURS_A_DAY = 24
+_MOST_NAMES = 200
+# One expression: PostgreSQL groups by what it selects, and takes two parameters for two values.
+_IS_VALID = hours.c.code == "valid"
+
+
+@dataclass(frozen=True, slots=True)
+class DayCounts:
+    """Verdicts of the day (UTC) that began at `at`: the valid ones, and all others."""
+
+    at: int
+    allowed: int
+    denied: int
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """Keys of one kind that ask for somebody's care: the first one, and how many there are."""
+
+    kind: str
+    key: KeyRecord
+    count: int
+
+
+def days_by_key(
+    tx: Transaction, by: Principal, key_ids: Sequence[str]
+) -> Mapping[str, tuple[DayCounts, ...]]:
+    """Return the last 30 days of each of the keys that the caller's room holds."""
+    by.require(Permission.KEYS_READ)
+    kids = select(secrets.c.kid).where(
+        secrets.c.key_id.in_(key_ids),
+        secrets.c.org_id == by.org_id,
+        secrets.c.environment == by.environment,
+    )
+    day = hours.c.hour // _HOURS_A_DAY
+    rows = tx.connection.execute(
+        select(hours.c.key_id, day, _IS_VALID, func.sum(hours.c["count"]))
+        .where(hours.c.kid.in_(kids), hours.c.hour >= _first_day(tx.now) * _HOURS_A_DAY)
+        .group_by(hours.c.key_id, day, _IS_VALID)
+    )
+    counted: dict[str, dict[tuple[int, bool], int]] = {}
+    for key_id, at, valid, count in rows:
+        counted.setdefault(key_id, {})[int(at), bool(valid)] = int(count)
+    idle = _days({}, tx.now)
+    return {
+        key_id: _days(counted[key_id], tx.now) if key_id in counted else idle for key_id in key_ids
+    }
+
+
+def days_in_all(tx: Transaction, by: Principal) -> tuple[DayCounts, ...]:
+    """Return the last 30 days of all keys of the caller's room together."""
+    by.require(Permission.KEYS_READ)
+    kids = select(secrets.c.kid).where(
+        secrets.c.org_id == by.org_id, secrets.c.environment == by.environment
+    )
+    day = hours.c.hour // _HOURS_A_DAY
+    rows = tx.connection.execute(
+        select(day, _IS_VALID, func.sum(hours.c["count"]))
+        .where(hours.c.kid.in_(kids), hours.c.hour >= _first_day(tx.now) * _HOURS_A_DAY)
+        .group_by(day, _IS_VALID)
+    )
+    return _days({(int(at), bool(valid)): int(count) for at, valid, count in rows}, tx.now)
+
+
+def makers(tx: Transaction, by: Principal, ids: Sequence[str]) -> Mapping[str, str]:
+    """Return what people call those who made keys: an e-mail address, or a key's name.
+
+    `ids` come from records of the caller's room.
+    """
+    by.require(Permission.KEYS_READ)
+    wanted = list(dict.fromkeys(ids))
+    people = select(users.c.id, users.c.email).where(users.c.id.in_(wanted))
+    programs = select(keys.c.id, keys.c.name).where(
+        keys.c.id.in_(wanted), keys.c.org_id == by.org_id, keys.c.environment == by.environment
+    )
+    return {
+        row[0]: row[1]
+        for statement in (people, programs)
+        for row in tx.connection.execute(statement)
+    }
+
+
+def cares(tx: Transaction, by: Principal) -> list[Care]:
+    """Return what of the caller's keys asks for care, the most urgent first."""
+    by.require(Permission.KEYS_READ)
+    kinds = {
+        "expiring": KeyQuery(expiring=True, limit=1),
+        "rotation_due": KeyQuery(rotation_due=True, limit=1),
+        "unused": KeyQuery(unused_days=UNUSED_DAYS, limit=1),
+    }
+    counts = count_each(tx, by, list(kinds.values()))
+    found = [
+        Care(kind, list_keys(tx, by, query)[0], count)
+        for (kind, query), count in zip(kinds.items(), counts, strict=True)
+        if count
+    ]
+    return found + _unnamed(tx, by)
+
+
+def _unnamed(tx: Transaction, by: Principal) -> list[Care]:
+    """Return the live keys, of the newest 200, whose names tell nobody what they are for."""
+    rows = tx.connection.execute(
+        select(keys.c.id, keys.c.name)
+        .where(
+            keys.c.org_id == by.org_id,
+            keys.c.environment == by.environment,
+            keys.c.revoked_at.is_(None),
+            or_(keys.c.expires_at.is_(None), keys.c.expires_at > tx.now),
+        )
+        .order_by(keys.c.created_at.desc(), keys.c.id.desc())
+        .limit(_MOST_NAMES)
+    )
+    ids = [row.id for row in rows if name_warnings(row.name, by.environment)]
+    if not ids:
+        return []
+    first = list_keys(tx, by, KeyQuery(search=ids[0], limit=1))
+    return [Care("unnamed", first[0], len(ids))] if first else []
+
+
+def _first_day(now: int) -> int:
+    return now // HOUR_MS // _HOURS_A_DAY - SHOWN_DAYS + 1
+
+
+def _days(counted: Mapping[tuple[int, bool], int], now: int) -> tuple[DayCounts, ...]:
+    first = _first_day(now)
+    return tuple(
+        DayCounts(
+            day * _HOURS_A_DAY * HOUR_MS, counted.get((day, True), 0), counted.get((day, False), 0)
+        )
+        for day in range(first, first + SHOWN_DAYS)
+    )

@@ -1,0 +1,182 @@
+"""Revoking keys and single secrets, and the receipts that prove it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+
+from wardkey.actions.core.audit import Target, record
+from wardkey.actions.core.session_impact import concern_sessions, end_invitations
+from wardkey.actions.keys.keys import clean_reason
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import keys, receipts, secrets
+from wardkey.domain.errors import KeyNotFound, ReceiptNotFound, SecretNotFound
+from wardkey.domain.ids import new_id
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof of a revocation: the change-feed revision from which nothing accepts the key.
+
+    `kid` is empty where the whole key was revoked; `revoked_at` in epoch milliseconds.
+    """
+
+    id: str
+    key_id: str
+    kid: str
+    epoch: str
+    revision: int
+    revoked_at: int
+    reason: str
+
+
+def revoke(tx: Transaction, by: Principal, key_id: str, reason: str, comment: str = "") -> Receipt:
+    """Revoke a key with all its secrets, for good; again returns the same receipt.
+
+    Raises `KeyNotFound`, `InvalidReason`, `InvalidText`.
+    """
+    by.require(Permission.KEYS_WRITE)
+    reason, comment = clean_reason(reason, comment)
+    mine = (keys.c.id == key_id, keys.c.org_id == by.org_id, keys.c.environment == by.environment)
+    changed = tx.connection.execute(
+        update(keys)
+        .where(*mine, keys.c.revoked_at.is_(None))
+        .values(
+            revoked_at=tx.now,
+            revoke_reason=reason,
+            revoke_comment=comment,
+            live_name=None,
+            updated_at=tx.now,
+        )
+        .returning(keys.c.name)
+    ).one_or_none()
+    if changed is None:
+        return _earlier(tx, by, key_id, "")
+    receipt = _prove(tx, by, key_id, "", reason)
+    concern_sessions(tx, by.org_id, key_id)
+    end_invitations(tx, by, key_id)
+    record(
+        tx,
+        by,
+        "key.revoked",
+        Target("key", key_id),
+        {"name": changed.name, "reason": reason, "comment": comment, "receipt": receipt.id},
+    )
+    return receipt
+
+
+def revoke_secret(  # noqa: PLR0917 - key, secret, reason and comment are four things
+    tx: Transaction, by: Principal, key_id: str, kid: str, reason: str, comment: str = ""
+) -> Receipt:
+    """Revoke one secret of a key, for good; its other secrets go on.
+
+    Raises `KeyNotFound`, `SecretNotFound`, `InvalidReason`, `InvalidText`.
+    """
+    by.require(Permission.KEYS_WRITE)
+    reason, comment = clean_reason(reason, comment)
+    mine = (
+        secrets.c.kid == kid,
+        secrets.c.key_id == key_id,
+        secrets.c.org_id == by.org_id,
+        secrets.c.environment == by.environment,
+    )
+    changed = tx.connection.execute(
+        update(secrets)
+        .where(*mine, secrets.c.revoked_at.is_(None))
+        .values(revoked_at=tx.now, revoke_reason=reason, revoke_comment=comment)
+        .returning(secrets.c.kid)
+    ).one_or_none()
+    if changed is None:
+        return _earlier(tx, by, key_id, kid)
+    receipt = _prove(tx, by, key_id, kid, reason)
+    concern_sessions(tx, by.org_id, key_id)
+    record(
+        tx,
+        by,
+        "secret.revoked",
+        Target("key", key_id),
+        {"kid": kid, "reason": reason, "comment": comment, "receipt": receipt.id},
+    )
+    return receipt
+
+
+def get_receipt(tx: Transaction, by: Principal, receipt_id: str) -> Receipt:
+    """Return a receipt again; raises `ReceiptNotFound`."""
+    by.require(Permission.KEYS_READ)
+    row = tx.connection.execute(
+        select(receipts).where(
+            receipts.c.id == receipt_id,
+            receipts.c.org_id == by.org_id,
+            receipts.c.environment == by.environment,
+        )
+    ).one_or_none()
+    if row is None:
+        raise ReceiptNotFound
+    return _receipt(row)
+
+
+def _earlier(tx: Transaction, by: Principal, key_id: str, kid: str) -> Receipt:
+    """Return the receipt of what is revoked already, making one where there is none.
+
+    A rotation without grace revokes the old secrets, and a restore carries revocations over;
+    neither leaves a receipt for each.
+    """
+    room = (keys.c.org_id == by.org_id, keys.c.environment == by.environment)
+    key = tx.connection.execute(
+        select(keys.c.revoke_reason).where(keys.c.id == key_id, *room)
+    ).one_or_none()
+    if key is None:
+        raise KeyNotFound
+    reason = key.revoke_reason
+    if kid:
+        reason = tx.connection.execute(
+            select(secrets.c.revoke_reason).where(
+                secrets.c.kid == kid,
+                secrets.c.key_id == key_id,
+                secrets.c.org_id == by.org_id,
+                secrets.c.environment == by.environment,
+            )
+        ).scalar_one_or_none()
+        if reason is None:
+            raise SecretNotFound
+    found = tx.connection.execute(
+        select(receipts).where(
+            receipts.c.key_id == key_id,
+            receipts.c.kid == kid,
+            receipts.c.org_id == by.org_id,
+            receipts.c.environment == by.environment,
+        )
+    ).one_or_none()
+    if found is not None:
+        return _receipt(found)
+    receipt = _prove(tx, by, key_id, kid, reason)
+    record(tx, by, "receipt.issued", Target("key", key_id), {"kid": kid, "receipt": receipt.id})
+    return receipt
+
+
+def _receipt(row: Row[Any]) -> Receipt:
+    return Receipt(row.id, row.key_id, row.kid, row.epoch, row.revision, row.revoked_at, row.reason)
+
+
+def _prove(tx: Transaction, by: Principal, key_id: str, kid: str, reason: str) -> Receipt:
+    receipt = Receipt(
+        new_id("rcpt", tx.now), key_id, kid, tx.epoch, tx.revision, tx.now, str(reason)
+    )
+    tx.connection.execute(
+        insert(receipts).values(
+            id=receipt.id,
+            org_id=by.org_id,
+            environment=by.environment,
+            key_id=key_id,
+            kid=kid,
+            epoch=receipt.epoch,
+            revision=receipt.revision,
+            revoked_at=receipt.revoked_at,
+            reason=receipt.reason,
+        )
+    )
+    return receipt

@@ -1,0 +1,1 @@
+"""Actions on MQTT clients, ACL rules, sessions and publications."""

@@ -1,0 +1,117 @@
+"""The operator's hook tokens, with which a broker of his own asks about logins and topics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+
+from wardkey.actions.accounts import organizations
+from wardkey.actions.core.audit import Target, record
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import hook_tokens
+from wardkey.domain.errors import HookTokenNotFound, InvalidHook, InvalidHookToken
+from wardkey.domain.hooks import Hook, HookKind
+from wardkey.domain.principal import Principal
+from wardkey.domain.secret import Environment, Malformed, SecretKind, SecretText, generate, parse
+
+
+@dataclass(frozen=True, slots=True)
+class HookToken:
+    """A hook token without its text; times in epoch milliseconds."""
+
+    kid: str
+    hook: Hook
+    prefix: str
+    created_at: int
+    revoked_at: int | None
+
+
+def create(
+    tx: Transaction,
+    by: Principal,
+    kind: HookKind,
+    organization: str | None,
+    environment: Environment | None,
+) -> tuple[HookToken, SecretText]:
+    """Make a token for one kind of broker; its text is in the answer alone.
+
+    Raises `InvalidHook`, `OrganizationNotFound`.
+    """
+    by.require_operator()
+    if (organization is None) is not (environment is None):
+        raise InvalidHook
+    org_id = None if organization is None else organizations.find(tx, by, organization).id
+    if org_id is None and not kind.keeps_rooms_apart:
+        raise InvalidHook(
+            f"A {kind} broker cannot keep organizations apart, so its hook is for one "
+            "organization's environment; name both."
+        )
+    secret = generate(SecretKind.HOOK, None, brand=tx.brand)
+    tx.connection.execute(
+        insert(hook_tokens).values(
+            kid=secret.kid,
+            kind=kind,
+            org_id=org_id,
+            environment=environment,
+            prefix=secret.prefix,
+            digest=tx.vault.digest(secret.text),
+            pepper_version=tx.vault.version,
+            created_at=tx.now,
+        )
+    )
+    details = {"kind": kind, "organization": org_id or "", "environment": environment or ""}
+    record(tx, by, "hook_token.created", Target("hook_token", secret.kid), details)
+    made = Hook(kind, org_id, environment)
+    return HookToken(secret.kid, made, secret.prefix, tx.now, None), secret
+
+
+def list_all(tx: Transaction, by: Principal) -> list[HookToken]:
+    """Return every hook token, oldest first."""
+    by.require_operator()
+    statement = select(hook_tokens).order_by(hook_tokens.c.created_at, hook_tokens.c.kid)
+    return [_hook_token(row) for row in tx.connection.execute(statement)]
+
+
+def revoke(tx: Transaction, by: Principal, kid: str) -> HookToken:
+    """Revoke a hook token for good; again changes nothing. Raises `HookTokenNotFound`."""
+    by.require_operator()
+    changed = tx.connection.execute(
+        update(hook_tokens)
+        .where(hook_tokens.c.kid == kid, hook_tokens.c.revoked_at.is_(None))
+        .values(revoked_at=tx.now)
+        .returning(hook_tokens.c.kid)
+    ).one_or_none()
+    if changed is not None:
+        record(tx, by, "hook_token.revoked", Target("hook_token", kid))
+    row = tx.connection.execute(select(hook_tokens).where(hook_tokens.c.kid == kid)).one_or_none()
+    if row is None:
+        raise HookTokenNotFound
+    return _hook_token(row)
+
+
+def identify_hook(tx: Transaction, kind: HookKind, text: str) -> Hook:
+    """Return what a presented token may ask about; raises `InvalidHookToken`."""
+    secret = parse(text, brand=tx.brand)
+    if isinstance(secret, Malformed) or secret.kind is not SecretKind.HOOK:
+        raise InvalidHookToken
+    row = tx.connection.execute(
+        select(hook_tokens).where(
+            hook_tokens.c.kid == secret.kid,
+            hook_tokens.c.kind == kind,
+            hook_tokens.c.revoked_at.is_(None),
+        )
+    ).one_or_none()
+    known = row is not None and row.pepper_version in tx.vault.peppers
+    if row is None or not known:
+        raise InvalidHookToken
+    if not tx.vault.matches(text, bytes(row.digest), row.pepper_version):
+        raise InvalidHookToken
+    return _hook_token(row).hook
+
+
+def _hook_token(row: Row[Any]) -> HookToken:
+    environment = None if row.environment is None else Environment(row.environment)
+    hook = Hook(HookKind(row.kind), row.org_id, environment)
+    return HookToken(row.kid, hook, row.prefix, row.created_at, row.revoked_at)

@@ -1,0 +1,156 @@
+"""Session receipts: how many live sessions a change ended, whichever process ended them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+
+from wardkey.actions.messaging.sessions import Room
+from wardkey.db.engine import Database, Transaction
+from wardkey.db.schema import ended_sessions, session_receipts
+from wardkey.domain.errors import ReceiptNotFound
+from wardkey.domain.ids import new_id
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal
+from wardkey.domain.receipts import EVERYBODY, EndedSessions
+
+# By when a login that was in flight is there or never, and was looked for.
+PENDING_MS = 2_100
+KEPT_MS = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """A committed change that may end live sessions: of these subjects, in this room."""
+
+    room: Room
+    epoch: str
+    revision: int
+    subjects: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """A live session that may not stay as it is; `subject_id` is empty where nobody has it."""
+
+    server: str
+    cid: int
+    subject_id: str
+
+
+def note_ended(
+    database: Database, room: Room, epoch: str, revision: int, wrong: Iterable[Wrong]
+) -> None:
+    """Keep sessions that are being ended, judged by `revision`; each counts once."""
+    with database.counting() as connection:
+        now = database.clock()
+        connection.execute(delete(ended_sessions).where(ended_sessions.c.at <= now - KEPT_MS))
+        for one in wrong:
+            this = (ended_sessions.c.server == one.server) & (ended_sessions.c.cid == one.cid)
+            if connection.execute(select(ended_sessions.c.at).where(this)).first() is None:
+                connection.execute(
+                    insert(ended_sessions).values(
+                        server=one.server,
+                        cid=one.cid,
+                        org_id=room[0],
+                        environment=room[1],
+                        epoch=epoch,
+                        revision=revision,
+                        subject_id=one.subject_id,
+                        at=now,
+                    )
+                )
+
+
+def issue(database: Database, concern: Concern, *, reached: bool) -> EndedSessions:
+    """Make the receipt of a change; `reached` says that its sessions were looked for once."""
+    now = database.clock()
+    row = {
+        "id": new_id("srcp", now),
+        "org_id": concern.room[0],
+        "environment": concern.room[1],
+        "epoch": concern.epoch,
+        "revision": concern.revision,
+        "subjects": json.dumps(sorted(concern.subjects)),
+        "at": now,
+        "reached": reached,
+    }
+    with database.counting() as connection:
+        made = connection.execute(insert(session_receipts).returning(session_receipts), row).one()
+        return _receipt(connection, made)
+
+
+def settle(database: Database, room: Room, epoch: str, revision: int) -> None:
+    """Fix the counts of changes up to `revision`, whose logins in flight have been looked for."""
+    due = (
+        session_receipts.c.ended.is_(None),
+        session_receipts.c.epoch == epoch,
+        session_receipts.c.revision <= revision,
+        session_receipts.c.org_id == room[0],
+        session_receipts.c.environment == room[1],
+    )
+    with database.counting() as connection:
+        for row in connection.execute(select(session_receipts).where(*due)).all():
+            connection.execute(
+                update(session_receipts)
+                .where(session_receipts.c.id == row.id)
+                .values(ended=_count(connection, row))
+            )
+
+
+def get(tx: Transaction, by: Principal, receipt_id: str) -> EndedSessions:
+    """Return a session receipt again; raises `ReceiptNotFound`."""
+    by.require(Permission.CLIENTS_READ)
+    row = tx.connection.execute(
+        select(session_receipts).where(
+            session_receipts.c.id == receipt_id,
+            session_receipts.c.org_id == by.org_id,
+            session_receipts.c.environment == by.environment,
+        )
+    ).one_or_none()
+    if row is None:
+        raise ReceiptNotFound
+    return _receipt(tx.connection, row)
+
+
+def of_revision(tx: Transaction, by: Principal, epoch: str, revision: int) -> EndedSessions:
+    """Return what became of the sessions that the change of a revision concerned, if any."""
+    by.require(Permission.KEYS_READ)
+    row = tx.connection.execute(
+        select(session_receipts).where(
+            session_receipts.c.epoch == epoch,
+            session_receipts.c.revision == revision,
+            session_receipts.c.org_id == by.org_id,
+            session_receipts.c.environment == by.environment,
+        )
+    ).first()
+    return EndedSessions() if row is None else _receipt(tx.connection, row)
+
+
+def _receipt(connection: Connection, row: Row[Any]) -> EndedSessions:
+    if row.ended is not None:
+        return EndedSessions(row.id, row.ended)
+    if not row.reached:
+        return EndedSessions(row.id, None, pending=True)
+    return EndedSessions(
+        row.id, _count(connection, row), pending=True, pending_until=row.at + PENDING_MS
+    )
+
+
+def _count(connection: Connection, row: Row[Any]) -> int:
+    """Count the ended sessions of those whom a change concerned, judged by it or a later one."""
+    conditions = [
+        ended_sessions.c.org_id == row.org_id,
+        ended_sessions.c.environment == row.environment,
+        ended_sessions.c.epoch == row.epoch,
+        ended_sessions.c.revision >= row.revision,
+    ]
+    subjects = json.loads(row.subjects)
+    if EVERYBODY not in subjects:
+        conditions.append(ended_sessions.c.subject_id.in_(subjects))
+    counted = select(func.count()).select_from(ended_sessions).where(*conditions)
+    return int(connection.execute(counted).scalar_one())

@@ -1,0 +1,1 @@
+"""The operator's actions: first start, master keys, service keys, restore."""

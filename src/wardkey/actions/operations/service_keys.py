@@ -1,0 +1,93 @@
+"""The operator's service keys, which verify keys of any organization and can do nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+
+from wardkey.actions.accounts.organizations import checked_name
+from wardkey.actions.core.audit import Target, record
+from wardkey.db.engine import Transaction
+from wardkey.db.schema import service_keys
+from wardkey.domain.errors import InvalidAddress, ServiceKeyNotFound
+from wardkey.domain.keys import clean_addresses
+from wardkey.domain.principal import Principal
+from wardkey.domain.secret import SecretKind, SecretText, generate
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceKey:
+    """A service key without its text; times in epoch milliseconds."""
+
+    kid: str
+    name: str
+    prefix: str
+    allowed_addresses: tuple[str, ...]
+    created_at: int
+    revoked_at: int | None
+
+
+def create(
+    tx: Transaction, by: Principal, name: str, allowed_addresses: tuple[str, ...]
+) -> tuple[ServiceKey, SecretText]:
+    """Make a service key bound to addresses; its text is in the answer alone.
+
+    Raises `InvalidName`, `InvalidAddress`.
+    """
+    by.require_operator()
+    name = checked_name(name)
+    addresses = clean_addresses(allowed_addresses)
+    if not addresses:
+        raise InvalidAddress("A service key is bound to at least one address or network.")
+    secret = generate(SecretKind.SERVICE, None, brand=tx.brand)
+    tx.connection.execute(
+        insert(service_keys).values(
+            kid=secret.kid,
+            name=name,
+            prefix=secret.prefix,
+            digest=tx.vault.digest(secret.text),
+            pepper_version=tx.vault.version,
+            allowed_addresses=list(addresses),
+            created_at=tx.now,
+        )
+    )
+    details = {"name": name, "allowed_addresses": addresses}
+    record(tx, by, "service_key.created", Target("service_key", secret.kid), details)
+    return ServiceKey(secret.kid, name, secret.prefix, addresses, tx.now, None), secret
+
+
+def list_all(tx: Transaction, by: Principal) -> list[ServiceKey]:
+    """Return every service key, oldest first."""
+    by.require_operator()
+    statement = select(service_keys).order_by(service_keys.c.created_at, service_keys.c.kid)
+    return [_service_key(row) for row in tx.connection.execute(statement)]
+
+
+def revoke(tx: Transaction, by: Principal, kid: str) -> ServiceKey:
+    """Revoke a service key for good; again changes nothing. Raises `ServiceKeyNotFound`."""
+    by.require_operator()
+    changed = tx.connection.execute(
+        update(service_keys)
+        .where(service_keys.c.kid == kid, service_keys.c.revoked_at.is_(None))
+        .values(revoked_at=tx.now)
+        .returning(service_keys.c.kid)
+    ).one_or_none()
+    if changed is not None:
+        record(tx, by, "service_key.revoked", Target("service_key", kid))
+    row = tx.connection.execute(select(service_keys).where(service_keys.c.kid == kid)).one_or_none()
+    if row is None:
+        raise ServiceKeyNotFound
+    return _service_key(row)
+
+
+def _service_key(row: Row[Any]) -> ServiceKey:
+    return ServiceKey(
+        row.kid,
+        row.name,
+        row.prefix,
+        tuple(row.allowed_addresses),
+        row.created_at,
+        row.revoked_at,
+    )
