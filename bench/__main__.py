@@ -21,12 +21,12 @@ from wardkey.actions.core.runner import Runner
 from wardkey.actions.keys import keys
 from wardkey.config import load_config
 from wardkey.db.engine import connect_sqlite
+from wardkey.deployment import open_deployment
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType, Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment, parse
 from wardkey.domain.verdict import Question
-from wardkey.opening import open_deployment
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 

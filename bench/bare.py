@@ -12,8 +12,8 @@ import time
 
 import uvloop
 
+from wardkey.adapters.mqtt import Publisher
 from wardkey.domain.errors import Failure
-from wardkey.outside.mqtt import Publisher
 
 
 async def publish(

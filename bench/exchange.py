@@ -18,14 +18,14 @@ from bench.page import Page, spread
 from bench.sides import post
 from wardkey.actions.grants import grants, providers
 from wardkey.actions.operations.first_start import first_start
+from wardkey.adapters.tokens import import_keys, read, verified
 from wardkey.config import load_config
+from wardkey.deployment import open_deployment
 from wardkey.domain.grants import NewGrant
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal, PrincipalKind, operator
 from wardkey.domain.providers import ProviderKind, ProviderSpec, token_rules
 from wardkey.domain.secret import Environment
-from wardkey.opening import open_deployment
-from wardkey.outside.tokens import import_keys, read, verified
 
 _ALGORITHMS = ("RS256", "ES256")
 _PEOPLE, _QUICK_PEOPLE = 2_000, 200

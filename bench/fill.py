@@ -17,9 +17,9 @@ from wardkey.actions.operations.first_start import first_start
 from wardkey.config import load_config
 from wardkey.db.engine import connect_sqlite
 from wardkey.db.schema import keys, secrets
+from wardkey.deployment import open_deployment
 from wardkey.domain.principal import operator
 from wardkey.domain.secret import ALPHABET, KID_LENGTH
-from wardkey.opening import open_deployment
 
 _STATE = "bench.json"
 _BATCH = 50_000

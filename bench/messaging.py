@@ -26,6 +26,7 @@ from wardkey.actions.accounts import organizations
 from wardkey.actions.messaging import acl, clients
 from wardkey.actions.operations.first_start import first_start
 from wardkey.config import load_config
+from wardkey.deployment import open_deployment
 from wardkey.domain.acl import AclRule, Action, Actor, ActorKind, Effect, SubjectKind
 from wardkey.domain.clients import ClientSpec
 from wardkey.domain.permissions import Role
@@ -33,7 +34,6 @@ from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.rule_specs import PresetName
 from wardkey.domain.secret import Environment
-from wardkey.opening import open_deployment
 
 AT_ONCE = 64
 _PAYLOAD = "x" * 64

@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 from demo.__main__ import deployment
 from wardkey.config import load_config
 from wardkey.db.schema import callers, hours, keys, last_used, secrets
-from wardkey.opening import open_deployment
+from wardkey.deployment import open_deployment
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, ViewportSize

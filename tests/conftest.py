@@ -13,10 +13,10 @@ from tests.server import Server, running
 from wardkey.actions.accounts import organizations
 from wardkey.actions.core.runner import Runner
 from wardkey.config import Config, load_config
+from wardkey.deployment import open_deployment
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
-from wardkey.opening import open_deployment
 
 if TYPE_CHECKING:  # the first here would keep pytest from rewriting its asserts; both take time
     from playwright.sync_api import Browser, Page

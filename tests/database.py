@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, select, update
 from tests.server import Server
 from wardkey.config import load_config
 from wardkey.db.schema import metadata
-from wardkey.opening import open_deployment
+from wardkey.deployment import open_deployment
 
 
 @contextmanager

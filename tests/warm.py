@@ -16,7 +16,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from wardkey.cli.edge import COMMANDS
+from wardkey.cli.terminal import COMMANDS
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(
@@ -25,7 +25,7 @@ _FORKING.set_forkserver_preload(
         "uvicorn.supervisors",
         "uvicorn.loops.uvloop",
         "wardkey.app",
-        "wardkey.web.lane",
+        "wardkey.web.fast_path",
         *(f"wardkey.cli.{module}" for module, _ in COMMANDS.values()),
     ]
 )

@@ -21,6 +21,11 @@ from fastapi import FastAPI
 
 from wardkey import __version__
 from wardkey.actions.core.runner import Runner
+from wardkey.adapters.broker import BrokerKeys
+from wardkey.adapters.broker_link import BrokerLink
+from wardkey.adapters.fetch import Fetch
+from wardkey.adapters.key_sets import KeySets
+from wardkey.adapters.publishers import Publishers
 from wardkey.api import (
     acl,
     audit,
@@ -43,62 +48,51 @@ from wardkey.api import (
     verify,
 )
 from wardkey.bridge import emqx, mosquitto, publish, rabbitmq, vernemq
-from wardkey.bridge.cutting import Cutting
 from wardkey.bridge.hooks import Hooks
-from wardkey.bridge.logins import Logins
 from wardkey.config import Config, load_config
-from wardkey.dashboard import acl as acl_page
-from wardkey.dashboard import (
-    assets,
-    audit_log,
-    links,
-    nowhere,
-    overview,
-    settings,
-    sign_in,
-    single_sign_on,
-)
-from wardkey.dashboard import client as client_page
-from wardkey.dashboard import clients as clients_page
-from wardkey.dashboard import grants as grants_page
-from wardkey.dashboard import key as key_page
-from wardkey.dashboard import keys as keys_page
-from wardkey.dashboard import members as members_page
-from wardkey.dashboard import organizations as organizations_page
-from wardkey.dashboard import passkeys as passkeys_page
-from wardkey.dashboard import providers as providers_page
-from wardkey.dashboard import scopes as scopes_page
-from wardkey.dashboard import topics as topics_page
-from wardkey.dashboard import usage as usage_page
+from wardkey.dashboard.pages.account import invitations, sign_in, single_sign_on
+from wardkey.dashboard.pages.account import passkeys as passkeys_page
+from wardkey.dashboard.pages.keys import key as key_page
+from wardkey.dashboard.pages.keys import keys as keys_page
+from wardkey.dashboard.pages.keys import scopes as scopes_page
+from wardkey.dashboard.pages.messaging import acl as acl_page
+from wardkey.dashboard.pages.messaging import client as client_page
+from wardkey.dashboard.pages.messaging import clients as clients_page
+from wardkey.dashboard.pages.messaging import grants as grants_page
+from wardkey.dashboard.pages.messaging import providers as providers_page
+from wardkey.dashboard.pages.messaging import topics as topics_page
+from wardkey.dashboard.pages.organization import audit_log, settings
+from wardkey.dashboard.pages.organization import members as members_page
+from wardkey.dashboard.pages.organization import organizations as organizations_page
+from wardkey.dashboard.pages.overview import overview
+from wardkey.dashboard.pages.overview import usage as usage_page
+from wardkey.dashboard.shell import assets, not_found
 from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
-from wardkey.db.master import load_vault
-from wardkey.db.occupancy import hold_database, hold_folder
-from wardkey.db.upkeep import (
+from wardkey.db.locks import hold_database, hold_folder
+from wardkey.db.maintenance import (
     clean_up,
     clean_up_grants,
     clean_up_usage,
     rehash,
     rehash_passwords,
 )
+from wardkey.db.master_key import load_vault
+from wardkey.deployment import open_storage, sign_in_issuer
 from wardkey.domain.errors import Failure
 from wardkey.logs import configure_logging
-from wardkey.opening import open_storage, sign_in_issuer
-from wardkey.outside.broker import BrokerKeys
-from wardkey.outside.broker_link import BrokerLink
-from wardkey.outside.fetch import Fetch
-from wardkey.outside.key_sets import KeySets
-from wardkey.outside.publishers import Publishers
-from wardkey.verify.embedded import Embedded
+from wardkey.services.mqtt_login import Logins
+from wardkey.services.session_enforcer import Cutting
+from wardkey.services.throttle import Throttle
+from wardkey.services.token_exchange import Exchanges
 from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.shared_rates import SharedRates
+from wardkey.verify.sqlite_freshness import Embedded
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web import problems
 from wardkey.web.context import Context
-from wardkey.web.exchanges import Exchanges
-from wardkey.web.limits import Limits
-from wardkey.web.throttle import Throttle
+from wardkey.web.request_limits import Limits
 
 log = logging.getLogger("wardkey")
 
@@ -140,7 +134,7 @@ def create_app() -> FastAPI:
     # A path in the dashboard that no page has is answered by the last.
     pages = (
         assets,
-        links,
+        invitations,
         sign_in,
         single_sign_on,
         overview,
@@ -159,7 +153,7 @@ def create_app() -> FastAPI:
         settings,
         organizations_page,
         passkeys_page,
-        nowhere,
+        not_found,
     )
     app = FastAPI(
         title="Wardkey",

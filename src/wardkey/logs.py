@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 
 from wardkey.config import Config
-from wardkey.web.incoming import current_request_id
+from wardkey.web.raw_http import current_request_id
 
 # Chatty at info, and of no use to an operator.
 _QUIET = ("alembic", "httpx", "httpcore", "asyncio")

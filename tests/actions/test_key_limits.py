@@ -17,13 +17,13 @@ from wardkey.actions.accounts import organizations
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.keys import imports, keys, revocations, scopes
 from wardkey.config import load_config
+from wardkey.deployment import open_deployment
 from wardkey.domain.errors import ExceedsOwnLimits, ExceedsOwnPermissions, Failure
 from wardkey.domain.keys import KeySpec, Rate
 from wardkey.domain.permissions import KeyType, Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
 from wardkey.domain.verdict import KnownSecret, Question, Verdict, decide
-from wardkey.opening import open_deployment
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web.caller import key_principal

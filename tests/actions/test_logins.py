@@ -25,7 +25,7 @@ from wardkey.actions.messaging.client_logins import (
 )
 from wardkey.actions.messaging.clients import ClientWithPassword
 from wardkey.actions.operations import master_keys
-from wardkey.db.master import check_peppers
+from wardkey.db.master_key import check_peppers
 from wardkey.db.vault import MasterKey
 from wardkey.domain.clients import ClientSpec
 from wardkey.domain.principal import Principal, operator

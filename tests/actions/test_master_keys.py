@@ -5,7 +5,7 @@ from sqlalchemy import select, update
 
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.operations.master_keys import rotate
-from wardkey.db.master import check_peppers, vault_of
+from wardkey.db.master_key import check_peppers, vault_of
 from wardkey.db.schema import master_keys
 from wardkey.db.vault import MasterKey
 from wardkey.domain.errors import WrongMasterKey

@@ -16,8 +16,9 @@ from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_logi
 from wardkey.actions.messaging.rule_cache import Rights
 from wardkey.actions.operations import master_keys
 from wardkey.actions.operations.restore import Restored, restore
+from wardkey.adapters.passkeys import Answer
 from wardkey.db.backup import open_backup, write_backup
-from wardkey.db.upkeep import rehash_passwords
+from wardkey.db.maintenance import rehash_passwords
 from wardkey.db.vault import MasterKey
 from wardkey.domain.acl import Action, Actor, ActorKind, Effect, SubjectKind
 from wardkey.domain.clients import ClientSpec
@@ -25,7 +26,6 @@ from wardkey.domain.errors import InvalidPasskey
 from wardkey.domain.principal import Principal, operator
 from wardkey.domain.rule_specs import RuleSpec
 from wardkey.domain.secret import Environment
-from wardkey.outside.passkeys import Answer
 
 TOPICS = ("a", "a/b", "a/secret", "b")
 

@@ -21,6 +21,7 @@ from wardkey.actions.keys import keys, revocations, rotations
 from wardkey.config import load_config
 from wardkey.db.engine import Database
 from wardkey.db.schema import callers
+from wardkey.deployment import open_deployment
 from wardkey.domain.callers import HOUR_MS
 from wardkey.domain.errors import KeyRevoked, StillInUse
 from wardkey.domain.keys import KeySpec
@@ -28,7 +29,6 @@ from wardkey.domain.permissions import KeyType, Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso, parse_iso
-from wardkey.opening import open_deployment
 from wardkey.verify.usage import Usage
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.api.test_metrics import TOKEN, scraped
 from tests.server import OWNER, PASSWORD, Server, running
-from wardkey.dashboard.visitor import COOKIE
+from wardkey.dashboard.shell.auth import COOKIE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -10,7 +10,7 @@ import pytest
 
 from tests.browser.conftest import KEYS, Enter, Site, passes
 from tests.database import database_of
-from wardkey.dashboard.visitor import COOKIE
+from wardkey.dashboard.shell.auth import COOKIE
 from wardkey.db.schema import keys, members
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.browser.conftest import Enter, Site, violations
 from tests.server import wait_until
-from wardkey.dashboard.visitor import COOKIE
+from wardkey.dashboard.shell.auth import COOKIE
 
 pytestmark = pytest.mark.browser
 

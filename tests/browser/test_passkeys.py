@@ -24,6 +24,8 @@ from wardkey.actions.accounts.passkeys import (
     rename,
 )
 from wardkey.actions.core.runner import Runner
+from wardkey.adapters.passkeys import Answer, named
+from wardkey.adapters.passkeys import Site as PasskeySite
 from wardkey.db.schema import audit_events, browser_sessions, challenges, passkeys
 from wardkey.domain.errors import (
     DuplicatePasskey,
@@ -32,8 +34,6 @@ from wardkey.domain.errors import (
     PasskeyNotFound,
 )
 from wardkey.domain.principal import Principal
-from wardkey.outside.passkeys import Answer, named
-from wardkey.outside.passkeys import Site as PasskeySite
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

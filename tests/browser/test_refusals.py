@@ -7,7 +7,7 @@ import pytest
 
 from tests.browser.conftest import Enter, Site, passes, violations
 from tests.server import Server
-from wardkey.dashboard.navigation import SETTINGS, SIDEBAR
+from wardkey.dashboard.shell.navigation import SETTINGS, SIDEBAR
 from wardkey.domain.permissions import Role
 
 pytestmark = pytest.mark.browser

@@ -11,8 +11,8 @@ from tests.database import age, database_of
 from tests.server import OWNER, PASSWORD, Server, wait_until
 from wardkey.actions.accounts.browser_sessions import FRESH_MS, IDLE_MS, LONGEST_MS
 from wardkey.actions.core.common_passwords import is_common
-from wardkey.dashboard.frame import own_path
-from wardkey.dashboard.visitor import COOKIE
+from wardkey.dashboard.shell.auth import COOKIE
+from wardkey.dashboard.shell.rendering import own_path
 from wardkey.db.schema import browser_sessions
 
 pytestmark = pytest.mark.browser

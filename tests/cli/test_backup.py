@@ -33,9 +33,9 @@ from wardkey.db.schema import (
     users,
 )
 from wardkey.db.vault import MasterKey
+from wardkey.deployment import open_deployment
 from wardkey.domain.errors import InvalidBackup
 from wardkey.domain.principal import operator
-from wardkey.opening import open_deployment
 
 # Ends the process as kill -9 does when the database is told something for the nth time.
 CRASH = """

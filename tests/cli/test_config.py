@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from wardkey.cli import main
-from wardkey.cli.edge import SERVING, STORAGE, settings
+from wardkey.cli.terminal import SERVING, STORAGE, settings
 from wardkey.config import Config, load_config
 from wardkey.domain.errors import Failure, InvalidSetting
 

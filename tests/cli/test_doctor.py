@@ -16,7 +16,7 @@ from tests.issuers import oidc_provider
 from tests.server import Server
 from wardkey.actions.core.runner import Runner
 from wardkey.db.schema import audit_events, master_keys, service_keys
-from wardkey.opening import open_deployment
+from wardkey.deployment import open_deployment
 
 __all__ = ["pair"]  # a fixture
 

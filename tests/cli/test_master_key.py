@@ -17,8 +17,8 @@ from wardkey.actions.operations.service_keys import create as create_service_key
 from wardkey.config import load_config
 from wardkey.db.schema import secrets, service_keys
 from wardkey.db.vault import MasterKey
+from wardkey.deployment import open_deployment
 from wardkey.domain.principal import operator
-from wardkey.opening import open_deployment
 
 IMPORTED = "acme_7Zk2mQx9TbW4nLr8VdYc3HsJ"
 

@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, select
 from tests.cli.test_backup import config_of
 from tests.server import Server
 from wardkey.db.schema import audit_events, audit_heads
-from wardkey.opening import open_deployment
+from wardkey.deployment import open_deployment
 
 OWNER = "owner@umbrella.example"
 

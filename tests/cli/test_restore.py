@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.cli.test_backup import config_of, holds, told
 from tests.server import PASSWORD, Server
 from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_login
-from wardkey.opening import open_deployment
+from wardkey.deployment import open_deployment
 
 
 def test_restore_lets_no_client_in_that_was_kept_out_since_the_backup(

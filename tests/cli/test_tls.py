@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 from tests.server import Server
 from wardkey.config import load_config
 from wardkey.domain.errors import InvalidSetting
-from wardkey.listening import check_tls
+from wardkey.preflight import check_tls
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 NOW = datetime.now(UTC)

@@ -95,7 +95,7 @@ def test_a_wrong_or_missing_master_key_is_told(start: Callable[..., Server]) -> 
 
 def test_a_database_of_a_newer_version_is_told(start: Callable[..., Server]) -> None:
     from wardkey.config import load_config
-    from wardkey.opening import open_deployment
+    from wardkey.deployment import open_deployment
 
     server = start()
     server.stop()

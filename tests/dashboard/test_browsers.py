@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from wardkey.dashboard.browsers import browser_name
+from wardkey.dashboard.shell.user_agents import browser_name
 
 CHROME = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/150.0.0.0"
 

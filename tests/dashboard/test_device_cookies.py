@@ -12,7 +12,7 @@ import pytest
 
 from tests.dashboard.test_links import member, new_person, setup_path, token_in
 from tests.server import PASSWORD, Server, running
-from wardkey.dashboard.visitor import COOKIE, DEVICE_COOKIE
+from wardkey.dashboard.shell.auth import COOKIE, DEVICE_COOKIE
 
 WRONG = "a wrong password"
 OTHER = "moss on a northern roof"

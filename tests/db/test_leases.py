@@ -12,8 +12,8 @@ from wardkey.config import load_config
 from wardkey.db.engine import Database
 from wardkey.db.leases import Confirming, Me, forget_silent
 from wardkey.db.schema import verifiers
+from wardkey.deployment import open_deployment
 from wardkey.domain.receipts import Reach
-from wardkey.opening import open_deployment
 
 
 @pytest.fixture

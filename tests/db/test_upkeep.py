@@ -18,9 +18,11 @@ from wardkey.actions.keys import imports, keys
 from wardkey.actions.messaging import clients
 from wardkey.actions.messaging.client_logins import find_login
 from wardkey.actions.operations import service_keys
+from wardkey.adapters.fetch import Fetch
+from wardkey.adapters.key_sets import KeySets
 from wardkey.app import _rehash, _tick
-from wardkey.bridge.logins import Logins
-from wardkey.db import upkeep
+from wardkey.db import maintenance
+from wardkey.db.maintenance import KEPT_ANSWERS_MS, clean_up, rehash
 from wardkey.db.schema import (
     callers,
     changes,
@@ -33,7 +35,6 @@ from wardkey.db.schema import (
     secrets,
 )
 from wardkey.db.schema import clients as client_rows
-from wardkey.db.upkeep import KEPT_ANSWERS_MS, clean_up, rehash
 from wardkey.domain.callers import HOUR_MS
 from wardkey.domain.clients import ClientSpec
 from wardkey.domain.keys import KeySpec
@@ -41,13 +42,12 @@ from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, operator
 from wardkey.domain.secret import Environment, SecretText
 from wardkey.domain.verdict import Question
-from wardkey.outside.fetch import Fetch
-from wardkey.outside.key_sets import KeySets
+from wardkey.services.mqtt_login import Logins
+from wardkey.services.throttle import Throttle
+from wardkey.services.token_exchange import Exchanges
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web.context import Context
-from wardkey.web.exchanges import Exchanges
-from wardkey.web.throttle import Throttle
 
 IMPORTED = "acme_7Zk2mQx9TbW4nLr8VdYc3HsJ"
 ADDRESS = "192.0.2.1"
@@ -247,7 +247,7 @@ def test_kept_answers_go_after_ten_minutes_to_the_millisecond(runner: Runner) ->
 def test_the_newest_changes_are_kept_and_a_process_that_missed_the_others_forgets_all(
     runner: Runner, owner: Principal, begin: Callable[[], Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "KEPT_CHANGES", 3)
+    monkeypatch.setattr(maintenance, "KEPT_CHANGES", 3)
     made = issue(runner, owner, "live-missed")
     process = begin()
     assert verdict(process, made.secret.text) == "valid"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wardkey.cli.edge import exit_code
+from wardkey.cli.terminal import exit_code
 from wardkey.domain.errors import LEAVES, Failure
 from wardkey.web.problems import status_of
 

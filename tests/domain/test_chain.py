@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wardkey.domain.chain import (
+from wardkey.domain.audit_chain import (
     GENESIS,
     MOST_BREAKS,
     Event,

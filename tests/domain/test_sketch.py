@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wardkey.domain.sketch import Sighting, merge
+from wardkey.domain.heavy_hitters import Sighting, merge
 
 MOST = 5
 # Streams of batches over more callers than are kept, some of them much heavier than others.

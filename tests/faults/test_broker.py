@@ -23,17 +23,11 @@ import pytest
 from tests.mqtt import connected
 from tests.ports import free_addresses
 from tests.server import Server, running, wait_until
+from wardkey.adapters.broker import BrokerKeys, BrokerProcess, Node, broker_program, broker_settings
+from wardkey.adapters.broker_link import BrokerLink, Login
+from wardkey.adapters.mqtt import Publisher
+from wardkey.adapters.publishers import Publishers
 from wardkey.domain.errors import BrokerUnreachable
-from wardkey.outside.broker import (
-    BrokerKeys,
-    BrokerProcess,
-    Node,
-    broker_program,
-    broker_settings,
-)
-from wardkey.outside.broker_link import BrokerLink, Login
-from wardkey.outside.mqtt import Publisher
-from wardkey.outside.publishers import Publishers
 
 AT_ONCE = 40
 EACH = 25

@@ -25,8 +25,8 @@ from tests.server import PASSWORD as SERVER_PASSWORD
 from wardkey.actions.core.audit import Target, record
 from wardkey.config import load_config
 from wardkey.db.engine import Transaction
+from wardkey.deployment import open_deployment
 from wardkey.domain.principal import Principal, operator
-from wardkey.opening import open_deployment
 
 PASSWORD = "moss on a northern roof"
 KEPT_ALIVE_S = 60

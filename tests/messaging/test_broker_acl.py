@@ -16,12 +16,12 @@ import pytest
 
 from tests.domain.test_acl import ACTORS, SUBJECTS, rule
 from tests.server import wait_until
+from wardkey.adapters.broker import broker_program
+from wardkey.adapters.broker_link import _user_claims
 from wardkey.domain.acl import AclRule, Action, Actor, Effect
 from wardkey.domain.broker_acl import Subjects, compiled, exception_to, loose_wildcard
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.topics import covers, to_subject, to_subjects
-from wardkey.outside.broker import broker_program
-from wardkey.outside.broker_link import _user_claims
 
 # Levels that are empty or have a dot are written otherwise on NATS.
 LEVELS = ("a", "b", "", "b.c", "+")

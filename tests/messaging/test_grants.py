@@ -23,11 +23,11 @@ from tests.people import Json, People, is_let_in, online
 from tests.server import Server, running, wait_until
 from wardkey.actions.keys.revocations import revoke
 from wardkey.actions.messaging.sessions import find_owners
+from wardkey.deployment import open_existing
 from wardkey.domain.grants import token_id_of
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import member
 from wardkey.domain.secret import Environment
-from wardkey.opening import open_existing
 
 RULES: list[Json] = [
     {"subject": {"kind": "everyone"}, "filter": "people/{claim.user_id}/#", "action": "both"},

@@ -23,9 +23,9 @@ from tests.cli.test_tls import NOW, write_certificate, write_key
 from tests.mqtt import MqttClient
 from tests.ports import free_ports
 from tests.server import Server, wait_until
+from wardkey.adapters.broker import BrokerProcess, broker_program
+from wardkey.adapters.mqtt import Publisher
 from wardkey.domain.errors import BrokerUnreachable
-from wardkey.outside.broker import BrokerProcess, broker_program
-from wardkey.outside.mqtt import Publisher
 
 
 def signed_pair(folder: Path) -> tuple[Path, Path, Path]:

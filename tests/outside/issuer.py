@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from wardkey.outside.fetch import Fetch
+from wardkey.adapters.fetch import Fetch
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

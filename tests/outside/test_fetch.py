@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.outside.issuer import INSIDE, Issuer, issuing, sending
+from wardkey.adapters import fetch as fetching
+from wardkey.adapters.fetch import MOST_BYTES, Fetch, is_public
 from wardkey.domain.errors import KeySetUnavailable
-from wardkey.outside import fetch as fetching
-from wardkey.outside.fetch import MOST_BYTES, Fetch, is_public
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from joserfc.jwk import ECKey
 
 from tests.outside.issuer import INSIDE, Issuer, issuing, sending
 from tests.server import wait_until
+from wardkey.adapters.key_sets import KeySets
+from wardkey.adapters.tokens import MOST_KEYS
 from wardkey.domain.errors import KeySetUnavailable
 from wardkey.domain.providers import KeySource
-from wardkey.outside.key_sets import KeySets
-from wardkey.outside.tokens import MOST_KEYS
 
 
 @dataclass

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.issuers import REDIRECT, OidcProvider, oidc_provider
+from wardkey.adapters.fetch import Fetch
+from wardkey.adapters.single_sign_on import SignInIssuer
 from wardkey.domain.errors import KeySetUnavailable, SignInFailed
 from wardkey.domain.single_sign_on import identity_of
-from wardkey.outside.fetch import Fetch
-from wardkey.outside.single_sign_on import SignInIssuer
 
 ADMIN, PASSWORD = "admin@acme.example", "a password at the issuer"
 USERS = {ADMIN: {"password": PASSWORD}}

@@ -16,11 +16,11 @@ from joserfc import jws
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 
 from tests.domain.test_identity import GOOD, NOW, claims_of
+from wardkey.adapters import tokens
+from wardkey.adapters.tokens import STEPS, VerifyingKey, import_keys
 from wardkey.domain.errors import InvalidToken, KeySetUnavailable, TokenExpired
 from wardkey.domain.identity import LEEWAY_S, Step
 from wardkey.domain.providers import ALGORITHMS, TokenRules, clean_provider, token_rules
-from wardkey.outside import tokens
-from wardkey.outside.tokens import STEPS, VerifyingKey, import_keys
 
 RSA: RSAKey = RSAKey.generate_key(2048, {"kid": "rsa"})
 OTHER: RSAKey = RSAKey.generate_key(2048, {"kid": "other"})

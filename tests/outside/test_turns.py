@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from wardkey.adapters.turns import Turns
 from wardkey.domain.errors import Overloaded
-from wardkey.outside.turns import Turns
 
 
 def test_addresses_have_their_turns_one_after_the_other() -> None:

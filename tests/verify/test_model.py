@@ -25,7 +25,8 @@ from wardkey.actions.core.runner import Runner
 from wardkey.actions.keys import keys, revocations
 from wardkey.config import Config
 from wardkey.db.engine import Database
-from wardkey.db.master import load_vault
+from wardkey.db.master_key import load_vault
+from wardkey.deployment import open_storage
 from wardkey.domain.errors import (
     ExpiryInPast,
     Failure,
@@ -40,7 +41,6 @@ from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import Question
-from wardkey.opening import open_storage
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 

@@ -17,12 +17,12 @@ from wardkey.actions.core.runner import Runner
 from wardkey.actions.keys import imports
 from wardkey.config import Config
 from wardkey.db.engine import Database, wall_clock
+from wardkey.db.maintenance import KEPT_USAGE_MS, clean_up_usage
 from wardkey.db.schema import callers, hours, last_used, pending, refused
-from wardkey.db.upkeep import KEPT_USAGE_MS, clean_up_usage
+from wardkey.deployment import open_deployment
 from wardkey.domain.callers import HOUR_MS, MOST_CALLERS
 from wardkey.domain.errors import StorageBusy
 from wardkey.domain.principal import Principal
-from wardkey.opening import open_deployment
 from wardkey.verify import usage as room
 from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.usage import Usage

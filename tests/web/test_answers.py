@@ -9,7 +9,7 @@ import pytest
 
 from tests.server import Server, running
 from tests.web.test_raw_http import answers, statuses
-from wardkey.web.incoming import header_lines
+from wardkey.web.raw_http import header_lines
 
 
 @pytest.fixture(scope="module")

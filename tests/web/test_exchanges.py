@@ -10,13 +10,13 @@ from demo.issuer import CLIENT, Issuer
 from tests.server import wait_until
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.grants import providers
+from wardkey.adapters.fetch import Fetch
+from wardkey.adapters.key_sets import KeySets
 from wardkey.domain.principal import Principal
 from wardkey.domain.providers import ProviderKind, ProviderSpec
-from wardkey.outside.fetch import Fetch
-from wardkey.outside.key_sets import KeySets
+from wardkey.services.token_exchange import Exchanges
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
-from wardkey.web.exchanges import Exchanges
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from wardkey.domain.errors import Overloaded
-from wardkey.web.places import Places
+from wardkey.services.work_slots import Places
 
 
 def test_one_organization_has_its_share_of_the_places_and_all_together_no_more_than_there_are() -> (

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.ports import free_ports
 from tests.server import OWNER, PASSWORD, Server, running
 from wardkey.domain.errors import Overloaded, TooManyAttempts, Unauthenticated, WrongPassword
-from wardkey.web.throttle import Counter, Limit, Throttle, by_account, by_address
+from wardkey.services.throttle import Counter, Limit, Throttle, by_account, by_address
 
 ADDRESS = "203.0.113.7"
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from wardkey.actions.messaging import acl, simulator
-from wardkey.api.shapes import Id, Input, Text, WithSessions, ended_shape
+from wardkey.api.schemas import Id, Input, Text, WithSessions, ended_shape
 from wardkey.domain import errors
 from wardkey.domain.acl import MOST_RULES, Action, ActorKind, Effect, SubjectKind
 from wardkey.domain.receipts import Confirmation

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from wardkey.actions.core import audit, audit_walks
-from wardkey.api.shapes import Time, read_time
+from wardkey.api.schemas import Time, read_time
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
 from wardkey.domain.times import iso

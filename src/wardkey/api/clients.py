@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from wardkey.actions.messaging import clients
-from wardkey.api.retries import IdempotencyKey, RawBody, change_once, retry_of
-from wardkey.api.shapes import Id, Input, WithSessions, ended_shape, when
+from wardkey.api.idempotency import IdempotencyKey, RawBody, change_once, retry_of
+from wardkey.api.schemas import Id, Input, WithSessions, ended_shape, when
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors
 from wardkey.domain.clients import (

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from wardkey.actions.grants import grants
 from wardkey.actions.grants.grants import MintedGrant
+from wardkey.adapters.tokens import LONGEST_TOKEN
 from wardkey.domain import errors
 from wardkey.domain.callers import MOST_TAKEN
 from wardkey.domain.credentials import trim
@@ -30,8 +31,9 @@ from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.usernames import on_the_wire, parse_username
-from wardkey.outside.tokens import LONGEST_TOKEN
-from wardkey.verify.absent_nulls import decode_body
+from wardkey.services.throttle import Limit, by_address
+from wardkey.services.token_exchange import Exchange, Shown, native_grant
+from wardkey.verify.json_body import decode_body
 from wardkey.web.caller import (
     Caller,
     caller_in_organization,
@@ -40,11 +42,9 @@ from wardkey.web.caller import (
     shown_credential,
 )
 from wardkey.web.context import Context, Here
-from wardkey.web.exchanges import Exchange, Shown, native_grant
-from wardkey.web.incoming import Incoming, Outgoing
-from wardkey.web.lane import HotRoute
+from wardkey.web.fast_path import HotRoute
 from wardkey.web.problems import check_json, problem_outgoing, told
-from wardkey.web.throttle import Limit, by_address
+from wardkey.web.raw_http import Incoming, Outgoing
 
 log = logging.getLogger("wardkey")
 router = APIRouter(tags=["tokens"])

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
-from wardkey.db.upkeep import check_storage
+from wardkey.db.maintenance import check_storage
 from wardkey.domain.errors import LEAVES, RouteNotFound
 from wardkey.web.context import Here
 from wardkey.web.problems import status_of, told

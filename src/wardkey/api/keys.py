@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from wardkey.actions.keys import imports, keys, revocations
 from wardkey.actions.messaging import session_receipts
-from wardkey.api.retries import IdempotencyKey, RawBody, change_once, retry_of
-from wardkey.api.shapes import (
+from wardkey.api.idempotency import IdempotencyKey, RawBody, change_once, retry_of
+from wardkey.api.schemas import (
     PREFIX,
     Grantable,
     Id,

@@ -18,7 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from wardkey.db.leases import told_metrics
-from wardkey.db.upkeep import feed_revision
+from wardkey.db.maintenance import feed_revision
 from wardkey.domain.errors import MetricsOff, WrongMetricsToken
 from wardkey.verify.metrics import BOUNDS, read_snapshot
 from wardkey.web.context import Here

@@ -24,8 +24,8 @@ from wardkey.domain.credentials import basic_pair, trim
 from wardkey.domain.grants import token_id_of
 from wardkey.domain.secret import kid_of
 from wardkey.web.context import Here
-from wardkey.web.incoming import Incoming, Outgoing
 from wardkey.web.problems import status_of
+from wardkey.web.raw_http import Incoming, Outgoing
 
 router = APIRouter(tags=["tokens"])
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions.accounts import members, organizations
-from wardkey.api.shapes import Email, Id, Input, Name, Slug, when
+from wardkey.api.schemas import Email, Id, Input, Name, Slug, when
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.times import iso

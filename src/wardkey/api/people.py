@@ -8,17 +8,17 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions.accounts import members, people
-from wardkey.api.shapes import Input
+from wardkey.api.schemas import Input
 from wardkey.domain import errors
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import PrincipalKind
 from wardkey.domain.times import iso
+from wardkey.services.throttle import by_address
 from wardkey.web.caller import AnyCaller, identify_caller, shown_credential, stranger
 from wardkey.web.context import Context, Here
-from wardkey.web.incoming import Incoming
 from wardkey.web.passwords import check_account_password
 from wardkey.web.problems import takes_json, told
-from wardkey.web.throttle import by_address
+from wardkey.web.raw_http import Incoming
 
 router = APIRouter(tags=["people"], dependencies=[Depends(takes_json)])
 

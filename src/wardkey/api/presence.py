@@ -11,13 +11,13 @@ from anyio.from_thread import run
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
+from wardkey.adapters.broker_link import Session
+from wardkey.adapters.publishers import BRIDGE
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.topics import clean_filter, clean_topic, covers, filters_of, overlaps
 from wardkey.domain.usernames import on_the_wire
-from wardkey.outside.broker_link import Session
-from wardkey.outside.publishers import BRIDGE
 from wardkey.web.caller import Known
 from wardkey.web.context import Here
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor

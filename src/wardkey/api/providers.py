@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from wardkey.actions.grants import providers
-from wardkey.api.shapes import Id, Input, Origin, RateShape, WithSessions, ended_shape
+from wardkey.adapters.tokens import LONGEST_TOKEN
+from wardkey.api.schemas import Id, Input, Origin, RateShape, WithSessions, ended_shape
 from wardkey.domain import errors
 from wardkey.domain.identity import Identity, Step
 from wardkey.domain.keys import Rate
@@ -28,7 +29,6 @@ from wardkey.domain.providers import (
 )
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.outside.tokens import LONGEST_TOKEN
 from wardkey.web.caller import Known
 from wardkey.web.context import Here
 from wardkey.web.problems import takes_json, told

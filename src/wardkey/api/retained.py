@@ -12,12 +12,12 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from wardkey.actions.messaging import sessions
+from wardkey.adapters.publishers import Account, Publishers
+from wardkey.adapters.retained import Retained, list_retained, retained_topics
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
 from wardkey.domain.times import iso
 from wardkey.domain.topics import clean_filter, clean_topic
-from wardkey.outside.publishers import Account, Publishers
-from wardkey.outside.retained import Retained, list_retained, retained_topics
 from wardkey.web.caller import Known
 from wardkey.web.context import Here
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor

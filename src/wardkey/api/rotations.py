@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
 from wardkey.actions.keys import rotations
-from wardkey.api.shapes import Id, ReceiptShape, receipt_shape, when
+from wardkey.api.schemas import Id, ReceiptShape, receipt_shape, when
 from wardkey.domain import errors
 from wardkey.domain.times import iso
 from wardkey.verify.pending import merge_pending

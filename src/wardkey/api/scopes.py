@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions.keys import scopes
-from wardkey.api.shapes import SCOPE, Input
+from wardkey.api.schemas import SCOPE, Input
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors
 from wardkey.domain.principal import Principal

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel
 
 from wardkey.actions.messaging import session_receipts
-from wardkey.api.shapes import EndedSessionsShape, Id
+from wardkey.adapters.broker_link import Session
+from wardkey.api.schemas import EndedSessionsShape, Id
 from wardkey.domain import errors
 from wardkey.domain.topics import filters_of
-from wardkey.outside.broker_link import Session
-from wardkey.web import live_sessions
+from wardkey.services import live_sessions
 from wardkey.web.caller import Known
 from wardkey.web.context import Here
 from wardkey.web.problems import told

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions.grants import grants
-from wardkey.api.shapes import Id, Input, WithSessions, ended_shape
+from wardkey.api.schemas import Id, Input, WithSessions, ended_shape
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors
 from wardkey.domain.grants import CutoffKind, GrantRecord, GrantStatus

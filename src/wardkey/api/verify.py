@@ -45,9 +45,9 @@ from wardkey.web.caller import (
     shown_credential,
 )
 from wardkey.web.context import Context, Here
-from wardkey.web.incoming import Incoming, Outgoing, header_lines
-from wardkey.web.lane import HotRoute
+from wardkey.web.fast_path import HotRoute
 from wardkey.web.problems import check_json, problem_outgoing, rate_headers, told
+from wardkey.web.raw_http import Incoming, Outgoing, header_lines
 
 router = APIRouter(tags=["verify"])
 log = logging.getLogger("wardkey")

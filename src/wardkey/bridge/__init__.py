@@ -1,1 +1,1 @@
-"""The door through which HTTP publishes to MQTT."""
+"""The routes through which other programs reach MQTT: publish, and the hooks of other brokers."""

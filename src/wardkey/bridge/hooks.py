@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 from wardkey.actions.grants.logins import newest_grant
 from wardkey.actions.messaging.client_logins import find_client
 from wardkey.actions.messaging.hook_tokens import identify_hook
-from wardkey.bridge.logins import Logins
+from wardkey.adapters.broker_link import Admitted, Login
 from wardkey.db.engine import Transaction
 from wardkey.domain.acl import Action, Actor, ActorKind
 from wardkey.domain.addresses import bare_address
@@ -22,8 +22,8 @@ from wardkey.domain.credentials import trim
 from wardkey.domain.hooks import Hook, HookKind, ListedRule, listed, may
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.usernames import parse_username
-from wardkey.outside.broker_link import Admitted, Login
-from wardkey.verify.absent_nulls import decode_body
+from wardkey.services.mqtt_login import Logins
+from wardkey.verify.json_body import decode_body
 from wardkey.web.context import Context
 
 T = TypeVar("T")

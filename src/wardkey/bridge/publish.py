@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from wardkey.actions.core.idempotency import Retry
 from wardkey.actions.grants.logins import find_grant
 from wardkey.actions.messaging.publications import Claim, claim, settle
+from wardkey.adapters.publishers import Publishers
 from wardkey.bridge.wire import Message, PublishRequest, message_of, read_publish
 from wardkey.domain import errors
 from wardkey.domain.acl import Action, Actor, ActorKind
@@ -23,12 +24,11 @@ from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.rule_set import RuleSet
-from wardkey.outside.publishers import Publishers
 from wardkey.web.caller import Caller, at_hand, caller_in_organization, is_ordinary
 from wardkey.web.context import Context, Here
-from wardkey.web.incoming import Incoming, Outgoing
-from wardkey.web.lane import HotRoute
+from wardkey.web.fast_path import HotRoute
 from wardkey.web.problems import check_json, problem_body, problem_outgoing, status_of, told
+from wardkey.web.raw_http import Incoming, Outgoing
 
 router = APIRouter(tags=["publish"])
 log = logging.getLogger("wardkey")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from wardkey import __version__
-from wardkey.cli.edge import Group
+from wardkey.cli.terminal import Group
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from wardkey.config import Config
-from wardkey.db.files import put_in_place
+from wardkey.db.atomic_files import put_in_place
 from wardkey.domain.errors import InvalidSetting
 
 

@@ -13,12 +13,12 @@ from wardkey.actions.core import audit as actions
 from wardkey.actions.core import audit_walks
 from wardkey.actions.core.audit import AuditQuery
 from wardkey.actions.core.runner import Runner
-from wardkey.cli.edge import STORAGE, as_json, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, say, settings
 from wardkey.config import Config
+from wardkey.deployment import open_existing
 from wardkey.domain.errors import AuditBroken, InvalidSetting, OrganizationNotFound
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
-from wardkey.opening import open_existing
 
 _which = click.option(
     "--org", "organization", default="", help="Slug or id, or `deployment`; all if left out."

@@ -16,14 +16,15 @@ from wardkey.actions.core.runner import Runner
 from wardkey.actions.operations.restore import Restored
 from wardkey.actions.operations.restore import restore as restore_action
 from wardkey.actions.operations.restore_diff import KeptRules, Loss, Narrowing
-from wardkey.cli.edge import STORAGE, as_json, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, say, settings
 from wardkey.config import Config
+from wardkey.db.atomic_files import make_private, put_in_place, set_aside
 from wardkey.db.backup import BackupHead, open_backup, write_backup
 from wardkey.db.engine import wall_clock
-from wardkey.db.files import make_private, put_in_place, set_aside
-from wardkey.db.master import fitting_key, is_begun, load_vault
-from wardkey.db.occupancy import hold_database, hold_folder
+from wardkey.db.locks import hold_database, hold_folder
+from wardkey.db.master_key import fitting_key, is_begun, load_vault
 from wardkey.db.vault import MasterKey
+from wardkey.deployment import make_folder, master_key_source, open_deployment, open_storage
 from wardkey.domain.errors import (
     DatabaseDamaged,
     InvalidSetting,
@@ -32,7 +33,6 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
-from wardkey.opening import make_folder, master_key_source, open_deployment, open_storage
 
 _TOLD_EVERY = 100_000
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from wardkey.cli.edge import STORAGE, as_json, say, settings
+from wardkey.adapters.broker import BrokerKeys, Cluster, Node, Tls, broker_settings
+from wardkey.cli.terminal import STORAGE, as_json, say, settings
 from wardkey.config import Config
+from wardkey.deployment import open_existing
 from wardkey.domain.errors import InvalidSetting, UnsafeListen
-from wardkey.opening import open_existing
-from wardkey.outside.broker import BrokerKeys, Cluster, Node, Tls, broker_settings
 
 
 @click.group()

@@ -17,16 +17,16 @@ from wardkey.actions.accounts.organizations import find, list_all
 from wardkey.actions.core.audit import list_chains
 from wardkey.actions.core.audit_walks import verify_chain
 from wardkey.actions.operations.proxy_mistakes import list_mistakes
-from wardkey.cli.edge import SERVING, as_json, say, settings
+from wardkey.cli.terminal import SERVING, as_json, say, settings
 from wardkey.config import Config
+from wardkey.db.diagnostics import check_usage, storage_facts
 from wardkey.db.engine import Database, open_database, wall_clock
-from wardkey.db.facts import check_usage, storage_facts
-from wardkey.db.master import PepperState, check_peppers, fitting_key, is_begun, load_vault
+from wardkey.db.master_key import PepperState, check_peppers, fitting_key, is_begun, load_vault
+from wardkey.deployment import master_key_source, sign_in_issuer
 from wardkey.domain.errors import Failure, OrganizationNotFound, UnhealthyDeployment
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
-from wardkey.listening import check_listening, check_tls
-from wardkey.opening import master_key_source, sign_in_issuer
+from wardkey.preflight import check_listening, check_tls
 
 _DAY_MS = 86_400_000
 _LITTLE_SPACE = 256 * 1_048_576

@@ -8,13 +8,13 @@ import click
 
 from wardkey.actions.messaging import hook_tokens
 from wardkey.actions.messaging.hook_tokens import HookToken
-from wardkey.cli.edge import STORAGE, as_json, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, say, settings
 from wardkey.config import Config
+from wardkey.deployment import open_existing
 from wardkey.domain.hooks import HookKind
 from wardkey.domain.principal import operator
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.opening import open_existing
 
 
 @click.group()

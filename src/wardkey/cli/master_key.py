@@ -9,19 +9,19 @@ import click
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.operations.master_keys import rotate as rotate_action
 from wardkey.actions.operations.master_keys import versions
-from wardkey.cli.edge import STORAGE, as_json, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, say, settings
 from wardkey.config import Config
+from wardkey.db.atomic_files import put_in_place
 from wardkey.db.engine import Database
-from wardkey.db.files import put_in_place
 from wardkey.db.leases import Confirming
-from wardkey.db.master import MasterKeySource, is_begun, load_vault, write_key
-from wardkey.db.occupancy import hold_database, hold_folder
+from wardkey.db.locks import hold_database, hold_folder
+from wardkey.db.master_key import MasterKeySource, is_begun, load_vault, write_key
 from wardkey.db.rotation import rekey_files
 from wardkey.db.vault import MasterKey
+from wardkey.deployment import master_key_source, open_deployment, open_storage
 from wardkey.domain.errors import InvalidMasterKey, InvalidSetting
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
-from wardkey.opening import master_key_source, open_deployment, open_storage
 
 
 @click.group("master-key")

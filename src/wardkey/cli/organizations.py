@@ -9,12 +9,12 @@ import click
 from wardkey.actions.accounts import organizations, people
 from wardkey.actions.accounts.organizations import Organization
 from wardkey.cli.address import link_url
-from wardkey.cli.edge import STORAGE, as_json, confirm, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, confirm, say, settings
 from wardkey.config import Config
 from wardkey.db.engine import Transaction
+from wardkey.deployment import open_existing
 from wardkey.domain.principal import Principal, operator
 from wardkey.domain.times import iso
-from wardkey.opening import open_existing
 
 # With one organization, a forward-auth URL need not name it.
 SECOND = 2

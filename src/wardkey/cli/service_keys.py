@@ -8,11 +8,11 @@ import click
 
 from wardkey.actions.operations import service_keys
 from wardkey.actions.operations.service_keys import ServiceKey
-from wardkey.cli.edge import STORAGE, as_json, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, say, settings
 from wardkey.config import Config
+from wardkey.deployment import open_existing
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
-from wardkey.opening import open_existing
 
 
 @click.group()

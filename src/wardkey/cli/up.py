@@ -16,16 +16,7 @@ import click
 
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.operations.first_start import first_start, is_new, owners_without_sign_in
-from wardkey.cli.address import keep_url
-from wardkey.cli.edge import SERVING, settings
-from wardkey.config import Config, ignored_variables
-from wardkey.db.engine import Transaction
-from wardkey.domain.errors import InvalidSetting
-from wardkey.domain.principal import Principal, operator
-from wardkey.listening import check_listening, check_tls
-from wardkey.logs import configure_logging
-from wardkey.opening import open_deployment
-from wardkey.outside.broker import (
+from wardkey.adapters.broker import (
     BrokerKeys,
     BrokerProcess,
     HeldPorts,
@@ -34,6 +25,15 @@ from wardkey.outside.broker import (
     broker_program,
     broker_settings,
 )
+from wardkey.cli.address import keep_url
+from wardkey.cli.terminal import SERVING, settings
+from wardkey.config import Config, ignored_variables
+from wardkey.db.engine import Transaction
+from wardkey.deployment import open_deployment
+from wardkey.domain.errors import InvalidSetting
+from wardkey.domain.principal import Principal, operator
+from wardkey.logs import configure_logging
+from wardkey.preflight import check_listening, check_tls
 
 log = logging.getLogger("wardkey")
 
@@ -219,7 +219,7 @@ def _serve(config: Config, listening: socket.socket) -> None:
         timeout_graceful_shutdown=DRAIN_S,
         ssl_certfile=config.tls_cert or None,
         ssl_keyfile=config.tls_key or None,
-        http="wardkey.web.lane:Lane",
+        http="wardkey.web.fast_path:Lane",
         ws="none",
         timeout_keep_alive=config.keep_alive,
         loop="uvloop",

@@ -1,1 +1,1 @@
-"""Pages for people; so far the one on which a set-up link or an invitation is taken."""
+"""The dashboard: pages for people, rendered on the server."""

@@ -34,8 +34,8 @@ from sqlalchemy import (
 from sqlalchemy import table as named_table
 from sqlalchemy.pool import StaticPool
 
+from wardkey.db.atomic_files import make_private, put_in_place
 from wardkey.db.engine import Database, telling
-from wardkey.db.files import make_private, put_in_place
 from wardkey.db.migrate import migration_state, upgrade
 from wardkey.db.schema import Json, feed, grant_cutoffs, grants, idempotency, metadata
 from wardkey.db.vault import MasterKey, derive

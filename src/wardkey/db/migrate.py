@@ -13,8 +13,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Table, inspect, text
 from sqlalchemy.schema import CreateColumn
 
+from wardkey.db.atomic_files import set_aside
 from wardkey.db.engine import Database, connect_sqlite, telling
-from wardkey.db.files import set_aside
 from wardkey.db.schema import usage
 from wardkey.domain.errors import DatabaseDamaged, DatabaseNewer, WrongMasterKey
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from wardkey.db.atomic_files import make_private, put_in_place
 from wardkey.db.engine import Database, connect_sqlite, open_database, telling
-from wardkey.db.files import make_private, put_in_place
 from wardkey.db.vault import MasterKey
 from wardkey.domain.errors import DatabaseDamaged, StorageBusy, WrongMasterKey
 

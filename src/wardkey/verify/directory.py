@@ -10,11 +10,11 @@ from wardkey.db.engine import Database
 from wardkey.db.leases import Me
 from wardkey.domain.verdict import KnownSecret
 from wardkey.verify import queries
-from wardkey.verify.embedded import Embedded
 from wardkey.verify.memory import KnownServiceKey, Memory, known_secret, known_service
+from wardkey.verify.sqlite_freshness import Embedded
 
 if TYPE_CHECKING:
-    from wardkey.verify.leased import Leased
+    from wardkey.verify.postgres_freshness import Leased
 
 MIB = 1_048_576
 
@@ -33,7 +33,7 @@ class Directory:
         self._leased = database.kind != "sqlite"
         if self._leased:
             # Late, because on SQLite nothing needs psycopg, which takes a tenth of a second.
-            from wardkey.verify.leased import Leased
+            from wardkey.verify.postgres_freshness import Leased
 
             self.freshness = Leased(database, self.memory, self._lock, me)
         else:

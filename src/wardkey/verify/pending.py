@@ -12,7 +12,7 @@ from sqlalchemy import Connection, TextClause, bindparam, select, text
 from wardkey.db.engine import Database, Kind, telling
 from wardkey.db.schema import pending
 from wardkey.domain.callers import MOST_CALLERS
-from wardkey.domain.sketch import Sighting, merge
+from wardkey.domain.heavy_hitters import Sighting, merge
 
 # How old the oldest pending row may be before a ticker merges.
 MERGE_MS = 30_000

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from wardkey.db.bounded import BoundedConnection, connect_bounded
+from wardkey.db.deadlines import BoundedConnection, connect_bounded
 from wardkey.db.engine import Database
 from wardkey.domain.errors import StorageUnreachable
 

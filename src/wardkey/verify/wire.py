@@ -13,7 +13,7 @@ from wardkey.domain.permissions import KeyType, require_askable
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
-from wardkey.verify.absent_nulls import decode_body, or_null
+from wardkey.verify.json_body import decode_body, or_null
 from wardkey.verify.verifier import Answer
 
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""What all HTTP doors share: who calls, how failures leave, limits and pagination."""
+"""What all HTTP routes share: connections, callers, problems, limits and pagination."""

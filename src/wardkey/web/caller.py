@@ -32,7 +32,7 @@ from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment, Malformed, SecretKind, kid_of, looks_like_ours, parse
 from wardkey.domain.verdict import KnownSecret, Question, Verdict
 from wardkey.web.context import Context, Here
-from wardkey.web.incoming import Incoming
+from wardkey.web.raw_http import Incoming
 
 # An address with a zone, brackets and a port is shorter.
 _LONGEST_HOP = 128

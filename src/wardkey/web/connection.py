@@ -21,7 +21,7 @@ from wardkey.domain.errors import (
     InvalidHttp,
     RequestTimeout,
 )
-from wardkey.web.heads import MOST_HEAD, check_head, head_size, origin_form
+from wardkey.web.request_head import MOST_HEAD, check_head, head_size, origin_form
 
 log = logging.getLogger(__name__)
 

@@ -10,19 +10,19 @@ from fastapi import Depends, Request
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.messaging.client_logins import VerifiedPasswords
 from wardkey.actions.messaging.rule_cache import Rights
+from wardkey.adapters.broker_link import BrokerLink
+from wardkey.adapters.publishers import Publishers
+from wardkey.adapters.single_sign_on import SignInIssuer
 from wardkey.domain.addresses import Network
 from wardkey.domain.errors import BrokerUnreachable, MessagingOff
 from wardkey.domain.single_sign_on import Welcome
-from wardkey.outside.broker_link import BrokerLink
-from wardkey.outside.publishers import Publishers
-from wardkey.outside.single_sign_on import SignInIssuer
+from wardkey.services.throttle import Throttle
+from wardkey.services.token_exchange import Exchanges
+from wardkey.services.work_slots import Places
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
-from wardkey.web.exchanges import Exchanges
 from wardkey.web.exports import Exports
-from wardkey.web.places import Places
 from wardkey.web.proxy_mistakes import ProxyMistakes
-from wardkey.web.throttle import Throttle
 
 KEY_HEADER = b"wardkey-api-key"
 _TELLING = (

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from wardkey.domain.errors import Failure
-from wardkey.web.places import Places
+from wardkey.services.work_slots import Places
 
 log = logging.getLogger("wardkey")
 

@@ -6,9 +6,9 @@ from wardkey.actions.accounts import people
 from wardkey.actions.core import hashing
 from wardkey.domain.errors import WrongPassword
 from wardkey.domain.principal import Principal
+from wardkey.services.throttle import Counter, by_account, by_address
 from wardkey.web.context import Context
 from wardkey.web.devices import device_id_of
-from wardkey.web.throttle import Counter, by_account, by_address
 
 _LONGEST = 1024
 

@@ -20,7 +20,7 @@ from wardkey.domain.callers import CallerRecord
 from wardkey.domain.errors import Failure
 from wardkey.domain.rate import Admission, RateLimit
 from wardkey.domain.times import iso
-from wardkey.web.incoming import Outgoing
+from wardkey.web.raw_http import Outgoing
 
 log = logging.getLogger("wardkey")
 

@@ -12,6 +12,7 @@ from sqlalchemy import func, insert, select, update
 from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.accounts.browser_sessions import Begun
 from wardkey.actions.core.audit import Target, record
+from wardkey.adapters.passkeys import Answer
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import challenges, passkeys
 from wardkey.db.vault import Vault
@@ -25,7 +26,6 @@ from wardkey.domain.errors import (
 from wardkey.domain.ids import new_id
 from wardkey.domain.names import clean_name
 from wardkey.domain.principal import Principal
-from wardkey.outside.passkeys import Answer
 
 # How long a browser may take to answer.
 CHALLENGE_MS = 5 * 60_000

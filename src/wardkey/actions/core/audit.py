@@ -11,8 +11,8 @@ from sqlalchemy import Row, Select, bindparam, func, insert, literal, or_, selec
 
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import audit_events, audit_heads, changes, import_prefixes, organizations
+from wardkey.domain.audit_chain import GENESIS, Break, Head, link, open_head, sign_head
 from wardkey.domain.callers import MOST_ADDRESS, MOST_AGENT, storable
-from wardkey.domain.chain import GENESIS, Break, Head, link, open_head, sign_head
 from wardkey.domain.errors import InvalidRequest
 from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import Permission

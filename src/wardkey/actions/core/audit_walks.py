@@ -16,7 +16,7 @@ from wardkey.actions.core.audit import (
     read_links,
 )
 from wardkey.db.engine import Database
-from wardkey.domain.chain import Break, check
+from wardkey.domain.audit_chain import Break, check
 from wardkey.domain.errors import Overloaded
 from wardkey.domain.principal import Principal
 

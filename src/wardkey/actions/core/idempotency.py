@@ -11,8 +11,8 @@ from hashlib import blake2b
 from sqlalchemy import delete, insert, select
 
 from wardkey.db.engine import Transaction
+from wardkey.db.maintenance import KEPT_ANSWERS_MS
 from wardkey.db.schema import idempotency
-from wardkey.db.upkeep import KEPT_ANSWERS_MS
 from wardkey.db.vault import seal, unseal
 from wardkey.domain.errors import IdempotencyKeyReused, WeakIdempotencyKey
 from wardkey.domain.permissions import Permission

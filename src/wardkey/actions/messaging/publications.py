@@ -10,8 +10,8 @@ from sqlalchemy.exc import IntegrityError
 
 from wardkey.actions.core.idempotency import Retry, check_idempotency_key
 from wardkey.db.engine import Database, telling
+from wardkey.db.maintenance import KEPT_PUBLICATIONS_MS
 from wardkey.db.schema import publications
-from wardkey.db.upkeep import KEPT_PUBLICATIONS_MS
 from wardkey.domain.errors import IdempotencyKeyReused
 from wardkey.domain.principal import Principal
 

@@ -9,7 +9,7 @@ from sqlalchemy import delete, func, insert, select, update
 from wardkey.actions.core.audit import DEPLOYMENT, Target, record
 from wardkey.actions.grants.providers import reseal
 from wardkey.db.engine import Transaction
-from wardkey.db.master import PEPPERED, sealing_key
+from wardkey.db.master_key import PEPPERED, sealing_key
 from wardkey.db.schema import idempotency, master_keys
 from wardkey.db.vault import MasterKey, Vault, seal
 from wardkey.domain.errors import InvalidMasterKey

@@ -17,7 +17,7 @@ from wardkey.actions.operations.restore_diff import KeptRules, Loss, Narrowing, 
 from wardkey.actions.operations.restore_plan import survey
 from wardkey.db.backup import COPIED, Backup
 from wardkey.db.engine import Transaction
-from wardkey.db.master import vault_of
+from wardkey.db.master_key import vault_of
 from wardkey.db.schema import (
     acl_rules,
     audit_events,

@@ -1,0 +1,1 @@
+"""Adapters to other programs: the MQTT broker and identity providers."""

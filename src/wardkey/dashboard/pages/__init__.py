@@ -1,0 +1,1 @@
+"""The dashboard's pages, in folders by the section of the sidebar."""

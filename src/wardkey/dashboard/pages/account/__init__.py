@@ -1,0 +1,1 @@
+"""Signing in, invitations, passkeys and the account of the signed-in user."""

@@ -1,0 +1,346 @@
+"""One key: its secrets and who uses them, and everything that can be done to it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request, Response
+
+from wardkey.actions.accounts import browser_sessions
+from wardkey.actions.core import audit
+from wardkey.actions.keys import insights, keys, revocations, rotations, scopes
+from wardkey.actions.keys.keys import Issued
+from wardkey.actions.keys.revocations import Receipt
+from wardkey.actions.keys.rotations import SecretCallers
+from wardkey.dashboard.pages.keys.key_form import (
+    PERIODS,
+    permission_rows,
+    read_changes,
+    read_new_scopes,
+)
+from wardkey.dashboard.pages.keys.snippets import snippets
+from wardkey.dashboard.shell import charts, strings
+from wardkey.dashboard.shell.auth import (
+    NOTHING_SENT,
+    Checked,
+    Fields,
+    Visiting,
+    Visitor,
+    require_fresh,
+)
+from wardkey.dashboard.shell.navigation import SCOPES, SETTINGS
+from wardkey.dashboard.shell.rendering import distance, fault_of, page, pages, see_other
+from wardkey.db.engine import Transaction
+from wardkey.domain.callers import CallerRecord
+from wardkey.domain.errors import (
+    Conflict,
+    Failure,
+    FormSentBefore,
+    Invalid,
+    InvalidRequest,
+    StillInUse,
+)
+from wardkey.domain.keys import EXPIRING_MS, KeyRecord, KeyStatus
+from wardkey.domain.permissions import Permission
+from wardkey.domain.principal import Principal
+from wardkey.domain.receipts import Confirmation
+from wardkey.verify.pending import merge_pending
+from wardkey.web.context import Context, Here
+from wardkey.web.problems import status_of
+
+router = pages()
+PATH = "settings/api-keys"
+_ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}/{{key_id}}"
+
+_DAY = 86_400_000
+_DIALOGS = frozenset({"edit", "rotate", "finish", "revoke"})
+_EVENTS = 15
+# What the forms of keys offer; the catalogue has no more than these.
+ALL_SCOPES = scopes.ScopeQuery(limit=scopes.MOST_SCOPES, counts_keys=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is shown of a key's state: a colour, a word and the reason."""
+
+    kind: str
+    label: str
+    more: str = ""
+
+    @classmethod
+    def of(cls, key: KeyRecord, now: int) -> Status:
+        """Return the state that matters most."""
+        status = key.status(now)
+        if status is KeyStatus.REVOKED:
+            reason = str(key.revoke_reason)
+            known = {str(name): text for name, text in strings.REASONS.items()}
+            return cls("bad", "Revoked", known.get(reason, reason))
+        if status is KeyStatus.EXPIRED:
+            return cls("bad", "Expired", distance(key.expires_at or now, now))
+        if status is KeyStatus.DISABLED:
+            return cls("off", "Disabled", distance(key.disabled_at or now, now))
+        if key.expires_at is not None and key.expires_at <= now + EXPIRING_MS:
+            return cls("warn", "Expiring", distance(key.expires_at, now))
+        if key.rotation_due(now):
+            return cls("warn", "Rotate soon", f"{(now - key.rotated_at) // _DAY} days old")
+        live = sum(secret.live(now) for secret in key.secrets)
+        return cls("", "Active", f"{live} live secrets" if live > 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How much the live secrets of a key were used in the last 24 hours."""
+
+    requests: int
+    callers: int
+    last_at: int | None
+
+    @classmethod
+    def of(cls, found: Sequence[SecretCallers], now: int) -> Use:
+        """Add up what is known of the live secrets."""
+        live = [item for item in found if item.secret.live(now)]
+        recent = {
+            (one.address, one.product, one.route)
+            for item in live
+            for one in item.callers
+            if one.last_at > now - _DAY
+        }
+        lasts = [one.last_at for item in live for one in item.callers]
+        counted = sum(sum(hour.counts.values()) for item in live for hour in item.hours)
+        return cls(counted, len(recent), max(lasts, default=None))
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The receipts of what was just revoked, and how far that has reached."""
+
+    receipts: tuple[Receipt, ...]
+    confirmed: Confirmation
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an action left to show on the key's page: a secret, a proof, or a failure's form."""
+
+    issued: Issued | None = None
+    proof: Proof | None = None
+    dialog: str = ""
+    failure: Failure | None = None
+    sent: Fields | None = None
+
+
+@router.get(_ROUTE)
+def show_key(key_id: str, request: Request, visitor: Visiting, here: Here) -> Response:
+    """Show the key; `?dialog=` opens one of its dialogs."""
+    wanted = request.query_params.get("dialog", "")
+    dialog = wanted if wanted in _DIALOGS and visitor.by.holds(Permission.KEYS_WRITE) else ""
+    return key_page(request, visitor, here, key_id, Outcome(dialog=dialog))
+
+
+@router.get(f"{_ROUTE}/{{verb}}")
+def back_to_key(key_id: str, verb: str, visitor: Visiting) -> Response:  # noqa: ARG001 - any
+    """Go to the key's page from the address of an action that was sent before."""
+    return see_other(visitor.url(f"{PATH}/{key_id}"))
+
+
+@router.post(f"{_ROUTE}/edit")
+def edit_key(
+    key_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+) -> Response:
+    """Change what the form says."""
+    try:
+        key = here.runner.look(keys.get, visitor.by, key_id)
+        changes = read_changes(fields, key, here.runner.database.clock())
+        here.runner.change(keys.change, visitor.by, key_id, changes, read_new_scopes(fields))
+    except (Invalid, Conflict) as failure:
+        outcome = Outcome(dialog="edit", failure=failure, sent=fields)
+        return key_page(request, visitor, here, key_id, outcome)
+    return see_other(visitor.url(f"{PATH}/{key_id}"), done="key-changed")
+
+
+@router.post(f"{_ROUTE}/disable")
+def disable_key(
+    key_id: str, request: Request, visitor: Visiting, _fields: Checked, here: Here
+) -> Response:
+    """Stop the key until it is enabled again."""
+    try:
+        here.runner.change(keys.disable, visitor.by, key_id)
+    except Conflict as failure:
+        return key_page(request, visitor, here, key_id, Outcome(failure=failure))
+    return see_other(visitor.url(f"{PATH}/{key_id}"), done="key-disabled")
+
+
+@router.post(f"{_ROUTE}/enable")
+def enable_key(
+    key_id: str, request: Request, visitor: Visiting, _fields: Checked, here: Here
+) -> Response:
+    """Let the key work again."""
+    try:
+        here.runner.change(keys.enable, visitor.by, key_id)
+    except Conflict as failure:
+        return key_page(request, visitor, here, key_id, Outcome(failure=failure))
+    return see_other(visitor.url(f"{PATH}/{key_id}"), done="key-enabled")
+
+
+@router.post(f"{_ROUTE}/rotate")
+def rotate_key(
+    key_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+) -> Response:
+    """Add a secret and show it: in this answer, and never again."""
+    visitor.by.require(Permission.KEYS_WRITE)
+    require_fresh(here, visitor.person, fields)
+    try:
+        once, grace = fields.once(), fields.text("grace")
+
+        def rotate(tx: Transaction, by: Principal) -> Issued:
+            def add() -> tuple[str, Issued]:
+                return key_id, keys.rotate(tx, by, key_id, grace)
+
+            done: Issued = browser_sessions.once(tx, visitor.person.session.id, once, add)
+            return done
+
+        issued = here.runner.change(rotate, visitor.by)
+    except FormSentBefore:
+        return see_other(visitor.url(f"{PATH}/{key_id}"), done="sent-before")
+    except (Invalid, Conflict) as failure:
+        outcome = Outcome(dialog="rotate", failure=failure, sent=fields)
+        return key_page(request, visitor, here, key_id, outcome)
+    return key_page(request, visitor, here, key_id, Outcome(issued=issued))
+
+
+@router.post(f"{_ROUTE}/finish")
+def finish_rotation(
+    key_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+) -> Response:
+    """Revoke every live secret but the newest, unless an old one is in use."""
+    visitor.by.require(Permission.KEYS_WRITE)
+    require_fresh(here, visitor.person, fields)
+    try:
+        # Where a use may stand that cannot be merged, nothing is finished.
+        merge_pending(here.runner.database)
+        used = here.runner.look(rotations.callers_to_finish, visitor.by, key_id)
+        done, confirmed = here.runner.change_confirmed(rotations.finish, visitor.by, key_id, used)
+    except Conflict as failure:
+        outcome = Outcome(dialog="finish", failure=failure)
+        return key_page(request, visitor, here, key_id, outcome)
+    proof = Proof(done.receipts, confirmed) if done.receipts else None
+    return key_page(request, visitor, here, key_id, Outcome(proof=proof))
+
+
+@router.post(f"{_ROUTE}/revoke")
+def revoke_key(
+    key_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+) -> Response:
+    """Revoke the key, or with `kid` one secret of it; show the receipt."""
+    visitor.by.require(Permission.KEYS_WRITE)
+    require_fresh(here, visitor.person, fields)
+    reason, comment, kid = fields.text("reason"), fields.text("comment"), fields.text("kid")
+    try:
+        if kid:
+            receipt, confirmed = here.runner.change_confirmed(
+                revocations.revoke_secret, visitor.by, key_id, kid, reason, comment
+            )
+        else:
+            name = here.runner.look(keys.get, visitor.by, key_id).name
+            if fields.text("confirmation").strip() != name:
+                told = "Type the key's name as it stands there."
+                raise InvalidRequest(told, errors=(("confirmation", told),))
+            receipt, confirmed = here.runner.change_confirmed(
+                revocations.revoke, visitor.by, key_id, reason, comment
+            )
+    except Invalid as failure:
+        outcome = Outcome(dialog="revoke", failure=failure, sent=fields)
+        return key_page(request, visitor, here, key_id, outcome)
+    outcome = Outcome(proof=Proof((receipt,), confirmed))
+    return key_page(request, visitor, here, key_id, outcome)
+
+
+def key_page(
+    request: Request, visitor: Visitor, here: Context, key_id: str, outcome: Outcome
+) -> Response:
+    """Return the key's page with what an action left to show."""
+    now = here.runner.database.clock()
+    here.usage.catch_up()
+
+    def look(tx: Transaction, by: Principal) -> dict[str, Any]:
+        key = keys.get(tx, by, key_id)
+        events = []
+        if by.holds(Permission.AUDIT_READ):
+            query = audit.AuditQuery(target_id=key_id, limit=_EVENTS)
+            events = audit.list_events(tx, by, query)
+        return {
+            "key": key,
+            "used": rotations.list_callers(tx, by, key_id),
+            "chart": charts.bars(insights.days_by_key(tx, by, [key_id])[key_id]),
+            "makers": insights.makers(
+                tx, by, [key.created_by, *(secret.created_by for secret in key.secrets)]
+            ),
+            "events": events,
+            "catalogue": scopes.list_scopes(tx, by, ALL_SCOPES),
+        }
+
+    seen = here.runner.look(look, visitor.by)
+    key: KeyRecord = seen["key"]
+    failure, issued = outcome.failure, outcome.issued
+    old = _old(key, now)
+    return page(
+        request,
+        "keys/key.html",
+        status_of(type(failure)) if failure else 200,
+        visitor=visitor,
+        tabs=SETTINGS,
+        **seen,
+        url=visitor.url(f"{PATH}/{key_id}"),
+        list_url=visitor.url(PATH),
+        scopes_url=visitor.url(SCOPES),
+        now=now,
+        status=Status.of(key, now),
+        live=sum(secret.live(now) for secret in key.secrets),
+        old=old,
+        use=Use.of(seen["used"], now),
+        why_not=visitor.why_not(Permission.KEYS_WRITE),
+        once=secrets.token_hex(16),
+        dialog=outcome.dialog if _possible(outcome.dialog, key, now) else "",
+        proof=outcome.proof,
+        fault=fault_of(failure) if failure else None,
+        blocking=_blocking(failure),
+        sent=outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT,
+        ticked=_ticked(key, outcome.sent),
+        own_scopes=_uncatalogued(visitor, key, seen["catalogue"]),
+        rows=permission_rows(visitor.by, key.type),
+        periods=PERIODS,
+        issued=issued,
+        snippets=snippets(here.public_url, issued.secret.text) if issued else (),
+    )
+
+
+def _old(key: KeyRecord, now: int) -> frozenset[str]:
+    """Return the kids that finishing a rotation would revoke."""
+    live = [secret for secret in key.secrets if secret.live(now)]
+    return frozenset(secret.kid for secret in live[1:] if key.revoked_at is None)
+
+
+def _possible(dialog: str, key: KeyRecord, now: int) -> bool:
+    if dialog == "finish":
+        return bool(_old(key, now))
+    return key.revoked_at is None
+
+
+def _blocking(failure: Failure | None) -> tuple[CallerRecord, ...]:
+    return failure.callers if isinstance(failure, StillInUse) else ()
+
+
+def _ticked(key: KeyRecord, sent: Fields | None) -> frozenset[str]:
+    if sent is not None:
+        return frozenset(sent.texts("permissions"))
+    return frozenset(f"{key.type}/{name}" for name in key.permissions)
+
+
+def _uncatalogued(visitor: Visitor, key: KeyRecord, catalogue: Sequence[scopes.Scope]) -> str:
+    """Return the key's permissions that the form has no box for."""
+    known = {box.name for row in permission_rows(visitor.by, key.type) for box in row.boxes}
+    known |= {scope.name for scope in catalogue}
+    return ", ".join(name for name in key.permissions if name not in known)

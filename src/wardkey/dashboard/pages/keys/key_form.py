@@ -1,0 +1,169 @@
+"""The form of a key, new or edited: what it offers, and how its texts become a KeySpec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from wardkey.dashboard.shell import strings
+from wardkey.dashboard.shell.auth import Fields
+from wardkey.domain.errors import InvalidRateLimit, InvalidRequest, InvalidTime
+from wardkey.domain.keys import KeyRecord, KeySpec, Rate
+from wardkey.domain.permissions import (
+    TICKED_EXPLICITLY,
+    TYPE_TABLE,
+    KeyType,
+    Permission,
+    default_permissions,
+    is_scope,
+)
+from wardkey.domain.principal import Principal
+
+_DAY = 86_400_000
+_LONGEST_NUMBER = 12
+PERIODS = {"1": "second", "60": "minute", "3600": "hour", "86400": "day"}
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionBox:
+    """A permission to tick; `held` tells whether the visitor may grant it, `usual` the default."""
+
+    name: str
+    label: str
+    held: bool
+    usual: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionRow:
+    """Permissions about one thing."""
+
+    label: str
+    hint: str
+    boxes: tuple[PermissionBox, ...]
+
+
+def permission_rows(by: Principal, key_type: KeyType) -> list[PermissionRow]:
+    """Return what a key of this type can hold, by thing."""
+    possible = TYPE_TABLE[key_type]
+    rows = []
+    for label, hint, permissions in strings.PERMISSIONS:
+        boxes = tuple(
+            PermissionBox(
+                str(name),
+                name.partition(":")[2].capitalize() or name.capitalize(),
+                by.holds(name),
+                name not in TICKED_EXPLICITLY,
+            )
+            for name in permissions
+            if name in possible
+        )
+        if boxes:
+            rows.append(PermissionRow(label, hint, boxes))
+    return rows
+
+
+def read_spec(fields: Fields, by: Principal, now: int) -> KeySpec:
+    """Return what the form says of a new key.
+
+    Raises `InvalidRequest`, `InvalidTime`, `InvalidRateLimit`; the rest is the action's to check.
+    """
+    if fields.text("type") not in set(KeyType):
+        raise InvalidRequest("Choose a type.", errors=(("type", "Choose one."),))
+    key_type = KeyType(fields.text("type"))
+    publishable = key_type is KeyType.PUBLISHABLE
+    return KeySpec(
+        name=fields.text("name"),
+        type=key_type,
+        environment=by.environment,
+        permissions=_new_permissions(fields, by, key_type),
+        expires_at=_expiry(fields, now),
+        description=fields.text("description"),
+        allowed_addresses=fields.lines("allowed_addresses"),
+        allowed_origins=fields.lines("allowed_origins") if publishable else (),
+        allow_native=publishable and fields.text("allow_native") == "1",
+        rate_limit=read_rate(fields),
+    )
+
+
+def read_changes(fields: Fields, key: KeyRecord, now: int) -> dict[str, Any]:
+    """Return what the form changes of a key; raises what `read_spec` raises."""
+    changes: dict[str, Any] = {
+        "name": fields.text("name"),
+        "description": fields.text("description"),
+        "allowed_addresses": fields.lines("allowed_addresses"),
+        "rate_limit": read_rate(fields),
+        "permissions": _permissions(fields, key.type),
+    }
+    if key.type is KeyType.PUBLISHABLE:
+        changes["allowed_origins"] = fields.lines("allowed_origins")
+        changes["allow_native"] = fields.text("allow_native") == "1"
+    if fields.text("expires") != "keep":
+        changes["expires_at"] = _expiry(fields, now)
+    return changes
+
+
+def read_new_scopes(fields: Fields) -> tuple[str, ...]:
+    """Return the scopes that the form confirms to add to the catalogue."""
+    return tuple(" ".join(fields.texts("create_scopes")).split())
+
+
+def _new_permissions(fields: Fields, by: Principal, key_type: KeyType) -> tuple[str, ...] | None:
+    """Return the permissions of a new key; None for the defaults of its type.
+
+    The scopes of a secret key are chosen beside Wardkey's own permissions, of which it has none,
+    some or the defaults.
+    """
+    chosen, access = _permissions(fields, key_type), fields.text("access")
+    if access == "chosen":
+        return chosen
+    scopes = tuple(filter(is_scope, chosen))
+    if key_type is KeyType.PUBLISHABLE or (access != "none" and not scopes):
+        return None
+    if access == "none":
+        # A typed text that is no scope is refused, not dropped.
+        return tuple(name for name in chosen if name not in set(Permission))
+    held = frozenset(p for p in Permission if by.holds(p))
+    return (*scopes, *sorted(default_permissions(key_type, held)))
+
+
+def _permissions(fields: Fields, key_type: KeyType) -> tuple[str, ...]:
+    """Return the ticked boxes of this type's list, and the scopes of the user's own services."""
+    ticked = [
+        name.partition("/")[2]
+        for name in fields.texts("permissions")
+        if name.startswith(f"{key_type}/")
+    ]
+    own = fields.text("scopes").replace(",", " ").split() if key_type is KeyType.SECRET else []
+    return tuple(dict.fromkeys([*ticked, *own]))
+
+
+def _expiry(fields: Fields, now: int) -> int | None:
+    choice = fields.text("expires")
+    if choice == "never":
+        return None
+    if choice == "date":
+        try:
+            last = datetime.strptime(fields.text("expires_on"), "%Y-%m-%d").replace(tzinfo=UTC)
+            # The key works until the day is over.
+            return int((last + timedelta(days=1)).timestamp() * 1000)
+        except (ValueError, OverflowError):
+            raise InvalidTime("Give the last day as a date.", field="expires_on") from None
+    if choice in {value for value, _ in strings.EXPIRIES}:
+        return now + int(choice) * _DAY
+    raise InvalidRequest("Choose when the key expires.", errors=(("expires", "Choose one."),))
+
+
+def read_rate(fields: Fields) -> Rate | None:
+    """Return the form's rate limit; None where it has none. Raises `InvalidRateLimit`."""
+    limit = fields.text("limit").strip()
+    if not limit:
+        return None
+    period, burst = fields.text("period"), fields.text("burst").strip() or limit
+    numbers = (limit, burst)
+    if period not in PERIODS or not all(
+        text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER for text in numbers
+    ):
+        raise InvalidRateLimit(field="limit")
+    return Rate(int(limit), int(period), int(burst))

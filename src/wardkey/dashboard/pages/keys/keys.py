@@ -1,0 +1,259 @@
+"""Settings > API keys: the list, and the form that makes a key."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Request, Response
+
+from wardkey.actions.accounts import browser_sessions
+from wardkey.actions.keys import insights, keys, scopes
+from wardkey.actions.keys.keys import Issued, KeyOrder, KeyQuery
+from wardkey.dashboard.pages.keys.key import ALL_SCOPES, PATH, Outcome, Status, key_page
+from wardkey.dashboard.pages.keys.key_form import (
+    PERIODS,
+    PermissionRow,
+    permission_rows,
+    read_new_scopes,
+    read_spec,
+)
+from wardkey.dashboard.shell import charts, strings
+from wardkey.dashboard.shell.auth import (
+    NOTHING_SENT,
+    Checked,
+    Fields,
+    Visiting,
+    Visitor,
+    require_fresh,
+)
+from wardkey.dashboard.shell.navigation import SCOPES, SETTINGS
+from wardkey.dashboard.shell.pagination import PAGE, links, page_number
+from wardkey.dashboard.shell.rendering import fault_of, page, pages, see_other
+from wardkey.db.engine import Transaction
+from wardkey.domain.errors import Conflict, Failure, FormSentBefore, Invalid
+from wardkey.domain.keys import KeyRecord, KeyStatus
+from wardkey.domain.permissions import KeyType, Permission
+from wardkey.domain.principal import Principal
+from wardkey.web.context import Context, Here
+from wardkey.web.problems import status_of
+
+router = pages()
+ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
+
+_DAY = 86_400_000
+# What the filter "Status" offers beside the statuses themselves.
+_CARES = {
+    "rotation_due": "Due for rotation",
+    "expiring": "Expiring soon",
+    "unused": "Unused for 90 days",
+}
+STATUS_FILTERS = {status.value: status.value.capitalize() for status in KeyStatus} | _CARES
+
+# The first is how the list is sorted unless somebody says otherwise.
+SORTS = {
+    KeyOrder.CREATED_DOWN: "Newest first",
+    KeyOrder.CREATED: "Oldest first",
+    KeyOrder.NAME: "By name",
+    KeyOrder.NAME_DOWN: "By name, backwards",
+    KeyOrder.USED_DOWN: "Used last first",
+    KeyOrder.USED: "Unused longest first",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the address asks of the list; what it cannot mean is left out."""
+
+    search: str
+    type: str
+    status: str
+    sort: KeyOrder
+    number: int
+
+    @classmethod
+    def of(cls, request: Request) -> Asked:
+        """Read it from the query."""
+        query = request.query_params
+        sort = query.get("sort", "")
+        return cls(
+            search=query.get("q", "")[:200],
+            type=query.get("type", "") if query.get("type") in set(KeyType) else "",
+            status=query.get("status", "") if query.get("status") in STATUS_FILTERS else "",
+            sort=KeyOrder(sort) if sort in set(KeyOrder) else KeyOrder.CREATED_DOWN,
+            number=page_number(query),
+        )
+
+    @property
+    def filtered(self) -> bool:
+        """Tell whether this is less than the whole list."""
+        return bool(self.search or self.type or self.status)
+
+    def query(self) -> KeyQuery:
+        """Return it as the action takes it."""
+        return KeyQuery(
+            search=self.search,
+            type=KeyType(self.type) if self.type else None,
+            status=KeyStatus(self.status) if self.status in set(KeyStatus) else None,
+            unused_days=insights.UNUSED_DAYS if self.status == "unused" else None,
+            rotation_due=self.status == "rotation_due",
+            expiring=self.status == "expiring",
+            limit=PAGE,
+            order=self.sort,
+            offset=(self.number - 1) * PAGE,
+        )
+
+    def link(self, path: str) -> Callable[..., str]:
+        """Return a function that writes this list's address with some parameters changed."""
+        now = {
+            "q": self.search,
+            "type": self.type,
+            "status": self.status,
+            "sort": "" if self.sort is KeyOrder.CREATED_DOWN else self.sort,
+            "page": self.number,
+        }
+        return links(path, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table."""
+
+    key: KeyRecord
+    url: str
+    prefix: str
+    maker: str
+    used_at: int | None
+    used_address: str
+    spark: charts.Chart
+    status: Status
+
+
+@router.get(ROUTE)
+def list_keys(request: Request, visitor: Visiting, here: Here) -> Response:
+    """List the keys of the organization's environment."""
+    open_dialog = request.query_params.get("dialog") == "create"
+    return _list(request, visitor, here, open_dialog=open_dialog)
+
+
+@router.post(ROUTE)
+def issue_key(request: Request, visitor: Visiting, fields: Checked, here: Here) -> Response:
+    """Make a key and show its secret: in this answer, and never again."""
+    visitor.by.require(Permission.KEYS_WRITE)
+    require_fresh(here, visitor.person, fields)
+    try:
+        once = fields.once()
+        spec = read_spec(fields, visitor.by, here.runner.database.clock())
+        new_scopes = read_new_scopes(fields)
+
+        def issue(tx: Transaction, by: Principal) -> Issued:
+            def make() -> tuple[str, Issued]:
+                made = keys.issue(tx, by, spec, new_scopes)
+                return made.key.id, made
+
+            done: Issued = browser_sessions.once(tx, visitor.person.session.id, once, make)
+            return done
+
+        issued = here.runner.change(issue, visitor.by)
+    except FormSentBefore as before:
+        return see_other(visitor.url(f"{PATH}/{before.made}"), done="sent-before")
+    except (Invalid, Conflict) as failure:
+        return _list(request, visitor, here, open_dialog=True, failure=failure, sent=fields)
+    return key_page(request, visitor, here, issued.key.id, Outcome(issued=issued))
+
+
+def _list(
+    request: Request,
+    visitor: Visitor,
+    here: Context,
+    *,
+    open_dialog: bool,
+    failure: Failure | None = None,
+    sent: Fields | None = None,
+) -> Response:
+    asked = Asked.of(request)
+    now = here.runner.database.clock()
+    here.usage.catch_up()
+
+    def look(tx: Transaction, by: Principal) -> dict[str, Any]:
+        query = asked.query()
+        found = keys.list_keys(tx, by, query)[:PAGE]
+        days = insights.days_by_key(tx, by, [key.id for key in found])
+        makers = insights.makers(tx, by, [key.created_by for key in found])
+        return {
+            "rows": [_row(visitor, key, days[key.id], makers, now) for key in found],
+            "total": keys.count_keys(tx, by, query),
+            "chart": charts.bars(insights.days_in_all(tx, by)),
+            "cares": insights.cares(tx, by),
+            "catalogue": scopes.list_scopes(tx, by, ALL_SCOPES),
+        }
+
+    seen = here.runner.look(look, visitor.by)
+    path = visitor.url(PATH)
+    return page(
+        request,
+        "keys/list.html",
+        status_of(type(failure)) if failure else 200,
+        visitor=visitor,
+        tabs=SETTINGS,
+        **seen,
+        asked=asked,
+        link=asked.link(path),
+        list_url=path,
+        scopes_url=visitor.url(SCOPES),
+        size=PAGE,
+        now=now,
+        why_not=visitor.why_not(Permission.KEYS_WRITE),
+        status_filters=STATUS_FILTERS,
+        sorts=SORTS,
+        open_dialog=open_dialog,
+        fault=fault_of(failure) if failure else None,
+        sent=sent.texts_by_name() if sent else NOTHING_SENT,
+        ticked=frozenset(sent.texts("permissions")) if sent else frozenset(),
+        permission_rows=_grants(visitor),
+        once=secrets.token_hex(16),
+        expiries=_expiries(now),
+        periods=PERIODS,
+        tomorrow=f"{datetime.fromtimestamp((now + _DAY) / 1000, UTC):%Y-%m-%d}",
+    )
+
+
+def _row(
+    visitor: Visitor,
+    key: KeyRecord,
+    days: tuple[insights.DayCounts, ...],
+    makers: Mapping[str, str],
+    now: int,
+) -> Row:
+    used = max(
+        (one for one in key.secrets if one.last_used_at is not None),
+        key=lambda one: one.last_used_at or 0,
+        default=None,
+    )
+    return Row(
+        key=key,
+        url=visitor.url(f"{PATH}/{key.id}"),
+        prefix=key.secrets[0].prefix if key.secrets else "",
+        maker=makers.get(key.created_by, "somebody who left"),
+        used_at=used.last_used_at if used else None,
+        used_address=(used.last_used_address or "") if used else "",
+        spark=charts.spark(days),
+        status=Status.of(key, now),
+    )
+
+
+def _grants(visitor: Visitor) -> dict[KeyType, list[PermissionRow]]:
+    return {key_type: permission_rows(visitor.by, key_type) for key_type in KeyType}
+
+
+def _expiries(now: int) -> list[tuple[str, str]]:
+    def label(value: str, words: str) -> str:
+        if not value.isdecimal():
+            return words
+        at = datetime.fromtimestamp((now + int(value) * _DAY) / 1000, UTC)
+        return f"{words} ({at:%b} {at.day}, {at.year})"
+
+    return [(value, label(value, words)) for value, words in strings.EXPIRIES]

@@ -1,0 +1,1 @@
+"""MQTT clients, ACL rules, auth providers, grants and live topics."""

@@ -1,0 +1,1 @@
+"""Organizations, members, settings and the audit log."""

@@ -1,0 +1,1 @@
+"""What every page builds on: sign-in, rendering, navigation, assets."""

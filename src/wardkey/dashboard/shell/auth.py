@@ -1,0 +1,346 @@
+"""Who looks at a page: the session behind the cookie, the organization in the address, the form."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Annotated
+from urllib.parse import parse_qsl, urlsplit
+
+from fastapi import Depends, Request, Response
+from starlette.datastructures import FormData
+
+from wardkey.actions.accounts import browser_sessions, identities, passkeys, people
+from wardkey.actions.accounts.browser_sessions import LONGEST_MS, Begun, BrowserSession
+from wardkey.actions.accounts.people import Membership
+from wardkey.adapters.passkeys import Site
+from wardkey.db.maintenance import see_session
+from wardkey.domain.addresses import contains
+from wardkey.domain.errors import (
+    ForgedForm,
+    InvalidRequest,
+    OrganizationNotFound,
+    PasswordRequired,
+    RouteNotFound,
+    Unavailable,
+    UnsupportedMediaType,
+    WrongPassword,
+)
+from wardkey.domain.permissions import ROLE_TABLE, Permission, Role
+from wardkey.domain.principal import Principal, PrincipalKind
+from wardkey.domain.secret import Environment
+from wardkey.web.caller import stranger
+from wardkey.web.context import Context, Here
+from wardkey.web.devices import device_id_of, new_device
+from wardkey.web.passwords import check_account_password
+
+# Browsers keep such a cookie to this very host and path and to TLS; loopback counts as safe.
+COOKIE = "__Host-wardkey"
+DEVICE_COOKIE = "__Host-wardkey-device"
+# As long as browsers keep a cookie (RFC 6265bis §5.5); each sign-in renews it.
+_DEVICE_S = 400 * 86_400
+_SEEN_EVERY_MS = 300_000
+_NONCE = 32
+_FORM_TYPE = "application/x-www-form-urlencoded"
+_MOST_FIELDS = 500
+_LONGEST_ORIGIN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody signed in; `csrf` must come back in each form."""
+
+    by: Principal
+    session: BrowserSession
+    memberships: tuple[Membership, ...]
+    csrf: str = field(repr=False)
+    # The text of the browser's device cookie, which nobody has checked yet.
+    device: str = field(default="", repr=False)
+
+    @property
+    def initials(self) -> str:
+        """Two letters of the address."""
+        return self.by.label[:2].upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A person in the organization and environment that the address names."""
+
+    person: Person
+    by: Principal
+    membership: Membership
+
+    @property
+    def root(self) -> str:
+        """What the paths of this organization and environment begin with."""
+        return f"/o/{self.membership.slug}/{self.by.environment}"
+
+    def url(self, path: str) -> str:
+        """Return the address of a page here."""
+        return f"{self.root}/{path}"
+
+    def in_environment(self, environment: str, path: str) -> str:
+        """Return the address of a page of the same organization in `live` or `test`."""
+        return f"/o/{self.membership.slug}/{environment}/{path}"
+
+    def why_not(self, permission: Permission, *, seeing: bool = False) -> str:
+        """Return why the visitor may not use `permission`; empty where he may."""
+        if self.by.holds(permission):
+            return ""
+        *others, last = (f"{role}s" for role in reversed(Role) if permission in ROLE_TABLE[role])
+        who = f"{', '.join(others)}{' and ' if others else ''}{last}"
+        return f"Only {who} can {'see this page' if seeing else 'do this'}."
+
+
+class Texts(dict[str, str]):
+    """The texts of a form by name; what it has not is empty, and asking for it adds nothing."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What a form sent, after its token was checked."""
+
+    form: FormData
+
+    def text(self, name: str) -> str:
+        """Return the one value of that name; raises `InvalidRequest` if it came twice."""
+        values = self.texts(name)
+        if len(values) > 1:
+            raise InvalidRequest(f"The form has {name} twice; load the page again.")
+        return values[0] if values else ""
+
+    def texts(self, name: str) -> list[str]:
+        """Return every value of that name."""
+        return [value for value in self.form.getlist(name) if isinstance(value, str)]
+
+    def lines(self, name: str) -> tuple[str, ...]:
+        """Return the lines of a text area that hold something."""
+        return tuple(line.strip() for line in self.text(name).splitlines() if line.strip())
+
+    def once(self) -> str:
+        """Return the form's nonce; raises `InvalidRequest` where it has none."""
+        nonce = self.text("once")
+        if len(nonce) != _NONCE or not nonce.isalnum() or not nonce.isascii():
+            raise InvalidRequest("The form is incomplete; load the page again.")
+        return nonce
+
+    def texts_by_name(self) -> Mapping[str, str]:
+        """Return the texts, to fill a form in again; what it did not send is empty."""
+        return Texts((n, value) for n, value in self.form.items() if isinstance(value, str))
+
+
+NOTHING_SENT: Mapping[str, str] = Texts()
+
+
+def person(request: Request, here: Here) -> Person:
+    """Return who is signed in; raises `SignedOut`."""
+    text = request.cookies.get(COOKIE, "")
+    origin = stranger(request, here)
+    with here.runner.database.read() as tx:
+        session = browser_sessions.find(tx, text)
+        by = replace(origin, kind=PrincipalKind.USER, id=session.user_id, label=session.email)
+        memberships = tuple(people.memberships(tx, by))
+    now = here.runner.database.clock()
+    if now - session.seen_at > _SEEN_EVERY_MS:
+        # A page is shown though this cannot be noted.
+        with suppress(Unavailable):
+            see_session(here.runner.database, session.id, now)
+    key = here.runner.database.keys.key_for("csrf")
+    csrf = blake2b(text.encode(), key=key, digest_size=24).hexdigest()
+    device = request.cookies.get(DEVICE_COOKIE, "")
+    return Person(by, session, memberships, csrf, device)
+
+
+SignedIn = Annotated[Person, Depends(person)]
+
+
+def visitor(slug: str, environment: str, request: Request, person: SignedIn, here: Here) -> Visitor:
+    """Return the person as a member of the organization in the address.
+
+    The request keeps him, so that a refusal is told in the organization's frame.
+    Raises `OrganizationNotFound`, `OrganizationSuspended`, and `RouteNotFound` for another
+    environment than the two.
+    """
+    try:
+        where = Environment(environment)
+    except ValueError:
+        raise RouteNotFound from None
+    found = next((m for m in person.memberships if m.slug == slug), None)
+    if found is None:
+        raise OrganizationNotFound
+    with here.runner.database.read() as tx:
+        by = people.as_member(tx, person.by, found.org_id, where)
+    visiting = Visitor(person, by, found)
+    request.state.visitor = visiting
+    return visiting
+
+
+Visiting = Annotated[Visitor, Depends(visitor)]
+
+
+async def read_form(request: Request) -> FormData:
+    """Return the fields of a form; raises `UnsupportedMediaType`, `InvalidRequest`.
+
+    Forms are URL-encoded alone: no page sends files, and multipart parsers are easily led astray.
+    """
+    body = await request.body()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body and kind != _FORM_TYPE:
+        raise UnsupportedMediaType(f"Send the form as {_FORM_TYPE}.")
+    try:
+        pairs = parse_qsl(
+            body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS
+        )
+    except ValueError:
+        raise InvalidRequest(
+            f"The form can't be read: it is UTF-8 with at most {_MOST_FIELDS} fields."
+        ) from None
+    return FormData([*pairs])
+
+
+def checked(
+    request: Request, form: Annotated[FormData, Depends(read_form)], person: SignedIn, here: Here
+) -> Fields:
+    """Return what a form of this very session sent; raises `ForgedForm`."""
+    check_origin(request, here)
+    token = form.get("csrf")
+    if not isinstance(token, str) or not hmac.compare_digest(
+        token.encode("utf-8", "replace"), person.csrf.encode()
+    ):
+        raise ForgedForm
+    return Fields(form)
+
+
+Checked = Annotated[Fields, Depends(checked)]
+
+
+def unsigned(request: Request, form: Annotated[FormData, Depends(read_form)], here: Here) -> Fields:
+    """Return what a form sent that needs no session; raises `ForgedForm` for another site's."""
+    check_origin(request, here)
+    return Fields(form)
+
+
+Unsigned = Annotated[Fields, Depends(unsigned)]
+
+
+def check_origin(request: Request, here: Context) -> None:
+    """Refuse what a browser says to come from another site; raises `ForgedForm`.
+
+    `Sec-Fetch-Site` decides where it is sent (W3C Fetch Metadata): no page can set it, and no proxy
+    changes what it means. Over plain HTTP browsers leave it out; then `Origin` has to be ours.
+    """
+    site = request.headers.get("sec-fetch-site", "")
+    if site == "same-origin":
+        return
+    if site not in {"", "none"}:
+        raise ForgedForm
+    origin = request.headers.get("origin", "")
+    if not origin:
+        return
+    shown = urlsplit(origin)
+    hosts, tls = _own_hosts(request, here)
+    if shown.netloc not in {*hosts, urlsplit(here.public_url).netloc}:
+        raise ForgedForm(
+            f"The page is of {origin[:_LONGEST_ORIGIN]}, and Wardkey was asked as "
+            f"{' and '.join(hosts)[:_LONGEST_ORIGIN]}. If a proxy stands between them, have it "
+            "pass the browser's host (in nginx: proxy_set_header Host $http_host;), or start "
+            "Wardkey with --public-url set to what people open."
+        )
+    if tls and shown.scheme == "http":
+        raise ForgedForm
+
+
+def _own_hosts(request: Request, here: Context) -> tuple[list[str], bool]:
+    """Return as which hosts the browser asked, and whether a trusted proxy says it used TLS."""
+    hosts = [request.headers.get("host", "")]
+    peer = request.client.host if request.client else ""
+    if not contains(here.proxies, peer):
+        return hosts, False
+    forwarded = request.headers.get("x-forwarded-host", "").partition(",")[0].strip()
+    if forwarded:
+        hosts.append(forwarded)
+    proto = request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+    return hosts, proto == "https"
+
+
+def require_fresh(here: Context, person: Person, fields: Fields) -> None:
+    """Ask who it is again where the sign-in is older than 12 hours.
+
+    Raises `PasswordRequired`, on which the form comes back with the ways to confirm it, and
+    `TooManyAttempts`.
+    """
+    if person.session.fresh(here.runner.database.clock()):
+        return
+    password = fields.text("current_password")
+    if not password:
+        raise PasswordRequired
+    try:
+        _, known = check_account_password(here, person.by, person.by.label, password, person.device)
+    except WrongPassword:
+        raise PasswordRequired("That is not your password; try again.") from None
+    here.runner.change(browser_sessions.renew, person.by, person.session.id, known)
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How somebody can confirm that it is he; `issuer` is its name where he is linked to it."""
+
+    password: bool
+    passkey: bool
+    issuer: str
+
+    @property
+    def others(self) -> bool:
+        """Tell whether there is a way besides the password."""
+        return self.passkey or bool(self.issuer)
+
+
+def ways_to_confirm(here: Context, person: Person) -> Ways:
+    """Return how a person can confirm that it is he."""
+    issuer = here.sign_in_issuer
+    with here.runner.database.read() as tx:
+        linked = {one.issuer for one in identities.list_identities(tx, person.by)}
+        return Ways(
+            people.has_password(tx, person.by),
+            Site.of(here.public_url) is not None and bool(passkeys.list_passkeys(tx, person.by)),
+            issuer.name if issuer and issuer.issuer in linked else "",
+        )
+
+
+def hand_cookies(here: Context, request: Request, response: Response, begun: Begun) -> None:
+    """Give the browser its session, and what tells it apart from strangers at the next sign-in."""
+    response.set_cookie(
+        COOKIE, begun.text, LONGEST_MS // 1000, path="/", secure=True, httponly=True, samesite="lax"
+    )
+    hand_device_cookie(here, request, response, begun.user_id)
+
+
+def hand_device_cookie(here: Context, request: Request, response: Response, user_id: str) -> None:
+    """Give a browser in which the user just signed in its device cookie, or keep the one it has."""
+    with here.runner.database.read() as tx:
+        known = people.password_hash_by_id(tx, user_id)
+    if known is None:
+        return
+    keys, text = here.runner.database.keys, request.cookies.get(DEVICE_COOKIE, "")
+    if not device_id_of(keys, text, user_id, known):
+        text = new_device(keys, user_id, known)
+    response.set_cookie(
+        DEVICE_COOKIE, text, _DEVICE_S, path="/", secure=True, httponly=True, samesite="lax"
+    )
+
+
+def take_cookie(response: Response) -> None:
+    """Take the session from the browser."""
+    response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
+
+
+def take_device_cookie(response: Response) -> None:
+    """Take the device cookie from the browser."""
+    response.delete_cookie(DEVICE_COOKIE, path="/", secure=True, httponly=True, samesite="lax")

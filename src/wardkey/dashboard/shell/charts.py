@@ -1,0 +1,120 @@
+"""Bar charts of days as SVG paths; the macros draw them and add a table for screen readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wardkey.actions.keys.insights import DayCounts
+from wardkey.dashboard.shell.rendering import day
+
+_UNITS = ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k"))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A line or a tick: where it stands and what it says."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Bars of allowed and denied counts, the denied ones on top; lengths in SVG units."""
+
+    width: int
+    height: int
+    left: int
+    allowed: str
+    denied: str
+    summary: str
+    days: tuple[DayCounts, ...]
+    total_allowed: int
+    total_denied: int
+    lines: tuple[Mark, ...] = ()
+    ticks: tuple[Mark, ...] = ()
+
+
+def spark(days: Sequence[DayCounts]) -> Chart:
+    """Return bars without axes, for a table's cell."""
+    top = max((item.allowed + item.denied for item in days), default=0)
+    allowed, denied = _bars(days, top, 0, 84, 24, 0.7)
+    return _chart(days, (84, 24, 0), allowed, denied)
+
+
+def bars(days: Sequence[DayCounts]) -> Chart:
+    """Return bars with a scale and dates."""
+    width, height, left, bottom = 960, 170, 44, 22
+    step = _step(max((item.allowed + item.denied for item in days), default=0))
+    top = step * 3
+    room = height - bottom - 8
+    allowed, denied = _bars(days, top, left, width, room, 0.6, 8)
+    lines = tuple(
+        Mark(round(8 + room * (1 - level / 3), 1), _short(step * level)) for level in range(4)
+    )
+    slot = (width - left) / max(1, len(days))
+    every = max(3, len(days) // 10)
+    ticks = tuple(
+        Mark(round(left + slot * (index + 0.5), 1), day(item.at).partition(",")[0])
+        for index, item in enumerate(days)
+        if index % every == 1
+    )
+    return _chart(days, (width, height, left), allowed, denied, lines, ticks)
+
+
+def _chart(  # noqa: PLR0917 - the parts of a chart
+    days: Sequence[DayCounts],
+    size: tuple[int, int, int],
+    allowed: str,
+    denied: str,
+    lines: tuple[Mark, ...] = (),
+    ticks: tuple[Mark, ...] = (),
+) -> Chart:
+    good, bad = sum(item.allowed for item in days), sum(item.denied for item in days)
+    summary = f"{good:,} allowed and {bad:,} denied in {len(days)} days"
+    return Chart(*size, allowed, denied, summary, tuple(days), good, bad, lines, ticks)
+
+
+def _bars(  # noqa: PLR0917 - a box and what to draw in it
+    days: Sequence[DayCounts],
+    top: int,
+    left: float,
+    width: float,
+    room: float,
+    filled: float,
+    above: float = 0,
+) -> tuple[str, str]:
+    slot = (width - left) / max(1, len(days))
+    bar = round(slot * filled, 2)
+    allowed: list[str] = []
+    denied: list[str] = []
+    for index, item in enumerate(days):
+        if not item.allowed and not item.denied:
+            continue
+        x = round(left + slot * index + (slot - bar) / 2, 2)
+        base = above + room
+        for count, into in ((item.allowed, allowed), (item.denied, denied)):
+            if count:
+                # A single refusal must be seen beside a million requests.
+                high = max(1.5, room * count / top)
+                base = max(above, base - high)
+                into.append(f"M{x:g} {base:.1f}h{bar:g}v{high:.1f}h-{bar:g}z")
+    return "".join(allowed), "".join(denied)
+
+
+def _step(most: int) -> int:
+    """Return a third of a round number that is at least `most`."""
+    unit = 1
+    while True:
+        for tenths in (10, 15, 20, 30, 50):
+            if unit * tenths // 10 * 3 >= most:
+                return unit * tenths // 10
+        unit *= 10
+
+
+def _short(count: int) -> str:
+    for unit, letter in _UNITS:
+        if count >= unit:
+            return f"{count / unit:g}{letter}"
+    return str(count)

@@ -1,1 +1,0 @@
-"""What lives outside this process: the broker."""

@@ -1,0 +1,1 @@
+"""Services that join adapters, actions and verification, and know no HTTP."""
