@@ -26,7 +26,7 @@ from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType, Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment, parse
-from wardkey.domain.verdict import Question
+from wardkey.domain.verdict import VerificationRequest
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
@@ -51,7 +51,7 @@ def create(page: Page, runner: Runner, by: Principal, folder: Path, count: int) 
         began = time.perf_counter()
         for n in range(count):
             spec = KeySpec(f"live-bench-{turn}-{n}", KeyType.SECRET, Environment.LIVE)
-            runner.change(keys.issue, by, spec)
+            runner.write(keys.issue, by, spec)
         ours.append(count / (time.perf_counter() - began))
         began = time.perf_counter()
         for _ in range(count):
@@ -69,11 +69,9 @@ def create(page: Page, runner: Runner, by: Principal, folder: Path, count: int) 
 def verdict(page: Page, runner: Runner, by: Principal, count: int) -> None:
     """Time a hot key's verdict in process, and its parts."""
     verifier = Verifier(runner.database, Usage(runner.database))
-    made = runner.change(
-        keys.issue, by, KeySpec("live-bench-hot", KeyType.SECRET, Environment.LIVE)
-    )
+    made = runner.write(keys.issue, by, KeySpec("live-bench-hot", KeyType.SECRET, Environment.LIVE))
     text, vault = made.secret.text, runner.database.keys
-    asked = Question(text)
+    asked = VerificationRequest(text)
     known = verifier.directory.find(made.kid)
     assert known is not None
     parts: dict[str, Callable[[], object]] = {
@@ -99,9 +97,7 @@ def in_process(page: Page, named: list[str], *, quick: bool) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         with open_deployment(load_config({}, {"data_dir": folder / "data"})) as runner:
-            org, user = runner.change(
-                organizations.create, operator(), "Acme", "owner@acme.example"
-            )
+            org, user = runner.write(organizations.create, operator(), "Acme", "owner@acme.example")
             by = member(
                 user_id=user,
                 email="owner@acme.example",

@@ -13,7 +13,7 @@ import time
 import uvloop
 
 from wardkey.adapters.mqtt import Publisher
-from wardkey.domain.errors import Failure
+from wardkey.domain.errors import WardkeyError
 
 
 async def publish(
@@ -26,7 +26,7 @@ async def publish(
     began, used = time.perf_counter(), time.process_time()
     end = began + seconds
 
-    def done(failure: Failure | None) -> None:
+    def done(failure: WardkeyError | None) -> None:
         nonlocal count
         if failure is not None:
             raise failure

@@ -18,7 +18,7 @@ from bench.page import Page, spread
 from bench.sides import post
 from wardkey.actions.grants import grants, providers
 from wardkey.actions.operations.first_start import first_start
-from wardkey.adapters.tokens import import_keys, read, verified
+from wardkey.adapters.tokens import import_keys, parse_token, verify_token
 from wardkey.config import load_config
 from wardkey.deployment import open_deployment
 from wardkey.domain.grants import NewGrant
@@ -124,7 +124,7 @@ def _filled(data_dir: Path, issuer: Issuer, page: Page, live: int) -> str:
     """Make a deployment with a provider and live grants; return its key."""
     config = load_config({}, {"data_dir": data_dir})
     with open_deployment(config) as runner:
-        first = runner.change(first_start, operator(), "Acme", "owner@acme.example")
+        first = runner.write(first_start, operator(), "Acme", "owner@acme.example")
         assert first is not None
         by = Principal(
             PrincipalKind.KEY,
@@ -137,7 +137,7 @@ def _filled(data_dir: Path, issuer: Issuer, page: Page, live: int) -> str:
         spec = ProviderSpec(
             ProviderKind.OIDC, issuer=issuer.url, audiences=("bench",), algorithms=_ALGORITHMS
         )
-        made = runner.change(providers.create, by, spec, http_allowed=True)
+        made = runner.write(providers.create, by, spec, http_allowed=True)
         before = sum(file.stat().st_size for file in data_dir.iterdir() if file.is_file())
         began = time.perf_counter()
         for number in range(0, live, _LOT):
@@ -156,7 +156,7 @@ def _filled(data_dir: Path, issuer: Issuer, page: Page, live: int) -> str:
                 )
                 for n in range(number, number + _LOT)
             ]
-            runner.change(grants.mint, by, wanted, first.issued.kid)
+            runner.write(grants.mint, by, wanted, first.issued.kid)
         took = time.perf_counter() - began
     after = sum(file.stat().st_size for file in data_dir.iterdir() if file.is_file())
     page.say(
@@ -175,7 +175,10 @@ def _signature_us(issuer: Issuer, algorithm: str, count: int) -> float:
     rules, text = token_rules(spec), issuer.token(algorithm, 1)
     began = time.perf_counter()
     for _ in range(count):
-        verified(
-            read(text), rules, lambda kid: [key for key in keys if key.kid == kid], time.time()
+        verify_token(
+            parse_token(text),
+            rules,
+            lambda kid: [key for key in keys if key.kid == kid],
+            time.time(),
         )
     return (time.perf_counter() - began) / count * 1e6

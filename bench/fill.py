@@ -68,7 +68,7 @@ def filled(place: Path, count: int) -> Filled:
         return Filled(data_dir, count, told["caller"], told["seconds"])
     began = time.perf_counter()
     with open_deployment(load_config({}, {"data_dir": data_dir})) as runner:
-        made = runner.change(first_start, operator(), "Acme", "owner@acme.example")
+        made = runner.write(first_start, operator(), "Acme", "owner@acme.example")
         assert made is not None, f"{data_dir} was left half-filled; remove it"
         vault, org_id = runner.database.keys, made.organization.id
     raw = connect_sqlite(data_dir / "wardkey.db", vault.master.database_key)

@@ -143,24 +143,24 @@ def _filled(data_dir: Path, amount: Amount) -> list[list[Login]]:
     each = amount.idle // amount.organizations
     found = []
     with open_deployment(load_config({}, {"data_dir": data_dir})) as runner:
-        first = runner.change(first_start, operator(), "Acme", "owner@acme.example")
+        first = runner.write(first_start, operator(), "Acme", "owner@acme.example")
         assert first is not None
         (data_dir / "key").write_text(first.issued.secret.text)
         (data_dir / "key").chmod(0o600)
         for number in range(amount.organizations):
             org, user = first.organization, ""
             if number:
-                org, user = runner.change(
+                org, user = runner.write(
                     organizations.create,
                     operator(),
                     f"Org {number}",
                     f"owner-{number}@acme.example",
                 )
             by = _owner(org.id, user)
-            runner.change(acl.apply_preset, by, PresetName.ALLOW_ALL)
+            runner.write(acl.apply_preset, by, PresetName.ALLOW_ALL)
             count = each if number else max(each, amount.clients)
             made = [
-                runner.change(clients.create, by, ClientSpec(f"device-{n}", Environment.LIVE))
+                runner.write(clients.create, by, ClientSpec(f"device-{n}", Environment.LIVE))
                 for n in range(count)
             ]
             found.append(

@@ -113,9 +113,9 @@ def peers(place: Path, say: Callable[[str], None]) -> list[Case]:
     for made in (_drf, _keyshield, _better_auth):
         try:
             cases += made(place)
-        except (subprocess.CalledProcessError, FileNotFoundError) as fault:
-            said = getattr(fault, "stderr", b"") or b""
-            say(f"could not be had: {made.__name__.strip('_')}: {fault} {said.decode()[-300:]}")
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            said = getattr(error, "stderr", b"") or b""
+            say(f"could not be had: {made.__name__.strip('_')}: {error} {said.decode()[-300:]}")
     return cases
 
 

@@ -49,8 +49,8 @@ def main() -> int:
                 print("\nEvery step held.")
                 if keep:
                     stay(url[1], output)
-        except Broken as fault:
-            print(f"\nThis step did not hold: {fault}", file=sys.stderr)
+        except Broken as error:
+            print(f"\nThis step did not hold: {error}", file=sys.stderr)
             return 1
     return 0
 

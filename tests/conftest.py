@@ -63,7 +63,7 @@ def runner(config: Config) -> Iterator[Runner]:
 @pytest.fixture
 def owner(runner: Runner) -> Principal:
     """Give the owner of the organization Acme, made in that deployment."""
-    made, user = runner.change(organizations.create, operator(), "Acme", "owner@acme.example")
+    made, user = runner.write(organizations.create, operator(), "Acme", "owner@acme.example")
     return member(
         user_id=user,
         email="owner@acme.example",

@@ -68,7 +68,7 @@ from wardkey.dashboard.pages.overview import overview
 from wardkey.dashboard.pages.overview import usage as usage_page
 from wardkey.dashboard.shell import assets, not_found
 from wardkey.db.engine import Database
-from wardkey.db.leases import Confirming, Me, forget_silent, leave, stay
+from wardkey.db.leases import CommitBarrier, VerifierIdentity, deregister, heartbeat, prune_dead
 from wardkey.db.locks import hold_database, hold_folder
 from wardkey.db.maintenance import (
     clean_up,
@@ -77,21 +77,21 @@ from wardkey.db.maintenance import (
     rehash,
     rehash_passwords,
 )
-from wardkey.db.master_key import load_vault
+from wardkey.db.master_key import open_vault
 from wardkey.deployment import open_storage, sign_in_issuer
-from wardkey.domain.errors import Failure
+from wardkey.domain.errors import WardkeyError
 from wardkey.logs import configure_logging
-from wardkey.services.mqtt_login import Logins
-from wardkey.services.session_enforcer import Cutting
+from wardkey.services.mqtt_login import MqttLogins
+from wardkey.services.session_enforcer import SessionEnforcer
 from wardkey.services.throttle import Throttle
-from wardkey.services.token_exchange import Exchanges
+from wardkey.services.token_exchange import TokenExchange
 from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.shared_rates import SharedRates
-from wardkey.verify.sqlite_freshness import Embedded
+from wardkey.verify.sqlite_freshness import SqliteFreshness
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web import problems
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 from wardkey.web.request_limits import Limits
 
 log = logging.getLogger("wardkey")
@@ -166,7 +166,7 @@ def create_app() -> FastAPI:
         # A path with another slash is another path; a redirect would lose the body.
         redirect_slashes=False,
         # `include_router` would make each route a second time, for half a second of CPU.
-        routes=[route for room in (*doors, *pages) for route in room.router.routes],
+        routes=[route for module in (*doors, *pages) for route in module.router.routes],
     )
     problems.install(app)
     app.add_middleware(Limits)
@@ -181,9 +181,9 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             open_storage(config) as database,
             hold_database(database, alone=False),
         ):
-            load_vault(database)
+            open_vault(database)
             usage = Usage(database)
-            me = Me.here(database.clock(), config.max_staleness * 1000)
+            me = VerifierIdentity.local_process(database.clock(), config.max_staleness * 1000)
             verifier = Verifier(database, usage, me, config.directory_memory)
             verifier.live = config.workers
             if database.kind == "sqlite":
@@ -192,10 +192,10 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 file = Path(config.data_dir) / "rates"
                 verifier.shared_parts = config.workers
             verifier.shared_rates = SharedRates(file)
-            confirming = Confirming(database, observe=verifier.metrics.observe)
-            if not isinstance(verifier.directory.freshness, Embedded):
+            confirming = CommitBarrier(database, observe=verifier.metrics.observe)
+            if not isinstance(verifier.directory.freshness, SqliteFreshness):
                 verifier.directory.freshness.metrics = verifier.snapshot
-            context = Context(
+            context = AppContext(
                 runner=Runner(database, confirming),
                 verifier=verifier,
                 usage=usage,
@@ -207,7 +207,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 proxies=config.proxies,
                 key_headers=config.extra_key_headers,
                 metrics_token=config.metrics_token,
-                exchanges=Exchanges(
+                exchanges=TokenExchange(
                     database,
                     verifier,
                     KeySets(Fetch(config.private_issuers).get),
@@ -221,20 +221,22 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             )
             cutting = None
             if link is not None:
-                cutting = Cutting(context, link, context.rights, asyncio.get_running_loop())
-                context.runner.end_sessions = cutting.end_concerned
+                cutting = SessionEnforcer(context, link, context.rights, asyncio.get_running_loop())
+                context.runner.end_sessions = cutting.disconnect_affected
             app.state.context = context
             # One of them for the broker beside this and for others, so that guesses count together.
             watch = None if cutting is None else cutting.watch
-            logins = Logins(context, context.rights, watch=watch)
+            logins = MqttLogins(context, context.rights, watch=watch)
             app.state.hooks = Hooks(context, logins)
-            app.state.hot_routes = verify.HOT_ROUTES | publish.HOT_ROUTES | exchange.HOT_ROUTES
+            app.state.hot_routes = verify.FAST_ROUTES | publish.FAST_ROUTES | exchange.FAST_ROUTES
             stop = threading.Event()
             ticker = threading.Thread(
-                target=_tick, args=(context, logins, config.workers, stop), name="wardkey-ticker"
+                target=_run_maintenance,
+                args=(context, logins, config.workers, stop),
+                name="wardkey-ticker",
             )
             ticker.start()
-            _calm_collector()
+            _tune_gc()
             messaging = asyncio.create_task(_messaging(context, logins, cutting))
             try:
                 # The broker beside this waits for a worker; ready, one can log in there too.
@@ -259,7 +261,7 @@ def _link(config: Config, database: Database) -> BrokerLink | None:
     return BrokerLink(config.brokers, keys, database.clock, tls)
 
 
-def _publishers(config: Config, link: BrokerLink, me: Me) -> Publishers:
+def _publishers(config: Config, link: BrokerLink, me: VerifierIdentity) -> Publishers:
     parts = [urlsplit(url) for url in config.mqtt_brokers]
     tls = _trust(config) if parts[0].scheme == "mqtts" else None
     addresses = [(part.hostname or "", part.port or 0) for part in parts]
@@ -277,7 +279,9 @@ def _trust(config: Config) -> ssl.SSLContext:
     return tls
 
 
-async def _messaging(context: Context, logins: Logins, cutting: Cutting | None) -> None:
+async def _messaging(
+    context: AppContext, logins: MqttLogins, cutting: SessionEnforcer | None
+) -> None:
     """Answer the broker's logins and keep sessions to what is allowed, until cancelled."""
     link, publishers = context.link, context.publishers
     if link is None or publishers is None or cutting is None:
@@ -292,7 +296,7 @@ async def _messaging(context: Context, logins: Logins, cutting: Cutting | None) 
         await link.close()
 
 
-def _calm_collector() -> None:
+def _tune_gc() -> None:
     """Let the collector look at young objects in larger lots, and never again at what is loaded.
 
     Nearly everything that a verdict makes is freed by its reference count.
@@ -302,7 +306,9 @@ def _calm_collector() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def _tick(context: Context, logins: Logins, workers: int, stop: threading.Event) -> None:
+def _run_maintenance(
+    context: AppContext, logins: MqttLogins, workers: int, stop: threading.Event
+) -> None:
     """Write counters, notes and rehashes twice a second, and a last time when stopping."""
     database, watcher, ticks = context.runner.database, parent_process(), 0
     while True:
@@ -310,40 +316,40 @@ def _tick(context: Context, logins: Logins, workers: int, stop: threading.Event)
         if watcher is not None and not watcher.is_alive() and not last:
             # The process that watches over the workers was killed; nobody would stop this one.
             os.kill(os.getpid(), signal.SIGTERM)
-        _attempt(context.usage.flush)
-        _attempt(logins.write_connected)
+        _run_job(context.usage.flush)
+        _run_job(logins.write_connected)
         # At the start too, for what a killed process left.
-        _attempt(partial(merge_pending, database, MERGE_MS if ticks and not last else 0))
-        _attempt(partial(context.runner.write_notes, everything=last))
-        _attempt(partial(_rehash, context))
-        _attempt(partial(_share, context, workers))
+        _run_job(partial(merge_pending, database, MERGE_MS if ticks and not last else 0))
+        _run_job(partial(context.runner.write_notes, everything=last))
+        _run_job(partial(_rehash, context))
+        _run_job(partial(_update_live_count, context, workers))
         if ticks % CLEAN_UP_TICKS == 0:
-            _attempt(partial(clean_up, database))
+            _run_job(partial(clean_up, database))
             if database.kind == "postgresql":
-                _attempt(partial(forget_silent, database))
+                _run_job(partial(prune_dead, database))
         if ticks % CLEAN_UP_USAGE_TICKS == 0:
-            _attempt(partial(clean_up_usage, database))
-            _attempt(partial(clean_up_grants, database))
+            _run_job(partial(clean_up_usage, database))
+            _run_job(partial(clean_up_grants, database))
         ticks += 1
         if last:
             if database.kind == "sqlite":
-                _attempt(partial(leave, database, context.verifier.me))
+                _run_job(partial(deregister, database, context.verifier.me))
             return
 
 
-def _share(context: Context, workers: int) -> None:
+def _update_live_count(context: AppContext, workers: int) -> None:
     """Say that this verifier is here, and learn with how many it shares the rate limits."""
     verifier = context.verifier
     freshness = verifier.directory.freshness
-    if not isinstance(freshness, Embedded):
+    if not isinstance(freshness, SqliteFreshness):
         verifier.live = max(workers, freshness.live)
     else:
         freshness.check()
         told = verifier.snapshot()
-        verifier.live = max(workers, stay(context.runner.database, verifier.me, told))
+        verifier.live = max(workers, heartbeat(context.runner.database, verifier.me, told))
 
 
-def _rehash(context: Context) -> None:
+def _rehash(context: AppContext) -> None:
     """Store new digests; who has them in memory reads them again, or would note them for ever."""
     taken = context.verifier.take_rehashes()
     rehash(context.runner.database, taken)
@@ -352,11 +358,11 @@ def _rehash(context: Context) -> None:
     rehash_passwords(context.runner.database, context.verified.take_rehashes())
 
 
-def _attempt(job: Callable[[], None]) -> None:
+def _run_job(job: Callable[[], None]) -> None:
     """Run a job beside the requests; what failed is kept by the job and tried again."""
     try:
         job()
-    except Failure as failure:
+    except WardkeyError as failure:
         log.warning("%s: %s", failure.code, failure.detail)
     except Exception:
         log.exception("a job beside the requests failed")

@@ -19,7 +19,7 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.permissions import Role
 from wardkey.domain.secret import clean_brand
-from wardkey.domain.single_sign_on import Welcome
+from wardkey.domain.single_sign_on import SignInPolicy
 
 PREFIX = "WARDKEY_"
 # Read by the command line as a client, not by the server.
@@ -194,10 +194,10 @@ class Config:
         return parse_networks(item for item in self.trusted_proxies.split(",") if item.strip())
 
     @property
-    def welcome(self) -> Welcome:
+    def welcome(self) -> SignInPolicy:
         """Who may sign in by the OIDC issuer."""
         domains = (item.strip().lower() for item in self.oidc_domains.split(","))
-        return Welcome(
+        return SignInPolicy(
             frozenset(item for item in domains if item),
             self.oidc_organization,
             Role(self.oidc_role),
@@ -317,12 +317,12 @@ def _check_bounds(config: Config) -> None:
 def _check_names(config: Config) -> None:
     try:
         clean_brand(config.brand)
-    except ValueError as fault:
-        raise InvalidSetting(str(fault), field="brand") from None
+    except ValueError as error:
+        raise InvalidSetting(str(error), field="brand") from None
     try:
         parse_networks(item for item in config.trusted_proxies.split(",") if item.strip())
-    except ValueError as fault:
-        raise InvalidSetting(str(fault), field="trusted_proxies") from None
+    except ValueError as error:
+        raise InvalidSetting(str(error), field="trusted_proxies") from None
     for header in map(str.strip, config.key_headers.split(",")):
         if not set(header) <= _HEADER_CHARACTERS:
             raise InvalidSetting(

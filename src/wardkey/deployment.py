@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 from wardkey.actions.core.runner import Runner
 from wardkey.config import Config
-from wardkey.db.engine import Database, open_database, telling
-from wardkey.db.leases import Confirming
+from wardkey.db.engine import Database, open_database, storage_errors
+from wardkey.db.leases import CommitBarrier
 from wardkey.db.locks import hold_database, hold_folder
-from wardkey.db.maintenance import begin_feed
-from wardkey.db.master_key import MasterKeySource, fitting_key, is_begun, load_vault
+from wardkey.db.maintenance import init_feed
+from wardkey.db.master_key import MasterKeySource, is_initialized, open_vault, resolve_master_key
 from wardkey.domain.errors import DeploymentNotFound, InvalidSetting
 
 if TYPE_CHECKING:
@@ -42,15 +42,15 @@ def open_deployment(config: Config, *, alone: bool = False) -> Iterator[Runner]:
         hold_database(database, alone=alone),
     ):
         migrate(database)
-        begin_feed(database)
-        load_vault(database)
-        yield Runner(database, Confirming(database))
+        init_feed(database)
+        open_vault(database)
+        yield Runner(database, CommitBarrier(database))
 
 
 @contextmanager
 def open_existing(config: Config) -> Iterator[Runner]:
     """Open a deployment that was made before; raises `DeploymentNotFound` if there is none."""
-    if not config.data_dir.is_dir() or not is_begun(config.storage_url):
+    if not config.data_dir.is_dir() or not is_initialized(config.storage_url):
         raise DeploymentNotFound(
             f"There is no deployment in {config.data_dir}; name its folder with --data-dir, or "
             "make one with `wardkey up`."
@@ -62,7 +62,7 @@ def open_existing(config: Config) -> Iterator[Runner]:
 @contextmanager
 def open_storage(config: Config) -> Iterator[Database]:
     """Open the database with the master key that fits it, as it is; made if it is new."""
-    master = fitting_key(master_key_source(config), config.storage_url)
+    master = resolve_master_key(master_key_source(config), config.storage_url)
     database = open_database(config.storage_url, master, config.brand)
     try:
         yield database
@@ -76,7 +76,7 @@ def make_folder(path: Path) -> None:
     Raises `StorageReadOnly`, and `InvalidSetting` where something else has its name.
     """
     try:
-        with telling():
+        with storage_errors():
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InvalidSetting(

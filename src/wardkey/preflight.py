@@ -48,9 +48,9 @@ def check_tls(config: Config) -> None:
     if config.broker_ca:
         try:
             ssl.create_default_context(cafile=config.broker_ca)
-        except (OSError, ssl.SSLError) as fault:
+        except (OSError, ssl.SSLError) as error:
             raise InvalidSetting(
-                f"The file {config.broker_ca} cannot be taken as certificates: {fault.strerror}.",
+                f"The file {config.broker_ca} cannot be taken as certificates: {error.strerror}.",
                 field="broker_ca",
             ) from None
     cert, key = config.tls_cert, config.tls_key
@@ -63,9 +63,9 @@ def check_tls(config: Config) -> None:
     for field_name, name in (("tls_cert", cert), ("tls_key", key)):
         try:
             Path(name).read_bytes()
-        except OSError as fault:
+        except OSError as error:
             raise InvalidSetting(
-                f"The TLS file {name} cannot be read: {fault.strerror}.", field=field_name
+                f"The TLS file {name} cannot be read: {error.strerror}.", field=field_name
             ) from None
 
     def passphrase() -> str:
@@ -86,8 +86,8 @@ def check_tls(config: Config) -> None:
         ) from None
     try:
         context.load_cert_chain(cert, key, passphrase)
-    except ssl.SSLError as fault:
-        raise _tls_fault(cert, key, fault.reason) from None
+    except ssl.SSLError as error:
+        raise _tls_fault(cert, key, error.reason) from None
 
 
 def _tls_fault(cert: str, key: str, reason: str | None) -> InvalidSetting:

@@ -28,7 +28,7 @@ def note(tx: Transaction, by: Principal, count: int, action: str = "test.noted")
 @pytest.fixture
 def long(runner: Runner, owner: Principal) -> int:
     """Make the organization's chain longer than two pages; return how long it is."""
-    runner.change(note, owner, 2 * PAGE)
+    runner.write(note, owner, 2 * PAGE)
     return 2 * PAGE + 1
 
 
@@ -50,7 +50,7 @@ def test_an_export_has_every_event_up_to_its_beginning_and_no_later_one(
 ) -> None:
     walk = export_events(runner.database, owner, AuditQuery())
     pages = [next(walk)]
-    runner.change(note, owner, 10)
+    runner.write(note, owner, 10)
     pages += walk
     assert numbers(pages) == list(range(1, long + 1))
     assert max(map(len, pages)) <= PAGE
@@ -68,15 +68,15 @@ def test_no_connection_is_held_between_pages_nor_by_a_walk_that_is_given_up(
     for walk in walks:
         assert len(next(walk)) == PAGE
         assert pool.checkedout() == idle
-    runner.change(note, owner, 1)
+    runner.write(note, owner, 1)
     assert long == sum(map(len, walks[0])) + PAGE
 
 
 def test_an_export_finds_the_few_events_that_fit_and_passes_over_numbers_that_are_gone(
     runner: Runner, owner: Principal, long: int
 ) -> None:
-    runner.change(note, owner, 1, "test.rare")
-    runner.change(note, owner, PAGE)
+    runner.write(note, owner, 1, "test.rare")
+    runner.write(note, owner, PAGE)
     rare = AuditQuery(action="test.rare")
     assert numbers(list(export_events(runner.database, owner, rare))) == [long + 1]
     moved = update(audit_events).where(at(audit_events, owner, 5)).values(seq=FAR)
@@ -96,7 +96,7 @@ def test_a_chain_is_checked_up_to_its_end_at_the_beginning_while_it_grows(
 
     def read_and_note(*_: object) -> Any:  # noqa: ANN401 - the transaction
         pages.append(1)
-        runner.change(note, owner, 1)
+        runner.write(note, owner, 1)
         return read()
 
     monkeypatch.setattr(type(runner.database), "read", read_and_note)
@@ -109,7 +109,7 @@ def test_what_is_edited_removed_added_or_cut_off_is_found_on_every_page(
     runner: Runner, owner: Principal, long: int
 ) -> None:
     database, org_id = runner.database, owner.org_id
-    head = runner.look(export_head, owner, org_id)
+    head = runner.read(export_head, owner, org_id)
     edit(runner, update(audit_events).where(at(audit_events, owner, 3)).values(action="edited"))
     edit(runner, delete(audit_events).where(at(audit_events, owner, PAGE)))
     edit(runner, delete(audit_events).where(at(audit_events, owner, PAGE + 1)))

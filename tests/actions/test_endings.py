@@ -21,10 +21,10 @@ from wardkey.actions.grants import grants, providers
 from wardkey.actions.grants.grants import MintedGrant
 from wardkey.actions.grants.logins import find_grant
 from wardkey.actions.keys import keys, revocations
-from wardkey.actions.messaging.session_receipts import Concern
+from wardkey.actions.messaging.session_receipts import SessionImpact
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import invitations, passkeys
-from wardkey.domain.errors import Failure, InvalidToken
+from wardkey.domain.errors import InvalidToken, WardkeyError
 from wardkey.domain.grants import NewGrant
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType, Permission, Role
@@ -32,7 +32,7 @@ from wardkey.domain.principal import Principal, PrincipalKind, member, operator
 from wardkey.domain.providers import ProviderKind, ProviderSpec
 from wardkey.domain.receipts import EndedSessions
 from wardkey.domain.secret import Environment
-from wardkey.domain.verdict import Question, Verdict
+from wardkey.domain.verdict import Verdict, VerificationRequest
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
@@ -120,12 +120,12 @@ class World:
         (self.by_provider,) = self.run(grants.mint, exchanging, exchanged)
         self.runner.end_sessions = self.note_room
 
-    def note_room(self, concern: Concern) -> EndedSessions:
-        self.ended_rooms.add((concern.room[0], str(concern.room[1])))
+    def note_room(self, concern: SessionImpact) -> EndedSessions:
+        self.ended_rooms.add((concern.scope[0], str(concern.scope[1])))
         return EndedSessions()
 
     def run(self, action: Callable[..., Any], by: Principal, *args: object) -> Any:  # noqa: ANN401 - as `action`
-        return self.runner.change(action, by, *args)
+        return self.runner.write(action, by, *args)
 
     def as_member(self, user_id: str, email: str, role: Role) -> Principal:
         return member(
@@ -205,7 +205,7 @@ class World:
         return self.verdict(self.other_key.secret.text)
 
     def verdict(self, text: str) -> str:
-        answer = self.verifier.verify(Question(text, address="203.0.113.7"))
+        answer = self.verifier.verify(VerificationRequest(text, address="203.0.113.7"))
         return "stays" if answer.verdict is Verdict.VALID else "ends"
 
     def access_to_the_organization(self) -> str:
@@ -223,7 +223,7 @@ class World:
         try:
             with self.runner.database.read() as tx:
                 action(tx)
-        except Failure:
+        except WardkeyError:
             return "ends"
         return "stays"
 
@@ -252,8 +252,8 @@ class World:
             if logs_in:
                 return "no refresh"
             # What ends a grant has its live sessions looked at before the call returns.
-            room = (self.org.id, str(Environment.LIVE))
-            assert room in self.ended_rooms or self.is_stopped
+            scope = (self.org.id, str(Environment.LIVE))
+            assert scope in self.ended_rooms or self.is_stopped
             return "ends"
         return "stays"
 

@@ -55,7 +55,7 @@ class Notebook:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         name = f"Acme {next(NAMES)}"
-        made, user = runner.change(organizations.create, operator(), name, "owner@acme.example")
+        made, user = runner.write(organizations.create, operator(), name, "owner@acme.example")
         self.owner = member(
             user_id=user,
             email="owner@acme.example",
@@ -69,7 +69,7 @@ class Notebook:
         self.notes: list[Noted] = []
         test = replace(self.owner, environment=Environment.TEST)
         wanted = self.wanted("", EMAILS[0], EMAILS[0])
-        self.bystander = runner.change(grants.create, test, wanted)
+        self.bystander = runner.write(grants.create, test, wanted)
 
     def provider(self, name: str) -> str:
         spec = ProviderSpec(
@@ -79,11 +79,11 @@ class Notebook:
             audiences=("app",),
             algorithms=("ES256",),
         )
-        return self.runner.change(providers.create, self.owner, spec).id
+        return self.runner.write(providers.create, self.owner, spec).id
 
     def key(self, name: str) -> str:
         spec = KeySpec(name, KeyType.SECRET, Environment.LIVE)
-        return self.runner.change(keys.issue, self.owner, spec).key.id
+        return self.runner.write(keys.issue, self.owner, spec).key.id
 
     def wanted(self, provider: str, user: str, email: str) -> NewGrant:
         name = f"{user.partition('@')[0]}_{provider}"
@@ -106,14 +106,14 @@ class Notebook:
         )
         user_id, email = f"user{user % 3}", EMAILS[user % 3]
         wanted = [(self.wanted(provider, user_id, email), "")]
-        (made,) = self.runner.change(grants.mint, by, wanted)
+        (made,) = self.runner.write(grants.mint, by, wanted)
         live = key not in self.gone
         self.notes.append(Noted(made, user_id, email, provider, key, len(self.notes), live))
 
     def create(self, user: int, how: int) -> None:
         email = EMAILS[user % 3]
         wanted = self.wanted("", email, email)
-        made = self.runner.change(grants.create, self.owner, wanted, replace=bool(how % 2))
+        made = self.runner.write(grants.create, self.owner, wanted, replace=bool(how % 2))
         if how % 2:
             self.end(email=email)
         self.notes.append(Noted(made, email, email, "", "", len(self.notes)))
@@ -124,7 +124,7 @@ class Notebook:
         note = self.notes[number % len(self.notes)]
         grant, password = note.made.grant, note.made.password.text
         try:
-            again = self.runner.change(grants.refresh, self.owner, grant.token_id, password)
+            again = self.runner.write(grants.refresh, self.owner, grant.token_id, password)
         except InvalidToken:
             assert not note.live
             return
@@ -140,7 +140,7 @@ class Notebook:
     def one(self, number: int, _: int) -> None:
         if self.notes:
             note = self.notes[number % len(self.notes)]
-            self.runner.change(grants.revoke, self.owner, note.made.grant.token_id)
+            self.runner.write(grants.revoke, self.owner, note.made.grant.token_id)
             note.live = False
 
     def user(self, number: int, _: int) -> None:
@@ -160,19 +160,19 @@ class Notebook:
     def delete_provider(self, number: int, _: int) -> None:
         provider = self.providers[number % 2]
         if provider not in self.gone:
-            self.runner.change(providers.remove, self.owner, provider)
+            self.runner.write(providers.remove, self.owner, provider)
             self.gone.add(provider)
             self.end(provider=provider)
 
     def revoke_key(self, number: int, _: int) -> None:
         key = self.keys[number % 2]
-        self.runner.change(revocations.revoke, self.owner, key, "unspecified")
+        self.runner.write(revocations.revoke, self.owner, key, "unspecified")
         self.gone.add(key)
         self.end(key=key)
 
     def revoke_all(self, kind: CutoffKind, **whose: str) -> None:
         ((_, subject),) = whose.items()
-        live = self.runner.change(grants.revoke_all, self.owner, kind, subject)
+        live = self.runner.write(grants.revoke_all, self.owner, kind, subject)
         assert live == self.end(**whose)
 
     def end(self, **whose: Any) -> int:  # noqa: ANN401
@@ -201,7 +201,7 @@ class Notebook:
                 for note in self.notes
                 if note.live and newest_lives[note.family]
             }
-            assert set(live_grants(tx, self.owner.room, kids)) == going_on
+            assert set(live_grants(tx, self.owner.scope, kids)) == going_on
             for name in {note.made.grant.mqtt_username for note in self.notes}:
                 lives = [n for n in self.notes if n.live and n.made.grant.mqtt_username == name]
                 newest = newest_grant(tx, name)

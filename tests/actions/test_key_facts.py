@@ -17,12 +17,12 @@ HOUR_MS = 3_600_000
 
 def test_uses_are_counted_by_day_of_one_key_and_of_all(runner: Runner, owner: Principal) -> None:
     spec = KeySpec("live-counted", KeyType.SECRET, Environment.LIVE)
-    issued = runner.change(keys.issue, owner, spec)
+    issued = runner.write(keys.issue, owner, spec)
     today = runner.database.clock() // HOUR_MS
     with runner.database.counting() as connection:
         for code, count in (("valid", 3), ("expired", 2), ("revoked", 1)):
             row = {"key_id": issued.key.id, "kid": issued.kid, "hour": today}
             connection.execute(insert(hours).values(**row, code=code, count=count))
-    by_key = runner.look(insights.days_by_key, owner, [issued.key.id])[issued.key.id]
-    for days in (by_key, runner.look(insights.days_in_all, owner)):
+    by_key = runner.read(insights.days_by_key, owner, [issued.key.id])[issued.key.id]
+    for days in (by_key, runner.read(insights.days_in_all, owner)):
         assert (days[-1].allowed, days[-1].denied) == (3, 3)

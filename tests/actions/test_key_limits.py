@@ -18,12 +18,12 @@ from wardkey.actions.core.runner import Runner
 from wardkey.actions.keys import imports, keys, revocations, scopes
 from wardkey.config import load_config
 from wardkey.deployment import open_deployment
-from wardkey.domain.errors import ExceedsOwnLimits, ExceedsOwnPermissions, Failure
+from wardkey.domain.errors import ExceedsOwnLimits, ExceedsOwnPermissions, WardkeyError
 from wardkey.domain.keys import KeySpec, Rate
 from wardkey.domain.permissions import KeyType, Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
-from wardkey.domain.verdict import KnownSecret, Question, Verdict, decide
+from wardkey.domain.verdict import KnownSecret, Verdict, VerificationRequest, decide
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web.caller import key_principal
@@ -73,7 +73,7 @@ class World:
     ids: list[str] = field(default_factory=list)
 
     def made(self, permissions: tuple[str, ...], **more: Any) -> keys.Issued:  # noqa: ANN401
-        return self.runner.change(keys.issue, self.owner, self.spec(permissions, **more))
+        return self.runner.write(keys.issue, self.owner, self.spec(permissions, **more))
 
     def spec(self, permissions: tuple[str, ...], **more: Any) -> KeySpec:  # noqa: ANN401
         self.count += 1
@@ -88,7 +88,7 @@ class World:
     def caller(self, text: str) -> Principal | None:
         """Return who shows a secret from inside; None if it is refused."""
         known, now = self.known(text), self.runner.database.clock()
-        verdict = decide(known, Question(text, address=INSIDE), now)
+        verdict = decide(known, VerificationRequest(text, address=INSIDE), now)
         return key_principal(known, INSIDE, "") if verdict is Verdict.VALID else None
 
     def powers(self, text: str) -> set[tuple[str, str, int]]:
@@ -102,7 +102,7 @@ class World:
             if self.began + at >= now
             if decide(
                 known,
-                Question(text, address=address, permissions=(permission,)),
+                VerificationRequest(text, address=address, permissions=(permission,)),
                 self.began + at,
             )
             is Verdict.VALID
@@ -128,7 +128,7 @@ def begin(opened: Runner) -> Iterator[Callable[[], World]]:
         count += 1
         opened.database.clock = clock
         email = f"owner@acme-{count}.example"
-        made, user = opened.change(organizations.create, operator(), "Acme", email)
+        made, user = opened.write(organizations.create, operator(), "Acme", email)
         owner = member(
             user_id=user,
             email=email,
@@ -136,7 +136,7 @@ def begin(opened: Runner) -> Iterator[Callable[[], World]]:
             role=Role.OWNER,
             environment=Environment.LIVE,
         )
-        opened.change(scopes.create, owner, SCOPE)
+        opened.write(scopes.create, owner, SCOPE)
         began = clock()
         opened.database.clock = lambda: began
         return World(opened, owner, verifier, began)
@@ -160,7 +160,7 @@ def others(world: World) -> list[str]:
     weaker = world.made(("acl:read",))
     stronger = world.made(("acl:read", "acl:write"), allowed_addresses=(INSIDE,))
     stopped = world.made(("acl:read",), expires_at=world.began + HOUR)
-    world.runner.change(keys.disable, world.owner, stopped.key.id)
+    world.runner.write(keys.disable, world.owner, stopped.key.id)
     # One that is as limited, which the thief may use for what it can do itself.
     like = {"allowed_addresses": ("10.1.0.0/16",), "rate_limit": RATE}
     within = world.made(("acl:read",), **like, expires_at=world.began + HOUR)
@@ -186,13 +186,13 @@ def take(world: World, step: Any) -> None:  # noqa: ANN401 - what hypothesis dre
     by = world.caller(world.texts[who % len(world.texts)])
     if by is None:
         return
-    key_id, change = world.ids[which % len(world.ids)], world.runner.change
+    key_id, change = world.ids[which % len(world.ids)], world.runner.write
 
     def at(wanted: int | None) -> int | None:
         return None if wanted is None else world.began + wanted
 
     made = None
-    with suppress(Failure):
+    with suppress(WardkeyError):
         if act == "issue":
             spec = world.spec(**{**values, "expires_at": at(values["expires_at"])})
             made = change(keys.issue, by, spec)
@@ -222,7 +222,7 @@ def test_no_sequence_of_calls_yields_a_key_that_may_do_what_the_stolen_one_could
     foreign = others(world)
     if replaced:
         # An admin replaces the secret because it was stolen; it works for another hour.
-        world.runner.change(keys.rotate, world.owner, made.key.id, "1h")
+        world.runner.write(keys.rotate, world.owner, made.key.id, "1h")
     mine, theirs = world.powers(world.texts[0]), [world.powers(text) for text in foreign]
     assert mine
     for step in calls:
@@ -256,17 +256,17 @@ def test_a_key_changes_no_restriction_of_its_own(
     by = world.caller(made.secret.text)
     assert by is not None
     with pytest.raises(ExceedsOwnLimits):
-        world.runner.change(keys.change, by, made.key.id, change)
+        world.runner.write(keys.change, by, made.key.id, change)
     # What restricts nothing may be changed, and what stays the same named.
     same = {"allowed_addresses": ("10.0.0.0/8",), "description": "mine"}
-    assert world.runner.change(keys.change, by, made.key.id, same)[0].description == "mine"
+    assert world.runner.write(keys.change, by, made.key.id, same)[0].description == "mine"
 
 
 def test_a_key_narrows_others_and_widens_none(begin: Callable[[], World]) -> None:
     world = begin()
     by = world.caller(world.made(HELD).secret.text)
     assert by is not None
-    change, until = world.runner.change, world.began + DAY
+    change, until = world.runner.write, world.began + DAY
     weaker = world.made(("acl:read",)).key.id
     stronger = world.made(("acl:write",), allowed_addresses=(INSIDE,)).key.id
     change(keys.change, by, weaker, {"allowed_addresses": ("10.0.0.0/8",), "expires_at": until})
@@ -291,10 +291,10 @@ def test_a_key_adds_permissions_only_to_keys_within_its_own_limits(
     assert by is not None
     weaker, within = world.ids[1], world.ids[-1]
     with pytest.raises(ExceedsOwnLimits):
-        world.runner.change(keys.change, by, weaker, {"permissions": HELD})
-    assert world.runner.change(keys.change, by, within, {"permissions": HELD})[0].permissions
+        world.runner.write(keys.change, by, weaker, {"permissions": HELD})
+    assert world.runner.write(keys.change, by, within, {"permissions": HELD})[0].permissions
     with pytest.raises(ExceedsOwnLimits):
-        world.runner.change(keys.rotate, by, weaker, "now")
+        world.runner.write(keys.rotate, by, weaker, "now")
 
 
 def test_a_key_with_scopes_grant_grants_every_scope_within_its_own_limits(
@@ -305,7 +305,7 @@ def test_a_key_with_scopes_grant_grants_every_scope_within_its_own_limits(
     own = world.made((*HELD, "scopes:grant"), **limits)
     by = world.caller(own.secret.text)
     assert by is not None
-    change, other = world.runner.change, world.made((SCOPE,)).key.id
+    change, other = world.runner.write, world.made((SCOPE,)).key.id
     assert change(keys.issue, by, world.spec((SCOPE,), **limits)).key.permissions == (SCOPE,)
     with pytest.raises(ExceedsOwnLimits):
         change(keys.issue, by, world.spec((SCOPE,)))
@@ -324,7 +324,7 @@ def test_members_and_keys_with_keys_admin_lift_limits(begin: Callable[[], World]
     own = world.made((*HELD, "keys:admin"), **limits)
     by = world.owner if who == "member" else world.caller(own.secret.text)
     assert by is not None
-    change = world.runner.change
+    change = world.runner.write
     other = world.made(("acl:write",), **limits).key.id
     change(keys.disable, world.owner, other)
     change(keys.enable, by, other)
@@ -343,7 +343,7 @@ def test_a_key_enables_only_what_it_disabled_itself(begin: Callable[[], World]) 
     another = world.caller(world.made(HELD).secret.text)
     assert by is not None
     assert another is not None
-    change, key_id = world.runner.change, world.made(("acl:read",)).key.id
+    change, key_id = world.runner.write, world.made(("acl:read",)).key.id
     change(keys.disable, by, key_id)
     with pytest.raises(ExceedsOwnLimits):
         change(keys.enable, another, key_id)
@@ -360,20 +360,20 @@ def test_an_imported_key_is_within_the_limits_of_its_importer(begin: Callable[[]
     by = world.caller(stolen(world).secret.text)
     assert by is not None
     prefix = f"p{world.began}_"
-    world.runner.change(imports.register_prefix, world.owner, prefix)
+    world.runner.write(imports.register_prefix, world.owner, prefix)
     hashed = hashlib.sha256(b"a text of another issuer").hexdigest()
     wanted = imports.Import(world.spec(("acl:read",)), prefix, hashed, 160)
     with pytest.raises(ExceedsOwnLimits):
-        world.runner.change(imports.import_key, by, wanted)
+        world.runner.write(imports.import_key, by, wanted)
     limits = {"allowed_addresses": (INSIDE,), "rate_limit": RATE, "expires_at": world.began + 1}
     within = replace(wanted, spec=world.spec(("acl:read",), **limits))
-    assert world.runner.change(imports.import_key, by, within).expires_at == world.began + 1
+    assert world.runner.write(imports.import_key, by, within).expires_at == world.began + 1
 
 
 def test_a_secret_in_its_grace_makes_nothing_that_outlives_it(begin: Callable[[], World]) -> None:
     world = begin()
     made = world.made(HELD)
-    change = world.runner.change
+    change = world.runner.write
     change(keys.rotate, world.owner, made.key.id, "1h")
     by = world.caller(made.secret.text)
     assert by is not None

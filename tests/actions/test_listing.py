@@ -32,13 +32,13 @@ def issue(
     key_type: KeyType = KeyType.SECRET,
 ) -> keys.Issued:
     spec = KeySpec(name, key_type, Environment.LIVE, expires_at=expires_at)
-    return runner.change(keys.issue, by, spec)
+    return runner.write(keys.issue, by, spec)
 
 
 def names(runner: Runner, by: Principal, at: int, query: KeyQuery) -> set[str]:
     runner.database.clock = lambda: at
-    listed = {key.name for key in runner.look(keys.list_keys, by, query)}
-    assert runner.look(keys.count_keys, by, query) == len(listed)
+    listed = {key.name for key in runner.read(keys.list_keys, by, query)}
+    assert runner.read(keys.count_keys, by, query) == len(listed)
     return listed
 
 
@@ -49,12 +49,12 @@ def test_each_key_is_listed_under_its_own_status(runner: Runner, owner: Principa
         for state in ("plain", "disabled", "revoked"):
             made = issue(runner, owner, f"{state}-{end}", expires_at=expires_at)
             if state == "disabled":
-                runner.change(keys.disable, owner, made.key.id)
+                runner.write(keys.disable, owner, made.key.id)
             if state == "revoked":
-                runner.change(revocations.revoke, owner, made.key.id, "unspecified")
+                runner.write(revocations.revoke, owner, made.key.id, "unspecified")
     issue(runner, owner, "page", key_type=KeyType.PUBLISHABLE)
     runner.database.clock = lambda: at
-    everything = runner.look(keys.list_keys, owner, KeyQuery())
+    everything = runner.read(keys.list_keys, owner, KeyQuery())
     assert len(everything) == 13
     for status in KeyStatus:
         expected = {key.name for key in everything if key.status(at) is status}
@@ -71,10 +71,10 @@ def test_the_organizations_policy_says_when_a_rotation_is_due(
     runner: Runner, owner: Principal
 ) -> None:
     issue(runner, owner, "old")
-    runner.change(organizations.change, owner, rotation_days=7)
+    runner.write(organizations.change, owner, rotation_days=7)
     for at, expected in ((START + 7 * DAY - 1, set()), (START + 7 * DAY, {"old"})):
         assert names(runner, owner, at, KeyQuery(rotation_due=True)) == expected
-        (key,) = runner.look(keys.list_keys, owner, KeyQuery())
+        (key,) = runner.read(keys.list_keys, owner, KeyQuery())
         assert key.rotation_due(at) == bool(expected)
 
 
@@ -86,8 +86,8 @@ def test_a_key_is_unused_once_neither_made_nor_used_for_so_many_days(
     used = issue(runner, owner, "used")
     rotated = issue(runner, owner, "rotated")
     revoked = issue(runner, owner, "revoked")
-    runner.change(revocations.revoke, owner, revoked.key.id, "unspecified")
-    newer = runner.change(keys.rotate, owner, rotated.key.id, "until_revoked")
+    runner.write(revocations.revoke, owner, revoked.key.id, "unspecified")
+    newer = runner.write(keys.rotate, owner, rotated.key.id, "until_revoked")
     usage.note(used.kid, used.key.id, "valid", START + DAY, "", "", "")
     usage.note(newer.kid, rotated.key.id, "valid", START + 2 * DAY, "", "", "")
     usage.note(rotated.kid, rotated.key.id, "valid", START + 1, "", "", "")
@@ -106,7 +106,7 @@ def test_a_key_is_expiring_in_its_last_fourteen_days(runner: Runner, owner: Prin
     issue(runner, owner, "ends", expires_at=end)
     issue(runner, owner, "stays")
     gone = issue(runner, owner, "gone", expires_at=end)
-    runner.change(revocations.revoke, owner, gone.key.id, "unspecified")
+    runner.write(revocations.revoke, owner, gone.key.id, "unspecified")
     query = KeyQuery(expiring=True)
     assert names(runner, owner, end - EXPIRING_MS - 1, query) == set()
     assert names(runner, owner, end - EXPIRING_MS, query) == {"ends"}

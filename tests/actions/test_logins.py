@@ -62,7 +62,7 @@ def made(
     runner: Runner, by: Principal, username: str = "agent", password: str | None = None
 ) -> ClientWithPassword:
     hashed = None if password is None else clients.hash_password(by, password)
-    return runner.change(clients.create, by, ClientSpec(username, by.environment), hashed)
+    return runner.write(clients.create, by, ClientSpec(username, by.environment), hashed)
 
 
 def test_the_right_password_finds_the_client_and_a_wrong_one_nobody(
@@ -123,11 +123,11 @@ def test_a_disabled_or_deleted_client_is_not_found_though_its_password_is_rememb
         return find_login(runner.database, verified, client.mqtt_username, GIVEN) is not None
 
     assert found()
-    runner.change(clients.change, owner, client.id, {"enabled": False})
+    runner.write(clients.change, owner, client.id, {"enabled": False})
     assert not found()
-    runner.change(clients.change, owner, client.id, {"enabled": True})
+    runner.write(clients.change, owner, client.id, {"enabled": True})
     assert found()
-    runner.change(clients.remove, owner, client.id)
+    runner.write(clients.remove, owner, client.id)
     assert not found()
 
 
@@ -141,11 +141,11 @@ def test_no_client_of_a_suspended_or_deleted_organization_is_found(
         return find_login(runner.database, verified, name, one.password or "") is not None
 
     assert found()
-    runner.change(organizations.suspend, operator(), owner.org_id)
+    runner.write(organizations.suspend, operator(), owner.org_id)
     assert not found()
-    runner.change(organizations.resume, operator(), owner.org_id)
+    runner.write(organizations.resume, operator(), owner.org_id)
     assert found()
-    runner.change(organizations.delete, operator(), owner.org_id)
+    runner.write(organizations.delete, operator(), owner.org_id)
     assert not found()
 
 
@@ -158,10 +158,10 @@ def test_a_new_password_ends_the_old_one_that_is_remembered(
     client = made(runner, owner, password=GIVEN).client
     name = client.mqtt_username
     assert find_login(runner.database, verified, name, GIVEN)
-    runner.change(clients.set_password, owner, client.id, clients.hash_password(owner, OTHER))
+    runner.write(clients.set_password, owner, client.id, clients.hash_password(owner, OTHER))
     assert find_login(runner.database, verified, name, GIVEN) is None
     assert find_login(runner.database, verified, name, OTHER)
-    generated = runner.change(clients.set_password, owner, client.id).password or ""
+    generated = runner.write(clients.set_password, owner, client.id).password or ""
     assert find_login(runner.database, verified, name, OTHER) is None
     assert find_login(runner.database, verified, name, generated)
 
@@ -170,7 +170,7 @@ def test_passwords_outlive_a_rotation_of_the_master_key(
     runner: Runner, owner: Principal, verified: VerifiedPasswords
 ) -> None:
     given, generated = made(runner, owner, "given", GIVEN), made(runner, owner, "generated")
-    (before,) = runner.look(master_keys.versions, operator())
+    (before,) = runner.read(master_keys.versions, operator())
     assert before.rows["clients"] == 1
     assert [(state.version, state.opens) for state in check_peppers(runner.database)] == [(1, True)]
     with runner.database.write() as tx:
@@ -257,7 +257,7 @@ def test_a_connection_is_stored_at_most_once_a_minute(
         known = find_login(runner.database, verified, one.client.mqtt_username, one.password or "")
         assert known is not None
         mark_connected(runner.database, [known, stale(known)])
-        return runner.look(clients.get, by, one.client.id).last_connected_at
+        return runner.read(clients.get, by, one.client.id).last_connected_at
 
     def stale(known: KnownClient) -> KnownClient:
         """Return what a process knows that did not see the other one's mark."""

@@ -33,7 +33,7 @@ def test_notes_survive_a_write_that_fails(runner: Runner) -> None:
 
     event.listen(runner.database.writer, "before_cursor_execute", fill)
     for _ in range(2):
-        runner.notes.note(BY, "attempt.refused", "issue: not_permitted")
+        runner.notes.aggregate(BY, "attempt.refused", "issue: not_permitted")
         with pytest.raises(StorageFull):
             runner.write_notes()
     full[0] = False
@@ -47,7 +47,7 @@ def test_alike_notes_of_a_minute_become_one_event(runner: Runner) -> None:
     start = runner.database.clock()
     for later, told in ((0, 1), (1, 1), (MINUTE_MS - 1, 1), (MINUTE_MS, 2)):
         runner.database.clock = partial(int, start + later)
-        runner.notes.note(BY, "attempt.refused", "issue: not_permitted")
+        runner.notes.aggregate(BY, "attempt.refused", "issue: not_permitted")
         runner.write_notes()
         assert len(noted(runner)) == told
     assert [count for _, _, count in noted(runner)] == [1, 3]
@@ -55,8 +55,8 @@ def test_alike_notes_of_a_minute_become_one_event(runner: Runner) -> None:
 
 def test_no_text_of_a_caller_holds_up_the_notes_of_others(runner: Runner) -> None:
     odd = replace(BY, address="192.0.2.1\0" + "9" * 100, user_agent="\0" * 300)
-    runner.notes.note(odd, "key.exposed", "first")
-    runner.notes.note(BY, "key.exposed", "second")
+    runner.notes.aggregate(odd, "key.exposed", "first")
+    runner.notes.aggregate(BY, "key.exposed", "second")
     runner.write_notes()
     assert [what for _, what, _ in noted(runner)] == ["first", "second"]
     assert noted(runner)[0][0] == "192.0.2.1�" + "9" * 54

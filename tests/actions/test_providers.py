@@ -41,18 +41,18 @@ BackUp = Callable[[], Callable[[], Restored]]
 
 
 def create(runner: Runner, owner: Principal, spec: ProviderSpec, secret: str = "") -> str:
-    return runner.change(providers.create, owner, spec, secret).id
+    return runner.write(providers.create, owner, spec, secret).id
 
 
 def grant_of(runner: Runner, owner: Principal, provider_id: str = "") -> MintedGrant:
     email = "admin@acme.example"
     wanted = NewGrant(provider_id, email, email, "usr_1", "admin_1", {}, 600)
-    return runner.change(grants.create, owner, wanted)
+    return runner.write(grants.create, owner, wanted)
 
 
 def trusted(runner: Runner, owner: Principal) -> dict[str, tuple[bool, bytes]]:
     """Return whom an exchange finds, with what it would check a token with."""
-    found = TrustedProviders().of(runner.database, owner.room, 0)
+    found = TrustedProviders().of(runner.database, owner.scope, 0)
     return {one.id: (one.enabled, one.secret) for one in found}
 
 
@@ -63,12 +63,12 @@ def test_a_provider_that_was_deleted_since_the_backup_stays_so(
 ) -> None:
     gone, kept = create(runner, owner, OIDC), create(runner, owner, replace(OIDC, name="app"))
     put_back = back_up()
-    runner.change(providers.remove, owner, gone)
+    runner.write(providers.remove, owner, gone)
 
     done = put_back()
 
     with pytest.raises(ProviderNotFound):
-        runner.look(providers.get, owner, gone)
+        runner.read(providers.get, owner, gone)
     assert trusted(runner, owner) == {kept: (True, b"")}
     assert [(one.action, one.target.id) for one in done.carried] == [("provider.deleted", gone)]
     assert verify_chain(runner.database, operator(), owner.org_id)[1] == []
@@ -81,13 +81,13 @@ def test_a_provider_is_as_it_was_decided_last_and_not_as_the_backup_says(
 ) -> None:
     disabled, enabled = (create(runner, owner, replace(OIDC, name=name)) for name in ("a", "b"))
     changed, legacy = create(runner, owner, OIDC), create(runner, owner, LEGACY, SHARED)
-    runner.change(providers.enable, owner, enabled, enabled=False)
+    runner.write(providers.enable, owner, enabled, enabled=False)
     put_back = back_up()
-    runner.change(providers.enable, owner, disabled, enabled=False)
-    runner.change(providers.enable, owner, enabled, enabled=True)
+    runner.write(providers.enable, owner, disabled, enabled=False)
+    runner.write(providers.enable, owner, enabled, enabled=True)
     narrower = {"audiences": ("shop-2",), "algorithms": ("EdDSA",)}
-    runner.change(providers.change, owner, changed, narrower)
-    runner.change(providers.change, owner, legacy, {}, OTHER)
+    runner.write(providers.change, owner, changed, narrower)
+    runner.write(providers.change, owner, legacy, {}, OTHER)
     added = create(runner, owner, replace(OIDC, name="since"))
 
     done = put_back()
@@ -98,7 +98,7 @@ def test_a_provider_is_as_it_was_decided_last_and_not_as_the_backup_says(
         changed: (True, b""),
         legacy: (True, OTHER.encode()),
     }
-    assert runner.look(providers.get, owner, changed).spec.audiences == ("shop-2",)
+    assert runner.read(providers.get, owner, changed).spec.audiences == ("shop-2",)
     assert {one.action for one in done.carried} == {"provider.updated"}
     assert [(one.kind, one.id) for one in done.lost] == [("provider", added)]
 
@@ -111,7 +111,7 @@ def test_providers_that_are_as_in_the_backup_are_not_named(
     create(runner, owner, OIDC)
     create(runner, owner, LEGACY, SHARED)
     put_back = back_up()
-    other, user = runner.change(organizations.create, operator(), "Other", "owner@acme.example")
+    other, user = runner.write(organizations.create, operator(), "Other", "owner@acme.example")
     create(runner, replace(owner, org_id=other.id, id=user), OIDC)
 
     done = put_back()
@@ -128,7 +128,7 @@ def test_a_restore_leaves_no_grant(
     before = grant_of(runner, owner, create(runner, owner, OIDC))
     put_back = back_up()
     since = grant_of(runner, owner)
-    runner.change(grants.revoke_all, owner, CutoffKind.EMAIL, "grace@acme.example")
+    runner.write(grants.revoke_all, owner, CutoffKind.EMAIL, "grace@acme.example")
     database = runner.database
     assert find_grant(database, before.password.text)
 
@@ -154,6 +154,6 @@ def test_a_sealed_secret_and_live_grants_outlive_the_master_key(
         assert trusted(runner, owner) == {legacy: (True, SHARED.encode())}
         assert find_grant(runner.database, grant.password.text, grant.grant.mqtt_username)
     password = grant.password.text
-    again = runner.change(grants.refresh, owner, grant.grant.token_id, password)
+    again = runner.write(grants.refresh, owner, grant.grant.token_id, password)
     assert again is not None
     assert find_grant(runner.database, again.password.text)

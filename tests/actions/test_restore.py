@@ -43,7 +43,7 @@ def back_up(runner: Runner, tmp_path: Path) -> Callable[[], Callable[[], Restore
                 open_backup(file, runner.database.master, tmp_path) as backup,
                 (tmp_path / "lost").open("w") as lost,
             ):
-                return runner.change(restore, operator(), backup, lost)
+                return runner.write(restore, operator(), backup, lost)
 
         return put_back
 
@@ -60,7 +60,7 @@ def rule(
 
 
 def add(runner: Runner, by: Principal, spec: RuleSpec) -> str:
-    return runner.change(acl.create, by, spec).id
+    return runner.write(acl.create, by, spec).id
 
 
 def allowed(runner: Runner, by: Principal) -> set[str]:
@@ -75,11 +75,11 @@ def narrowed(runner: Runner, owner: Principal, how: str, first: str) -> None:
     if how == "denied":
         add(runner, owner, rule("a/secret", Effect.DENY, 1))
     elif how == "changed":
-        runner.change(acl.change, owner, first, acl.RuleChanges(filter="a/b"))
+        runner.write(acl.change, owner, first, acl.RuleChanges(filter="a/b"))
     elif how == "deleted":
-        runner.change(acl.remove, owner, first)
+        runner.write(acl.remove, owner, first)
     else:
-        runner.change(acl.put_rules, owner, [rule("b"), rule("a/secret", priority=11)])
+        runner.write(acl.put_rules, owner, [rule("b"), rule("a/secret", priority=11)])
 
 
 @pytest.mark.parametrize("how", ["denied", "changed", "deleted", "replaced"])
@@ -91,13 +91,13 @@ def test_rules_that_were_narrowed_since_the_backup_stay_so(
     add(runner, test, rule("b"))
     put_back = back_up()
     narrowed(runner, owner, how, first)
-    before, rules = allowed(runner, owner), runner.look(acl.list_rules, owner)
+    before, rules = allowed(runner, owner), runner.read(acl.list_rules, owner)
     assert before != {"a", "a/b", "a/secret"}
 
     done = put_back()
 
     assert allowed(runner, owner) == before
-    assert runner.look(acl.list_rules, owner) == rules
+    assert runner.read(acl.list_rules, owner) == rules
     assert allowed(runner, test) == {"b"}
     (kept,) = done.kept_rules
     assert (kept.org_id, kept.environment) == (owner.org_id, "live")
@@ -110,7 +110,7 @@ def test_rules_that_are_as_in_the_backup_are_not_named(
 ) -> None:
     add(runner, owner, rule("a/#"))
     put_back = back_up()
-    other, user = runner.change(organizations.create, operator(), "Other", "owner@acme.example")
+    other, user = runner.write(organizations.create, operator(), "Other", "owner@acme.example")
     made_since = replace(owner, org_id=other.id, id=user)
     add(runner, made_since, rule("b"))
 
@@ -125,7 +125,7 @@ def test_a_rule_for_a_client_that_is_lost_stays_and_means_nobody(
     runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
 ) -> None:
     put_back = back_up()
-    made = runner.change(clients.create, owner, ClientSpec("agent", owner.environment)).client
+    made = runner.write(clients.create, owner, ClientSpec("agent", owner.environment)).client
     add(runner, owner, rule("a", subject=(SubjectKind.CLIENT, made.id)))
 
     done = put_back()
@@ -138,7 +138,7 @@ def test_a_rule_for_a_client_that_is_lost_stays_and_means_nobody(
 def test_a_password_that_was_only_hashed_anew_is_not_another_one(
     runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
 ) -> None:
-    made = runner.change(clients.create, owner, ClientSpec("agent", owner.environment))
+    made = runner.write(clients.create, owner, ClientSpec("agent", owner.environment))
     with runner.database.write() as tx:
         master_keys.rotate(tx, operator(), MasterKey.generate())
         runner.database.vault = tx.vault
@@ -159,16 +159,16 @@ def test_a_passkey_that_was_removed_since_the_backup_signs_nobody_in(
         database = runner.database
         challenge = passkeys.new_challenge(database.keys, owner.id, database.clock())
         answer = Answer(challenge, name, 0, b"a public key")
-        return runner.change(passkeys.register, owner, answer, name.decode())
+        return runner.write(passkeys.register, owner, answer, name.decode())
 
     removed, kept = add_passkey(b"removed"), add_passkey(b"kept")
     put_back = back_up()
-    runner.change(passkeys.remove, owner, removed)
+    runner.write(passkeys.remove, owner, removed)
     lost = add_passkey(b"lost")
 
     done = put_back()
 
-    assert [one.id for one in runner.look(passkeys.list_passkeys, owner)] == [kept]
+    assert [one.id for one in runner.read(passkeys.list_passkeys, owner)] == [kept]
     assert [(loss.kind, loss.id) for loss in done.lost] == [("passkey", lost)]
     with runner.database.read() as tx, pytest.raises(InvalidPasskey):
         passkeys.find(tx, b"removed", owner.id)

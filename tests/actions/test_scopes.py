@@ -24,17 +24,17 @@ from wardkey.domain.secret import Environment
 
 def issue(runner: Runner, by: Principal, name: str, *permissions: str) -> str:
     spec = KeySpec(name, KeyType.SECRET, by.environment, permissions)
-    return runner.change(keys.issue, by, spec, permissions).key.id
+    return runner.write(keys.issue, by, spec, permissions).key.id
 
 
 def catalogue(runner: Runner, by: Principal) -> dict[str, int]:
     query = scopes.ScopeQuery(limit=scopes.MOST_SCOPES)
-    return {one.name: one.keys for one in runner.look(scopes.list_scopes, by, query)}
+    return {one.name: one.keys for one in runner.read(scopes.list_scopes, by, query)}
 
 
 @pytest.fixture
 def other(runner: Runner) -> Principal:
-    made, user = runner.change(organizations.create, operator(), "Globex", "o@globex.example")
+    made, user = runner.write(organizations.create, operator(), "Globex", "o@globex.example")
     return member(
         user_id=user,
         email="o@globex.example",
@@ -51,7 +51,7 @@ def test_an_upgrade_fills_the_catalogue_with_what_keys_hold_and_takes_our_own_na
     issue(runner, owner, "live-b", "invoices:read")
     issue(runner, other, "test-a", "invoices:read")
     gone = issue(runner, owner, "live-gone", "orders:read")
-    runner.change(revocations.revoke, owner, gone, "unspecified", "")
+    runner.write(revocations.revoke, owner, gone, "unspecified", "")
     clash = issue(runner, owner, "live-clash", "usage:read")
     with runner.database.writer.begin() as connection:
         # As an earlier version allowed: scopes was no resource of ours.
@@ -63,24 +63,24 @@ def test_an_upgrade_fills_the_catalogue_with_what_keys_hold_and_takes_our_own_na
     migrate(runner.database)
     assert catalogue(runner, owner) == {"invoices:read": 2, "invoices:write": 1}
     assert catalogue(runner, other) == {"invoices:read": 1}
-    assert runner.look(keys.get, owner, clash).permissions == ("usage:read",)
+    assert runner.read(keys.get, owner, clash).permissions == ("usage:read",)
 
 
 def test_a_restore_brings_the_catalogue_of_the_backup_and_names_what_differs(
     runner: Runner, owner: Principal, tmp_path: Path
 ) -> None:
     issue(runner, owner, "live-a", "invoices:read")
-    runner.change(scopes.create, owner, "orders:read", "")
-    runner.change(scopes.create, owner, "parcels:read", "")
+    runner.write(scopes.create, owner, "orders:read", "")
+    runner.write(scopes.create, owner, "parcels:read", "")
     write_backup(runner.database, tmp_path / "copy")
-    runner.change(scopes.remove, owner, "orders:read")
-    runner.change(scopes.change, owner, "parcels:read", "Read parcels")
-    runner.change(scopes.create, owner, "refunds:read", "")
+    runner.write(scopes.remove, owner, "orders:read")
+    runner.write(scopes.change, owner, "parcels:read", "Read parcels")
+    runner.write(scopes.create, owner, "refunds:read", "")
     with (
         open_backup(tmp_path / "copy", runner.database.master, tmp_path) as backup,
         (tmp_path / "lost").open("w") as lost,
     ):
-        done = runner.change(restore, operator(), backup, lost)
+        done = runner.write(restore, operator(), backup, lost)
     assert catalogue(runner, owner) == {"invoices:read": 1, "orders:read": 0, "parcels:read": 0}
     assert [one.label for one in done.lost if one.kind == "scope"] == ["refunds:read"]
     widened = {(one.label, one.fields) for one in done.widened if one.kind == "scope"}
@@ -90,11 +90,11 @@ def test_a_restore_brings_the_catalogue_of_the_backup_and_names_what_differs(
 def test_the_catalogue_is_the_organizations_own(
     runner: Runner, owner: Principal, other: Principal
 ) -> None:
-    runner.change(scopes.create, owner, "invoices:read", "Ours")
+    runner.write(scopes.create, owner, "invoices:read", "Ours")
     assert catalogue(runner, other) == {}
     spec = KeySpec("test-b", KeyType.SECRET, Environment.TEST, ("invoices:raed",))
     with pytest.raises(UnknownScope) as caught:
-        runner.change(keys.issue, other, spec)
+        runner.write(keys.issue, other, spec)
     assert caught.value.similar == ()
-    runner.change(scopes.create, other, "invoices:read", "Theirs")
-    assert runner.look(scopes.get, owner, "invoices:read").description == "Ours"
+    runner.write(scopes.create, other, "invoices:read", "Theirs")
+    assert runner.read(scopes.get, owner, "invoices:read").description == "Ours"

@@ -21,8 +21,8 @@ from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType, Role
 from wardkey.domain.principal import Principal, PrincipalKind, member, operator
 from wardkey.domain.secret import Environment
-from wardkey.domain.single_sign_on import Identity, Welcome
-from wardkey.domain.verdict import Question
+from wardkey.domain.single_sign_on import Identity, SignInPolicy
+from wardkey.domain.verdict import VerificationRequest
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
@@ -31,19 +31,19 @@ Ask = Callable[[str, str], str]
 
 def organization(runner: Runner, name: str) -> Principal:
     email = f"owner@{name}.example"
-    made, user = runner.change(organizations.create, operator(), name, email)
+    made, user = runner.write(organizations.create, operator(), name, email)
     return member(
         user_id=user, email=email, org_id=made.id, role=Role.OWNER, environment=Environment.LIVE
     )
 
 
 def rename(runner: Runner, by: Principal, slug: str) -> None:
-    runner.change(organizations.change, by, slug=slug)
+    runner.write(organizations.change, by, slug=slug)
 
 
 def key_of(runner: Runner, by: Principal) -> str:
     spec = KeySpec("live-proxy", KeyType.SECRET, Environment.LIVE)
-    return runner.change(keys.issue, by, spec).secret.text
+    return runner.write(keys.issue, by, spec).secret.text
 
 
 def reserved(runner: Runner) -> dict[str, str]:
@@ -58,7 +58,7 @@ def ask(runner: Runner) -> Iterator[Ask]:
     verifier = Verifier(runner.database, Usage(runner.database))
 
     def verdict(key: str, named: str) -> str:
-        return str(verifier.verify(Question(key, organization=named)).verdict)
+        return str(verifier.verify(VerificationRequest(key, organization=named)).verdict)
 
     yield verdict
     verifier.directory.close()
@@ -98,22 +98,22 @@ def test_a_given_up_slug_cannot_move_the_people_who_join_by_sign_in(
         rename(runner, other, "acme")
     stranger = Principal(PrincipalKind.USER, "", "")
     identity = Identity("https://login.acme.example", "new", "new@acme.example")
-    welcome = Welcome(frozenset({"acme.example"}), "acme", Role.VIEWER)
+    welcome = SignInPolicy(frozenset({"acme.example"}), "acme", Role.VIEWER)
     with pytest.raises(SignInNotAllowed):
-        runner.change(identities.sign_in, stranger, identity, welcome, "")
+        runner.write(identities.sign_in, stranger, identity, welcome, "")
 
 
 def test_a_slug_stays_reserved_after_its_organization_is_deleted(
     runner: Runner, owner: Principal, other: Principal
 ) -> None:
     rename(runner, owner, "apex")
-    runner.change(organizations.close, owner)
+    runner.write(organizations.close, owner)
     for slug in ("acme", "apex"):
         with pytest.raises(DuplicateSlug):
             rename(runner, other, slug)
         with pytest.raises(DuplicateSlug):
-            runner.change(organizations.create, operator(), "New", "new@acme.example", slug)
-    made, _ = runner.change(organizations.create, operator(), "Acme", "new@acme.example")
+            runner.write(organizations.create, operator(), "New", "new@acme.example", slug)
+    made, _ = runner.write(organizations.create, operator(), "Acme", "new@acme.example")
     assert made.slug == "acme-2"
 
 
@@ -121,7 +121,7 @@ def test_no_slug_keeps_another_organization_from_being_deleted(
     runner: Runner, owner: Principal, other: Principal
 ) -> None:
     rename(runner, other, owner.org_id.lower().replace("_", "-"))
-    assert runner.change(organizations.close, owner).deleted_at is not None
+    assert runner.write(organizations.close, owner).deleted_at is not None
 
 
 def test_a_restore_frees_no_slug_that_was_taken_since_the_backup(
@@ -134,7 +134,7 @@ def test_a_restore_frees_no_slug_that_was_taken_since_the_backup(
         open_backup(tmp_path / "copy.wardkey", runner.database.master, tmp_path) as backup,
         (tmp_path / "lost").open("w") as out,
     ):
-        runner.change(restore, operator(), backup, out)
+        runner.write(restore, operator(), backup, out)
     assert reserved(runner) == {
         "acme": owner.org_id,
         "apex": owner.org_id,
@@ -151,7 +151,7 @@ def test_an_upgrade_reserves_the_slugs_in_use_and_those_that_the_audit_names(
 ) -> None:
     rename(runner, owner, "apex")
     gone = organization(runner, "gone")
-    runner.change(organizations.close, gone)
+    runner.write(organizations.close, gone)
     # As an earlier version allowed: another organization took a slug that was given up.
     with runner.database.writer.begin() as connection:
         connection.execute(delete(organization_slugs).where(organization_slugs.c.slug == "acme"))

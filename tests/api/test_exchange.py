@@ -134,8 +134,8 @@ def test_a_key_exchanges_a_token_of_supabases_shape(world: World) -> None:
             "username": told["mqtt_username"],
             "password": told["mqtt_password"],
         }
-        name, _, room = told["mqtt_username"].partition("@")
-        assert (room, told["provider"], told["user_email"]) == (
+        name, _, scope = told["mqtt_username"].partition("@")
+        assert (scope, told["provider"], told["user_email"]) == (
             world.org_id,
             "supabase",
             "ada@acme.example",

@@ -171,22 +171,25 @@ SHARED = {
 }
 # What stays in the caller's environment, shows the public part, or asks for no key.
 CONFINED = {
-    *(("get", f"/v2/{room}") for room in ("keys", "clients", "acl/rules", "acl/presets", "tokens")),
-    *(("get", f"/v2/{room}") for room in ("auth-providers", "sessions", "presence", "retained")),
-    *(("get", f"/v2/{room}") for room in ("audit-events", "audit-events/export")),
     *(
-        ("get", f"/v2/{room}")
-        for room in ("organization", "import-prefixes", "scopes", "me", "auth")
+        ("get", f"/v2/{scope}")
+        for scope in ("keys", "clients", "acl/rules", "acl/presets", "tokens")
     ),
-    *(("post", f"/v2/{room}") for room in ("keys", "keys/import", "clients", "acl/rules")),
-    *(("post", f"/v2/{room}") for room in ("acl/presets", "acl/simulate", "auth-providers")),
-    *(("post", f"/v2/{room}") for room in ("auth-providers/test", "keys/verify")),
+    *(("get", f"/v2/{scope}") for scope in ("auth-providers", "sessions", "presence", "retained")),
+    *(("get", f"/v2/{scope}") for scope in ("audit-events", "audit-events/export")),
+    *(
+        ("get", f"/v2/{scope}")
+        for scope in ("organization", "import-prefixes", "scopes", "me", "auth")
+    ),
+    *(("post", f"/v2/{scope}") for scope in ("keys", "keys/import", "clients", "acl/rules")),
+    *(("post", f"/v2/{scope}") for scope in ("acl/presets", "acl/simulate", "auth-providers")),
+    *(("post", f"/v2/{scope}") for scope in ("auth-providers/test", "keys/verify")),
     *(("post", f"/v2/tokens/{verb}") for verb in ("create", "exchange", "refresh", "revoke")),
     ("post", "/v2/keys/verify-batch"),
     ("put", "/v2/acl/rules"),
     ("delete", "/v2/retained"),
     ("post", "/v2/organization/transfer"),
-    *(("post", f"/v2/{room}") for room in ("setup", "user-tokens", "invitations/accept")),
+    *(("post", f"/v2/{scope}") for scope in ("setup", "user-tokens", "invitations/accept")),
     ("delete", "/v2/user-tokens/current"),
     ("post", "/publish"),
     ("post", "/oauth/token"),

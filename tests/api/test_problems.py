@@ -18,7 +18,7 @@ from tests.server import PASSWORD, Server
 from wardkey.actions.accounts import organizations
 from wardkey.actions.core.runner import Runner
 from wardkey.db.schema import audit_events, feed
-from wardkey.domain.errors import LEAVES, OperatorOnly
+from wardkey.domain.errors import ERRORS_BY_CODE, OperatorOnly
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import member
 from wardkey.domain.secret import Environment, SecretKind, generate
@@ -510,7 +510,7 @@ def test_a_request_provokes_each_problem(world: World, code: str) -> None:
     answer = REQUESTS[code](world)
     told = answer.json()
     assert told["code"] == code, answer.text
-    assert answer.status_code == told["status"] == status_of(LEAVES[code])
+    assert answer.status_code == told["status"] == status_of(ERRORS_BY_CODE[code])
     assert answer.headers["content-type"] == "application/problem+json"
     assert told["request_id"] == answer.headers["wardkey-request-id"]
     assert told["detail"].endswith(".")
@@ -530,7 +530,7 @@ def test_a_command_line_provokes_the_others(world: World, code: str) -> None:
 def test_every_code_is_provoked_here_or_by_the_test_that_is_named() -> None:
     known = [*REQUESTS, *COMMANDS, *ELSEWHERE, *UNREACHED]
     assert len(known) == len(set(known))
-    assert set(known) == set(LEAVES)
+    assert set(known) == set(ERRORS_BY_CODE)
     for place in ELSEWHERE.values():
         file, _, test = place.partition("::")
         assert f"def {test}(" in (TESTS / file).read_text(), place
@@ -545,7 +545,7 @@ def test_only_the_operator_makes_organizations(runner: Runner) -> None:
         environment=Environment.LIVE,
     )
     with pytest.raises(OperatorOnly):
-        runner.change(organizations.create, owner, "Mine", "owner@acme.example")
+        runner.write(organizations.create, owner, "Mine", "owner@acme.example")
 
 
 def test_500_what_should_not_happen_is_logged_by_its_id(start: Callable[..., Server]) -> None:

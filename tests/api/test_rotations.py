@@ -286,7 +286,7 @@ def test_a_kill_costs_the_callers_of_the_last_second_at_most(
 
 @pytest.fixture
 def admin(runner: Runner) -> Principal:
-    made, user = runner.change(organizations.create, operator(), "Acme", "admin@acme.example")
+    made, user = runner.write(organizations.create, operator(), "Acme", "admin@acme.example")
     return member(
         user_id=user,
         email="admin@acme.example",
@@ -297,12 +297,12 @@ def admin(runner: Runner) -> Principal:
 
 
 def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
-    return runner.change(keys.issue, by, KeySpec(name, KeyType.SECRET, Environment.LIVE))
+    return runner.write(keys.issue, by, KeySpec(name, KeyType.SECRET, Environment.LIVE))
 
 
 def end_rotation(runner: Runner, by: Principal, key_id: str) -> rotations.FinishedRotation:
-    used = runner.look(rotations.callers_to_finish, by, key_id)
-    return runner.change(rotations.finish, by, key_id, used)
+    used = runner.read(rotations.callers_to_finish, by, key_id)
+    return runner.write(rotations.finish, by, key_id, used)
 
 
 def test_finish_is_refused_until_the_last_use_is_an_hour_old(
@@ -311,7 +311,7 @@ def test_finish_is_refused_until_the_last_use_is_an_hour_old(
     now = runner.database.clock()
     runner.database.clock = lambda: now
     made = issue(runner, admin, "live-hour")
-    runner.change(keys.rotate, admin, made.key.id, "7d")
+    runner.write(keys.rotate, admin, made.key.id, "7d")
     usage = Usage(runner.database)
     usage.note(made.kid, made.key.id, "rate_limited", now, "10.0.0.1", "curl/8.5.0", "verify")
     usage.flush()
@@ -335,7 +335,7 @@ def test_finish_never_revokes_the_newest_though_the_clock_was_set_back(
     made = issue(runner, admin, "live-clock")
     early = made.key.created_at - 60_000
     runner.database.clock = lambda: early
-    newest = runner.change(keys.rotate, admin, made.key.id, "until_revoked")
+    newest = runner.write(keys.rotate, admin, made.key.id, "until_revoked")
     done = end_rotation(runner, admin, made.key.id)
     assert (done.kept, [one.kid for one in done.receipts]) == (newest.kid, [made.kid])
 
@@ -344,12 +344,12 @@ def test_finish_leaves_a_secret_that_was_made_after_the_callers_were_read(
     runner: Runner, admin: Principal
 ) -> None:
     made = issue(runner, admin, "live-race")
-    used = runner.look(rotations.callers_to_finish, admin, made.key.id)
-    second = runner.change(keys.rotate, admin, made.key.id, "7d")
-    third = runner.change(keys.rotate, admin, made.key.id, "7d")
-    done = runner.change(rotations.finish, admin, made.key.id, used)
+    used = runner.read(rotations.callers_to_finish, admin, made.key.id)
+    second = runner.write(keys.rotate, admin, made.key.id, "7d")
+    third = runner.write(keys.rotate, admin, made.key.id, "7d")
+    done = runner.write(rotations.finish, admin, made.key.id, used)
     assert (done.kept, [one.kid for one in done.receipts]) == (third.kid, [made.kid])
-    left = runner.look(keys.get, admin, made.key.id).secrets
+    left = runner.read(keys.get, admin, made.key.id).secrets
     assert {one.kid for one in left if one.revoked_at is None} == {second.kid, third.kid}
 
 
@@ -357,14 +357,14 @@ def test_the_last_live_secret_stays_when_the_newest_was_revoked(
     runner: Runner, admin: Principal
 ) -> None:
     made = issue(runner, admin, "live-only")
-    newest = runner.change(keys.rotate, admin, made.key.id, "7d")
-    runner.change(revocations.revoke_secret, admin, made.key.id, newest.kid, "keyCompromise")
+    newest = runner.write(keys.rotate, admin, made.key.id, "7d")
+    runner.write(revocations.revoke_secret, admin, made.key.id, newest.kid, "keyCompromise")
     done = end_rotation(runner, admin, made.key.id)
     assert (done.kept, done.receipts) == (made.kid, ())
 
 
 def test_409_a_revoked_key_has_no_rotation_to_finish(runner: Runner, admin: Principal) -> None:
     made = issue(runner, admin, "live-dead")
-    runner.change(revocations.revoke, admin, made.key.id, "unspecified")
+    runner.write(revocations.revoke, admin, made.key.id, "unspecified")
     with pytest.raises(KeyRevoked):
         end_rotation(runner, admin, made.key.id)

@@ -108,11 +108,11 @@ def test_no_page_jumps_when_its_script_and_fonts_arrive(
     page = enter("owner", "/account", viewport={"width": width, "height": 844},
                  timezone_id="Asia/Tokyo")  # fmt: skip
     page.add_init_script(WATCH)
-    room = "/o/acme/live"
+    scope = "/o/acme/live"
     for path in (
-        f"{room}/overview", f"{room}/usage", KEYS, f"{KEYS}?dialog=create", key,
-        f"{room}/messaging/clients", f"{room}/messaging/acl", f"{room}/messaging/providers",
-        f"{room}/audit-log", f"{room}/settings/members", f"{room}/settings/general", "/account",
+        f"{scope}/overview", f"{scope}/usage", KEYS, f"{KEYS}?dialog=create", key,
+        f"{scope}/messaging/clients", f"{scope}/messaging/acl", f"{scope}/messaging/providers",
+        f"{scope}/audit-log", f"{scope}/settings/members", f"{scope}/settings/general", "/account",
     ):  # fmt: skip
         page.goto(site.url(path))
         page.evaluate("document.fonts.ready.then(() => new Promise(requestAnimationFrame))")

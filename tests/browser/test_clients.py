@@ -269,7 +269,7 @@ def test_clients_are_sorted_by_name_age_and_last_connection(
     ticks = count(1_900_000_000_000, 1_000)
     runner.database.clock = lambda: next(ticks)
     made = {
-        name: runner.change(clients.create, owner, ClientSpec(name, owner.environment))
+        name: runner.write(clients.create, owner, ClientSpec(name, owner.environment))
         for name in ("bob", "Ada", "carl")
     }
     for one in (made["carl"], made["bob"]):
@@ -280,7 +280,7 @@ def test_clients_are_sorted_by_name_age_and_last_connection(
 
     def listed(order: ClientOrder) -> list[str]:
         query = clients.ClientQuery(order=order)
-        return [one.username for one in runner.look(clients.list_clients, owner, query)]
+        return [one.username for one in runner.read(clients.list_clients, owner, query)]
 
     for up, down, expected in (
         (ClientOrder.USERNAME, ClientOrder.USERNAME_DOWN, ["Ada", "bob", "carl"]),
@@ -293,16 +293,16 @@ def test_clients_are_sorted_by_name_age_and_last_connection(
 
 def test_any_number_of_names_is_searched_for(runner: Runner, owner: Principal) -> None:
     for number in range(30):
-        runner.change(clients.create, owner, ClientSpec(f"c-{number:02}", owner.environment))
+        runner.write(clients.create, owner, ClientSpec(f"c-{number:02}", owner.environment))
     names = frozenset(f"c-{number:02}" for number in range(100_000) if number != 7)
     query = clients.ClientQuery("c-0", usernames=names, limit=5, offset=5)
-    found = runner.look(clients.list_clients, owner, query)
+    found = runner.read(clients.list_clients, owner, query)
     assert [one.username for one in found] == ["c-03", "c-02", "c-01", "c-00"]
-    assert runner.look(clients.count_clients, owner, query) == 9
+    assert runner.read(clients.count_clients, owner, query) == 9
     nobody = clients.ClientQuery(usernames=frozenset())
-    assert runner.look(clients.count_clients, owner, nobody) == 0
+    assert runner.read(clients.count_clients, owner, nobody) == 0
     odd = clients.ClientQuery(usernames=frozenset({"' OR 1=1 --", "c-01", ":x", "%(y)s"}))
-    assert runner.look(clients.count_clients, owner, odd) == 1
+    assert runner.read(clients.count_clients, owner, odd) == 1
 
 
 def test_a_viewer_changes_nothing_and_a_phone_shows_cards(site: Site, enter: Enter) -> None:

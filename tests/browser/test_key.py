@@ -214,14 +214,14 @@ def test_404_another_organizations_keys_and_pages(site: Site) -> None:
     once = "2" * 32
     fields = {"name": "x", "expires": "keep", "grace": "now", "once": once, "reason": "unspecified"}
     for organization, code in (("globex", "key_not_found"), ("acme", "organization_not_found")):
-        room = f"/o/{organization}/live/settings/api-keys"
-        assert code in theirs.get(f"{room}/{key}").text
+        scope = f"/o/{organization}/live/settings/api-keys"
+        assert code in theirs.get(f"{scope}/{key}").text
         for verb in ("edit", "disable", "enable", "rotate", "finish", "revoke"):
-            answer = theirs.post(f"{room}/{key}/{verb}", **fields)
+            answer = theirs.post(f"{scope}/{key}/{verb}", **fields)
             assert answer.status_code == 404, verb
             assert code in answer.text
         kid = made["key"]["secrets"][0]["kid"]
-        assert theirs.post(f"{room}/{key}/revoke", **fields, kid=kid).status_code == 404
+        assert theirs.post(f"{scope}/{key}/revoke", **fields, kid=kid).status_code == 404
     assert theirs.get("/o/acme/live/settings/api-keys").status_code == 404
     assert theirs.post("/o/acme/live/settings/api-keys", **fields).status_code == 404
     # In test the key of live is as unknown.

@@ -231,11 +231,11 @@ def test_a_challenge_is_answered_in_time_by_its_subject_and_once(
     }
     challenge = challenges_of[why]
     if why == "spent":
-        runner.change(register, owner, Answer(challenge, b"one device", 0, b"key"), "One")
+        runner.write(register, owner, Answer(challenge, b"one device", 0, b"key"), "One")
     with pytest.raises(InvalidPasskey):
-        runner.change(register, owner, Answer(challenge, b"a device", 0, b"key"), "Refused")
+        runner.write(register, owner, Answer(challenge, b"a device", 0, b"key"), "Refused")
     ours = new_challenge(keys, owner.id, now - CHALLENGE_MS + 5_000)
-    runner.change(register, owner, Answer(ours, b"another device", 0, b"key"), "In time")
+    runner.write(register, owner, Answer(ours, b"another device", 0, b"key"), "In time")
 
 
 def test_a_passkey_of_somebody_else_is_not_removed(site: Site, enter: Enter) -> None:
@@ -299,35 +299,35 @@ def answer_of(runner: Runner, who: Principal) -> Answer:
 
 
 def test_a_passkey_is_registered_once(runner: Runner, owner: Principal) -> None:
-    made = runner.change(register, owner, answer_of(runner, owner), "First")
+    made = runner.write(register, owner, answer_of(runner, owner), "First")
     with pytest.raises(DuplicatePasskey):
-        runner.change(register, owner, answer_of(runner, owner), "Second")
-    (kept,) = runner.look(list_passkeys, owner)
+        runner.write(register, owner, answer_of(runner, owner), "Second")
+    (kept,) = runner.read(list_passkeys, owner)
     assert (kept.id, kept.name) == (made, "First")
 
 
 def test_a_renamed_passkey_leaves_an_event_and_a_removed_one_keeps_its_name(
     runner: Runner, owner: Principal
 ) -> None:
-    made = runner.change(register, owner, answer_of(runner, owner), "First")
+    made = runner.write(register, owner, answer_of(runner, owner), "First")
 
     def events() -> list[Any]:
         with runner.database.read() as tx:
             statement = select(audit_events).where(audit_events.c.action == "passkey.renamed")
             return list(tx.connection.execute(statement.order_by(audit_events.c.seq)))
 
-    runner.change(rename, owner, made, " Second ")
-    runner.change(rename, owner, made, "Second")
+    runner.write(rename, owner, made, " Second ")
+    runner.write(rename, owner, made, "Second")
     (event,) = events()
     assert (event.actor_id, event.target_id) == (owner.id, owner.id)
     assert json.loads(event.details) == {"passkey": made, "name": "Second", "old": "First"}
     with pytest.raises(InvalidName):
-        runner.change(rename, owner, made, "")
+        runner.write(rename, owner, made, "")
     with pytest.raises(PasskeyNotFound):
-        runner.change(rename, replace(owner, id="user_another"), made, "Third")
-    (kept,) = runner.look(list_passkeys, owner)
+        runner.write(rename, replace(owner, id="user_another"), made, "Third")
+    (kept,) = runner.read(list_passkeys, owner)
     assert kept.name == "Second"
-    runner.change(remove, owner, made)
+    runner.write(remove, owner, made)
     with pytest.raises(PasskeyNotFound):
-        runner.change(rename, owner, made, "Third")
+        runner.write(rename, owner, made, "Third")
     assert len(events()) == 1

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from wardkey.cli import main
 from wardkey.cli.terminal import SERVING, STORAGE, settings
 from wardkey.config import Config, load_config
-from wardkey.domain.errors import Failure, InvalidSetting
+from wardkey.domain.errors import InvalidSetting, WardkeyError
 
 REMOTE = "postgresql://db.acme.example/wardkey?sslmode=verify-full"
 # setting -> (as an option, what the record then holds, as a variable, what it then holds)
@@ -232,7 +232,7 @@ def test_the_issuers_secret_is_never_shown() -> None:
 def test_what_is_unknown_or_unsafe_has_a_code_of_its_own(
     environ: dict[str, str], code: str, field: str
 ) -> None:
-    with pytest.raises(Failure) as refused:
+    with pytest.raises(WardkeyError) as refused:
         load_config(environ)
     assert (refused.value.code, refused.value.field) == (code, field)
 

@@ -79,7 +79,7 @@ def test_keys_outlive_a_rotation_and_are_hashed_anew_when_they_are_used(
     old_key = (server.data_dir / "master.key").read_text()
     config = config_of(server)
     with open_deployment(config) as runner:
-        service = runner.change(create_service_key, operator(), "ours", ("127.0.0.1",))[1].text
+        service = runner.write(create_service_key, operator(), "ours", ("127.0.0.1",))[1].text
 
     assert told(server.cli("master-key", "rotate", "--json"))["version"] == 2
 

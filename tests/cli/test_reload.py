@@ -28,8 +28,8 @@ def test_sighup_replaces_all_workers_and_fails_no_request(start: Callable[..., S
                 answer = httpx.get(
                     f"{server.url}/v2/keys", headers={"Authorization": f"Bearer {server.first_key}"}
                 )
-            except httpx.TransportError as fault:
-                failed.append(fault)
+            except httpx.TransportError as error:
+                failed.append(error)
             else:
                 if answer.status_code != 200:
                     failed.append(answer.text)

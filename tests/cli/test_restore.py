@@ -50,8 +50,8 @@ def test_restore_lets_no_client_in_that_was_kept_out_since_the_backup(
     }
     assert [(item["kind"], item["name"]) for item in done["lost"]] == [("client", "new")]
     assert [(item["name"], item["fields"]) for item in done["widened"]] == [("let-in", ["enabled"])]
-    room = {"organization": org_id, "environment": "live"}
-    assert done["acl_rules_kept"] == [{**room, "rules": 1, "backup_rules": 0}]
+    scope = {"organization": org_id, "environment": "live"}
+    assert done["acl_rules_kept"] == [{**scope, "rules": 1, "backup_rules": 0}]
     again = server.cli_here("restore", str(file)).output
     assert f"{org_id}  live  1 rules, not the 0 of the backup" in again
     with open_deployment(config_of(server)) as runner:

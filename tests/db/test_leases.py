@@ -10,7 +10,7 @@ from sqlalchemy import func, insert, select
 from tests.server import wait_until
 from wardkey.config import load_config
 from wardkey.db.engine import Database
-from wardkey.db.leases import Confirming, Me, forget_silent
+from wardkey.db.leases import CommitBarrier, VerifierIdentity, prune_dead
 from wardkey.db.schema import verifiers
 from wardkey.deployment import open_deployment
 from wardkey.domain.receipts import Reach
@@ -25,7 +25,7 @@ def database(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def leave_behind(database: Database, *, max_staleness_ms: int = 0, seen_at: int = 0) -> None:
     """Write the row of a verifier that will never renew it."""
-    me = Me.here(database.clock(), max_staleness_ms)
+    me = VerifierIdentity.local_process(database.clock(), max_staleness_ms)
     with database.usage.begin() as connection:
         connection.execute(
             insert(verifiers).values(
@@ -37,7 +37,7 @@ def leave_behind(database: Database, *, max_staleness_ms: int = 0, seen_at: int 
 
 def test_a_killed_verifier_is_waited_for_once(database: Database) -> None:
     leave_behind(database)
-    confirm = Confirming(database)
+    confirm = CommitBarrier(database)
     first, second = confirm("e", 1), confirm("e", 2)
     assert first.took_ms > 2_000
     assert second.took_ms < 1_000
@@ -48,7 +48,7 @@ def test_staleness_of_a_killed_verifier_ends_when_it_could_answer_no_more(
     database: Database,
 ) -> None:
     leave_behind(database, max_staleness_ms=1_000)
-    confirm = Confirming(database)
+    confirm = CommitBarrier(database)
     told = confirm("e", 1)
     assert (told.reach, told.late, told.staleness_s) == (Reach.BOUNDED, 1, 1.0)
     wait_until(lambda: confirm("e", 1).reach is Reach.EVERYWHERE, 5)
@@ -60,7 +60,7 @@ def test_rows_silent_for_an_hour_are_forgotten_but_not_while_staleness_lasts(
     now = database.clock()
     for silent_ms, max_staleness_ms in ((0, 0), (3_700_000, 0), (3_700_000, 3_600_000)):
         leave_behind(database, max_staleness_ms=max_staleness_ms, seen_at=now - silent_ms)
-    forget_silent(database)
+    prune_dead(database)
     with database.usage.connect() as connection:
         kept = connection.execute(
             select(func.count(), func.max(verifiers.c.max_staleness_ms))

@@ -20,7 +20,7 @@ from wardkey.actions.messaging.client_logins import find_login
 from wardkey.actions.operations import service_keys
 from wardkey.adapters.fetch import Fetch
 from wardkey.adapters.key_sets import KeySets
-from wardkey.app import _rehash, _tick
+from wardkey.app import _rehash, _run_maintenance
 from wardkey.db import maintenance
 from wardkey.db.maintenance import KEPT_ANSWERS_MS, clean_up, rehash
 from wardkey.db.schema import (
@@ -41,13 +41,13 @@ from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, operator
 from wardkey.domain.secret import Environment, SecretText
-from wardkey.domain.verdict import Question
-from wardkey.services.mqtt_login import Logins
+from wardkey.domain.verdict import VerificationRequest
+from wardkey.services.mqtt_login import MqttLogins
 from wardkey.services.throttle import Throttle
-from wardkey.services.token_exchange import Exchanges
+from wardkey.services.token_exchange import TokenExchange
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 
 IMPORTED = "acme_7Zk2mQx9TbW4nLr8VdYc3HsJ"
 ADDRESS = "192.0.2.1"
@@ -58,20 +58,20 @@ def spec(name: str) -> KeySpec:
 
 
 def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
-    return runner.change(keys.issue, by, spec(name))
+    return runner.write(keys.issue, by, spec(name))
 
 
 @pytest.fixture
-def begin(runner: Runner, tmp_path: Path) -> Iterator[Callable[[], Context]]:
+def begin(runner: Runner, tmp_path: Path) -> Iterator[Callable[[], AppContext]]:
     """Begin what another process of the deployment holds of it."""
-    begun: list[Context] = []
+    begun: list[AppContext] = []
 
-    def process() -> Context:
+    def process() -> AppContext:
         usage = Usage(runner.database)
         verifier = Verifier(runner.database, usage)
-        exchanges = Exchanges(runner.database, verifier, KeySets(Fetch().get), False)
+        exchanges = TokenExchange(runner.database, verifier, KeySets(Fetch().get), False)
         throttle = Throttle(tmp_path / "attempts")
-        begun.append(Context(runner, verifier, usage, throttle, "", (), (), "", exchanges))
+        begun.append(AppContext(runner, verifier, usage, throttle, "", (), (), "", exchanges))
         return begun[-1]
 
     yield process
@@ -105,12 +105,12 @@ def stored(runner: Runner, kid: str) -> tuple[int, bytes]:
     return row.pepper_version, bytes(row.digest)
 
 
-def verdict(context: Context, text: str) -> str:
-    return str(context.verifier.verify(Question(text)).verdict)
+def verdict(context: AppContext, text: str) -> str:
+    return str(context.verifier.verify(VerificationRequest(text)).verdict)
 
 
 def test_a_secret_is_hashed_anew_once_after_a_change_of_the_pepper(
-    runner: Runner, owner: Principal, begin: Callable[[], Context]
+    runner: Runner, owner: Principal, begin: Callable[[], AppContext]
 ) -> None:
     made, unused = issue(runner, owner, "live-used"), issue(runner, owner, "live-unused")
     text = made.secret.text
@@ -135,10 +135,10 @@ def test_a_secret_is_hashed_anew_once_after_a_change_of_the_pepper(
 
 
 def test_a_secret_that_opens_nothing_is_not_hashed_anew(
-    runner: Runner, owner: Principal, begin: Callable[[], Context]
+    runner: Runner, owner: Principal, begin: Callable[[], AppContext]
 ) -> None:
     made = issue(runner, owner, "live-disabled")
-    runner.change(keys.disable, owner, made.key.id)
+    runner.write(keys.disable, owner, made.key.id)
     take_another_pepper(runner)
     process = begin()
     assert verdict(process, made.secret.text) == "disabled"
@@ -146,12 +146,12 @@ def test_a_secret_that_opens_nothing_is_not_hashed_anew(
 
 
 def test_an_imported_secret_is_found_under_the_new_pepper(
-    runner: Runner, owner: Principal, begin: Callable[[], Context]
+    runner: Runner, owner: Principal, begin: Callable[[], AppContext]
 ) -> None:
     hashed = hashlib.sha256(IMPORTED.encode()).hexdigest()
-    runner.change(imports.register_prefix, owner, "acme_")
+    runner.write(imports.register_prefix, owner, "acme_")
     wanted = imports.Import(spec("live-imported"), "acme_", hashed, 140)
-    runner.change(imports.import_key, owner, wanted)
+    runner.write(imports.import_key, owner, wanted)
     take_another_pepper(runner)
     process = begin()
     assert verdict(process, IMPORTED) == "valid"
@@ -165,10 +165,10 @@ def test_an_imported_secret_is_found_under_the_new_pepper(
     assert process.verifier.take_rehashes() == {}
 
 
-def test_a_service_key_is_hashed_anew_once(runner: Runner, begin: Callable[[], Context]) -> None:
-    secret: SecretText = runner.change(
-        service_keys.create, operator(), "proxy", (f"{ADDRESS}/32",)
-    )[1]
+def test_a_service_key_is_hashed_anew_once(runner: Runner, begin: Callable[[], AppContext]) -> None:
+    secret: SecretText = runner.write(service_keys.create, operator(), "proxy", (f"{ADDRESS}/32",))[
+        1
+    ]
     take_another_pepper(runner)
     process = begin()
     verifier = process.verifier
@@ -181,13 +181,13 @@ def test_a_service_key_is_hashed_anew_once(runner: Runner, begin: Callable[[], C
 
 
 def test_a_generated_password_is_hashed_anew_once_by_a_login(
-    runner: Runner, owner: Principal, begin: Callable[[], Context]
+    runner: Runner, owner: Principal, begin: Callable[[], AppContext]
 ) -> None:
     made = {
-        name: runner.change(clients.create, owner, ClientSpec(name, owner.environment))
+        name: runner.write(clients.create, owner, ClientSpec(name, owner.environment))
         for name in ("used", "unused", "disabled", "changed")
     }
-    runner.change(clients.change, owner, made["disabled"].client.id, {"enabled": False})
+    runner.write(clients.change, owner, made["disabled"].client.id, {"enabled": False})
     take_another_pepper(runner)
     process = begin()
 
@@ -207,7 +207,7 @@ def test_a_generated_password_is_hashed_anew_once_by_a_login(
         False,
         True,
     ]
-    made["changed"] = runner.change(clients.set_password, owner, made["changed"].client.id)
+    made["changed"] = runner.write(clients.set_password, owner, made["changed"].client.id)
     statements = written(runner)
     _rehash(process)
     assert versions() == {"used": 2, "unused": 1, "disabled": 1, "changed": 2}
@@ -245,13 +245,16 @@ def test_kept_answers_go_after_ten_minutes_to_the_millisecond(runner: Runner) ->
 
 
 def test_the_newest_changes_are_kept_and_a_process_that_missed_the_others_forgets_all(
-    runner: Runner, owner: Principal, begin: Callable[[], Context], monkeypatch: pytest.MonkeyPatch
+    runner: Runner,
+    owner: Principal,
+    begin: Callable[[], AppContext],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(maintenance, "KEPT_CHANGES", 3)
     made = issue(runner, owner, "live-missed")
     process = begin()
     assert verdict(process, made.secret.text) == "valid"
-    runner.change(keys.disable, owner, made.key.id)
+    runner.write(keys.disable, owner, made.key.id)
     for n in range(5):
         issue(runner, owner, f"live-later-{n}")
     clean_up(runner.database)
@@ -269,7 +272,7 @@ def _value(column: Column[Any], at: int) -> object:
 
 
 def test_the_running_process_deletes_rows_that_callers_without_rights_can_add(
-    runner: Runner, begin: Callable[[], Context]
+    runner: Runner, begin: Callable[[], AppContext]
 ) -> None:
     now = runner.database.clock()
     runner.database.clock = lambda: now
@@ -289,7 +292,7 @@ def test_the_running_process_deletes_rows_that_callers_without_rights_can_add(
     stopping = Event()
     stopping.set()
     context = begin()
-    _tick(context, Logins(context, context.rights), 1, stopping)
+    _run_maintenance(context, MqttLogins(context, context.rights), 1, stopping)
     with runner.database.usage.connect() as connection:
         for table, (column, _, kept) in columns.items():
             left = connection.execute(select(table.c[column])).scalars().all()

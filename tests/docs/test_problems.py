@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from wardkey.cli.terminal import exit_code
-from wardkey.domain.errors import LEAVES, Failure
+from wardkey.domain.errors import ERRORS_BY_CODE, WardkeyError
 from wardkey.web.problems import status_of
 
 PAGES = Path(__file__).parents[2] / "docs" / "problems"
 
 
-@pytest.mark.parametrize("leaf", LEAVES.values(), ids=LEAVES.keys())
-def test_each_code_has_a_page_that_says_what_the_code_says(leaf: type[Failure]) -> None:
+@pytest.mark.parametrize("leaf", ERRORS_BY_CODE.values(), ids=ERRORS_BY_CODE.keys())
+def test_each_code_has_a_page_that_says_what_the_code_says(leaf: type[WardkeyError]) -> None:
     page = (PAGES / f"{leaf.code}.md").read_text()
     failure = leaf()
     assert page.startswith(f"# {leaf.code}\n")
@@ -22,6 +22,6 @@ def test_each_code_has_a_page_that_says_what_the_code_says(leaf: type[Failure]) 
 
 def test_each_page_has_its_code_and_stands_in_the_index() -> None:
     pages = {page.stem for page in PAGES.glob("*.md")} - {"index"}
-    assert pages == set(LEAVES)
+    assert pages == set(ERRORS_BY_CODE)
     index = (PAGES / "index.md").read_text()
-    assert all(f"({code}.md)" in index for code in LEAVES)
+    assert all(f"({code}.md)" in index for code in ERRORS_BY_CODE)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from wardkey.domain import errors
-from wardkey.domain.errors import LEAVES, Failure
+from wardkey.domain.errors import ERRORS_BY_CODE, WardkeyError
 
 FAMILIES = {
     "Invalid",
@@ -21,32 +21,32 @@ FAMILIES = {
 CLASSES = [
     made
     for _, made in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(made, Failure) and made is not Failure
+    if issubclass(made, WardkeyError) and made is not WardkeyError
 ]
-ALL = pytest.mark.parametrize("leaf", LEAVES.values(), ids=list(LEAVES))
+ALL = pytest.mark.parametrize("leaf", ERRORS_BY_CODE.values(), ids=list(ERRORS_BY_CODE))
 
 
 def test_every_failure_is_a_family_or_a_leaf_with_a_code() -> None:
-    leaves = {made.__name__ for made in LEAVES.values()}
+    leaves = {made.__name__ for made in ERRORS_BY_CODE.values()}
     assert leaves | FAMILIES == {made.__name__ for made in CLASSES}
     assert not leaves & FAMILIES
-    assert len(leaves) == len(LEAVES)
+    assert len(leaves) == len(ERRORS_BY_CODE)
 
 
 @ALL
-def test_a_leaf_is_of_exactly_one_family(leaf: type[Failure]) -> None:
+def test_a_leaf_is_of_exactly_one_family(leaf: type[WardkeyError]) -> None:
     assert leaf.__bases__[0].__name__ in FAMILIES
     assert len(leaf.__bases__) == 1
 
 
 @ALL
-def test_a_code_is_the_name_in_snake_case(leaf: type[Failure]) -> None:
+def test_a_code_is_the_name_in_snake_case(leaf: type[WardkeyError]) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", leaf.code)
     assert leaf.code.replace("_", "") == leaf.__name__.lower()
 
 
 @ALL
-def test_a_failure_without_details_says_a_whole_sentence(leaf: type[Failure]) -> None:
+def test_a_failure_without_details_says_a_whole_sentence(leaf: type[WardkeyError]) -> None:
     detail = leaf().detail
     assert detail[0].isupper()
     assert detail.endswith(".")
@@ -57,7 +57,7 @@ def test_a_failure_without_details_says_a_whole_sentence(leaf: type[Failure]) ->
 
 
 def test_codes_that_clients_know_stay() -> None:
-    titles = {code: leaf.title for code, leaf in LEAVES.items()}
+    titles = {code: leaf.title for code, leaf in ERRORS_BY_CODE.items()}
     for code in ("malformed", "unknown", "revoked", "expired", "disabled"):
         assert titles[code] == "Invalid API Key"
     for code in (

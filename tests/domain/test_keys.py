@@ -7,7 +7,6 @@ import pytest
 
 from wardkey.domain.errors import (
     ExpiryInPast,
-    Failure,
     InvalidAddress,
     InvalidGrace,
     InvalidMetadata,
@@ -17,6 +16,7 @@ from wardkey.domain.errors import (
     InvalidText,
     OriginsNotForType,
     TooManyItems,
+    WardkeyError,
 )
 from wardkey.domain.keys import (
     KeyRecord,
@@ -224,7 +224,7 @@ def test_a_spec_is_returned_in_canonical_form_and_nothing_else_changes() -> None
     ],
 )
 def test_a_fault_of_a_spec_is_refused_by_its_field(
-    changes: dict[str, Any], failure: type[Failure], field: str
+    changes: dict[str, Any], failure: type[WardkeyError], field: str
 ) -> None:
     with pytest.raises(failure) as caught:
         clean_spec(replace(SPEC, **changes), NOW)

@@ -79,8 +79,8 @@ def test_a_name_over_its_length_is_refused_with_both_numbers() -> None:
 def test_a_clean_name_stays_as_it_is(text: str) -> None:
     try:
         name = clean_name(text)
-    except ValueError as fault:
-        assert str(fault).endswith(".")  # noqa: PT017 - either outcome is right
+    except ValueError as error:
+        assert str(error).endswith(".")  # noqa: PT017 - either outcome is right
         return
     assert clean_name(name) == name
     assert unicodedata.is_normalized("NFC", name)

@@ -41,9 +41,9 @@ USER = Principal(PrincipalKind.USER, "user_1", "admin@acme.example")
 
 
 def test_a_member_acts_in_his_organization_and_environment_alone() -> None:
-    assert person(Role.VIEWER).room == ("org_1", "test")
-    assert key(KeyType.SECRET).room == ("org_1", "live")
-    assert operator().room == ("", "live")
+    assert person(Role.VIEWER).scope == ("org_1", "test")
+    assert key(KeyType.SECRET).scope == ("org_1", "live")
+    assert operator().scope == ("", "live")
 
 
 def test_a_member_may_what_his_role_holds() -> None:

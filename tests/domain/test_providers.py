@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wardkey.domain.errors import (
-    Failure,
     InvalidOrigin,
     InvalidProvider,
     InvalidRateLimit,
     TooManyItems,
+    WardkeyError,
 )
 from wardkey.domain.keys import Rate
 from wardkey.domain.providers import (
@@ -242,7 +242,7 @@ def limited(**more: object) -> ProviderSpec:
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_field(
-    spec: ProviderSpec, leaf: type[Failure], field: str
+    spec: ProviderSpec, leaf: type[WardkeyError], field: str
 ) -> None:
     with pytest.raises(leaf) as refused:
         clean_provider(spec)

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from wardkey.domain.errors import Failure, SignInFailed, SignInNotAllowed
+from wardkey.domain.errors import SignInFailed, SignInNotAllowed, WardkeyError
 from wardkey.domain.permissions import Role
 from wardkey.domain.single_sign_on import (
     CONFIRMED_S,
     Identity,
-    Welcome,
+    SignInPolicy,
     check_confirmed,
     check_fresh,
     identity_of,
@@ -54,20 +54,20 @@ def test_an_id_token_names_an_identity_with_its_address(more: dict[str, Any]) ->
     ],
 )
 def test_an_id_token_that_says_less_signs_nobody_in(
-    more: dict[str, Any], failure: type[Failure]
+    more: dict[str, Any], failure: type[WardkeyError]
 ) -> None:
     with pytest.raises(failure):
         identity_of({**GOOD, **more}, "wardkey", "once")
 
 
 def test_only_addresses_of_the_domains_are_welcome() -> None:
-    welcome = Welcome(frozenset({"acme.example"}), "acme", Role.VIEWER)
+    welcome = SignInPolicy(frozenset({"acme.example"}), "acme", Role.VIEWER)
     welcome.check("admin@acme.example")
     welcome.check("admin@ACME.example")
     for email in ("a@evil.example", "a@sub.acme.example", "a@evil-acme.example"):
         with pytest.raises(SignInNotAllowed, match=r"acme\.example"):
             welcome.check(email)
-    Welcome().check("a@evil.example")
+    SignInPolicy().check("a@evil.example")
 
 
 def test_a_sign_in_of_long_ago_does_not_count_where_the_issuer_tells_of_it() -> None:

@@ -80,8 +80,8 @@ def test_no_text_makes_reading_a_time_fail_otherwise(text: str) -> None:
     for read in (parse_iso, parse_duration):
         try:
             assert read(text) >= 0
-        except ValueError as fault:
-            assert str(fault).endswith(".")  # noqa: PT017 - either outcome is right
+        except ValueError as error:
+            assert str(error).endswith(".")  # noqa: PT017 - either outcome is right
 
 
 @pytest.mark.parametrize(

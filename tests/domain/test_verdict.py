@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wardkey.domain.addresses import parse_networks
-from wardkey.domain.errors import Failure
+from wardkey.domain.errors import WardkeyError
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.rate import RateLimit
 from wardkey.domain.secret import Environment
-from wardkey.domain.verdict import KnownSecret, Question, Verdict, decide, failure_of
+from wardkey.domain.verdict import KnownSecret, Verdict, VerificationRequest, decide, failure_of
 
 NOW = 1_900_000_000_000
 PLAIN = KnownSecret(
@@ -49,7 +49,7 @@ PAGE = replace(
 
 
 def judged(known: KnownSecret = PLAIN, now: int = NOW, **asked: Any) -> str:  # noqa: ANN401
-    return str(decide(known, Question("sk_live_…", **asked), now))
+    return str(decide(known, VerificationRequest("sk_live_…", **asked), now))
 
 
 def test_a_key_without_limits_is_valid_for_a_bare_question() -> None:
@@ -258,7 +258,7 @@ def is_inside(known: KnownSecret, text: str) -> bool:
     return any(address in ipaddress.ip_network(str(block)) for block in known.networks)
 
 
-def comes_from_elsewhere(known: KnownSecret, asked: Question) -> bool:
+def comes_from_elsewhere(known: KnownSecret, asked: VerificationRequest) -> bool:
     if known.type == "secret":
         return asked.browser or asked.origin != ""
     natively = known.allow_native and not asked.origin
@@ -266,7 +266,7 @@ def comes_from_elsewhere(known: KnownSecret, asked: Question) -> bool:
     return bool(known.origins) and not natively and not listed
 
 
-def reasons(known: KnownSecret, asked: Question, now: int) -> dict[str, bool]:
+def reasons(known: KnownSecret, asked: VerificationRequest, now: int) -> dict[str, bool]:
     """Whether each reason speaks against it; nothing of the code under test is asked."""
     ends = [end for end in (known.key_expires_at, known.secret_expires_at) if end is not None]
     return {
@@ -304,7 +304,7 @@ knowns = st.builds(
     org_stopped=st.sampled_from([False, False, False, True]),
 )
 questions = st.builds(
-    Question,
+    VerificationRequest,
     text=st.just(""),
     organization=st.sampled_from(["", "", "", "", "acme", "org_1", "org_2"]),
     environment=st.sampled_from([None, None, *Environment]),
@@ -324,7 +324,7 @@ questions = st.builds(
 @settings(max_examples=1_000)
 @given(knowns, questions, st.integers(NOW - 3, NOW + 3))
 def test_the_decision_is_the_first_of_all_reasons_against_it(
-    known: KnownSecret, asked: Question, now: int
+    known: KnownSecret, asked: VerificationRequest, now: int
 ) -> None:
     against = reasons(known, asked, now)
     expected = next((reason for reason in ORDER if against[reason]), "valid")
@@ -334,8 +334,8 @@ def test_the_decision_is_the_first_of_all_reasons_against_it(
 # --- what is said ----------------------------------------------------------------------------
 
 
-def said(verdict: Verdict, known: KnownSecret | None = PLAIN, **asked: Any) -> Failure:  # noqa: ANN401
-    return failure_of(verdict, known, Question("sk_live_…", **asked), 1.5)
+def said(verdict: Verdict, known: KnownSecret | None = PLAIN, **asked: Any) -> WardkeyError:  # noqa: ANN401
+    return failure_of(verdict, known, VerificationRequest("sk_live_…", **asked), 1.5)
 
 
 def test_each_verdict_but_valid_has_a_failure_of_its_own_code() -> None:
@@ -382,4 +382,4 @@ def test_a_rate_limited_caller_is_told_the_wait() -> None:
 
 
 def test_a_question_prints_without_the_key() -> None:
-    assert "sk_live" not in repr(Question("sk_live_7QdRk2mVx9Ta"))
+    assert "sk_live" not in repr(VerificationRequest("sk_live_7QdRk2mVx9Ta"))

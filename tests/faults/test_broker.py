@@ -115,8 +115,8 @@ class Load:
             headers = {"Idempotency-Key": key} if key else {}
             try:
                 told = await client.post(f"{self.up.url}/publish", json=body, headers=headers)
-            except httpx.TransportError as fault:
-                if isinstance(fault, httpx.ConnectError):
+            except httpx.TransportError as error:
+                if isinstance(error, httpx.ConnectError):
                     # Starting takes seconds, and two cores.
                     await asyncio.sleep(0.5)
                     continue
@@ -369,9 +369,9 @@ def test_503_while_the_brokers_disk_is_full_and_works_again_after(
         assert publish_one(up, "state/x", "before", retain=True).status_code == 200
         ballast = data / "broker" / "ballast"
         wanted = {"topic": "state/x", "payload": "full", "qos": 1, "retain": True}
-        for room in (32 * 1_048_576, 0):
+        for scope in (32 * 1_048_576, 0):
             with suppress(OSError), ballast.open("wb") as file:
-                file.write(bytes(100 * 1_048_576 - room))
+                file.write(bytes(100 * 1_048_576 - scope))
             key = {"Idempotency-Key": str(uuid.uuid4())}
             with up.client(up.first_key, **key) as client:
                 full = client.post("/publish", json=wanted)

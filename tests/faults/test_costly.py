@@ -265,7 +265,7 @@ class Tenants:
             org_id = key.get("/v2/organization").json()["id"]
         options = {"data_dir": server.data_dir, "database_url": ""}
         with open_deployment(load_config({}, options)) as runner:
-            runner.change(lengthen, replace(operator(), org_id=org_id))
+            runner.write(lengthen, replace(operator(), org_id=org_id))
 
     def requests(self, count: int) -> list[bytes]:
         """Return requests for exports, over the API and over the dashboard in both formats."""

@@ -383,11 +383,11 @@ def refused_too_late(world: World, grant: Json, mqtt_id: str) -> None:
         # What one login is let in with is written while nobody else counts anything.
         with runner.database.counting(), online(world.server, grant, mqtt_id) as late:
             assert late.code != 0
-        room = (world.owner.get("/v2/organization").json()["id"], Environment.LIVE)
+        scope = (world.owner.get("/v2/organization").json()["id"], Environment.LIVE)
 
         def is_judged() -> bool:
             with runner.database.read() as tx:
-                kid = find_owners(tx, room, [mqtt_id])[mqtt_id].grant_kid
+                kid = find_owners(tx, scope, [mqtt_id])[mqtt_id].grant_kid
             return kid is not None and token_id_of(kid) == grant["token_id"]
 
         wait_until(is_judged)
@@ -491,7 +491,7 @@ def test_what_ended_while_no_worker_lived_is_closed_when_one_is_back(world: Worl
                 role=Role.OWNER,
                 environment=Environment.LIVE,
             )
-            runner.change(revoke, by, key_id, "unspecified")
+            runner.write(revoke, by, key_id, "unspecified")
         assert live.ended_at == 0
         world.server.kill_workers()
         wait_until(lambda: live.ended_at, 30)

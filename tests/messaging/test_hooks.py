@@ -445,8 +445,8 @@ def test_a_bound_hook_is_for_its_own_room_alone(world: World) -> None:
         "org", "create", "Other", "--owner", "owner@acme.example", "--json"
     )
     other_id = json.loads(other.stdout)["id"]
-    for room in ((other_id, "live"), ("acme", "test")):
-        bound = ("--organization", room[0], "--environment", room[1])
+    for scope in ((other_id, "live"), ("acme", "test")):
+        bound = ("--organization", scope[0], "--environment", scope[1])
         token = world.hook("emqx", *bound)
         asked = {
             "username": client["mqtt_username"],

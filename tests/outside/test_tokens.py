@@ -88,7 +88,7 @@ def verified(
     now: float = NOW,
     secret: bytes = b"",
 ) -> dict[str, Any]:
-    return tokens.verified(tokens.read(text), wanted, keys_of, now, secret)
+    return tokens.verify_token(tokens.parse_token(text), wanted, keys_of, now, secret)
 
 
 @pytest.mark.parametrize("alg", ALGORITHMS)
@@ -244,7 +244,7 @@ def test_401_a_hostile_token_fails_at_its_step(text: str, step: str) -> None:
     assert len(refused.value.detail) < 400
     assert refused.value.detail.isprintable()
     # The test tool tells the same, and what went well before.
-    told = tokens.steps(text, LISTED, KEYS, NOW, SECRET)
+    told = tokens.explain_token(text, LISTED, KEYS, NOW, SECRET)
     assert Step(step, refused.value.detail) in told
     if step in STEPS:
         assert told[:-1] == tuple(Step(name) for name in STEPS[: STEPS.index(step)])
@@ -259,7 +259,7 @@ def test_401_a_token_ends_at_its_second() -> None:
 
 
 def test_the_test_tool_tells_every_claim_that_fails() -> None:
-    told = tokens.steps(good(aud="x", exp=NOW - 100), RULES, KEYS, NOW)
+    told = tokens.explain_token(good(aud="x", exp=NOW - 100), RULES, KEYS, NOW)
     assert [step.name for step in told if step.fault] == ["aud", "exp"]
     assert [step.name for step in told][: len(STEPS)] == list(STEPS)
 
@@ -268,7 +268,7 @@ def test_the_test_tool_tells_that_keys_cannot_be_fetched() -> None:
     def away(_kid: str) -> Sequence[VerifyingKey]:
         raise KeySetUnavailable("The provider's keys cannot be fetched.")
 
-    told = tokens.steps(good(), RULES, away, NOW)
+    told = tokens.explain_token(good(), RULES, away, NOW)
     assert told[-1] == Step("key", "The provider's keys cannot be fetched.")
 
 
@@ -423,11 +423,11 @@ def test_what_else_stands_in_a_key_is_not_read() -> None:
 
 
 def test_the_issuer_hint_is_read_without_proof_and_strictly() -> None:
-    presented = tokens.read(good(key=OTHER))
+    presented = tokens.parse_token(good(key=OTHER))
     assert tokens.issuer_hint(presented) == "https://id.acme.example/realms/a"
-    assert tokens.issuer_hint(tokens.read(good(iss=["x"]))) == ""
+    assert tokens.issuer_hint(tokens.parse_token(good(iss=["x"]))) == ""
     with pytest.raises(InvalidToken):
-        tokens.issuer_hint(tokens.read(HOSTILE["claims twice"][0]))
+        tokens.issuer_hint(tokens.parse_token(HOSTILE["claims twice"][0]))
 
 
 @given(st.text(max_size=60) | st.text("AZaz09-_=+/. ", max_size=60))

@@ -16,7 +16,7 @@ from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
-from wardkey.domain.verdict import Question, Verdict
+from wardkey.domain.verdict import Verdict, VerificationRequest
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
@@ -30,23 +30,23 @@ def verifier(runner: Runner) -> Iterator[Verifier]:
 
 def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
     spec = KeySpec(name, KeyType.SECRET, Environment.LIVE)
-    return runner.change(keys.issue, by, spec)
+    return runner.write(keys.issue, by, spec)
 
 
 def test_every_change_is_in_the_next_verdict(
     runner: Runner, owner: Principal, verifier: Verifier
 ) -> None:
     def verdict() -> Verdict:
-        return verifier.verify(Question(made.secret.text)).verdict
+        return verifier.verify(VerificationRequest(made.secret.text)).verdict
 
     for turn in range(20):
         made = issue(runner, owner, f"live-turn-{turn}")
         assert verdict() is Verdict.VALID
-        runner.change(keys.disable, owner, made.key.id)
+        runner.write(keys.disable, owner, made.key.id)
         assert verdict() is Verdict.DISABLED
-        runner.change(keys.enable, owner, made.key.id)
+        runner.write(keys.enable, owner, made.key.id)
         assert verdict() is Verdict.VALID
-        runner.change(revocations.revoke, owner, made.key.id, "unspecified")
+        runner.write(revocations.revoke, owner, made.key.id, "unspecified")
         assert verdict() is Verdict.REVOKED
 
 
@@ -55,14 +55,14 @@ def test_a_gap_or_another_epoch_empties_the_directory(
     runner: Runner, owner: Principal, verifier: Verifier, gap: str
 ) -> None:
     made = issue(runner, owner, "live-billing-export")
-    assert verifier.verify(Question(made.secret.text)).verdict is Verdict.VALID
+    assert verifier.verify(VerificationRequest(made.secret.text)).verdict is Verdict.VALID
     with runner.database.write() as tx:
         revocations.revoke(tx, owner, made.key.id, "unspecified")
         tx.connection.execute(delete(changes))
         if gap == "epoch":
             tx.connection.execute(update(feed).values(epoch="another", revision=1))
     runner.confirm(*(("another", 1) if gap == "epoch" else (tx.epoch, tx.revision)))
-    assert verifier.verify(Question(made.secret.text)).verdict is Verdict.REVOKED
+    assert verifier.verify(VerificationRequest(made.secret.text)).verdict is Verdict.REVOKED
 
 
 def test_revisions_have_no_gap_under_eight_writers(runner: Runner, owner: Principal) -> None:

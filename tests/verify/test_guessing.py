@@ -29,7 +29,7 @@ from wardkey.domain.secret import (
     generate,
     random_text,
 )
-from wardkey.domain.verdict import Question, Verdict
+from wardkey.domain.verdict import Verdict, VerificationRequest
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
@@ -50,7 +50,7 @@ def verifier(runner: Runner, usage: Usage) -> Iterator[Verifier]:
 
 def issue(runner: Runner, by: Principal, name: str) -> SecretText:
     spec = KeySpec(name, KeyType.SECRET, Environment.LIVE)
-    return runner.change(keys.issue, by, spec).secret
+    return runner.write(keys.issue, by, spec).secret
 
 
 def guess() -> str:
@@ -95,14 +95,17 @@ def test_a_flood_of_unknown_keys_fills_no_memory_and_keeps_nobody_waiting(
     count = guesses // 4 if storage_url else guesses
     longest = 0.0
     memory = verifier.directory.memory
-    assert verifier.verify(Question(right)).verdict is Verdict.VALID
+    assert verifier.verify(VerificationRequest(right)).verdict is Verdict.VALID
     before = resident()
     for number in range(count):
-        asked = Question(guess(), address=address_of(number))
+        asked = VerificationRequest(guess(), address=address_of(number))
         assert verifier.verify(asked).verdict is Verdict.UNKNOWN
         if number % 500 == 0:
             began = time.perf_counter()
-            assert verifier.verify(Question(right, address="192.0.2.1")).verdict is Verdict.VALID
+            assert (
+                verifier.verify(VerificationRequest(right, address="192.0.2.1")).verdict
+                is Verdict.VALID
+            )
             longest = max(longest, time.perf_counter() - began)
             usage.flush()
     grown = resident() - before
@@ -121,8 +124,8 @@ def test_the_time_of_an_answer_does_not_tell_whether_a_kid_exists(
     strangers = [generate(SecretKind.SECRET, Environment.LIVE) for _ in range(20)]
     chance = random.Random(1)
     asked = {
-        "known": [Question(guess_at(one)) for one in hot for _ in range(50)],
-        "unknown": [Question(guess_at(one)) for one in strangers for _ in range(50)],
+        "known": [VerificationRequest(guess_at(one)) for one in hot for _ in range(50)],
+        "unknown": [VerificationRequest(guess_at(one)) for one in strangers for _ in range(50)],
     }
     for questions in asked.values():
         for question in questions:
@@ -175,7 +178,7 @@ def test_a_text_is_looked_up_under_the_one_prefix_that_it_has(
 ) -> None:
     prefixes = ("acme_", "acmf", "beta_", "zed_")
     for prefix in prefixes:
-        runner.change(imports.register_prefix, owner, prefix)
+        runner.write(imports.register_prefix, owner, prefix)
     has = verifier.directory.has_import_prefix
     assert all(has(prefix + tail) for prefix in prefixes for tail in ("", "0", "zzz", "~"))
     assert not any(has(text) for text in ("", "acme", "acmd_1", "acm", "bet", "zee", "~", "a"))
@@ -185,17 +188,17 @@ def test_right_keys_are_accepted_from_an_address_that_sends_wrong_ones(
     runner: Runner, owner: Principal, verifier: Verifier
 ) -> None:
     """Everybody behind a proxy has its address, and a key that was just issued is in no memory."""
-    runner.change(imports.register_prefix, owner, "old_")
+    runner.write(imports.register_prefix, owner, "old_")
     right = "old_" + "r" * 40
     hashed = hashlib.sha256(right.encode()).hexdigest()
     spec = KeySpec("live-imported", KeyType.SECRET, Environment.LIVE)
-    runner.change(imports.import_key, owner, imports.Import(spec, "old_", hashed, 160))
+    runner.write(imports.import_key, owner, imports.Import(spec, "old_", hashed, 160))
     address = "2001:db8::1"
     for number in range(700):
         wrong = f"old_{number:040}" if number % 2 else guess()
-        verifier.verify(Question(wrong, address=address))
-    limited = verifier.verify(Question(guess(), address="2001:db8::ffff"))
+        verifier.verify(VerificationRequest(wrong, address=address))
+    limited = verifier.verify(VerificationRequest(guess(), address="2001:db8::ffff"))
     assert limited.verdict is Verdict.RATE_LIMITED
     fresh = issue(runner, owner, "live-issued-a-moment-ago").text
     for text in (right, fresh):
-        assert verifier.verify(Question(text, address=address)).verdict is Verdict.VALID
+        assert verifier.verify(VerificationRequest(text, address=address)).verdict is Verdict.VALID

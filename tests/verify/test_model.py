@@ -25,22 +25,22 @@ from wardkey.actions.core.runner import Runner
 from wardkey.actions.keys import keys, revocations
 from wardkey.config import Config
 from wardkey.db.engine import Database
-from wardkey.db.master_key import load_vault
+from wardkey.db.master_key import open_vault
 from wardkey.deployment import open_storage
 from wardkey.domain.errors import (
     ExpiryInPast,
-    Failure,
     InvalidGrace,
     KeyRevoked,
     OrganizationSuspended,
     TooManySecrets,
+    WardkeyError,
 )
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType, Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.domain.verdict import Question
+from wardkey.domain.verdict import VerificationRequest
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
@@ -67,7 +67,7 @@ def world(runner: Runner, config: Config) -> Iterator[World]:
     with ExitStack() as stack:
         others = [stack.enter_context(open_storage(config)) for _ in range(2)]
         for database in others:
-            load_vault(database)
+            open_vault(database)
         made = World(runner, others)
         for verifier in made.verifiers:
             stack.callback(verifier.directory.close)
@@ -108,9 +108,9 @@ class Model(RuleBasedStateMachine):
         return multiple(*(self.issue(which, None, scoped=True) for which in range(2)))
 
     def run(self, action: Any, by: Principal, *args: Any) -> Any:  # noqa: ANN401 - any action
-        return self.world.runner.change(action, by, *args)
+        return self.world.runner.write(action, by, *args)
 
-    def refused(self, failure: type[Failure], action: Any, by: Principal, *args: Any) -> None:  # noqa: ANN401
+    def refused(self, failure: type[WardkeyError], action: Any, by: Principal, *args: Any) -> None:  # noqa: ANN401
         with pytest.raises(failure):
             self.run(action, by, *args)
 
@@ -177,7 +177,7 @@ class Model(RuleBasedStateMachine):
                 secret["ends"] = self.now + length if ends is None else min(ends, self.now + length)
         self.remember(made)
 
-    def refusal_of_rotating(self, key_id: str, grace: str) -> type[Failure] | None:
+    def refusal_of_rotating(self, key_id: str, grace: str) -> type[WardkeyError] | None:
         key = self.keys[key_id]
         live = [
             secret
@@ -273,7 +273,7 @@ class Model(RuleBasedStateMachine):
             self.world.verifiers[1].directory.forget(secret["kid"])
         for verifier in self.world.verifiers:
             told = {
-                text: str(verifier.verify(Question(text, permissions=(SCOPE,))).verdict)
+                text: str(verifier.verify(VerificationRequest(text, permissions=(SCOPE,))).verdict)
                 for text in expected
             }
             assert told == expected

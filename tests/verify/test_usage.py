@@ -23,7 +23,7 @@ from wardkey.deployment import open_deployment
 from wardkey.domain.callers import HOUR_MS, MOST_CALLERS
 from wardkey.domain.errors import StorageBusy
 from wardkey.domain.principal import Principal
-from wardkey.verify import usage as room
+from wardkey.verify import usage as scope
 from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.usage import Usage
 
@@ -247,7 +247,7 @@ def test_merges_at_once_count_each_row_once(config: Config, runner: Runner) -> N
 def test_rows_beyond_the_bound_stay_in_memory_until_someone_merges(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_MOST_ROWS", 3)
+    monkeypatch.setattr(scope, "_MOST_ROWS", 3)
     usage = Usage(runner.database)
     with without(runner.database, "hours"):
         for _ in range(3):
@@ -288,7 +288,7 @@ def test_crowded_secrets_keep_their_first_times_and_their_key(runner: Runner) ->
 def test_memory_is_bounded_and_what_goes_over_is_counted_as_lost(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_MOST_PENDING", 10)
+    monkeypatch.setattr(scope, "_MOST_PENDING", 10)
     usage = Usage(runner.database)
     for n in range(2_000):
         note(usage, address=f"2001:db8::{n:x}")
@@ -320,7 +320,7 @@ def test_an_imported_key_in_a_route_or_a_user_agent_is_never_stored(
     text = "beta_" + "0123456789abcdef" * 2
     # Once before the prefix is registered, once after it, and cut in the middle.
     note(usage, address="10.0.0.1", user_agent=f"curl/8 {text}", route=f"GET /rpc/{text}/eth")
-    runner.change(imports.register_prefix, owner, "beta_")
+    runner.write(imports.register_prefix, owner, "beta_")
     note(usage, address="10.0.0.2", user_agent=text, route=f"GET /x;key={text}")
     usage.flush()
     note(usage, address="10.0.0.3", route="GET /" + "a" * 80 + f"/{text}")

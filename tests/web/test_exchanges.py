@@ -14,7 +14,7 @@ from wardkey.adapters.fetch import Fetch
 from wardkey.adapters.key_sets import KeySets
 from wardkey.domain.principal import Principal
 from wardkey.domain.providers import ProviderKind, ProviderSpec
-from wardkey.services.token_exchange import Exchanges
+from wardkey.services.token_exchange import TokenExchange
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 
@@ -27,9 +27,9 @@ def issuer() -> Iterator[Issuer]:
 
 
 @pytest.fixture
-def exchanges(runner: Runner) -> Iterator[Exchanges]:
+def exchanges(runner: Runner) -> Iterator[TokenExchange]:
     verifier = Verifier(runner.database, Usage(runner.database))
-    yield Exchanges(runner.database, verifier, KeySets(Fetch(private_allowed=True).get), True)
+    yield TokenExchange(runner.database, verifier, KeySets(Fetch(private_allowed=True).get), True)
     verifier.directory.close()
 
 
@@ -40,18 +40,22 @@ def token(issuer: Issuer, kid: str = "demo-1") -> str:
 
 
 def test_only_a_token_whose_key_is_not_known_yet_asks_the_issuer(
-    runner: Runner, owner: Principal, exchanges: Exchanges, issuer: Issuer
+    runner: Runner, owner: Principal, exchanges: TokenExchange, issuer: Issuer
 ) -> None:
     spec = ProviderSpec(
         ProviderKind.OIDC, issuer=issuer.url, audiences=(CLIENT,), algorithms=("ES256",)
     )
-    made = runner.change(providers.create, owner, spec, http_allowed=True)
+    made = runner.write(providers.create, owner, spec, http_allowed=True)
     for name in ("oidc", made.id, ""):
-        shown = exchanges.found(owner, name, token(issuer))
+        shown = exchanges.find_provider(owner, name, token(issuer))
         # Each process asks once, and then answers from what it knows.
-        assert exchanges.asks_nobody(shown) is (name != "oidc")
-        assert exchanges.checked(owner, "", shown, None).wanted.user_id == "ada"
-    assert not exchanges.asks_nobody(exchanges.found(owner, "oidc", token(issuer, "another")))
-    runner.change(providers.purge_keys, owner, made.id)
+        assert exchanges.has_cached_keys(shown) is (name != "oidc")
+        assert exchanges.verify(owner, "", shown, None).wanted.user_id == "ada"
+    assert not exchanges.has_cached_keys(
+        exchanges.find_provider(owner, "oidc", token(issuer, "another"))
+    )
+    runner.write(providers.purge_keys, owner, made.id)
     # This process is no verifier that a change waits for.
-    wait_until(lambda: not exchanges.asks_nobody(exchanges.found(owner, "oidc", token(issuer))))
+    wait_until(
+        lambda: not exchanges.has_cached_keys(exchanges.find_provider(owner, "oidc", token(issuer)))
+    )

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 
 from wardkey.domain.errors import Overloaded
-from wardkey.services.work_slots import Places
+from wardkey.services.work_slots import WorkSlots
 
 
 def test_one_organization_has_its_share_of_the_places_and_all_together_no_more_than_there_are() -> (
     None
 ):
-    places = Places(most=3, most_each=2)
+    places = WorkSlots(most=3, most_each=2)
     places.take("org_a")
     places.take("org_a")
     with pytest.raises(Overloaded) as refused:
@@ -23,15 +23,15 @@ def test_one_organization_has_its_share_of_the_places_and_all_together_no_more_t
 
 
 def test_a_place_is_free_again_after_the_block_whatever_happened_in_it() -> None:
-    places = Places(most=1, most_each=1)
+    places = WorkSlots(most=1, most_each=1)
 
     def fail() -> None:
-        with places.taken("org_a"):
+        with places.reserve("org_a"):
             raise LookupError
 
     for _ in range(3):
         with pytest.raises(LookupError):
             fail()
-    with places.taken("org_b"), pytest.raises(Overloaded), places.taken("org_a"):
+    with places.reserve("org_b"), pytest.raises(Overloaded), places.reserve("org_a"):
         pass
     places.take("org_a")

@@ -20,7 +20,7 @@ from nats.aio.subscription import Subscription
 from wardkey.adapters.broker import BrokerKeys
 from wardkey.adapters.nkeys import NKey, verified
 from wardkey.adapters.turns import Turns
-from wardkey.domain.errors import BrokerUnreachable, Failure, Overloaded, TooManyAttempts
+from wardkey.domain.errors import BrokerUnreachable, Overloaded, TooManyAttempts, WardkeyError
 
 log = logging.getLogger("wardkey")
 
@@ -135,8 +135,8 @@ class BrokerLink:
                 await self.open(judge)
                 # The library gives a connection up when the broker says why it ended it.
                 await self._ended.wait()
-            except (OSError, TimeoutError, BrokerUnreachable, nats.errors.Error) as fault:
-                await self._told(fault)
+            except (OSError, TimeoutError, BrokerUnreachable, nats.errors.Error) as error:
+                await self._told(error)
             await self.close()
             await asyncio.sleep(_AGAIN_S)
 
@@ -300,8 +300,8 @@ class BrokerLink:
             self._known = {account: True for account, stopped in self._known.items() if stopped}
             try:
                 await self._drop_unjudged()
-            except (BrokerUnreachable, OSError, TimeoutError, nats.errors.Error) as fault:
-                await self._told(fault)
+            except (BrokerUnreachable, OSError, TimeoutError, nats.errors.Error) as error:
+                await self._told(error)
 
         await client.connect(
             self._urls,
@@ -381,7 +381,7 @@ class BrokerLink:
                     said = {"jwt": self._user_token(user, admitted)}
         except TimeoutError:
             why = "not in time"
-        except Failure as failure:
+        except WardkeyError as failure:
             why = failure.code
         except Exception:  # the broker waits for an answer, whatever went wrong here
             log.exception("a login could not be judged")
@@ -409,7 +409,7 @@ class BrokerLink:
         if not self._system.is_connected:
             # A request before the first connection would leave the library deaf to all answers.
             raise BrokerUnreachable
-        with telling():
+        with broker_errors():
             yield
 
     def _user_token(self, user: str, admitted: Admitted) -> str:
@@ -431,12 +431,12 @@ class BrokerLink:
 
 
 @contextmanager
-def telling() -> Iterator[None]:
+def broker_errors() -> Iterator[None]:
     """Turn what nats-py says of a broker that is away into the failure that it stands for."""
     try:
         yield
-    except (OSError, TimeoutError, nats.errors.Error) as fault:
-        raise BrokerUnreachable from fault
+    except (OSError, TimeoutError, nats.errors.Error) as error:
+        raise BrokerUnreachable from error
 
 
 def _user_claims(

@@ -157,17 +157,17 @@ class Fetch:
             raise KeySetUnavailable(
                 f"{host} did not answer within {self.longest_s:g} seconds."
             ) from None
-        except ssl.SSLError as fault:
+        except ssl.SSLError as error:
             raise KeySetUnavailable(
                 f"{host} has no certificate that this machine trusts, or no TLS: "
-                f"{fault.reason or 'the connection ended'}."
+                f"{error.reason or 'the connection ended'}."
             ) from None
-        except (OSError, http.client.HTTPException) as fault:
+        except (OSError, http.client.HTTPException) as error:
             raise KeySetUnavailable(
-                f"{host} cannot be reached, or does not speak HTTP ({type(fault).__name__})."
+                f"{host} cannot be reached, or does not speak HTTP ({type(error).__name__})."
             ) from None
-        except ValueError as fault:
-            raise KeySetUnavailable(f"What {host} sent cannot be read: {fault}") from None
+        except ValueError as error:
+            raise KeySetUnavailable(f"What {host} sent cannot be read: {error}") from None
 
     def _parts(self, url: str) -> _Place:
         """Take a URL apart; the text is checked first, for urlsplit drops tabs and line breaks."""

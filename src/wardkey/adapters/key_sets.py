@@ -72,7 +72,7 @@ class KeySets:
         """Return what `tokens.verified` asks for a provider's keys."""
         return partial(self.keys, provider_id, source)
 
-    def are_at_hand(self, provider_id: str, source: KeySource, kid: str) -> bool:
+    def are_cached(self, provider_id: str, source: KeySource, kid: str) -> bool:
         """Tell whether a provider's keys with a kid are known, so that nobody need be asked."""
         return self._of((provider_id, source)).found(kid, self.clock()) is not None
 
@@ -193,5 +193,5 @@ class KeySets:
         document, max_age_s = self.fetch(url)
         try:
             return import_keys(document), max_age_s
-        except ValueError as fault:
-            raise KeySetUnavailable(f"The key set cannot be used: {fault}") from None
+        except ValueError as error:
+            raise KeySetUnavailable(f"The key set cannot be used: {error}") from None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from struct import pack
 from typing import Any
 
-from wardkey.domain.errors import BrokerUnreachable, Failure, PublishUnconfirmed
+from wardkey.domain.errors import BrokerUnreachable, PublishUnconfirmed, WardkeyError
 
 _CONNECT, _CONNACK, _PUBLISH, _PUBACK, _PINGREQ = 0x10, 0x20, 0x30, 0x40, 0xC0
 _QOS_1 = 0x02
@@ -24,7 +24,7 @@ _PING_EACH = 30
 _CONFIRM_WITHIN = 10
 
 # Called once: with None when the broker acknowledged, else with why nobody can say.
-Done = Callable[[Failure | None], None]
+Done = Callable[[WardkeyError | None], None]
 
 
 class Publisher(asyncio.Protocol):
@@ -67,9 +67,9 @@ class Publisher(asyncio.Protocol):
                 assert self._transport is not None  # noqa: S101 - connection_made was called
                 self._transport.write(_connect(self._client_id, username, password))
                 code = await self._welcome
-        except (OSError, TimeoutError) as fault:
+        except (OSError, TimeoutError) as error:
             self.close()
-            raise BrokerUnreachable from fault
+            raise BrokerUnreachable from error
         if code:
             self.close()
             raise BrokerUnreachable

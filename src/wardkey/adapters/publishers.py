@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wardkey.adapters.broker_link import BrokerLink
 from wardkey.adapters.mqtt import Done, Publisher
-from wardkey.domain.errors import BrokerFull, BrokerUnreachable, Failure
+from wardkey.domain.errors import BrokerFull, BrokerUnreachable, WardkeyError
 
 Account = tuple[str, str]
 
@@ -93,9 +93,9 @@ class Publishers:
         if qos == 0:
             publisher.send(topic, payload, None, retain=retain)
             return
-        confirmed: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
+        confirmed: asyncio.Future[WardkeyError | None] = asyncio.get_running_loop().create_future()
 
-        def done(failure: Failure | None) -> None:
+        def done(failure: WardkeyError | None) -> None:
             if not confirmed.done():
                 confirmed.set_result(failure)
 
@@ -116,8 +116,8 @@ class Publishers:
             return
         try:
             disk = os.statvfs(self.folder)
-        except OSError as fault:
-            raise BrokerFull from fault
+        except OSError as error:
+            raise BrokerFull from error
         if disk.f_bavail * disk.f_frsize < _LEAST_ROOM:
             raise BrokerFull
 

@@ -11,7 +11,7 @@ from typing import Any
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from wardkey.adapters.broker_link import BrokerLink, telling
+from wardkey.adapters.broker_link import BrokerLink, broker_errors
 from wardkey.adapters.publishers import Account
 from wardkey.domain.errors import BrokerUnreachable
 from wardkey.domain.topics import from_subject, to_subjects
@@ -103,7 +103,7 @@ async def _read(
             "inactive_threshold": 5_000_000_000,
         },
     }
-    with telling():
+    with broker_errors():
         async with link.account_client(account, _ASKED) as client:
             made = await _asked(client, f"$JS.API.CONSUMER.CREATE.{_STREAM}", wanted)
             if made.get("error", {}).get("err_code") == _NO_STREAM:

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 from wardkey.adapters.fetch import Fetch
 from wardkey.adapters.key_sets import KeySets
-from wardkey.adapters.tokens import read, verified
+from wardkey.adapters.tokens import parse_token, verify_token
 from wardkey.domain.errors import InvalidToken, KeySetUnavailable, SignInFailed, TokenExpired
 from wardkey.domain.providers import ALGORITHMS, KeySource, ProviderKind, TokenRules
 
@@ -128,7 +128,7 @@ class SignInIssuer:
             (self.client_id,),
         )
         try:
-            told = verified(read(text), rules, self.keys.keys_of("", at.keys), now_s)
+            told = verify_token(parse_token(text), rules, self.keys.keys_of("", at.keys), now_s)
         except (InvalidToken, TokenExpired) as failure:
             raise SignInFailed(
                 f"{self.name}'s ID token is not accepted: {failure.detail}"

@@ -66,7 +66,7 @@ class KeySet(NamedTuple):
 KeysOf = Callable[[str], Sequence[VerifyingKey]]
 
 
-class Presented(NamedTuple):
+class ParsedToken(NamedTuple):
     """A token whose form and header are sound, and of which nothing is proven yet."""
 
     alg: str
@@ -91,13 +91,13 @@ def import_keys(document: dict[str, Any]) -> KeySet:
     for place, item in enumerate(items, 1):
         try:
             keys.append(_imported(item))
-        except (JoseError, ValueError) as fault:
-            reason = str(fault) if isinstance(fault, _UnusableKeyError) else "it is malformed"
+        except (JoseError, ValueError) as error:
+            reason = str(error) if isinstance(error, _UnusableKeyError) else "it is malformed"
             left_out.append(f"Key {place}{_kid_of(item)} is left out: {reason}.")
     return KeySet(tuple(keys), tuple(left_out))
 
 
-def read(text: str) -> Presented:
+def parse_token(text: str) -> ParsedToken:
     """Read a token's form and header; raises `InvalidToken`."""
     if len(text) > LONGEST_TOKEN:
         raise InvalidToken(
@@ -115,17 +115,19 @@ def read(text: str) -> Presented:
     if len(head) > _LONGEST_HEADER:
         raise InvalidToken("The token's header is longer than 8 KiB.", step="header")
     alg, kid = _header(head)
-    return Presented(alg, kid, f"{head}.{payload}".encode("ascii", "replace"), payload, _raw(tail))
+    return ParsedToken(
+        alg, kid, f"{head}.{payload}".encode("ascii", "replace"), payload, _raw(tail)
+    )
 
 
-def issuer_hint(presented: Presented) -> str:
+def issuer_hint(presented: ParsedToken) -> str:
     """Return the `iss` that an unproven token names, to find its provider by; raises as `read`."""
     told = _claims(presented).get("iss")
     return told if isinstance(told, str) else ""
 
 
-def verified(
-    presented: Presented, rules: TokenRules, keys_of: KeysOf, now_s: float, secret: bytes = b""
+def verify_token(
+    presented: ParsedToken, rules: TokenRules, keys_of: KeysOf, now_s: float, secret: bytes = b""
 ) -> dict[str, Any]:
     """Return a token's claims once its signature and they themselves are found right.
 
@@ -137,7 +139,7 @@ def verified(
     return claims
 
 
-def steps(
+def explain_token(
     text: str, rules: TokenRules, keys_of: KeysOf, now_s: float, secret: bytes = b""
 ) -> tuple[Step, ...]:
     """Check a token as `verified` does, and say of each step how it went, for the test tool.
@@ -145,7 +147,7 @@ def steps(
     The steps before the claims end at the first that fails; of the claims all are told.
     """
     try:
-        claims = _proven(read(text), rules, keys_of, secret)
+        claims = _proven(parse_token(text), rules, keys_of, secret)
     except InvalidToken as refused:
         step, fault = refused.step, refused.detail
     except KeySetUnavailable as away:
@@ -156,7 +158,7 @@ def steps(
 
 
 def _proven(
-    presented: Presented, rules: TokenRules, keys_of: KeysOf, secret: bytes
+    presented: ParsedToken, rules: TokenRules, keys_of: KeysOf, secret: bytes
 ) -> dict[str, Any]:
     alg, kid = presented.alg, presented.kid
     if alg not in rules.algorithms:
@@ -190,12 +192,12 @@ def _proven(
     return _claims(presented)
 
 
-def _claims(presented: Presented) -> dict[str, Any]:
+def _claims(presented: ParsedToken) -> dict[str, Any]:
     try:
         return read_object(_decoded(presented.payload))
-    except ValueError as fault:
+    except ValueError as error:
         raise InvalidToken(
-            f"The token's second part cannot be read: {fault}", step="payload"
+            f"The token's second part cannot be read: {error}", step="payload"
         ) from None
 
 
@@ -205,8 +207,8 @@ def _header(head: str) -> tuple[str, str]:
     """Return `alg` and `kid`; keys that a header brings or points to are never looked at."""
     try:
         header = read_object(_decoded(head))
-    except ValueError as fault:
-        raise InvalidToken(f"The token's header cannot be read: {fault}", step="header") from None
+    except ValueError as error:
+        raise InvalidToken(f"The token's header cannot be read: {error}", step="header") from None
     header = {name: value for name, value in header.items() if value is not None or name == "crit"}
     alg, kid = header.get("alg"), header.get("kid", "")
     if not isinstance(alg, str) or not isinstance(kid, str) or len(kid) > _LONGEST_KID:
@@ -228,8 +230,8 @@ def _header(head: str) -> tuple[str, str]:
 def _raw(segment: str) -> bytes:
     try:
         return _decoded(segment)
-    except ValueError as fault:
-        raise InvalidToken(f"The token's signature cannot be read: {fault}", step="form") from None
+    except ValueError as error:
+        raise InvalidToken(f"The token's signature cannot be read: {error}", step="form") from None
 
 
 def _decoded(segment: str) -> bytes:

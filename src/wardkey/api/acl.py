@@ -14,11 +14,11 @@ from wardkey.domain.acl import MOST_RULES, Action, ActorKind, Effect, SubjectKin
 from wardkey.domain.receipts import Confirmation
 from wardkey.domain.rule_specs import MOST_PRIORITY, PRESETS, PresetName, RuleSpec
 from wardkey.domain.times import iso
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
-from wardkey.web.problems import takes_json, told
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
+from wardkey.web.problems import problem_responses, require_json
 
-router = APIRouter(tags=["acl"], dependencies=[Depends(takes_json)])
+router = APIRouter(tags=["acl"], dependencies=[Depends(require_json)])
 
 _RULE_FAULTS = (
     errors.InvalidTopicFilter,
@@ -271,59 +271,67 @@ class PresetChoice(Input):
     replace: StrictBool = False
 
 
-@router.get("/v2/acl/rules", responses=told())
-def list_acl_rules(caller: Known, here: Here) -> RuleList:
+@router.get("/v2/acl/rules", responses=problem_responses())
+def list_acl_rules(caller: CurrentCaller, ctx: CurrentContext) -> RuleList:
     """List the rules in the order in which they are asked."""
-    return _list(here.runner.look(acl.list_rules, caller.by))
+    return _list(ctx.runner.read(acl.list_rules, caller.by))
 
 
-@router.post("/v2/acl/rules", status_code=201, responses=told(*_RULE_FAULTS, body=True))
-def create_acl_rule(wanted: NewRule, caller: Known, here: Here) -> ChangedRuleShape:
+@router.post(
+    "/v2/acl/rules", status_code=201, responses=problem_responses(*_RULE_FAULTS, body=True)
+)
+def create_acl_rule(
+    wanted: NewRule, caller: CurrentCaller, ctx: CurrentContext
+) -> ChangedRuleShape:
     """Add a rule; live sessions whose rights it changes are ended, and log in anew."""
-    return _changed(here.runner.change_confirmed(acl.create, caller.by, wanted.spec()))
+    return _changed(ctx.runner.write_confirmed(acl.create, caller.by, wanted.spec()))
 
 
-@router.put("/v2/acl/rules", responses=told(*_RULE_FAULTS, body=True))
-def put_acl_rules(wanted: NewRules, caller: Known, here: Here) -> ChangedRuleList:
+@router.put("/v2/acl/rules", responses=problem_responses(*_RULE_FAULTS, body=True))
+def put_acl_rules(wanted: NewRules, caller: CurrentCaller, ctx: CurrentContext) -> ChangedRuleList:
     """Replace all rules at once, or none where one is refused."""
     specs = [rule.spec() for rule in wanted.rules]
-    return _changed_list(here.runner.change_confirmed(acl.put_rules, caller.by, specs))
+    return _changed_list(ctx.runner.write_confirmed(acl.put_rules, caller.by, specs))
 
 
-@router.get("/v2/acl/rules/{rule_id:id}", responses=told(errors.AclRuleNotFound))
-def get_acl_rule(rule_id: Id, caller: Known, here: Here) -> RuleShape:
+@router.get("/v2/acl/rules/{rule_id:id}", responses=problem_responses(errors.AclRuleNotFound))
+def get_acl_rule(rule_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> RuleShape:
     """Show a rule."""
-    return _shape(here.runner.look(acl.get, caller.by, rule_id))
+    return _shape(ctx.runner.read(acl.get, caller.by, rule_id))
 
 
 @router.patch(
     "/v2/acl/rules/{rule_id:id}",
-    responses=told(errors.AclRuleNotFound, *_RULE_FAULTS, body=True),
+    responses=problem_responses(errors.AclRuleNotFound, *_RULE_FAULTS, body=True),
 )
-def change_acl_rule(rule_id: Id, wanted: RuleChange, caller: Known, here: Here) -> ChangedRuleShape:
+def change_acl_rule(
+    rule_id: Id, wanted: RuleChange, caller: CurrentCaller, ctx: CurrentContext
+) -> ChangedRuleShape:
     """Change a rule."""
     subject = (wanted.subject.kind, wanted.subject.value) if wanted.subject else None
     changes = acl.RuleChanges(
         wanted.priority, subject, wanted.filter, wanted.action, wanted.effect, wanted.description
     )
-    return _changed(here.runner.change_confirmed(acl.change, caller.by, rule_id, changes))
+    return _changed(ctx.runner.write_confirmed(acl.change, caller.by, rule_id, changes))
 
 
 @router.delete(
     "/v2/acl/rules/{rule_id:id}",
-    responses=told(errors.AclRuleNotFound, errors.AclLooseWildcard),
+    responses=problem_responses(errors.AclRuleNotFound, errors.AclLooseWildcard),
 )
-def delete_acl_rule(rule_id: Id, caller: Known, here: Here) -> DeletedRuleShape:
+def delete_acl_rule(rule_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> DeletedRuleShape:
     """Delete a rule."""
-    _, confirmed = here.runner.change_confirmed(acl.remove, caller.by, rule_id)
+    _, confirmed = ctx.runner.write_confirmed(acl.remove, caller.by, rule_id)
     return DeletedRuleShape(id=rule_id, sessions=ended_shape(confirmed.sessions))
 
 
 @router.post(
     "/v2/acl/simulate",
-    responses=told(errors.InvalidTopic, errors.ClientNotFound, *_RULE_FAULTS, body=True),
+    responses=problem_responses(
+        errors.InvalidTopic, errors.ClientNotFound, *_RULE_FAULTS, body=True
+    ),
 )
-def simulate_acl(wanted: Simulation, caller: Known, here: Here) -> SimulationShape:
+def simulate_acl(wanted: Simulation, caller: CurrentCaller, ctx: CurrentContext) -> SimulationShape:
     """Tell whether somebody may publish or subscribe, and which rule decides it."""
     if wanted.action is Action.BOTH:
         raise errors.InvalidRequest(
@@ -340,7 +348,7 @@ def simulate_acl(wanted: Simulation, caller: Known, here: Here) -> SimulationSha
         who.claims,
         None if wanted.rules is None else tuple(rule.spec() for rule in wanted.rules),
     )
-    done = here.runner.look(simulator.simulate, caller.by, question)
+    done = ctx.runner.read(simulator.simulate, caller.by, question)
     rule = done.decision.rule
     deciding = None
     if rule is not None:
@@ -356,8 +364,8 @@ def simulate_acl(wanted: Simulation, caller: Known, here: Here) -> SimulationSha
     return SimulationShape(allowed=done.decision.allowed, rule=deciding, sentence=done.sentence)
 
 
-@router.get("/v2/acl/presets", responses=told())
-def list_acl_presets(caller: Known) -> PresetList:  # noqa: ARG001 - asks who it is
+@router.get("/v2/acl/presets", responses=problem_responses())
+def list_acl_presets(caller: CurrentCaller) -> PresetList:  # noqa: ARG001 - asks who it is
     """List the presets with their rules and what they allow."""
     return PresetList(
         presets=[
@@ -371,10 +379,12 @@ def list_acl_presets(caller: Known) -> PresetList:  # noqa: ARG001 - asks who it
     )
 
 
-@router.post("/v2/acl/presets", responses=told(errors.AclRulesExist, body=True))
-def apply_acl_preset(wanted: PresetChoice, caller: Known, here: Here) -> ChangedRuleList:
+@router.post("/v2/acl/presets", responses=problem_responses(errors.AclRulesExist, body=True))
+def apply_acl_preset(
+    wanted: PresetChoice, caller: CurrentCaller, ctx: CurrentContext
+) -> ChangedRuleList:
     """Make a preset's rules; where there are rules already, only with `replace`."""
-    made = here.runner.change_confirmed(
+    made = ctx.runner.write_confirmed(
         acl.apply_preset, caller.by, wanted.preset, over_others=wanted.replace
     )
     return _changed_list(made)

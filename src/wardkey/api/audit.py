@@ -14,11 +14,11 @@ from wardkey.api.schemas import Time, read_time
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
 from wardkey.domain.times import iso
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
 from wardkey.web.exports import LONGEST_S, Chunks
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor
-from wardkey.web.problems import told
+from wardkey.web.problems import problem_responses
 
 router = APIRouter(tags=["audit"])
 
@@ -68,10 +68,12 @@ class ChainState(BaseModel):
     head: str
 
 
-@router.get("/v2/audit-events", responses=told(errors.InvalidCursor, errors.InvalidTime))
+@router.get(
+    "/v2/audit-events", responses=problem_responses(errors.InvalidCursor, errors.InvalidTime)
+)
 def list_events(  # noqa: PLR0917 - FastAPI's parameters
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     action: Filter = "",
     actor_id: Filter = "",
     target_id: Filter = "",
@@ -81,7 +83,7 @@ def list_events(  # noqa: PLR0917 - FastAPI's parameters
     cursor: Cursor = "",
 ) -> AuditPage:
     """List the organization's audit events, newest first."""
-    vault = here.runner.database.keys
+    vault = ctx.runner.database.keys
     bound = json.dumps(["audit", caller.by.org_id, action, actor_id, target_id, since, until])
     before = read_cursor(vault, bound, cursor)[0] if cursor else None
     query = audit.AuditQuery(
@@ -93,7 +95,7 @@ def list_events(  # noqa: PLR0917 - FastAPI's parameters
         before,
         limit + 1,
     )
-    found = here.runner.look(audit.list_events, caller.by, query)
+    found = ctx.runner.read(audit.list_events, caller.by, query)
     shown = found[:limit]
     following = write_cursor(vault, bound, [shown[-1].seq]) if len(found) > limit else None
     return AuditPage(events=[_shape(event) for event in shown], next_cursor=following)
@@ -102,14 +104,14 @@ def list_events(  # noqa: PLR0917 - FastAPI's parameters
 @router.get(
     "/v2/audit-events/export",
     responses={
-        **told(errors.InvalidTime, errors.Overloaded),
+        **problem_responses(errors.InvalidTime, errors.Overloaded),
         200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}},
     },
     response_class=Response,
 )
 def export_events(  # noqa: PLR0917 - FastAPI's parameters
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     action: Filter = "",
     actor_id: Filter = "",
     target_id: Filter = "",
@@ -124,28 +126,31 @@ def export_events(  # noqa: PLR0917 - FastAPI's parameters
     query = audit.AuditQuery(
         action, actor_id, target_id, read_time(since, "since"), read_time(until, "until")
     )
-    with here.runner.noting("export_events", caller.by):
+    with ctx.runner.audit_refusals("export_events", caller.by):
         caller.by.require(Permission.AUDIT_READ)
 
     def chunks() -> Chunks:
-        for events in audit_walks.export_events(here.runner.database, caller.by, query):
+        for events in audit_walks.export_events(ctx.runner.database, caller.by, query):
             yield "".join(map(_line, events))
 
-    return here.exports.begin(caller.by.org_id, chunks(), "application/x-ndjson")
+    return ctx.exports.begin(caller.by.org_id, chunks(), "application/x-ndjson")
 
 
-@router.get("/v2/audit-events/verify", responses=told(errors.LiveKeyRequired, errors.Overloaded))
-def verify_chain(caller: Known, here: Here) -> ChainState:
+@router.get(
+    "/v2/audit-events/verify",
+    responses=problem_responses(errors.LiveKeyRequired, errors.Overloaded),
+)
+def verify_chain(caller: CurrentCaller, ctx: CurrentContext) -> ChainState:
     """Check every link of the organization's chain; any edit, gap or reordering is listed."""
     by, org_id = caller.by, caller.by.org_id
-    with here.runner.noting("verify_chain", by):
+    with ctx.runner.audit_refusals("verify_chain", by):
         by.require(Permission.AUDIT_READ)
         by.require_live()
-    with here.checks.taken(org_id):
+    with ctx.checks.reserve(org_id):
         count, breaks = audit_walks.verify_chain(
-            here.runner.database, by, org_id, within_s=LONGEST_S
+            ctx.runner.database, by, org_id, within_s=LONGEST_S
         )
-    head = here.runner.look(audit.export_head, by, org_id)
+    head = ctx.runner.read(audit.export_head, by, org_id)
     return ChainState(
         holds=not breaks,
         events=count,

@@ -24,12 +24,12 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor
-from wardkey.web.problems import takes_json, told
+from wardkey.web.problems import problem_responses, require_json
 
-router = APIRouter(tags=["clients"], dependencies=[Depends(takes_json)])
+router = APIRouter(tags=["clients"], dependencies=[Depends(require_json)])
 
 Username = Annotated[
     str,
@@ -155,7 +155,7 @@ class ClientPage(BaseModel):
 @router.post(
     "/v2/clients",
     status_code=201,
-    responses=told(
+    responses=problem_responses(
         errors.InvalidUsername,
         errors.InvalidName,
         errors.InvalidTag,
@@ -170,8 +170,8 @@ class ClientPage(BaseModel):
 def create_client(  # noqa: PLR0917 - FastAPI's parameters
     request: Request,
     wanted: NewClient,
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     body: RawBody,
     idempotency_key: IdempotencyKey = None,
 ) -> ClientWithPasswordShape:
@@ -181,21 +181,21 @@ def create_client(  # noqa: PLR0917 - FastAPI's parameters
     spec = ClientSpec(
         wanted.username, environment, wanted.display_name, wanted.enabled, tuple(wanted.tags)
     )
-    password_hash = _hashed(here, by, wanted.password)
+    password_hash = _hashed(ctx, by, wanted.password)
 
     def create_client(tx: Transaction, by: Principal) -> dict[str, Any]:
         return _with_password(clients.create(tx, by, spec, password_hash))
 
     retry = retry_of(request, caller, body, idempotency_key)
     return ClientWithPasswordShape.model_validate(
-        change_once(here, by, create_client, retry, needs=Permission.CLIENTS_WRITE)[0]
+        change_once(ctx, by, create_client, retry, needs=Permission.CLIENTS_WRITE)[0]
     )
 
 
-@router.get("/v2/clients", responses=told(errors.InvalidCursor))
+@router.get("/v2/clients", responses=problem_responses(errors.InvalidCursor))
 def list_clients(  # noqa: PLR0917 - FastAPI's parameters
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     search: Annotated[
         str,
         Query(max_length=200, description="In user and display name; or a tag or an id, whole."),
@@ -209,8 +209,8 @@ def list_clients(  # noqa: PLR0917 - FastAPI's parameters
     by = caller.acting_in(environment)
     if environment is not None and environment is not by.environment:
         raise errors.WrongEnvironment
-    vault = here.runner.database.keys
-    bound = json.dumps(["clients", *by.room, search, enabled])
+    vault = ctx.runner.database.keys
+    bound = json.dumps(["clients", *by.scope, search, enabled])
     after = None
     if cursor:
         created_at, client_id = read_cursor(vault, bound, cursor)
@@ -230,44 +230,50 @@ def list_clients(  # noqa: PLR0917 - FastAPI's parameters
         )
 
     look.__name__ = "list_clients"
-    return here.runner.look(look, by)
+    return ctx.runner.read(look, by)
 
 
-@router.get("/v2/clients/{client_id:id}", responses=told(errors.ClientNotFound))
-def get_client(client_id: Id, caller: Known, here: Here) -> ClientShape:
+@router.get("/v2/clients/{client_id:id}", responses=problem_responses(errors.ClientNotFound))
+def get_client(client_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ClientShape:
     """Show one client, never its password."""
-    return _shape(here.runner.look(clients.get, caller.by, client_id))
+    return _shape(ctx.runner.read(clients.get, caller.by, client_id))
 
 
 @router.patch(
     "/v2/clients/{client_id:id}",
-    responses=told(errors.ClientNotFound, errors.InvalidName, errors.InvalidTag, body=True),
+    responses=problem_responses(
+        errors.ClientNotFound, errors.InvalidName, errors.InvalidTag, body=True
+    ),
 )
 def change_client(
-    client_id: Id, wanted: ClientChanges, caller: Known, here: Here
+    client_id: Id, wanted: ClientChanges, caller: CurrentCaller, ctx: CurrentContext
 ) -> ChangedClientShape:
     """Change a client's display name and tags, or let it in and out.
 
     Disabling it ends its live sessions before this returns.
     """
-    return _changed(here, caller.by, client_id, wanted.model_dump(exclude_none=True))
+    return _changed(ctx, caller.by, client_id, wanted.model_dump(exclude_none=True))
 
 
-@router.post("/v2/clients/{client_id:id}/disable", responses=told(errors.ClientNotFound))
-def disable_client(client_id: Id, caller: Known, here: Here) -> ChangedClientShape:
+@router.post(
+    "/v2/clients/{client_id:id}/disable", responses=problem_responses(errors.ClientNotFound)
+)
+def disable_client(client_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ChangedClientShape:
     """Let a client in no more until it is enabled again; its live sessions are ended."""
-    return _changed(here, caller.by, client_id, {"enabled": False})
+    return _changed(ctx, caller.by, client_id, {"enabled": False})
 
 
-@router.post("/v2/clients/{client_id:id}/enable", responses=told(errors.ClientNotFound))
-def enable_client(client_id: Id, caller: Known, here: Here) -> ChangedClientShape:
+@router.post(
+    "/v2/clients/{client_id:id}/enable", responses=problem_responses(errors.ClientNotFound)
+)
+def enable_client(client_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ChangedClientShape:
     """Let a disabled client in again."""
-    return _changed(here, caller.by, client_id, {"enabled": True})
+    return _changed(ctx, caller.by, client_id, {"enabled": True})
 
 
 @router.post(
     "/v2/clients/{client_id:id}/password",
-    responses=told(
+    responses=problem_responses(
         errors.ClientNotFound,
         errors.WeakPassword,
         errors.Overloaded,
@@ -279,45 +285,45 @@ def enable_client(client_id: Id, caller: Known, here: Here) -> ChangedClientShap
 def set_client_password(  # noqa: PLR0917 - FastAPI's parameters
     request: Request,
     client_id: Id,
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     body: RawBody,
     wanted: PasswordChange | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> ClientWithNewPasswordShape:
     """Give a client a new password; the old one opens nothing from then on, and keeps nothing."""
-    password_hash = _hashed(here, caller.by, wanted.password if wanted else None)
+    password_hash = _hashed(ctx, caller.by, wanted.password if wanted else None)
 
     def set_password(tx: Transaction, by: Principal) -> dict[str, Any]:
         return _with_password(clients.set_password(tx, by, client_id, password_hash))
 
     retry = retry_of(request, caller, body, idempotency_key)
     made, confirmed = change_once(
-        here, caller.by, set_password, retry, needs=Permission.CLIENTS_WRITE
+        ctx, caller.by, set_password, retry, needs=Permission.CLIENTS_WRITE
     )
     sessions = ended_shape(confirmed.sessions)
     return ClientWithNewPasswordShape.model_validate({**made, "sessions": sessions})
 
 
-@router.delete("/v2/clients/{client_id:id}", responses=told(errors.ClientNotFound))
-def delete_client(client_id: Id, caller: Known, here: Here) -> DeletedClientShape:
+@router.delete("/v2/clients/{client_id:id}", responses=problem_responses(errors.ClientNotFound))
+def delete_client(client_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> DeletedClientShape:
     """Delete a client and end its live sessions; its user name is free from then on."""
-    _, confirmed = here.runner.change_confirmed(clients.remove, caller.by, client_id)
+    _, confirmed = ctx.runner.write_confirmed(clients.remove, caller.by, client_id)
     return DeletedClientShape(id=client_id, sessions=ended_shape(confirmed.sessions))
 
 
 def _changed(
-    here: Here, by: Principal, client_id: str, changes: dict[str, Any]
+    ctx: CurrentContext, by: Principal, client_id: str, changes: dict[str, Any]
 ) -> ChangedClientShape:
-    client, confirmed = here.runner.change_confirmed(clients.change, by, client_id, changes)
+    client, confirmed = ctx.runner.write_confirmed(clients.change, by, client_id, changes)
     return ChangedClientShape(**dict(_shape(client)), sessions=ended_shape(confirmed.sessions))
 
 
-def _hashed(here: Here, by: Principal, password: str | None) -> str | None:
+def _hashed(ctx: CurrentContext, by: Principal, password: str | None) -> str | None:
     """Return the hash of a password that the caller chose, a refusal noted as an action's is."""
     if password is None:
         return None
-    with here.runner.noting("hash_password", by):
+    with ctx.runner.audit_refusals("hash_password", by):
         return clients.hash_password(by, password)
 
 

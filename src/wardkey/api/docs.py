@@ -16,9 +16,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
 from wardkey.api.verify import QUESTIONS
-from wardkey.domain.errors import LEAVES, RouteNotFound
+from wardkey.domain.errors import ERRORS_BY_CODE, RouteNotFound
 from wardkey.web.caller import asks_credential
-from wardkey.web.context import KEY_HEADER, Here
+from wardkey.web.context import KEY_HEADER, CurrentContext
 from wardkey.web.problems import HEADERS, Problem, problem_example
 
 router = APIRouter(include_in_schema=False)
@@ -99,9 +99,9 @@ class _File:
 
 
 @router.get("/v2/openapi.json")
-def openapi(request: Request, here: Here) -> Response:
+def openapi(request: Request, ctx: CurrentContext) -> Response:
     """Describe every route, with every problem that each can answer."""
-    return _document(request.app, here.public_url).answer(request)
+    return _document(request.app, ctx.public_url).answer(request)
 
 
 def _document(app: FastAPI, url: str) -> _File:
@@ -126,7 +126,9 @@ def _describe(app: FastAPI, url: str) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         parts["schemas"].pop(name, None)
     parts["schemas"].update(_problem_schemas() | QUESTIONS)
-    parts["examples"] = {code: problem_example(leaf) for code, leaf in sorted(LEAVES.items())}
+    parts["examples"] = {
+        code: problem_example(leaf) for code, leaf in sorted(ERRORS_BY_CODE.items())
+    }
     parts["securitySchemes"] = _SCHEMES
     for route in iter_route_contexts(app.routes):
         for method in getattr(route, "methods", None) or ():

@@ -32,7 +32,7 @@ from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.usernames import on_the_wire, parse_username
 from wardkey.services.throttle import Limit, by_address
-from wardkey.services.token_exchange import Exchange, Shown, native_grant
+from wardkey.services.token_exchange import UnverifiedToken, VerifiedToken, native_grant
 from wardkey.verify.json_body import decode_body
 from wardkey.web.caller import (
     Caller,
@@ -41,10 +41,10 @@ from wardkey.web.caller import (
     is_ordinary,
     shown_credential,
 )
-from wardkey.web.context import Context, Here
-from wardkey.web.fast_path import HotRoute
-from wardkey.web.problems import check_json, problem_outgoing, told
-from wardkey.web.raw_http import Incoming, Outgoing
+from wardkey.web.context import AppContext, CurrentContext
+from wardkey.web.fast_path import FastRoute
+from wardkey.web.problems import check_content_type, problem_outgoing, problem_responses
+from wardkey.web.raw_http import RawRequest, RawResponse
 
 log = logging.getLogger("wardkey")
 router = APIRouter(tags=["tokens"])
@@ -164,9 +164,9 @@ def _takes(properties: dict[str, Any], required: list[str], example: Any) -> dic
     return {"requestBody": {"required": True, "content": content}, "security": _SECURITY}
 
 
-def _answers(*failures: type[errors.Failure]) -> dict[int | str, dict[str, Any]]:
+def _answers(*failures: type[errors.WardkeyError]) -> dict[int | str, dict[str, Any]]:
     answered = {"description": "The grant.", "content": {JSON: {"schema": _MINTED}}}
-    return {**told(*failures, body=True), 200: answered}
+    return {**problem_responses(*failures, body=True), 200: answered}
 
 
 @router.options("/v2/tokens/exchange", include_in_schema=False)
@@ -204,63 +204,63 @@ def preflight() -> Response:
     ),
     response_class=Response,
 )
-async def exchange_token(request: Request, here: Here) -> Response:
+async def exchange_token(request: Request, ctx: CurrentContext) -> Response:
     """Exchange an identity provider's token for a short-lived MQTT credential.
 
     With a key `provider` names the provider; without one `organization_id` says where, and the
     provider is found by the token's issuer among those that allow it.
     """
-    incoming = Incoming.of(request, await request.body())
+    incoming = RawRequest.of(request, await request.body())
     try:
-        exchange = await run_in_threadpool(asked, incoming, here)
-        minted = await here.exchanges.mint(exchange)
-    except errors.Failure as failure:
+        exchange = await run_in_threadpool(check_exchange, incoming, ctx)
+        minted = await ctx.exchanges.mint(exchange)
+    except errors.WardkeyError as failure:
         return _refused(failure, incoming).response()
-    return _granted(minted, here, exchange.provider.spec.name).response()
+    return _granted(minted, ctx, exchange.provider.spec.name).response()
 
 
-def exchange_in_place(
-    incoming: Incoming, here: Context
-) -> Outgoing | asyncio.Future[Outgoing] | None:
+def exchange_on_fast_path(
+    incoming: RawRequest, ctx: AppContext
+) -> RawResponse | asyncio.Future[RawResponse] | None:
     """Check a token that comes with a key, in a thread only where an issuer must be asked.
 
     None for what comes without a key.
     """
-    if not is_ordinary(incoming, here) or not shown_credential(incoming, here):
+    if not is_ordinary(incoming, ctx) or not shown_credential(incoming, ctx):
         return None
     began = perf_counter()
     try:
-        held = _with_key(incoming, here)
-        exchange = held.checked(here) if here.exchanges.asks_nobody(held.shown) else None
-        return asyncio.create_task(_minted_later(held, exchange, incoming, here, began))
-    except errors.Failure as failure:
+        held = _with_key(incoming, ctx)
+        exchange = held.checked(ctx) if ctx.exchanges.has_cached_keys(held.shown) else None
+        return asyncio.create_task(_minted_later(held, exchange, incoming, ctx, began))
+    except errors.WardkeyError as failure:
         out = _refused(failure, incoming)
     except Exception:
         log.exception("request %s failed", incoming.request_id)
         out = _refused(errors.InternalError(), incoming)
-    here.verifier.metrics.observe(incoming.route, perf_counter() - began)
+    ctx.verifier.metrics.observe(incoming.route, perf_counter() - began)
     return out
 
 
 async def _minted_later(
-    held: _Asked,
-    exchange: Exchange | None,
-    incoming: Incoming,
-    here: Context,
+    held: _PendingExchange,
+    exchange: VerifiedToken | None,
+    incoming: RawRequest,
+    ctx: AppContext,
     began: float,
-) -> Outgoing:
+) -> RawResponse:
     try:
         if exchange is None:
-            exchange = await run_in_threadpool(held.checked, here)
-        minted = await here.exchanges.mint(exchange)
-        return _granted(minted, here, exchange.provider.spec.name)
-    except errors.Failure as failure:
+            exchange = await run_in_threadpool(held.checked, ctx)
+        minted = await ctx.exchanges.mint(exchange)
+        return _granted(minted, ctx, exchange.provider.spec.name)
+    except errors.WardkeyError as failure:
         return _refused(failure, incoming)
     except Exception:
         log.exception("request %s failed", incoming.request_id)
         return _refused(errors.InternalError(), incoming)
     finally:
-        here.verifier.metrics.observe(incoming.route, perf_counter() - began)
+        ctx.verifier.metrics.observe(incoming.route, perf_counter() - began)
 
 
 @router.post(
@@ -282,10 +282,10 @@ async def _minted_later(
     ),
     response_class=Response,
 )
-async def create_token(request: Request, here: Here) -> Response:
+async def create_token(request: Request, ctx: CurrentContext) -> Response:
     """Make a grant for a user of one's own, whom a server vouches for with its secret key."""
-    incoming = Incoming.of(request, await request.body())
-    return (await run_in_threadpool(_answered, _created, incoming, here)).response()
+    incoming = RawRequest.of(request, await request.body())
+    return (await run_in_threadpool(_answered, _created, incoming, ctx)).response()
 
 
 @router.post(
@@ -305,87 +305,87 @@ async def create_token(request: Request, here: Here) -> Response:
     ),
     response_class=Response,
 )
-async def refresh_token(request: Request, here: Here) -> Response:
+async def refresh_token(request: Request, ctx: CurrentContext) -> Response:
     """Replace a grant by a new one for as long again; its password works once for this.
 
     The old password still logs in for 30 seconds, and sessions that it opened end then. Refreshing
     it again ends every grant that came of it: two who have one password are one too many.
     """
-    incoming = Incoming.of(request, await request.body())
-    return (await run_in_threadpool(_answered, _refreshed, incoming, here)).response()
+    incoming = RawRequest.of(request, await request.body())
+    return (await run_in_threadpool(_answered, _refreshed, incoming, ctx)).response()
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _PendingExchange:
     """A token that somebody of the organization shows."""
 
     caller: Caller
-    shown: Shown
+    shown: UnverifiedToken
     ttl: int | None
 
-    def checked(self, here: Context) -> Exchange:
+    def checked(self, ctx: AppContext) -> VerifiedToken:
         """Return what to mint; raises what is wrong with the token."""
-        return here.exchanges.checked(self.caller.by, self.caller.kid, self.shown, self.ttl)
+        return ctx.exchanges.verify(self.caller.by, self.caller.kid, self.shown, self.ttl)
 
 
-def _with_key(incoming: Incoming, here: Context) -> _Asked:
-    check_json(incoming.text(b"content-type"))
+def _with_key(incoming: RawRequest, ctx: AppContext) -> _PendingExchange:
+    check_content_type(incoming.header(b"content-type"))
     wanted = _decode(_exchange, incoming.body)
-    caller = caller_in_organization(incoming, here)
+    caller = caller_in_organization(incoming, ctx)
     _same_organization(caller.by, wanted.organization_id)
     name = wanted.provider or wanted.integration_id
-    with here.runner.noting("exchange_token", caller.by):
-        return _Asked(caller, here.exchanges.found(caller.by, name, trim(wanted.token)), wanted.ttl)
+    with ctx.runner.audit_refusals("exchange_token", caller.by):
+        return _PendingExchange(
+            caller, ctx.exchanges.find_provider(caller.by, name, trim(wanted.token)), wanted.ttl
+        )
 
 
-def asked(incoming: Incoming, here: Context) -> Exchange:
+def check_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
     """Identify whoever asks, and check the token; a stranger's failure counts for his address."""
     # Whoever shows a key is never held up for strangers at his address, nor for his users' tokens.
-    if shown_credential(incoming, here):
-        return _with_key(incoming, here).checked(here)
-    check_json(incoming.text(b"content-type"))
+    if shown_credential(incoming, ctx):
+        return _with_key(incoming, ctx).checked(ctx)
+    check_content_type(incoming.header(b"content-type"))
     wanted = _decode(_exchange, incoming.body)
-    address = client_address(incoming, here)
+    address = client_address(incoming, ctx)
     name = wanted.provider or wanted.integration_id
     stranger = _stranger(incoming, wanted.organization_id, address)
-    with here.throttle.attempt(*by_address("exchange", address, Limit.SHARED), failed=_GUESSED):
-        return here.exchanges.without_key(stranger, name, trim(wanted.token), wanted.ttl)
+    with ctx.throttle.attempt(*by_address("exchange", address, Limit.SHARED), failed=_GUESSED):
+        return ctx.exchanges.verify_keyless(stranger, name, trim(wanted.token), wanted.ttl)
 
 
-def _created(incoming: Incoming, here: Context) -> Outgoing:
-    check_json(incoming.text(b"content-type"))
+def _created(incoming: RawRequest, ctx: AppContext) -> RawResponse:
+    check_content_type(incoming.header(b"content-type"))
     wanted = _decode(_create, incoming.body)
     if wanted.secret_key:
         shown = (b"authorization", f"Bearer {trim(wanted.secret_key)}".encode())
-        incoming = with_fields(incoming, [*incoming.fields, shown])
-    caller = caller_in_organization(incoming, here)
+        incoming = with_fields(incoming, [*incoming.headers, shown])
+    caller = caller_in_organization(incoming, ctx)
     by = caller.by
-    with here.runner.noting("create_token", by):
+    with ctx.runner.audit_refusals("create_token", by):
         by.require(Permission.TOKENS_CREATE)
     _same_organization(by, wanted.organization_id)
     try:
         email = clean_email(wanted.user_email)
-    except ValueError as fault:
-        raise errors.InvalidEmail(str(fault), field="user_email") from None
+    except ValueError as error:
+        raise errors.InvalidEmail(str(error), field="user_email") from None
     ttl_s = choose_ttl(wanted.ttl, LONGEST_TTL_S)
     grant = native_grant(by.org_id, email.lower(), wanted.integration_id, ttl_s)
-    minted = here.runner.change(
-        grants.create, by, grant, caller.kid, replace=wanted.replace_existing
-    )
-    return _granted(minted, here)
+    minted = ctx.runner.write(grants.create, by, grant, caller.kid, replace=wanted.replace_existing)
+    return _granted(minted, ctx)
 
 
-def _refreshed(incoming: Incoming, here: Context) -> Outgoing:
-    check_json(incoming.text(b"content-type"))
-    return _granted(refresh_once(incoming, here, _decode(_refresh, incoming.body)), here)
+def _refreshed(incoming: RawRequest, ctx: AppContext) -> RawResponse:
+    check_content_type(incoming.header(b"content-type"))
+    return _granted(refresh_once(incoming, ctx, _decode(_refresh, incoming.body)), ctx)
 
 
-def refresh_once(incoming: Incoming, here: Context, wanted: RefreshRequest) -> MintedGrant:
+def refresh_once(incoming: RawRequest, ctx: AppContext, wanted: RefreshRequest) -> MintedGrant:
     """Refresh a grant; a failure counts against the address. Raises `RefreshReplayed`."""
-    address = client_address(incoming, here)
+    address = client_address(incoming, ctx)
     stranger = _stranger(incoming, "", address)
-    with here.throttle.attempt(*by_address("refresh", address, Limit.SHARED)):
-        minted = here.runner.change(
+    with ctx.throttle.attempt(*by_address("refresh", address, Limit.SHARED)):
+        minted = ctx.runner.write(
             grants.refresh, stranger, wanted.token_id, trim(wanted.current_token_password)
         )
         if minted is None:
@@ -394,24 +394,24 @@ def refresh_once(incoming: Incoming, here: Context, wanted: RefreshRequest) -> M
 
 
 def _answered(
-    answer: Callable[[Incoming, Context], Outgoing], incoming: Incoming, here: Context
-) -> Outgoing:
+    answer: Callable[[RawRequest, AppContext], RawResponse], incoming: RawRequest, ctx: AppContext
+) -> RawResponse:
     try:
-        return answer(incoming, here)
-    except errors.Failure as failure:
+        return answer(incoming, ctx)
+    except errors.WardkeyError as failure:
         return _refused(failure, incoming)
 
 
-def _refused(failure: errors.Failure, incoming: Incoming) -> Outgoing:
+def _refused(failure: errors.WardkeyError, incoming: RawRequest) -> RawResponse:
     out = problem_outgoing(failure, incoming.request_id)
     out.headers = {**out.headers, **CORS}
     return out
 
 
-def _granted(minted: MintedGrant, here: Context, provider: str = "") -> Outgoing:
+def _granted(minted: MintedGrant, ctx: AppContext, provider: str = "") -> RawResponse:
     grant, password = minted.grant, minted.password.text
     if not provider and grant.provider_id:
-        provider = here.exchanges.name_of(grant)
+        provider = ctx.exchanges.name_of(grant)
     answer = {
         "mqtt_username": grant.mqtt_username,
         "mqtt_password": password,
@@ -426,10 +426,10 @@ def _granted(minted: MintedGrant, here: Context, provider: str = "") -> Outgoing
         "user_id": grant.user_id,
         "user_email": grant.user_email,
     }
-    return Outgoing(200, _encoder.encode(answer), JSON, CORS)
+    return RawResponse(200, _encoder.encode(answer), JSON, CORS)
 
 
-def _stranger(incoming: Incoming, organization: str, address: str) -> Principal:
+def _stranger(incoming: RawRequest, organization: str, address: str) -> Principal:
     """Return somebody without a key, where he says that he is; nothing fits if that is nowhere."""
     named = parse_username(f"x@{organization}")
     return Principal(
@@ -439,7 +439,7 @@ def _stranger(incoming: Incoming, organization: str, address: str) -> Principal:
         org_id=named.org_id if named else "",
         environment=named.environment if named else Environment.LIVE,
         address=address,
-        user_agent=incoming.text(b"user-agent")[:MOST_TAKEN],
+        user_agent=incoming.header(b"user-agent")[:MOST_TAKEN],
     )
 
 
@@ -454,8 +454,8 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise errors.BodyTooLarge
     try:
         return decode_body(decoder, body)
-    except msgspec.ValidationError as fault:
-        sentence, _, path = str(fault).partition(" - at ")
+    except msgspec.ValidationError as error:
+        sentence, _, path = str(error).partition(" - at ")
         name = path.strip("`").removeprefix("$").strip(".") or "body"
         detail = f"The request does not have the documented form: {name}: {sentence}."
         raise errors.InvalidRequest(detail, errors=((name, sentence),)) from None
@@ -464,10 +464,10 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 def with_fields(
-    incoming: Incoming, fields: list[tuple[bytes, bytes]], body: bytes | None = None
-) -> Incoming:
+    incoming: RawRequest, fields: list[tuple[bytes, bytes]], body: bytes | None = None
+) -> RawRequest:
     """Return the request with other header fields, and another body unless that is None."""
-    return Incoming(
+    return RawRequest(
         incoming.query,
         fields,
         incoming.peer,
@@ -478,13 +478,13 @@ def with_fields(
     )
 
 
-def never_at_hand(_incoming: Incoming, _here: Context) -> bool:
+def is_never_cached(_incoming: RawRequest, _here: AppContext) -> bool:
     """Tell that what memory holds never suffices: each grant is a row in the database."""
     return False
 
 
-HOT_ROUTES = {
-    b"/v2/tokens/exchange": HotRoute(
-        b"POST", "POST /v2/tokens/exchange", exchange_in_place, never_at_hand
+FAST_ROUTES = {
+    b"/v2/tokens/exchange": FastRoute(
+        b"POST", "POST /v2/tokens/exchange", exchange_on_fast_path, is_never_cached
     )
 }

@@ -7,9 +7,9 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from wardkey.db.maintenance import check_storage
-from wardkey.domain.errors import LEAVES, RouteNotFound
-from wardkey.web.context import Here
-from wardkey.web.problems import status_of, told
+from wardkey.domain.errors import ERRORS_BY_CODE, RouteNotFound
+from wardkey.web.context import CurrentContext
+from wardkey.web.problems import problem_responses, status_of
 
 router = APIRouter(tags=["health"])
 
@@ -20,27 +20,27 @@ class Health(BaseModel):
     status: str = "ok"
 
 
-@router.get("/healthz", responses=told(anonymous=True))
+@router.get("/healthz", responses=problem_responses(anonymous=True))
 def alive() -> Health:
     """Answer as long as the process lives."""
     return Health()
 
 
-@router.get("/readyz", responses=told(anonymous=True))
-def ready(here: Here) -> Health:
+@router.get("/readyz", responses=problem_responses(anonymous=True))
+def ready(ctx: CurrentContext) -> Health:
     """Answer once the database answers."""
-    check_storage(here.runner.database)
+    check_storage(ctx.runner.database)
     return Health()
 
 
 @router.get(
     "/problems/{code}",
     response_class=PlainTextResponse,
-    responses=told(RouteNotFound, anonymous=True),
+    responses=problem_responses(RouteNotFound, anonymous=True),
 )
 def problem(code: str) -> str:
     """Say what a problem code means and how to mend it."""
-    failure = LEAVES.get(code)
+    failure = ERRORS_BY_CODE.get(code)
     if failure is None:
         raise RouteNotFound
     return f"{failure.title} ({code}, HTTP {status_of(failure)})\n\n{failure().detail}\n"

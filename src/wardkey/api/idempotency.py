@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request
 from pydantic import Field
 
-from wardkey.actions.core.idempotency import Retry, once
+from wardkey.actions.core.idempotency import Retry, run_idempotently
 from wardkey.db.engine import Transaction
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.receipts import Confirmation
 from wardkey.web.caller import Caller
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 
 
 async def _body(request: Request) -> bytes:
@@ -44,7 +44,7 @@ def retry_of(
 
 
 def change_once(
-    here: Context,
+    ctx: AppContext,
     by: Principal,
     act: Callable[[Transaction, Principal], dict[str, Any]],
     retry: Retry | None,
@@ -56,10 +56,10 @@ def change_once(
     `needs` is the permission that the action requires.
     """
     if retry is None:
-        return here.runner.change_confirmed(act, by)
+        return ctx.runner.write_confirmed(act, by)
 
     def replayed(tx: Transaction, by: Principal) -> dict[str, Any]:
-        return once(tx, by, retry, lambda: act(tx, by), needs=needs)
+        return run_idempotently(tx, by, retry, lambda: act(tx, by), needs=needs)
 
     replayed.__name__ = act.__name__
-    return here.runner.change_confirmed(replayed, by)
+    return ctx.runner.write_confirmed(replayed, by)

@@ -41,12 +41,12 @@ from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor
-from wardkey.web.problems import takes_json, told
+from wardkey.web.problems import problem_responses, require_json
 
-router = APIRouter(tags=["keys"], dependencies=[Depends(takes_json)])
+router = APIRouter(tags=["keys"], dependencies=[Depends(require_json)])
 
 _SPEC_FAULTS = (
     errors.InvalidName,
@@ -258,15 +258,15 @@ class PrefixList(BaseModel):
 @router.post(
     "/v2/keys",
     status_code=201,
-    responses=told(
+    responses=problem_responses(
         *_SPEC_FAULTS, errors.WeakIdempotencyKey, errors.IdempotencyKeyReused, body=True
     ),
 )
 def issue_key(  # noqa: PLR0917 - FastAPI's parameters
     request: Request,
     wanted: NewKey,
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     body: RawBody,
     idempotency_key: IdempotencyKey = None,
 ) -> IssuedShape:
@@ -281,14 +281,14 @@ def issue_key(  # noqa: PLR0917 - FastAPI's parameters
 
     retry = retry_of(request, caller, body, idempotency_key)
     return IssuedShape.model_validate(
-        change_once(here, by, issue, retry, needs=Permission.KEYS_WRITE)[0]
+        change_once(ctx, by, issue, retry, needs=Permission.KEYS_WRITE)[0]
     )
 
 
-@router.get("/v2/keys", responses=told(errors.InvalidCursor))
+@router.get("/v2/keys", responses=problem_responses(errors.InvalidCursor))
 def list_keys(  # noqa: PLR0917 - FastAPI's parameters
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     search: Annotated[str, Query(max_length=200, description="In name, description, prefix.")] = "",
     type: Annotated[KeyType | None, Query()] = None,  # noqa: A002 - the parameter's name
     environment: Environment | None = None,
@@ -304,9 +304,9 @@ def list_keys(  # noqa: PLR0917 - FastAPI's parameters
     if environment is not None and environment is not by.environment:
         raise errors.WrongEnvironment
     query = keys.KeyQuery(search, type, status, unused_days, rotation_due, expiring, None, limit)
-    vault = here.runner.database.keys
+    vault = ctx.runner.database.keys
     bound = json.dumps(
-        ["keys", *by.room, search, type, status, unused_days, rotation_due, expiring]
+        ["keys", *by.scope, search, type, status, unused_days, rotation_due, expiring]
     )
     if cursor:
         created_at, key_id = read_cursor(vault, bound, cursor)
@@ -326,55 +326,60 @@ def list_keys(  # noqa: PLR0917 - FastAPI's parameters
             total=keys.count_keys(tx, by, query),
         )
 
-    here.usage.catch_up()
-    return here.runner.look(look, by)
+    ctx.usage.catch_up()
+    return ctx.runner.read(look, by)
 
 
-@router.get("/v2/keys/{key_id:id}", responses=told(errors.KeyNotFound))
-def get_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
+@router.get("/v2/keys/{key_id:id}", responses=problem_responses(errors.KeyNotFound))
+def get_key(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> KeyShape:
     """Show one key with its secrets, never their texts."""
-    here.usage.catch_up()
-    key = here.runner.look(keys.get, caller.by, key_id)
-    return key_shape(key, here.runner.database.clock())
+    ctx.usage.catch_up()
+    key = ctx.runner.read(keys.get, caller.by, key_id)
+    return key_shape(key, ctx.runner.database.clock())
 
 
 @router.patch(
     "/v2/keys/{key_id:id}",
-    responses=told(
+    responses=problem_responses(
         *_SPEC_FAULTS,
         errors.KeyNotFound,
         errors.KeyRevoked,
         body=True,
     ),
 )
-def change_key(key_id: Id, wanted: KeyChanges, caller: Known, here: Here) -> ChangedKey:
+def change_key(
+    key_id: Id, wanted: KeyChanges, caller: CurrentCaller, ctx: CurrentContext
+) -> ChangedKey:
     """Change a key; what it loses is refused from the moment this returns."""
-    key, warnings = here.runner.change(
+    key, warnings = ctx.runner.write(
         keys.change, caller.by, key_id, wanted.changes(), wanted.new_scopes
     )
-    return ChangedKey(key=key_shape(key, here.runner.database.clock()), warnings=list(warnings))
+    return ChangedKey(key=key_shape(key, ctx.runner.database.clock()), warnings=list(warnings))
 
 
-@router.post("/v2/keys/{key_id:id}/disable", responses=told(errors.KeyNotFound, errors.KeyRevoked))
-def disable_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
+@router.post(
+    "/v2/keys/{key_id:id}/disable",
+    responses=problem_responses(errors.KeyNotFound, errors.KeyRevoked),
+)
+def disable_key(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> KeyShape:
     """Stop a key until it is enabled again."""
-    key = here.runner.change(keys.disable, caller.by, key_id)
-    return key_shape(key, here.runner.database.clock())
+    key = ctx.runner.write(keys.disable, caller.by, key_id)
+    return key_shape(key, ctx.runner.database.clock())
 
 
 @router.post(
     "/v2/keys/{key_id:id}/enable",
-    responses=told(errors.KeyNotFound, errors.KeyRevoked, errors.ExceedsOwnLimits),
+    responses=problem_responses(errors.KeyNotFound, errors.KeyRevoked, errors.ExceedsOwnLimits),
 )
-def enable_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
+def enable_key(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> KeyShape:
     """Let a disabled key work again."""
-    key = here.runner.change(keys.enable, caller.by, key_id)
-    return key_shape(key, here.runner.database.clock())
+    key = ctx.runner.write(keys.enable, caller.by, key_id)
+    return key_shape(key, ctx.runner.database.clock())
 
 
 @router.post(
     "/v2/keys/{key_id:id}/rotate",
-    responses=told(
+    responses=problem_responses(
         errors.KeyNotFound,
         errors.KeyRevoked,
         errors.InvalidGrace,
@@ -390,8 +395,8 @@ def enable_key(key_id: Id, caller: Known, here: Here) -> KeyShape:
 def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
     request: Request,
     key_id: Id,
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     body: RawBody,
     wanted: Rotation | None = None,
     idempotency_key: IdempotencyKey = None,
@@ -404,29 +409,31 @@ def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
 
     retry = retry_of(request, caller, body, idempotency_key)
     return IssuedShape.model_validate(
-        change_once(here, caller.by, rotate, retry, needs=Permission.KEYS_WRITE)[0]
+        change_once(ctx, caller.by, rotate, retry, needs=Permission.KEYS_WRITE)[0]
     )
 
 
 @router.post(
     "/v2/keys/{key_id:id}/revoke",
-    responses=told(errors.KeyNotFound, errors.InvalidReason, errors.InvalidText, body=True),
+    responses=problem_responses(
+        errors.KeyNotFound, errors.InvalidReason, errors.InvalidText, body=True
+    ),
 )
 def revoke_key(
-    key_id: Id, caller: Known, here: Here, wanted: Revocation | None = None
+    key_id: Id, caller: CurrentCaller, ctx: CurrentContext, wanted: Revocation | None = None
 ) -> ReceiptShape:
     """Revoke a key with all its secrets, for good; when this returns nothing accepts it."""
     said = wanted or Revocation()
-    receipt, confirmed = here.runner.change_confirmed(
+    receipt, confirmed = ctx.runner.write_confirmed(
         revocations.revoke, caller.by, key_id, said.reason, said.comment
     )
     return receipt_shape(receipt, confirmed)
 
 
-@router.delete("/v2/keys/{key_id:id}", responses=told(errors.KeyNotFound))
-def delete_key(key_id: Id, caller: Known, here: Here) -> ReceiptShape:
+@router.delete("/v2/keys/{key_id:id}", responses=problem_responses(errors.KeyNotFound))
+def delete_key(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ReceiptShape:
     """Revoke a key; the record stays for the audit."""
-    receipt, confirmed = here.runner.change_confirmed(
+    receipt, confirmed = ctx.runner.write_confirmed(
         revocations.revoke, caller.by, key_id, Reason.UNSPECIFIED, ""
     )
     return receipt_shape(receipt, confirmed)
@@ -434,7 +441,7 @@ def delete_key(key_id: Id, caller: Known, here: Here) -> ReceiptShape:
 
 @router.post(
     "/v2/keys/{key_id:id}/secrets/{kid}/revoke",
-    responses=told(
+    responses=problem_responses(
         errors.KeyNotFound,
         errors.SecretNotFound,
         errors.InvalidReason,
@@ -443,23 +450,27 @@ def delete_key(key_id: Id, caller: Known, here: Here) -> ReceiptShape:
     ),
 )
 def revoke_secret(
-    key_id: Id, kid: Kid, caller: Known, here: Here, wanted: Revocation | None = None
+    key_id: Id,
+    kid: Kid,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
+    wanted: Revocation | None = None,
 ) -> ReceiptShape:
     """Revoke one secret of a key; its other secrets go on."""
     said = wanted or Revocation()
-    receipt, confirmed = here.runner.change_confirmed(
+    receipt, confirmed = ctx.runner.write_confirmed(
         revocations.revoke_secret, caller.by, key_id, kid, said.reason, said.comment
     )
     return receipt_shape(receipt, confirmed)
 
 
-@router.get("/v2/receipts/{receipt_id:id}", responses=told(errors.ReceiptNotFound))
-def get_receipt(receipt_id: Id, caller: Known, here: Here) -> ReceiptShape:
+@router.get("/v2/receipts/{receipt_id:id}", responses=problem_responses(errors.ReceiptNotFound))
+def get_receipt(receipt_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ReceiptShape:
     """Show the receipt of a revocation again, with the sessions that it ended by now."""
-    receipt = here.runner.look(revocations.get_receipt, caller.by, receipt_id)
-    confirmed = here.runner.confirm(receipt.epoch, receipt.revision)
-    if here.link is not None:
-        ended = here.runner.look(
+    receipt = ctx.runner.read(revocations.get_receipt, caller.by, receipt_id)
+    confirmed = ctx.runner.confirm(receipt.epoch, receipt.revision)
+    if ctx.link is not None:
+        ended = ctx.runner.read(
             session_receipts.of_revision, caller.by, receipt.epoch, receipt.revision
         )
         confirmed = replace(confirmed, sessions=ended)
@@ -469,7 +480,7 @@ def get_receipt(receipt_id: Id, caller: Known, here: Here) -> ReceiptShape:
 @router.post(
     "/v2/keys/import",
     status_code=201,
-    responses=told(
+    responses=problem_responses(
         *_SPEC_FAULTS,
         errors.InvalidImport,
         errors.WeakImport,
@@ -478,7 +489,7 @@ def get_receipt(receipt_id: Id, caller: Known, here: Here) -> ReceiptShape:
         body=True,
     ),
 )
-def import_key(wanted: NewImport, caller: Known, here: Here) -> KeyShape:
+def import_key(wanted: NewImport, caller: CurrentCaller, ctx: CurrentContext) -> KeyShape:
     """Import a secret key by the SHA-256 of its text, so that it goes on working here."""
     by = caller.acting_in(wanted.environment)
     spec = NewKey(
@@ -486,21 +497,21 @@ def import_key(wanted: NewImport, caller: Known, here: Here) -> KeyShape:
         **wanted.model_dump(exclude={"prefix", "sha256", "entropy_bits"}),
     ).spec(wanted.environment)
     wish = imports.Import(spec, wanted.prefix, wanted.sha256, wanted.entropy_bits)
-    key = here.runner.change(imports.import_key, by, wish, wanted.new_scopes)
-    return key_shape(key, here.runner.database.clock())
+    key = ctx.runner.write(imports.import_key, by, wish, wanted.new_scopes)
+    return key_shape(key, ctx.runner.database.clock())
 
 
-@router.get("/v2/import-prefixes", responses=told())
-def list_prefixes(caller: Known, here: Here) -> PrefixList:
+@router.get("/v2/import-prefixes", responses=problem_responses())
+def list_prefixes(caller: CurrentCaller, ctx: CurrentContext) -> PrefixList:
     """List the prefixes under which keys from elsewhere may be imported."""
-    found = here.runner.look(imports.list_prefixes, caller.by)
+    found = ctx.runner.read(imports.list_prefixes, caller.by)
     return PrefixList(prefixes=[_prefix_shape(item) for item in found])
 
 
 @router.post(
     "/v2/import-prefixes",
     status_code=201,
-    responses=told(
+    responses=problem_responses(
         errors.LiveKeyRequired,
         errors.InvalidPrefix,
         errors.DuplicatePrefix,
@@ -508,19 +519,21 @@ def list_prefixes(caller: Known, here: Here) -> PrefixList:
         body=True,
     ),
 )
-def register_prefix(wanted: NewPrefix, caller: Known, here: Here) -> PrefixShape:
+def register_prefix(wanted: NewPrefix, caller: CurrentCaller, ctx: CurrentContext) -> PrefixShape:
     """Claim a prefix for the organization's imported keys."""
-    return _prefix_shape(here.runner.change(imports.register_prefix, caller.by, wanted.prefix))
+    return _prefix_shape(ctx.runner.write(imports.register_prefix, caller.by, wanted.prefix))
 
 
 @router.delete(
     "/v2/import-prefixes/{prefix}",
     status_code=204,
-    responses=told(errors.LiveKeyRequired, errors.PrefixNotFound, errors.PrefixInUse),
+    responses=problem_responses(errors.LiveKeyRequired, errors.PrefixNotFound, errors.PrefixInUse),
 )
-def release_prefix(prefix: Annotated[str, Path(pattern=PREFIX)], caller: Known, here: Here) -> None:
+def release_prefix(
+    prefix: Annotated[str, Path(pattern=PREFIX)], caller: CurrentCaller, ctx: CurrentContext
+) -> None:
     """Give a prefix up that no live key has."""
-    here.runner.change(imports.release_prefix, caller.by, prefix)
+    ctx.runner.write(imports.release_prefix, caller.by, prefix)
 
 
 def _rate(shape: RateShape | None) -> Rate | None:

@@ -21,8 +21,8 @@ from wardkey.db.leases import told_metrics
 from wardkey.db.maintenance import feed_revision
 from wardkey.domain.errors import MetricsOff, WrongMetricsToken
 from wardkey.verify.metrics import BOUNDS, read_snapshot
-from wardkey.web.context import Here
-from wardkey.web.problems import told
+from wardkey.web.context import CurrentContext
+from wardkey.web.problems import problem_responses
 
 router = APIRouter(tags=["health"])
 
@@ -84,21 +84,21 @@ class _Collected:
 
 @router.get(
     "/metrics",
-    responses=told(MetricsOff, WrongMetricsToken, anonymous=True),
+    responses=problem_responses(MetricsOff, WrongMetricsToken, anonymous=True),
     response_class=Response,
     openapi_extra={"security": [{"metricsToken": []}]},
 )
-def metrics(request: Request, here: Here) -> Response:
+def metrics(request: Request, ctx: CurrentContext) -> Response:
     """Tell Prometheus what the verifiers of this machine counted, up to half a second ago."""
-    if not here.metrics_token:
+    if not ctx.metrics_token:
         raise MetricsOff
     shown = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    if not hmac.compare_digest(shown, here.metrics_token.encode()):
+    if not hmac.compare_digest(shown, ctx.metrics_token.encode()):
         raise WrongMetricsToken
-    database = here.runner.database
+    database = ctx.runner.database
     snapshots = {
         name: read_snapshot(text)
-        for name, text in told_metrics(database, here.verifier.me.node).items()
+        for name, text in told_metrics(database, ctx.verifier.me.node).items()
     }
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collected(snapshots, feed_revision(database)))

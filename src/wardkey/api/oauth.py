@@ -15,7 +15,7 @@ from wardkey.api.exchange import (
     LONGEST_BODY,
     PREFLIGHT,
     RefreshRequest,
-    asked,
+    check_exchange,
     refresh_once,
     with_fields,
 )
@@ -23,9 +23,9 @@ from wardkey.domain import errors
 from wardkey.domain.credentials import basic_pair, trim
 from wardkey.domain.grants import token_id_of
 from wardkey.domain.secret import kid_of
-from wardkey.web.context import Here
+from wardkey.web.context import CurrentContext
 from wardkey.web.problems import status_of
-from wardkey.web.raw_http import Incoming, Outgoing
+from wardkey.web.raw_http import RawRequest, RawResponse
 
 router = APIRouter(tags=["tokens"])
 
@@ -50,9 +50,9 @@ def preflight() -> Response:
 
 
 @router.post("/oauth/token", include_in_schema=False)
-async def oauth_token(request: Request, here: Here) -> Response:
+async def oauth_token(request: Request, ctx: CurrentContext) -> Response:
     """Exchange or refresh in the form of RFC 8693 and RFC 6749, which OAuth libraries speak."""
-    incoming, refreshing = Incoming.of(request, await request.body()), False
+    incoming, refreshing = RawRequest.of(request, await request.body()), False
     try:
         form = _form(incoming)
         refreshing = form.get("grant_type") == "refresh_token"
@@ -60,12 +60,12 @@ async def oauth_token(request: Request, here: Here) -> Response:
         if refreshing:
             text = trim(form.get("refresh_token", ""))
             minted = await run_in_threadpool(
-                refresh_once, incoming, here, RefreshRequest(token_id_of(kid_of(text)), text)
+                refresh_once, incoming, ctx, RefreshRequest(token_id_of(kid_of(text)), text)
             )
         else:
-            exchange = await run_in_threadpool(asked, _from_form(incoming, form), here)
-            minted = await here.exchanges.mint(exchange)
-    except errors.Failure as failure:
+            exchange = await run_in_threadpool(check_exchange, _from_form(incoming, form), ctx)
+            minted = await ctx.exchanges.mint(exchange)
+    except errors.WardkeyError as failure:
         return _oauth_refusal(failure, refreshing=refreshing).response()
     grant, password = minted.grant, minted.password.text
     answer = {
@@ -78,12 +78,12 @@ async def oauth_token(request: Request, here: Here) -> Response:
         "mqtt_username": grant.mqtt_username,
         "token_id": grant.token_id,
     }
-    return Outgoing(200, _encoder.encode(answer), JSON, CORS).response()
+    return RawResponse(200, _encoder.encode(answer), JSON, CORS).response()
 
 
-def _form(incoming: Incoming) -> dict[str, str]:
+def _form(incoming: RawRequest) -> dict[str, str]:
     """Read the form; a parameter that comes twice is a fault (RFC 6749 §3.2)."""
-    content_type = incoming.text(b"content-type").partition(";")[0].strip().lower()
+    content_type = incoming.header(b"content-type").partition(";")[0].strip().lower()
     if content_type != _FORM:
         raise errors.UnsupportedMediaType(f"Send the parameters as {_FORM}.")
     if len(incoming.body) > LONGEST_BODY:
@@ -99,11 +99,11 @@ def _form(incoming: Incoming) -> dict[str, str]:
     return form
 
 
-def _with_client(incoming: Incoming, form: dict[str, str]) -> Incoming:
+def _with_client(incoming: RawRequest, form: dict[str, str]) -> RawRequest:
     """Return the request with a client's secret (RFC 6749 §2.3.1), which is a key, as Bearer."""
-    scheme, _, rest = incoming.text(b"authorization").partition(" ")
+    scheme, _, rest = incoming.header(b"authorization").partition(" ")
     secret = form.get("client_secret", "")
-    fields = incoming.fields
+    fields = incoming.headers
     if scheme.lower() == "basic":
         user, password = basic_pair(rest)
         if not (user or password):
@@ -118,7 +118,7 @@ def _with_client(incoming: Incoming, form: dict[str, str]) -> Incoming:
     return with_fields(incoming, [*fields, (b"authorization", b"Bearer " + secret.encode())])
 
 
-def _from_form(incoming: Incoming, form: dict[str, str]) -> Incoming:
+def _from_form(incoming: RawRequest, form: dict[str, str]) -> RawRequest:
     """Return the request as `POST /v2/tokens/exchange` takes it; raises what RFC 8693 forbids."""
     if form.get("grant_type") != _EXCHANGE:
         raise errors.UnsupportedGrantType
@@ -142,13 +142,13 @@ def _from_form(incoming: Incoming, form: dict[str, str]) -> Incoming:
         if not _NUMBER.fullmatch(form["ttl"]):
             raise errors.InvalidTtl(field="ttl")
         body["ttl"] = int(form["ttl"])
-    fields = [(name, value) for name, value in incoming.fields if name != b"content-type"]
+    fields = [(name, value) for name, value in incoming.headers if name != b"content-type"]
     fields.append((b"content-type", JSON.encode()))
     return with_fields(incoming, fields, _encoder.encode(body))
 
 
 # What RFC 6749 §5.2 and RFC 8693 §2.2.2 call a failure, the first that fits; 0 keeps its status.
-_OAUTH_ERRORS: tuple[tuple[tuple[type[errors.Failure], ...], str, int], ...] = (
+_OAUTH_ERRORS: tuple[tuple[tuple[type[errors.WardkeyError], ...], str, int], ...] = (
     ((errors.UnsupportedGrantType,), "unsupported_grant_type", 400),
     ((errors.InvalidScope,), "invalid_scope", 400),
     ((errors.RefreshReplayed,), "invalid_grant", 400),
@@ -165,7 +165,7 @@ _OAUTH_ERRORS: tuple[tuple[tuple[type[errors.Failure], ...], str, int], ...] = (
 )
 
 
-def _oauth_refusal(failure: errors.Failure, *, refreshing: bool) -> Outgoing:
+def _oauth_refusal(failure: errors.WardkeyError, *, refreshing: bool) -> RawResponse:
     """Return a failure as RFC 6749 §5.2 writes it."""
     told = ((code, status) for kinds, code, status in _OAUTH_ERRORS if isinstance(failure, kinds))
     code, status = next(told, ("invalid_request", 400))
@@ -182,4 +182,4 @@ def _oauth_refusal(failure: errors.Failure, *, refreshing: bool) -> Outgoing:
         headers["WWW-Authenticate"] = 'Basic realm="wardkey"'
     if failure.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(failure.retry_after_s)))
-    return Outgoing(status, _encoder.encode(answer), JSON, headers)
+    return RawResponse(status, _encoder.encode(answer), JSON, headers)

@@ -12,11 +12,11 @@ from wardkey.api.schemas import Email, Id, Input, Name, Slug, when
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.times import iso
-from wardkey.web.caller import Known
-from wardkey.web.context import Context, Here
-from wardkey.web.problems import takes_json, told
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import AppContext, CurrentContext
+from wardkey.web.problems import problem_responses, require_json
 
-router = APIRouter(tags=["organization"], dependencies=[Depends(takes_json)])
+router = APIRouter(tags=["organization"], dependencies=[Depends(require_json)])
 
 
 class OrganizationShape(BaseModel):
@@ -110,10 +110,10 @@ class InvitationList(BaseModel):
     invitations: list[InvitationShape]
 
 
-@router.get("/v2/organization", responses=told())
-def get_organization(caller: Known, here: Here) -> OrganizationShape:
+@router.get("/v2/organization", responses=problem_responses())
+def get_organization(caller: CurrentCaller, ctx: CurrentContext) -> OrganizationShape:
     """Show the caller's organization; any key may see its public part."""
-    found = here.runner.look(organizations.public, caller.by)
+    found = ctx.runner.read(organizations.public, caller.by)
     private = caller.by.holds(Permission.ORGANIZATION_READ)
     return OrganizationShape(
         id=found.id,
@@ -126,7 +126,7 @@ def get_organization(caller: Known, here: Here) -> OrganizationShape:
 
 @router.patch(
     "/v2/organization",
-    responses=told(
+    responses=problem_responses(
         errors.LiveKeyRequired,
         errors.InvalidName,
         errors.InvalidSlug,
@@ -136,10 +136,10 @@ def get_organization(caller: Known, here: Here) -> OrganizationShape:
     ),
 )
 def change_organization(
-    wanted: OrganizationChanges, caller: Known, here: Here
+    wanted: OrganizationChanges, caller: CurrentCaller, ctx: CurrentContext
 ) -> OrganizationShape:
     """Rename the organization, or set its rotation policy."""
-    changed = here.runner.change(
+    changed = ctx.runner.write(
         organizations.change,
         caller.by,
         name=wanted.name,
@@ -155,16 +155,16 @@ def change_organization(
     )
 
 
-@router.get("/v2/members", responses=told(errors.LiveKeyRequired), tags=["members"])
-def list_members(caller: Known, here: Here) -> MemberList:
+@router.get("/v2/members", responses=problem_responses(errors.LiveKeyRequired), tags=["members"])
+def list_members(caller: CurrentCaller, ctx: CurrentContext) -> MemberList:
     """List the members of the organization."""
-    found = here.runner.look(members.list_members, caller.by)
+    found = ctx.runner.read(members.list_members, caller.by)
     return MemberList(members=[_member_shape(item) for item in found])
 
 
 @router.patch(
     "/v2/members/{user_id:id}",
-    responses=told(
+    responses=problem_responses(
         errors.LiveKeyRequired,
         errors.MemberNotFound,
         errors.OwnerOnly,
@@ -174,15 +174,17 @@ def list_members(caller: Known, here: Here) -> MemberList:
     ),
     tags=["members"],
 )
-def change_role(user_id: Id, wanted: RoleChange, caller: Known, here: Here) -> MemberShape:
+def change_role(
+    user_id: Id, wanted: RoleChange, caller: CurrentCaller, ctx: CurrentContext
+) -> MemberShape:
     """Give a member another role."""
-    return _member_shape(here.runner.change(members.change_role, caller.by, user_id, wanted.role))
+    return _member_shape(ctx.runner.write(members.change_role, caller.by, user_id, wanted.role))
 
 
 @router.delete(
     "/v2/members/{user_id:id}",
     status_code=204,
-    responses=told(
+    responses=problem_responses(
         errors.LiveKeyRequired,
         errors.MemberNotFound,
         errors.OwnerOnly,
@@ -191,32 +193,34 @@ def change_role(user_id: Id, wanted: RoleChange, caller: Known, here: Here) -> M
     ),
     tags=["members"],
 )
-def remove_member(user_id: Id, caller: Known, here: Here) -> None:
+def remove_member(user_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> None:
     """Take a member out, or leave; keys that he made stay with the organization."""
-    here.runner.change(members.remove, caller.by, user_id)
+    ctx.runner.write(members.remove, caller.by, user_id)
 
 
 @router.post(
     "/v2/organization/transfer",
-    responses=told(errors.MemberNotFound, errors.OwnerOnly, body=True),
+    responses=problem_responses(errors.MemberNotFound, errors.OwnerOnly, body=True),
     tags=["members"],
 )
-def transfer_ownership(wanted: Transfer, caller: Known, here: Here) -> MemberShape:
+def transfer_ownership(wanted: Transfer, caller: CurrentCaller, ctx: CurrentContext) -> MemberShape:
     """Make another member the owner; the old owner becomes an admin."""
-    return _member_shape(here.runner.change(members.transfer, caller.by, wanted.user_id))
+    return _member_shape(ctx.runner.write(members.transfer, caller.by, wanted.user_id))
 
 
-@router.get("/v2/invitations", responses=told(errors.LiveKeyRequired), tags=["invitations"])
-def list_invitations(caller: Known, here: Here) -> InvitationList:
+@router.get(
+    "/v2/invitations", responses=problem_responses(errors.LiveKeyRequired), tags=["invitations"]
+)
+def list_invitations(caller: CurrentCaller, ctx: CurrentContext) -> InvitationList:
     """List the organization's invitations, newest first."""
-    found = here.runner.look(members.list_invitations, caller.by)
-    return InvitationList(invitations=[_invitation_shape(item, here) for item in found])
+    found = ctx.runner.read(members.list_invitations, caller.by)
+    return InvitationList(invitations=[_invitation_shape(item, ctx) for item in found])
 
 
 @router.post(
     "/v2/invitations",
     status_code=201,
-    responses=told(
+    responses=problem_responses(
         errors.LiveKeyRequired,
         errors.InvalidEmail,
         errors.AlreadyMember,
@@ -226,22 +230,26 @@ def list_invitations(caller: Known, here: Here) -> InvitationList:
     ),
     tags=["invitations"],
 )
-def invite(wanted: NewInvitation, caller: Known, here: Here) -> CreatedInvitation:
+def invite(wanted: NewInvitation, caller: CurrentCaller, ctx: CurrentContext) -> CreatedInvitation:
     """Invite somebody; the link works once, within 7 days, and is shown in this answer alone."""
-    made, text = here.runner.change(members.invite, caller.by, wanted.email, wanted.role)
-    shape = _invitation_shape(made, here)
-    return CreatedInvitation(**shape.model_dump(), link=f"{here.public_url}/invitations/{text}")
+    made, text = ctx.runner.write(members.invite, caller.by, wanted.email, wanted.role)
+    shape = _invitation_shape(made, ctx)
+    return CreatedInvitation(**shape.model_dump(), link=f"{ctx.public_url}/invitations/{text}")
 
 
 @router.delete(
     "/v2/invitations/{invitation_id:id}",
-    responses=told(errors.LiveKeyRequired, errors.InvitationNotFound, errors.InvitationUsed),
+    responses=problem_responses(
+        errors.LiveKeyRequired, errors.InvitationNotFound, errors.InvitationUsed
+    ),
     tags=["invitations"],
 )
-def revoke_invitation(invitation_id: Id, caller: Known, here: Here) -> InvitationShape:
+def revoke_invitation(
+    invitation_id: Id, caller: CurrentCaller, ctx: CurrentContext
+) -> InvitationShape:
     """Take an invitation back."""
-    taken = here.runner.change(members.revoke_invitation, caller.by, invitation_id)
-    return _invitation_shape(taken, here)
+    taken = ctx.runner.write(members.revoke_invitation, caller.by, invitation_id)
+    return _invitation_shape(taken, ctx)
 
 
 def _member_shape(item: members.Member) -> MemberShape:
@@ -254,12 +262,12 @@ def _member_shape(item: members.Member) -> MemberShape:
     )
 
 
-def _invitation_shape(item: members.Invitation, here: Context) -> InvitationShape:
+def _invitation_shape(item: members.Invitation, ctx: AppContext) -> InvitationShape:
     return InvitationShape(
         id=item.id,
         email=item.email,
         role=item.role,
-        status=item.status(here.runner.database.clock()),
+        status=item.status(ctx.runner.database.clock()),
         created_at=iso(item.created_at),
         created_by=item.created_by,
         expires_at=iso(item.expires_at),

@@ -14,13 +14,13 @@ from wardkey.domain.permissions import Role
 from wardkey.domain.principal import PrincipalKind
 from wardkey.domain.times import iso
 from wardkey.services.throttle import by_address
-from wardkey.web.caller import AnyCaller, identify_caller, shown_credential, stranger
-from wardkey.web.context import Context, Here
+from wardkey.web.caller import AnyCaller, anonymous_principal, identify_caller, shown_credential
+from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.passwords import check_account_password
-from wardkey.web.problems import takes_json, told
-from wardkey.web.raw_http import Incoming
+from wardkey.web.problems import problem_responses, require_json
+from wardkey.web.raw_http import RawRequest
 
-router = APIRouter(tags=["people"], dependencies=[Depends(takes_json)])
+router = APIRouter(tags=["people"], dependencies=[Depends(require_json)])
 
 Password = Annotated[str, Field(max_length=1024)]
 NewPassword = Annotated[
@@ -115,7 +115,7 @@ class Me(BaseModel):
 @router.post(
     "/v2/setup",
     status_code=201,
-    responses=told(
+    responses=problem_responses(
         errors.InvalidLink,
         errors.WeakPassword,
         errors.TooManyAttempts,
@@ -124,22 +124,22 @@ class Me(BaseModel):
         body=True,
     ),
 )
-def set_up(wanted: SetUp, request: Request, here: Here) -> UserToken:
+def set_up(wanted: SetUp, request: Request, ctx: CurrentContext) -> UserToken:
     """Set the first password, or a new one, with a one-time link; sign in."""
-    by = stranger(request, here)
-    with here.throttle.attempt(*by_address("link", by.address)):
-        with here.runner.database.read() as tx:
+    by = anonymous_principal(request, ctx)
+    with ctx.throttle.attempt(*by_address("link", by.address)):
+        with ctx.runner.database.read() as tx:
             # A guessed link must not cost a hash.
             people.link_email(tx, wanted.token)
         password_hash = people.hash_password(wanted.password, by.address)
-        done = here.runner.change(people.use_setup_link, by, wanted.token, password_hash)
+        done = ctx.runner.write(people.use_setup_link, by, wanted.token, password_hash)
     return _token(done)
 
 
 @router.post(
     "/v2/invitations/accept",
     status_code=201,
-    responses=told(
+    responses=problem_responses(
         errors.InvalidLink,
         errors.WeakPassword,
         errors.InvalidUserToken,
@@ -154,31 +154,31 @@ def set_up(wanted: SetUp, request: Request, here: Here) -> UserToken:
     openapi_extra={"security": [{}, {"userToken": []}]},
     tags=["invitations"],
 )
-def accept_invitation(wanted: Acceptance, request: Request, here: Here) -> UserToken:
+def accept_invitation(wanted: Acceptance, request: Request, ctx: CurrentContext) -> UserToken:
     """Take the place that an invitation offers, and sign in.
 
     A new user chooses a password. A user with an account sends a user token instead, and goes on
     with the same one: the account must have the invited address.
     """
-    by = stranger(request, here)
-    with here.throttle.attempt(*by_address("link", by.address), failed=errors.InvalidLink):
-        incoming = Incoming.of(request)
-        if shown_credential(incoming, here):
-            return _accept_as_user(wanted.token, incoming, here)
-        with here.runner.database.read() as tx:
+    by = anonymous_principal(request, ctx)
+    with ctx.throttle.attempt(*by_address("link", by.address), failed=errors.InvalidLink):
+        incoming = RawRequest.of(request)
+        if shown_credential(incoming, ctx):
+            return _accept_as_user(wanted.token, incoming, ctx)
+        with ctx.runner.database.read() as tx:
             members.check_new(members.invited(tx, wanted.token))
         password_hash = people.hash_password(wanted.password, by.address)
-        done = here.runner.change(members.accept, by, wanted.token, password_hash)
+        done = ctx.runner.write(members.accept, by, wanted.token, password_hash)
     return _token(done)
 
 
-def _accept_as_user(text: str, incoming: Incoming, here: Context) -> UserToken:
-    caller = identify_caller(incoming, here)
+def _accept_as_user(text: str, incoming: RawRequest, ctx: AppContext) -> UserToken:
+    caller = identify_caller(incoming, ctx)
     if caller.by.kind is not PrincipalKind.USER:
         raise errors.InvalidUserToken
-    with here.runner.database.read() as tx:
+    with ctx.runner.database.read() as tx:
         expires_at = people.token_end(tx, caller.text)
-    here.runner.change(members.accept_as_user, caller.by, text)
+    ctx.runner.write(members.accept_as_user, caller.by, text)
     by = caller.by
     return UserToken(token=caller.text, expires_at=iso(expires_at), user_id=by.id, email=by.label)
 
@@ -186,32 +186,32 @@ def _accept_as_user(text: str, incoming: Incoming, here: Context) -> UserToken:
 @router.post(
     "/v2/user-tokens",
     status_code=201,
-    responses=told(
+    responses=problem_responses(
         errors.WrongPassword, errors.TooManyAttempts, errors.Overloaded, anonymous=True, body=True
     ),
 )
-def sign_in(wanted: SignIn, request: Request, here: Here) -> UserToken:
+def sign_in(wanted: SignIn, request: Request, ctx: CurrentContext) -> UserToken:
     """Sign in with e-mail address and password; the token ends after 12 hours."""
-    by = stranger(request, here)
-    user_id, known = check_account_password(here, by, wanted.email, wanted.password)
-    return _token(here.runner.change(people.sign_in, by, user_id, known))
+    by = anonymous_principal(request, ctx)
+    user_id, known = check_account_password(ctx, by, wanted.email, wanted.password)
+    return _token(ctx.runner.write(people.sign_in, by, user_id, known))
 
 
-@router.delete("/v2/user-tokens/current", status_code=204, responses=told())
-def sign_out(caller: AnyCaller, here: Here) -> None:
+@router.delete("/v2/user-tokens/current", status_code=204, responses=problem_responses())
+def sign_out(caller: AnyCaller, ctx: CurrentContext) -> None:
     """End the user token that this request carries."""
     if caller.by.kind is not PrincipalKind.USER:
         raise errors.InvalidUserToken
-    here.runner.change(people.sign_out, caller.by, caller.text)
+    ctx.runner.write(people.sign_out, caller.by, caller.text)
 
 
-@router.get("/v2/me", responses=told())
-def me(caller: AnyCaller, here: Here) -> Me:
+@router.get("/v2/me", responses=problem_responses())
+def me(caller: AnyCaller, ctx: CurrentContext) -> Me:
     """Tell who the credential belongs to, and in which organizations."""
     by = caller.by
     mine: list[people.Membership] = []
     if by.kind is PrincipalKind.USER:
-        mine = here.runner.look(people.memberships, by)
+        mine = ctx.runner.read(people.memberships, by)
     return Me(
         kind=by.kind,
         id=by.id,

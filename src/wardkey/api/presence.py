@@ -18,10 +18,10 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.topics import clean_filter, clean_topic, covers, filters_of, overlaps
 from wardkey.domain.usernames import on_the_wire
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor
-from wardkey.web.problems import told
+from wardkey.web.problems import problem_responses
 
 router = APIRouter(tags=["sessions"])
 
@@ -50,7 +50,7 @@ class PresencePage(BaseModel):
 
 @router.get(
     "/v2/presence",
-    responses=told(
+    responses=problem_responses(
         errors.InvalidTopic,
         errors.InvalidTopicFilter,
         errors.InvalidCursor,
@@ -59,8 +59,8 @@ class PresencePage(BaseModel):
     ),
 )
 def get_presence(  # noqa: PLR0917 - FastAPI's parameters
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     topic: Annotated[
         str, Query(max_length=_LONGEST, description="Whose subscriptions receive this topic.")
     ] = "",
@@ -80,13 +80,13 @@ def get_presence(  # noqa: PLR0917 - FastAPI's parameters
 ) -> PresencePage:
     """Tell who would receive a topic now, or whether a user is online: ask for one of the three."""
     by = caller.by
-    with here.runner.noting("get_presence", by):
+    with ctx.runner.audit_refusals("get_presence", by):
         by.require(Permission.CLIENTS_READ)
     name, receives = _wanted(by, topic, filter, username)
-    vault = here.runner.database.keys
-    bound = json.dumps(["presence", *by.room, topic, filter, username])
+    vault = ctx.runner.database.keys
+    bound = json.dumps(["presence", *by.scope, topic, filter, username])
     after = read_cursor(vault, bound, cursor)[0] if cursor else ""
-    users = _users(run(here.broker.sessions, *by.room, name), receives)
+    users = _users(run(ctx.broker.sessions, *by.scope, name), receives)
     rest = [one for one in users if one.username > after]
     shown = rest[:limit]
     return PresencePage(
@@ -108,14 +108,14 @@ def _wanted(
     if topic:
         try:
             clean_topic(topic)
-        except ValueError as fault:
-            raise errors.InvalidTopic(str(fault), field="topic") from None
+        except ValueError as error:
+            raise errors.InvalidTopic(str(error), field="topic") from None
         return "", lambda held: covers(held, topic)
     if pattern:
         try:
             clean_filter(pattern)
-        except ValueError as fault:
-            raise errors.InvalidTopicFilter(str(fault), field="filter") from None
+        except ValueError as error:
+            raise errors.InvalidTopicFilter(str(error), field="filter") from None
         return "", lambda held: overlaps(held, pattern)
     if "@" not in username:
         username = on_the_wire(username, by.org_id, by.environment)

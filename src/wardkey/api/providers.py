@@ -29,11 +29,11 @@ from wardkey.domain.providers import (
 )
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
-from wardkey.web.problems import takes_json, told
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
+from wardkey.web.problems import problem_responses, require_json
 
-router = APIRouter(tags=["auth-providers"], dependencies=[Depends(takes_json)])
+router = APIRouter(tags=["auth-providers"], dependencies=[Depends(require_json)])
 
 _FAULTS = (
     errors.InvalidProvider,
@@ -320,55 +320,61 @@ class ProviderTested(BaseModel):
 @router.post(
     "/v2/auth-providers",
     status_code=201,
-    responses=told(*_FAULTS, errors.TooManyProviders, body=True),
+    responses=problem_responses(*_FAULTS, errors.TooManyProviders, body=True),
 )
-def create_auth_provider(wanted: NewProvider, caller: Known, here: Here) -> ProviderShape:
+def create_auth_provider(
+    wanted: NewProvider, caller: CurrentCaller, ctx: CurrentContext
+) -> ProviderShape:
     """Trust a provider: its users' tokens can be exchanged from now on."""
     spec = wanted.spec_of(wanted.kind)
     return _shape(
-        here.runner.change(
+        ctx.runner.write(
             providers.create,
             caller.by,
             spec,
             wanted.secret or "",
-            http_allowed=here.exchanges.private_issuers,
+            http_allowed=ctx.exchanges.private_issuers,
         )
     )
 
 
-@router.get("/v2/auth-providers", responses=told())
-def list_auth_providers(caller: Known, here: Here) -> ProviderList:
+@router.get("/v2/auth-providers", responses=problem_responses())
+def list_auth_providers(caller: CurrentCaller, ctx: CurrentContext) -> ProviderList:
     """List the providers of the environment."""
-    found = here.runner.look(providers.list_providers, caller.by)
+    found = ctx.runner.read(providers.list_providers, caller.by)
     return ProviderList(auth_providers=[_shape(one) for one in found])
 
 
 @router.post(
     "/v2/auth-providers/test",
-    responses=told(*_FAULTS, errors.Overloaded, body=True),
+    responses=problem_responses(*_FAULTS, errors.Overloaded, body=True),
 )
-def try_new_auth_provider(wanted: NewProviderTest, caller: Known, here: Here) -> ProviderTested:
+def try_new_auth_provider(
+    wanted: NewProviderTest, caller: CurrentCaller, ctx: CurrentContext
+) -> ProviderTested:
     """Try settings before they are saved: fetch the keys, and check a token step by step."""
     spec = wanted.provider.spec_of(wanted.provider.kind)
-    with here.runner.noting("try_new_auth_provider", caller.by):
-        found = here.exchanges.tried_unsaved(
+    with ctx.runner.audit_refusals("try_new_auth_provider", caller.by):
+        found = ctx.exchanges.dry_run_unsaved(
             caller.by, spec, wanted.provider.secret or "", wanted.token
         )
     return _tested(*found)
 
 
-@router.get("/v2/auth-providers/{provider_id:id}", responses=told(errors.ProviderNotFound))
-def get_auth_provider(provider_id: Id, caller: Known, here: Here) -> ProviderShape:
+@router.get(
+    "/v2/auth-providers/{provider_id:id}", responses=problem_responses(errors.ProviderNotFound)
+)
+def get_auth_provider(provider_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ProviderShape:
     """Show one provider, never its secret."""
-    return _shape(here.runner.look(providers.get, caller.by, provider_id))
+    return _shape(ctx.runner.read(providers.get, caller.by, provider_id))
 
 
 @router.patch(
     "/v2/auth-providers/{provider_id:id}",
-    responses=told(errors.ProviderNotFound, *_FAULTS, body=True),
+    responses=problem_responses(errors.ProviderNotFound, *_FAULTS, body=True),
 )
 def change_auth_provider(
-    provider_id: Id, wanted: ProviderChanges, caller: Known, here: Here
+    provider_id: Id, wanted: ProviderChanges, caller: CurrentCaller, ctx: CurrentContext
 ) -> ProviderShape:
     """Change a provider's settings; grants that it stood for go on."""
     given = wanted.model_dump(exclude_none=True, exclude={"secret", "mapping", "limits"})
@@ -379,57 +385,71 @@ def change_auth_provider(
         if part is not None:
             changes[name] = part.spec()
     return _shape(
-        here.runner.change(
+        ctx.runner.write(
             providers.change,
             caller.by,
             provider_id,
             changes,
             wanted.secret,
-            http_allowed=here.exchanges.private_issuers,
+            http_allowed=ctx.exchanges.private_issuers,
         )
     )
 
 
-@router.post("/v2/auth-providers/{provider_id:id}/enable", responses=told(errors.ProviderNotFound))
-def enable_auth_provider(provider_id: Id, caller: Known, here: Here) -> ProviderShape:
+@router.post(
+    "/v2/auth-providers/{provider_id:id}/enable",
+    responses=problem_responses(errors.ProviderNotFound),
+)
+def enable_auth_provider(
+    provider_id: Id, caller: CurrentCaller, ctx: CurrentContext
+) -> ProviderShape:
     """Let a provider's tokens be exchanged again."""
-    return _shape(here.runner.change(providers.enable, caller.by, provider_id, enabled=True))
+    return _shape(ctx.runner.write(providers.enable, caller.by, provider_id, enabled=True))
 
 
-@router.post("/v2/auth-providers/{provider_id:id}/disable", responses=told(errors.ProviderNotFound))
-def disable_auth_provider(provider_id: Id, caller: Known, here: Here) -> ProviderShape:
+@router.post(
+    "/v2/auth-providers/{provider_id:id}/disable",
+    responses=problem_responses(errors.ProviderNotFound),
+)
+def disable_auth_provider(
+    provider_id: Id, caller: CurrentCaller, ctx: CurrentContext
+) -> ProviderShape:
     """Exchange no more of a provider's tokens; grants that there are go on."""
-    return _shape(here.runner.change(providers.enable, caller.by, provider_id, enabled=False))
+    return _shape(ctx.runner.write(providers.enable, caller.by, provider_id, enabled=False))
 
 
-@router.delete("/v2/auth-providers/{provider_id:id}", responses=told(errors.ProviderNotFound))
-def delete_auth_provider(provider_id: Id, caller: Known, here: Here) -> DeletedProviderShape:
+@router.delete(
+    "/v2/auth-providers/{provider_id:id}", responses=problem_responses(errors.ProviderNotFound)
+)
+def delete_auth_provider(
+    provider_id: Id, caller: CurrentCaller, ctx: CurrentContext
+) -> DeletedProviderShape:
     """Delete a provider; every grant that it stood for ends, and so do their live sessions."""
-    _, confirmed = here.runner.change_confirmed(providers.remove, caller.by, provider_id)
+    _, confirmed = ctx.runner.write_confirmed(providers.remove, caller.by, provider_id)
     return DeletedProviderShape(id=provider_id, sessions=ended_shape(confirmed.sessions))
 
 
 @router.post(
     "/v2/auth-providers/{provider_id:id}/test",
-    responses=told(errors.ProviderNotFound, errors.Overloaded, body=True),
+    responses=problem_responses(errors.ProviderNotFound, errors.Overloaded, body=True),
 )
 def try_auth_provider(
-    provider_id: Id, caller: Known, here: Here, wanted: ProviderTest | None = None
+    provider_id: Id, caller: CurrentCaller, ctx: CurrentContext, wanted: ProviderTest | None = None
 ) -> ProviderTested:
     """Fetch a provider's keys, and check a token of its step by step."""
-    found = here.runner.look(providers.trusted, caller.by, provider_id)
+    found = ctx.runner.read(providers.trusted, caller.by, provider_id)
     token = wanted.token if wanted else ""
-    return _tested(*here.exchanges.tried(caller.by, found.spec, found.secret, token, provider_id))
+    return _tested(*ctx.exchanges.dry_run(caller.by, found.spec, found.secret, token, provider_id))
 
 
 @router.post(
     "/v2/auth-providers/{provider_id:id}/purge-keys",
     status_code=204,
-    responses=told(errors.ProviderNotFound),
+    responses=problem_responses(errors.ProviderNotFound),
 )
-def purge_auth_provider_keys(provider_id: Id, caller: Known, here: Here) -> None:
+def purge_auth_provider_keys(provider_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> None:
     """Have a provider's keys fetched anew: what one does after one of them was stolen."""
-    here.runner.change(providers.purge_keys, caller.by, provider_id)
+    ctx.runner.write(providers.purge_keys, caller.by, provider_id)
 
 
 def _tested(steps: list[Step], identity: tuple[Identity, str] | None) -> ProviderTested:

@@ -18,10 +18,10 @@ from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
 from wardkey.domain.times import iso
 from wardkey.domain.topics import clean_filter, clean_topic
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor
-from wardkey.web.problems import told
+from wardkey.web.problems import problem_responses
 
 router = APIRouter(tags=["retained"])
 
@@ -58,7 +58,7 @@ class ClearedShape(BaseModel):
 
 @router.get(
     "/v2/retained",
-    responses=told(
+    responses=problem_responses(
         errors.InvalidTopicFilter,
         errors.InvalidCursor,
         errors.MessagingOff,
@@ -67,21 +67,21 @@ class ClearedShape(BaseModel):
     ),
 )
 def list_retained_messages(
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     filter: Annotated[str, Query(max_length=_LONGEST)] = "#",  # noqa: A002 - the parameter's name
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     cursor: Cursor = "",
 ) -> RetainedPage:
     """List the retained messages that a topic filter matches, with their payloads."""
-    with here.runner.noting("list_retained", caller.by):
+    with ctx.runner.audit_refusals("list_retained", caller.by):
         caller.by.require(Permission.RETAINED_READ)
     _check_filter(filter)
-    vault = here.runner.database.keys
-    bound = json.dumps(["retained", *caller.by.room, filter])
+    vault = ctx.runner.database.keys
+    bound = json.dumps(["retained", *caller.by.scope, filter])
     after = int(read_cursor(vault, bound, cursor)[0]) if cursor else 0
-    with here.retained.taken(caller.by.org_id):
-        found, more = run(list_retained, here.broker, caller.by.room, filter, after, limit)
+    with ctx.retained.reserve(caller.by.org_id):
+        found, more = run(list_retained, ctx.broker, caller.by.scope, filter, after, limit)
     return RetainedPage(
         messages=[_shape(one) for one in found],
         next_cursor=write_cursor(vault, bound, [found[-1].place]) if more else None,
@@ -90,7 +90,7 @@ def list_retained_messages(
 
 @router.delete(
     "/v2/retained",
-    responses=told(
+    responses=problem_responses(
         errors.InvalidTopic,
         errors.InvalidTopicFilter,
         errors.MessagingOff,
@@ -100,8 +100,8 @@ def list_retained_messages(
     ),
 )
 def clear_retained_messages(
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     topic: Annotated[str, Query(max_length=_LONGEST, description="Clear this one.")] = "",
     filter: Annotated[  # noqa: A002 - the parameter's name
         str, Query(max_length=_LONGEST, description="Clear all that this matches.")
@@ -112,33 +112,33 @@ def clear_retained_messages(
     Whoever subscribes to such a topic now receives an empty message, as MQTT has it.
     """
     by = caller.by
-    with here.runner.noting("clear_retained", by):
+    with ctx.runner.audit_refusals("clear_retained", by):
         by.require(Permission.RETAINED_WRITE)
     if bool(topic) is bool(filter):
         raise errors.InvalidRequest("Name either a topic or a filter.")
     if topic:
         try:
             clean_topic(topic)
-        except ValueError as fault:
-            raise errors.InvalidTopic(str(fault), field="topic") from None
+        except ValueError as error:
+            raise errors.InvalidTopic(str(error), field="topic") from None
     else:
         _check_filter(filter)
-    publishers = here.publishers
+    publishers = ctx.publishers
     if publishers is None:
         raise errors.MessagingOff
-    with here.retained.taken(by.org_id):
-        topics, more = run(retained_topics, here.broker, by.room, topic or filter, MOST_CLEARED)
+    with ctx.retained.reserve(by.org_id):
+        topics, more = run(retained_topics, ctx.broker, by.scope, topic or filter, MOST_CLEARED)
         if topics:
-            here.runner.change(sessions.note_cleared, by, topic or filter, len(topics))
-            run(_clear, publishers, by.room, topics)
+            ctx.runner.write(sessions.note_cleared, by, topic or filter, len(topics))
+            run(_clear, publishers, by.scope, topics)
     return ClearedShape(cleared=len(topics), more=more)
 
 
 def _check_filter(pattern: str) -> None:
     try:
         clean_filter(pattern)
-    except ValueError as fault:
-        raise errors.InvalidTopicFilter(str(fault), field="filter") from None
+    except ValueError as error:
+        raise errors.InvalidTopicFilter(str(error), field="filter") from None
 
 
 async def _clear(publishers: Publishers, account: Account, topics: list[str]) -> None:

@@ -12,11 +12,11 @@ from wardkey.api.schemas import Id, ReceiptShape, receipt_shape, when
 from wardkey.domain import errors
 from wardkey.domain.times import iso
 from wardkey.verify.pending import merge_pending
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
-from wardkey.web.problems import CallerShape, caller_shape, takes_json, told
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
+from wardkey.web.problems import CallerShape, caller_shape, problem_responses, require_json
 
-router = APIRouter(tags=["keys"], dependencies=[Depends(takes_json)])
+router = APIRouter(tags=["keys"], dependencies=[Depends(require_json)])
 
 
 class HourShape(BaseModel):
@@ -54,32 +54,33 @@ class FinishShape(BaseModel):
 
 
 @router.get(
-    "/v2/keys/{key_id:id}/callers", responses=told(errors.KeyNotFound, errors.SecretNotFound)
+    "/v2/keys/{key_id:id}/callers",
+    responses=problem_responses(errors.KeyNotFound, errors.SecretNotFound),
 )
 def list_callers(
     key_id: Id,
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     secret: Annotated[
         str, Query(max_length=12, description="The kid of one secret; all without it.")
     ] = "",
 ) -> KeyCallersShape:
     """Show who used the key's secrets: address, program and route, with first and last time."""
-    here.usage.catch_up()
-    found = here.runner.look(rotations.list_callers, caller.by, key_id, secret)
+    ctx.usage.catch_up()
+    found = ctx.runner.read(rotations.list_callers, caller.by, key_id, secret)
     return KeyCallersShape(secrets=[_shape(item) for item in found])
 
 
 @router.post(
     "/v2/keys/{key_id:id}/finish",
-    responses=told(errors.KeyNotFound, errors.KeyRevoked, errors.StillInUse),
+    responses=problem_responses(errors.KeyNotFound, errors.KeyRevoked, errors.StillInUse),
 )
-def finish_rotation(key_id: Id, caller: Known, here: Here) -> FinishShape:
+def finish_rotation(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> FinishShape:
     """End a rotation: revoke every live secret but the newest, unless an old one is in use."""
     # Where a use may stand that cannot be merged, nothing is finished.
-    merge_pending(here.runner.database)
-    used = here.runner.look(rotations.callers_to_finish, caller.by, key_id)
-    done, confirmed = here.runner.change_confirmed(rotations.finish, caller.by, key_id, used)
+    merge_pending(ctx.runner.database)
+    used = ctx.runner.read(rotations.callers_to_finish, caller.by, key_id)
+    done, confirmed = ctx.runner.write_confirmed(rotations.finish, caller.by, key_id, used)
     return FinishShape(
         key_id=key_id,
         kept=done.kept or None,

@@ -14,12 +14,12 @@ from wardkey.db.engine import Transaction
 from wardkey.domain import errors
 from wardkey.domain.principal import Principal
 from wardkey.domain.times import iso
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor
-from wardkey.web.problems import takes_json, told
+from wardkey.web.problems import problem_responses, require_json
 
-router = APIRouter(tags=["scopes"], dependencies=[Depends(takes_json)])
+router = APIRouter(tags=["scopes"], dependencies=[Depends(require_json)])
 
 ScopeName = Annotated[str, Path(pattern=SCOPE, max_length=98, examples=["invoices:read"])]
 Description = Annotated[
@@ -77,10 +77,10 @@ class ScopePage(BaseModel):
     total: int
 
 
-@router.get("/v2/scopes", responses=told(errors.InvalidCursor))
+@router.get("/v2/scopes", responses=problem_responses(errors.InvalidCursor))
 def list_scopes(
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     search: Annotated[
         str, Query(max_length=200, description="Part of the name or the description.")
     ] = "",
@@ -88,7 +88,7 @@ def list_scopes(
     cursor: Cursor = "",
 ) -> ScopePage:
     """List the organization's scopes by name."""
-    vault = here.runner.database.keys
+    vault = ctx.runner.database.keys
     bound = json.dumps(["scopes", caller.by.org_id, search])
     after = read_cursor(vault, bound, cursor)[0] if cursor else ""
 
@@ -102,13 +102,13 @@ def list_scopes(
             total=scopes.count_scopes(tx, by, search),
         )
 
-    return here.runner.look(look, caller.by)
+    return ctx.runner.read(look, caller.by)
 
 
 @router.post(
     "/v2/scopes",
     status_code=201,
-    responses=told(
+    responses=problem_responses(
         errors.LiveKeyRequired,
         errors.InvalidScopeName,
         errors.InvalidText,
@@ -117,30 +117,32 @@ def list_scopes(
         body=True,
     ),
 )
-def create_scope(wanted: NewScope, caller: Known, here: Here) -> ScopeShape:
+def create_scope(wanted: NewScope, caller: CurrentCaller, ctx: CurrentContext) -> ScopeShape:
     """Add a scope to the catalogue, so that keys can be issued with it."""
-    return _scope_shape(
-        here.runner.change(scopes.create, caller.by, wanted.name, wanted.description)
-    )
+    return _scope_shape(ctx.runner.write(scopes.create, caller.by, wanted.name, wanted.description))
 
 
 @router.patch(
     "/v2/scopes/{name}",
-    responses=told(errors.LiveKeyRequired, errors.ScopeNotFound, errors.InvalidText, body=True),
+    responses=problem_responses(
+        errors.LiveKeyRequired, errors.ScopeNotFound, errors.InvalidText, body=True
+    ),
 )
-def change_scope(name: ScopeName, wanted: ScopeChanges, caller: Known, here: Here) -> ScopeShape:
+def change_scope(
+    name: ScopeName, wanted: ScopeChanges, caller: CurrentCaller, ctx: CurrentContext
+) -> ScopeShape:
     """Change the description of a scope."""
-    return _scope_shape(here.runner.change(scopes.change, caller.by, name, wanted.description))
+    return _scope_shape(ctx.runner.write(scopes.change, caller.by, name, wanted.description))
 
 
 @router.delete(
     "/v2/scopes/{name}",
     status_code=204,
-    responses=told(errors.LiveKeyRequired, errors.ScopeNotFound, errors.ScopeInUse),
+    responses=problem_responses(errors.LiveKeyRequired, errors.ScopeNotFound, errors.ScopeInUse),
 )
-def delete_scope(name: ScopeName, caller: Known, here: Here) -> None:
+def delete_scope(name: ScopeName, caller: CurrentCaller, ctx: CurrentContext) -> None:
     """Delete a scope from the catalogue, unless a key that is not revoked holds it."""
-    here.runner.change(scopes.remove, caller.by, name)
+    ctx.runner.write(scopes.remove, caller.by, name)
 
 
 def _scope_shape(item: scopes.Scope) -> ScopeShape:

@@ -13,9 +13,9 @@ from wardkey.api.schemas import EndedSessionsShape, Id
 from wardkey.domain import errors
 from wardkey.domain.topics import filters_of
 from wardkey.services import live_sessions
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
-from wardkey.web.problems import told
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
+from wardkey.web.problems import problem_responses
 
 router = APIRouter(tags=["sessions"])
 
@@ -43,37 +43,43 @@ class SessionPage(BaseModel):
     total: int
 
 
-@router.get("/v2/sessions", responses=told(errors.MessagingOff, errors.BrokerUnreachable))
+@router.get(
+    "/v2/sessions", responses=problem_responses(errors.MessagingOff, errors.BrokerUnreachable)
+)
 def list_sessions(
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     username: Annotated[str, Query(max_length=_LONGEST)] = "",
     search: Annotated[str, Query(max_length=_LONGEST)] = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> SessionPage:
     """List the organization's live MQTT sessions, as every node of the broker tells them."""
-    found = live_sessions.list_sessions(here, caller.by, username)
+    found = live_sessions.list_sessions(ctx, caller.by, username)
     wanted = [one for one in found if search in one.client_id or search in one.username]
     return SessionPage(sessions=[_shape(one) for one in wanted[:limit]], total=len(wanted))
 
 
 @router.get(
     "/v2/sessions/receipts/{receipt_id:id}",
-    responses=told(errors.ReceiptNotFound),
+    responses=problem_responses(errors.ReceiptNotFound),
 )
-def get_session_receipt(receipt_id: Id, caller: Known, here: Here) -> EndedSessionsShape:
+def get_session_receipt(
+    receipt_id: Id, caller: CurrentCaller, ctx: CurrentContext
+) -> EndedSessionsShape:
     """Show how many live sessions a change has ended by now, or in all once it is not pending."""
-    return EndedSessionsShape.of(here.runner.look(session_receipts.get, caller.by, receipt_id))
+    return EndedSessionsShape.of(ctx.runner.read(session_receipts.get, caller.by, receipt_id))
 
 
 @router.delete(
     "/v2/sessions/{session_id}",
     status_code=204,
-    responses=told(errors.SessionNotFound, errors.MessagingOff, errors.BrokerUnreachable),
+    responses=problem_responses(
+        errors.SessionNotFound, errors.MessagingOff, errors.BrokerUnreachable
+    ),
 )
-def end_session(session_id: SessionId, caller: Known, here: Here) -> None:
+def end_session(session_id: SessionId, caller: CurrentCaller, ctx: CurrentContext) -> None:
     """End a live session; its client may log in again unless it is disabled."""
-    live_sessions.end_session(here, caller.by, session_id)
+    live_sessions.end_session(ctx, caller.by, session_id)
 
 
 def _shape(one: Session) -> SessionShape:

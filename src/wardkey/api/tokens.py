@@ -16,12 +16,12 @@ from wardkey.domain.grants import CutoffKind, GrantRecord, GrantStatus
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.web.caller import Known
-from wardkey.web.context import Here
+from wardkey.web.caller import CurrentCaller
+from wardkey.web.context import CurrentContext
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor
-from wardkey.web.problems import takes_json, told
+from wardkey.web.problems import problem_responses, require_json
 
-router = APIRouter(tags=["tokens"], dependencies=[Depends(takes_json)])
+router = APIRouter(tags=["tokens"], dependencies=[Depends(require_json)])
 
 Person = Annotated[str, Query(max_length=255)]
 Ref = Annotated[str, Query(max_length=64)]
@@ -87,10 +87,10 @@ _KINDS = {
 }
 
 
-@router.get("/v2/tokens", responses=told(errors.InvalidCursor))
+@router.get("/v2/tokens", responses=problem_responses(errors.InvalidCursor))
 def list_tokens(  # noqa: PLR0917 - FastAPI's parameters
-    caller: Known,
-    here: Here,
+    caller: CurrentCaller,
+    ctx: CurrentContext,
     user_id: Person = "",
     user_email: Person = "",
     provider_id: Ref = "",
@@ -100,9 +100,9 @@ def list_tokens(  # noqa: PLR0917 - FastAPI's parameters
     cursor: Cursor = "",
 ) -> GrantPage:
     """List the grants of the environment that can still be refreshed, newest first."""
-    vault = here.runner.database.keys
+    vault = ctx.runner.database.keys
     filters = [user_id, user_email, provider_id, key_id, active]
-    bound = json.dumps(["tokens", *caller.by.room, *filters])
+    bound = json.dumps(["tokens", *caller.by.scope, *filters])
     after = None
     if cursor:
         created_at, kid = read_cursor(vault, bound, cursor)
@@ -119,29 +119,29 @@ def list_tokens(  # noqa: PLR0917 - FastAPI's parameters
             next_cursor = write_cursor(vault, bound, [shown[-1].created_at, shown[-1].kid])
         return GrantPage(tokens=[_shape(one, tx.now) for one in shown], next_cursor=next_cursor)
 
-    return here.runner.look(list_grants, caller.by)
+    return ctx.runner.read(list_grants, caller.by)
 
 
-@router.get("/v2/tokens/{token_id:id}", responses=told(errors.GrantNotFound))
-def get_token(token_id: Id, caller: Known, here: Here) -> GrantShape:
+@router.get("/v2/tokens/{token_id:id}", responses=problem_responses(errors.GrantNotFound))
+def get_token(token_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> GrantShape:
     """Show one grant."""
-    found = here.runner.look(grants.get, caller.by, token_id)
-    return _shape(found, here.runner.database.clock())
+    found = ctx.runner.read(grants.get, caller.by, token_id)
+    return _shape(found, ctx.runner.database.clock())
 
 
-@router.delete("/v2/tokens/{token_id:id}", responses=told(errors.GrantNotFound))
-def revoke_token(token_id: Id, caller: Known, here: Here) -> RevokedGrantShape:
+@router.delete("/v2/tokens/{token_id:id}", responses=problem_responses(errors.GrantNotFound))
+def revoke_token(token_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> RevokedGrantShape:
     """End a grant for good; live sessions that it opened end within 100 ms."""
-    found, confirmed = here.runner.change_confirmed(grants.revoke, caller.by, token_id)
-    shape = _shape(found, here.runner.database.clock())
+    found, confirmed = ctx.runner.write_confirmed(grants.revoke, caller.by, token_id)
+    shape = _shape(found, ctx.runner.database.clock())
     return RevokedGrantShape(**dict(shape), sessions=ended_shape(confirmed.sessions))
 
 
 @router.post(
     "/v2/tokens/revoke",
-    responses=told(errors.ProviderNotFound, errors.KeyNotFound, body=True),
+    responses=problem_responses(errors.ProviderNotFound, errors.KeyNotFound, body=True),
 )
-def revoke_tokens(wanted: RevokeMany, caller: Known, here: Here) -> RevokedMany:
+def revoke_tokens(wanted: RevokeMany, caller: CurrentCaller, ctx: CurrentContext) -> RevokedMany:
     """End every grant of a user, an e-mail address, a provider or a key, whenever it was made."""
     given = wanted.model_dump(exclude_none=True)
     if len(given) != 1 or len(wanted.model_fields_set) != 1:
@@ -153,7 +153,7 @@ def revoke_tokens(wanted: RevokeMany, caller: Known, here: Here) -> RevokedMany:
     kind = _KINDS[name]
     if kind is CutoffKind.EMAIL:
         subject = subject.lower()
-    live, confirmed = here.runner.change_confirmed(grants.revoke_all, caller.by, kind, subject)
+    live, confirmed = ctx.runner.write_confirmed(grants.revoke_all, caller.by, kind, subject)
     return RevokedMany(revoked=live, sessions=ended_shape(confirmed.sessions))
 
 

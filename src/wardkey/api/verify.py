@@ -30,29 +30,34 @@ from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.domain.verdict import KnownSecret, Question, Verdict
+from wardkey.domain.verdict import KnownSecret, Verdict, VerificationRequest
 from wardkey.verify import wire
-from wardkey.verify.verifier import Answer
+from wardkey.verify.verifier import VerificationResult
 from wardkey.web.caller import (
     Caller,
-    at_hand,
     caller_in_organization,
     client_address,
     from_browser,
+    is_caller_cached,
     is_ordinary,
     no_credential,
     note_exposure,
     shown_credential,
 )
-from wardkey.web.context import Context, Here
-from wardkey.web.fast_path import HotRoute
-from wardkey.web.problems import check_json, problem_outgoing, rate_headers, told
-from wardkey.web.raw_http import Incoming, Outgoing, header_lines
+from wardkey.web.context import AppContext, CurrentContext
+from wardkey.web.fast_path import FastRoute
+from wardkey.web.problems import (
+    check_content_type,
+    problem_outgoing,
+    problem_responses,
+    rate_headers,
+)
+from wardkey.web.raw_http import RawRequest, RawResponse, header_lines
 
 router = APIRouter(tags=["verify"])
 log = logging.getLogger("wardkey")
 
-Judge = Callable[[Incoming, Context], Outgoing]
+Judge = Callable[[RawRequest, AppContext], RawResponse]
 _JSON_TYPE = "application/json"
 _FORWARD_AUTH = b"/v2/auth"
 
@@ -107,7 +112,7 @@ def _takes(schema: dict[str, Any]) -> dict[str, Any]:
     "/v2/keys/verify",
     openapi_extra=_takes(_ONE),
     responses={
-        **told(
+        **problem_responses(
             errors.InvalidCost,
             errors.TooManyItems,
             errors.UnknownPermission,
@@ -118,16 +123,16 @@ def _takes(schema: dict[str, Any]) -> dict[str, Any]:
     },
     response_class=Response,
 )
-async def verify_key(request: Request, here: Here) -> Response:
+async def verify_key(request: Request, ctx: CurrentContext) -> Response:
     """Judge a key; a refusal is an answer too: 200 with `valid: false` and its code."""
-    return await _apart(_answer_one, request, here)
+    return await _apart(_answer_one, request, ctx)
 
 
 @router.post(
     "/v2/keys/verify-batch",
     openapi_extra=_takes(_MANY),
     responses={
-        **told(
+        **problem_responses(
             errors.InvalidCost,
             errors.TooManyItems,
             errors.UnknownPermission,
@@ -138,15 +143,15 @@ async def verify_key(request: Request, here: Here) -> Response:
     },
     response_class=Response,
 )
-async def verify_keys(request: Request, here: Here) -> Response:
+async def verify_keys(request: Request, ctx: CurrentContext) -> Response:
     """Judge up to a hundred keys, each by itself, in their order."""
-    return await _apart(_answer_many, request, here)
+    return await _apart(_answer_many, request, ctx)
 
 
 @router.get(
     "/v2/auth",
     responses={
-        **told(
+        **problem_responses(
             errors.UnknownPermission,
             errors.OrganizationNotFound,
             errors.OtherOrganization,
@@ -189,94 +194,94 @@ async def verify_keys(request: Request, here: Here) -> Response:
         ],
     },
 )
-async def forward_auth(request: Request, here: Here) -> Response:
+async def forward_auth(request: Request, ctx: CurrentContext) -> Response:
     """Judge the key of a request that a proxy holds up; the proxy's URL says whose keys it takes.
 
     Every identity header is always sent, even empty, so that none can be forged from outside.
     """
-    return await _judge_held(request, request.scope["query_string"], here)
+    return await _judge_held(request, request.scope["query_string"], ctx)
 
 
 # Without methods a route takes every method: proxies ask with the method of the request they hold.
 @router.api_route(
     "/v2/auth", methods=[], include_in_schema=False, operation_id="forward_auth_any_method"
 )
-async def forward_auth_any_method(request: Request, here: Here) -> Response:
+async def forward_auth_any_method(request: Request, ctx: CurrentContext) -> Response:
     """Judge as `GET /v2/auth` does, whatever the method."""
-    return await _judge_held(request, request.scope["query_string"], here)
+    return await _judge_held(request, request.scope["query_string"], ctx)
 
 
 @router.api_route(
     "/v2/auth/{path:path}", methods=[], include_in_schema=False, operation_id="forward_auth_path"
 )
-async def forward_auth_path(request: Request, here: Here) -> Response:
+async def forward_auth_path(request: Request, ctx: CurrentContext) -> Response:
     """Judge for a proxy that appends the client's path and query to ours.
 
     Both are the client's, so none of it is read as a parameter.
     """
     path: bytes = request.scope["raw_path"]
     held = path.removeprefix(_FORWARD_AUTH) + b"?" + request.scope["query_string"]
-    return await _judge_held(request, b"path=" + held, here)
+    return await _judge_held(request, b"path=" + held, ctx)
 
 
-async def _judge_held(request: Request, query: bytes, here: Context) -> Response:
-    incoming = Incoming.of(request)
+async def _judge_held(request: Request, query: bytes, ctx: AppContext) -> Response:
+    incoming = RawRequest.of(request)
     incoming.query, incoming.route = query, f"{request.method} /v2/auth"
-    return (await run_in_threadpool(_answer_proxied, incoming, here)).response()
+    return (await run_in_threadpool(_answer_proxied, incoming, ctx)).response()
 
 
-async def _apart(answer: Judge, request: Request, here: Context) -> Response:
+async def _apart(answer: Judge, request: Request, ctx: AppContext) -> Response:
     """Judge in a thread, where waiting for a database holds up nobody."""
-    incoming = Incoming.of(request, await request.body())
-    return (await run_in_threadpool(answer, incoming, here)).response()
+    incoming = RawRequest.of(request, await request.body())
+    return (await run_in_threadpool(answer, incoming, ctx)).response()
 
 
 def answering(judge: Judge) -> Judge:
     """Return `judge` with what it raises as a problem in its answer."""
 
-    def answer(incoming: Incoming, here: Context) -> Outgoing:
+    def answer(incoming: RawRequest, ctx: AppContext) -> RawResponse:
         began = perf_counter()
         try:
-            return judge(incoming, here)
-        except errors.Failure as failure:
+            return judge(incoming, ctx)
+        except errors.WardkeyError as failure:
             return problem_outgoing(failure, incoming.request_id)
         except Exception:
             log.exception("request %s failed", incoming.request_id)
             return problem_outgoing(errors.InternalError(), incoming.request_id)
         finally:
-            here.verifier.metrics.observe(incoming.route, perf_counter() - began)
+            ctx.verifier.metrics.observe(incoming.route, perf_counter() - began)
 
     return answer
 
 
-def judge_one(incoming: Incoming, here: Context) -> Outgoing:
+def judge_one(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     """Answer POST /v2/keys/verify."""
-    caller = _asking(incoming, here, "verify_key")
-    told, _ = _answer(here, caller.by, wire.read_request(incoming.body), _paid_by(caller.by))
-    return Outgoing(200, told, _JSON_TYPE)
+    caller = _asking(incoming, ctx, "verify_key")
+    told, _ = _answer(ctx, caller.by, wire.read_request(incoming.body), _paid_by(caller.by))
+    return RawResponse(200, told, _JSON_TYPE)
 
 
-def judge_many(incoming: Incoming, here: Context) -> Outgoing:
+def judge_many(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     """Answer POST /v2/keys/verify-batch."""
-    caller = _asking(incoming, here, "verify_keys")
+    caller = _asking(incoming, ctx, "verify_keys")
     items, paid_by = [], _paid_by(caller.by)
     for wanted in wire.read_batch(incoming.body):
-        told, paid_by = _answer(here, caller.by, wanted, paid_by)
+        told, paid_by = _answer(ctx, caller.by, wanted, paid_by)
         items.append(told)
-    return Outgoing(200, wire.render_batch(items), _JSON_TYPE)
+    return RawResponse(200, wire.render_batch(items), _JSON_TYPE)
 
 
-def _asking(incoming: Incoming, here: Context, attempt: str) -> Caller:
-    said = incoming.text(b"content-type")
+def _asking(incoming: RawRequest, ctx: AppContext, attempt: str) -> Caller:
+    said = incoming.header(b"content-type")
     if said != _JSON_TYPE and incoming.body:
-        check_json(said)
-    caller = caller_in_organization(incoming, here)
+        check_content_type(said)
+    caller = caller_in_organization(incoming, ctx)
     if incoming.query:
         raise errors.InvalidRequest("This route takes no parameter in its URL.")
     try:
         caller.by.require_verifying()
     except errors.Forbidden as failure:
-        here.runner.note_refusal(attempt, caller.by, failure)
+        ctx.runner.note_refusal(attempt, caller.by, failure)
         raise
     return caller
 
@@ -287,36 +292,36 @@ def _paid_by(by: Principal) -> str:
 
 
 def _answer(
-    here: Context, by: Principal, wanted: wire.VerifyRequest, paid_by: str
+    ctx: AppContext, by: Principal, wanted: wire.VerifyRequest, paid_by: str
 ) -> tuple[bytes, str]:
     """Return the answer, and `paid_by` unless this question was what the call paid for."""
-    asked = _question(here, by, wanted)
+    asked = _question(ctx, by, wanted)
     if by.kind is PrincipalKind.SERVICE_KEY:
-        here.runner.notes.note(by, "service_key.used", "verify")
+        ctx.runner.notes.aggregate(by, "service_key.used", "verify")
     # The caller's own verdict came first, so commits before this request are known already.
-    answer = here.verifier.verify(
+    answer = ctx.verifier.verify(
         asked,
         wanted.user_agent,
         wanted.route or "verify",
         looked=by.kind is PrincipalKind.KEY,
         paid_by=paid_by,
     )
-    _note_browser(here, answer, asked)
+    _note_browser(ctx, answer, asked)
     known = answer.known
     if known is not None and answer.admission is not None and known.key_id == paid_by:
         paid_by = ""
     return wire.render(answer, asked), paid_by
 
 
-def _question(here: Context, by: Principal, wanted: wire.VerifyRequest) -> Question:
+def _question(ctx: AppContext, by: Principal, wanted: wire.VerifyRequest) -> VerificationRequest:
     """Return what `by` may ask: of its own organization and environment, or of any."""
     if by.kind is PrincipalKind.SERVICE_KEY:
         org_id, environment = wanted.organization, wanted.environment
     else:
         org_id, environment = by.org_id, wanted.environment or by.environment
         if environment is not by.environment or wanted.organization not in ("", org_id):
-            _refuse(here, by, environment)
-    return Question(
+            _refuse(ctx, by, environment)
+    return VerificationRequest(
         trim(wanted.key),
         organization=org_id,
         environment=environment,
@@ -328,8 +333,8 @@ def _question(here: Context, by: Principal, wanted: wire.VerifyRequest) -> Quest
     )
 
 
-def _refuse(here: Context, by: Principal, environment: Environment) -> NoReturn:
-    with here.runner.noting("verify_key", by):
+def _refuse(ctx: AppContext, by: Principal, environment: Environment) -> NoReturn:
+    with ctx.runner.audit_refusals("verify_key", by):
         if environment is not by.environment:
             raise errors.WrongEnvironment(
                 f"You ask in {by.environment}, where {environment} keys are not known; ask "
@@ -338,29 +343,29 @@ def _refuse(here: Context, by: Principal, environment: Environment) -> NoReturn:
         raise errors.OtherOrganization
 
 
-def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
+def judge_proxied(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     """Answer GET /v2/auth."""
     try:
         incoming.query, path = split_query(incoming.query)
-        asked = _proxied(incoming, here, terms_of(incoming.query))
+        asked = _proxied(incoming, ctx, terms_of(incoming.query))
         if asked is None:
-            return Outgoing(200, headers=_identity(None, "preflight"))
-        agent = incoming.text(b"user-agent")[:MOST_TAKEN]
-        answer = here.verifier.verify(asked, agent, _held_route(incoming, path))
-    except errors.Failure as raised:
+            return RawResponse(200, headers=_identity(None, "preflight"))
+        agent = incoming.header(b"user-agent")[:MOST_TAKEN]
+        answer = ctx.verifier.verify(asked, agent, _held_route(incoming, path))
+    except errors.WardkeyError as raised:
         if isinstance(raised, errors.OrganizationNotFound | errors.OrganizationRequired):
-            here.proxy_mistakes.note(here.runner, raised, incoming.peer)
+            ctx.proxy_mistakes.note(ctx.runner, raised, incoming.peer)
         # A proxy is told that the key could not be judged, not which part of us is away.
         away = isinstance(raised, errors.Unavailable)
         failure = errors.VerifierUnavailable() if away else raised
         refused = problem_outgoing(failure, incoming.request_id)
         return replace(refused, headers={**refused.headers, **_identity(None, failure.code)})
-    _note_browser(here, answer, asked)
+    _note_browser(ctx, answer, asked)
     known = answer.known
     if answer.verdict is Verdict.VALID and known is not None:
         if answer.admission is None and known.superseded_at is None:
-            return Outgoing(200, lines=_valid_lines(known))
-        return Outgoing(200, headers=_fields(answer))
+            return RawResponse(200, lines=_valid_lines(known))
+        return RawResponse(200, headers=_fields(answer))
     failure = answer.failure(asked)
     if isinstance(failure, errors.SecretKeyInBrowser):
         failure = errors.SecretKeyInBrowser(
@@ -371,7 +376,7 @@ def judge_proxied(incoming: Incoming, here: Context) -> Outgoing:
     return replace(refused, headers={**refused.headers, **_fields(answer)})
 
 
-def _fields(answer: Answer) -> dict[str, str]:
+def _fields(answer: VerificationResult) -> dict[str, str]:
     fields = _identity(answer.known, answer.verdict) | wire.grace_fields(answer.known)
     if answer.admission is not None and answer.known is not None and answer.known.rate is not None:
         fields |= rate_headers(answer.known.rate, answer.admission)
@@ -395,24 +400,24 @@ def _valid_lines(known: KnownSecret) -> str:
     return lines
 
 
-def _held_route(incoming: Incoming, path: bytes) -> str:
+def _held_route(incoming: RawRequest, path: bytes) -> str:
     """Return method and path of the request that a proxy holds up, as far as it tells them."""
-    method = incoming.text(b"x-forwarded-method") or incoming.text(b"x-original-method")
-    held = incoming.text(b"x-forwarded-uri") or incoming.text(b"x-original-uri")
+    method = incoming.header(b"x-forwarded-method") or incoming.header(b"x-original-method")
+    held = incoming.header(b"x-forwarded-uri") or incoming.header(b"x-original-uri")
     if path:
         # The proxy sends the request itself, so these fields would be the client's.
         method, held = incoming.route.partition(" ")[0], path.decode("latin-1")
     return f"{method} {held.partition('?')[0]}".strip()[:MOST_TAKEN] or "auth"
 
 
-def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question | None:
+def _proxied(incoming: RawRequest, ctx: AppContext, terms: Terms) -> VerificationRequest | None:
     """Return the question that a proxy asks; None for a CORS preflight that passes without a key.
 
     Raises `OrganizationRequired`, `OrganizationNotFound`, `MissingCredentials` and what
     `shown_credential` raises.
     """
-    text = shown_credential(incoming, here)
-    organization = _organization(here, terms.organization)
+    text = shown_credential(incoming, ctx)
+    organization = _organization(ctx, terms.organization)
     if not text:
         if not _looks_like_preflight(incoming):
             raise no_credential(incoming)
@@ -423,25 +428,25 @@ def _proxied(incoming: Incoming, here: Context, terms: Terms) -> Question | None
                 "and that method is OPTIONS."
             )
         return None
-    return Question(
+    return VerificationRequest(
         text,
         organization=organization,
         environment=terms.environment,
         type=terms.type,
         permissions=terms.permissions,
-        address=client_address(incoming, here),
-        origin=incoming.text(b"origin"),
+        address=client_address(incoming, ctx),
+        origin=incoming.header(b"origin"),
         browser=from_browser(incoming),
         browser_allowed=terms.browser is Browser.ALLOW,
     )
 
 
-def _organization(here: Context, named: str) -> str:
+def _organization(ctx: AppContext, named: str) -> str:
     """Return the id of the organization that a proxy's URL names; empty where any key will do.
 
     A mistake in the URL is the operator's, so it must not read like a bad key of a client.
     """
-    directory = here.verifier.directory
+    directory = ctx.verifier.directory
     if named:
         org_id = directory.find_organization(named)
         # An organization that had the slug `any` before that became a reserved word keeps it.
@@ -463,26 +468,26 @@ def _organization(here: Context, named: str) -> str:
     return ""
 
 
-def _looks_like_preflight(incoming: Incoming) -> bool:
+def _looks_like_preflight(incoming: RawRequest) -> bool:
     """Return whether the fields of a CORS preflight (Fetch §3.2.2) are there."""
     named = incoming.named
     return b"origin" in named and b"access-control-request-method" in named
 
 
-def _is_options(incoming: Incoming, source: MethodSource) -> bool:
+def _is_options(incoming: RawRequest, source: MethodSource) -> bool:
     """Return whether the original method is OPTIONS, as the one source says that is trusted."""
     if source is MethodSource.OWN:
         return incoming.route.startswith("OPTIONS ")
-    return set(incoming.texts(source.encode())) == {"OPTIONS"}
+    return set(incoming.headers_named(source.encode())) == {"OPTIONS"}
 
 
-def _note_browser(here: Context, answer: Answer, asked: Question) -> None:
+def _note_browser(ctx: AppContext, answer: VerificationResult, asked: VerificationRequest) -> None:
     known = answer.known
     if known is None or known.type is not KeyType.SECRET or asked.browser_allowed:
         return
     if not (asked.browser or asked.origin):
         return
-    note_exposure(here, known, asked.address, "")
+    note_exposure(ctx, known, asked.address, "")
 
 
 def _identity(known: KnownSecret | None, verdict: str) -> dict[str, str]:
@@ -529,53 +534,53 @@ _IDENTITY = (
 )
 
 
-def _one_at_hand(incoming: Incoming, here: Context) -> bool:
+def _one_at_hand(incoming: RawRequest, ctx: AppContext) -> bool:
     try:
         keys = [wire.read_request(incoming.body).key]
-    except errors.Failure:
+    except errors.WardkeyError:
         keys = []
-    return at_hand(incoming, here, keys)
+    return is_caller_cached(incoming, ctx, keys)
 
 
-def _many_at_hand(incoming: Incoming, here: Context) -> bool:
+def _many_at_hand(incoming: RawRequest, ctx: AppContext) -> bool:
     try:
         keys = [item.key for item in wire.read_batch(incoming.body)]
-    except errors.Failure:
+    except errors.WardkeyError:
         keys = []
-    return at_hand(incoming, here, keys)
+    return is_caller_cached(incoming, ctx, keys)
 
 
-def _proxied_at_hand(incoming: Incoming, here: Context) -> bool:
+def _proxied_at_hand(incoming: RawRequest, ctx: AppContext) -> bool:
     whole = incoming.query
     incoming.query, _ = split_query(whole)
     try:
-        memory = here.verifier.directory.memory
+        memory = ctx.verifier.directory.memory
         try:
             named = terms_of(incoming.query).organization
-        except errors.Failure:
-            return at_hand(incoming, here)
+        except errors.WardkeyError:
+            return is_caller_cached(incoming, ctx)
         known = named in memory.organizations if named else memory.has_one is not None
-        return known and at_hand(incoming, here)
+        return known and is_caller_cached(incoming, ctx)
     finally:
         incoming.query = whole
 
 
-def in_place(answer: Judge) -> Callable[[Incoming, Context], Outgoing | None]:
+def in_place(answer: Judge) -> Callable[[RawRequest, AppContext], RawResponse | None]:
     """Return `answer` for the lane; None where the credential takes the framework's way."""
 
-    def answer_ordinary(incoming: Incoming, here: Context) -> Outgoing | None:
-        return answer(incoming, here) if is_ordinary(incoming, here) else None
+    def answer_ordinary(incoming: RawRequest, ctx: AppContext) -> RawResponse | None:
+        return answer(incoming, ctx) if is_ordinary(incoming, ctx) else None
 
     return answer_ordinary
 
 
 _answer_one, _answer_many, _answer_proxied = map(answering, (judge_one, judge_many, judge_proxied))
-HOT_ROUTES = {
-    b"/v2/keys/verify": HotRoute(
+FAST_ROUTES = {
+    b"/v2/keys/verify": FastRoute(
         b"POST", "POST /v2/keys/verify", in_place(_answer_one), _one_at_hand
     ),
-    b"/v2/keys/verify-batch": HotRoute(
+    b"/v2/keys/verify-batch": FastRoute(
         b"POST", "POST /v2/keys/verify-batch", in_place(_answer_many), _many_at_hand
     ),
-    b"/v2/auth": HotRoute(b"GET", "GET /v2/auth", in_place(_answer_proxied), _proxied_at_hand),
+    b"/v2/auth": FastRoute(b"GET", "GET /v2/auth", in_place(_answer_proxied), _proxied_at_hand),
 }

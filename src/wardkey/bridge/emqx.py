@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.bridge.hooks import NO_STORE, Asked, Hooks, HooksHere, read_json, room_of
+from wardkey.bridge.hooks import NO_STORE, BrokerQuery, Hooks, HooksHere, read_json, scope_of
 from wardkey.domain.acl import Action
 from wardkey.domain.credentials import authorization_texts
 from wardkey.domain.hooks import HookKind, ListedRule
@@ -59,7 +59,7 @@ def _authenticate(request: Request, body: bytes, hooks: Hooks) -> Response:
     wanted = read_json(request, body, Authentication)
     if wanted is None:
         return _said(result="deny")
-    asked = Asked(wanted.username, wanted.clientid, wanted.peerhost)
+    asked = BrokerQuery(wanted.username, wanted.clientid, wanted.peerhost)
     admitted = hooks.log_in(hook, asked, wanted.password)
     if admitted is None:
         return _said(result="deny")
@@ -72,7 +72,7 @@ def _authenticate(request: Request, body: bytes, hooks: Hooks) -> Response:
     return _said(
         result="allow",
         is_superuser=False,
-        client_attrs={"room": room_of(wanted.username)},
+        client_attrs={"room": scope_of(wanted.username)},
         **more,
     )
 
@@ -82,14 +82,14 @@ def _authorize(request: Request, body: bytes, hooks: Hooks) -> Response:
     wanted = read_json(request, body, Authorization)
     if wanted is None:
         return _said(result="deny")
-    apart = hook.org_id is not None or wanted.mountpoint == f"{room_of(wanted.username)}/"
-    asked = Asked(wanted.username, wanted.clientid)
+    apart = hook.org_id is not None or wanted.mountpoint == f"{scope_of(wanted.username)}/"
+    asked = BrokerQuery(wanted.username, wanted.clientid)
     (allowed,) = hooks.decide(hook, asked, [(Action(wanted.action), wanted.topic)])
     return _said(result="allow" if allowed and apart else "deny")
 
 
 def _token(request: Request, hooks: Hooks) -> str:
-    brand = hooks.here.runner.database.brand
+    brand = hooks.ctx.runner.database.brand
     shown = request.headers.get("authorization", "")
     texts = authorization_texts(shown, lambda text: looks_like_ours(text, brand=brand))
     return texts[0] if len(texts) == 1 else ""

@@ -22,9 +22,9 @@ from wardkey.domain.credentials import trim
 from wardkey.domain.hooks import Hook, HookKind, ListedRule, listed, may
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.usernames import parse_username
-from wardkey.services.mqtt_login import Logins
+from wardkey.services.mqtt_login import MqttLogins
 from wardkey.verify.json_body import decode_body
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class BrokerQuery:
     """Who asks about himself at a foreign broker; the address is empty where none is told."""
 
     username: str
@@ -45,15 +45,15 @@ class Asked:
 class Hooks:
     """Judges for foreign brokers as for the one beside this process, with the same judge."""
 
-    here: Context
-    logins: Logins
+    ctx: AppContext
+    logins: MqttLogins
 
     def of(self, kind: HookKind, token: str) -> Hook:
         """Return whom a broker's token may ask about; raises `InvalidHookToken`."""
-        with self.here.runner.database.read() as tx:
+        with self.ctx.runner.database.read() as tx:
             return identify_hook(tx, kind, trim(token))
 
-    def log_in(self, hook: Hook, asked: Asked, password: str) -> Admitted | None:
+    def log_in(self, hook: Hook, asked: BrokerQuery, password: str) -> Admitted | None:
         """Return who may log in, or None."""
         if not hook.serves(asked.username):
             return None
@@ -69,12 +69,14 @@ class Hooks:
 
     def knows(self, hook: Hook, username: str) -> bool:
         """Tell whether a user name is somebody's who may be logged in."""
-        with self.here.runner.database.read() as tx:
-            return self._actor(tx, hook, Asked(username, "")) is not None
+        with self.ctx.runner.database.read() as tx:
+            return self._actor(tx, hook, BrokerQuery(username, "")) is not None
 
-    def decide(self, hook: Hook, asked: Asked, wanted: list[tuple[Action, str]]) -> list[bool]:
+    def decide(
+        self, hook: Hook, asked: BrokerQuery, wanted: list[tuple[Action, str]]
+    ) -> list[bool]:
         """Tell of each action and topic whether somebody who is logged in may."""
-        with self.here.runner.database.read() as tx:
+        with self.ctx.runner.database.read() as tx:
             found = self._actor(tx, hook, asked)
         if found is None:
             return [False] * len(wanted)
@@ -83,14 +85,16 @@ class Hooks:
             may(found[1], found[0], action, topic, checked_later=later) for action, topic in wanted
         ]
 
-    def rules_for(self, hook: Hook, asked: Asked) -> list[ListedRule]:
+    def rules_for(self, hook: Hook, asked: BrokerQuery) -> list[ListedRule]:
         """Return what somebody may do as a list for a broker to keep."""
-        with self.here.runner.database.read() as tx:
+        with self.ctx.runner.database.read() as tx:
             found = self._actor(tx, hook, asked)
         actor, rules = found or (Actor(ActorKind.CLIENT, ""), RuleSet(()))
         return listed(rules, actor)
 
-    def _actor(self, tx: Transaction, hook: Hook, asked: Asked) -> tuple[Actor, RuleSet] | None:
+    def _actor(
+        self, tx: Transaction, hook: Hook, asked: BrokerQuery
+    ) -> tuple[Actor, RuleSet] | None:
         if not hook.serves(asked.username):
             return None
         # Who asks of a topic shows no password, so a person is judged by his newest grant.
@@ -101,10 +105,10 @@ class Hooks:
         return known.actor(asked.client_id), rules
 
 
-def room_of(username: str) -> str:
+def scope_of(username: str) -> str:
     """Return the room of a user name, as the broker is to call it; empty if it is none of ours."""
     name = parse_username(username)
-    return "" if name is None else name.room
+    return "" if name is None else name.scope
 
 
 def _hooks(request: Request) -> Hooks:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.bridge.hooks import NO_STORE, Asked, Hooks, HooksHere, read_form, read_json
+from wardkey.bridge.hooks import NO_STORE, BrokerQuery, Hooks, HooksHere, read_form, read_json
 from wardkey.domain.acl import Action
 from wardkey.domain.hooks import Hook, HookKind
 
@@ -90,11 +90,11 @@ async def _answer(
 
 
 def _user(hook: Hook, hooks: Hooks, wanted: User) -> bool:
-    asked = Asked(wanted.username, wanted.clientid)
+    asked = BrokerQuery(wanted.username, wanted.clientid)
     return hooks.log_in(hook, asked, wanted.password) is not None
 
 
 def _acl(hook: Hook, hooks: Hooks, wanted: Acl) -> bool:
-    asked = Asked(wanted.username, wanted.clientid)
+    asked = BrokerQuery(wanted.username, wanted.clientid)
     topics = [(action, wanted.topic) for action in _ACTIONS[wanted.acc]]
     return all(hooks.decide(hook, asked, topics))

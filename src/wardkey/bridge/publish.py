@@ -24,11 +24,17 @@ from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.rule_set import RuleSet
-from wardkey.web.caller import Caller, at_hand, caller_in_organization, is_ordinary
-from wardkey.web.context import Context, Here
-from wardkey.web.fast_path import HotRoute
-from wardkey.web.problems import check_json, problem_body, problem_outgoing, status_of, told
-from wardkey.web.raw_http import Incoming, Outgoing
+from wardkey.web.caller import Caller, caller_in_organization, is_caller_cached, is_ordinary
+from wardkey.web.context import AppContext, CurrentContext
+from wardkey.web.fast_path import FastRoute
+from wardkey.web.problems import (
+    check_content_type,
+    problem_body,
+    problem_outgoing,
+    problem_responses,
+    status_of,
+)
+from wardkey.web.raw_http import RawRequest, RawResponse
 
 router = APIRouter(tags=["publish"])
 log = logging.getLogger("wardkey")
@@ -54,7 +60,7 @@ class Prepared:
     """What may be published, item by item; `is_batch` says how it is answered."""
 
     by: Principal
-    items: Sequence[Message | errors.Failure]
+    items: Sequence[Message | errors.WardkeyError]
     is_batch: bool
     held: Claim | None
 
@@ -68,7 +74,7 @@ def preflight() -> Response:
 
 @router.post(
     "/publish",
-    responses=told(
+    responses=problem_responses(
         errors.InvalidTopic,
         errors.InvalidPayload,
         errors.PayloadTooLarge,
@@ -87,24 +93,24 @@ def preflight() -> Response:
     response_class=Response,
 )
 @router.post("/v1/publish", include_in_schema=False)
-async def publish(request: Request, here: Here) -> Response:
+async def publish(request: Request, ctx: CurrentContext) -> Response:
     """Publish a message, or up to 1,000, to MQTT; the answer comes once the broker has them."""
-    incoming = Incoming.of(request, await request.body())
+    incoming = RawRequest.of(request, await request.body())
     began = perf_counter()
-    out = await _published(incoming, here)
-    return _finished(out, incoming, here, began).response()
+    out = await _published(incoming, ctx)
+    return _finished(out, incoming, ctx, began).response()
 
 
-def publish_in_place(
-    incoming: Incoming, here: Context
-) -> Outgoing | asyncio.Future[Outgoing] | None:
+def publish_on_fast_path(
+    incoming: RawRequest, ctx: AppContext
+) -> RawResponse | asyncio.Future[RawResponse] | None:
     """Answer one ordinary message without a thread; None for what is no such.
 
     What would have to be waited for (a connection, the database) is waited for in a task.
     """
     if (
-        here.publishers is None
-        or not is_ordinary(incoming, here)
+        ctx.publishers is None
+        or not is_ordinary(incoming, ctx)
         or b"idempotency-key" in incoming.named
         or _GRANT in incoming.named
         or incoming.body.lstrip()[:1] == b"["
@@ -112,146 +118,148 @@ def publish_in_place(
         return None
     began = perf_counter()
     try:
-        by = _publishing(incoming, here).by
+        by = _publishing(incoming, ctx).by
         wanted = read_publish(incoming.body)
         assert not isinstance(wanted, list)  # noqa: S101 - looked at above
-        asked = _Asked(incoming, here, by, wanted, began)
-        return _sent(asked, here.publishers) or asyncio.create_task(_published_later(asked))
-    except errors.Failure as failure:
+        asked = _PublishJob(incoming, ctx, by, wanted, began)
+        return _sent(asked, ctx.publishers) or asyncio.create_task(_published_later(asked))
+    except errors.WardkeyError as failure:
         out = problem_outgoing(failure, incoming.request_id)
     except Exception:
         log.exception("request %s failed", incoming.request_id)
         out = problem_outgoing(errors.InternalError(), incoming.request_id)
-    return _finished(out, incoming, here, began)
+    return _finished(out, incoming, ctx, began)
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _PublishJob:
     """A request with one message that is being answered since `began`."""
 
-    incoming: Incoming
-    here: Context
+    incoming: RawRequest
+    ctx: AppContext
     by: Principal
     wanted: PublishRequest
     began: float
 
-    def told(self, answer: str | errors.Failure) -> Outgoing:
+    def told(self, answer: str | errors.WardkeyError) -> RawResponse:
         """Return what is answered: the message's id, or why it was not published."""
-        if isinstance(answer, errors.Failure):
+        if isinstance(answer, errors.WardkeyError):
             out = problem_outgoing(answer, self.incoming.request_id)
         else:
             out = _said(answer)
-        return _finished(out, self.incoming, self.here, self.began)
+        return _finished(out, self.incoming, self.ctx, self.began)
 
 
-def _finished(out: Outgoing, incoming: Incoming, here: Context, began: float) -> Outgoing:
+def _finished(out: RawResponse, incoming: RawRequest, ctx: AppContext, began: float) -> RawResponse:
     out.lines = _CORS
-    here.verifier.metrics.observe(incoming.route, perf_counter() - began)
+    ctx.verifier.metrics.observe(incoming.route, perf_counter() - began)
     return out
 
 
-def _sent(asked: _Asked, publishers: Publishers) -> Outgoing | asyncio.Future[Outgoing] | None:
+def _sent(
+    asked: _PublishJob, publishers: Publishers
+) -> RawResponse | asyncio.Future[RawResponse] | None:
     """Send a message; None, and nothing was sent, where something must be waited for."""
-    by, here, rules = asked.by, asked.here, _NO_RULES
+    by, ctx, rules = asked.by, asked.ctx, _NO_RULES
     if by.key_type is KeyType.PUBLISHABLE:
-        kept = here.rights.kept(by.room, here.verifier.directory.revision())
+        kept = ctx.rights.kept(by.scope, ctx.verifier.directory.revision())
         if kept is None:
             return None
         rules = kept
-    if not publishers.is_ready(by.room):
+    if not publishers.is_ready(by.scope):
         return None
-    message = _checked(here, by, rules, asked.wanted)
-    said = new_id("msg", here.runner.database.clock())
+    message = _checked(ctx, by, rules, asked.wanted)
+    said = new_id("msg", ctx.runner.database.clock())
     if message.qos == 0:
-        publishers.send(by.room, message.topic, message.payload, None, retain=message.retain)
+        publishers.send(by.scope, message.topic, message.payload, None, retain=message.retain)
         return asked.told(said)
-    answer: asyncio.Future[Outgoing] = asyncio.get_running_loop().create_future()
+    answer: asyncio.Future[RawResponse] = asyncio.get_running_loop().create_future()
 
-    def done(failure: errors.Failure | None) -> None:
+    def done(failure: errors.WardkeyError | None) -> None:
         answer.set_result(asked.told(failure or said))
 
-    publishers.send(by.room, message.topic, message.payload, done, retain=message.retain)
+    publishers.send(by.scope, message.topic, message.payload, done, retain=message.retain)
     return answer
 
 
-async def _published_later(asked: _Asked) -> Outgoing:
+async def _published_later(asked: _PublishJob) -> RawResponse:
     """Publish a message whose rules, or whose connection, must be waited for."""
-    here = asked.here
+    ctx = asked.ctx
     try:
-        assert here.publishers is not None  # noqa: S101 - the caller looked
-        rules = await run_in_threadpool(_rules, here, asked.by)
-        message = _checked(here, asked.by, rules, asked.wanted)
-        now = here.runner.database.clock()
-        return asked.told(await _publish_one(here.publishers, asked.by, message, now))
-    except errors.Failure as failure:
+        assert ctx.publishers is not None  # noqa: S101 - the caller looked
+        rules = await run_in_threadpool(_rules, ctx, asked.by)
+        message = _checked(ctx, asked.by, rules, asked.wanted)
+        now = ctx.runner.database.clock()
+        return asked.told(await _publish_one(ctx.publishers, asked.by, message, now))
+    except errors.WardkeyError as failure:
         return asked.told(failure)
     except Exception:
         log.exception("request %s failed", asked.incoming.request_id)
         return asked.told(errors.InternalError())
 
 
-async def _published(incoming: Incoming, here: Context) -> Outgoing:
+async def _published(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     try:
-        if here.publishers is None:
+        if ctx.publishers is None:
             raise errors.MessagingOff
-        prepared = await run_in_threadpool(_prepare, incoming, here)
+        prepared = await run_in_threadpool(_prepare, incoming, ctx)
         if prepared.held is not None and prepared.held.answer is not None:
             status, _, body = prepared.held.answer.partition(b" ")
-            return Outgoing(int(status), body, _JSON)
-        now = here.runner.database.clock()
+            return RawResponse(int(status), body, _JSON)
+        now = ctx.runner.database.clock()
         answers = await asyncio.gather(
-            *(_publish_one(here.publishers, prepared.by, item, now) for item in prepared.items)
+            *(_publish_one(ctx.publishers, prepared.by, item, now) for item in prepared.items)
         )
         if prepared.is_batch:
-            out = Outgoing(200, _batch(answers, incoming.request_id), _JSON)
-        elif isinstance(answers[0], errors.Failure):
+            out = RawResponse(200, _batch(answers, incoming.request_id), _JSON)
+        elif isinstance(answers[0], errors.WardkeyError):
             out = problem_outgoing(answers[0], incoming.request_id)
         else:
             out = _said(answers[0])
         if prepared.held is not None:
             unsent = all(isinstance(answer, _UNSENT) for answer in answers)
             kept = None if unsent else b"%d %b" % (out.status, out.body)
-            await run_in_threadpool(settle, here.runner.database, prepared.held, kept)
-    except errors.Failure as failure:
+            await run_in_threadpool(settle, ctx.runner.database, prepared.held, kept)
+    except errors.WardkeyError as failure:
         return problem_outgoing(failure, incoming.request_id)
     return out
 
 
-def _publishing(incoming: Incoming, here: Context) -> Caller:
+def _publishing(incoming: RawRequest, ctx: AppContext) -> Caller:
     """Return the caller, who may publish."""
-    check_json(incoming.text(b"content-type"))
-    caller = caller_in_organization(incoming, here)
+    check_content_type(incoming.header(b"content-type"))
+    caller = caller_in_organization(incoming, ctx)
     try:
         caller.by.require(Permission.PUBLISH)
     except errors.Forbidden as failure:
-        here.runner.note_refusal("publish", caller.by, failure)
+        ctx.runner.note_refusal("publish", caller.by, failure)
         raise
     return caller
 
 
-def _prepare(incoming: Incoming, here: Context) -> Prepared:
+def _prepare(incoming: RawRequest, ctx: AppContext) -> Prepared:
     """Identify, read and check everything before anything is sent."""
-    caller = _publishing(incoming, here)
+    caller = _publishing(incoming, ctx)
     by = caller.by
     wanted = read_publish(incoming.body)
     is_batch = isinstance(wanted, list)
     many = wanted if isinstance(wanted, list) else [wanted]
-    rules, beside = _rules(here, by), _beside(incoming, here, by)
-    items: list[Message | errors.Failure] = []
+    rules, beside = _rules(ctx, by), _beside(incoming, ctx, by)
+    items: list[Message | errors.WardkeyError] = []
     for one in many:
         try:
-            items.append(_checked(here, by, rules, one, beside=beside, is_noted=not is_batch))
-        except errors.Failure as failure:
+            items.append(_checked(ctx, by, rules, one, beside=beside, is_noted=not is_batch))
+        except errors.WardkeyError as failure:
             if not is_batch:
                 raise
             items.append(failure)
     held = None
-    retry_key = incoming.text(b"idempotency-key")
+    retry_key = incoming.header(b"idempotency-key")
     if retry_key:
         unconfirmed = errors.PublishUnconfirmed()
         body = _encoder.encode(problem_body(unconfirmed, incoming.request_id))
         held = claim(
-            here.runner.database,
+            ctx.runner.database,
             by,
             Retry(retry_key, "POST /publish", incoming.body, caller.credential),
             b"%d %b" % (status_of(errors.PublishUnconfirmed), body),
@@ -259,21 +267,21 @@ def _prepare(incoming: Incoming, here: Context) -> Prepared:
     return Prepared(by, items, is_batch, held)
 
 
-def _rules(here: Context, by: Principal) -> RuleSet:
+def _rules(ctx: AppContext, by: Principal) -> RuleSet:
     """Return the rules that bind a caller; only publishable keys are bound."""
     if by.key_type is not KeyType.PUBLISHABLE:
         return _NO_RULES
-    with here.runner.database.read() as tx:
-        return here.rights.rules(tx, by.room)
+    with ctx.runner.database.read() as tx:
+        return ctx.rights.rules(tx, by.scope)
 
 
-def _beside(incoming: Incoming, here: Context, by: Principal) -> Actor | None:
+def _beside(incoming: RawRequest, ctx: AppContext, by: Principal) -> Actor | None:
     """Return the user of a grant that stands beside the key; raises `InvalidToken`."""
-    shown = trim_field(incoming.text(_GRANT))
+    shown = trim_field(incoming.header(_GRANT))
     if not shown:
         return None
-    known = find_grant(here.runner.database, shown)
-    if known is None or (known.org_id, known.environment) != by.room:
+    known = find_grant(ctx.runner.database, shown)
+    if known is None or (known.org_id, known.environment) != by.scope:
         raise errors.InvalidToken(
             "The grant in X-Wardkey-Grant is over, or of another organization or environment; "
             "exchange anew."
@@ -282,7 +290,7 @@ def _beside(incoming: Incoming, here: Context, by: Principal) -> Actor | None:
 
 
 def _checked(
-    here: Context,
+    ctx: AppContext,
     by: Principal,
     rules: RuleSet,
     wanted: PublishRequest,
@@ -312,38 +320,38 @@ def _checked(
         f"Publishing to {message.topic} is denied: {said}.", field="topic"
     )
     if is_noted:
-        here.runner.note_refusal("publish", by, failure)
+        ctx.runner.note_refusal("publish", by, failure)
     raise failure
 
 
 async def _publish_one(
-    publishers: Publishers, by: Principal, item: Message | errors.Failure, now: int
-) -> str | errors.Failure:
+    publishers: Publishers, by: Principal, item: Message | errors.WardkeyError, now: int
+) -> str | errors.WardkeyError:
     """Return the message's id, or why it was not published."""
-    if isinstance(item, errors.Failure):
+    if isinstance(item, errors.WardkeyError):
         return item
     try:
-        await publishers.publish(by.room, item.topic, item.payload, item.qos, retain=item.retain)
+        await publishers.publish(by.scope, item.topic, item.payload, item.qos, retain=item.retain)
     except errors.Unavailable as failure:
         return failure
     return new_id("msg", now)
 
 
-def _said(message_id: str) -> Outgoing:
-    return Outgoing(200, b'{"success":true,"message_id":"%b"}' % message_id.encode(), _JSON)
+def _said(message_id: str) -> RawResponse:
+    return RawResponse(200, b'{"success":true,"message_id":"%b"}' % message_id.encode(), _JSON)
 
 
-def _batch(answers: Sequence[str | errors.Failure], request_id: str) -> bytes:
+def _batch(answers: Sequence[str | errors.WardkeyError], request_id: str) -> bytes:
     told_each = [
         {"success": False, **problem_body(answer, request_id)}
-        if isinstance(answer, errors.Failure)
+        if isinstance(answer, errors.WardkeyError)
         else {"success": True, "message_id": answer}
         for answer in answers
     ]
     return _encoder.encode(told_each)
 
 
-HOT_ROUTES = {
-    path: HotRoute(b"POST", f"POST {path.decode()}", publish_in_place, at_hand)
+FAST_ROUTES = {
+    path: FastRoute(b"POST", f"POST {path.decode()}", publish_on_fast_path, is_caller_cached)
     for path in (b"/publish", b"/v1/publish")
 }

@@ -9,7 +9,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.bridge.hooks import NO_STORE, Asked, Hooks, HooksHere, read_form, room_of
+from wardkey.bridge.hooks import NO_STORE, BrokerQuery, Hooks, HooksHere, read_form, scope_of
 from wardkey.domain.acl import Action
 from wardkey.domain.hooks import Hook, HookKind
 
@@ -103,18 +103,18 @@ async def _answer(
 
 
 def _user(hook: Hook, hooks: Hooks, wanted: User) -> bool:
-    if room_of(wanted.username) != wanted.vhost:
+    if scope_of(wanted.username) != wanted.vhost:
         return False
-    asked = Asked(wanted.username, wanted.client_id)
+    asked = BrokerQuery(wanted.username, wanted.client_id)
     return hooks.log_in(hook, asked, wanted.password) is not None
 
 
 def _vhost(hook: Hook, hooks: Hooks, wanted: Vhost) -> bool:
-    return room_of(wanted.username) == wanted.vhost and hooks.knows(hook, wanted.username)
+    return scope_of(wanted.username) == wanted.vhost and hooks.knows(hook, wanted.username)
 
 
 def _resource(hook: Hook, hooks: Hooks, wanted: Resource) -> bool:
-    if room_of(wanted.username) != wanted.vhost:
+    if scope_of(wanted.username) != wanted.vhost:
         return False
     if wanted.resource == "exchange":
         used = wanted.name == _EXCHANGE and wanted.permission in _ACTIONS
@@ -127,9 +127,9 @@ def _topic(hook: Hook, hooks: Hooks, wanted: Topic) -> bool:
     action = _ACTIONS.get(wanted.permission)
     if action is None or wanted.name != _EXCHANGE:
         return False
-    if room_of(wanted.username) != wanted.vhost:
+    if scope_of(wanted.username) != wanted.vhost:
         return False
     # As the plugin translated it; a dot and a slash are one to it, so they are one to the rules.
     name = wanted.routing_key.replace(".", "/").replace("*", "+")
-    asked = Asked(wanted.username, wanted.client_id)
+    asked = BrokerQuery(wanted.username, wanted.client_id)
     return hooks.decide(hook, asked, [(action, name)])[0]

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.bridge.hooks import NO_STORE, Asked, Hooks, HooksHere, read_json, room_of
+from wardkey.bridge.hooks import NO_STORE, BrokerQuery, Hooks, HooksHere, read_json, scope_of
 from wardkey.domain.acl import Action
 from wardkey.domain.hooks import Hook, HookKind
 
@@ -77,18 +77,18 @@ def _answer(token: str, request: Request, body: bytes, hooks: Hooks) -> dict[str
 
 
 def _register(hook: Hook, hooks: Hooks, wanted: Register) -> dict[str, Any]:
-    asked = Asked(wanted.username, wanted.client_id, wanted.peer_addr)
+    asked = BrokerQuery(wanted.username, wanted.client_id, wanted.peer_addr)
     if hooks.log_in(hook, asked, wanted.password) is None:
         return _REFUSED
     if hook.org_id is not None:
         return _OK
     # The broker takes a mountpoint only together with the client id.
-    inside = {"client_id": wanted.client_id, "mountpoint": room_of(wanted.username)}
+    inside = {"client_id": wanted.client_id, "mountpoint": scope_of(wanted.username)}
     return {**_OK, "modifiers": inside}
 
 
 def _publish(hook: Hook, hooks: Hooks, wanted: Publish) -> dict[str, Any]:
-    asked = Asked(wanted.username, wanted.client_id)
+    asked = BrokerQuery(wanted.username, wanted.client_id)
     (allowed,) = hooks.decide(hook, asked, [(Action.PUBLISH, wanted.topic)])
     return _OK if allowed and _apart(hook, wanted) else _REFUSED
 
@@ -96,7 +96,7 @@ def _publish(hook: Hook, hooks: Hooks, wanted: Publish) -> dict[str, Any]:
 def _subscribe(hook: Hook, hooks: Hooks, wanted: Subscribe, *, mqtt_5: bool) -> dict[str, Any]:
     topics = [item.get("topic") for item in wanted.topics]
     filters = [topic if isinstance(topic, str) else "" for topic in topics]
-    asked = Asked(wanted.username, wanted.client_id)
+    asked = BrokerQuery(wanted.username, wanted.client_id)
     allowed = hooks.decide(hook, asked, [(Action.SUBSCRIBE, pattern) for pattern in filters])
     if not filters or not any(allowed) or not _apart(hook, wanted):
         return _REFUSED
@@ -111,4 +111,4 @@ def _subscribe(hook: Hook, hooks: Hooks, wanted: Subscribe, *, mqtt_5: bool) -> 
 
 
 def _apart(hook: Hook, wanted: Publish | Subscribe) -> bool:
-    return hook.org_id is not None or wanted.mountpoint == room_of(wanted.username)
+    return hook.org_id is not None or wanted.mountpoint == scope_of(wanted.username)

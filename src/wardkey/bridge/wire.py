@@ -56,8 +56,8 @@ def read_publish(body: bytes) -> list[PublishRequest] | PublishRequest:
         if body.lstrip()[:1] != b"[":
             return _one.decode(body)
         items = _many.decode(body)
-    except msgspec.ValidationError as fault:
-        sentence, _, path = str(fault).partition(" - at ")
+    except msgspec.ValidationError as error:
+        sentence, _, path = str(error).partition(" - at ")
         name = path.strip("`").removeprefix("$").strip(".") or "body"
         detail = f"The request does not have the documented form: {name}: {sentence}."
         raise InvalidRequest(detail, errors=((name, sentence),)) from None
@@ -72,8 +72,8 @@ def message_of(wanted: PublishRequest) -> Message:
     """Return the message; raises `InvalidTopic`, `InvalidPayload`, `PayloadTooLarge`."""
     try:
         topic = clean_topic(wanted.topic)
-    except ValueError as fault:
-        raise InvalidTopic(str(fault), field="topic") from None
+    except ValueError as error:
+        raise InvalidTopic(str(error), field="topic") from None
     payload = _payload(wanted)
     if len(payload) > MOST_PAYLOAD:
         raise PayloadTooLarge(

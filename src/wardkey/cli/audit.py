@@ -13,7 +13,7 @@ from wardkey.actions.core import audit as actions
 from wardkey.actions.core import audit_walks
 from wardkey.actions.core.audit import AuditQuery
 from wardkey.actions.core.runner import Runner
-from wardkey.cli.terminal import STORAGE, as_json, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing
 from wardkey.domain.errors import AuditBroken, InvalidSetting, OrganizationNotFound
@@ -55,7 +55,7 @@ def verify(config: Config, organization: str, head: TextIO | None, *, as_json: b
         beyond = " (no head of it was given)" if head and not item["checked_against_head"] else ""
         lines.append(f"{item['name']}: {item['events']} events, {held}{beyond}")
         lines += [f"  event {found['seq']}: {found['what']}" for found in item["breaks"]]
-    say(shown, as_json=as_json, text="\n".join(lines))
+    print_output(shown, as_json=as_json, text="\n".join(lines))
     if not all(item["holds"] for item in shown):
         raise AuditBroken
 
@@ -75,12 +75,12 @@ def head(config: Config, organization: str, *, as_json: bool) -> None:
             {
                 "name": name,
                 "org_id": org_id,
-                "head": runner.look(actions.export_head, operator(), org_id),
+                "head": runner.read(actions.export_head, operator(), org_id),
             }
             for name, org_id in _chains(runner, organization)
         ]
     lines = [f"{item['org_id']} {item['head']}" for item in shown]
-    say(shown, as_json=as_json, text="\n".join(lines))
+    print_output(shown, as_json=as_json, text="\n".join(lines))
 
 
 @audit.command()
@@ -129,7 +129,7 @@ def _heads(file: TextIO) -> dict[str, str]:
 
 
 def _chains(runner: Runner, organization: str) -> list[tuple[str, str]]:
-    found = runner.look(actions.list_chains, operator())
+    found = runner.read(actions.list_chains, operator())
     if organization:
         found = [chain for chain in found if organization in chain]
         if not found:

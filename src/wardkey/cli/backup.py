@@ -15,14 +15,14 @@ import click
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.operations.restore import Restored
 from wardkey.actions.operations.restore import restore as restore_action
-from wardkey.actions.operations.restore_diff import KeptRules, Loss, Narrowing
-from wardkey.cli.terminal import STORAGE, as_json, say, settings
+from wardkey.actions.operations.restore_diff import CarriedRestriction, KeptRules, LostRecord
+from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
 from wardkey.config import Config
 from wardkey.db.atomic_files import make_private, put_in_place, set_aside
 from wardkey.db.backup import BackupHead, open_backup, write_backup
 from wardkey.db.engine import wall_clock
 from wardkey.db.locks import hold_database, hold_folder
-from wardkey.db.master_key import fitting_key, is_begun, load_vault
+from wardkey.db.master_key import is_initialized, open_vault, resolve_master_key
 from wardkey.db.vault import MasterKey
 from wardkey.deployment import make_folder, master_key_source, open_deployment, open_storage
 from wardkey.domain.errors import (
@@ -49,7 +49,7 @@ def backup(config: Config, file: Path, *, force: bool, as_json: bool) -> None:
     elsewhere. It does not depend on the kind of database, so it also moves a deployment from
     SQLite to PostgreSQL and back. Usage counters are left out.
     """
-    if not config.data_dir.is_dir() or not is_begun(config.storage_url):
+    if not config.data_dir.is_dir() or not is_initialized(config.storage_url):
         raise InvalidSetting(
             f"There is no deployment in {config.data_dir} yet, so there is nothing to back up.",
             field="data_dir",
@@ -59,10 +59,10 @@ def backup(config: Config, file: Path, *, force: bool, as_json: bool) -> None:
         open_storage(config) as database,
         hold_database(database, alone=False),
     ):
-        load_vault(database)
+        open_vault(database)
         head = write_backup(database, file, force=force, tell=_progress)
     rows = sum(head.rows.values())
-    say(
+    print_output(
         {"file": str(file), "bytes": file.stat().st_size, **_head_json(head)},
         as_json=as_json,
         text=f"{file}: {rows:,} rows at revision {head.revision}, encrypted under master key "
@@ -104,7 +104,7 @@ def restore(config: Config, file: Path, *, accept: bool, as_json: bool) -> None:
                 "known. --accept-lost-revocations restores all the same."
             ) from None
         done, kept = _restore(config, file, replace(found, readable=False), accept=True)
-    say(_restored_json(done, kept), as_json=as_json, text="\n".join(_lines(done, kept)))
+    print_output(_restored_json(done, kept), as_json=as_json, text="\n".join(_lines(done, kept)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +120,11 @@ def _look(config: Config, file: Path) -> _Found:
     """Check the backup and the database; raises `InvalidBackup` and the master key's failures."""
     source = master_key_source(config)
     with hold_folder(config.data_dir, alone=True):
-        begun = readable = is_begun(config.storage_url)
+        begun = readable = is_initialized(config.storage_url)
         master = None
         if begun:
             try:
-                master = fitting_key(source, config.storage_url)
+                master = resolve_master_key(source, config.storage_url)
             except (WrongMasterKey, DatabaseDamaged):
                 if not config.embedded:
                     raise
@@ -142,9 +142,7 @@ def _restore(
         open_backup(file, found.master, config.data_dir) as opened,
         _lost_events(file) as (out, path),
     ):
-        done = runner.change(
-            restore_action, operator(), opened, out, accept_lost_revocations=accept
-        )
+        done = runner.write(restore_action, operator(), opened, out, accept_lost_revocations=accept)
         return done, path if done.lost_events else None
 
 
@@ -204,7 +202,7 @@ def _restored_json(done: Restored, kept: Path | None) -> dict[str, Any]:
         "epoch": done.epoch,
         "revision": done.revision,
         "carried_over": [_carried_json(item) for item in done.carried],
-        "acl_rules_kept": [_rules_json(room) for room in done.kept_rules],
+        "acl_rules_kept": [_rules_json(kept) for kept in done.kept_rules],
         "lost": [_loss_json(item) for item in done.lost],
         "widened": [_loss_json(item) for item in done.widened],
         "lost_audit_events": done.lost_events,
@@ -212,7 +210,7 @@ def _restored_json(done: Restored, kept: Path | None) -> dict[str, Any]:
     }
 
 
-def _carried_json(item: Narrowing) -> dict[str, Any]:
+def _carried_json(item: CarriedRestriction) -> dict[str, Any]:
     return {
         "action": item.action,
         "target": {"kind": item.target.kind, "id": item.target.id},
@@ -222,16 +220,16 @@ def _carried_json(item: Narrowing) -> dict[str, Any]:
     }
 
 
-def _rules_json(room: KeptRules) -> dict[str, Any]:
+def _rules_json(kept: KeptRules) -> dict[str, Any]:
     return {
-        "organization": room.org_id,
-        "environment": room.environment,
-        "rules": len(room.rules),
-        "backup_rules": room.replaced,
+        "organization": kept.org_id,
+        "environment": kept.environment,
+        "rules": len(kept.rules),
+        "backup_rules": kept.replaced,
     }
 
 
-def _loss_json(item: Loss) -> dict[str, Any]:
+def _loss_json(item: LostRecord) -> dict[str, Any]:
     return {
         "kind": item.kind,
         "id": item.id,
@@ -263,18 +261,18 @@ def _section(title: str, items: tuple[Any, ...], line: Callable[[Any], str]) -> 
         yield f"  {line(item)}"
 
 
-def _carried_line(item: Narrowing) -> str:
+def _carried_line(item: CarriedRestriction) -> str:
     named = item.details.get("name") or item.details.get("kid") or item.details.get("email") or ""
     return f"{item.action}  {item.target.id}  {named}  {item.org_id}".rstrip()
 
 
-def _rules_line(room: KeptRules) -> str:
+def _rules_line(kept: KeptRules) -> str:
     return (
-        f"{room.org_id}  {room.environment}  {len(room.rules):,} rules, not the {room.replaced:,} "
+        f"{kept.org_id}  {kept.environment}  {len(kept.rules):,} rules, not the {kept.replaced:,} "
         "of the backup"
     )
 
 
-def _loss_line(item: Loss) -> str:
+def _loss_line(item: LostRecord) -> str:
     more = " ".join((*item.prefixes, *item.fields))
     return f"{item.kind}  {item.id}  {item.label}  {item.org_id}  {more}".rstrip()

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from wardkey.adapters.broker import BrokerKeys, Cluster, Node, Tls, broker_settings
-from wardkey.cli.terminal import STORAGE, as_json, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing
 from wardkey.domain.errors import InvalidSetting, UnsafeListen
@@ -86,7 +86,7 @@ def print_settings(
     with open_existing(config) as runner:
         keys = BrokerKeys(runner.database.keys.broker_root)
         text = broker_settings(keys, node, runner.database.clock() // 1000)
-    say({"settings": text}, as_json=as_json, text=text)
+    print_output({"settings": text}, as_json=as_json, text=text)
 
 
 def _check_address(name: str, text: str, *, tls: bool) -> None:

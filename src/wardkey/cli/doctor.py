@@ -17,13 +17,19 @@ from wardkey.actions.accounts.organizations import find, list_all
 from wardkey.actions.core.audit import list_chains
 from wardkey.actions.core.audit_walks import verify_chain
 from wardkey.actions.operations.proxy_mistakes import list_mistakes
-from wardkey.cli.terminal import SERVING, as_json, say, settings
+from wardkey.cli.terminal import SERVING, as_json, print_output, settings
 from wardkey.config import Config
 from wardkey.db.diagnostics import check_usage, storage_facts
 from wardkey.db.engine import Database, open_database, wall_clock
-from wardkey.db.master_key import PepperState, check_peppers, fitting_key, is_begun, load_vault
+from wardkey.db.master_key import (
+    PepperState,
+    check_peppers,
+    is_initialized,
+    open_vault,
+    resolve_master_key,
+)
 from wardkey.deployment import master_key_source, sign_in_issuer
-from wardkey.domain.errors import Failure, OrganizationNotFound, UnhealthyDeployment
+from wardkey.domain.errors import OrganizationNotFound, UnhealthyDeployment, WardkeyError
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
 from wardkey.preflight import check_listening, check_tls
@@ -61,7 +67,7 @@ def doctor(config: Config, *, as_json: bool) -> None:
     """
     findings = list(_examine(config))
     shown = [f"{item.state:<8} {item.what}: {item.said}" for item in findings]
-    say([asdict(item) for item in findings], as_json=as_json, text="\n".join(shown))
+    print_output([asdict(item) for item in findings], as_json=as_json, text="\n".join(shown))
     faults = sum(item.state is State.FAULT for item in findings)
     if faults:
         raise UnhealthyDeployment(f"{faults} of {len(findings)} checks found a fault.")
@@ -85,11 +91,11 @@ def _examine(config: Config) -> Iterator[Finding]:
     yield _clock(wall_clock())
     yield _sign_in(config)
     try:
-        if not is_begun(config.storage_url):
+        if not is_initialized(config.storage_url):
             yield Finding(State.FAULT, "database", "it is empty; start `wardkey up` once.")
             return
-        master = fitting_key(master_key_source(config), config.storage_url)
-    except Failure as failure:
+        master = resolve_master_key(master_key_source(config), config.storage_url)
+    except WardkeyError as failure:
         yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
         return
     yield Finding(State.OK, "database", "it opens, and the master key fits")
@@ -97,7 +103,7 @@ def _examine(config: Config) -> Iterator[Finding]:
     database = open_database(config.storage_url, master, config.brand)
     try:
         yield from _database(database, config)
-    except Failure as failure:
+    except WardkeyError as failure:
         yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
     finally:
         database.close()
@@ -145,7 +151,7 @@ def _space(folder: Path) -> Finding:
 def _listening(config: Config) -> Finding:
     try:
         check_listening(config)
-    except Failure as failure:
+    except WardkeyError as failure:
         return Finding(State.FAULT, "listening", failure.detail)
     return Finding(State.OK, "listening", config.listen)
 
@@ -163,7 +169,7 @@ def _sign_in(config: Config) -> Finding:
         return Finding(State.OK, "sign-in", "with passwords and passkeys")
     try:
         issuer.endpoints()
-    except Failure as failure:
+    except WardkeyError as failure:
         return Finding(State.FAULT, "sign-in", failure.detail)
     said = f"{issuer.issuer} answers, and sends people back to {issuer.redirect_uri}"
     return Finding(State.OK, "sign-in", said)
@@ -173,11 +179,11 @@ def _certificate(config: Config) -> Iterator[Finding]:
     try:
         check_tls(config)
         chain = x509.load_pem_x509_certificates(Path(config.tls_cert).read_bytes())
-    except Failure as failure:
+    except WardkeyError as failure:
         yield Finding(State.FAULT, "certificate", failure.detail)
         return
-    except ValueError as fault:
-        yield Finding(State.FAULT, "certificate", f"{config.tls_cert} cannot be read: {fault}")
+    except ValueError as error:
+        yield Finding(State.FAULT, "certificate", f"{config.tls_cert} cannot be read: {error}")
         return
     yield _validity(chain)
     mode = stat.S_IMODE(Path(config.tls_key).stat().st_mode)
@@ -241,7 +247,7 @@ def _database(database: Database, config: Config) -> Iterator[Finding]:
     states = check_peppers(database)
     yield from _peppers(states)
     if all(item.opens for item in states):
-        load_vault(database)
+        open_vault(database)
         if config.oidc_organization:
             yield _newcomers(database, config.oidc_organization)
         yield from _forward_auth(database)
@@ -260,7 +266,7 @@ def _drift(ms: int) -> Finding:
 def _usage(database: Database) -> Finding:
     try:
         check_usage(database)
-    except Failure as failure:
+    except WardkeyError as failure:
         return Finding(
             State.WARNING, "usage database",
             f"{failure.code}: {failure.detail} Verdicts go on without it.",

@@ -8,7 +8,7 @@ import click
 
 from wardkey.actions.messaging import hook_tokens
 from wardkey.actions.messaging.hook_tokens import HookToken
-from wardkey.cli.terminal import STORAGE, as_json, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing
 from wardkey.domain.hooks import HookKind
@@ -41,11 +41,11 @@ def create(
     """
     wanted = None if environment is None else Environment(environment)
     with open_existing(config) as runner:
-        made, secret = runner.change(
+        made, secret = runner.write(
             hook_tokens.create, operator(), HookKind(kind), organization, wanted
         )
     click.echo("Shown this once; store it where only your broker reads it.", err=True)
-    say(_json(made) | {"secret": secret.text}, as_json=as_json, text=secret.text)
+    print_output(_json(made) | {"secret": secret.text}, as_json=as_json, text=secret.text)
 
 
 @hook.command(name="list")
@@ -54,14 +54,14 @@ def create(
 def list_(config: Config, *, as_json: bool) -> None:
     """List the hook tokens of this deployment."""
     with open_existing(config) as runner:
-        found = runner.look(hook_tokens.list_all, operator())
+        found = runner.read(hook_tokens.list_all, operator())
     lines = [
         f"{item.kid}  {'revoked' if item.revoked_at else 'active':<8} {item.hook.kind:<9} "
-        f"{_room(item)}"
+        f"{_scope_text(item)}"
         for item in found
     ]
     empty = "No hook token yet; `wardkey hook create KIND` makes one."
-    say([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
+    print_output([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
 
 
 @hook.command()
@@ -71,11 +71,11 @@ def list_(config: Config, *, as_json: bool) -> None:
 def revoke(config: Config, kid: str, *, as_json: bool) -> None:
     """Revoke the hook token KID for good."""
     with open_existing(config) as runner:
-        done = runner.change(hook_tokens.revoke, operator(), kid)
-    say(_json(done), as_json=as_json, text=f"{done.kid} ({done.hook.kind}) is revoked.")
+        done = runner.write(hook_tokens.revoke, operator(), kid)
+    print_output(_json(done), as_json=as_json, text=f"{done.kid} ({done.hook.kind}) is revoked.")
 
 
-def _room(item: HookToken) -> str:
+def _scope_text(item: HookToken) -> str:
     if item.hook.org_id is None:
         return "all organizations"
     return f"{item.hook.org_id} {item.hook.environment}"

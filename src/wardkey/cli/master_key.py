@@ -9,13 +9,13 @@ import click
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.operations.master_keys import rotate as rotate_action
 from wardkey.actions.operations.master_keys import versions
-from wardkey.cli.terminal import STORAGE, as_json, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
 from wardkey.config import Config
 from wardkey.db.atomic_files import put_in_place
 from wardkey.db.engine import Database
-from wardkey.db.leases import Confirming
+from wardkey.db.leases import CommitBarrier
 from wardkey.db.locks import hold_database, hold_folder
-from wardkey.db.master_key import MasterKeySource, is_begun, load_vault, write_key
+from wardkey.db.master_key import MasterKeySource, is_initialized, open_vault, write_key
 from wardkey.db.rotation import rekey_files
 from wardkey.db.vault import MasterKey
 from wardkey.deployment import master_key_source, open_deployment, open_storage
@@ -69,7 +69,9 @@ def rotate(
         text += "\nNow change the setting, so that it gives the new key, and start the servers."
     elif not config.embedded:
         text += f"\nCopy {source.file} to every other machine of this deployment."
-    say({"version": version, "change_setting": not source.uses_file}, as_json=as_json, text=text)
+    print_output(
+        {"version": version, "change_setting": not source.uses_file}, as_json=as_json, text=text
+    )
 
 
 @master_key.command()
@@ -83,8 +85,8 @@ def status(config: Config, *, as_json: bool) -> None:
         open_storage(config) as database,
         hold_database(database, alone=False),
     ):
-        load_vault(database)
-        found = Runner(database, Confirming(database)).look(versions, operator())
+        open_vault(database)
+        found = Runner(database, CommitBarrier(database)).read(versions, operator())
     lines, values = [], []
     for item in found:
         made = iso(item.created_at)
@@ -99,7 +101,7 @@ def status(config: Config, *, as_json: bool) -> None:
                 "hashed_under_it": item.rows,
             }
         )
-    say(values, as_json=as_json, text="\n".join(lines))
+    print_output(values, as_json=as_json, text="\n".join(lines))
 
 
 def _rotate(
@@ -115,9 +117,9 @@ def _rotate(
     done: list[int] = []
 
     def change(database: Database) -> None:
-        runner = Runner(database, Confirming(database))
+        runner = Runner(database, CommitBarrier(database))
         done.append(
-            runner.change(rotate_action, operator(), following, new_broker_keys=new_broker_keys)
+            runner.write(rotate_action, operator(), following, new_broker_keys=new_broker_keys)
         )
 
     if runner.database.kind == "sqlite":
@@ -130,12 +132,12 @@ def _rotate(
 
 
 def _check_begun(config: Config) -> None:
-    if not config.data_dir.is_dir() or not is_begun(config.storage_url):
+    if not config.data_dir.is_dir() or not is_initialized(config.storage_url):
         raise InvalidSetting(f"There is no deployment in {config.data_dir} yet.", field="data_dir")
 
 
 def _read(path: Path) -> MasterKey:
     try:
         return MasterKey.parse(path.read_text("ascii"))
-    except (OSError, UnicodeDecodeError) as fault:
-        raise InvalidMasterKey(f"{path} cannot be read as a master key: {fault}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidMasterKey(f"{path} cannot be read as a master key: {error}") from None

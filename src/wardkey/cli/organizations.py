@@ -9,7 +9,7 @@ import click
 from wardkey.actions.accounts import organizations, people
 from wardkey.actions.accounts.organizations import Organization
 from wardkey.cli.address import link_url
-from wardkey.cli.terminal import STORAGE, as_json, confirm, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, confirm, print_output, settings
 from wardkey.config import Config
 from wardkey.db.engine import Transaction
 from wardkey.deployment import open_existing
@@ -45,13 +45,15 @@ def create(config: Config, name: str, owner: str, slug: str, *, as_json: bool) -
 
     with open_existing(config) as runner:
         url = link_url(config)
-        made, link = runner.change(make, operator())
-        count = len(runner.look(organizations.list_all, operator()))
+        made, link = runner.write(make, operator())
+        count = len(runner.read(organizations.list_all, operator()))
     address = f"{url}/setup/{link}" if link else ""
     text = f"Organization {made.name} ({made.slug}, {made.id}) is made."
     if address:
         text += f"\nSet-up link for {owner}, once, within 7 days:\n  {address}"
-    say(_json(made) | {"owner": owner, "setup_link": address or None}, as_json=as_json, text=text)
+    print_output(
+        _json(made) | {"owner": owner, "setup_link": address or None}, as_json=as_json, text=text
+    )
     if count == SECOND:
         click.echo(
             "This is the second organization: from now on each proxy's forward-auth URL has to "
@@ -67,14 +69,14 @@ def create(config: Config, name: str, owner: str, slug: str, *, as_json: bool) -
 def list_(config: Config, *, as_json: bool) -> None:
     """List the organizations of this deployment."""
     with open_existing(config) as runner:
-        found = runner.look(organizations.list_all, operator())
+        found = runner.read(organizations.list_all, operator())
     lines = [
         f"{item.slug:<24} {'suspended' if item.suspended_at else 'active':<10} "
         f"{item.id}  {item.name}"
         for item in found
     ]
     empty = "No organization yet; `wardkey org create NAME --owner EMAIL` makes one."
-    say([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
+    print_output([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
 
 
 @org.command()
@@ -84,9 +86,9 @@ def list_(config: Config, *, as_json: bool) -> None:
 def suspend(config: Config, organization: str, *, as_json: bool) -> None:
     """Stop everything of ORGANIZATION (slug or id) at once, until it is resumed."""
     with open_existing(config) as runner:
-        done = runner.change(organizations.suspend, operator(), organization)
+        done = runner.write(organizations.suspend, operator(), organization)
     text = f"{done.name} is suspended: its keys are refused and its members kept out."
-    say(_json(done), as_json=as_json, text=text)
+    print_output(_json(done), as_json=as_json, text=text)
 
 
 @org.command()
@@ -96,8 +98,8 @@ def suspend(config: Config, organization: str, *, as_json: bool) -> None:
 def resume(config: Config, organization: str, *, as_json: bool) -> None:
     """Let a suspended ORGANIZATION (slug or id) go on."""
     with open_existing(config) as runner:
-        done = runner.change(organizations.resume, operator(), organization)
-    say(_json(done), as_json=as_json, text=f"{done.name} goes on.")
+        done = runner.write(organizations.resume, operator(), organization)
+    print_output(_json(done), as_json=as_json, text=f"{done.name} goes on.")
 
 
 @org.command()
@@ -108,11 +110,13 @@ def resume(config: Config, organization: str, *, as_json: bool) -> None:
 def delete(config: Config, organization: str, *, yes: bool, as_json: bool) -> None:
     """Delete ORGANIZATION (slug or id) for good: its keys are revoked, its audit is kept."""
     with open_existing(config) as runner:
-        found = runner.look(organizations.find, operator(), organization)
+        found = runner.read(organizations.find, operator(), organization)
         if not yes:
             confirm(f"Type {found.slug} to delete {found.name}", found.slug)
-        done = runner.change(organizations.delete, operator(), found.id)
-    say(_json(done), as_json=as_json, text=f"{done.name} is deleted and its keys are revoked.")
+        done = runner.write(organizations.delete, operator(), found.id)
+    print_output(
+        _json(done), as_json=as_json, text=f"{done.name} is deleted and its keys are revoked."
+    )
 
 
 @click.command()
@@ -126,9 +130,9 @@ def setup_link(config: Config, email: str, *, as_json: bool) -> None:
     """
     with open_existing(config) as runner:
         url = link_url(config)
-        link = runner.change(people.create_setup_link, operator(), email)
+        link = runner.write(people.create_setup_link, operator(), email)
     address = f"{url}/setup/{link}"
-    say({"email": email, "setup_link": address}, as_json=as_json, text=address)
+    print_output({"email": email, "setup_link": address}, as_json=as_json, text=address)
 
 
 def _json(item: Organization) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import click
 
 from wardkey.actions.operations import service_keys
 from wardkey.actions.operations.service_keys import ServiceKey
-from wardkey.cli.terminal import STORAGE, as_json, say, settings
+from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing
 from wardkey.domain.principal import operator
@@ -34,9 +34,9 @@ def service_key() -> None:
 def create(config: Config, name: str, allowed: tuple[str, ...], *, as_json: bool) -> None:
     """Create a service key NAME; its text is printed this once."""
     with open_existing(config) as runner:
-        made, secret = runner.change(service_keys.create, operator(), name, allowed)
+        made, secret = runner.write(service_keys.create, operator(), name, allowed)
     click.echo("Shown this once; store it where only your verifying service reads it.", err=True)
-    say(_json(made) | {"secret": secret.text}, as_json=as_json, text=secret.text)
+    print_output(_json(made) | {"secret": secret.text}, as_json=as_json, text=secret.text)
 
 
 @service_key.command(name="list")
@@ -45,14 +45,14 @@ def create(config: Config, name: str, allowed: tuple[str, ...], *, as_json: bool
 def list_(config: Config, *, as_json: bool) -> None:
     """List the service keys of this deployment."""
     with open_existing(config) as runner:
-        found = runner.look(service_keys.list_all, operator())
+        found = runner.read(service_keys.list_all, operator())
     lines = [
         f"{item.kid}  {'revoked' if item.revoked_at else 'active':<8} {item.name}  "
         f"{', '.join(item.allowed_addresses)}"
         for item in found
     ]
     empty = "No service key yet; `wardkey service-key create NAME --allow CIDR` makes one."
-    say([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
+    print_output([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
 
 
 @service_key.command()
@@ -62,8 +62,8 @@ def list_(config: Config, *, as_json: bool) -> None:
 def revoke(config: Config, kid: str, *, as_json: bool) -> None:
     """Revoke the service key KID for good."""
     with open_existing(config) as runner:
-        done = runner.change(service_keys.revoke, operator(), kid)
-    say(_json(done), as_json=as_json, text=f"{done.name} ({done.kid}) is revoked.")
+        done = runner.write(service_keys.revoke, operator(), kid)
+    print_output(_json(done), as_json=as_json, text=f"{done.name} ({done.kid}) is revoked.")
 
 
 def _json(item: ServiceKey) -> dict[str, Any]:

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("audit", "Verify audit chains and export their ends."),
 }
 
-EXIT_CODES: tuple[tuple[type[errors.Failure], int], ...] = (
+EXIT_CODES: tuple[tuple[type[errors.WardkeyError], int], ...] = (
     (errors.NotConfirmed, 1),  # as click ends what Ctrl-C aborts
     (errors.Invalid, 2),
     (errors.Unauthenticated, 4),
@@ -67,30 +67,30 @@ class Group(click.Group):
         """Run; failures leave with their exit code, their sentence on stderr."""
         try:
             return super().main(*args, **kwargs)
-        except errors.Failure as failure:
-            tell(failure)
+        except errors.WardkeyError as failure:
+            print_error(failure)
             sys.exit(exit_code(failure))
-        except OSError as fault:
+        except OSError as error:
             # Without a file it is a fault of ours, and its traceback is of use.
-            if fault.filename is None:
+            if error.filename is None:
                 raise
-            unusable = errors.UnusableFile(f"{fault.filename}: {fault.strerror}.")
-            tell(unusable)
+            unusable = errors.UnusableFile(f"{error.filename}: {error.strerror}.")
+            print_error(unusable)
             sys.exit(exit_code(unusable))
 
 
-def tell(failure: errors.Failure) -> None:
+def print_error(failure: errors.WardkeyError) -> None:
     """Print a failure's code and sentence on stderr, and which input is at fault."""
     at = f" (at {failure.field})" if failure.field else ""
     click.echo(f"wardkey: {failure.code}: {failure.detail}{at}", err=True)
 
 
-def exit_code(failure: errors.Failure) -> int:
+def exit_code(failure: errors.WardkeyError) -> int:
     """Return the exit code of a failure's family."""
     return next(code for family, code in EXIT_CODES if isinstance(failure, family))
 
 
-def say(value: Any, *, as_json: bool, text: str) -> None:  # noqa: ANN401 - JSON values
+def print_output(value: Any, *, as_json: bool, text: str) -> None:  # noqa: ANN401 - JSON values
     """Print data on stdout: as JSON for programs, or as `text` for people."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
 

@@ -62,8 +62,8 @@ def up(config: Config) -> None:
         # Held until the last worker has drained, so that nobody restores under it.
         with open_deployment(config) as runner:
             keep_url(config)
-            if runner.look(is_new, operator()):
-                runner.change(_begin, operator(), config)
+            if runner.read(is_new, operator()):
+                runner.write(_begin, operator(), config)
             else:
                 _remind_of_set_up(runner)
             with _broker(config, held, runner) as served:
@@ -80,7 +80,7 @@ def up(config: Config) -> None:
 
 
 def _remind_of_set_up(runner: Runner) -> None:
-    for email in runner.look(owners_without_sign_in, operator()):
+    for email in runner.read(owners_without_sign_in, operator()):
         click.echo(f"{email} has not set up their sign-in yet; print a new set-up link with:")
         click.echo(f"  wardkey setup-link {email}")
 
@@ -148,9 +148,9 @@ def _listening(listen: str, name: str) -> socket.socket:
     bound = _bound(listen, name)
     try:
         bound.listen(1024)
-    except OSError as fault:
+    except OSError as error:
         bound.close()
-        raise _taken(listen, name, fault) from None
+        raise _taken(listen, name, error) from None
     return bound
 
 
@@ -163,9 +163,9 @@ def _bound(listen: str, name: str) -> socket.socket:
         if bound.family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind((host.strip("[]"), int(port)))
-    except OSError as fault:
+    except OSError as error:
         bound.close()
-        raise _taken(listen, name, fault) from None
+        raise _taken(listen, name, error) from None
     return bound
 
 

@@ -12,8 +12,8 @@ def make_private(path: Path) -> None:
     """Make an empty file for its owner alone; raises `UnwritableFile`."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except OSError as fault:
-        raise UnwritableFile(f"{path} cannot be written: {fault.strerror}.") from None
+    except OSError as error:
+        raise UnwritableFile(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def put_in_place(made: Path, path: Path) -> None:

@@ -35,7 +35,7 @@ from sqlalchemy import table as named_table
 from sqlalchemy.pool import StaticPool
 
 from wardkey.db.atomic_files import make_private, put_in_place
-from wardkey.db.engine import Database, telling
+from wardkey.db.engine import Database, storage_errors
 from wardkey.db.migrate import migration_state, upgrade
 from wardkey.db.schema import Json, feed, grant_cutoffs, grants, idempotency, metadata
 from wardkey.db.vault import MasterKey, derive
@@ -147,7 +147,7 @@ def write_backup(
 def _copy(database: Database, path: Path, tell: Tell | None) -> BackupHead:
     engine = _engine(path, database.master, "rw")
     try:
-        with telling(), database.reader.connect() as source, engine.connect() as target:
+        with storage_errors(), database.reader.connect() as source, engine.connect() as target:
             if database.kind == "postgresql":
                 source.execution_options(isolation_level="REPEATABLE READ")
             with source.begin(), target.begin():
@@ -247,10 +247,10 @@ def _judging(path: Path) -> Iterator[None]:
     """Tell a file that SQLCipher cannot read as what it is here: no backup of ours."""
     try:
         yield
-    except exc.DBAPIError as fault:
+    except exc.DBAPIError as error:
         raise InvalidBackup(
             f"{path} is cut off, edited, not a backup of Wardkey, or was made under another "
-            f"master key ({fault.orig}). A backup from before `wardkey master-key rotate` opens "
+            f"master key ({error.orig}). A backup from before `wardkey master-key rotate` opens "
             "with the old master key only."
         ) from None
 

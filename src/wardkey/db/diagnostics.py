@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select, text
 
-from wardkey.db.engine import Database, telling
+from wardkey.db.engine import Database, storage_errors
 from wardkey.db.migrate import MigrationState, migration_state
 from wardkey.db.schema import last_used
 
@@ -22,7 +22,7 @@ class StorageFacts:
 
 def storage_facts(database: Database) -> StorageFacts:
     """Ask the storage about itself; raises its failure, and `DatabaseNewer`."""
-    with telling(), database.reader.connect() as connection:
+    with storage_errors(), database.reader.connect() as connection:
         state = migration_state(connection)
         if database.kind == "sqlite":
             mode = connection.execute(text("PRAGMA main.journal_mode")).scalar_one()
@@ -33,5 +33,5 @@ def storage_facts(database: Database) -> StorageFacts:
 
 def check_usage(database: Database) -> None:
     """Read a row of the usage database; raises its failure if it cannot be opened."""
-    with telling(), database.usage.connect() as connection:
+    with storage_errors(), database.usage.connect() as connection:
         connection.execute(select(last_used.c.kid).limit(1)).all()

@@ -18,11 +18,11 @@ from wardkey.db.schema import feed
 from wardkey.db.vault import MasterKey, Vault
 from wardkey.domain.errors import (
     DatabaseDamaged,
-    Failure,
     StorageBusy,
     StorageFull,
     StorageReadOnly,
     StorageUnreachable,
+    WardkeyError,
     WrongMasterKey,
 )
 from wardkey.domain.secret import Environment
@@ -62,7 +62,7 @@ class Transaction:
     revision: int = 0
     position: int = 0
     # Whose live sessions the change may end: ids of clients, or `*` for all of the room.
-    concerned: set[str] = field(default_factory=set)
+    affected_subjects: set[str] = field(default_factory=set)
     # Organizations' environments, beside the caller's own, whose live sessions it may end.
     concerned_rooms: set[tuple[str, Environment]] = field(default_factory=set)
 
@@ -99,7 +99,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Open a transaction that only reads, on one snapshot."""
-        with telling(), self.reader.begin() as connection:
+        with storage_errors(), self.reader.begin() as connection:
             yield Transaction(connection, self.keys, self.clock(), self.brand)
 
     @contextmanager
@@ -110,7 +110,11 @@ class Database:
         order of their commits. A transaction that recorded nothing is rolled back: without its
         audit event and its change-feed row nothing changes.
         """
-        with telling(), self.writer.connect() as connection, connection.begin() as transaction:
+        with (
+            storage_errors(),
+            self.writer.connect() as connection,
+            connection.begin() as transaction,
+        ):
             took = connection.execute(_TAKE_REVISION).one()
             tx = Transaction(
                 connection, self.keys, self.clock(), self.brand, took.epoch, took.revision
@@ -127,7 +131,7 @@ class Database:
 
         So what was read stays true until it is written, and none can deadlock with another.
         """
-        with telling(), self.usage.begin() as connection:
+        with storage_errors(), self.usage.begin() as connection:
             if self.kind == "postgresql":
                 connection.execute(_TAKE_TURN, {"lock": _USAGE_LOCK})
             yield connection
@@ -172,9 +176,9 @@ def connect_sqlite(path: Path, key: bytes) -> Any:  # noqa: ANN401 - sqlcipher3 
     connection.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB}")
     try:
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    except sqlcipher.DatabaseError as fault:
+    except sqlcipher.DatabaseError as error:
         connection.close()
-        if "not a database" in str(fault):
+        if "not a database" in str(error):
             raise WrongMasterKey from None
         raise
     connection.execute("PRAGMA synchronous = FULL")
@@ -247,7 +251,7 @@ def _postgresql(url: URL) -> Engine:
 
 
 @contextmanager
-def telling() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
     """Turn what a driver says of the storage into the failure that it stands for."""
     try:
         yield
@@ -255,19 +259,19 @@ def telling() -> Iterator[None]:
         raise
     except exc.TimeoutError:
         raise StorageBusy from None
-    except exc.DBAPIError as fault:
-        raise storage_failure(fault) or fault from fault
-    except sqlcipher.DatabaseError as fault:
-        raise storage_failure(fault) or fault from fault
-    except OSError as fault:
-        if fault.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StorageFull from fault
-        if fault.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise StorageReadOnly from fault
+    except exc.DBAPIError as error:
+        raise storage_failure(error) or error from error
+    except sqlcipher.DatabaseError as error:
+        raise storage_failure(error) or error from error
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise StorageFull from error
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise StorageReadOnly from error
         raise
 
 
-_SIGNS: tuple[tuple[str, type[Failure]], ...] = (
+_SIGNS: tuple[tuple[str, type[WardkeyError]], ...] = (
     ("database or disk is full", StorageFull),
     ("disk i/o error", StorageFull),
     ("no space left on device", StorageFull),
@@ -283,7 +287,7 @@ _SIGNS: tuple[tuple[str, type[Failure]], ...] = (
 )
 
 
-def storage_failure(fault: BaseException) -> Failure | None:
+def storage_failure(fault: BaseException) -> WardkeyError | None:
     """Return the failure that a driver's error stands for, or None for a fault of our own."""
     original = getattr(fault, "orig", None) or fault
     text = f"{type(original).__name__}: {original}".lower()

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Row, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from wardkey.db.engine import Database, telling
+from wardkey.db.engine import Database, storage_errors
 from wardkey.db.schema import verifiers
 from wardkey.domain.errors import Unavailable
 from wardkey.domain.ids import new_id
@@ -54,7 +54,7 @@ def boottime() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Me:
+class VerifierIdentity:
     """This verifier process, as others know it."""
 
     id: str
@@ -63,7 +63,7 @@ class Me:
     max_staleness_ms: int = 0
 
     @classmethod
-    def here(cls, now: int, max_staleness_ms: int = 0) -> Me:
+    def local_process(cls, now: int, max_staleness_ms: int = 0) -> VerifierIdentity:
         """Return a new verifier of this process."""
         return cls(new_id("ver", now), socket.gethostname()[:100], os.getpid(), max_staleness_ms)
 
@@ -78,10 +78,10 @@ class Me:
         }
 
 
-def enter(database: Database, me: Me) -> None:
+def register(database: Database, me: VerifierIdentity) -> None:
     """Write the row of a process on SQLite, and remove those that fell silent long ago."""
     now = database.clock()
-    with telling(), database.usage.begin() as connection:
+    with storage_errors(), database.usage.begin() as connection:
         connection.execute(delete(verifiers).where(verifiers.c.seen_at < now - _FORGOTTEN_MS))
         connection.execute(
             insert(verifiers).values(
@@ -96,39 +96,39 @@ def enter(database: Database, me: Me) -> None:
         )
 
 
-def stay(database: Database, me: Me, metrics: str) -> int:
+def heartbeat(database: Database, me: VerifierIdentity, metrics: str) -> int:
     """Write that a process on SQLite goes on; return how many do."""
     now = database.clock()
-    with telling(), database.usage.begin() as connection:
+    with storage_errors(), database.usage.begin() as connection:
         told = {"mine": me.id, "now": now, "told": metrics}
         present = connection.execute(_SEEN, told).rowcount
         count = connection.execute(_COUNT, {"since": now - _SILENT_MS}).scalar_one()
     if not present:
-        enter(database, me)
+        register(database, me)
     return max(1, count)
 
 
-def leave(database: Database, me: Me) -> None:
+def deregister(database: Database, me: VerifierIdentity) -> None:
     """Write that a process on SQLite ends."""
-    with telling(), database.usage.begin() as connection:
+    with storage_errors(), database.usage.begin() as connection:
         connection.execute(
             update(verifiers).where(verifiers.c.id == me.id).values(released_at=database.clock())
         )
 
 
-def forget_silent(database: Database) -> None:
+def prune_dead(database: Database) -> None:
     """Remove rows on PostgreSQL that ended or fell silent an hour ago by its own clock.
 
     A verifier that was only paused finds its row gone and enters anew before it answers.
     """
     hour_ago = text("(extract(epoch FROM clock_timestamp()) * 1000)::bigint - 3600000")
-    with telling(), database.usage.begin() as connection:
+    with storage_errors(), database.usage.begin() as connection:
         silent = verifiers.c.seen_at + verifiers.c.max_staleness_ms < hour_ago
         connection.execute(delete(verifiers).where(silent))
 
 
 @dataclass(frozen=True, slots=True)
-class Dead:
+class ExpiredLease:
     """A verifier whose lease ran out, by the `lease_seq` that it had at `since` (boottime)."""
 
     lease_seq: int
@@ -136,11 +136,11 @@ class Dead:
 
 
 @dataclass(slots=True)
-class Confirming:
+class CommitBarrier:
     """Waits after a commit until no verifier can answer as if it had not happened."""
 
     database: Database
-    dead: dict[str, Dead] = field(default_factory=dict)
+    dead: dict[str, ExpiredLease] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     observe: Callable[[str, float], None] | None = None
 
@@ -212,7 +212,7 @@ class Confirming:
                 if first.get(row.id) == row.lease_seq:
                     known = before.get(row.id)
                     if known is None or known.lease_seq != row.lease_seq:
-                        known = Dead(row.lease_seq, read_at)
+                        known = ExpiredLease(row.lease_seq, read_at)
                     self.dead[row.id] = known
 
     def _count(self) -> int:
@@ -233,5 +233,5 @@ def told_metrics(database: Database, node: str) -> Mapping[str, str]:
         verifiers.c.released_at.is_(None),
         verifiers.c.seen_at > newest - _SILENT_MS,
     )
-    with telling(), database.usage.connect() as connection:
+    with storage_errors(), database.usage.connect() as connection:
         return {row.id: row.metrics for row in connection.execute(statement) if row.metrics}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from wardkey.db.engine import Database, telling
+from wardkey.db.engine import Database, storage_errors
 from wardkey.domain.errors import AlreadyRunning
 
 _LOCK = 0x77617265
@@ -23,7 +23,7 @@ def hold_folder(data_dir: Path, *, alone: bool) -> Iterator[None]:
     held before the database is opened, since a rotation of the master key puts other files in
     the place of those that one would have opened.
     """
-    with telling():
+    with storage_errors():
         file = (data_dir / "lock").open("w")
     with file:
         try:

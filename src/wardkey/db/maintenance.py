@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import delete, func, insert, select, update
 
-from wardkey.db.engine import Database, telling
+from wardkey.db.engine import Database, storage_errors
 from wardkey.db.schema import (
     browser_sessions,
     callers,
@@ -41,7 +41,7 @@ KEPT_PUBLICATIONS_MS = 86_400_000
 KEPT_SESSIONS_MS = 60 * 86_400_000
 
 
-def begin_feed(database: Database) -> None:
+def init_feed(database: Database) -> None:
     """Write the feed's one row in a database that is new."""
     with database.writer.begin() as connection:
         if connection.execute(select(func.count()).select_from(feed)).scalar_one() == 0:
@@ -55,7 +55,7 @@ def clean_up(database: Database) -> None:
 
     100,000 rows of the feed stay; a reader older than the oldest of them drops all it knows.
     """
-    with telling(), database.writer.begin() as connection:
+    with storage_errors(), database.writer.begin() as connection:
         connection.execute(
             delete(idempotency).where(
                 idempotency.c.created_at <= database.clock() - KEPT_ANSWERS_MS
@@ -76,7 +76,7 @@ def clean_up_grants(database: Database) -> None:
     Neither alters what anybody may do.
     """
     now = database.clock()
-    with telling(), database.writer.begin() as connection:
+    with storage_errors(), database.writer.begin() as connection:
         connection.execute(delete(grants).where(grants.c.refreshable_until <= now))
         # No grant is made in the past, so a cut-off older than the longest life cuts nothing.
         connection.execute(delete(grant_cutoffs).where(grant_cutoffs.c.at <= now - KEPT_CUTOFFS_MS))
@@ -101,7 +101,7 @@ def clean_up_usage(database: Database) -> None:
 
 def see_session(database: Database, session_id: str, now: int) -> None:
     """Note that a browser session is in use; nobody's rights change, so it is in no feed."""
-    with telling(), database.writer.begin() as connection:
+    with storage_errors(), database.writer.begin() as connection:
         connection.execute(
             update(browser_sessions).where(browser_sessions.c.id == session_id).values(seen_at=now)
         )
@@ -126,7 +126,7 @@ def rehash(database: Database, digests: Mapping[str, tuple[bytes, int]]) -> None
     """
     if not digests:
         return
-    with telling(), database.writer.begin() as connection:
+    with storage_errors(), database.writer.begin() as connection:
         for kid, (digest, old_version) in sorted(digests.items()):
             values = {"digest": digest, "pepper_version": database.keys.version}
             changed = connection.execute(
@@ -151,7 +151,7 @@ def rehash_passwords(database: Database, digests: Mapping[str, tuple[bytes, int]
     """
     if not digests:
         return
-    with telling(), database.writer.begin() as connection:
+    with storage_errors(), database.writer.begin() as connection:
         for client_id, (digest, old_version) in sorted(digests.items()):
             # Whoever has another password by now has none under the old version.
             connection.execute(

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Row, func, insert, inspect, select, text
 
 from wardkey.db.atomic_files import sync_folder
-from wardkey.db.engine import Database, connect_sqlite, open_database, telling
+from wardkey.db.engine import Database, connect_sqlite, open_database, storage_errors
 from wardkey.db.schema import (
     auth_providers,
     browser_sessions,
@@ -98,14 +98,14 @@ def write_key(path: Path, key: MasterKey) -> None:
     sync_folder(path.parent)
 
 
-def fitting_key(source: MasterKeySource, url: str) -> MasterKey:
+def resolve_master_key(source: MasterKeySource, url: str) -> MasterKey:
     """Return the master key that opens the database at `url`; made where both are new.
 
     A rotation that was cut off is finished by looking which key the database has; where that is
     the old one, the new one's file has no meaning any more, and the next rotation removes it.
     Raises `MasterKeyMissing`, `WrongMasterKey`, `InvalidMasterKey` and the storage's failures.
     """
-    begun = is_begun(url)
+    begun = is_initialized(url)
     master = source.load(may_create=not begun)
     if not begun or _fits(url, master):
         return master
@@ -118,7 +118,7 @@ def fitting_key(source: MasterKeySource, url: str) -> MasterKey:
     raise WrongMasterKey
 
 
-def load_vault(database: Database) -> None:
+def open_vault(database: Database) -> None:
     """Open the keys of earlier master keys; raises `WrongMasterKey`.
 
     A database without any master key's tag takes the one it was opened with as its first.
@@ -163,7 +163,7 @@ class PepperState:
 
 def check_peppers(database: Database) -> list[PepperState]:
     """Open the keys of each version that is kept or needed, without trusting that they open."""
-    with telling(), database.reader.connect() as connection:
+    with storage_errors(), database.reader.connect() as connection:
         kept = {row.version: row for row in connection.execute(select(master_keys))}
         needed: Counter[int] = Counter()
         for table in PEPPERED:
@@ -202,14 +202,14 @@ def sealing_key(master: MasterKey) -> bytes:
     return derive(master.raw, "older-keys")
 
 
-def is_begun(url: str) -> bool:
+def is_initialized(url: str) -> bool:
     """Tell whether the database has anything in it."""
     database = open_database(url, MasterKey(bytes(32)))
     if database.kind == "sqlite":
         path = Path(database.url.database or "")
         return path.exists() and path.stat().st_size > 0
     try:
-        with telling(), database.reader.connect() as connection:
+        with storage_errors(), database.reader.connect() as connection:
             return inspect(connection).has_table(master_keys.name)
     finally:
         database.close()
@@ -218,7 +218,7 @@ def is_begun(url: str) -> bool:
 def _fits(url: str, master: MasterKey) -> bool:
     database = open_database(url, master)
     try:
-        with telling():
+        with storage_errors():
             tag = _sqlite_tag(database) if database.kind == "sqlite" else _tag(database)
     except WrongMasterKey:
         return False
@@ -259,6 +259,6 @@ def _output(command: str) -> str:
             # The command needs its own credentials, such as a cloud's, but none of ours.
             env={k: v for k, v in os.environ.items() if not k.startswith("WARDKEY_")},
         )
-    except (OSError, subprocess.SubprocessError) as fault:
-        raise InvalidMasterKey(f"The command that prints the master key failed: {fault}") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InvalidMasterKey(f"The command that prints the master key failed: {error}") from None
     return done.stdout

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Table, inspect, text
 from sqlalchemy.schema import CreateColumn
 
 from wardkey.db.atomic_files import set_aside
-from wardkey.db.engine import Database, connect_sqlite, telling
+from wardkey.db.engine import Database, connect_sqlite, storage_errors
 from wardkey.db.schema import usage
 from wardkey.domain.errors import DatabaseDamaged, DatabaseNewer, WrongMasterKey
 
@@ -106,7 +106,7 @@ def set_aside_usage(database: Database) -> Path | None:
     if database.kind != "sqlite" or not path.exists():
         return None
     try:
-        with telling():
+        with storage_errors():
             connection = connect_sqlite(path, database.master.database_key)
             try:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wardkey.db.atomic_files import make_private, put_in_place
-from wardkey.db.engine import Database, connect_sqlite, open_database, telling
+from wardkey.db.engine import Database, connect_sqlite, open_database, storage_errors
 from wardkey.db.vault import MasterKey
 from wardkey.domain.errors import DatabaseDamaged, StorageBusy, WrongMasterKey
 
@@ -54,7 +54,7 @@ def _copy(path: Path, master: MasterKey, following: MasterKey) -> Path:
     for suffix in ("", "-wal", "-shm", "-journal"):
         copy.with_name(copy.name + suffix).unlink(missing_ok=True)
     make_private(copy)
-    with telling():
+    with storage_errors():
         connection = connect_sqlite(path, master.database_key)
         try:
             key = f"x'{following.database_key.hex()}'"

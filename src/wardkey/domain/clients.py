@@ -62,8 +62,8 @@ def clean_client(spec: ClientSpec) -> ClientSpec:
     """
     try:
         clean_client_name(spec.username)
-    except ValueError as fault:
-        raise InvalidUsername(str(fault), field="username") from None
+    except ValueError as error:
+        raise InvalidUsername(str(error), field="username") from None
     return replace(
         spec, display_name=clean_display_name(spec.display_name), tags=clean_tags(spec.tags)
     )
@@ -75,8 +75,8 @@ def clean_display_name(text: str) -> str:
         return ""
     try:
         return clean_name(text)
-    except ValueError as fault:
-        raise InvalidName(str(fault), field="display_name") from None
+    except ValueError as error:
+        raise InvalidName(str(error), field="display_name") from None
 
 
 def clean_tags(items: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 from wardkey.domain.callers import CallerRecord
 
-LEAVES: dict[str, type[Failure]] = {}
+ERRORS_BY_CODE: dict[str, type[WardkeyError]] = {}
 
 
-class Failure(Exception):  # noqa: N818 - the family's name in the glossary
+class WardkeyError(Exception):
     """Something that the caller can be told, with a sentence that says how to mend it.
 
     `field` names the input at fault (a JSON path such as `allowed_addresses.0`), where there is
@@ -32,7 +32,7 @@ class Failure(Exception):  # noqa: N818 - the family's name in the glossary
         cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
         if "title" not in cls.__dict__:
             cls.title = cls.title or cls.code.replace("_", " ").capitalize()
-        LEAVES[cls.code] = cls
+        ERRORS_BY_CODE[cls.code] = cls
 
     def __init__(
         self,
@@ -49,31 +49,31 @@ class Failure(Exception):  # noqa: N818 - the family's name in the glossary
         super().__init__(self.detail)
 
 
-class Invalid(Failure, family=True):
+class Invalid(WardkeyError, family=True):
     """The input breaks a rule; the same input will always be refused."""
 
 
-class Unauthenticated(Failure, family=True):
+class Unauthenticated(WardkeyError, family=True):
     """Nobody we know: no credential, or one that opens nothing."""
 
 
-class Forbidden(Failure, family=True):
+class Forbidden(WardkeyError, family=True):
     """Somebody we know, who may not do this."""
 
 
-class NotFound(Failure, family=True):
+class NotFound(WardkeyError, family=True):
     """It does not exist, or the caller may not see it; the two are told alike."""
 
 
-class Conflict(Failure, family=True):
+class Conflict(WardkeyError, family=True):
     """The state of things forbids it now."""
 
 
-class RateLimited(Failure, family=True):
+class RateLimited(WardkeyError, family=True):
     """Too much in too short a time."""
 
 
-class Unavailable(Failure, family=True):
+class Unavailable(WardkeyError, family=True):
     """Cannot be answered now; the same call may succeed later."""
 
 

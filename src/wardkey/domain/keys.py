@@ -159,16 +159,16 @@ def clean_spec(spec: KeySpec, now: int) -> KeySpec:
         raise OriginsNotForType(field="allowed_origins")
     try:
         name = clean_name(spec.name)
-    except ValueError as fault:
-        raise InvalidName(str(fault), field="name") from None
+    except ValueError as error:
+        raise InvalidName(str(error), field="name") from None
     try:
         description = clean_text(spec.description, 500)
-    except ValueError as fault:
-        raise InvalidText(str(fault), field="description") from None
+    except ValueError as error:
+        raise InvalidText(str(error), field="description") from None
     try:
         metadata = clean_metadata(spec.metadata)
-    except ValueError as fault:
-        raise InvalidMetadata(str(fault), field="metadata") from None
+    except ValueError as error:
+        raise InvalidMetadata(str(error), field="metadata") from None
     check_rate(spec.rate_limit)
     return KeySpec(
         name=name,
@@ -193,8 +193,8 @@ def clean_addresses(items: tuple[str, ...]) -> tuple[str, ...]:
     for index, item in enumerate(items):
         try:
             clean.extend(str(network) for network in parse_networks([item]))
-        except ValueError as fault:
-            raise InvalidAddress(str(fault), field=f"allowed_addresses.{index}") from None
+        except ValueError as error:
+            raise InvalidAddress(str(error), field=f"allowed_addresses.{index}") from None
     return tuple(dict.fromkeys(clean))
 
 
@@ -205,8 +205,8 @@ def _clean_origins(items: tuple[str, ...]) -> tuple[str, ...]:
     for index, item in enumerate(items):
         try:
             clean.append(parse_origin(item))
-        except ValueError as fault:
-            raise InvalidOrigin(str(fault), field=f"allowed_origins.{index}") from None
+        except ValueError as error:
+            raise InvalidOrigin(str(error), field=f"allowed_origins.{index}") from None
     return tuple(dict.fromkeys(clean))
 
 

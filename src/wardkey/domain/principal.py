@@ -139,7 +139,7 @@ class Principal:
         )
 
     @property
-    def room(self) -> tuple[str, Environment]:
+    def scope(self) -> tuple[str, Environment]:
         """The organization and environment that every query on tenant data filters by."""
         return self.org_id, self.environment
 

@@ -338,8 +338,8 @@ def _clean_mapping(kind: ProviderKind, mapping: ClaimMapping) -> ClaimMapping:
     for name, path in paths.items():
         try:
             levels_of(path)
-        except ValueError as fault:
-            raise InvalidProvider(str(fault), field=f"mapping.{name}") from None
+        except ValueError as error:
+            raise InvalidProvider(str(error), field=f"mapping.{name}") from None
     needs_email = mapping.username_from is UsernameFrom.EMAIL or mapping.verified_email_only
     if needs_email and not mapping.email:
         raise InvalidProvider(
@@ -458,8 +458,8 @@ def _clean_origins(items: tuple[str, ...]) -> tuple[str, ...]:
     for place, item in enumerate(items):
         try:
             clean.append(parse_origin(item))
-        except ValueError as fault:
-            raise InvalidOrigin(str(fault), field=f"allowed_origins.{place}") from None
+        except ValueError as error:
+            raise InvalidOrigin(str(error), field=f"allowed_origins.{place}") from None
     return tuple(dict.fromkeys(clean))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 # In place of the ids of those whom a change concerns: whoever is in its room.
-EVERYBODY = "*"
+ALL_SUBJECTS = "*"
 
 
 class Reach(StrEnum):

@@ -56,21 +56,21 @@ def clean_rule(spec: RuleSpec, where: str = "") -> RuleSpec:
     """
     try:
         clean_rule_filter(spec.filter)
-    except ValueError as fault:
-        raise InvalidTopicFilter(str(fault), field=f"{where}filter") from None
+    except ValueError as error:
+        raise InvalidTopicFilter(str(error), field=f"{where}filter") from None
     _check_subject(spec.subject_kind, spec.subject, f"{where}subject.value")
     try:
         return replace(spec, description=clean_text(spec.description, MOST_DESCRIPTION))
-    except ValueError as fault:
-        raise InvalidText(str(fault), field=f"{where}description") from None
+    except ValueError as error:
+        raise InvalidText(str(error), field=f"{where}description") from None
 
 
 def _check_subject(kind: SubjectKind, subject: str, field: str) -> None:
     if kind is SubjectKind.USERNAME:
         try:
             clean_username_pattern(subject)
-        except ValueError as fault:
-            raise InvalidAclSubject(str(fault), field=field) from None
+        except ValueError as error:
+            raise InvalidAclSubject(str(error), field=field) from None
     elif kind is SubjectKind.CLIENT and not _CLIENT.fullmatch(subject):
         raise InvalidAclSubject("A client is named by its id, such as cli_0fA3xQ2L.", field=field)
     elif kind is SubjectKind.PROVIDER and not _PROVIDER.fullmatch(subject):

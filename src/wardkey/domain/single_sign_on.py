@@ -17,7 +17,7 @@ _LONGEST_SUBJECT = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome:
+class SignInPolicy:
     """Who may sign in by the issuer.
 
     With `domains` only addresses there may, and whoever is new joins `organization` (an id or a
@@ -73,9 +73,9 @@ def identity_of(claims: Mapping[str, Any], client_id: str, nonce: str) -> Identi
         )
     try:
         return Identity(str(claims.get("iss")), subject, clean_email(email))
-    except ValueError as fault:
+    except ValueError as error:
         raise SignInNotAllowed(
-            f"The issuer tells an address that cannot be used. {fault}"
+            f"The issuer tells an address that cannot be used. {error}"
         ) from None
 
 

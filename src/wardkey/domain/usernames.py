@@ -20,7 +20,7 @@ class Username(NamedTuple):
     environment: Environment
 
     @property
-    def room(self) -> str:
+    def scope(self) -> str:
         """The organization as it stands behind the name, with `.test` in the test environment."""
         return on_the_wire("", self.org_id, self.environment)[1:]
 

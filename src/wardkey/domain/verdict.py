@@ -11,7 +11,6 @@ from wardkey.domain.errors import (
     AddressNotAllowed,
     Disabled,
     Expired,
-    Failure,
     Malformed,
     NotPermitted,
     OriginNotAllowed,
@@ -22,6 +21,7 @@ from wardkey.domain.errors import (
     SecretKeyRequired,
     TooManyAttempts,
     Unknown,
+    WardkeyError,
     WrongEnvironment,
 )
 from wardkey.domain.keys import Metadata
@@ -85,7 +85,7 @@ class KnownSecret:
     # Every slug the organization ever had; no other organization can take one of them.
     org_slugs: frozenset[str] = frozenset()
     # What answers say of it, as JSON members; made once with the record.
-    told: bytes = field(default=b"", repr=False, compare=False)
+    rendered_fields: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def expires_at(self) -> int | None:
@@ -98,7 +98,7 @@ class KnownSecret:
 
 # Made for each request, and a frozen one takes longer to make than to decide.
 @dataclass(slots=True)
-class Question:
+class VerificationRequest:
     """What the asking side wants to know of a presented text.
 
     `organization` (an id, or a slug it has or had) narrows to the keys of one (empty: any);
@@ -118,7 +118,7 @@ class Question:
     cost: int = 1
 
 
-def decide(known: KnownSecret, asked: Question, now: int) -> Verdict:  # noqa: PLR0911 - a ladder
+def decide(known: KnownSecret, asked: VerificationRequest, now: int) -> Verdict:  # noqa: PLR0911 - a ladder
     """Judge a secret whose hash matched, all but its rate; `now` in epoch milliseconds.
 
     A key of another organization than the one asked for is `unknown` there.
@@ -144,7 +144,7 @@ def decide(known: KnownSecret, asked: Question, now: int) -> Verdict:  # noqa: P
     return _VALID if _from_allowed_origin(known, asked) else Verdict.ORIGIN_NOT_ALLOWED
 
 
-def _from_allowed_origin(known: KnownSecret, asked: Question) -> bool:
+def _from_allowed_origin(known: KnownSecret, asked: VerificationRequest) -> bool:
     if known.type is not _PUBLISHABLE:
         return asked.browser_allowed or not (asked.browser or asked.origin)
     if not known.origins:
@@ -155,8 +155,11 @@ def _from_allowed_origin(known: KnownSecret, asked: Question) -> bool:
 
 
 def failure_of(  # noqa: PLR0911 - one line a verdict
-    verdict: Verdict, known: KnownSecret | None, asked: Question, retry_after_s: float | None = None
-) -> Failure:
+    verdict: Verdict,
+    known: KnownSecret | None,
+    asked: VerificationRequest,
+    retry_after_s: float | None = None,
+) -> WardkeyError:
     """Return the failure that says why `verdict` was not valid, in a sentence that mends it."""
     if known is None:
         if verdict is Verdict.RATE_LIMITED:
@@ -190,7 +193,7 @@ def failure_of(  # noqa: PLR0911 - one line a verdict
             return _PLAIN[verdict]()
 
 
-_PLAIN: dict[Verdict, type[Failure]] = {
+_PLAIN: dict[Verdict, type[WardkeyError]] = {
     Verdict.MALFORMED: Malformed,
     Verdict.UNKNOWN: Unknown,
     Verdict.REVOKED: Revoked,

@@ -12,34 +12,34 @@ from wardkey.adapters.publishers import BRIDGE
 from wardkey.domain.errors import SessionNotFound
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 
 
 def list_sessions(
-    here: Context, by: Principal, username: str = "", *, subscribed: bool = True
+    ctx: AppContext, by: Principal, username: str = "", *, subscribed: bool = True
 ) -> list[Session]:
     """Return the live sessions of people, latest first; `username` as it is on the wire.
 
     `subscribed` asks for their subscriptions too. Raises `MessagingOff`, `BrokerUnreachable`.
     """
-    with here.runner.noting("list_sessions", by):
+    with ctx.runner.audit_refusals("list_sessions", by):
         by.require(Permission.CLIENTS_READ)
-    found = run(partial(here.broker.sessions, *by.room, username, subscribed=subscribed))
+    found = run(partial(ctx.broker.sessions, *by.scope, username, subscribed=subscribed))
     kept = [one for one in found if one.username != BRIDGE]
     kept.sort(key=lambda one: one.started_at, reverse=True)
     return kept
 
 
-def end_session(here: Context, by: Principal, session_id: str) -> None:
+def end_session(ctx: AppContext, by: Principal, session_id: str) -> None:
     """End a live session; raises `SessionNotFound`, `MessagingOff`, `BrokerUnreachable`."""
-    link = here.broker
-    with here.runner.noting("end_session", by):
+    link = ctx.broker
+    with ctx.runner.audit_refusals("end_session", by):
         by.require(Permission.CLIENTS_WRITE)
-    found = run(link.sessions, *by.room, "")
+    found = run(link.sessions, *by.scope, "")
     ended = next((one for one in found if id_of(one) == session_id), None)
     if ended is None:
         raise SessionNotFound
-    here.runner.change(sessions.note_ended, by, ended.client_id, ended.username)
+    ctx.runner.write(sessions.note_ended, by, ended.client_id, ended.username)
     run(link.kick, ended.server, ended.cid)
 
 

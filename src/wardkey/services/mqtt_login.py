@@ -21,13 +21,13 @@ from wardkey.actions.messaging.client_logins import (
     mark_connected,
 )
 from wardkey.actions.messaging.rule_cache import Rights
-from wardkey.actions.messaging.sessions import ClientIds, Connected, IdClaim, Room
+from wardkey.actions.messaging.sessions import ClientIds, Connected, IdClaim, TenantScope
 from wardkey.adapters.broker_link import Admitted, Login
 from wardkey.adapters.publishers import BRIDGE
 from wardkey.domain.broker_acl import Subjects
 from wardkey.domain.errors import Overloaded, TooManyAttempts, WrongPassword
 from wardkey.services.throttle import Counter, Limit, by_address
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 
 _LONGEST_CLIENT_ID = 256
 _REFUSALS = (WrongPassword, TooManyAttempts, Overloaded)
@@ -42,21 +42,21 @@ class _Attempt:
 
 
 @dataclass(slots=True)
-class Logins:
+class MqttLogins:
     """Judges logins for one process; wrong passwords count against address and user name."""
 
-    here: Context
+    ctx: AppContext
     rights: Rights
     ids: ClientIds = field(init=False)
     # Learns of each session that a grant lets in at this product's broker.
-    watch: Callable[[Room, Connected, str, int], None] | None = None
+    watch: Callable[[TenantScope, Connected, str, int], None] | None = None
     # Who connected since it was last written down.
     _connected: dict[str, KnownClient] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         """Begin with no client id asked for."""
-        self.ids = ClientIds(self.here.runner.database)
+        self.ids = ClientIds(self.ctx.runner.database)
 
     async def judge(self, login: Login) -> Admitted | None:
         """Return who may log in and what they may do, or None.
@@ -66,7 +66,7 @@ class Logins:
         the storage's failure where the login can't be judged.
         """
         try:
-            with self.here.throttle.attempt(*_counters_of(login)):
+            with self.ctx.throttle.attempt(*_counters_of(login)):
                 begun = await run_in_threadpool(self._begin, login)
                 if not isinstance(begun, _Attempt):
                     return begun
@@ -79,7 +79,7 @@ class Logins:
     def judged(self, login: Login) -> Admitted | None:
         """Judge in this thread, for hooks; brokers that do not know the address leave it empty."""
         try:
-            with self.here.throttle.attempt(*_counters_of(login)):
+            with self.ctx.throttle.attempt(*_counters_of(login)):
                 begun = self._begin(login)
                 if not isinstance(begun, _Attempt):
                     return begun
@@ -90,7 +90,7 @@ class Logins:
 
     def _check(self, attempt: _Attempt, line: Line) -> Future[bool]:
         begun = attempt.begun
-        verified, address = self.here.verified, attempt.login.address
+        verified, address = self.ctx.verified, attempt.login.address
         return verified.check(begun.password_hash, begun.password, address, line)
 
     def _begin(self, login: Login) -> Admitted | _Attempt | None:
@@ -107,7 +107,7 @@ class Logins:
         # Another with the bridge's client id would end the bridge's connection.
         if login.client_id.startswith(BRIDGE):
             return None
-        database = self.here.runner.database
+        database = self.ctx.runner.database
         if is_grant_password(login.password, database.brand):
             return self._settle(login, find_grant(database, login.password, login.username))
         begun = begin_login(database, login.username, login.password)
@@ -115,27 +115,27 @@ class Logins:
         return self._finish(attempt, fits=True) if begun.fits else attempt
 
     def _finish(self, attempt: _Attempt, *, fits: bool) -> Admitted | None:
-        database, verified = self.here.runner.database, self.here.verified
+        database, verified = self.ctx.runner.database, self.ctx.verified
         known = finish_login(database, verified, attempt.begun) if fits else None
         return self._settle(attempt.login, known)
 
     def _settle(self, login: Login, known: KnownClient | KnownGrant | None) -> Admitted | None:
-        database = self.here.runner.database
+        database = self.ctx.runner.database
         if known is None:
             raise WrongPassword
-        room = (known.org_id, known.environment)
+        scope = (known.org_id, known.environment)
         with database.read() as tx:
             rights = self.rights.of(tx, known.environment, known.actor(login.client_id))
         kid = known.kid if isinstance(known, KnownGrant) else None
         connection = login.server, login.cid
-        claim = IdClaim(room, login.client_id, known.id, mark_of(rights), connection, kid)
+        claim = IdClaim(scope, login.client_id, known.id, mark_of(rights), connection, kid)
         if not self.ids.take(claim):
             return None
         if isinstance(known, KnownClient):
             with self._lock:
                 self._connected[known.id] = known
         elif self.watch is not None and login.server:
-            self.watch(room, connection, known.kid, known.expires_at)
+            self.watch(scope, connection, known.kid, known.expires_at)
         return _admitted(known, rights)
 
     def write_connected(self) -> None:
@@ -143,7 +143,7 @@ class Logins:
         with self._lock:
             taken, self._connected = self._connected, {}
         try:
-            mark_connected(self.here.runner.database, taken.values())
+            mark_connected(self.ctx.runner.database, taken.values())
         except Exception:
             with self._lock:
                 self._connected = taken | self._connected

@@ -17,12 +17,12 @@ from starlette.concurrency import run_in_threadpool
 from wardkey.actions.grants.logins import KnownGrant, expired_grants, live_grants
 from wardkey.actions.messaging import session_receipts
 from wardkey.actions.messaging.rule_cache import Rights
-from wardkey.actions.messaging.session_receipts import Concern, Wrong
+from wardkey.actions.messaging.session_receipts import SessionImpact, SessionToClose
 from wardkey.actions.messaging.sessions import (
     Connected,
     ConnectedClient,
     Owner,
-    Room,
+    TenantScope,
     changes_since,
     feed_state,
     find_owners,
@@ -31,12 +31,12 @@ from wardkey.actions.messaging.sessions import (
 from wardkey.adapters.broker_link import BrokerLink, Session
 from wardkey.adapters.publishers import BRIDGE
 from wardkey.db.engine import Transaction
-from wardkey.domain.errors import BrokerUnreachable, Failure
+from wardkey.domain.errors import BrokerUnreachable, WardkeyError
 from wardkey.domain.receipts import EndedSessions
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import parse_iso
 from wardkey.services.mqtt_login import mark_of
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 
 log = logging.getLogger("wardkey")
 
@@ -51,46 +51,46 @@ _MOST_S = 1.0
 
 
 @dataclass(slots=True)
-class Cutting:
+class SessionEnforcer:
     """Follows the change feed; every process does, so that one of them always lives to do it.
 
     What a call of this process changed is cut before that call returns, and not once more then.
     """
 
-    here: Context
+    ctx: AppContext
     link: BrokerLink
     rights: Rights
     loop: asyncio.AbstractEventLoop
     _again: set[asyncio.Task[None]] = field(default_factory=set)
     _held: set[int] = field(default_factory=set)
     # Rooms that a call could not cut, or that are to be looked at now.
-    _owed: set[Room] = field(default_factory=set)
+    _owed: set[TenantScope] = field(default_factory=set)
     # Sessions that grants let in, and when to look whether those are over.
-    _watched: dict[Connected, tuple[Room, str, int]] = field(default_factory=dict)
+    _watched: dict[Connected, tuple[TenantScope, str, int]] = field(default_factory=dict)
     _expiries: list[tuple[int, Connected]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def end_concerned(self, concern: Concern) -> EndedSessions:
+    def disconnect_affected(self, concern: SessionImpact) -> EndedSessions:
         """Cut, from a thread that is not the loop's, what a committed change concerns."""
-        room, began = concern.room, self.loop.time()
+        scope, began = concern.scope, self.loop.time()
         self._held.add(concern.revision)
         end, reached = time.monotonic() + _MOST_S, False
         try:
             if not self.link.is_connected:
                 raise BrokerUnreachable
-            sessions = self._wait(self.link.sessions(*room, subscribed=False), end)
-            epoch, revision, wrong = self._judged(room, sessions)
+            sessions = self._wait(self.link.sessions(*scope, subscribed=False), end)
+            epoch, revision, wrong = self._judged(scope, sessions)
             self._wait(self._kick(wrong), end)
-            self._note(room, epoch, revision, wrong)
+            self._note(scope, epoch, revision, wrong)
             reached = True
-        except (Failure, TimeoutError):
-            self._owed.add(room)
+        except (WardkeyError, TimeoutError):
+            self._owed.add(scope)
         self.loop.call_soon_threadsafe(
-            self._look_again, room, concern.epoch, concern.revision, began
+            self._look_again, scope, concern.epoch, concern.revision, began
         )
         try:
-            return session_receipts.issue(self.here.runner.database, concern, reached=reached)
-        except Failure as failure:
+            return session_receipts.issue(self.ctx.runner.database, concern, reached=reached)
+        except WardkeyError as failure:
             log.warning("no session receipt could be kept: %s", failure.code)
             return EndedSessions(ended=None, pending=True)
 
@@ -101,22 +101,22 @@ class Cutting:
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                known = self.here.verifier.directory.revision()
+                known = self.ctx.verifier.directory.revision()
                 if not self.link.is_connected or (known == seen and not self._owed):
                     continue
                 began, held, owed = self.loop.time(), frozenset(self._held), self._take_owed()
                 try:
                     change = await run_in_threadpool(
-                        changes_since, self.here.runner.database, seen, held
+                        changes_since, self.ctx.runner.database, seen, held
                     )
                     if change.organizations:
                         stopped = await self._stop_organizations(stopped)
-                    await asyncio.gather(*(self.cut(room) for room in change.rooms | owed))
+                    await asyncio.gather(*(self.enforce(scope) for scope in change.scopes | owed))
                 except BaseException:
                     self._owed |= owed
                     raise
-                for room in change.rooms | owed:
-                    self._look_again(room, change.epoch, change.revision, began)
+                for scope in change.scopes | owed:
+                    self._look_again(scope, change.epoch, change.revision, began)
                 seen = change.revision
                 self._held -= {revision for revision in held if revision <= seen}
             except BrokerUnreachable:
@@ -125,15 +125,15 @@ class Cutting:
                 log.exception("live sessions could not be cut")
                 await asyncio.sleep(1)
 
-    async def cut(self, room: Room, *, patient: bool = False) -> None:
+    async def enforce(self, scope: TenantScope, *, patient: bool = False) -> None:
         """End the sessions of a room that would not be let in as they are."""
-        sessions = await self.link.sessions(*room, patient=patient, subscribed=False)
-        epoch, revision, wrong = await run_in_threadpool(self._judged, room, sessions)
+        sessions = await self.link.sessions(*scope, patient=patient, subscribed=False)
+        epoch, revision, wrong = await run_in_threadpool(self._judged, scope, sessions)
         await asyncio.gather(
-            self._kick(wrong), run_in_threadpool(self._note, room, epoch, revision, wrong)
+            self._kick(wrong), run_in_threadpool(self._note, scope, epoch, revision, wrong)
         )
 
-    def _take_owed(self) -> frozenset[Room]:
+    def _take_owed(self) -> frozenset[TenantScope]:
         owed = frozenset(self._owed)
         self._owed -= owed
         return owed
@@ -145,59 +145,63 @@ class Cutting:
         finally:
             told.cancel()
 
-    def _look_again(self, room: Room, epoch: str, revision: int, began: float) -> None:
+    def _look_again(self, scope: TenantScope, epoch: str, revision: int, began: float) -> None:
         """Cut a room once more when no login can be in flight since `began`, and settle."""
-        task = self.loop.create_task(self._cut_again(room, epoch, revision, began))
+        task = self.loop.create_task(self._cut_again(scope, epoch, revision, began))
         self._again.add(task)
         task.add_done_callback(self._again.discard)
 
-    async def _cut_again(self, room: Room, epoch: str, revision: int, began: float) -> None:
+    async def _cut_again(self, scope: TenantScope, epoch: str, revision: int, began: float) -> None:
         await asyncio.sleep(began + AGAIN_S - self.loop.time())
         try:
-            await self.cut(room)
+            await self.enforce(scope)
             # Nodes that joined since they were counted take a quarter of a second more.
-            await self.cut(room, patient=True)
-            if room not in self._owed:
+            await self.enforce(scope, patient=True)
+            if scope not in self._owed:
                 await run_in_threadpool(
-                    session_receipts.settle, self.here.runner.database, room, epoch, revision
+                    session_receipts.settle, self.ctx.runner.database, scope, epoch, revision
                 )
         except BrokerUnreachable:
-            self._owed.add(room)
+            self._owed.add(scope)
         except Exception:  # as above
-            self._owed.add(room)
+            self._owed.add(scope)
             log.exception("live sessions could not be cut")
 
     async def _stop_organizations(self, before: frozenset[str]) -> frozenset[str]:
-        stopped = await run_in_threadpool(stopped_organizations, self.here.runner.database)
+        stopped = await run_in_threadpool(stopped_organizations, self.ctx.runner.database)
         for org_id in stopped ^ before:
             for environment in Environment:
                 await self.link.put_account(org_id, environment, suspended=org_id in stopped)
         return stopped
 
-    async def _kick(self, wrong: list[Wrong]) -> None:
+    async def _kick(self, wrong: list[SessionToClose]) -> None:
         await asyncio.gather(*(self.link.kick(one.server, one.cid) for one in wrong))
 
-    def _note(self, room: Room, epoch: str, revision: int, wrong: list[Wrong]) -> None:
+    def _note(
+        self, scope: TenantScope, epoch: str, revision: int, wrong: list[SessionToClose]
+    ) -> None:
         """Keep what is being ended, to be counted; without that it is ended all the same."""
         if not wrong:
             return
         try:
-            session_receipts.note_ended(self.here.runner.database, room, epoch, revision, wrong)
-        except Failure as failure:
+            session_receipts.note_ended(self.ctx.runner.database, scope, epoch, revision, wrong)
+        except WardkeyError as failure:
             log.warning("ended sessions could not be counted: %s", failure.code)
 
-    def _judged(self, room: Room, sessions: list[Session]) -> tuple[str, int, list[Wrong]]:
+    def _judged(
+        self, scope: TenantScope, sessions: list[Session]
+    ) -> tuple[str, int, list[SessionToClose]]:
         """Return the state of the feed, and what may not stay by it."""
         by_id: defaultdict[str, list[Session]] = defaultdict(list)
         for one in sessions:
             by_id[one.client_id].append(one)
         wrong = []
-        with self.here.runner.database.read() as tx:
+        with self.ctx.runner.database.read() as tx:
             epoch, revision = feed_state(tx)
-            owners = find_owners(tx, room, list(by_id))
+            owners = find_owners(tx, scope, list(by_id))
             kids = {owner.grant_kid for owner in owners.values() if owner.grant_kid}
-            grants = live_grants(tx, room, kids)
-            expired = expired_grants(tx, room, kids - grants.keys())
+            grants = live_grants(tx, scope, kids)
+            expired = expired_grants(tx, scope, kids - grants.keys())
             for mqtt_id, found in by_id.items():
                 owner = owners.get(mqtt_id)
                 if owner is None:
@@ -207,13 +211,13 @@ class Cutting:
                     ending = [one for one in found if not self._may_stay(tx, owner, one, grants)]
                     if owner.grant_kid in expired:
                         # No change ended it, so none counts it.
-                        self.watch(room, owner.connection, owner.grant_kid, 0)
+                        self.watch(scope, owner.connection, owner.grant_kid, 0)
                         ending = [o for o in ending if (o.server, o.cid) != owner.connection]
                 subject_id = "" if owner is None else owner.subject_id
-                wrong += [Wrong(one.server, one.cid, subject_id) for one in ending]
+                wrong += [SessionToClose(one.server, one.cid, subject_id) for one in ending]
                 known = grants.get(owner.grant_kid or "") if owner is not None else None
                 if owner is not None and known is not None:
-                    self.watch(room, owner.connection, owner.grant_kid or "", known.expires_at)
+                    self.watch(scope, owner.connection, owner.grant_kid or "", known.expires_at)
         return epoch, revision, wrong
 
     def _may_stay(
@@ -233,7 +237,7 @@ class Cutting:
         now = self.rights.of(tx, known.environment, known.actor(session.client_id))
         return mark_of(now) == owner.rights
 
-    def watch(self, room: Room, connection: Connected, kid: str, expires_at: int) -> None:
+    def watch(self, scope: TenantScope, connection: Connected, kid: str, expires_at: int) -> None:
         """End a session that a grant let in once it expires, unless it was refreshed by then.
 
         From any thread; `expires_at` is in epoch milliseconds.
@@ -242,14 +246,14 @@ class Cutting:
             before = self._watched.get(connection)
             # A refresh postpones the end, which is found out when the first one comes.
             if before is None or before[1] != kid or expires_at < before[2]:
-                self._watched[connection] = room, kid, expires_at
+                self._watched[connection] = scope, kid, expires_at
                 heappush(self._expiries, (expires_at, connection))
 
     async def end_expired(self) -> None:
         """End sessions whose grants have expired, until cancelled."""
         while True:
             await asyncio.sleep(_EXPIRY_S)
-            due = self._take_due(self.here.runner.database.clock())
+            due = self._take_due(self.ctx.runner.database.clock())
             if not due:
                 continue
             try:
@@ -258,16 +262,16 @@ class Cutting:
             except BrokerUnreachable:
                 # Its sessions ended with it, or are looked at when it is back.
                 continue
-            except Exception as fault:  # as above
-                if isinstance(fault, Failure):
-                    log.warning("expired sessions could not be looked for: %s", fault.code)
+            except Exception as error:  # as above
+                if isinstance(error, WardkeyError):
+                    log.warning("expired sessions could not be looked for: %s", error.code)
                 else:
                     log.exception("expired sessions could not be ended")
-                for connection, (room, kid) in due.items():
-                    self.watch(room, connection, kid, 0)
+                for connection, (scope, kid) in due.items():
+                    self.watch(scope, connection, kid, 0)
                 await asyncio.sleep(1)
 
-    def _take_due(self, now: int) -> dict[Connected, tuple[Room, str]]:
+    def _take_due(self, now: int) -> dict[Connected, tuple[TenantScope, str]]:
         due = {}
         with self._lock:
             while self._expiries and self._expiries[0][0] <= now:
@@ -277,18 +281,18 @@ class Cutting:
                     due[connection] = watched[:2]
         return due
 
-    def _over(self, due: Mapping[Connected, tuple[Room, str]]) -> list[Connected]:
+    def _over(self, due: Mapping[Connected, tuple[TenantScope, str]]) -> list[Connected]:
         """Return whose grants are over, and watch for the end of the others."""
-        by_room: defaultdict[Room, set[str]] = defaultdict(set)
-        for room, kid in due.values():
-            by_room[room].add(kid)
-        with self.here.runner.database.read() as tx:
-            live = {room: live_grants(tx, room, kids) for room, kids in by_room.items()}
+        by_scope: defaultdict[TenantScope, set[str]] = defaultdict(set)
+        for scope, kid in due.values():
+            by_scope[scope].add(kid)
+        with self.ctx.runner.database.read() as tx:
+            live = {scope: live_grants(tx, scope, kids) for scope, kids in by_scope.items()}
         over = []
-        for connection, (room, kid) in due.items():
-            known = live[room].get(kid)
+        for connection, (scope, kid) in due.items():
+            known = live[scope].get(kid)
             if known is None:
                 over.append(connection)
             else:
-                self.watch(room, connection, kid, known.expires_at)
+                self.watch(scope, connection, kid, known.expires_at)
         return over

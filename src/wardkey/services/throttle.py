@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wardkey.db.leases import boottime
 from wardkey.domain.addresses import blocks_of
-from wardkey.domain.errors import Failure, TooManyAttempts, Unauthenticated
+from wardkey.domain.errors import TooManyAttempts, Unauthenticated, WardkeyError
 from wardkey.domain.rate import RateLimit
 from wardkey.verify.shared_rates import SharedRates
 
@@ -55,7 +55,7 @@ class Throttle:
     def attempt(
         self,
         *counters: Counter,
-        failed: type[Failure] | tuple[type[Failure], ...] = Unauthenticated,
+        failed: type[WardkeyError] | tuple[type[WardkeyError], ...] = Unauthenticated,
     ) -> Iterator[None]:
         """Count an attempt during the block; it stays counted where the block raises `failed`.
 

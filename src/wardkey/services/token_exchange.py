@@ -14,17 +14,23 @@ from wardkey.actions.grants import grants
 from wardkey.actions.grants.grants import MintedGrant
 from wardkey.actions.grants.providers import TrustedProvider, TrustedProviders
 from wardkey.adapters.key_sets import KeySets
-from wardkey.adapters.tokens import Presented, issuer_hint, read, steps, verified
+from wardkey.adapters.tokens import (
+    ParsedToken,
+    explain_token,
+    issuer_hint,
+    parse_token,
+    verify_token,
+)
 from wardkey.db.engine import Database
 from wardkey.domain.errors import (
     AmbiguousProvider,
     ExchangeNotAllowed,
-    Failure,
     InvalidToken,
     KeySetUnavailable,
     ProviderDisabled,
     ProviderNotFound,
     RateLimitExceeded,
+    WardkeyError,
 )
 from wardkey.domain.grants import LONGEST_TTL_S, GrantRecord, NewGrant, choose_ttl
 from wardkey.domain.identity import Identity, Step, grant_username, identity_of, subject_of
@@ -39,22 +45,22 @@ from wardkey.domain.providers import (
 )
 from wardkey.domain.rate import RateLimit
 from wardkey.domain.secret import Environment
-from wardkey.services.work_slots import Places
+from wardkey.services.work_slots import WorkSlots
 from wardkey.verify.verifier import Verifier
 
 _MOST_IN_ONE_EVENT = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class UnverifiedToken:
     """A token of which nothing is proven yet, and the provider that it is held against."""
 
     provider: TrustedProvider
-    presented: Presented
+    presented: ParsedToken
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class VerifiedToken:
     """A token that passed: who exchanges it, for whom, and which secret of a key was shown."""
 
     by: Principal
@@ -64,7 +70,7 @@ class Exchange:
 
 
 @dataclass(slots=True)
-class Exchanges:
+class TokenExchange:
     """One process's exchanges; `private_issuers` is the deployment's word on private addresses."""
 
     database: Database
@@ -73,11 +79,11 @@ class Exchanges:
     private_issuers: bool
     providers: TrustedProviders = field(default_factory=TrustedProviders)
     # For tests of providers, each of which waits for an issuer in a thread.
-    tests: Places = field(default_factory=lambda: Places(most=4, most_each=2))
-    _waiting: list[tuple[Exchange, asyncio.Future[MintedGrant]]] = field(default_factory=list)
+    tests: WorkSlots = field(default_factory=lambda: WorkSlots(most=4, most_each=2))
+    _waiting: list[tuple[VerifiedToken, asyncio.Future[MintedGrant]]] = field(default_factory=list)
     _minting: asyncio.Task[None] | None = None
 
-    def found(self, by: Principal, name: str, token: str) -> Shown:
+    def find_provider(self, by: Principal, name: str, token: str) -> UnverifiedToken:
         """Read a token that somebody of the organization shows, and find whose it is.
 
         `name` is a provider's, or its id; without one the token's issuer says whose it is. Raises
@@ -85,7 +91,7 @@ class Exchanges:
         `InvalidToken`.
         """
         by.require(Permission.TOKENS_EXCHANGE)
-        presented = None if name else read(token)
+        presented = None if name else parse_token(token)
         trusted = self._trusted(by.org_id, by.environment)
         provider = _named(trusted, name) if presented is None else _issuing(trusted, presented)
         if not provider.enabled:
@@ -98,18 +104,18 @@ class Exchanges:
                 f"Tokens of {provider.spec.name} are exchanged with a secret key, from a server; "
                 "an admin can let publishable keys exchange them (publishable_may_exchange)."
             )
-        return Shown(provider, presented or read(token))
+        return UnverifiedToken(provider, presented or parse_token(token))
 
-    def asks_nobody(self, shown: Shown) -> bool:
+    def has_cached_keys(self, shown: UnverifiedToken) -> bool:
         """Tell whether `checked` has all that it needs, so that no issuer has to be asked."""
         provider, presented = shown.provider, shown.presented
-        return presented.alg == SHARED_SECRET or self.keys.are_at_hand(
+        return presented.alg == SHARED_SECRET or self.keys.are_cached(
             provider.key_set, provider.rules.keys, presented.kid
         )
 
-    def without_key(
+    def verify_keyless(
         self, stranger: Principal, provider_name: str, token: str, ttl: int | None
-    ) -> Exchange:
+    ) -> VerifiedToken:
         """Check a token that a stranger shows for an organization, whose provider it names.
 
         `stranger` has the organization and environment that he named. Whatever is not found is
@@ -119,7 +125,7 @@ class Exchanges:
         choose_ttl(ttl, LONGEST_TTL_S)
         hidden = InvalidToken()
         try:
-            presented = read(token)
+            presented = parse_token(token)
             issuer = issuer_hint(presented)
             fitting = [
                 one
@@ -141,11 +147,11 @@ class Exchanges:
                 address=stranger.address,
                 user_agent=stranger.user_agent,
             )
-            return self.checked(by, "", Shown(fitting[0], presented), ttl)
+            return self.verify(by, "", UnverifiedToken(fitting[0], presented), ttl)
         except (InvalidToken, KeySetUnavailable):
             raise hidden from None
 
-    def tried(
+    def dry_run(
         self, by: Principal, spec: ProviderSpec, secret: bytes, token: str, provider_id: str
     ) -> tuple[list[Step], tuple[Identity, str] | None]:
         """Fetch a provider's keys and check a token step by step; with the identity if it passes.
@@ -153,7 +159,7 @@ class Exchanges:
         The keys are fetched anew, under a name of their own, whatever is remembered of them, which
         may take ten seconds. Raises `Overloaded` where too many tests run.
         """
-        with self.tests.taken(by.org_id):
+        with self.tests.reserve(by.org_id):
             return self._try(spec, secret, token, provider_id)
 
     def _try(
@@ -174,17 +180,17 @@ class Exchanges:
             return told, None
         keys_of = self.keys.keys_of(trial, rules.keys)
         now_s = self.database.clock() / 1000
-        told += steps(token, rules, keys_of, now_s, secret)
+        told += explain_token(token, rules, keys_of, now_s, secret)
         if any(step.fault for step in told):
             return told, None
-        claims = verified(read(token), rules, keys_of, now_s, secret)
+        claims = verify_token(parse_token(token), rules, keys_of, now_s, secret)
         try:
             who = identity_of(spec.mapping, claims)
-        except Failure as failure:
+        except WardkeyError as failure:
             return [*told, Step("claims", failure.detail)], None
         return [*told, Step("claims")], (who, _username(spec, who, provider_id)[0])
 
-    def tried_unsaved(
+    def dry_run_unsaved(
         self,
         by: Principal,
         spec: ProviderSpec,
@@ -202,14 +208,14 @@ class Exchanges:
         known = b"" if saved is None else saved.secret
         if spec.legacy_secret and (secret or not known):
             known = clean_shared_secret(secret)
-        return self.tried(by, spec, known, token, "prv_new" if saved is None else saved.id)
+        return self.dry_run(by, spec, known, token, "prv_new" if saved is None else saved.id)
 
     def name_of(self, grant: GrantRecord) -> str:
         """Return the name of a grant's provider, which may change after the grant was made."""
         trusted = self._trusted(grant.org_id, grant.environment)
         return next((one.spec.name for one in trusted if one.id == grant.provider_id), "")
 
-    async def mint(self, exchange: Exchange) -> MintedGrant:
+    async def mint(self, exchange: VerifiedToken) -> MintedGrant:
         """Make the grant of a token that passed; it is durable when this returns.
 
         Those that come while others are being written share the next commit. Raises
@@ -226,34 +232,34 @@ class Exchanges:
             taken, self._waiting = self._waiting, []
             try:
                 made = await run_in_threadpool(self._write, [exchange for exchange, _ in taken])
-            except Failure as failure:
+            except WardkeyError as failure:
                 made = [failure] * len(taken)
             for (_, future), one in zip(taken, made, strict=True):
                 # Whoever asked may have gone.
                 if future.done():
                     continue
-                if isinstance(one, Failure):
+                if isinstance(one, WardkeyError):
                     future.set_exception(one)
                 else:
                     future.set_result(one)
 
-    def _write(self, exchanges: Sequence[Exchange]) -> list[MintedGrant | Failure]:
+    def _write(self, exchanges: Sequence[VerifiedToken]) -> list[MintedGrant | WardkeyError]:
         groups: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         for place, one in enumerate(exchanges):
             by = one.by
-            name: tuple[str, ...] = (by.kind, by.id, *by.room, one.key_kid)
+            name: tuple[str, ...] = (by.kind, by.id, *by.scope, one.key_kid)
             # The event of a full group has begun; the next begins another.
             while len(groups[name]) >= _MOST_IN_ONE_EVENT:
                 name = (*name, "")
             groups[name].append(place)
-        made: dict[int, MintedGrant | Failure] = {}
+        made: dict[int, MintedGrant | WardkeyError] = {}
         with self.database.write() as tx:
             for places in groups.values():
                 first = exchanges[places[0]]
                 wanted = [(exchanges[at].wanted, exchanges[at].by.address) for at in places]
                 try:
                     minted = grants.mint(tx, first.by, wanted, first.key_kid)
-                except Failure as failure:
+                except WardkeyError as failure:
                     made |= dict.fromkeys(places, failure)
                 else:
                     made |= dict(zip(places, minted, strict=True))
@@ -264,12 +270,14 @@ class Exchanges:
         revision = self.verifier.directory.revision()
         return self.providers.of(self.database, (org_id, environment), revision)
 
-    def checked(self, by: Principal, key_kid: str, shown: Shown, ttl: int | None) -> Exchange:
+    def verify(
+        self, by: Principal, key_kid: str, shown: UnverifiedToken, ttl: int | None
+    ) -> VerifiedToken:
         """Return what is minted for a token; may wait for its issuer. Raises what is wrong."""
         provider, presented = shown.provider, shown.presented
         spec = provider.spec
         ttl_s = choose_ttl(ttl, spec.limits.max_ttl_s)
-        claims = verified(
+        claims = verify_token(
             presented,
             provider.rules,
             self.keys.keys_of(provider.key_set, provider.rules.keys),
@@ -289,7 +297,7 @@ class Exchanges:
             ttl_s,
             spec.limits.max_refresh_s,
         )
-        return Exchange(by, provider, wanted, key_kid)
+        return VerifiedToken(by, provider, wanted, key_kid)
 
     def _limit(self, provider: TrustedProvider) -> None:
         rate = provider.spec.limits.rate
@@ -352,7 +360,7 @@ def _named(trusted: Sequence[TrustedProvider], name: str) -> TrustedProvider:
     return of_kind[0]
 
 
-def _issuing(trusted: Sequence[TrustedProvider], presented: Presented) -> TrustedProvider:
+def _issuing(trusted: Sequence[TrustedProvider], presented: ParsedToken) -> TrustedProvider:
     issuer = issuer_hint(presented)
     fitting = [one for one in trusted if one.rules.issuer == issuer]
     # Whoever replaced a provider by another has disabled the first.

@@ -12,7 +12,7 @@ from wardkey.domain.errors import Overloaded
 _RETRY_S = 5.0
 
 
-class Places:
+class WorkSlots:
     """At most `most` places in this process, and `most_each` of them for one organization."""
 
     def __init__(self, most: int, most_each: int) -> None:
@@ -35,7 +35,7 @@ class Places:
                 del self._taken[org_id]
 
     @contextmanager
-    def taken(self, org_id: str) -> Iterator[None]:
+    def reserve(self, org_id: str) -> Iterator[None]:
         """Hold a place during the block; raises `Overloaded` where there is none."""
         self.take(org_id)
         try:

@@ -7,14 +7,14 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from wardkey.db.engine import Database
-from wardkey.db.leases import Me
+from wardkey.db.leases import VerifierIdentity
 from wardkey.domain.verdict import KnownSecret
 from wardkey.verify import queries
 from wardkey.verify.memory import KnownServiceKey, Memory, known_secret, known_service
-from wardkey.verify.sqlite_freshness import Embedded
+from wardkey.verify.sqlite_freshness import SqliteFreshness
 
 if TYPE_CHECKING:
-    from wardkey.verify.postgres_freshness import Leased
+    from wardkey.verify.postgres_freshness import PostgresFreshness
 
 MIB = 1_048_576
 
@@ -25,19 +25,19 @@ class Directory:
     `hits` and `misses` count look-ups that memory could answer, and those that it could not.
     """
 
-    def __init__(self, database: Database, me: Me, memory_mib: int = 256) -> None:
+    def __init__(self, database: Database, me: VerifierIdentity, memory_mib: int = 256) -> None:
         self.memory = Memory(memory_mib * MIB)
         self.hits = self.misses = 0
         self._lock = threading.Lock()
-        self.freshness: Embedded | Leased
+        self.freshness: SqliteFreshness | PostgresFreshness
         self._leased = database.kind != "sqlite"
         if self._leased:
             # Late, because on SQLite nothing needs psycopg, which takes a tenth of a second.
-            from wardkey.verify.postgres_freshness import Leased
+            from wardkey.verify.postgres_freshness import PostgresFreshness
 
-            self.freshness = Leased(database, self.memory, self._lock, me)
+            self.freshness = PostgresFreshness(database, self.memory, self._lock, me)
         else:
-            self.freshness = Embedded(database)
+            self.freshness = SqliteFreshness(database)
         self.stale_ms, self.close = self.freshness.stale_ms, self.freshness.close
 
     def remembered(self, kid: str, *, looked: bool = False) -> KnownSecret | None:

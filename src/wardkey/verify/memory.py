@@ -188,7 +188,7 @@ def known_secret(row: Mapping[str, Any]) -> KnownSecret:
         key_disabled_at=row["key_disabled_at"],
         key_revoked_at=row["key_revoked_at"],
         org_stopped=row["org_suspended_at"] is not None or row["org_deleted_at"] is not None,
-        told=_told(row),
+        rendered_fields=_told(row),
     )
 
 
@@ -222,7 +222,7 @@ def known_service(row: Mapping[str, Any]) -> KnownServiceKey:
 
 
 def _size(known: KnownSecret) -> int:
-    told = len(known.told) + len(known.name)
+    told = len(known.rendered_fields) + len(known.name)
     own = told + 80 * _values(known.metadata) + 60 * len(known.networks)
     return _BYTES_EACH + own
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import msgspec
 from sqlalchemy import Connection, TextClause, bindparam, select, text
 
-from wardkey.db.engine import Database, Kind, telling
+from wardkey.db.engine import Database, Kind, storage_errors
 from wardkey.db.schema import pending
 from wardkey.domain.callers import MOST_CALLERS
 from wardkey.domain.heavy_hitters import Sighting, merge
@@ -157,7 +157,7 @@ def merge_pending(database: Database, older_ms: int = 0) -> None:
     Raises the storage's failure; then all stays pending.
     """
     # Looked at by a reader, which waits for nobody, since mostly there is nothing to do.
-    with telling(), database.reader.connect() as reading:
+    with storage_errors(), database.reader.connect() as reading:
         oldest = reading.execute(_OLDEST).scalar_one_or_none()
     # A row from a clock that is ahead of this one must not wait until that time comes.
     if oldest is None or abs(database.clock() - oldest) < older_ms:

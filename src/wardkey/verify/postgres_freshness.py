@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 
 from wardkey.db.deadlines import BoundedConnection, connect_bounded
 from wardkey.db.engine import CHANNEL, Database
-from wardkey.db.leases import LEASE_NS, MARGIN_NS, Me, boottime
+from wardkey.db.leases import LEASE_NS, MARGIN_NS, VerifierIdentity, boottime
 from wardkey.domain.errors import StorageUnreachable
 from wardkey.verify import queries
 from wardkey.verify.memory import Change, Memory
@@ -56,7 +56,7 @@ _FEED = "SELECT epoch, revision, pg_is_in_recovery() AS standby FROM feed"
 _KIDS = "SELECT key_id, kid FROM secrets WHERE key_id = ANY(%(keys)s)"
 
 
-class Leased:
+class PostgresFreshness:
     """Memory may serve while this process holds a lease; a thread of its own renews it.
 
     The order of each renewal is the promise: note the time, commit `lease_seq`, and only then
@@ -64,7 +64,9 @@ class Leased:
     and waits; one that it saw is applied.
     """
 
-    def __init__(self, database: Database, memory: Memory, lock: threading.Lock, me: Me) -> None:
+    def __init__(
+        self, database: Database, memory: Memory, lock: threading.Lock, me: VerifierIdentity
+    ) -> None:
         self._database, self._memory, self._lock, self._me = database, memory, lock, me
         self._primary = Primary(database)
         self._until = self._synced = 0
@@ -121,8 +123,8 @@ class Leased:
                     self._listen(connection)
                 connection.within(_STEP_S)
                 connection.execute(_RELEASE, self._me.values)
-            except (psycopg.Error, OSError, StorageUnreachable) as fault:
-                log.warning("the lease cannot be renewed: %s", str(fault).partition("\n")[0])
+            except (psycopg.Error, OSError, StorageUnreachable) as error:
+                log.warning("the lease cannot be renewed: %s", str(error).partition("\n")[0])
                 self._stopped.wait(pause)
                 pause = min(2 * pause, RENEW_S)
             finally:

@@ -54,12 +54,12 @@ class Primary:
                 with connection.cursor(row_factory=dict_row) as cursor:
                     found = cursor.execute(statement.replace(":one", "%(one)s"), {"one": one})
                     rows: list[dict[str, Any]] = found.fetchall()
-            except (psycopg.Error, StorageUnreachable) as fault:
+            except (psycopg.Error, StorageUnreachable) as error:
                 connection.pgconn.finish()
                 self._missing.release()
-                if isinstance(fault, psycopg.errors.QueryCanceled) or time.monotonic() >= end:
-                    raise StorageUnreachable from fault
-                if not isinstance(fault, psycopg.OperationalError):
+                if isinstance(error, psycopg.errors.QueryCanceled) or time.monotonic() >= end:
+                    raise StorageUnreachable from error
+                if not isinstance(error, psycopg.OperationalError):
                     raise
             else:
                 self._free.put(connection)

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
 
-from wardkey.db.engine import telling
+from wardkey.db.engine import storage_errors
 from wardkey.domain.rate import Admission, RateLimit, admit
 
 # Each slot: a digest of the key's id, and its theoretical arrival time (see `domain.rate`).
@@ -42,7 +42,7 @@ class SharedRates:
             if os.fstat(self._file).st_size != _SIZE:
                 os.ftruncate(self._file, 0)
                 os.ftruncate(self._file, _SIZE)
-            with telling():
+            with storage_errors():
                 # A page without room on the disk would kill the process that writes to it.
                 os.posix_fallocate(self._file, 0, _SIZE)
             self._map = mmap.mmap(self._file, _SIZE)

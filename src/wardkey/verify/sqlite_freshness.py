@@ -12,7 +12,7 @@ from wardkey.verify.memory import Change, Memory
 from wardkey.verify.wal_index import WalIndex
 
 
-class Embedded:
+class SqliteFreshness:
     """Two raw connections to the database file that never write: one watches, one reads rows.
 
     An unchanged WAL-index says that nothing was committed. Where it changed, `PRAGMA data_version`

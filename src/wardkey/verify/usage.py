@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import msgspec
 from sqlalchemy import select, text
 
-from wardkey.db.engine import Database, storage_failure, telling
+from wardkey.db.engine import Database, storage_errors, storage_failure
 from wardkey.db.schema import import_prefixes
 from wardkey.domain.callers import (
     HOUR_MS,
@@ -21,7 +21,7 @@ from wardkey.domain.callers import (
     storable,
     storable_route,
 )
-from wardkey.domain.errors import Failure, StorageBusy
+from wardkey.domain.errors import StorageBusy, WardkeyError
 from wardkey.verify.pending import merge_pending
 
 log = logging.getLogger("wardkey")
@@ -77,8 +77,8 @@ class Usage:
         """Write what is pending; raises the storage's failure and keeps it all for later."""
         try:
             self._read_prefixes()
-        except Exception as fault:
-            raise storage_failure(fault) or fault from fault
+        except Exception as error:
+            raise storage_failure(error) or error from error
         self._fold()
         with self._lock:
             uses, self._uses = self._uses, {}
@@ -87,15 +87,15 @@ class Usage:
             return
         try:
             self._append(uses, strangers)
-        except Exception as fault:
+        except Exception as error:
             self._put_back(uses, strangers)
-            raise storage_failure(fault) or fault from fault
+            raise storage_failure(error) or error from error
 
     def catch_up(self) -> None:
         """Merge what is pending for who reads usage next; where that fails, reading goes on."""
         try:
             merge_pending(self._database)
-        except Failure as failure:
+        except WardkeyError as failure:
             log.warning("%s: %s", failure.code, failure.detail)
         except Exception:
             log.exception("pending usage cannot be merged")
@@ -191,7 +191,7 @@ class Usage:
             ),
             "refused": _text_of([(*of, count) for of, count in strangers.items()]),
         }
-        with telling(), self._database.usage.begin() as connection:
+        with storage_errors(), self._database.usage.begin() as connection:
             if not connection.execute(_APPEND, {**row, "most": _MOST_ROWS}).rowcount:
                 raise StorageBusy
 

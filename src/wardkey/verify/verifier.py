@@ -7,19 +7,19 @@ import threading
 from dataclasses import dataclass
 
 from wardkey.db.engine import Database, storage_failure
-from wardkey.db.leases import Me, boottime
+from wardkey.db.leases import VerifierIdentity, boottime
 from wardkey.domain.addresses import contains, network_of
 from wardkey.domain.errors import (
     AddressNotAllowed,
-    Failure,
     Revoked,
     Unavailable,
     Unknown,
     VerifierUnavailable,
+    WardkeyError,
 )
 from wardkey.domain.rate import Admission, RateLimit, admit, share
 from wardkey.domain.secret import Malformed, SecretKind, SecretText, kid_of, parse
-from wardkey.domain.verdict import KnownSecret, Question, Verdict, decide, failure_of
+from wardkey.domain.verdict import KnownSecret, Verdict, VerificationRequest, decide, failure_of
 from wardkey.verify.directory import Directory
 from wardkey.verify.memory import KnownServiceKey
 from wardkey.verify.metrics import Metrics
@@ -36,7 +36,7 @@ _KINDS = frozenset({SecretKind.SECRET, SecretKind.PUBLISHABLE})
 
 # Made for each verdict, and a frozen one takes four times as long to make.
 @dataclass(slots=True)
-class Answer:
+class VerificationResult:
     """A verdict with what the asking side may know; `known` is None unless the hash matched.
 
     `as_of` is when it was decided, epoch milliseconds; the commits before it are all in it. With
@@ -49,7 +49,7 @@ class Answer:
     admission: Admission | None = None
     stale_ms: int = 0
 
-    def failure(self, asked: Question) -> Failure:
+    def failure(self, asked: VerificationRequest) -> WardkeyError:
         """Return the failure that stands for a verdict other than `valid`."""
         wait = self.admission.retry_after_ms if self.admission else None
         seconds = None if wait is None else wait / 1000
@@ -66,12 +66,16 @@ class Verifier:
     """
 
     def __init__(
-        self, database: Database, usage: Usage, me: Me | None = None, memory_mib: int = 256
+        self,
+        database: Database,
+        usage: Usage,
+        me: VerifierIdentity | None = None,
+        memory_mib: int = 256,
     ) -> None:
         self._database = database
         self._vault = database.keys
         self._usage = usage
-        self.me = me or Me.here(database.clock())
+        self.me = me or VerifierIdentity.local_process(database.clock())
         self.directory = Directory(database, self.me, memory_mib)
         self.live = 1
         # Counts that this machine's verifiers share; without them each has its own part of a limit.
@@ -84,7 +88,7 @@ class Verifier:
         self._guesses: dict[str, float] = {}
         self._rehash: dict[str, tuple[bytes, int]] = {}
 
-    def again(self, known: KnownSecret, address: str, user_agent: str, route: str) -> bool:
+    def revalidate(self, known: KnownSecret, address: str, user_agent: str, route: str) -> bool:
         """Tell whether a caller's key is as valid as in its last verdict, and count its use.
 
         False where that takes a verdict of its own: something changed, or is to be counted down.
@@ -103,13 +107,13 @@ class Verifier:
 
     def verify(
         self,
-        asked: Question,
+        asked: VerificationRequest,
         user_agent: str = "",
         route: str = "",
         *,
         looked: bool = False,
         paid_by: str = "",
-    ) -> Answer:
+    ) -> VerificationResult:
         """Return the verdict on `asked.text`; raises `VerifierUnavailable` without storage.
 
         `user_agent` and `route` say, beside the address, who used the secret and for what;
@@ -118,11 +122,11 @@ class Verifier:
         """
         try:
             answer = self._verify(asked, user_agent, route, looked=looked, paid_by=paid_by)
-        except Exception as fault:
-            known = fault if isinstance(fault, Failure) else storage_failure(fault)
+        except Exception as error:
+            known = error if isinstance(error, WardkeyError) else storage_failure(error)
             if isinstance(known, Unavailable):
                 self.metrics.count("verifier_unavailable", stale=False)
-                raise VerifierUnavailable from fault
+                raise VerifierUnavailable from error
             raise
         self.metrics.count(answer.verdict, stale=answer.stale_ms > 0)
         return answer
@@ -187,14 +191,14 @@ class Verifier:
         return taken
 
     def _verify(
-        self, asked: Question, user_agent: str, route: str, *, looked: bool, paid_by: str
-    ) -> Answer:
+        self, asked: VerificationRequest, user_agent: str, route: str, *, looked: bool, paid_by: str
+    ) -> VerificationResult:
         text, stale_ms = asked.text, 0
         known = judged = self.directory.remembered(kid_of(text), looked=looked)
         # The digest covers the whole text, so what fits needs no look at its shape.
         if known is None or known.imported or not self._fits(text, known):
             found = self._find(text, asked.address, judged)
-            if isinstance(found, Answer):
+            if isinstance(found, VerificationResult):
                 return found
             known, stale_ms = found, self.directory.stale_ms()
         now = self._database.clock()
@@ -210,9 +214,11 @@ class Verifier:
         self._usage.note(known.kid, known.key_id, verdict, now, asked.address, user_agent, route)
         if verdict is _VALID and known.pepper_version != self._vault.version:
             self._note_rehash(known, text)
-        return Answer(verdict, known, now, admission, stale_ms)
+        return VerificationResult(verdict, known, now, admission, stale_ms)
 
-    def _find(self, text: str, address: str, judged: KnownSecret | None) -> KnownSecret | Answer:
+    def _find(
+        self, text: str, address: str, judged: KnownSecret | None
+    ) -> KnownSecret | VerificationResult:
         """Look a text up that memory alone could not judge; an answer says that it is nobody's.
 
         `judged` is the record that it does not fit.
@@ -244,7 +250,7 @@ class Verifier:
                 return known
         return None
 
-    def _guess(self, address: str, verdict: Verdict) -> Answer:
+    def _guess(self, address: str, verdict: Verdict) -> VerificationResult:
         """Return the answer to an unknown secret; an address that sends too many gets a wait.
 
         Its right secrets are still looked up and accepted: many clients may share an address.
@@ -256,16 +262,16 @@ class Verifier:
         admission = admit(_GUESSES, self._guesses.get(address, 0.0), steady)
         if not admission.admitted:
             self._usage.note_stranger(now, Verdict.RATE_LIMITED)
-            return Answer(Verdict.RATE_LIMITED, None, now, admission)
+            return VerificationResult(Verdict.RATE_LIMITED, None, now, admission)
         if len(self._guesses) >= _MOST_GUESSING:
             self._guesses = {k: tat for k, tat in self._guesses.items() if tat > steady}
         self._guesses[address] = admission.tat
         return self._stranger(verdict)
 
-    def _stranger(self, verdict: Verdict) -> Answer:
+    def _stranger(self, verdict: Verdict) -> VerificationResult:
         now = self._database.clock()
         self._usage.note_stranger(now, verdict)
-        return Answer(verdict, None, now)
+        return VerificationResult(verdict, None, now)
 
     def _note_rehash(self, known: KnownSecret, text: str) -> None:
         hashed = hashlib.sha256(text.encode()).hexdigest() if known.imported else text

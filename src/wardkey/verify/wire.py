@@ -12,9 +12,9 @@ from wardkey.domain.errors import InvalidCost, InvalidRequest, MalformedJson, To
 from wardkey.domain.permissions import KeyType, require_askable
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
-from wardkey.domain.verdict import KnownSecret, Question, Verdict
+from wardkey.domain.verdict import KnownSecret, Verdict, VerificationRequest
 from wardkey.verify.json_body import decode_body, or_null
-from wardkey.verify.verifier import Answer
+from wardkey.verify.verifier import VerificationResult
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def read_batch(body: bytes) -> list[VerifyRequest]:
     return batch.items
 
 
-def render(answer: Answer, asked: Question) -> bytes:
+def render(answer: VerificationResult, asked: VerificationRequest) -> bytes:
     """Return an answer as JSON.
 
     Only a secret whose hash matched is told of: its key, and why it was refused.
@@ -91,7 +91,13 @@ def render(answer: Answer, asked: Question) -> bytes:
     if known is None:
         return b'%b%b,"as_of":"%b"}' % (said, stale, as_of)
     limits = b"null" if answer.admission is None else _encoder.encode(_limits(answer))
-    return b'%b,%b,"limits":%b%b,"as_of":"%b"}' % (said, known.told, limits, stale, as_of)
+    return b'%b,%b,"limits":%b%b,"as_of":"%b"}' % (
+        said,
+        known.rendered_fields,
+        limits,
+        stale,
+        as_of,
+    )
 
 
 def render_batch(items: list[bytes]) -> bytes:
@@ -131,7 +137,7 @@ def schemas() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     return made[0], made[1], shared
 
 
-def _limits(answer: Answer) -> dict[str, Any] | None:
+def _limits(answer: VerificationResult) -> dict[str, Any] | None:
     if answer.admission is None or answer.known is None or answer.known.rate is None:
         return None
     rate, admission = answer.known.rate, answer.admission
@@ -149,8 +155,8 @@ def _limits(answer: Answer) -> dict[str, Any] | None:
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decode_body(decoder, body)
-    except msgspec.ValidationError as fault:
-        sentence, _, path = str(fault).partition(" - at ")
+    except msgspec.ValidationError as error:
+        sentence, _, path = str(error).partition(" - at ")
         name = path.strip("`").removeprefix("$").strip(".") or "body"
         detail = f"The request does not have the documented form: {name}: {sentence}."
         raise InvalidRequest(detail, errors=((name, sentence),)) from None

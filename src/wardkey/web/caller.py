@@ -23,16 +23,16 @@ from wardkey.domain.credentials import (
 )
 from wardkey.domain.errors import (
     CredentialInUrl,
-    Failure,
     InvalidRequest,
     MissingCredentials,
     SecretKeyInBrowser,
+    WardkeyError,
 )
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment, Malformed, SecretKind, kid_of, looks_like_ours, parse
-from wardkey.domain.verdict import KnownSecret, Question, Verdict
-from wardkey.web.context import Context, Here
-from wardkey.web.raw_http import Incoming
+from wardkey.domain.verdict import KnownSecret, Verdict, VerificationRequest
+from wardkey.web.context import AppContext, CurrentContext
+from wardkey.web.raw_http import RawRequest
 
 # An address with a zone, brackets and a port is shorter.
 _LONGEST_HOP = 128
@@ -63,7 +63,7 @@ class Caller:
         return replace(self.by, environment=environment)
 
 
-def client_address(incoming: Incoming, context: Context) -> str:
+def client_address(incoming: RawRequest, context: AppContext) -> str:
     """Return the address of the end client; forwarded ones count from trusted proxies only.
 
     X-Forwarded-For is read from its right end, past the trusted proxies.
@@ -71,7 +71,7 @@ def client_address(incoming: Incoming, context: Context) -> str:
     address = incoming.peer
     if not context.proxies:
         return address
-    chain = ",".join(incoming.texts(b"x-forwarded-for")).split(",")
+    chain = ",".join(incoming.headers_named(b"x-forwarded-for")).split(",")
     for hop in reversed([item.strip() for item in chain if item.strip()]):
         if not contains(context.proxies, address):
             break
@@ -79,7 +79,7 @@ def client_address(incoming: Incoming, context: Context) -> str:
     return address[:64]
 
 
-def shown_credential(incoming: Incoming, context: Context) -> str:
+def shown_credential(incoming: RawRequest, context: AppContext) -> str:
     """Return the one credential of the request's headers, or an empty text.
 
     Raises `AmbiguousCredentials`, `CredentialInUrl`.
@@ -92,7 +92,7 @@ def shown_credential(incoming: Incoming, context: Context) -> str:
         return looks_like_ours(text, brand=brand) or directory.has_import_prefix(text)
 
     texts: list[str] = []
-    for value in incoming.texts(b"authorization"):
+    for value in incoming.headers_named(b"authorization"):
         scheme, _, rest = value.partition(" ")
         if scheme in _BEARER:
             texts.append(trim_field(rest))
@@ -100,16 +100,16 @@ def shown_credential(incoming: Incoming, context: Context) -> str:
             texts += authorization_texts(value, is_ours)
     for name in context.key_names:
         if name in incoming.named:
-            texts += map(trim_field, incoming.texts(name))
+            texts += map(trim_field, incoming.headers_named(name))
     return texts[0] if len(texts) == 1 else choose_credential(texts, is_ours)
 
 
-def no_credential(incoming: Incoming) -> MissingCredentials:
+def no_credential(incoming: RawRequest) -> MissingCredentials:
     """Return the failure of a request without a credential, which names what came instead."""
-    return MissingCredentials(explain_missing(incoming.texts(b"authorization")))
+    return MissingCredentials(explain_missing(incoming.headers_named(b"authorization")))
 
 
-def is_ordinary(incoming: Incoming, context: Context) -> bool:
+def is_ordinary(incoming: RawRequest, context: AppContext) -> bool:
     """Return whether at most one header field presents a credential, as Bearer or as a key.
 
     Other forms may need a look at the import prefixes, or hide a person's token from the lane, so
@@ -123,19 +123,19 @@ def is_ordinary(incoming: Incoming, context: Context) -> bool:
     for name in context.key_names:
         if name in named:
             count += 1
-    if count <= 1 and len(named) != len(incoming.fields):
+    if count <= 1 and len(named) != len(incoming.headers):
         names = (b"authorization", *context.key_names)
-        count = sum(name in names for name, _ in incoming.fields)
+        count = sum(name in names for name, _ in incoming.headers)
     return count <= 1
 
 
-def at_hand(incoming: Incoming, context: Context, keys: Sequence[str] = ()) -> bool:
+def is_caller_cached(incoming: RawRequest, context: AppContext, keys: Sequence[str] = ()) -> bool:
     """Tell whether memory holds the caller's credential and `keys`: no network needed."""
     if not is_ordinary(incoming, context):
         return False
     try:
         asked = [shown_credential(incoming, context), *map(trim, keys)]
-    except Failure:
+    except WardkeyError:
         return True
     return all(context.verifier.directory.holds(kid_of(text)) for text in asked)
 
@@ -149,7 +149,7 @@ def _shows_credential(query: bytes, brand: str) -> bool:
     )
 
 
-def from_browser(incoming: Incoming) -> bool:
+def from_browser(incoming: RawRequest) -> bool:
     """Tell whether a browser sent this; Node's fetch sends Sec-Fetch-Mode, but not these."""
     return b"origin" in incoming.named or b"sec-fetch-site" in incoming.named
 
@@ -170,25 +170,25 @@ def key_principal(known: KnownSecret, address: str, user_agent: str) -> Principa
     )
 
 
-def note_exposure(context: Context, known: KnownSecret, address: str, agent: str) -> None:
+def note_exposure(context: AppContext, known: KnownSecret, address: str, agent: str) -> None:
     """Say in the audit that a browser sent a secret key, once a minute for each key."""
     by = key_principal(known, address, agent)
-    context.runner.notes.note(by, "key.exposed", f"{known.kid} was sent by a browser")
+    context.runner.notes.aggregate(by, "key.exposed", f"{known.kid} was sent by a browser")
 
 
-def identify_caller(incoming: Incoming, context: Context) -> Caller:
+def identify_caller(incoming: RawRequest, context: AppContext) -> Caller:
     """Return who shows a credential; raises what is wrong with it."""
     seen = incoming.seen
     if seen.known is not None and _tells_the_same(incoming, context):
         caller: Caller = seen.caller
         by = caller.by
-        if context.verifier.again(seen.known, by.address, by.user_agent, incoming.route):
+        if context.verifier.revalidate(seen.known, by.address, by.user_agent, incoming.route):
             return caller
     text = shown_credential(incoming, context)
     if not text:
         raise no_credential(incoming)
     address = client_address(incoming, context)
-    agent = incoming.text(b"user-agent")[:MOST_TAKEN]
+    agent = incoming.header(b"user-agent")[:MOST_TAKEN]
     secret = parse(text, brand=context.runner.database.brand)
     if not isinstance(secret, Malformed) and secret.kind is not SecretKind.SECRET:
         if secret.kind is SecretKind.USER:
@@ -206,10 +206,10 @@ def identify_caller(incoming: Incoming, context: Context) -> Caller:
                 user_agent=agent,
             )
             return Caller(by, text)
-    asked = Question(
+    asked = VerificationRequest(
         text,
         address=address,
-        origin=incoming.text(b"origin"),
+        origin=incoming.header(b"origin"),
         browser=from_browser(incoming),
     )
     answer = context.verifier.verify(asked, agent, incoming.route)
@@ -219,20 +219,20 @@ def identify_caller(incoming: Incoming, context: Context) -> Caller:
             note_exposure(context, answer.known, address, agent)
         raise failure
     caller = Caller(key_principal(answer.known, address, agent), text, answer.known.kid)
-    if len(incoming.named) == len(incoming.fields):
+    if len(incoming.named) == len(incoming.headers):
         seen.named, seen.query = incoming.named, incoming.query
         seen.known, seen.caller = answer.known, caller
     return caller
 
 
-def caller_in_organization(incoming: Incoming, context: Context) -> Caller:
+def caller_in_organization(incoming: RawRequest, context: AppContext) -> Caller:
     """Return the caller inside an organization: a key, or a person in the one that he names."""
     caller = identify_caller(incoming, context)
     if caller.by.kind is not PrincipalKind.USER:
         return caller
-    organization = incoming.text(b"wardkey-organization")
+    organization = incoming.header(b"wardkey-organization")
     try:
-        environment = Environment(incoming.text(b"wardkey-environment") or Environment.LIVE)
+        environment = Environment(incoming.header(b"wardkey-environment") or Environment.LIVE)
     except ValueError:
         environment = None
     if environment is None or len(organization) > _LONGEST_ORGANIZATION:
@@ -243,21 +243,21 @@ def caller_in_organization(incoming: Incoming, context: Context) -> Caller:
         return Caller(as_member(tx, caller.by, organization, environment), caller.text)
 
 
-def _tells_the_same(incoming: Incoming, context: Context) -> bool:
+def _tells_the_same(incoming: RawRequest, context: AppContext) -> bool:
     """Tell whether everything that a caller's identity hangs on is as in the request before."""
     named, before = incoming.named, incoming.seen.named
-    if incoming.query != incoming.seen.query or len(named) != len(incoming.fields):
+    if incoming.query != incoming.seen.query or len(named) != len(incoming.headers):
         return False
     if named is before:
         return True
-    if any(named.get(name) != before.get(name) for name in context.telling):
+    if any(named.get(name) != before.get(name) for name in context.identity_headers):
         return False
     incoming.seen.named = named
     return True
 
 
-def _caller(request: Request, context: Here) -> Caller:
-    incoming = Incoming.of(request)
+def _caller(request: Request, context: CurrentContext) -> Caller:
+    incoming = RawRequest.of(request)
     # A request without any credential is told so first.
     if shown_credential(incoming, context):
         _refuse_unknown_parameters(request)
@@ -282,7 +282,7 @@ AnyCaller = Annotated[Caller, Depends(_caller)]
 
 def _in_organization(
     caller: AnyCaller,
-    here: Here,
+    ctx: CurrentContext,
     wardkey_organization: Annotated[
         str,
         Header(
@@ -299,12 +299,12 @@ def _in_organization(
     """Return the caller inside an organization: a key, or a person in the one that he names."""
     if caller.by.kind is not PrincipalKind.USER:
         return caller
-    with here.runner.database.read() as tx:
+    with ctx.runner.database.read() as tx:
         by = as_member(tx, caller.by, wardkey_organization, wardkey_environment)
     return Caller(by, caller.text)
 
 
-Known = Annotated[Caller, Depends(_in_organization)]
+CurrentCaller = Annotated[Caller, Depends(_in_organization)]
 
 
 def asks_credential(route: object) -> bool:
@@ -320,12 +320,12 @@ def asks_credential(route: object) -> bool:
     return False
 
 
-def stranger(request: Request, context: Context) -> Principal:
+def anonymous_principal(request: Request, context: AppContext) -> Principal:
     """Return a Principal without any permission, for routes that identify by a link."""
     return Principal(
         PrincipalKind.USER,
         "",
         "",
-        address=client_address(Incoming.of(request), context),
+        address=client_address(RawRequest.of(request), context),
         user_agent=request.headers.get("user-agent", "")[:MOST_TAKEN],
     )

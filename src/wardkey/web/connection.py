@@ -15,11 +15,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from wardkey.domain.errors import (
-    Failure,
     HeadersTooLarge,
     InternalError,
     InvalidHttp,
     RequestTimeout,
+    WardkeyError,
 )
 from wardkey.web.request_head import MOST_HEAD, check_head, head_size, origin_form
 
@@ -51,7 +51,7 @@ class Connection(HttpToolsProtocol):
     _held_start = 0
     # Nothing more is parsed; a refusal waits for answers that are due before it.
     _ended = False
-    _refusal: Failure | None = None
+    _refusal: WardkeyError | None = None
     _in_head = False
     _drops_body = False
     _lingers = False
@@ -143,7 +143,7 @@ class Connection(HttpToolsProtocol):
             if not self.url.startswith(b"/"):
                 self.url = origin_form(self.url, self.headers)
             self.take_request()
-        except Failure as failure:
+        except WardkeyError as failure:
             self.refuse(failure)
         except httptools.HttpParserInvalidURLError:
             self.refuse(InvalidHttp())
@@ -200,7 +200,7 @@ class Connection(HttpToolsProtocol):
         """Handle the end of a request."""
         super().on_message_complete()
 
-    def write_refusal(self, failure: Failure) -> None:
+    def write_refusal(self, failure: WardkeyError) -> None:
         """Answer with `failure`."""
         raise NotImplementedError
 
@@ -264,7 +264,7 @@ class Connection(HttpToolsProtocol):
         if self._begun is None and not self.is_answering:
             self._idle_since = self.loop.time()
 
-    def refuse(self, failure: Failure) -> None:
+    def refuse(self, failure: WardkeyError) -> None:
         """Answer `failure` after the answers that are due before it, and close."""
         self.end_reading()
         if self.transport.is_closing() or self._lingers:

@@ -15,10 +15,10 @@ from wardkey.adapters.publishers import Publishers
 from wardkey.adapters.single_sign_on import SignInIssuer
 from wardkey.domain.addresses import Network
 from wardkey.domain.errors import BrokerUnreachable, MessagingOff
-from wardkey.domain.single_sign_on import Welcome
+from wardkey.domain.single_sign_on import SignInPolicy
 from wardkey.services.throttle import Throttle
-from wardkey.services.token_exchange import Exchanges
-from wardkey.services.work_slots import Places
+from wardkey.services.token_exchange import TokenExchange
+from wardkey.services.work_slots import WorkSlots
 from wardkey.verify.usage import Usage
 from wardkey.verify.verifier import Verifier
 from wardkey.web.exports import Exports
@@ -35,7 +35,7 @@ _TELLING = (
 
 
 @dataclass(slots=True)
-class Context:
+class AppContext:
     """One process's parts and the settings that doors look at."""
 
     runner: Runner
@@ -46,10 +46,10 @@ class Context:
     proxies: tuple[Network, ...]
     key_headers: tuple[bytes, ...]
     metrics_token: str = field(repr=False)
-    exchanges: Exchanges
+    exchanges: TokenExchange
     # By which people sign in to the dashboard beside their passwords, if there is one.
     sign_in_issuer: SignInIssuer | None = None
-    welcome: Welcome = field(default_factory=Welcome)
+    welcome: SignInPolicy = field(default_factory=SignInPolicy)
     # Whether one stolen folder would have the master key and what it opens.
     key_beside_data: bool = False
     # Where clients reach MQTT; empty where nothing tells.
@@ -64,18 +64,18 @@ class Context:
     proxy_mistakes: ProxyMistakes = field(default_factory=ProxyMistakes)
     exports: Exports = field(default_factory=Exports)
     # For checks of audit chains.
-    checks: Places = field(default_factory=lambda: Places(most=2, most_each=1))
+    checks: WorkSlots = field(default_factory=lambda: WorkSlots(most=2, most_each=1))
     # For reading and clearing retained messages, each over a connection to the broker of its own.
-    retained: Places = field(default_factory=lambda: Places(most=8, most_each=2))
+    retained: WorkSlots = field(default_factory=lambda: WorkSlots(most=8, most_each=2))
     # Made of `key_headers`: the fields that may hold a key, and those that a caller's identity
     # and verdict hang on.
     key_names: tuple[bytes, ...] = field(init=False)
-    telling: tuple[bytes, ...] = field(init=False)
+    identity_headers: tuple[bytes, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Put the names together."""
         self.key_names = (KEY_HEADER, *self.key_headers)
-        self.telling = (*_TELLING, *self.key_names)
+        self.identity_headers = (*_TELLING, *self.key_names)
 
     @property
     def waits_for_network(self) -> bool:
@@ -92,8 +92,8 @@ class Context:
         return self.link
 
 
-def _context(request: Request) -> Context:
-    return cast("Context", request.app.state.context)
+def _context(request: Request) -> AppContext:
+    return cast("AppContext", request.app.state.context)
 
 
-Here = Annotated[Context, Depends(_context)]
+CurrentContext = Annotated[AppContext, Depends(_context)]

@@ -14,8 +14,8 @@ from anyio.to_thread import run_sync
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from wardkey.domain.errors import Failure
-from wardkey.services.work_slots import Places
+from wardkey.domain.errors import WardkeyError
+from wardkey.services.work_slots import WorkSlots
 
 log = logging.getLogger("wardkey")
 
@@ -36,7 +36,7 @@ Chunks = Generator[str, None, None]
 class Exports:
     """The exports that run in this process."""
 
-    places: Places = field(default_factory=lambda: Places(_MOST, _MOST_EACH))
+    places: WorkSlots = field(default_factory=lambda: WorkSlots(_MOST, _MOST_EACH))
     reads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_MOST_READS))
 
     def begin(
@@ -98,7 +98,7 @@ class Export(Response):
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             try:
                 chunk = await self._following()
-            except Failure as failure:
+            except WardkeyError as failure:
                 log.warning("an export of %s was cut off: %s", self._org_id, failure.code)
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -18,12 +18,12 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from wardkey.domain.errors import Failure, InternalError
+from wardkey.domain.errors import InternalError, WardkeyError
 from wardkey.web.access_log import log_access
 from wardkey.web.connection import Connection
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 from wardkey.web.problems import problem_outgoing
-from wardkey.web.raw_http import Incoming, Outgoing, Seen, header_lines, next_request_id
+from wardkey.web.raw_http import CallerCache, RawRequest, RawResponse, header_lines, next_request_id
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _FORWARD_AUTH = b"/v2/auth"
 
 
 @dataclass(frozen=True, slots=True)
-class HotRoute:
+class FastRoute:
     """A route that the lane answers; `name` is its method and path.
 
     `at_hand` tells whether `answer` would need no network; otherwise the framework's way, which
@@ -49,11 +49,11 @@ class HotRoute:
 
     method: bytes
     name: str
-    answer: Callable[[Incoming, Context], Outgoing | asyncio.Future[Outgoing] | None]
-    at_hand: Callable[[Incoming, Context], bool]
+    answer: Callable[[RawRequest, AppContext], RawResponse | asyncio.Future[RawResponse] | None]
+    is_cached: Callable[[RawRequest, AppContext], bool]
 
 
-class Owed:
+class DeferredResponse:
     """An answer that comes later, in the place of uvicorn's cycle: what comes next waits for it.
 
     All but the request's id is what uvicorn looks at in a cycle; nobody waits for the event.
@@ -77,16 +77,16 @@ class KnownHead:
 
     head: bytes
     size: int
-    route: HotRoute
+    route: FastRoute
     query: bytes
     fields: list[tuple[bytes, bytes]]
     named: dict[bytes, bytes]
 
 
-class Lane(Connection):
+class FastPathProtocol(Connection):
     """A connection whose hot routes are answered at once."""
 
-    _judging: HotRoute | None = None
+    _judging: FastRoute | None = None
     _named: dict[bytes, bytes]
     _query = b""
     _body = b""
@@ -100,9 +100,9 @@ class Lane(Connection):
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - asyncio's transports
         """Take a new connection."""
         super().connection_made(transport)
-        self._seen = Seen()
-        self._here: Context = self.app.state.context
-        self._routes: Mapping[bytes, HotRoute] = self.app.state.hot_routes
+        self._seen = CallerCache()
+        self._here: AppContext = self.app.state.context
+        self._routes: Mapping[bytes, FastRoute] = self.app.state.hot_routes
         self._waits = self._here.waits_for_network
         self._peer = self.client[0] if self.client else ""
 
@@ -177,14 +177,14 @@ class Lane(Connection):
         else:
             self._shuts_down = True
 
-    def write_refusal(self, failure: Failure) -> None:
+    def write_refusal(self, failure: WardkeyError) -> None:
         """Answer `failure` as the last of this connection."""
         request_id = next_request_id()
         self._write(problem_outgoing(failure, request_id), request_id, stays=False)
 
     def _judge(
         self,
-        route: HotRoute,
+        route: FastRoute,
         query: bytes,
         fields: list[tuple[bytes, bytes]],
         named: dict[bytes, bytes],
@@ -192,16 +192,16 @@ class Lane(Connection):
     ) -> bool:
         """Answer a hot route; false where that would need the network."""
         request_id, began = next_request_id(), perf_counter()
-        incoming = Incoming(
+        incoming = RawRequest(
             query, fields, self._peer, body, request_id, self._seen, route.name, named
         )
-        if self._waits and not route.at_hand(incoming, self._here):
+        if self._waits and not route.is_cached(incoming, self._here):
             return False
         out = route.answer(incoming, self._here)
         if out is None:
             return False
         stays = self._stays = not self._shuts_down and not self._ended
-        if isinstance(out, Outgoing):
+        if isinstance(out, RawResponse):
             self._write(out, request_id, stays=stays)
             self._log(route, out, began, request_id)
             self.server_state.total_requests += 1
@@ -210,18 +210,22 @@ class Lane(Connection):
             else:
                 self.close_gently()
             return True
-        owed = Owed(request_id, stays=stays)
+        owed = DeferredResponse(request_id, stays=stays)
         self.cycle = cast("RequestResponseCycle", owed)
         out.add_done_callback(partial(self._pay, owed, route, began))
         return True
 
-    def _log(self, route: HotRoute, out: Outgoing, began: float, request_id: str) -> None:
+    def _log(self, route: FastRoute, out: RawResponse, began: float, request_id: str) -> None:
         if self._here.access_log:
             method, _, path = route.name.partition(" ")
             log_access(method, path, out.status, began, client=self._peer, request_id=request_id)
 
     def _pay(
-        self, owed: Owed, route: HotRoute, began: float, done: asyncio.Future[Outgoing]
+        self,
+        owed: DeferredResponse,
+        route: FastRoute,
+        began: float,
+        done: asyncio.Future[RawResponse],
     ) -> None:
         """Answer what was owed, and go on with what came in the meantime."""
         owed.response_complete = True
@@ -236,7 +240,7 @@ class Lane(Connection):
         else:
             self.close_gently()
 
-    def _keep_head(self, route: HotRoute) -> None:
+    def _keep_head(self, route: FastRoute) -> None:
         """Remember the head of a request that came alone and whole, and after which more may.
 
         Without a body the head holds the key that is asked about, which is seldom the same.
@@ -253,7 +257,7 @@ class Lane(Connection):
                 whole[:end], len(whole), route, self._query, self.headers, self._named
             )
 
-    def _write(self, out: Outgoing, request_id: str, *, stays: bool) -> None:
+    def _write(self, out: RawResponse, request_id: str, *, stays: bool) -> None:
         try:
             fields = header_lines(out.headers) if out.headers else ""
         except ValueError:

@@ -7,14 +7,14 @@ from wardkey.actions.core import hashing
 from wardkey.domain.errors import WrongPassword
 from wardkey.domain.principal import Principal
 from wardkey.services.throttle import Counter, by_account, by_address
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 from wardkey.web.devices import device_id_of
 
 _LONGEST = 1024
 
 
 def check_account_password(
-    here: Context, by: Principal, email: str, password: str, device: str = ""
+    ctx: AppContext, by: Principal, email: str, password: str, device: str = ""
 ) -> tuple[str, str]:
     """Return the user id and the password's hash of the account that `password` opens.
 
@@ -22,15 +22,15 @@ def check_account_password(
     cookie against that device alone, so that strangers never keep the account's owner out. Raises
     `WrongPassword`, `TooManyAttempts`, `Overloaded`.
     """
-    with here.runner.database.read() as tx:
+    with ctx.runner.database.read() as tx:
         user_id, known = people.password_hash_of(tx, email)
-    device_id = device_id_of(here.runner.database.keys, device, user_id, known) if known else ""
+    device_id = device_id_of(ctx.runner.database.keys, device, user_id, known) if known else ""
     counters = (
         (Counter("device", device_id),)
         if device_id
         else (*by_address("address", by.address), by_account(email))
     )
-    with here.throttle.attempt(*counters):
+    with ctx.throttle.attempt(*counters):
         fits = hashing.check_password(known, password[:_LONGEST], by.address)
         if not fits or known is None:
             raise WrongPassword

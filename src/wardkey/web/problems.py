@@ -17,14 +17,14 @@ from starlette.exceptions import HTTPException
 
 from wardkey.domain import errors
 from wardkey.domain.callers import CallerRecord
-from wardkey.domain.errors import Failure
+from wardkey.domain.errors import WardkeyError
 from wardkey.domain.rate import Admission, RateLimit
 from wardkey.domain.times import iso
-from wardkey.web.raw_http import Outgoing
+from wardkey.web.raw_http import RawResponse
 
 log = logging.getLogger("wardkey")
 
-_FAMILIES: tuple[tuple[type[Failure], int], ...] = (
+_FAMILIES: tuple[tuple[type[WardkeyError], int], ...] = (
     (errors.BodyTooLarge, 413),
     (errors.PayloadTooLarge, 413),
     (errors.PublishUnconfirmed, 504),
@@ -101,7 +101,7 @@ class Problem(BaseModel):
     )
 
 
-def status_of(failure: type[Failure]) -> int:
+def status_of(failure: type[WardkeyError]) -> int:
     """Return the HTTP status of a class of failures."""
     return next(status for family, status in _FAMILIES if issubclass(failure, family))
 
@@ -119,7 +119,7 @@ def caller_shape(caller: CallerRecord) -> CallerShape:
     )
 
 
-def problem_body(failure: Failure, request_id: str) -> dict[str, Any]:
+def problem_body(failure: WardkeyError, request_id: str) -> dict[str, Any]:
     """Return the problem document of `failure` as a JSON object."""
     faults = [{"field": failure.field, "message": failure.detail}] if failure.field else []
     if isinstance(failure, errors.InvalidRequest):
@@ -141,7 +141,7 @@ def problem_body(failure: Failure, request_id: str) -> dict[str, Any]:
     }
 
 
-def problem_headers(failure: Failure) -> dict[str, str]:
+def problem_headers(failure: WardkeyError) -> dict[str, str]:
     """Return the header fields that go with `failure`: challenge, scope, waiting time."""
     headers: dict[str, str] = {}
     detail = quote(failure.detail, safe=" ,;:.()/-_'")
@@ -171,7 +171,7 @@ def rate_headers(limit: RateLimit, admission: Admission) -> dict[str, str]:
     }
 
 
-def problem_response(failure: Failure, request: Request) -> JSONResponse:
+def problem_response(failure: WardkeyError, request: Request) -> JSONResponse:
     """Return the response that tells `failure`."""
     headers = problem_headers(failure)
     if request.scope["path"] in request.app.state.open_to_pages:
@@ -190,22 +190,22 @@ def request_id_of(request: Request) -> str:
     return name
 
 
-def unexpected(request: Request, fault: Exception) -> Failure:
+def unexpected(request: Request, fault: Exception) -> WardkeyError:
     """Write what broke to the log, under the request's id, and return what is told of it."""
     log.error("request %s failed", request_id_of(request), exc_info=fault)
     return errors.InternalError()
 
 
-def problem_outgoing(failure: Failure, request_id: str) -> Outgoing:
+def problem_outgoing(failure: WardkeyError, request_id: str) -> RawResponse:
     """Return the answer that tells `failure`, as bytes."""
     body = json.dumps(
         problem_body(failure, request_id), ensure_ascii=False, separators=(",", ":")
     ).encode()
-    return Outgoing(status_of(type(failure)), body, MEDIA_TYPE, problem_headers(failure))
+    return RawResponse(status_of(type(failure)), body, MEDIA_TYPE, problem_headers(failure))
 
 
-def told(
-    *failures: type[Failure], anonymous: bool = False, body: bool = False
+def problem_responses(
+    *failures: type[WardkeyError], anonymous: bool = False, body: bool = False
 ) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses of a route that can fail with `failures` and the usual ones.
 
@@ -216,7 +216,7 @@ def told(
     if any(issubclass(failure, errors.NotFound) for failure in failures):
         # A path in which an id has another form than ids have is no route at all.
         usual = (*usual, errors.RouteNotFound)
-    by_status: dict[int, list[type[Failure]]] = {}
+    by_status: dict[int, list[type[WardkeyError]]] = {}
     for failure in dict.fromkeys((*usual, *(_BODY if body else ()), *failures)):
         by_status.setdefault(status_of(failure), []).append(failure)
     return {
@@ -225,7 +225,7 @@ def told(
     }
 
 
-def _told_together(leaves: list[type[Failure]]) -> dict[str, Any]:
+def _told_together(leaves: list[type[WardkeyError]]) -> dict[str, Any]:
     codes = [leaf.code for leaf in leaves]
     schema = {
         "allOf": [
@@ -244,7 +244,7 @@ def _told_together(leaves: list[type[Failure]]) -> dict[str, Any]:
     }
 
 
-def problem_example(failure: type[Failure]) -> dict[str, Any]:
+def problem_example(failure: type[WardkeyError]) -> dict[str, Any]:
     """Return an OpenAPI example of what is told of a class of failures."""
     return {"summary": failure.title, "value": problem_body(failure(), "req_1d0f3c9a7e5b2486")}
 
@@ -272,7 +272,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "example": '"key";r=42;t=31',
     },
 }
-_ANYWHERE: tuple[type[Failure], ...] = (
+_ANYWHERE: tuple[type[WardkeyError], ...] = (
     errors.InvalidRequest,
     errors.BodyTooLarge,
     errors.InternalError,
@@ -281,8 +281,8 @@ _ANYWHERE: tuple[type[Failure], ...] = (
     errors.StorageReadOnly,
     errors.StorageUnreachable,
 )
-_BODY: tuple[type[Failure], ...] = (errors.MalformedJson, errors.UnsupportedMediaType)
-_CREDENTIALS: tuple[type[Failure], ...] = (
+_BODY: tuple[type[WardkeyError], ...] = (errors.MalformedJson, errors.UnsupportedMediaType)
+_CREDENTIALS: tuple[type[WardkeyError], ...] = (
     errors.AmbiguousCredentials,
     errors.CredentialInUrl,
     errors.OrganizationRequired,
@@ -306,16 +306,16 @@ _CREDENTIALS: tuple[type[Failure], ...] = (
 )
 
 
-def takes_json(request: Request) -> None:
+def require_json(request: Request) -> None:
     """Refuse a body that says to be anything but JSON; raises `UnsupportedMediaType`."""
     has_body = request.headers.get("content-length", "0") != "0" or (
         "transfer-encoding" in request.headers
     )
     if has_body:
-        check_json(request.headers.get("content-type", ""))
+        check_content_type(request.headers.get("content-type", ""))
 
 
-def check_json(content_type: str) -> None:
+def check_content_type(content_type: str) -> None:
     """Refuse what is not JSON: a form posted by another site would need no preflight.
 
     Raises `UnsupportedMediaType`.
@@ -337,8 +337,8 @@ def install(app: FastAPI) -> None:
         if "OPTIONS" in (getattr(route, "methods", None) or ())
     )
 
-    @app.exception_handler(Failure)
-    def _failure(request: Request, failure: Failure) -> JSONResponse:
+    @app.exception_handler(WardkeyError)
+    def _failure(request: Request, failure: WardkeyError) -> JSONResponse:
         return problem_response(failure, request)
 
     @app.exception_handler(RequestValidationError)
@@ -374,7 +374,7 @@ def _methods(request: Request) -> list[str]:
     return sorted(found)
 
 
-def _from_validation(fault: RequestValidationError) -> Failure:
+def _from_validation(fault: RequestValidationError) -> WardkeyError:
     faults = fault.errors()
     if any(item["type"] == "json_invalid" for item in faults):
         return errors.MalformedJson()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from wardkey.actions.core.runner import MINUTE_MS, Runner
 from wardkey.actions.operations.proxy_mistakes import MISTAKE
-from wardkey.domain.errors import Failure
+from wardkey.domain.errors import WardkeyError
 from wardkey.domain.principal import Principal, PrincipalKind
 
 log = logging.getLogger("wardkey")
@@ -24,7 +24,7 @@ class ProxyMistakes:
     said: dict[tuple[str, str], int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, runner: Runner, failure: Failure, peer: str) -> None:
+    def note(self, runner: Runner, failure: WardkeyError, peer: str) -> None:
         """Log a mistake and note it for the audit, unless that was done in the last minute."""
         now, name = runner.database.clock(), (failure.detail, peer)
         with self.lock:
@@ -34,4 +34,4 @@ class ProxyMistakes:
             self.said[name] = now
         log.error("forward-auth refuses every request of %s: %s", peer, failure.detail)
         by = Principal(PrincipalKind.USER, "", "", address=peer)
-        runner.notes.note(by, MISTAKE, failure.detail)
+        runner.notes.aggregate(by, MISTAKE, failure.detail)

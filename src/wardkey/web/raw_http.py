@@ -28,7 +28,7 @@ def next_request_id() -> str:
 
 
 @dataclass(slots=True)
-class Seen:
+class CallerCache:
     """The caller that a connection showed last, with the header fields that told of him.
 
     `known` is the record of the key that his verdict was on.
@@ -40,14 +40,14 @@ class Seen:
     caller: Any = None
 
 
-class Incoming:
+class RawRequest:
     """What came: names of `fields` in lower case, `peer` the address of the other end.
 
     `route` is the method and the route's path, as usage tells it; `seen` remembers the caller
     that the same connection showed before.
     """
 
-    __slots__ = ("body", "fields", "named", "peer", "query", "request_id", "route", "seen")
+    __slots__ = ("body", "headers", "named", "peer", "query", "request_id", "route", "seen")
 
     def __init__(  # noqa: PLR0917 - the parts of a request
         self,
@@ -56,13 +56,13 @@ class Incoming:
         peer: str,
         body: bytes,
         request_id: str,
-        seen: Seen,
+        seen: CallerCache,
         route: str = "",
         named: dict[bytes, bytes] | None = None,
     ) -> None:
         self.route = route
         self.query = query
-        self.fields = fields
+        self.headers = fields
         self.named = dict(fields) if named is None else named
         if len(self.named) != len(fields):
             self.named = dict(reversed(fields))
@@ -72,25 +72,27 @@ class Incoming:
         self.seen = seen
 
     @classmethod
-    def of(cls, request: Request, body: bytes = b"") -> Incoming:
+    def of(cls, request: Request, body: bytes = b"") -> RawRequest:
         """Return what an ASGI server received."""
         scope = request.scope
         peer = scope["client"][0] if scope.get("client") else ""
         request_id = scope.get("state", {}).get("request_id", "")
         route = f"{request.method} {scope['route'].path_format}"
-        return cls(scope["query_string"], scope["headers"], peer, body, request_id, Seen(), route)
+        return cls(
+            scope["query_string"], scope["headers"], peer, body, request_id, CallerCache(), route
+        )
 
-    def text(self, name: bytes) -> str:
+    def header(self, name: bytes) -> str:
         """Return the first field of that name, or an empty text."""
         value = self.named.get(name)
         return "" if value is None else value.decode("latin-1")
 
-    def texts(self, name: bytes) -> list[str]:
+    def headers_named(self, name: bytes) -> list[str]:
         """Return every field of that name."""
-        if len(self.named) == len(self.fields):
+        if len(self.named) == len(self.headers):
             value = self.named.get(name)
             return [] if value is None else [value.decode("latin-1")]
-        return [value.decode("latin-1") for known, value in self.fields if known == name]
+        return [value.decode("latin-1") for known, value in self.headers if known == name]
 
 
 def header_lines(fields: Mapping[str, str]) -> str:
@@ -106,7 +108,7 @@ def header_lines(fields: Mapping[str, str]) -> str:
 
 
 @dataclass(slots=True)
-class Outgoing:
+class RawResponse:
     """An answer; `content_type` is empty where there is no body.
 
     `lines` are further header fields, made by `header_lines`.

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wardkey.domain.callers import storable_route
-from wardkey.domain.errors import BodyTooLarge, Failure, InvalidRequest, RouteNotFound
+from wardkey.domain.errors import BodyTooLarge, InvalidRequest, RouteNotFound, WardkeyError
 from wardkey.web.access_log import log_access
 from wardkey.web.problems import problem_response
 from wardkey.web.raw_http import current_request_id, next_request_id
@@ -83,7 +83,7 @@ def _name_answer(message: Message, request_id: str) -> None:
     headers.setdefault("Cache-Control", "no-store")
 
 
-def _refusal(scope: Scope) -> Failure | None:
+def _refusal(scope: Scope) -> WardkeyError | None:
     """Return why a URL is refused; no database takes a NUL character in a text."""
     if "\0" in scope["path"]:
         return RouteNotFound()

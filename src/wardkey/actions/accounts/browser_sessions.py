@@ -53,7 +53,7 @@ class BrowserSession:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class NewSession:
     """A new session with the text of its cookie, which exists here alone."""
 
     id: str
@@ -63,39 +63,39 @@ class Begun:
 
 def begin_with_password(
     tx: Transaction, by: Principal, user_id: str, checked_hash: str, replaced: str
-) -> Begun:
+) -> NewSession:
     """Sign in somebody whose password fitted `checked_hash`; raises `WrongPassword` if it changed.
 
     `replaced` is the text of the browser's cookie before, whose session ends.
     """
     _check_unchanged(tx, user_id, checked_hash)
-    return begin(tx, by, user_id, "password", replaced)
+    return create_session(tx, by, user_id, "password", replaced)
 
 
 def begin_with_setup_link(
     tx: Transaction, by: Principal, text: str, password_hash: str, replaced: str
-) -> Begun:
+) -> NewSession:
     """Set the password of a set-up link's owner and sign him in; raises `InvalidLink`."""
     user_id = people.spend_setup_link(tx, by, text, password_hash)
-    return begin(tx, by, user_id, "set-up link", replaced, "user.set_up")
+    return create_session(tx, by, user_id, "set-up link", replaced, "user.set_up")
 
 
 def begin_with_invitation(
     tx: Transaction, by: Principal, text: str, password_hash: str, replaced: str
-) -> Begun:
+) -> NewSession:
     """Take the place that an invitation offers and sign in; raises what `members.join` raises."""
     user_id = members.join(tx, by, text, password_hash)
-    return begin(tx, by, user_id, "invitation", replaced)
+    return create_session(tx, by, user_id, "invitation", replaced)
 
 
-def begin(  # noqa: PLR0917 - who, how, and the cookie before
+def create_session(  # noqa: PLR0917 - who, how, and the cookie before
     tx: Transaction,
     by: Principal,
     user_id: str,
     way: str,
     replaced: str,
     action: str = "user.signed_in",
-) -> Begun:
+) -> NewSession:
     """Write and record a new session of a person whom the caller has identified in some way."""
     if replaced:
         tx.connection.execute(
@@ -127,7 +127,7 @@ def begin(  # noqa: PLR0917 - who, how, and the cookie before
         PrincipalKind.USER, user_id, email, address=by.address, user_agent=by.user_agent
     )
     record(tx, actor, action, Target("browser_session", session_id), {"way": way})
-    return Begun(session_id, user_id, text)
+    return NewSession(session_id, user_id, text)
 
 
 def find(tx: Transaction, text: str) -> BrowserSession:
@@ -208,7 +208,9 @@ def end_all(tx: Transaction, by: Principal) -> int:
     return ended
 
 
-def once(tx: Transaction, session_id: str, nonce: str, act: Callable[[], tuple[str, Any]]) -> Any:  # noqa: ANN401 - what `act` returns
+def consume_form_nonce(
+    tx: Transaction, session_id: str, nonce: str, act: Callable[[], tuple[str, Any]]
+) -> Any:  # noqa: ANN401 - what `act` returns
     """Run `act` for a form that is sent for the first time; it names what it made, and returns it.
 
     Nothing secret is kept. Raises `FormSentBefore`, with the name of what was made then.

@@ -8,14 +8,14 @@ from sqlalchemy import delete, insert, select, update
 
 from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.accounts import members as places
-from wardkey.actions.accounts.browser_sessions import Begun
+from wardkey.actions.accounts.browser_sessions import NewSession
 from wardkey.actions.accounts.organizations import ensure_user, named
 from wardkey.actions.core.audit import Target, record
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import identities, members, organizations, users
 from wardkey.domain.errors import IdentityNotFound, SignInNotAllowed
 from wardkey.domain.principal import Principal
-from wardkey.domain.single_sign_on import Identity, Welcome
+from wardkey.domain.single_sign_on import Identity, SignInPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ def list_identities(tx: Transaction, by: Principal) -> list[LinkedIdentity]:
 
 
 def sign_in(
-    tx: Transaction, by: Principal, identity: Identity, welcome: Welcome, replaced: str
-) -> Begun:
+    tx: Transaction, by: Principal, identity: Identity, welcome: SignInPolicy, replaced: str
+) -> NewSession:
     """Sign in whoever proved an identity; at the first time he is linked, and joins if he may.
 
     `replaced` is the text of the browser's cookie before, whose session ends. Raises
@@ -54,8 +54,13 @@ def sign_in(
 
 
 def join(  # noqa: PLR0917 - as `sign_in`, and the link
-    tx: Transaction, by: Principal, text: str, identity: Identity, welcome: Welcome, replaced: str
-) -> Begun:
+    tx: Transaction,
+    by: Principal,
+    text: str,
+    identity: Identity,
+    welcome: SignInPolicy,
+    replaced: str,
+) -> NewSession:
     """Take the place that an invitation offers to an identity's address, and sign in.
 
     Raises `InvalidLink`, `AlreadyMember`, `SignInNotAllowed`.
@@ -108,7 +113,7 @@ def _known(tx: Transaction, identity: Identity) -> str | None:
     ).scalar_one_or_none()
 
 
-def _fitting(tx: Transaction, by: Principal, identity: Identity, welcome: Welcome) -> str:
+def _fitting(tx: Transaction, by: Principal, identity: Identity, welcome: SignInPolicy) -> str:
     """Return whose account an identity's verified address is, made if it is welcome."""
     known = tx.connection.execute(
         select(users.c.id).where(users.c.email_folded == identity.email.lower())
@@ -161,10 +166,10 @@ def _link(tx: Transaction, by: Principal, identity: Identity, user_id: str) -> s
 
 def _begin(
     tx: Transaction, by: Principal, identity: Identity, user_id: str, replaced: str
-) -> Begun:
+) -> NewSession:
     tx.connection.execute(
         update(identities)
         .where(identities.c.issuer == identity.issuer, identities.c.subject == identity.subject)
         .values(last_used_at=tx.now, email=identity.email)
     )
-    return browser_sessions.begin(tx, by, user_id, identity.issuer, replaced)
+    return browser_sessions.create_session(tx, by, user_id, identity.issuer, replaced)

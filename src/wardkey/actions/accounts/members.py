@@ -168,8 +168,8 @@ def invite(tx: Transaction, by: Principal, email: str, role: Role) -> tuple[Invi
     _may_grant(by, role)
     try:
         email = clean_email(email)
-    except ValueError as fault:
-        raise InvalidEmail(str(fault), field="email") from None
+    except ValueError as error:
+        raise InvalidEmail(str(error), field="email") from None
     known = tx.connection.execute(
         _members(by.org_id).where(users.c.email_folded == email.lower())
     ).one_or_none()

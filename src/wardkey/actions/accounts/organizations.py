@@ -78,8 +78,8 @@ def ensure_user(tx: Transaction, email: str) -> str:
     """Return the id of the person with that address, made if new; raises `InvalidEmail`."""
     try:
         email = clean_email(email)
-    except ValueError as fault:
-        raise InvalidEmail(str(fault), field="email") from None
+    except ValueError as error:
+        raise InvalidEmail(str(error), field="email") from None
     known = tx.connection.execute(
         select(users.c.id).where(users.c.email_folded == email.lower())
     ).scalar_one_or_none()
@@ -207,16 +207,16 @@ def checked_name(name: str) -> str:
     """Return a clean name; raises `InvalidName`."""
     try:
         return clean_name(name)
-    except ValueError as fault:
-        raise InvalidName(str(fault), field="name") from None
+    except ValueError as error:
+        raise InvalidName(str(error), field="name") from None
 
 
 def checked_slug(slug: str) -> str:
     """Return a clean slug; raises `InvalidSlug`."""
     try:
         clean_slug(slug)
-    except ValueError as fault:
-        raise InvalidSlug(str(fault), field="slug") from None
+    except ValueError as error:
+        raise InvalidSlug(str(error), field="slug") from None
     if slug == ANY_ORGANIZATION:
         raise InvalidSlug(
             "“any” stands for all organizations in the URLs of proxies; choose another slug.",

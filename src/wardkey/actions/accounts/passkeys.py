@@ -10,7 +10,7 @@ from secrets import token_bytes
 from sqlalchemy import func, insert, select, update
 
 from wardkey.actions.accounts import browser_sessions
-from wardkey.actions.accounts.browser_sessions import Begun
+from wardkey.actions.accounts.browser_sessions import NewSession
 from wardkey.actions.core.audit import Target, record
 from wardkey.adapters.passkeys import Answer
 from wardkey.db.engine import Transaction
@@ -161,13 +161,13 @@ def find(tx: Transaction, credential_id: bytes, user_id: str) -> KnownPasskey:
 
 def sign_in(
     tx: Transaction, by: Principal, known: KnownPasskey, answer: Answer, replaced: str
-) -> Begun:
+) -> NewSession:
     """Sign in whoever's passkey gave `answer`, once; raises `InvalidPasskey`.
 
     `replaced` is the text of the browser's cookie before, whose session ends.
     """
     _use(tx, known, answer, "")
-    return browser_sessions.begin(tx, by, known.user_id, "passkey", replaced)
+    return browser_sessions.create_session(tx, by, known.user_id, "passkey", replaced)
 
 
 def confirm(
@@ -197,8 +197,8 @@ def _use(tx: Transaction, known: KnownPasskey, answer: Answer, subject: str) -> 
 def _clean(name: str) -> str:
     try:
         return clean_name(name)
-    except ValueError as fault:
-        raise InvalidName(str(fault), field="name") from None
+    except ValueError as error:
+        raise InvalidName(str(error), field="name") from None
 
 
 def _spend(tx: Transaction, challenge: bytes, subject: str) -> None:

@@ -72,8 +72,8 @@ class HashingGate:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())
-                except BaseException as fault:  # noqa: BLE001 - belongs to the caller
-                    future.set_exception(fault)
+                except BaseException as error:  # noqa: BLE001 - belongs to the caller
+                    future.set_exception(error)
             with self._lock:
                 following = self._next()
                 if following is None:

@@ -45,7 +45,7 @@ def check_idempotency_key(text: str) -> str:
     return text
 
 
-def once(
+def run_idempotently(
     tx: Transaction,
     by: Principal,
     retry: Retry,

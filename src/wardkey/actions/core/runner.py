@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from wardkey.actions.core.audit import Target, record
-from wardkey.actions.messaging.session_receipts import Concern
+from wardkey.actions.messaging.session_receipts import SessionImpact
 from wardkey.db.engine import Database, Transaction
 from wardkey.domain.errors import Forbidden
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.receipts import EVERYBODY, Confirmation, EndedSessions
+from wardkey.domain.receipts import ALL_SUBJECTS, Confirmation, EndedSessions
 
 MINUTE_MS = 60_000
 
@@ -22,17 +22,17 @@ R = TypeVar("R")
 
 
 @dataclass(slots=True)
-class MinuteNotes:
+class AuditAggregator:
     """What known callers do too often for an audit event each: refusals, uses of service keys.
 
     One event a minute stands for all that are alike, so that the audit cannot flood the disk.
     """
 
     pending: dict[tuple[str, str, str, str], tuple[Principal, int]] = field(default_factory=dict)
-    told: dict[tuple[str, str, str, str], int] = field(default_factory=dict)
+    written_at: dict[tuple[str, str, str, str], int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, by: Principal, action: str, what: str) -> None:
+    def aggregate(self, by: Principal, action: str, what: str) -> None:
         """Count one; where the first came from stands for the others of its minute."""
         name = (by.id, by.org_id, action, what)
         with self.lock:
@@ -42,12 +42,12 @@ class MinuteNotes:
     def take(self, now: int, *, everything: bool = False) -> list[tuple[Principal, str, str, int]]:
         """Return what is due: the first of its kind at once, the rest when its minute is over."""
         with self.lock:
-            self.told = {k: at for k, at in self.told.items() if now - at < MINUTE_MS}
-            due = [name for name in self.pending if everything or name not in self.told]
+            self.written_at = {k: at for k, at in self.written_at.items() if now - at < MINUTE_MS}
+            due = [name for name in self.pending if everything or name not in self.written_at]
             taken = []
             for name in due:
                 by, count = self.pending.pop(name)
-                self.told[name] = now
+                self.written_at[name] = now
                 taken.append((by, name[2], name[3], count))
             return taken
 
@@ -56,7 +56,7 @@ class MinuteNotes:
         with self.lock:
             for by, action, what, count in taken:
                 name = (by.id, by.org_id, action, what)
-                self.told.pop(name, None)
+                self.written_at.pop(name, None)
                 newer = self.pending[name][1] if name in self.pending else 0
                 self.pending[name] = (by, count + newer)
 
@@ -71,10 +71,10 @@ class Runner:
 
     database: Database
     confirm: Callable[[str, int], Confirmation]
-    end_sessions: Callable[[Concern], EndedSessions] | None = None
-    notes: MinuteNotes = field(default_factory=MinuteNotes)
+    end_sessions: Callable[[SessionImpact], EndedSessions] | None = None
+    notes: AuditAggregator = field(default_factory=AuditAggregator)
 
-    def change(
+    def write(
         self,
         action: Callable[Concatenate[Transaction, Principal, P], R],
         by: Principal,
@@ -82,9 +82,9 @@ class Runner:
         **kwargs: P.kwargs,
     ) -> R:
         """Run an action that writes; when this returns, what it did binds every verifier."""
-        return self.change_confirmed(action, by, *args, **kwargs)[0]
+        return self.write_confirmed(action, by, *args, **kwargs)[0]
 
-    def change_confirmed(
+    def write_confirmed(
         self,
         action: Callable[Concatenate[Transaction, Principal, P], R],
         by: Principal,
@@ -92,21 +92,23 @@ class Runner:
         **kwargs: P.kwargs,
     ) -> tuple[R, Confirmation]:
         """Run an action as `change` does, and tell how far it has reached."""
-        with self.noting(action.__name__, by), self.database.write() as tx:
+        with self.audit_refusals(action.__name__, by), self.database.write() as tx:
             done = action(tx, by, *args, **kwargs)
         # What changed nothing is confirmed too: an earlier caller may still be waiting for it.
         revision = tx.revision - (not tx.position)
         sessions = None if self.end_sessions is None else EndedSessions()
         if self.end_sessions is not None:
             for other in sorted(tx.concerned_rooms):
-                everyone = frozenset({EVERYBODY})
-                self.end_sessions(Concern(other, tx.epoch, revision, everyone))
-        if self.end_sessions is not None and tx.concerned:
-            room = (by.org_id, by.environment)
-            sessions = self.end_sessions(Concern(room, tx.epoch, revision, frozenset(tx.concerned)))
+                everyone = frozenset({ALL_SUBJECTS})
+                self.end_sessions(SessionImpact(other, tx.epoch, revision, everyone))
+        if self.end_sessions is not None and tx.affected_subjects:
+            scope = (by.org_id, by.environment)
+            sessions = self.end_sessions(
+                SessionImpact(scope, tx.epoch, revision, frozenset(tx.affected_subjects))
+            )
         return done, replace(self.confirm(tx.epoch, revision), sessions=sessions)
 
-    def look(
+    def read(
         self,
         action: Callable[Concatenate[Transaction, Principal, P], R],
         by: Principal,
@@ -114,7 +116,7 @@ class Runner:
         **kwargs: P.kwargs,
     ) -> R:
         """Run an action that only reads, on one snapshot."""
-        with self.noting(action.__name__, by), self.database.read() as tx:
+        with self.audit_refusals(action.__name__, by), self.database.read() as tx:
             return action(tx, by, *args, **kwargs)
 
     def write_notes(self, *, everything: bool = False) -> None:
@@ -132,7 +134,7 @@ class Runner:
             raise
 
     @contextmanager
-    def noting(self, attempt: str, by: Principal) -> Iterator[None]:
+    def audit_refusals(self, attempt: str, by: Principal) -> Iterator[None]:
         """Note a refusal of `by` in the block for the audit, and let it go on."""
         try:
             yield
@@ -143,4 +145,4 @@ class Runner:
     def note_refusal(self, attempt: str, by: Principal, failure: Forbidden) -> None:
         """Note a refusal of `by` for the audit."""
         if by.kind is not PrincipalKind.OPERATOR:
-            self.notes.note(by, "attempt.refused", f"{attempt}: {failure.code}")
+            self.notes.aggregate(by, "attempt.refused", f"{attempt}: {failure.code}")

@@ -11,7 +11,7 @@ from wardkey.db.engine import Transaction
 from wardkey.db.schema import grant_cutoffs, grants, invitations, members
 from wardkey.domain.grants import CutoffKind
 from wardkey.domain.principal import Principal
-from wardkey.domain.receipts import EVERYBODY
+from wardkey.domain.receipts import ALL_SUBJECTS
 from wardkey.domain.secret import Environment
 
 # Built once: constructing a statement costs more than running it.
@@ -32,10 +32,10 @@ def has_live_grants(tx: Transaction, org_id: str, key_id: str) -> bool:
     return tx.connection.execute(_OF_KEY, asked).first() is not None
 
 
-def concern_sessions(tx: Transaction, org_id: str, key_id: str) -> None:
+def mark_affected_sessions(tx: Transaction, org_id: str, key_id: str) -> None:
     """Have live sessions looked at before the change returns, if the key may have opened some."""
     if has_live_grants(tx, org_id, key_id):
-        tx.concerned.add(EVERYBODY)
+        tx.affected_subjects.add(ALL_SUBJECTS)
 
 
 def cut_off(tx: Transaction, by: Principal, kind: CutoffKind, subject: str, revision: int) -> None:
@@ -56,7 +56,7 @@ def cut_off(tx: Transaction, by: Principal, kind: CutoffKind, subject: str, revi
 def end_grants_of_key(tx: Transaction, by: Principal, key_id: str) -> None:
     """End all grants that a key made, because it may no longer make them."""
     cut_off(tx, by, CutoffKind.KEY, key_id, tx.revision)
-    concern_sessions(tx, by.org_id, key_id)
+    mark_affected_sessions(tx, by.org_id, key_id)
 
 
 def end_own_grants(

@@ -26,7 +26,7 @@ from wardkey.domain.grants import (
 from wardkey.domain.keys import Reason
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.receipts import EVERYBODY
+from wardkey.domain.receipts import ALL_SUBJECTS
 from wardkey.domain.secret import (
     Environment,
     Malformed,
@@ -150,7 +150,7 @@ def create(
         _require_provider(tx, by, wanted.provider_id)
     if replace:
         cut_off(tx, by, CutoffKind.EMAIL, wanted.user_email, tx.revision - 1)
-        tx.concerned.add(EVERYBODY)
+        tx.affected_subjects.add(ALL_SUBJECTS)
         target = Target(ENDED, wanted.user_key)
         record(tx, by, "grants.revoked", target, {"user_email": wanted.user_email})
     return _mint(tx, by, [(wanted, by.address)], key_kid, "grant.created")[0]
@@ -185,10 +185,10 @@ def refresh(tx: Transaction, by: Principal, token_id: str, password: str) -> Min
     target = Target(ENDED, token_id)
     if row.replaced_by is not None:
         cut_off(tx, by, CutoffKind.FAMILY, row.family, tx.revision)
-        tx.concerned.add(row.user_key)
+        tx.affected_subjects.add(row.user_key)
         record(tx, by, "grant.replayed", target, {"family": token_id_of(row.family)})
         return None
-    why = why_over(row, tx.now, refreshing=True)
+    why = inactive_reason(row, tx.now, refreshing=True)
     if why:
         raise InvalidToken(f"This grant cannot be refreshed, because {why}; exchange anew.")
     again = NewGrant(
@@ -214,13 +214,13 @@ def refresh(tx: Transaction, by: Principal, token_id: str, password: str) -> Min
 def list_grants(tx: Transaction, by: Principal, query: GrantQuery) -> list[GrantRecord]:
     """Return the grants that fit `query`, newest first, one more than `limit` if there are."""
     by.require(Permission.TOKENS_READ)
-    conditions = _mine(by)
+    conditions = _in_scope(by)
     for column in (grants.c.user_id, grants.c.user_email, grants.c.provider_id, grants.c.key_id):
         wanted = getattr(query, column.name)
         if wanted:
             conditions.append(column == wanted)
     if query.active is not None:
-        ended = over(tx.now)
+        ended = inactive_clause(tx.now)
         conditions.append(~ended if query.active else ended)
     if query.after is not None:
         conditions.append(tuple_(grants.c.created_at, grants.c.kid) < query.after)
@@ -245,11 +245,11 @@ def revoke(tx: Transaction, by: Principal, token_id: str) -> GrantRecord:
     row = _get(tx, by, token_id)
     changed = tx.connection.execute(
         update(grants)
-        .where(grants.c.kid == row.kid, *_mine(by), grants.c.revoked_at.is_(None))
+        .where(grants.c.kid == row.kid, *_in_scope(by), grants.c.revoked_at.is_(None))
         .values(revoked_at=tx.now)
     )
     if changed.rowcount:
-        tx.concerned.add(row.user_key)
+        tx.affected_subjects.add(row.user_key)
         record(tx, by, "grant.revoked", Target(ENDED, token_id), {"user_id": row.user_id})
     return grant_record(_get(tx, by, token_id), tx.now)
 
@@ -273,19 +273,19 @@ def revoke_all(tx: Transaction, by: Principal, kind: CutoffKind, subject: str) -
     }[kind]
     live = len(
         tx.connection.execute(
-            GRANT.where(*_mine(by), column == subject, ~over(tx.now)).with_only_columns(
-                grants.c.kid
-            )
+            GRANT.where(
+                *_in_scope(by), column == subject, ~inactive_clause(tx.now)
+            ).with_only_columns(grants.c.kid)
         ).all()
     )
     cut_off(tx, by, kind, subject, tx.revision)
-    tx.concerned.add(EVERYBODY)
+    tx.affected_subjects.add(ALL_SUBJECTS)
     details = {"of": str(kind), "subject": subject, "live": live}
     record(tx, by, "grants.revoked", Target(ENDED, subject[:64]), details)
     return live
 
 
-def why_over(row: Row[Any], now: int, *, refreshing: bool = False) -> str:
+def inactive_reason(row: Row[Any], now: int, *, refreshing: bool = False) -> str:
     """Return why a grant logs nobody in, or cannot be refreshed, as part of a sentence; or ""."""
     faults = (
         (row.revoked_at is not None or bool(row.cut_off), "it was revoked"),
@@ -326,7 +326,7 @@ def acting_as_grant(row: Row[Any], by: Principal) -> Principal:
 
 def grant_record(row: Row[Any], now: int) -> GrantRecord:
     """Return the record of a row of grants with what may have ended it."""
-    ended = why_over(row, now) not in ("", EXPIRED)
+    ended = inactive_reason(row, now) not in ("", EXPIRED)
     return GrantRecord(
         kid=row.kid,
         org_id=row.org_id,
@@ -439,7 +439,7 @@ def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were m
     return minted
 
 
-def over(now: int) -> ColumnElement[bool]:
+def inactive_clause(now: int) -> ColumnElement[bool]:
     """Return the condition under which `why_over` has an answer; of organizations none is asked."""
     return or_(
         grants.c.revoked_at.is_not(None),
@@ -483,7 +483,7 @@ def _row(tx: Transaction, kid: str) -> Row[Any] | None:
 
 def _get(tx: Transaction, by: Principal, token_id: str) -> Row[Any]:
     row = tx.connection.execute(
-        GRANT.where(grants.c.kid == kid_of_token(token_id), *_mine(by))
+        GRANT.where(grants.c.kid == kid_of_token(token_id), *_in_scope(by))
     ).one_or_none()
     if row is None:
         raise GrantNotFound
@@ -495,8 +495,8 @@ def _fits(tx: Transaction, row: Row[Any], password: str) -> bool:
     return known and tx.vault.matches(password, bytes(row.digest), row.pepper_version)
 
 
-def _mine(by: Principal) -> list[ColumnElement[bool]]:
-    org_id, environment = by.room
+def _in_scope(by: Principal) -> list[ColumnElement[bool]]:
+    org_id, environment = by.scope
     return [grants.c.org_id == org_id, grants.c.environment == environment]
 
 

@@ -8,7 +8,14 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, select
 
-from wardkey.actions.grants.grants import BY_KID, EXPIRED, GRANT, end_of, over, why_over
+from wardkey.actions.grants.grants import (
+    BY_KID,
+    EXPIRED,
+    GRANT,
+    end_of,
+    inactive_clause,
+    inactive_reason,
+)
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import grants, organizations
 from wardkey.domain.acl import Actor, ActorKind
@@ -85,7 +92,7 @@ def find_grant(database: Database, password: str, username: str = "") -> KnownGr
         if version not in tx.vault.peppers:
             return None
         fits = tx.vault.matches(password, bytes(row.digest) if row else bytes(32), version)
-        if row is None or not fits or why_over(row, tx.now):
+        if row is None or not fits or inactive_reason(row, tx.now):
             return None
     known = _known(row)
     return known if username in ("", known.mqtt_username) else None
@@ -106,7 +113,7 @@ def newest_grant(tx: Transaction, username: str) -> KnownGrant | None:
             grants.c.username == name.name,
             organizations.c.suspended_at.is_(None),
             organizations.c.deleted_at.is_(None),
-            ~over(tx.now),
+            ~inactive_clause(tx.now),
         )
         .order_by(grants.c.created_at.desc(), grants.c.kid.desc())
         .limit(1)
@@ -115,7 +122,7 @@ def newest_grant(tx: Transaction, username: str) -> KnownGrant | None:
 
 
 def live_grants(
-    tx: Transaction, room: tuple[str, Environment], kids: Iterable[str]
+    tx: Transaction, scope: tuple[str, Environment], kids: Iterable[str]
 ) -> Mapping[str, KnownGrant]:
     """Return of each grant, by kid, the one under which its sessions go on, if they do.
 
@@ -123,30 +130,30 @@ def live_grants(
     """
     return {
         kid: _known(last)
-        for kid, (row, last) in _families(tx, room, kids).items()
+        for kid, (row, last) in _families(tx, scope, kids).items()
         if not _why_session_over(row, last, tx.now)
     }
 
 
 def expired_grants(
-    tx: Transaction, room: tuple[str, Environment], kids: Iterable[str]
+    tx: Transaction, scope: tuple[str, Environment], kids: Iterable[str]
 ) -> frozenset[str]:
     """Return those of these grants whose sessions are over because of the time alone."""
     return frozenset(
         kid
-        for kid, (row, last) in _families(tx, room, kids).items()
+        for kid, (row, last) in _families(tx, scope, kids).items()
         if _why_session_over(row, last, tx.now) == EXPIRED
     )
 
 
 def _why_session_over(row: Row[Any], last: Row[Any], now: int) -> str:
-    why = why_over(row, now)
+    why = inactive_reason(row, now)
     # That the password of a refreshed grant logs nobody in any more ends no session.
-    return why if why not in {"", EXPIRED} else why_over(last, now)
+    return why if why not in {"", EXPIRED} else inactive_reason(last, now)
 
 
 def _families(
-    tx: Transaction, room: tuple[str, Environment], kids: Iterable[str]
+    tx: Transaction, scope: tuple[str, Environment], kids: Iterable[str]
 ) -> dict[str, tuple[Row[Any], Row[Any]]]:
     """Return of each grant its row, and that of the last that it was refreshed to."""
     wanted = list(kids)
@@ -154,22 +161,22 @@ def _families(
     for start in range(0, len(wanted), _AT_ONCE):
         some = {"some": wanted[start : start + _AT_ONCE]}
         newest |= {row.first: row.kid for row in tx.connection.execute(_NEWEST, some)}
-    rows = {row.kid: row for row in _rows(tx, room, {*newest, *newest.values()})}
+    rows = {row.kid: row for row in _rows(tx, scope, {*newest, *newest.values()})}
     return {
         kid: (rows[kid], rows[last]) for kid, last in newest.items() if kid in rows and last in rows
     }
 
 
 def _rows(
-    tx: Transaction, room: tuple[str, Environment], kids: Iterable[str]
+    tx: Transaction, scope: tuple[str, Environment], kids: Iterable[str]
 ) -> Iterator[Row[Any]]:
     wanted = list(kids)
     for start in range(0, len(wanted), _AT_ONCE):
         yield from tx.connection.execute(
             GRANT.where(
                 grants.c.kid.in_(wanted[start : start + _AT_ONCE]),
-                grants.c.org_id == room[0],
-                grants.c.environment == room[1],
+                grants.c.org_id == scope[0],
+                grants.c.environment == scope[1],
             )
         )
 

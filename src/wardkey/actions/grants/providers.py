@@ -33,7 +33,7 @@ from wardkey.domain.providers import (
     clean_shared_secret,
     token_rules,
 )
-from wardkey.domain.receipts import EVERYBODY
+from wardkey.domain.receipts import ALL_SUBJECTS
 from wardkey.domain.secret import Environment
 
 MOST_PROVIDERS = 50
@@ -41,7 +41,7 @@ _MOST_ROOMS = 1_000
 _SEALING = "provider secrets"
 _SUBJECT = "provider"
 
-Room = tuple[str, str]
+TenantScope = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def create(
     spec = clean_provider(spec, http_allowed=http_allowed)
     secret = _clean_secret(spec, secret, has_one=False) or ""
     open_organization(tx, by)
-    count = select(func.count()).select_from(auth_providers).where(*_room(by))
+    count = select(func.count()).select_from(auth_providers).where(*_in_scope(by))
     if tx.connection.execute(count).scalar_one() >= MOST_PROVIDERS:
         raise TooManyProviders
     _check_name(tx, by, spec.name, "")
@@ -118,7 +118,7 @@ def list_providers(tx: Transaction, by: Principal) -> list[ProviderRecord]:
     by.require(Permission.PROVIDERS_READ)
     rows = tx.connection.execute(
         select(auth_providers)
-        .where(*_room(by))
+        .where(*_in_scope(by))
         .order_by(auth_providers.c.created_at, auth_providers.c.id)
     )
     return [_record(row) for row in rows]
@@ -185,10 +185,10 @@ def remove(tx: Transaction, by: Principal, provider_id: str) -> None:
     by.require(Permission.PROVIDERS_WRITE)
     row = _get(tx, by, provider_id)
     tx.connection.execute(
-        delete(auth_providers).where(auth_providers.c.id == provider_id, *_room(by))
+        delete(auth_providers).where(auth_providers.c.id == provider_id, *_in_scope(by))
     )
     cut_off(tx, by, CutoffKind.PROVIDER, provider_id, tx.revision)
-    tx.concerned.add(EVERYBODY)
+    tx.affected_subjects.add(ALL_SUBJECTS)
     details = {"name": row.name, "kind": row.kind}
     record(tx, by, "provider.deleted", Target(_SUBJECT, provider_id), details)
 
@@ -223,45 +223,47 @@ def reseal(tx: Transaction) -> None:
 class TrustedProviders:
     """Each room's providers, read once for each change of one of them."""
 
-    _kept: dict[Room, tuple[int, Sequence[TrustedProvider]]] = field(default_factory=dict)
+    _kept: dict[TenantScope, tuple[int, Sequence[TrustedProvider]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def of(self, database: Database, room: Room, revision: int) -> Sequence[TrustedProvider]:
+    def of(
+        self, database: Database, scope: TenantScope, revision: int
+    ) -> Sequence[TrustedProvider]:
         """Return a room's providers as they are at `revision`, which the caller knows is fresh.
 
         Raises the storage's failure.
         """
         with self._lock:
-            kept = self._kept.get(room)
+            kept = self._kept.get(scope)
         if kept is not None and kept[0] >= revision:
             return kept[1]
         with database.read() as tx:
             now = int(tx.connection.execute(select(feed.c.revision)).scalar_one())
-            if kept is not None and not _changed(tx, room, kept[0], now):
+            if kept is not None and not _changed(tx, scope, kept[0], now):
                 found = kept[1]
             else:
                 rows = tx.connection.execute(
                     select(auth_providers)
-                    .where(auth_providers.c.org_id == room[0])
-                    .where(auth_providers.c.environment == room[1])
+                    .where(auth_providers.c.org_id == scope[0])
+                    .where(auth_providers.c.environment == scope[1])
                     .order_by(auth_providers.c.created_at, auth_providers.c.id)
                 ).all()
                 found = tuple(_trusted(tx, row) for row in rows)
         with self._lock:
             if len(self._kept) >= _MOST_ROOMS:
                 self._kept.clear()
-            self._kept[room] = (now, found)
+            self._kept[scope] = (now, found)
         return found
 
     def passed(self, revision: int) -> None:
         """Take note of a commit of this process that made grants, which alter no provider."""
         with self._lock:
-            for room, (known, found) in self._kept.items():
+            for scope, (known, found) in self._kept.items():
                 if known == revision - 1:
-                    self._kept[room] = (revision, found)
+                    self._kept[scope] = (revision, found)
 
 
-def _changed(tx: Transaction, room: Room, since: int, now: int) -> bool:
+def _changed(tx: Transaction, scope: TenantScope, since: int, now: int) -> bool:
     """Tell whether a provider may have changed; a feed that was cut or rewound says yes."""
     if now < since:
         return True
@@ -272,7 +274,7 @@ def _changed(tx: Transaction, room: Room, since: int, now: int) -> bool:
     ).all()
     if len({row.revision for row in rows}) < now - since:
         return True
-    return any(row.subject == _SUBJECT and row.org_id == room[0] for row in rows)
+    return any(row.subject == _SUBJECT and row.org_id == scope[0] for row in rows)
 
 
 def _settings(spec: ProviderSpec) -> dict[str, Any]:
@@ -329,7 +331,7 @@ def _clean_secret(spec: ProviderSpec, secret: str | None, *, has_one: bool) -> s
 
 def _check_name(tx: Transaction, by: Principal, name: str, but: str) -> None:
     taken = select(auth_providers.c.id).where(
-        auth_providers.c.name == name, auth_providers.c.id != but, *_room(by)
+        auth_providers.c.name == name, auth_providers.c.id != but, *_in_scope(by)
     )
     if tx.connection.execute(taken).first() is not None:
         raise DuplicateProvider(
@@ -342,20 +344,20 @@ def _check_name(tx: Transaction, by: Principal, name: str, but: str) -> None:
 def _update(tx: Transaction, by: Principal, provider_id: str, values: dict[str, Any]) -> None:
     tx.connection.execute(
         update(auth_providers)
-        .where(auth_providers.c.id == provider_id, *_room(by))
+        .where(auth_providers.c.id == provider_id, *_in_scope(by))
         .values(**values)
     )
 
 
 def _get(tx: Transaction, by: Principal, provider_id: str) -> Row[Any]:
     row = tx.connection.execute(
-        select(auth_providers).where(auth_providers.c.id == provider_id, *_room(by))
+        select(auth_providers).where(auth_providers.c.id == provider_id, *_in_scope(by))
     ).one_or_none()
     if row is None:
         raise ProviderNotFound
     return row
 
 
-def _room(by: Principal) -> tuple[ColumnElement[bool], ...]:
-    org_id, environment = by.room
+def _in_scope(by: Principal) -> tuple[ColumnElement[bool], ...]:
+    org_id, environment = by.scope
     return auth_providers.c.org_id == org_id, auth_providers.c.environment == environment

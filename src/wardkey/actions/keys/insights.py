@@ -34,7 +34,7 @@ class DayCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Care:
+class KeyAlert:
     """Keys of one kind that ask for somebody's care: the first one, and how many there are."""
 
     kind: str
@@ -82,7 +82,7 @@ def days_in_all(tx: Transaction, by: Principal) -> tuple[DayCounts, ...]:
     return _days({(int(at), bool(valid)): int(count) for at, valid, count in rows}, tx.now)
 
 
-def makers(tx: Transaction, by: Principal, ids: Sequence[str]) -> Mapping[str, str]:
+def creator_names(tx: Transaction, by: Principal, ids: Sequence[str]) -> Mapping[str, str]:
     """Return what people call those who made keys: an e-mail address, or a key's name.
 
     `ids` come from records of the caller's room.
@@ -100,7 +100,7 @@ def makers(tx: Transaction, by: Principal, ids: Sequence[str]) -> Mapping[str, s
     }
 
 
-def cares(tx: Transaction, by: Principal) -> list[Care]:
+def list_alerts(tx: Transaction, by: Principal) -> list[KeyAlert]:
     """Return what of the caller's keys asks for care, the most urgent first."""
     by.require(Permission.KEYS_READ)
     kinds = {
@@ -110,14 +110,14 @@ def cares(tx: Transaction, by: Principal) -> list[Care]:
     }
     counts = count_each(tx, by, list(kinds.values()))
     found = [
-        Care(kind, list_keys(tx, by, query)[0], count)
+        KeyAlert(kind, list_keys(tx, by, query)[0], count)
         for (kind, query), count in zip(kinds.items(), counts, strict=True)
         if count
     ]
     return found + _unnamed(tx, by)
 
 
-def _unnamed(tx: Transaction, by: Principal) -> list[Care]:
+def _unnamed(tx: Transaction, by: Principal) -> list[KeyAlert]:
     """Return the live keys, of the newest 200, whose names tell nobody what they are for."""
     rows = tx.connection.execute(
         select(keys.c.id, keys.c.name)
@@ -134,7 +134,7 @@ def _unnamed(tx: Transaction, by: Principal) -> list[Care]:
     if not ids:
         return []
     first = list_keys(tx, by, KeyQuery(search=ids[0], limit=1))
-    return [Care("unnamed", first[0], len(ids))] if first else []
+    return [KeyAlert("unnamed", first[0], len(ids))] if first else []
 
 
 def _first_day(now: int) -> int:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from wardkey.actions.core.audit import Target, record
-from wardkey.actions.core.session_impact import concern_sessions, end_grants_of_key
+from wardkey.actions.core.session_impact import end_grants_of_key, mark_affected_sessions
 from wardkey.actions.keys.limits import (
     find_disabler,
     require_changeable,
@@ -77,13 +77,13 @@ KINDS = {KeyType.SECRET: SecretKind.SECRET, KeyType.PUBLISHABLE: SecretKind.PUBL
 
 
 # Built once: constructing a statement costs more than running it.
-_ROOM = (
+_IN_SCOPE = (
     keys.c.org_id == bindparam("of_org"),
     keys.c.environment == bindparam("of_environment"),
 )
-_KEY = select(keys).where(keys.c.id == bindparam("wanted"), *_ROOM)
+_KEY = select(keys).where(keys.c.id == bindparam("wanted"), *_IN_SCOPE)
 _HOLDER = select(keys.c.id, keys.c.expires_at).where(
-    keys.c.live_name == bindparam("wanted"), *_ROOM
+    keys.c.live_name == bindparam("wanted"), *_IN_SCOPE
 )
 _SECRETS = (
     select(secrets)
@@ -226,7 +226,7 @@ def insert_key(
 def list_keys(tx: Transaction, by: Principal, query: KeyQuery) -> list[KeyRecord]:
     """Return the keys that fit `query`, one more than `limit` if there are more."""
     by.require(Permission.KEYS_READ)
-    conditions = [*_room(by), *_fitting(query, tx.now)]
+    conditions = [*_in_scope(by), *_fitting(query, tx.now)]
     if query.after is not None:
         conditions.append(tuple_(keys.c.created_at, keys.c.id) < query.after)
     rows = tx.connection.execute(
@@ -296,14 +296,14 @@ def change(
     )
     if expires_at is None or expires_at > tx.now:
         values["live_name"] = _claim_name(tx, by, spec.name, key_id)
-    tx.connection.execute(update(keys).where(keys.c.id == key_id, *_room(by)).values(values))
+    tx.connection.execute(update(keys).where(keys.c.id == key_id, *_in_scope(by)).values(values))
     after = _get(tx, by, key_id)
     changed = sorted(name for name in changes if getattr(before, name) != getattr(after, name))
     lost = frozenset(before.permissions) - frozenset(after.permissions)
     if lost & {Permission.TOKENS_CREATE, Permission.TOKENS_EXCHANGE}:
         end_grants_of_key(tx, by, key_id)
     elif after.expires_at != before.expires_at:
-        concern_sessions(tx, by.org_id, key_id)
+        mark_affected_sessions(tx, by.org_id, key_id)
     record(tx, by, "key.updated", Target("key", key_id), {"changed": changed})
     renamed = after.name != before.name
     return after, tuple(name_warnings(after.name, by.environment)) if renamed else ()
@@ -353,7 +353,7 @@ def rotate(tx: Transaction, by: Principal, key_id: str, grace: str) -> Issued:
     secret, _ = _insert_secret(tx, by, key_id, before.type, max(tx.now, newest + 1))
     tx.connection.execute(
         update(keys)
-        .where(keys.c.id == key_id, *_room(by))
+        .where(keys.c.id == key_id, *_in_scope(by))
         .values(rotated_at=tx.now, updated_at=tx.now)
     )
     record(
@@ -381,8 +381,8 @@ def clean_reason(reason: str, comment: str) -> tuple[Reason, str]:
         ) from None
     try:
         return clean, clean_text(comment, 500)
-    except ValueError as fault:
-        raise InvalidText(str(fault), field="comment") from None
+    except ValueError as error:
+        raise InvalidText(str(error), field="comment") from None
 
 
 def open_organization(tx: Transaction, by: Principal) -> str:
@@ -393,7 +393,7 @@ def open_organization(tx: Transaction, by: Principal) -> str:
     return str(row.name)
 
 
-def _room(by: Principal) -> tuple[ColumnElement[bool], ...]:
+def _in_scope(by: Principal) -> tuple[ColumnElement[bool], ...]:
     return keys.c.org_id == by.org_id, keys.c.environment == by.environment
 
 
@@ -487,11 +487,11 @@ def _switch(tx: Transaction, by: Principal, key_id: str, *, disabled_at: int | N
         return before
     tx.connection.execute(
         update(keys)
-        .where(keys.c.id == key_id, *_room(by))
+        .where(keys.c.id == key_id, *_in_scope(by))
         .values(disabled_at=disabled_at, updated_at=tx.now)
     )
     if disabled_at is not None:
-        concern_sessions(tx, by.org_id, key_id)
+        mark_affected_sessions(tx, by.org_id, key_id)
     action = "key.enabled" if disabled_at is None else "key.disabled"
     record(tx, by, action, Target("key", key_id))
     return _get(tx, by, key_id)
@@ -510,7 +510,7 @@ def _claim_name(tx: Transaction, by: Principal, name: str, key_id: str = "") -> 
                 field="name",
             )
         tx.connection.execute(
-            update(keys).where(keys.c.id == holder.id, *_room(by)).values(live_name=None)
+            update(keys).where(keys.c.id == holder.id, *_in_scope(by)).values(live_name=None)
         )
     return folded
 
@@ -650,7 +650,9 @@ def _key(
 def count_keys(tx: Transaction, by: Principal, query: KeyQuery) -> int:
     """Return how many keys fit `query` in all."""
     by.require(Permission.KEYS_READ)
-    statement = select(func.count()).select_from(keys).where(*_room(by), *_fitting(query, tx.now))
+    statement = (
+        select(func.count()).select_from(keys).where(*_in_scope(by), *_fitting(query, tx.now))
+    )
     return int(tx.connection.execute(statement).scalar_one())
 
 
@@ -658,5 +660,5 @@ def count_each(tx: Transaction, by: Principal, queries: Sequence[KeyQuery]) -> l
     """Return how many keys fit each of the queries, read in one go."""
     by.require(Permission.KEYS_READ)
     counts = (func.count(case((and_(*_fitting(query, tx.now)), 1))) for query in queries)
-    row = tx.connection.execute(select(*counts).select_from(keys).where(*_room(by))).one()
+    row = tx.connection.execute(select(*counts).select_from(keys).where(*_in_scope(by))).one()
     return [int(count) for count in row]

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, insert, select, update
 
 from wardkey.actions.core.audit import Target, record
-from wardkey.actions.core.session_impact import concern_sessions, end_invitations
+from wardkey.actions.core.session_impact import end_invitations, mark_affected_sessions
 from wardkey.actions.keys.keys import clean_reason
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import keys, receipts, secrets
@@ -57,7 +57,7 @@ def revoke(tx: Transaction, by: Principal, key_id: str, reason: str, comment: st
     if changed is None:
         return _earlier(tx, by, key_id, "")
     receipt = _prove(tx, by, key_id, "", reason)
-    concern_sessions(tx, by.org_id, key_id)
+    mark_affected_sessions(tx, by.org_id, key_id)
     end_invitations(tx, by, key_id)
     record(
         tx,
@@ -93,7 +93,7 @@ def revoke_secret(  # noqa: PLR0917 - key, secret, reason and comment are four t
     if changed is None:
         return _earlier(tx, by, key_id, kid)
     receipt = _prove(tx, by, key_id, kid, reason)
-    concern_sessions(tx, by.org_id, key_id)
+    mark_affected_sessions(tx, by.org_id, key_id)
     record(
         tx,
         by,
@@ -125,9 +125,9 @@ def _earlier(tx: Transaction, by: Principal, key_id: str, kid: str) -> Receipt:
     A rotation without grace revokes the old secrets, and a restore carries revocations over;
     neither leaves a receipt for each.
     """
-    room = (keys.c.org_id == by.org_id, keys.c.environment == by.environment)
+    scope = (keys.c.org_id == by.org_id, keys.c.environment == by.environment)
     key = tx.connection.execute(
-        select(keys.c.revoke_reason).where(keys.c.id == key_id, *room)
+        select(keys.c.revoke_reason).where(keys.c.id == key_id, *scope)
     ).one_or_none()
     if key is None:
         raise KeyNotFound

@@ -174,8 +174,8 @@ def require_known(
 def _clean_description(text: str) -> str:
     try:
         return clean_text(text, LONGEST_DESCRIPTION)
-    except ValueError as fault:
-        raise InvalidText(str(fault), field="description") from None
+    except ValueError as error:
+        raise InvalidText(str(error), field="description") from None
 
 
 def _add(tx: Transaction, by: Principal, name: str, description: str) -> Scope:

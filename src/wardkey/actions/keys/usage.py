@@ -47,7 +47,7 @@ def verdicts_by_day(
     day = hours.c.hour // _HOURS_A_DAY
     rows = tx.connection.execute(
         select(day, hours.c.code, func.sum(hours.c["count"]))
-        .where(_in_room(by, key_id), hours.c.hour >= first * _HOURS_A_DAY)
+        .where(_in_scope(by, key_id), hours.c.hour >= first * _HOURS_A_DAY)
         .group_by(day, hours.c.code)
     )
     counted: dict[int, Counter[str]] = {at: Counter() for at in range(first, first + days)}
@@ -65,7 +65,7 @@ def use_by_key(tx: Transaction, by: Principal, days: int) -> list[KeyUse]:
     allowed = func.sum(case((hours.c.code == "valid", hours.c["count"]), else_=0))
     rows = tx.connection.execute(
         select(hours.c.key_id, total, allowed)
-        .where(_in_room(by), hours.c.hour >= _first_day(tx.now, days) * _HOURS_A_DAY)
+        .where(_in_scope(by), hours.c.hour >= _first_day(tx.now, days) * _HOURS_A_DAY)
         .group_by(hours.c.key_id)
         .order_by(total.desc(), hours.c.key_id)
         .limit(MOST_KEYS)
@@ -87,7 +87,7 @@ def use_by_key(tx: Transaction, by: Principal, days: int) -> list[KeyUse]:
     ]
 
 
-def _in_room(by: Principal, key_id: str = "") -> ColumnElement[bool]:
+def _in_scope(by: Principal, key_id: str = "") -> ColumnElement[bool]:
     kids = select(secrets.c.kid).where(
         secrets.c.org_id == by.org_id, secrets.c.environment == by.environment
     )

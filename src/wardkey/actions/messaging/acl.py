@@ -30,7 +30,7 @@ from wardkey.domain.errors import (
 from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
-from wardkey.domain.receipts import EVERYBODY
+from wardkey.domain.receipts import ALL_SUBJECTS
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.rule_specs import PRESETS, PresetName, RuleSpec, clean_rule
 
@@ -67,7 +67,7 @@ def create(tx: Transaction, by: Principal, spec: RuleSpec) -> SavedRule:
     made = _made(tx, by, [spec])
     _check_set([*_saved(tx, by), *made])
     _insert(tx, by, made)
-    tx.concerned.add(EVERYBODY)
+    tx.affected_subjects.add(ALL_SUBJECTS)
     record(tx, by, "acl_rule.created", Target(_CHANGE, made[0].id), _details(spec))
     return made[0]
 
@@ -104,11 +104,11 @@ def change(tx: Transaction, by: Principal, rule_id: str, wanted: RuleChanges) ->
     _check_set([*(rule for rule in _saved(tx, by) if rule.id != rule_id), after])
     tx.connection.execute(
         update(acl_rules)
-        .where(acl_rules.c.id == rule_id, *_room(by))
+        .where(acl_rules.c.id == rule_id, *_in_scope(by))
         .values(**_columns(after.spec), updated_at=tx.now)
     )
     details = {**_details(after.spec), "old": _details(before.spec)}
-    tx.concerned.add(EVERYBODY)
+    tx.affected_subjects.add(ALL_SUBJECTS)
     record(tx, by, "acl_rule.updated", Target(_CHANGE, rule_id), details)
     return after
 
@@ -118,8 +118,8 @@ def remove(tx: Transaction, by: Principal, rule_id: str) -> None:
     by.require(Permission.ACL_WRITE)
     before = _get(tx, by, rule_id)
     _check_set([rule for rule in _saved(tx, by) if rule.id != rule_id])
-    tx.connection.execute(delete(acl_rules).where(acl_rules.c.id == rule_id, *_room(by)))
-    tx.concerned.add(EVERYBODY)
+    tx.connection.execute(delete(acl_rules).where(acl_rules.c.id == rule_id, *_in_scope(by)))
+    tx.affected_subjects.add(ALL_SUBJECTS)
     record(tx, by, "acl_rule.deleted", Target(_CHANGE, rule_id), _details(before.spec))
 
 
@@ -168,10 +168,10 @@ def _replace(
     tx: Transaction, by: Principal, specs: Sequence[RuleSpec], more: dict[str, object]
 ) -> list[SavedRule]:
     made = _planned(tx, by, specs)
-    gone = tx.connection.execute(delete(acl_rules).where(*_room(by))).rowcount
+    gone = tx.connection.execute(delete(acl_rules).where(*_in_scope(by))).rowcount
     _insert(tx, by, made)
     details = {"rules": len(made), "old_rules": gone, **more}
-    tx.concerned.add(EVERYBODY)
+    tx.affected_subjects.add(ALL_SUBJECTS)
     record(tx, by, "acl_rules.replaced", Target(_CHANGE, by.environment), details)
     return sorted(made, key=_order)
 
@@ -262,19 +262,19 @@ def _named(rule: AclRule) -> str:
     return f"The rule {rule.id} (priority {rule.priority}, {rule.effect} {rule.filter})"
 
 
-def _room(by: Principal) -> tuple[ColumnElement[bool], ...]:
+def _in_scope(by: Principal) -> tuple[ColumnElement[bool], ...]:
     return acl_rules.c.org_id == by.org_id, acl_rules.c.environment == by.environment
 
 
 def _saved(tx: Transaction, by: Principal) -> list[SavedRule]:
-    found = tx.connection.execute(select(acl_rules).where(*_room(by)))
+    found = tx.connection.execute(select(acl_rules).where(*_in_scope(by)))
     # Sorted here, because databases order texts by different collations.
     return sorted(map(_rule, found), key=_order)
 
 
 def _get(tx: Transaction, by: Principal, rule_id: str) -> SavedRule:
     row = tx.connection.execute(
-        select(acl_rules).where(acl_rules.c.id == rule_id, *_room(by))
+        select(acl_rules).where(acl_rules.c.id == rule_id, *_in_scope(by))
     ).one_or_none()
     if row is None:
         raise AclRuleNotFound
@@ -283,12 +283,12 @@ def _get(tx: Transaction, by: Principal, rule_id: str) -> SavedRule:
 
 def _insert(tx: Transaction, by: Principal, made: Sequence[SavedRule]) -> None:
     if made:
-        room = {"org_id": by.org_id, "environment": by.environment}
+        scope = {"org_id": by.org_id, "environment": by.environment}
         tx.connection.execute(
             insert(acl_rules),
             [
                 {
-                    **room,
+                    **scope,
                     **_columns(rule.spec),
                     "id": rule.id,
                     "created_at": rule.created_at,

@@ -16,7 +16,7 @@ from sqlalchemy import Row, bindparam, or_, select, update
 
 from wardkey.actions.core import hashing
 from wardkey.actions.core.hashing import Line
-from wardkey.db.engine import Database, Transaction, telling
+from wardkey.db.engine import Database, Transaction, storage_errors
 from wardkey.db.schema import clients, organizations
 from wardkey.domain.acl import Actor, ActorKind
 from wardkey.domain.clients import LONGEST_PASSWORD
@@ -263,7 +263,7 @@ def mark_connected(database: Database, connected: Iterable[KnownClient]) -> None
         # In one order, so that two processes on PostgreSQL never wait for each other.
         for client in sorted(due.values(), key=lambda client: client.id)
     ]
-    with telling(), database.writer.begin() as connection:
+    with storage_errors(), database.writer.begin() as connection:
         connection.execute(_MARK, rows)
 
 

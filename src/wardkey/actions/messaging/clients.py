@@ -125,7 +125,7 @@ def create(
         )
     spec = clean_client(spec)
     open_organization(tx, by)
-    taken = select(clients.c.id).where(clients.c.username == spec.username, *_room(by))
+    taken = select(clients.c.id).where(clients.c.username == spec.username, *_in_scope(by))
     if tx.connection.execute(taken).first() is not None:
         raise UsernameTaken(
             f"Another client of {by.environment} is named {spec.username}; choose another user "
@@ -162,7 +162,7 @@ def create(
 def list_clients(tx: Transaction, by: Principal, query: ClientQuery) -> list[ClientRecord]:
     """Return the clients that fit `query`, one more than `limit` if there are."""
     by.require(Permission.CLIENTS_READ)
-    conditions = [*_room(by), *_fitting(query)]
+    conditions = [*_in_scope(by), *_fitting(query)]
     if query.after is not None:
         conditions.append(tuple_(clients.c.created_at, clients.c.id) < query.after)
     rows = tx.connection.execute(
@@ -178,7 +178,7 @@ def list_clients(tx: Transaction, by: Principal, query: ClientQuery) -> list[Cli
 def count_clients(tx: Transaction, by: Principal, query: ClientQuery) -> int:
     """Return how many clients fit `query` in all."""
     by.require(Permission.CLIENTS_READ)
-    statement = select(func.count()).select_from(clients).where(*_room(by), *_fitting(query))
+    statement = select(func.count()).select_from(clients).where(*_in_scope(by), *_fitting(query))
     return int(tx.connection.execute(statement).scalar_one())
 
 
@@ -198,7 +198,7 @@ def change(
     by.require(Permission.CLIENTS_WRITE)
     before = _get(tx, by, client_id)
     if changes.get("enabled") is False:
-        tx.concerned.add(client_id)
+        tx.affected_subjects.add(client_id)
     unknown = sorted(set(changes) - _CHANGEABLE)
     if unknown:
         raise InvalidRequest(f"{unknown[0]} of a client cannot be changed.")
@@ -233,7 +233,7 @@ def set_password(
     open_organization(tx, by)
     password, columns = _password(tx, password_hash)
     after = _update(tx, by, client_id, columns)
-    tx.concerned.add(client_id)
+    tx.affected_subjects.add(client_id)
     details = {"generated": password is not None}
     record(tx, by, "client.password_set", Target("client", client_id), details)
     return ClientWithPassword(after, password)
@@ -243,17 +243,19 @@ def remove(tx: Transaction, by: Principal, client_id: str) -> None:
     """Delete a client, whose user name is free from then on; raises `ClientNotFound`."""
     by.require(Permission.CLIENTS_WRITE)
     gone = tx.connection.execute(
-        delete(clients).where(clients.c.id == client_id, *_room(by)).returning(clients.c.username)
+        delete(clients)
+        .where(clients.c.id == client_id, *_in_scope(by))
+        .returning(clients.c.username)
     ).one_or_none()
     if gone is None:
         raise ClientNotFound
-    tx.concerned.add(client_id)
+    tx.affected_subjects.add(client_id)
     details = {"username": gone.username}
     record(tx, by, "client.deleted", Target("client", client_id), details)
 
 
-def _room(by: Principal) -> tuple[ColumnElement[bool], ...]:
-    org_id, environment = by.room
+def _in_scope(by: Principal) -> tuple[ColumnElement[bool], ...]:
+    org_id, environment = by.scope
     return clients.c.org_id == org_id, clients.c.environment == environment
 
 
@@ -298,7 +300,7 @@ def _password(tx: Transaction, password_hash: str | None) -> tuple[str | None, d
 
 def _get(tx: Transaction, by: Principal, client_id: str) -> ClientRecord:
     row = tx.connection.execute(
-        select(clients).where(clients.c.id == client_id, *_room(by))
+        select(clients).where(clients.c.id == client_id, *_in_scope(by))
     ).one_or_none()
     if row is None:
         raise ClientNotFound
@@ -310,7 +312,7 @@ def _update(
 ) -> ClientRecord:
     row = tx.connection.execute(
         update(clients)
-        .where(clients.c.id == client_id, *_room(by))
+        .where(clients.c.id == client_id, *_in_scope(by))
         .values(**values, updated_at=tx.now)
         .returning(clients)
     ).one_or_none()

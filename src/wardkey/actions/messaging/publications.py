@@ -9,7 +9,7 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from wardkey.actions.core.idempotency import Retry, check_idempotency_key
-from wardkey.db.engine import Database, telling
+from wardkey.db.engine import Database, storage_errors
 from wardkey.db.maintenance import KEPT_PUBLICATIONS_MS
 from wardkey.db.schema import publications
 from wardkey.domain.errors import IdempotencyKeyReused
@@ -39,7 +39,7 @@ def claim(database: Database, by: Principal, retry: Retry, unconfirmed: bytes) -
     now = database.clock()
     row = {"id": claimed, "body_digest": digest, "answer": unconfirmed, "created_at": now}
     try:
-        with telling(), database.usage.begin() as connection:
+        with storage_errors(), database.usage.begin() as connection:
             connection.execute(
                 delete(publications).where(
                     publications.c.id == claimed,
@@ -48,7 +48,7 @@ def claim(database: Database, by: Principal, retry: Retry, unconfirmed: bytes) -
             )
             connection.execute(insert(publications).values(row))
     except IntegrityError:
-        with telling(), database.usage.connect() as connection:
+        with storage_errors(), database.usage.connect() as connection:
             kept = connection.execute(
                 select(publications).where(publications.c.id == claimed)
             ).one_or_none()
@@ -60,7 +60,7 @@ def claim(database: Database, by: Principal, retry: Retry, unconfirmed: bytes) -
 
 def settle(database: Database, held: Claim, answer: bytes | None) -> None:
     """Keep the answer of what was published, or forget the claim where nothing was sent."""
-    with telling(), database.usage.begin() as connection:
+    with storage_errors(), database.usage.begin() as connection:
         mine = publications.c.id == held.id
         if answer is None:
             connection.execute(delete(publications).where(mine))

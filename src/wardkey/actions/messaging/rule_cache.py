@@ -14,7 +14,7 @@ from wardkey.domain.broker_acl import Subjects, compiled
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.secret import Environment
 
-Room = tuple[str, Environment]
+TenantScope = tuple[str, Environment]
 
 _MOST_ROOMS = 1_000
 _REVISION = select(feed.c.revision)
@@ -24,28 +24,28 @@ _REVISION = select(feed.c.revision)
 class Rights:
     """Reads rules once for each commit, however many clients log in in between."""
 
-    _kept: dict[Room, tuple[int, RuleSet]] = field(default_factory=dict)
+    _kept: dict[TenantScope, tuple[int, RuleSet]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, tx: Transaction, environment: Environment, actor: Actor) -> Subjects:
         """Return what an actor may do in his session."""
         return compiled(self.rules(tx, (actor.org_id, environment)).rules, actor)
 
-    def kept(self, room: Room, revision: int) -> RuleSet | None:
+    def kept(self, scope: TenantScope, revision: int) -> RuleSet | None:
         """Return the rules as of a revision, if they were read since; no query."""
-        kept = self._kept.get(room)
+        kept = self._kept.get(scope)
         return kept[1] if kept is not None and kept[0] == revision else None
 
-    def rules(self, tx: Transaction, room: Room) -> RuleSet:
+    def rules(self, tx: Transaction, scope: TenantScope) -> RuleSet:
         """Return what decides in an organization's environment."""
         revision = int(tx.connection.execute(_REVISION).scalar_one())
         with self._lock:
-            kept = self._kept.get(room)
+            kept = self._kept.get(scope)
         if kept is not None and kept[0] == revision:
             return kept[1]
         rows = tx.connection.execute(
             select(acl_rules).where(
-                acl_rules.c.org_id == room[0], acl_rules.c.environment == room[1]
+                acl_rules.c.org_id == scope[0], acl_rules.c.environment == scope[1]
             )
         )
         rules = RuleSet(
@@ -63,5 +63,5 @@ class Rights:
         with self._lock:
             if len(self._kept) >= _MOST_ROOMS:
                 self._kept.clear()
-            self._kept[room] = (revision, rules)
+            self._kept[scope] = (revision, rules)
         return rules

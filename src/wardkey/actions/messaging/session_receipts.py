@@ -9,14 +9,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from wardkey.actions.messaging.sessions import Room
+from wardkey.actions.messaging.sessions import TenantScope
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import ended_sessions, session_receipts
 from wardkey.domain.errors import ReceiptNotFound
 from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
-from wardkey.domain.receipts import EVERYBODY, EndedSessions
+from wardkey.domain.receipts import ALL_SUBJECTS, EndedSessions
 
 # By when a login that was in flight is there or never, and was looked for.
 PENDING_MS = 2_100
@@ -24,17 +24,17 @@ KEPT_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
-class Concern:
+class SessionImpact:
     """A committed change that may end live sessions: of these subjects, in this room."""
 
-    room: Room
+    scope: TenantScope
     epoch: str
     revision: int
     subjects: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Wrong:
+class SessionToClose:
     """A live session that may not stay as it is; `subject_id` is empty where nobody has it."""
 
     server: str
@@ -43,7 +43,11 @@ class Wrong:
 
 
 def note_ended(
-    database: Database, room: Room, epoch: str, revision: int, wrong: Iterable[Wrong]
+    database: Database,
+    scope: TenantScope,
+    epoch: str,
+    revision: int,
+    wrong: Iterable[SessionToClose],
 ) -> None:
     """Keep sessions that are being ended, judged by `revision`; each counts once."""
     with database.counting() as connection:
@@ -56,8 +60,8 @@ def note_ended(
                     insert(ended_sessions).values(
                         server=one.server,
                         cid=one.cid,
-                        org_id=room[0],
-                        environment=room[1],
+                        org_id=scope[0],
+                        environment=scope[1],
                         epoch=epoch,
                         revision=revision,
                         subject_id=one.subject_id,
@@ -66,13 +70,13 @@ def note_ended(
                 )
 
 
-def issue(database: Database, concern: Concern, *, reached: bool) -> EndedSessions:
+def issue(database: Database, concern: SessionImpact, *, reached: bool) -> EndedSessions:
     """Make the receipt of a change; `reached` says that its sessions were looked for once."""
     now = database.clock()
     row = {
         "id": new_id("srcp", now),
-        "org_id": concern.room[0],
-        "environment": concern.room[1],
+        "org_id": concern.scope[0],
+        "environment": concern.scope[1],
         "epoch": concern.epoch,
         "revision": concern.revision,
         "subjects": json.dumps(sorted(concern.subjects)),
@@ -84,14 +88,14 @@ def issue(database: Database, concern: Concern, *, reached: bool) -> EndedSessio
         return _receipt(connection, made)
 
 
-def settle(database: Database, room: Room, epoch: str, revision: int) -> None:
+def settle(database: Database, scope: TenantScope, epoch: str, revision: int) -> None:
     """Fix the counts of changes up to `revision`, whose logins in flight have been looked for."""
     due = (
         session_receipts.c.ended.is_(None),
         session_receipts.c.epoch == epoch,
         session_receipts.c.revision <= revision,
-        session_receipts.c.org_id == room[0],
-        session_receipts.c.environment == room[1],
+        session_receipts.c.org_id == scope[0],
+        session_receipts.c.environment == scope[1],
     )
     with database.counting() as connection:
         for row in connection.execute(select(session_receipts).where(*due)).all():
@@ -150,7 +154,7 @@ def _count(connection: Connection, row: Row[Any]) -> int:
         ended_sessions.c.revision >= row.revision,
     ]
     subjects = json.loads(row.subjects)
-    if EVERYBODY not in subjects:
+    if ALL_SUBJECTS not in subjects:
         conditions.append(ended_sessions.c.subject_id.in_(subjects))
     counted = select(func.count()).select_from(ended_sessions).where(*conditions)
     return int(connection.execute(counted).scalar_one())

@@ -14,7 +14,7 @@ from wardkey.actions.core.session_impact import has_live_grants
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import changes, clients, feed, mqtt_ids, organizations, session_receipts
 from wardkey.domain.acl import Actor, ActorKind
-from wardkey.domain.errors import Failure
+from wardkey.domain.errors import WardkeyError
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
@@ -28,17 +28,19 @@ _ENDING = frozenset({"client", "acl", "grant", "provider"})
 _LOOK_EACH = 50
 _MOST_COUNTED = 100_000
 
-Room = tuple[str, Environment]
+TenantScope = tuple[str, Environment]
 # The broker's node and its number for a connection, which no other ever has; a foreign broker
 # tells neither, and no session of ours is called so.
 Connected = tuple[str, int]
 
 # Built once: constructing a statement costs more than running it.
-_HERE = (mqtt_ids.c.org_id == bindparam("in_org")) & (
+_IN_SCOPE = (mqtt_ids.c.org_id == bindparam("in_org")) & (
     mqtt_ids.c.environment == bindparam("in_environment")
 )
-_MINE = _HERE & (mqtt_ids.c.subject_id == bindparam("subject"))
-_OWNERS = select(mqtt_ids).where(_HERE, mqtt_ids.c.mqtt_id.in_(bindparam("wanted", expanding=True)))
+_OWNED = _IN_SCOPE & (mqtt_ids.c.subject_id == bindparam("subject"))
+_OWNERS = select(mqtt_ids).where(
+    _IN_SCOPE, mqtt_ids.c.mqtt_id.in_(bindparam("wanted", expanding=True))
+)
 # Both storages read these words; SQLAlchemy has a construct of its own for each.
 _KEEP = text(
     """INSERT INTO usage.mqtt_ids
@@ -51,12 +53,12 @@ _KEEP = text(
 )
 _LAST_KEPT = (
     select(mqtt_ids.c.seen_at)
-    .where(_MINE)
+    .where(_OWNED)
     .order_by(mqtt_ids.c.seen_at.desc())
     .offset(_MOST_EACH)
     .limit(1)
 )
-_FORGET_OLD = delete(mqtt_ids).where(_MINE, mqtt_ids.c.seen_at <= bindparam("oldest"))
+_FORGET_OLD = delete(mqtt_ids).where(_OWNED, mqtt_ids.c.seen_at <= bindparam("oldest"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Changed:
 
     epoch: str
     revision: int
-    rooms: frozenset[Room]
+    scopes: frozenset[TenantScope]
     organizations: bool
 
 
@@ -117,7 +119,7 @@ def note_cleared(tx: Transaction, by: Principal, pattern: str, count: int) -> No
 class IdClaim:
     """A session that somebody wants to have under an MQTT client id, and what it may do."""
 
-    room: Room
+    scope: TenantScope
     mqtt_id: str
     subject_id: str
     rights: bytes
@@ -128,8 +130,8 @@ class IdClaim:
     def row(self) -> dict[str, object]:
         """The columns of its row, the time apart."""
         return {
-            "in_org": self.room[0],
-            "in_environment": self.room[1],
+            "in_org": self.scope[0],
+            "in_environment": self.scope[1],
             "wanted": self.mqtt_id,
             "subject": self.subject_id,
             "may": self.rights,
@@ -143,7 +145,7 @@ class IdClaim:
 class _Turn:
     claim: IdClaim
     answer: bool | None = None
-    fault: Failure | None = None
+    fault: WardkeyError | None = None
 
 
 @dataclass(slots=True)
@@ -179,10 +181,10 @@ class ClientIds:
     def _write_all(self, turns: Sequence[_Turn]) -> None:
         try:
             answers = self._write([turn.claim for turn in turns])
-        except Failure as fault:
+        except WardkeyError as error:
             # Each who asked raises it.
             for turn in turns:
-                turn.fault = fault
+                turn.fault = error
             return
         for turn, answer in zip(turns, answers, strict=True):
             turn.answer = answer
@@ -190,11 +192,11 @@ class ClientIds:
     def _write(self, claims: Sequence[IdClaim]) -> list[bool]:
         """Decide in the order in which they were asked, and write what is to be kept."""
         now = self.database.clock()
-        answers, kept, new = [], dict[tuple[Room, str], IdClaim](), list[IdClaim]()
+        answers, kept, new = [], dict[tuple[TenantScope, str], IdClaim](), list[IdClaim]()
         with self.database.counting() as connection:
             found = _find_rows(connection, claims)
             for claim in claims:
-                name = claim.room, claim.mqtt_id
+                name = claim.scope, claim.mqtt_id
                 owner = found.get(name)
                 mine = owner is None or owner[0] == claim.subject_id or now - owner[1] >= KEPT_MS
                 answers.append(mine)
@@ -224,20 +226,20 @@ class ClientIds:
 
 def _find_rows(
     connection: Connection, claims: Sequence[IdClaim]
-) -> dict[tuple[Room, str], tuple[str, int]]:
+) -> dict[tuple[TenantScope, str], tuple[str, int]]:
     """Return whose these client ids are, and when they were seen."""
     found = {}
-    by_room: defaultdict[Room, set[str]] = defaultdict(set)
+    by_scope: defaultdict[TenantScope, set[str]] = defaultdict(set)
     for claim in claims:
-        by_room[claim.room].add(claim.mqtt_id)
-    for room, ids in by_room.items():
-        asked = {"in_org": room[0], "in_environment": room[1], "wanted": list(ids)}
+        by_scope[claim.scope].add(claim.mqtt_id)
+    for scope, ids in by_scope.items():
+        asked = {"in_org": scope[0], "in_environment": scope[1], "wanted": list(ids)}
         for row in connection.execute(_OWNERS, asked):
-            found[room, row.mqtt_id] = row.subject_id, row.seen_at
+            found[scope, row.mqtt_id] = row.subject_id, row.seen_at
     return found
 
 
-def find_owners(tx: Transaction, room: Room, ids: Sequence[str]) -> Mapping[str, Owner]:
+def find_owners(tx: Transaction, scope: TenantScope, ids: Sequence[str]) -> Mapping[str, Owner]:
     """Return whose MQTT client ids these are."""
     found = {}
     for start in range(0, len(ids), 500):
@@ -248,15 +250,15 @@ def find_owners(tx: Transaction, room: Room, ids: Sequence[str]) -> Mapping[str,
                 mqtt_ids.outerjoin(
                     clients,
                     (clients.c.id == mqtt_ids.c.subject_id)
-                    & (clients.c.org_id == room[0])
-                    & (clients.c.environment == room[1]),
+                    & (clients.c.org_id == scope[0])
+                    & (clients.c.environment == scope[1]),
                 )
             )
-            .where(_in(room), mqtt_ids.c.mqtt_id.in_(some))
+            .where(_in_scope(scope), mqtt_ids.c.mqtt_id.in_(some))
         ):
             client = None
             if row.enabled:
-                client = ConnectedClient(row.subject_id, *room, row.username, row.password_set_at)
+                client = ConnectedClient(row.subject_id, *scope, row.username, row.password_set_at)
             connection = row.server or "", row.cid or 0
             found[row.mqtt_id] = Owner(
                 row.subject_id, row.grant_kid, client, bytes(row.rights), connection
@@ -288,14 +290,14 @@ def changes_since(
             ).where(changes.c.revision > (now if revision < 0 else revision))
         ).all()
         if now < revision or len({row.revision for row in rows}) < now - revision:
-            rooms = tx.connection.execute(
+            scopes = tx.connection.execute(
                 select(mqtt_ids.c.org_id, mqtt_ids.c.environment).union(
                     select(session_receipts.c.org_id, session_receipts.c.environment).where(
                         session_receipts.c.ended.is_(None)
                     )
                 )
             )
-            every = frozenset((row.org_id, Environment(row.environment)) for row in rooms)
+            every = frozenset((row.org_id, Environment(row.environment)) for row in scopes)
             return Changed(epoch, now, every, organizations=True)
         told = [row for row in rows if row.revision not in known]
         touched = {row.org_id for row in told if row.subject in _ENDING}
@@ -320,5 +322,5 @@ def stopped_organizations(database: Database) -> frozenset[str]:
         return frozenset(found.scalars())
 
 
-def _in(room: Room) -> ColumnElement[bool]:
-    return (mqtt_ids.c.org_id == room[0]) & (mqtt_ids.c.environment == room[1])
+def _in_scope(scope: TenantScope) -> ColumnElement[bool]:
+    return (mqtt_ids.c.org_id == scope[0]) & (mqtt_ids.c.environment == scope[1])

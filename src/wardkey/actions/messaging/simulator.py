@@ -100,13 +100,13 @@ def _asked(tx: Transaction, by: Principal, question: Question) -> tuple[Question
     if question.action is Action.PUBLISH:
         try:
             clean_topic(question.topic)
-        except ValueError as fault:
-            raise InvalidTopic(str(fault), field="topic") from None
+        except ValueError as error:
+            raise InvalidTopic(str(error), field="topic") from None
     else:
         try:
             clean_filter(question.topic)
-        except ValueError as fault:
-            raise InvalidTopicFilter(str(fault), field="topic") from None
+        except ValueError as error:
+            raise InvalidTopicFilter(str(error), field="topic") from None
     if question.kind is ActorKind.CLIENT and question.subject_id:
         username = clients.get(tx, by, question.subject_id).username
         question = replace(question, username=username)

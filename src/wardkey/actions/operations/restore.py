@@ -13,7 +13,12 @@ from typing import Any, TextIO
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from wardkey.actions.core.audit import DEPLOYMENT, Target, record
-from wardkey.actions.operations.restore_diff import KeptRules, Loss, Narrowing, Survey
+from wardkey.actions.operations.restore_diff import (
+    CarriedRestriction,
+    KeptRules,
+    LostRecord,
+    Survey,
+)
 from wardkey.actions.operations.restore_plan import survey
 from wardkey.db.backup import COPIED, Backup
 from wardkey.db.engine import Transaction
@@ -56,10 +61,10 @@ class Restored:
     created_at: int
     epoch: str
     revision: int
-    carried: tuple[Narrowing, ...]
+    carried: tuple[CarriedRestriction, ...]
     kept_rules: tuple[KeptRules, ...]
-    lost: tuple[Loss, ...]
-    widened: tuple[Loss, ...]
+    lost: tuple[LostRecord, ...]
+    widened: tuple[LostRecord, ...]
     lost_events: int
 
 
@@ -98,8 +103,8 @@ def restore(
     )
     for narrowing in seen.narrowed:
         _narrow(tx, by, narrowing)
-    for room in seen.kept_rules:
-        _keep_rules(tx, by, room)
+    for kept in seen.kept_rules:
+        _keep_rules(tx, by, kept)
     _keep_owners(tx, by, seen)
     _keep_receipts(tx, seen)
     # A slug taken since the backup stays reserved, though its organization may be lost.
@@ -110,7 +115,7 @@ def restore(
         "backup_epoch": backup.head.epoch,
         "backup_revision": backup.head.revision,
         "carried_over": len(seen.narrowed),
-        "acl_rules_kept": sum(len(room.rules) for room in seen.kept_rules),
+        "acl_rules_kept": sum(len(kept.rules) for kept in seen.kept_rules),
         "lost": len(seen.lost),
         "lost_audit_events": events,
         "user_tokens_ended": ended,
@@ -148,7 +153,7 @@ def _renew_feed(tx: Transaction, backup: Backup) -> None:
     tx.connection.execute(update(feed).values(epoch=tx.epoch, revision=tx.revision))
 
 
-def _narrow(tx: Transaction, by: Principal, narrowing: Narrowing) -> None:
+def _narrow(tx: Transaction, by: Principal, narrowing: CarriedRestriction) -> None:
     columns = narrowing.table.primary_key.columns
     where = [column == value for column, value in zip(columns, narrowing.name, strict=True)]
     if narrowing.values is None:
@@ -160,20 +165,20 @@ def _narrow(tx: Transaction, by: Principal, narrowing: Narrowing) -> None:
     record(tx, actor, narrowing.action, narrowing.target, details, org_id=narrowing.org_id)
 
 
-def _keep_rules(tx: Transaction, by: Principal, room: KeptRules) -> None:
+def _keep_rules(tx: Transaction, by: Principal, kept: KeptRules) -> None:
     """Put a room's rules back in the place of the backup's: they are what was decided last."""
     tx.connection.execute(
         delete(acl_rules).where(
-            acl_rules.c.org_id == room.org_id, acl_rules.c.environment == room.environment
+            acl_rules.c.org_id == kept.org_id, acl_rules.c.environment == kept.environment
         )
     )
-    if room.rules:
-        tx.connection.execute(insert(acl_rules), list(room.rules))
-    actor = replace(by, environment=Environment(room.environment))
-    target = Target("acl", room.environment)
-    counts = {"rules": len(room.rules), "old_rules": room.replaced}
+    if kept.rules:
+        tx.connection.execute(insert(acl_rules), list(kept.rules))
+    actor = replace(by, environment=Environment(kept.environment))
+    target = Target("acl", kept.environment)
+    counts = {"rules": len(kept.rules), "old_rules": kept.replaced}
     details = {**counts, "carried_over_restore": True}
-    record(tx, actor, "acl_rules.replaced", target, details, org_id=room.org_id)
+    record(tx, actor, "acl_rules.replaced", target, details, org_id=kept.org_id)
 
 
 def _keep_owners(tx: Transaction, by: Principal, seen: Survey) -> None:

@@ -16,7 +16,7 @@ Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Narrowing:
+class CarriedRestriction:
     """A row to narrow once the backup's rows are in: new values, or (None) its deletion."""
 
     table: Table
@@ -30,7 +30,7 @@ class Narrowing:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LostRecord:
     """Something that is gone, or wider again, after the restore; `label` is what people call it."""
 
     kind: str
@@ -55,9 +55,9 @@ class KeptRules:
 class Survey:
     """All that the replaced database knows beyond the backup, before anything is replaced."""
 
-    narrowed: list[Narrowing] = field(default_factory=list)
-    lost: list[Loss] = field(default_factory=list)
-    widened: list[Loss] = field(default_factory=list)
+    narrowed: list[CarriedRestriction] = field(default_factory=list)
+    lost: list[LostRecord] = field(default_factory=list)
+    widened: list[LostRecord] = field(default_factory=list)
     kept_rules: list[KeptRules] = field(default_factory=list)
     receipts: list[Fields] = field(default_factory=list)
     # Slugs that organizations took after the backup.
@@ -76,18 +76,18 @@ def pairs(
             yield row, known.get(name_of(table, row))
 
 
-def gone(tx: Transaction, backup: Backup, table: Table) -> Iterator[Row[Any]]:
+def missing_rows(tx: Transaction, backup: Backup, table: Table) -> Iterator[Row[Any]]:
     """Yield each row of the backup that the database does not have."""
     for rows in backup.batches(table):
         known = find(tx.connection, table, [name_of(table, row) for row in rows])
         yield from (row for row in rows if name_of(table, row) not in known)
 
 
-def since(now: Row[Any], then: Row[Any], column: Column[Any]) -> bool:
+def set_after_backup(now: Row[Any], then: Row[Any], column: Column[Any]) -> bool:
     """Tell whether something was set after the backup."""
     return getattr(now, column.name) is not None and getattr(then, column.name) is None
 
 
-def earlier(now: int | None, then: int | None) -> bool:
+def ends_earlier(now: int | None, then: int | None) -> bool:
     """Tell whether something ends sooner than it did at the backup; None is never."""
     return now is not None and (then is None or now < then)

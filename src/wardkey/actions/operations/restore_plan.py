@@ -9,15 +9,15 @@ from sqlalchemy import Row, Table, func, select
 
 from wardkey.actions.core.audit import Target
 from wardkey.actions.operations.restore_diff import (
+    CarriedRestriction,
     Fields,
     KeptRules,
-    Loss,
-    Narrowing,
+    LostRecord,
     Survey,
-    earlier,
-    gone,
+    ends_earlier,
+    missing_rows,
     pairs,
-    since,
+    set_after_backup,
 )
 from wardkey.db.backup import Backup, find
 from wardkey.db.engine import Transaction
@@ -87,34 +87,38 @@ def _organizations(tx: Transaction, backup: Backup, seen: Survey) -> set[str]:
         target = Target("organization", now.id)
         if then is None:
             lost.add(now.id)
-            seen.lost.append(Loss("organization", now.id, now.name, now.id))
-        elif since(now, then, organizations.c.deleted_at):
+            seen.lost.append(LostRecord("organization", now.id, now.name, now.id))
+        elif set_after_backup(now, then, organizations.c.deleted_at):
             values = {"deleted_at": now.deleted_at, "slug": now.slug}
             action = "organization.deleted"
             seen.narrowed.append(
-                Narrowing(organizations, (now.id,), values, action, target, now.id)
+                CarriedRestriction(organizations, (now.id,), values, action, target, now.id)
             )
         else:
-            if since(now, then, organizations.c.suspended_at):
+            if set_after_backup(now, then, organizations.c.suspended_at):
                 values = {"suspended_at": now.suspended_at}
                 action = "organization.suspended"
                 seen.narrowed.append(
-                    Narrowing(organizations, (now.id,), values, action, target, now.id)
+                    CarriedRestriction(organizations, (now.id,), values, action, target, now.id)
                 )
             changed = tuple(n for n in ("name", "slug") if getattr(now, n) != getattr(then, n))
             if changed:
-                seen.widened.append(Loss("organization", now.id, now.name, now.id, fields=changed))
+                seen.widened.append(
+                    LostRecord("organization", now.id, now.name, now.id, fields=changed)
+                )
     return lost
 
 
 def _users(tx: Transaction, backup: Backup, seen: Survey) -> None:
     for now, then in pairs(tx, backup, users):
         if then is None:
-            seen.lost.append(Loss("user", now.id, now.email))
+            seen.lost.append(LostRecord("user", now.id, now.email))
         elif now.password_hash not in (None, then.password_hash):
             values = {"password_hash": now.password_hash}
             target = Target("user", now.id)
-            seen.narrowed.append(Narrowing(users, (now.id,), values, "user.password_set", target))
+            seen.narrowed.append(
+                CarriedRestriction(users, (now.id,), values, "user.password_set", target)
+            )
 
 
 def _members(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
@@ -123,11 +127,13 @@ def _members(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str])
         target, name = Target("member", now.user_id), (now.org_id, now.user_id)
         if then is None:
             if now.org_id not in lost_orgs:
-                seen.lost.append(Loss("member", now.user_id, _email(tx, now.user_id), now.org_id))
+                seen.lost.append(
+                    LostRecord("member", now.user_id, _email(tx, now.user_id), now.org_id)
+                )
         elif _RANKS.index(now.role) < _RANKS.index(then.role):
             details = {"role": now.role, "old_role": then.role}
             seen.narrowed.append(
-                Narrowing(
+                CarriedRestriction(
                     members,
                     name,
                     {"role": now.role},
@@ -141,7 +147,9 @@ def _members(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str])
                 ownerless.add(now.org_id)
         elif now.role != then.role:
             email = _email(tx, now.user_id)
-            seen.widened.append(Loss("member", now.user_id, email, now.org_id, fields=("role",)))
+            seen.widened.append(
+                LostRecord("member", now.user_id, email, now.org_id, fields=("role",))
+            )
     ownerless |= _removed_members(tx, backup, seen)
     for org_id in sorted(ownerless):
         seen.owners += _owners(tx, org_id)
@@ -151,13 +159,13 @@ def _removed_members(tx: Transaction, backup: Backup, seen: Survey) -> set[str]:
     """Take out again who is gone since; return whose owner that was."""
     ownerless = set()
     known: dict[str, bool] = {}
-    for then in gone(tx, backup, members):
+    for then in missing_rows(tx, backup, members):
         if then.org_id not in known:
             known[then.org_id] = bool(find(tx.connection, organizations, [(then.org_id,)]))
         if known[then.org_id]:
             target, name = Target("member", then.user_id), (then.org_id, then.user_id)
             seen.narrowed.append(
-                Narrowing(members, name, None, "member.removed", target, then.org_id)
+                CarriedRestriction(members, name, None, "member.removed", target, then.org_id)
             )
             if then.role == Role.OWNER:
                 ownerless.add(then.org_id)
@@ -187,18 +195,18 @@ def _secrets(
         if then is None:
             lost.setdefault(now.key_id, []).append(now.prefix)
             if now.org_id not in lost_orgs:
-                loss = Loss("secret", now.kid, now.key_id, now.org_id, (now.prefix,))
+                loss = LostRecord("secret", now.kid, now.key_id, now.org_id, (now.prefix,))
                 seen.lost.append(loss)
             continue
         changes: list[tuple[str, dict[str, Any]]] = []
-        if since(now, then, secrets.c.revoked_at):
+        if set_after_backup(now, then, secrets.c.revoked_at):
             changes.append(("secret.revoked", _revocation(now)))
-        if earlier(now.expires_at, then.expires_at):
+        if ends_earlier(now.expires_at, then.expires_at):
             changes.append(("secret.ended", {"expires_at": now.expires_at}))
         for action, values in changes:
             target = Target("key", now.key_id)
             seen.narrowed.append(
-                Narrowing(
+                CarriedRestriction(
                     secrets,
                     (now.kid,),
                     values,
@@ -226,25 +234,25 @@ def _keys(tx: Transaction, backup: Backup, seen: Survey, prefixes: Mapping[str, 
         if then is None:
             lost.add(now.id)
             kids = tuple(prefixes.get(now.id, ()))
-            seen.lost.append(Loss("key", now.id, now.name, now.org_id, kids))
+            seen.lost.append(LostRecord("key", now.id, now.name, now.org_id, kids))
             continue
         changes: list[tuple[str, dict[str, Any]]] = []
-        if since(now, then, keys.c.revoked_at):
+        if set_after_backup(now, then, keys.c.revoked_at):
             changes.append(("key.revoked", {**_revocation(now), "live_name": None}))
-        if since(now, then, keys.c.disabled_at):
+        if set_after_backup(now, then, keys.c.disabled_at):
             changes.append(("key.disabled", {"disabled_at": now.disabled_at}))
-        if earlier(now.expires_at, then.expires_at):
+        if ends_earlier(now.expires_at, then.expires_at):
             changes.append(("key.updated", {"expires_at": now.expires_at}))
         for action, values in changes:
             target, details = Target("key", now.id), {"name": then.name, **values}
             details.pop("live_name", None)
             where = (now.org_id, now.environment, details)
             row = {**values, "updated_at": tx.now}
-            seen.narrowed.append(Narrowing(keys, (now.id,), row, action, target, *where))
+            seen.narrowed.append(CarriedRestriction(keys, (now.id,), row, action, target, *where))
         if now.revoked_at is None and then.revoked_at is None:
             fields = _edits(now, then)
             if fields:
-                seen.widened.append(Loss("key", now.id, then.name, now.org_id, fields=fields))
+                seen.widened.append(LostRecord("key", now.id, then.name, now.org_id, fields=fields))
     # The secrets of a lost key are named with it.
     seen.lost = [x for x in seen.lost if not (x.kind == "secret" and x.label in lost)]
 
@@ -252,7 +260,7 @@ def _keys(tx: Transaction, backup: Backup, seen: Survey, prefixes: Mapping[str, 
 def _edits(now: Row[Any], then: Row[Any]) -> tuple[str, ...]:
     """Name the fields of a key that are as before an edit again."""
     fields = [name for name in _EDITED if getattr(now, name) != getattr(then, name)]
-    if now.expires_at != then.expires_at and not earlier(now.expires_at, then.expires_at):
+    if now.expires_at != then.expires_at and not ends_earlier(now.expires_at, then.expires_at):
         fields.append("expires_at")
     if now.disabled_at is None and then.disabled_at is not None:
         fields.append("disabled_at")
@@ -263,17 +271,19 @@ def _operators_own(tx: Transaction, backup: Backup, seen: Survey, table: Table, 
     for now, then in pairs(tx, backup, table):
         if then is None:
             label = now.name if kind == "service_key" else now.kind
-            seen.lost.append(Loss(kind, now.kid, label, prefixes=(now.prefix,)))
-        elif since(now, then, table.c.revoked_at):
+            seen.lost.append(LostRecord(kind, now.kid, label, prefixes=(now.prefix,)))
+        elif set_after_backup(now, then, table.c.revoked_at):
             values, target = {"revoked_at": now.revoked_at}, Target(kind, now.kid)
-            seen.narrowed.append(Narrowing(table, (now.kid,), values, f"{kind}.revoked", target))
+            seen.narrowed.append(
+                CarriedRestriction(table, (now.kid,), values, f"{kind}.revoked", target)
+            )
 
 
 def _clients(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
     for now, then in pairs(tx, backup, clients):
         if then is None:
             if now.org_id not in lost_orgs:
-                seen.lost.append(Loss("client", now.id, now.username, now.org_id))
+                seen.lost.append(LostRecord("client", now.id, now.username, now.org_id))
             continue
         changes: list[tuple[str, dict[str, Any]]] = []
         if _is_another(_password(now), _password(then)):
@@ -283,17 +293,21 @@ def _clients(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str])
         for action, values in changes:
             where = (Target("client", now.id), now.org_id, now.environment)
             row, details = {**values, "updated_at": tx.now}, {"username": now.username}
-            seen.narrowed.append(Narrowing(clients, (now.id,), row, action, *where, details))
+            seen.narrowed.append(
+                CarriedRestriction(clients, (now.id,), row, action, *where, details)
+            )
         if now.enabled and not then.enabled:
             fields = ("enabled",)
-            seen.widened.append(Loss("client", now.id, now.username, now.org_id, fields=fields))
-    for then in gone(tx, backup, clients):
+            seen.widened.append(
+                LostRecord("client", now.id, now.username, now.org_id, fields=fields)
+            )
+    for then in missing_rows(tx, backup, clients):
         # What an organization that the database never knew had is as the backup says.
         if find(tx.connection, organizations, [(then.org_id,)]):
             where = (Target("client", then.id), then.org_id, then.environment)
             details = {"username": then.username}
             seen.narrowed.append(
-                Narrowing(clients, (then.id,), None, "client.deleted", *where, details)
+                CarriedRestriction(clients, (then.id,), None, "client.deleted", *where, details)
             )
 
 
@@ -315,17 +329,17 @@ def _is_another(now: Fields, then: Fields) -> bool:
 
 def _rules(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
     """Keep the rules of each room as they are: which of two sets is the wider, nobody can tell."""
-    rooms = {(row.org_id, row.environment) for row in gone(tx, backup, acl_rules)}
+    scopes = {(row.org_id, row.environment) for row in missing_rows(tx, backup, acl_rules)}
     for now, then in pairs(tx, backup, acl_rules):
         if then is None or tuple(now) != tuple(then):
-            rooms.add((now.org_id, now.environment))
-    for org_id, environment in sorted(rooms):
+            scopes.add((now.org_id, now.environment))
+    for org_id, environment in sorted(scopes):
         if org_id in lost_orgs or not find(tx.connection, organizations, [(org_id,)]):
             continue
-        room = (acl_rules.c.org_id == org_id, acl_rules.c.environment == environment)
-        rows = tx.connection.execute(select(acl_rules).where(*room)).mappings()
+        scope = (acl_rules.c.org_id == org_id, acl_rules.c.environment == environment)
+        rows = tx.connection.execute(select(acl_rules).where(*scope)).mappings()
         replaced = backup.connection.execute(
-            select(func.count()).select_from(acl_rules).where(*room)
+            select(func.count()).select_from(acl_rules).where(*scope)
         ).scalar_one()
         kept = tuple(dict(row) for row in rows)
         seen.kept_rules.append(KeptRules(org_id, environment, kept, replaced))
@@ -336,7 +350,7 @@ def _providers(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str
     for now, then in pairs(tx, backup, auth_providers):
         if then is None:
             if now.org_id not in lost_orgs:
-                seen.lost.append(Loss("provider", now.id, now.name, now.org_id))
+                seen.lost.append(LostRecord("provider", now.id, now.name, now.org_id))
             continue
         kept = {name: getattr(now, name) for name in _DECIDED}
         if kept != {name: getattr(then, name) for name in _DECIDED}:
@@ -344,14 +358,18 @@ def _providers(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str
             details = {"name": now.name, "enabled": now.enabled}
             row = {**kept, "updated_at": tx.now}
             seen.narrowed.append(
-                Narrowing(auth_providers, (now.id,), row, "provider.updated", *where, details)
+                CarriedRestriction(
+                    auth_providers, (now.id,), row, "provider.updated", *where, details
+                )
             )
-    for then in gone(tx, backup, auth_providers):
+    for then in missing_rows(tx, backup, auth_providers):
         if find(tx.connection, organizations, [(then.org_id,)]):
             where = (Target("provider", then.id), then.org_id, then.environment)
             details = {"name": then.name}
             seen.narrowed.append(
-                Narrowing(auth_providers, (then.id,), None, "provider.deleted", *where, details)
+                CarriedRestriction(
+                    auth_providers, (then.id,), None, "provider.deleted", *where, details
+                )
             )
 
 
@@ -359,12 +377,12 @@ def _invitations(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[s
     for now, then in pairs(tx, backup, invitations):
         if then is None:
             if now.org_id not in lost_orgs:
-                seen.lost.append(Loss("invitation", now.id, now.email, now.org_id))
+                seen.lost.append(LostRecord("invitation", now.id, now.email, now.org_id))
             continue
         for column in (invitations.c.accepted_at, invitations.c.revoked_at):
-            if since(now, then, column):
+            if set_after_backup(now, then, column):
                 seen.narrowed.append(
-                    Narrowing(
+                    CarriedRestriction(
                         invitations,
                         (now.id,),
                         {column.name: getattr(now, column.name)},
@@ -378,32 +396,34 @@ def _invitations(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[s
 
 def _links(tx: Transaction, backup: Backup, seen: Survey) -> None:
     for now, then in pairs(tx, backup, setup_links):
-        if then is not None and since(now, then, setup_links.c.used_at):
+        if then is not None and set_after_backup(now, then, setup_links.c.used_at):
             values = {"used_at": now.used_at}
             target = Target("user", now.user_id)
             seen.narrowed.append(
-                Narrowing(setup_links, (now.id,), values, "setup_link.used", target)
+                CarriedRestriction(setup_links, (now.id,), values, "setup_link.used", target)
             )
 
 
 def _passkeys(tx: Transaction, backup: Backup, seen: Survey) -> None:
     for now, then in pairs(tx, backup, passkeys):
         if then is None:
-            seen.lost.append(Loss("passkey", now.id, now.name))
-        elif since(now, then, passkeys.c.removed_at):
+            seen.lost.append(LostRecord("passkey", now.id, now.name))
+        elif set_after_backup(now, then, passkeys.c.removed_at):
             values = {"removed_at": now.removed_at}
             target = Target("user", now.user_id)
-            seen.narrowed.append(Narrowing(passkeys, (now.id,), values, "passkey.removed", target))
+            seen.narrowed.append(
+                CarriedRestriction(passkeys, (now.id,), values, "passkey.removed", target)
+            )
 
 
 def _prefixes(tx: Transaction, backup: Backup, seen: Survey) -> None:
     for now, then in pairs(tx, backup, import_prefixes):
         if then is None:
-            seen.lost.append(Loss("import_prefix", now.prefix, now.prefix, now.org_id))
-    for then in gone(tx, backup, import_prefixes):
+            seen.lost.append(LostRecord("import_prefix", now.prefix, now.prefix, now.org_id))
+    for then in missing_rows(tx, backup, import_prefixes):
         fields = ("released",)
         seen.widened.append(
-            Loss("import_prefix", then.prefix, then.prefix, then.org_id, fields=fields)
+            LostRecord("import_prefix", then.prefix, then.prefix, then.org_id, fields=fields)
         )
 
 
@@ -416,11 +436,11 @@ def _scopes(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) 
         if now.org_id in lost_orgs:
             continue
         if then is None:
-            seen.lost.append(Loss("scope", now.id, now.name, now.org_id))
+            seen.lost.append(LostRecord("scope", now.id, now.name, now.org_id))
         elif now.description != then.description:
             fields = ("description",)
-            seen.widened.append(Loss("scope", now.id, now.name, now.org_id, fields=fields))
-    for then in gone(tx, backup, scopes):
+            seen.widened.append(LostRecord("scope", now.id, now.name, now.org_id, fields=fields))
+    for then in missing_rows(tx, backup, scopes):
         if find(tx.connection, organizations, [(then.org_id,)]):
             fields = ("deleted",)
-            seen.widened.append(Loss("scope", then.id, then.name, then.org_id, fields=fields))
+            seen.widened.append(LostRecord("scope", then.id, then.name, then.org_id, fields=fields))

@@ -15,7 +15,7 @@ from wardkey.web.problems import problem_response
 
 router = APIRouter(include_in_schema=False)
 
-_ROOM = Path(__file__).parents[1] / "static"
+_STATIC_DIR = Path(__file__).parents[1] / "static"
 _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -37,7 +37,7 @@ class Asset:
 @lru_cache(maxsize=1)
 def assets() -> dict[str, Asset]:
     """Return every static file by the name that it has in the folder."""
-    files = sorted(path for path in _ROOM.iterdir() if path.suffix in _TYPES)
+    files = sorted(path for path in _STATIC_DIR.iterdir() if path.suffix in _TYPES)
     found = {path.name: _asset(path.name, path.read_bytes()) for path in files}
     # A style sheet names its fonts, so it is named after them.
     for name in [name for name in found if name.endswith(".css")]:

@@ -14,7 +14,7 @@ from fastapi import Depends, Request, Response
 from starlette.datastructures import FormData
 
 from wardkey.actions.accounts import browser_sessions, identities, passkeys, people
-from wardkey.actions.accounts.browser_sessions import LONGEST_MS, Begun, BrowserSession
+from wardkey.actions.accounts.browser_sessions import LONGEST_MS, BrowserSession, NewSession
 from wardkey.actions.accounts.people import Membership
 from wardkey.adapters.passkeys import Site
 from wardkey.db.maintenance import see_session
@@ -32,8 +32,8 @@ from wardkey.domain.errors import (
 from wardkey.domain.permissions import ROLE_TABLE, Permission, Role
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment
-from wardkey.web.caller import stranger
-from wardkey.web.context import Context, Here
+from wardkey.web.caller import anonymous_principal
+from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.devices import device_id_of, new_device
 from wardkey.web.passwords import check_account_password
 
@@ -50,7 +50,7 @@ _LONGEST_ORIGIN = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class SignedInUser:
     """Somebody signed in; `csrf` must come back in each form."""
 
     by: Principal
@@ -67,10 +67,10 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
+class MemberContext:
     """A person in the organization and environment that the address names."""
 
-    person: Person
+    person: SignedInUser
     by: Principal
     membership: Membership
 
@@ -124,7 +124,7 @@ class Fields:
         """Return the lines of a text area that hold something."""
         return tuple(line.strip() for line in self.text(name).splitlines() if line.strip())
 
-    def once(self) -> str:
+    def nonce(self) -> str:
         """Return the form's nonce; raises `InvalidRequest` where it has none."""
         nonce = self.text("once")
         if len(nonce) != _NONCE or not nonce.isalnum() or not nonce.isascii():
@@ -139,29 +139,31 @@ class Fields:
 NOTHING_SENT: Mapping[str, str] = Texts()
 
 
-def person(request: Request, here: Here) -> Person:
+def person(request: Request, ctx: CurrentContext) -> SignedInUser:
     """Return who is signed in; raises `SignedOut`."""
     text = request.cookies.get(COOKIE, "")
-    origin = stranger(request, here)
-    with here.runner.database.read() as tx:
+    origin = anonymous_principal(request, ctx)
+    with ctx.runner.database.read() as tx:
         session = browser_sessions.find(tx, text)
         by = replace(origin, kind=PrincipalKind.USER, id=session.user_id, label=session.email)
         memberships = tuple(people.memberships(tx, by))
-    now = here.runner.database.clock()
+    now = ctx.runner.database.clock()
     if now - session.seen_at > _SEEN_EVERY_MS:
         # A page is shown though this cannot be noted.
         with suppress(Unavailable):
-            see_session(here.runner.database, session.id, now)
-    key = here.runner.database.keys.key_for("csrf")
+            see_session(ctx.runner.database, session.id, now)
+    key = ctx.runner.database.keys.key_for("csrf")
     csrf = blake2b(text.encode(), key=key, digest_size=24).hexdigest()
     device = request.cookies.get(DEVICE_COOKIE, "")
-    return Person(by, session, memberships, csrf, device)
+    return SignedInUser(by, session, memberships, csrf, device)
 
 
-SignedIn = Annotated[Person, Depends(person)]
+SignedIn = Annotated[SignedInUser, Depends(person)]
 
 
-def visitor(slug: str, environment: str, request: Request, person: SignedIn, here: Here) -> Visitor:
+def load_member_context(
+    slug: str, environment: str, request: Request, person: SignedIn, ctx: CurrentContext
+) -> MemberContext:
     """Return the person as a member of the organization in the address.
 
     The request keeps him, so that a refusal is told in the organization's frame.
@@ -175,14 +177,14 @@ def visitor(slug: str, environment: str, request: Request, person: SignedIn, her
     found = next((m for m in person.memberships if m.slug == slug), None)
     if found is None:
         raise OrganizationNotFound
-    with here.runner.database.read() as tx:
+    with ctx.runner.database.read() as tx:
         by = people.as_member(tx, person.by, found.org_id, where)
-    visiting = Visitor(person, by, found)
-    request.state.visitor = visiting
+    visiting = MemberContext(person, by, found)
+    request.state.current = visiting
     return visiting
 
 
-Visiting = Annotated[Visitor, Depends(visitor)]
+Visiting = Annotated[MemberContext, Depends(load_member_context)]
 
 
 async def read_form(request: Request) -> FormData:
@@ -206,10 +208,13 @@ async def read_form(request: Request) -> FormData:
 
 
 def checked(
-    request: Request, form: Annotated[FormData, Depends(read_form)], person: SignedIn, here: Here
+    request: Request,
+    form: Annotated[FormData, Depends(read_form)],
+    person: SignedIn,
+    ctx: CurrentContext,
 ) -> Fields:
     """Return what a form of this very session sent; raises `ForgedForm`."""
-    check_origin(request, here)
+    check_origin(request, ctx)
     token = form.get("csrf")
     if not isinstance(token, str) or not hmac.compare_digest(
         token.encode("utf-8", "replace"), person.csrf.encode()
@@ -218,19 +223,21 @@ def checked(
     return Fields(form)
 
 
-Checked = Annotated[Fields, Depends(checked)]
+VerifiedForm = Annotated[Fields, Depends(checked)]
 
 
-def unsigned(request: Request, form: Annotated[FormData, Depends(read_form)], here: Here) -> Fields:
+def unsigned(
+    request: Request, form: Annotated[FormData, Depends(read_form)], ctx: CurrentContext
+) -> Fields:
     """Return what a form sent that needs no session; raises `ForgedForm` for another site's."""
-    check_origin(request, here)
+    check_origin(request, ctx)
     return Fields(form)
 
 
-Unsigned = Annotated[Fields, Depends(unsigned)]
+AnonymousForm = Annotated[Fields, Depends(unsigned)]
 
 
-def check_origin(request: Request, here: Context) -> None:
+def check_origin(request: Request, ctx: AppContext) -> None:
     """Refuse what a browser says to come from another site; raises `ForgedForm`.
 
     `Sec-Fetch-Site` decides where it is sent (W3C Fetch Metadata): no page can set it, and no proxy
@@ -245,8 +252,8 @@ def check_origin(request: Request, here: Context) -> None:
     if not origin:
         return
     shown = urlsplit(origin)
-    hosts, tls = _own_hosts(request, here)
-    if shown.netloc not in {*hosts, urlsplit(here.public_url).netloc}:
+    hosts, tls = _own_hosts(request, ctx)
+    if shown.netloc not in {*hosts, urlsplit(ctx.public_url).netloc}:
         raise ForgedForm(
             f"The page is of {origin[:_LONGEST_ORIGIN]}, and Wardkey was asked as "
             f"{' and '.join(hosts)[:_LONGEST_ORIGIN]}. If a proxy stands between them, have it "
@@ -257,11 +264,11 @@ def check_origin(request: Request, here: Context) -> None:
         raise ForgedForm
 
 
-def _own_hosts(request: Request, here: Context) -> tuple[list[str], bool]:
+def _own_hosts(request: Request, ctx: AppContext) -> tuple[list[str], bool]:
     """Return as which hosts the browser asked, and whether a trusted proxy says it used TLS."""
     hosts = [request.headers.get("host", "")]
     peer = request.client.host if request.client else ""
-    if not contains(here.proxies, peer):
+    if not contains(ctx.proxies, peer):
         return hosts, False
     forwarded = request.headers.get("x-forwarded-host", "").partition(",")[0].strip()
     if forwarded:
@@ -270,26 +277,26 @@ def _own_hosts(request: Request, here: Context) -> tuple[list[str], bool]:
     return hosts, proto == "https"
 
 
-def require_fresh(here: Context, person: Person, fields: Fields) -> None:
+def require_recent_sign_in(ctx: AppContext, person: SignedInUser, fields: Fields) -> None:
     """Ask who it is again where the sign-in is older than 12 hours.
 
     Raises `PasswordRequired`, on which the form comes back with the ways to confirm it, and
     `TooManyAttempts`.
     """
-    if person.session.fresh(here.runner.database.clock()):
+    if person.session.fresh(ctx.runner.database.clock()):
         return
     password = fields.text("current_password")
     if not password:
         raise PasswordRequired
     try:
-        _, known = check_account_password(here, person.by, person.by.label, password, person.device)
+        _, known = check_account_password(ctx, person.by, person.by.label, password, person.device)
     except WrongPassword:
         raise PasswordRequired("That is not your password; try again.") from None
-    here.runner.change(browser_sessions.renew, person.by, person.session.id, known)
+    ctx.runner.write(browser_sessions.renew, person.by, person.session.id, known)
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
+class ReauthMethods:
     """How somebody can confirm that it is he; `issuer` is its name where he is linked to it."""
 
     password: bool
@@ -302,33 +309,33 @@ class Ways:
         return self.passkey or bool(self.issuer)
 
 
-def ways_to_confirm(here: Context, person: Person) -> Ways:
+def ways_to_confirm(ctx: AppContext, person: SignedInUser) -> ReauthMethods:
     """Return how a person can confirm that it is he."""
-    issuer = here.sign_in_issuer
-    with here.runner.database.read() as tx:
+    issuer = ctx.sign_in_issuer
+    with ctx.runner.database.read() as tx:
         linked = {one.issuer for one in identities.list_identities(tx, person.by)}
-        return Ways(
+        return ReauthMethods(
             people.has_password(tx, person.by),
-            Site.of(here.public_url) is not None and bool(passkeys.list_passkeys(tx, person.by)),
+            Site.of(ctx.public_url) is not None and bool(passkeys.list_passkeys(tx, person.by)),
             issuer.name if issuer and issuer.issuer in linked else "",
         )
 
 
-def hand_cookies(here: Context, request: Request, response: Response, begun: Begun) -> None:
+def hand_cookies(ctx: AppContext, request: Request, response: Response, begun: NewSession) -> None:
     """Give the browser its session, and what tells it apart from strangers at the next sign-in."""
     response.set_cookie(
         COOKIE, begun.text, LONGEST_MS // 1000, path="/", secure=True, httponly=True, samesite="lax"
     )
-    hand_device_cookie(here, request, response, begun.user_id)
+    hand_device_cookie(ctx, request, response, begun.user_id)
 
 
-def hand_device_cookie(here: Context, request: Request, response: Response, user_id: str) -> None:
+def hand_device_cookie(ctx: AppContext, request: Request, response: Response, user_id: str) -> None:
     """Give a browser in which the user just signed in its device cookie, or keep the one it has."""
-    with here.runner.database.read() as tx:
+    with ctx.runner.database.read() as tx:
         known = people.password_hash_by_id(tx, user_id)
     if known is None:
         return
-    keys, text = here.runner.database.keys, request.cookies.get(DEVICE_COOKIE, "")
+    keys, text = ctx.runner.database.keys, request.cookies.get(DEVICE_COOKIE, "")
     if not device_id_of(keys, text, user_id, known):
         text = new_device(keys, user_id, known)
     response.set_cookie(
@@ -336,7 +343,7 @@ def hand_device_cookie(here: Context, request: Request, response: Response, user
     )
 
 
-def take_cookie(response: Response) -> None:
+def clear_session_cookie(response: Response) -> None:
     """Take the session from the browser."""
     response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
 

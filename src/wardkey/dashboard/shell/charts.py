@@ -48,10 +48,11 @@ def bars(days: Sequence[DayCounts]) -> Chart:
     width, height, left, bottom = 960, 170, 44, 22
     step = _step(max((item.allowed + item.denied for item in days), default=0))
     top = step * 3
-    room = height - bottom - 8
-    allowed, denied = _bars(days, top, left, width, room, 0.6, 8)
+    plot_height = height - bottom - 8
+    allowed, denied = _bars(days, top, left, width, plot_height, 0.6, 8)
     lines = tuple(
-        Mark(round(8 + room * (1 - level / 3), 1), _short(step * level)) for level in range(4)
+        Mark(round(8 + plot_height * (1 - level / 3), 1), _short(step * level))
+        for level in range(4)
     )
     slot = (width - left) / max(1, len(days))
     every = max(3, len(days) // 10)
@@ -81,7 +82,7 @@ def _bars(  # noqa: PLR0917 - a box and what to draw in it
     top: int,
     left: float,
     width: float,
-    room: float,
+    plot_height: float,
     filled: float,
     above: float = 0,
 ) -> tuple[str, str]:
@@ -93,11 +94,11 @@ def _bars(  # noqa: PLR0917 - a box and what to draw in it
         if not item.allowed and not item.denied:
             continue
         x = round(left + slot * index + (slot - bar) / 2, 2)
-        base = above + room
+        base = above + plot_height
         for count, into in ((item.allowed, allowed), (item.denied, denied)):
             if count:
                 # A single refusal must be seen beside a million requests.
-                high = max(1.5, room * count / top)
+                high = max(1.5, plot_height * count / top)
                 base = max(above, base - high)
                 into.append(f"M{x:g} {base:.1f}h{bar:g}v{high:.1f}h-{bar:g}z")
     return "".join(allowed), "".join(denied)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from wardkey.dashboard.shell.auth import SignedIn
-from wardkey.dashboard.shell.rendering import pages
+from wardkey.dashboard.shell.rendering import page_router
 from wardkey.domain.errors import RouteNotFound
 
-router = pages()
+router = page_router()
 
 
 @router.get("/o/{rest:path}")

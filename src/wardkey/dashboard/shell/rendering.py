@@ -22,14 +22,20 @@ from markupsafe import Markup
 
 from wardkey.dashboard.shell import strings
 from wardkey.dashboard.shell.assets import asset_url
-from wardkey.dashboard.shell.auth import Visitor, Ways, person, read_form, ways_to_confirm
+from wardkey.dashboard.shell.auth import (
+    MemberContext,
+    ReauthMethods,
+    person,
+    read_form,
+    ways_to_confirm,
+)
 from wardkey.dashboard.shell.navigation import MEMBERS, SETTINGS, SIDEBAR, open_to
 from wardkey.dashboard.shell.user_agents import browser_name
 from wardkey.domain import errors
-from wardkey.domain.errors import Failure
+from wardkey.domain.errors import WardkeyError
 from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.times import iso
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 from wardkey.web.problems import problem_headers, request_id_of, status_of, unexpected
 
 THEMES = ("system", "light", "dark")
@@ -102,7 +108,7 @@ _templates.globals.update(
 )
 
 
-def page(request: Request, template: str, status: int = 200, /, **values: object) -> HTMLResponse:
+def render(request: Request, template: str, status: int = 200, /, **values: object) -> HTMLResponse:
     """Return a page; it is never kept by a cache, and runs and shows nothing but our own.
 
     `values` hold `visitor` for pages in the frame (layout.html), and `tabs` for those of Settings;
@@ -111,18 +117,18 @@ def page(request: Request, template: str, status: int = 200, /, **values: object
     """
     nonce = secrets.token_urlsafe(16)
     theme = request.cookies.get(THEME_COOKIE, "")
-    here = {
+    ctx = {
         "nonce": nonce,
         "theme": theme if theme in THEMES else "system",
         "path": request.url.path,
         "done": strings.DONE.get(request.query_params.get("done", ""), ""),
     }
-    visitor = values.get("visitor")
-    if isinstance(visitor, Visitor):
-        values["sidebar"] = open_to(visitor.by, SIDEBAR)
+    current = values.get("current")
+    if isinstance(current, MemberContext):
+        values["sidebar"] = open_to(current.by, SIDEBAR)
         if "tabs" in values:
-            values["tabs"] = open_to(visitor.by, SETTINGS)
-    html = _templates.get_template(template).render({**here, **values})
+            values["tabs"] = open_to(current.by, SETTINGS)
+    html = _templates.get_template(template).render({**ctx, **values})
     return HTMLResponse(html, status, safe_headers(nonce, str(values.get("socket", ""))))
 
 
@@ -178,7 +184,7 @@ def sign_in_first(request: Request) -> RedirectResponse:
     return see_other("/sign-in", next=back, done="signed-out-midway")
 
 
-async def told(request: Request, failure: Failure) -> Response:
+async def error_page(request: Request, failure: WardkeyError) -> Response:
     """Return the page that tells a failure which its route left alone."""
     if isinstance(failure, errors.SignedOut):
         return sign_in_first(request)
@@ -189,9 +195,9 @@ async def told(request: Request, failure: Failure) -> Response:
             for name, value in (await read_form(request)).multi_items()
             if isinstance(value, str) and name != "current_password"
         ]
-        here = request.app.state.context
-        ways = await run_in_threadpool(_ways, request, here)
-        return page(request, "confirm.html", status, sent=sent, failure=failure, ways=ways)
+        ctx = request.app.state.context
+        ways = await run_in_threadpool(_ways, request, ctx)
+        return render(request, "confirm.html", status, sent=sent, failure=failure, ways=ways)
     response = _refusal(request, failure, status)
     for name, value in problem_headers(failure).items():
         if name != "WWW-Authenticate":
@@ -199,51 +205,53 @@ async def told(request: Request, failure: Failure) -> Response:
     return response
 
 
-def _refusal(request: Request, failure: Failure, status: int) -> HTMLResponse:
-    visitor = getattr(request.state, "visitor", None)
-    if isinstance(failure, errors.Forbidden) and isinstance(visitor, Visitor):
-        return _refused(request, visitor, failure, status)
+def _refusal(request: Request, failure: WardkeyError, status: int) -> HTMLResponse:
+    current = getattr(request.state, "visitor", None)
+    if isinstance(failure, errors.Forbidden) and isinstance(current, MemberContext):
+        return _refused(request, current, failure, status)
     # Only what nobody expected stands in the log.
     reference = request_id_of(request) if isinstance(failure, errors.InternalError) else ""
-    return page(
+    return render(
         request, "failure.html", status, failure=failure, status=status, reference=reference
     )
 
 
-def _refused(request: Request, visitor: Visitor, failure: Failure, status: int) -> HTMLResponse:
+def _refused(
+    request: Request, current: MemberContext, failure: WardkeyError, status: int
+) -> HTMLResponse:
     """Whoever came as far as an organization stays in its frame, and learns who can."""
     seeing = request.method == "GET"
     needs = Permission(failure.needs) if failure.needs in set(Permission) else None
-    why_not = visitor.why_not(needs, seeing=seeing) if needs else ""
-    role = visitor.membership.role
+    why_not = current.why_not(needs, seeing=seeing) if needs else ""
+    role = current.membership.role
     asked = next(
-        (one for one in (*SIDEBAR, *SETTINGS) if visitor.url(one.path) == request.url.path), None
+        (one for one in (*SIDEBAR, *SETTINGS) if current.url(one.path) == request.url.path), None
     )
-    members = open_to(visitor.by, [one for one in SETTINGS if one.path == MEMBERS])
-    return page(
+    members = open_to(current.by, [one for one in SETTINGS if one.path == MEMBERS])
+    return render(
         request,
         "refused.html",
         status,
         failure=failure,
-        visitor=visitor,
+        current=current,
         status=status,
         title=asked.label if seeing and asked else strings.REFUSED["title"],
         sentence=why_not or failure.detail,
         more=" ".join(
             text
             for text, fits in (
-                (strings.REFUSED["role"].format(role=role, name=visitor.membership.name), why_not),
+                (strings.REFUSED["role"].format(role=role, name=current.membership.name), why_not),
                 (strings.REFUSED["change"], why_not and role in (Role.MEMBER, Role.VIEWER)),
                 (strings.REFUSED["nothing"], not seeing),
             )
             if fits
         ),
-        members_url=visitor.url(MEMBERS) if members else "",
+        members_url=current.url(MEMBERS) if members else "",
     )
 
 
-def _ways(request: Request, here: Context) -> Ways:
-    return ways_to_confirm(here, person(request, here))
+def _ways(request: Request, ctx: AppContext) -> ReauthMethods:
+    return ways_to_confirm(ctx, person(request, ctx))
 
 
 class PageRoute(APIRoute):
@@ -256,22 +264,22 @@ class PageRoute(APIRoute):
         async def answer(request: Request) -> Response:
             try:
                 return await handle(request)
-            except Failure as failure:
-                return await told(request, failure)
+            except WardkeyError as failure:
+                return await error_page(request, failure)
             except RequestValidationError:
-                return await told(request, errors.InvalidRequest("The form is incomplete."))
-            except Exception as fault:  # noqa: BLE001 - the edge: it is logged, and a page says so
-                return await told(request, unexpected(request, fault))
+                return await error_page(request, errors.InvalidRequest("The form is incomplete."))
+            except Exception as error:  # noqa: BLE001 - the edge: it is logged, and a page says so
+                return await error_page(request, unexpected(request, error))
 
         return answer
 
 
-def pages() -> APIRouter:
+def page_router() -> APIRouter:
     """Return a router for pages, which the OpenAPI document leaves out."""
     return APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-def fault_of(failure: Failure) -> Mapping[str, str]:
+def fault_of(failure: WardkeyError) -> Mapping[str, str]:
     """Return what a form shows of a failure: its sentence and the field at fault."""
     named = failure.field or ""
     if isinstance(failure, errors.InvalidRequest) and failure.errors:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import Request
 
 from wardkey.actions.messaging import session_receipts
-from wardkey.dashboard.shell.auth import Visitor
+from wardkey.dashboard.shell.auth import MemberContext
 from wardkey.domain.errors import ReceiptNotFound
 from wardkey.domain.receipts import Confirmation, EndedSessions
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 
 
 def receipt_query(confirmed: Confirmation) -> dict[str, str]:
@@ -18,12 +18,14 @@ def receipt_query(confirmed: Confirmation) -> dict[str, str]:
     return {"receipt": confirmed.sessions.receipt_id}
 
 
-def ended_sessions(request: Request, visitor: Visitor, here: Context) -> EndedSessions | None:
+def ended_sessions(
+    request: Request, current: MemberContext, ctx: AppContext
+) -> EndedSessions | None:
     """Return the receipt that the address names, if there is one."""
     named = request.query_params.get("receipt", "")
     if not named:
         return None
     try:
-        return here.runner.look(session_receipts.get, visitor.by, named)
+        return ctx.runner.read(session_receipts.get, current.by, named)
     except ReceiptNotFound:
         return None

@@ -7,21 +7,21 @@ from fastapi import Request, Response
 from wardkey.actions.accounts import browser_sessions, members, people
 from wardkey.dashboard.shell.auth import (
     COOKIE,
-    Checked,
-    Person,
+    AnonymousForm,
     SignedIn,
-    Unsigned,
+    SignedInUser,
+    VerifiedForm,
     hand_cookies,
     person,
 )
-from wardkey.dashboard.shell.rendering import fault_of, own_path, page, pages, see_other
-from wardkey.domain.errors import Failure, InvalidLink, SignedOut
+from wardkey.dashboard.shell.rendering import fault_of, own_path, page_router, render, see_other
+from wardkey.domain.errors import InvalidLink, SignedOut, WardkeyError
 from wardkey.services.throttle import by_address
-from wardkey.web.caller import stranger
-from wardkey.web.context import Context, Here
+from wardkey.web.caller import anonymous_principal
+from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.problems import status_of
 
-router = pages()
+router = page_router()
 
 _SET_UP = "Set up Wardkey"
 _ACCEPT = "Accept the invitation"
@@ -30,77 +30,81 @@ _PLAIN = {"invitation": "", "has_account": False, "issuer": None}
 
 
 @router.get("/setup/{token}")
-def show_setup(token: str, request: Request, here: Here) -> Response:
+def show_setup(token: str, request: Request, ctx: CurrentContext) -> Response:
     """Ask the owner for a password."""
     try:
-        with here.runner.database.read() as tx:
+        with ctx.runner.database.read() as tx:
             email = people.link_email(tx, token)
     except InvalidLink as failure:
         return _gone(request, failure)
-    return page(request, "link.html", title=_SET_UP, email=email, **_PLAIN, fault=None)
+    return render(request, "link.html", title=_SET_UP, email=email, **_PLAIN, fault=None)
 
 
 @router.post("/setup/{token}")
-def take_setup(token: str, request: Request, fields: Unsigned, here: Here) -> Response:
+def take_setup(
+    token: str, request: Request, fields: AnonymousForm, ctx: CurrentContext
+) -> Response:
     """Set the password and begin a session."""
-    by = stranger(request, here)
+    by = anonymous_principal(request, ctx)
     try:
-        with here.throttle.attempt(*by_address("link", by.address)):
-            with here.runner.database.read() as tx:
+        with ctx.throttle.attempt(*by_address("link", by.address)):
+            with ctx.runner.database.read() as tx:
                 people.link_email(tx, token)
             hashed = people.hash_password(fields.text("password"), by.address)
             before = request.cookies.get(COOKIE, "")
-            begun = here.runner.change(
+            begun = ctx.runner.write(
                 browser_sessions.begin_with_setup_link, by, token, hashed, before
             )
     except InvalidLink as failure:
         return _gone(request, failure)
-    except Failure as failure:
-        return page(
+    except WardkeyError as failure:
+        return render(
             request,
             "link.html",
             status_of(type(failure)),
             title=_SET_UP,
-            email=_shown(here, token),
+            email=_shown(ctx, token),
             **_PLAIN,
             fault=fault_of(failure),
         )
-    return _signed_in(request, here, begun)
+    return _signed_in(request, ctx, begun)
 
 
 @router.get("/invitations/{token}")
-def show_invitation(token: str, request: Request, here: Here) -> Response:
+def show_invitation(token: str, request: Request, ctx: CurrentContext) -> Response:
     """Ask a new user for a password, and a known one to sign in and then to accept."""
     try:
-        with here.runner.database.read() as tx:
+        with ctx.runner.database.read() as tx:
             found = members.invited(tx, token)
     except InvalidLink as failure:
         return _gone(request, failure)
-    return _invitation_page(request, here, token, found, None)
+    return _invitation_page(request, ctx, token, found, None)
 
 
 @router.post("/invitations/{token}")
-def take_invitation(token: str, request: Request, fields: Unsigned, here: Here) -> Response:
+def take_invitation(
+    token: str, request: Request, fields: AnonymousForm, ctx: CurrentContext
+) -> Response:
     """Take the place of a new user, with the password that they chose, and begin a session."""
-    by = stranger(request, here)
+    by = anonymous_principal(request, ctx)
     found = None
     try:
-        with here.throttle.attempt(*by_address("link", by.address)):
-            with here.runner.database.read() as tx:
+        with ctx.throttle.attempt(*by_address("link", by.address)):
+            with ctx.runner.database.read() as tx:
                 found = members.invited(tx, token)
             members.check_new(found)
             hashed = people.hash_password(fields.text("password"), by.address)
             before = request.cookies.get(COOKIE, "")
-            begun = here.runner.change(
+            begun = ctx.runner.write(
                 browser_sessions.begin_with_invitation, by, token, hashed, before
             )
     except InvalidLink as failure:
         return _gone(request, failure)
-    except Failure as failure:
+    except WardkeyError as failure:
         if found is None:
             raise
-        return _invitation_page(request, here, token, found, failure)
-    return _signed_in(request, here, begun)
+        return _invitation_page(request, ctx, token, found, failure)
+    return _signed_in(request, ctx, begun)
 
 
 @router.get("/invitations/{token}/accept")
@@ -111,21 +115,25 @@ def back_to_invitation(token: str) -> Response:
 
 @router.post("/invitations/{token}/accept")
 def accept_invitation(
-    token: str, request: Request, person: SignedIn, _fields: Checked, here: Here
+    token: str, request: Request, person: SignedIn, _fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Take the place as the user who is signed in, whose address must be the invited one."""
     try:
-        with here.throttle.attempt(*by_address("link", person.by.address)):
-            here.runner.change(members.accept_as_user, person.by, token)
+        with ctx.throttle.attempt(*by_address("link", person.by.address)):
+            ctx.runner.write(members.accept_as_user, person.by, token)
     except InvalidLink as failure:
         return _gone(request, failure)
     return see_other("/organizations", done="invitation-accepted")
 
 
 def _invitation_page(
-    request: Request, here: Context, token: str, found: members.Invited, failure: Failure | None
+    request: Request,
+    ctx: AppContext,
+    token: str,
+    found: members.Invited,
+    failure: WardkeyError | None,
 ) -> Response:
-    return page(
+    return render(
         request,
         "link.html",
         status_of(type(failure)) if failure else 200,
@@ -134,33 +142,33 @@ def _invitation_page(
         invitation=token,
         has_account=found.has_account,
         has_password=found.has_password,
-        person=(visiting := _person(request, here)),
+        person=(visiting := _person(request, ctx)),
         fits=visiting is not None and members.is_for(found, visiting.by.label),
-        issuer=here.sign_in_issuer,
+        issuer=ctx.sign_in_issuer,
         fault=fault_of(failure) if failure else None,
     )
 
 
-def _person(request: Request, here: Context) -> Person | None:
+def _person(request: Request, ctx: AppContext) -> SignedInUser | None:
     try:
-        return person(request, here)
+        return person(request, ctx)
     except SignedOut:
         return None
 
 
-def _shown(here: Context, token: str) -> str:
+def _shown(ctx: AppContext, token: str) -> str:
     try:
-        with here.runner.database.read() as tx:
+        with ctx.runner.database.read() as tx:
             return people.link_email(tx, token)
-    except Failure:
+    except WardkeyError:
         return ""
 
 
-def _signed_in(request: Request, here: Context, begun: browser_sessions.Begun) -> Response:
+def _signed_in(request: Request, ctx: AppContext, begun: browser_sessions.NewSession) -> Response:
     response = see_other("/")
-    hand_cookies(here, request, response, begun)
+    hand_cookies(ctx, request, response, begun)
     return response
 
 
-def _gone(request: Request, failure: Failure) -> Response:
-    return page(request, "gone.html", status_of(type(failure)), fault=failure.detail)
+def _gone(request: Request, failure: WardkeyError) -> Response:
+    return render(request, "gone.html", status_of(type(failure)), fault=failure.detail)

@@ -9,19 +9,19 @@ from wardkey.adapters.passkeys import Site, check_creation, check_request, creat
 from wardkey.dashboard.pages.account.sign_in import Renaming, account_page, sign_in_page
 from wardkey.dashboard.shell.auth import (
     COOKIE,
-    Checked,
+    AnonymousForm,
     SignedIn,
-    Unsigned,
+    VerifiedForm,
     hand_cookies,
-    require_fresh,
+    require_recent_sign_in,
 )
-from wardkey.dashboard.shell.rendering import own_path, page, pages, see_other
+from wardkey.dashboard.shell.rendering import own_path, page_router, render, see_other
 from wardkey.domain.errors import Invalid, InvalidPasskey, RateLimited, RouteNotFound
 from wardkey.services.throttle import by_address
-from wardkey.web.caller import stranger
-from wardkey.web.context import Context, Here
+from wardkey.web.caller import anonymous_principal
+from wardkey.web.context import AppContext, CurrentContext
 
-router = pages()
+router = page_router()
 
 
 @router.get("/account/passkeys")
@@ -32,13 +32,15 @@ def back_to_account() -> Response:
 
 
 @router.post("/account/passkeys/new")
-def ask_new(asked: Request, person: SignedIn, fields: Checked, here: Here) -> Response:
+def ask_new(
+    asked: Request, person: SignedIn, fields: VerifiedForm, ctx: CurrentContext
+) -> Response:
     """Show the page on which the browser makes a passkey."""
-    site = _site(here)
-    require_fresh(here, person, fields)
-    known = [one.credential_id for one in here.runner.look(passkeys.list_passkeys, person.by)]
-    challenge = _challenge(here, person.by.id)
-    return page(
+    site = _site(ctx)
+    require_recent_sign_in(ctx, person, fields)
+    known = [one.credential_id for one in ctx.runner.read(passkeys.list_passkeys, person.by)]
+    challenge = _challenge(ctx, person.by.id)
+    return render(
         asked,
         "passkey.html",
         title="Add a passkey",
@@ -54,40 +56,42 @@ def ask_new(asked: Request, person: SignedIn, fields: Checked, here: Here) -> Re
 
 
 @router.post("/account/passkeys")
-def register(person: SignedIn, fields: Checked, here: Here) -> Response:
+def register(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Response:
     """Keep the passkey that the browser made."""
-    answer = check_creation(_site(here), fields.text("answer"))
+    answer = check_creation(_site(ctx), fields.text("answer"))
     name = fields.text("name").strip() or "Passkey"
-    here.runner.change(passkeys.register, person.by, answer, name)
+    ctx.runner.write(passkeys.register, person.by, answer, name)
     return see_other("/account", done="passkey-added")
 
 
 @router.post("/account/passkeys/{passkey_id}/rename")
 def rename(
-    passkey_id: str, asked: Request, person: SignedIn, fields: Checked, here: Here
+    passkey_id: str, asked: Request, person: SignedIn, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Call a passkey otherwise."""
     name = fields.text("name")
     try:
-        here.runner.change(passkeys.rename, person.by, passkey_id, name)
+        ctx.runner.write(passkeys.rename, person.by, passkey_id, name)
     except Invalid as failure:
-        return account_page(asked, person, here, renaming=Renaming(passkey_id, name, failure))
+        return account_page(asked, person, ctx, renaming=Renaming(passkey_id, name, failure))
     return see_other("/account", done="passkey-renamed")
 
 
 @router.post("/account/passkeys/{passkey_id}/remove")
-def remove(passkey_id: str, person: SignedIn, fields: Checked, here: Here) -> Response:
+def remove(
+    passkey_id: str, person: SignedIn, fields: VerifiedForm, ctx: CurrentContext
+) -> Response:
     """Let a passkey sign in no more."""
-    require_fresh(here, person, fields)
-    here.runner.change(passkeys.remove, person.by, passkey_id)
+    require_recent_sign_in(ctx, person, fields)
+    ctx.runner.write(passkeys.remove, person.by, passkey_id)
     return see_other("/account", done="passkey-removed")
 
 
 @router.get("/account/confirm/passkey")
-def ask_confirmation(asked: Request, person: SignedIn, here: Here) -> Response:
+def ask_confirmation(asked: Request, person: SignedIn, ctx: CurrentContext) -> Response:
     """Show the page on which the browser shows one of the person's passkeys."""
-    site = _site(here)
-    return page(
+    site = _site(ctx)
+    return render(
         asked,
         "passkey.html",
         title="Confirm that it is you",
@@ -98,20 +102,20 @@ def ask_confirmation(asked: Request, person: SignedIn, here: Here) -> Response:
         naming=False,
         back="/account",
         kind="get",
-        options=request(site, _challenge(here, person.by.id)),
+        options=request(site, _challenge(ctx, person.by.id)),
     )
 
 
 @router.post("/account/confirm/passkey")
-def confirm(person: SignedIn, fields: Checked, here: Here) -> Response:
+def confirm(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Response:
     """Note that the person showed a passkey of his."""
-    site, text = _site(here), fields.text("answer")
-    with here.throttle.attempt(*by_address("passkey", person.by.address)):
+    site, text = _site(ctx), fields.text("answer")
+    with ctx.throttle.attempt(*by_address("passkey", person.by.address)):
         credential_id, user_id = named(text)
-        with here.runner.database.read() as tx:
+        with ctx.runner.database.read() as tx:
             known = passkeys.find(tx, credential_id, user_id)
         answer = check_request(site, text, known.public_key, known.sign_count)
-        here.runner.change(passkeys.confirm, person.by, person.session.id, known, answer)
+        ctx.runner.write(passkeys.confirm, person.by, person.session.id, known, answer)
     return see_other("/account", done="confirmed")
 
 
@@ -123,10 +127,10 @@ def back_to_sign_in() -> Response:
 
 
 @router.post("/sign-in/passkey")
-def ask_known(asked: Request, fields: Unsigned, here: Here) -> Response:
+def ask_known(asked: Request, fields: AnonymousForm, ctx: CurrentContext) -> Response:
     """Show the page on which the browser shows a passkey."""
-    site, onward = _site(here), own_path(fields.text("next"))
-    return page(
+    site, onward = _site(ctx), own_path(fields.text("next"))
+    return render(
         asked,
         "passkey.html",
         title="Sign in with a passkey",
@@ -137,39 +141,39 @@ def ask_known(asked: Request, fields: Unsigned, here: Here) -> Response:
         naming=False,
         back="/sign-in",
         kind="get",
-        options=request(site, _challenge(here, "")),
+        options=request(site, _challenge(ctx, "")),
     )
 
 
 @router.post("/sign-in/passkey/answer")
-def sign_in(asked: Request, fields: Unsigned, here: Here) -> Response:
+def sign_in(asked: Request, fields: AnonymousForm, ctx: CurrentContext) -> Response:
     """Begin a session of whoever has the passkey."""
-    site, onward, text = _site(here), own_path(fields.text("next")), fields.text("answer")
-    by = stranger(asked, here)
+    site, onward, text = _site(ctx), own_path(fields.text("next")), fields.text("answer")
+    by = anonymous_principal(asked, ctx)
     try:
         # An answer can't be guessed, but checking one costs a signature.
-        with here.throttle.attempt(*by_address("passkey", by.address)):
+        with ctx.throttle.attempt(*by_address("passkey", by.address)):
             credential_id, user_id = named(text)
-            with here.runner.database.read() as tx:
+            with ctx.runner.database.read() as tx:
                 known = passkeys.find(tx, credential_id, user_id)
             answer = check_request(site, text, known.public_key, known.sign_count)
             before = asked.cookies.get(COOKIE, "")
-            begun = here.runner.change(passkeys.sign_in, by, known, answer, before)
+            begun = ctx.runner.write(passkeys.sign_in, by, known, answer, before)
     except (InvalidPasskey, RateLimited) as failure:
-        return sign_in_page(asked, here, onward, "", failure)
+        return sign_in_page(asked, ctx, onward, "", failure)
     response = see_other(onward)
-    hand_cookies(here, asked, response, begun)
+    hand_cookies(ctx, asked, response, begun)
     return response
 
 
-def _site(here: Context) -> Site:
+def _site(ctx: AppContext) -> Site:
     """Return for whom passkeys are made; raises `RouteNotFound` where browsers take none."""
-    site = Site.of(here.public_url)
+    site = Site.of(ctx.public_url)
     if site is None:
         raise RouteNotFound
     return site
 
 
-def _challenge(here: Context, subject: str) -> bytes:
-    database = here.runner.database
+def _challenge(ctx: AppContext, subject: str) -> bytes:
+    database = ctx.runner.database
     return passkeys.new_challenge(database.keys, subject, database.clock())

@@ -15,8 +15,8 @@ from wardkey.actions.accounts import identities
 from wardkey.actions.accounts.browser_sessions import FRESH_MS
 from wardkey.adapters.single_sign_on import CALLBACK, SignInIssuer, shown
 from wardkey.dashboard.pages.account.sign_in import sign_in_page
-from wardkey.dashboard.shell.auth import COOKIE, Checked, SignedIn, hand_cookies, person
-from wardkey.dashboard.shell.rendering import own_path, pages, see_other
+from wardkey.dashboard.shell.auth import COOKIE, SignedIn, VerifiedForm, hand_cookies, person
+from wardkey.dashboard.shell.rendering import own_path, page_router, see_other
 from wardkey.domain.errors import (
     AlreadyMember,
     Forbidden,
@@ -29,10 +29,10 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.single_sign_on import Identity, check_confirmed, check_fresh, identity_of
 from wardkey.services.throttle import by_address
-from wardkey.web.caller import stranger
-from wardkey.web.context import Context, Here
+from wardkey.web.caller import anonymous_principal
+from wardkey.web.context import AppContext, CurrentContext
 
-router = pages()
+router = page_router()
 
 _START = "/sign-in/oidc"
 # What a browser takes along to the issuer and back; only it can finish what it began.
@@ -73,93 +73,93 @@ class Journey:
             ) from None
         return cls(seed, purpose, own_path(path))
 
-    def secret(self, here: Context, name: str) -> str:
+    def secret(self, ctx: AppContext, name: str) -> str:
         """Return one of the journey's secrets; nobody without the deployment's key can tell it."""
-        key = here.runner.database.keys.key_for("oidc")
+        key = ctx.runner.database.keys.key_for("oidc")
         return blake2b(f"{name} {self.text}".encode(), key=key, digest_size=32).hexdigest()
 
 
 @router.get(_START)
-def begin(request: Request, here: Here, next: str = "/", invitation: str = "") -> Response:  # noqa: A002 - the parameter's name
+def begin(request: Request, ctx: CurrentContext, next: str = "/", invitation: str = "") -> Response:  # noqa: A002 - the parameter's name
     """Go to the issuer, to sign in or to accept an invitation."""
     if not (invitation.isalnum() and invitation.isascii() and len(invitation) == _LINK):
         invitation = ""
     journey = Journey(secrets.token_urlsafe(24), invitation or "enter", own_path(next))
     try:
-        return _depart(here, journey, _FRESH_S)
+        return _depart(ctx, journey, _FRESH_S)
     except Unavailable as failure:
-        return sign_in_page(request, here, journey.onward, "", failure)
+        return sign_in_page(request, ctx, journey.onward, "", failure)
 
 
 @router.get(f"{_START}/confirm")
-def confirm(_person: SignedIn, here: Here) -> Response:
+def confirm(_person: SignedIn, ctx: CurrentContext) -> Response:
     """Go to the issuer, to sign in there anew."""
     journey = Journey(secrets.token_urlsafe(24), "confirm", "/account")
-    return _depart(here, journey, 0)
+    return _depart(ctx, journey, 0)
 
 
 @router.get(CALLBACK)
-def arrive(request: Request, here: Here) -> Response:
+def arrive(request: Request, ctx: CurrentContext) -> Response:
     """Come back from the issuer; the journey ends, however it went."""
     try:
         journey = Journey.of(request)
     except SignInFailed as failure:
-        return sign_in_page(request, here, "/", "", failure)
+        return sign_in_page(request, ctx, "/", "", failure)
     try:
-        response = _arrived(request, here, journey)
+        response = _arrived(request, ctx, journey)
     except (InvalidLink, AlreadyMember):
         raise
     except (Unauthenticated, Forbidden, RateLimited, Unavailable) as failure:
         if journey.purpose == "confirm":
             raise
-        response = sign_in_page(request, here, journey.onward, "", failure)
+        response = sign_in_page(request, ctx, journey.onward, "", failure)
     response.delete_cookie(_COOKIE, path="/", secure=True, httponly=True, samesite="lax")
     return response
 
 
 @router.post("/account/identities/unlink")
-def unlink(person: SignedIn, fields: Checked, here: Here) -> Response:
+def unlink(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Response:
     """Forget who the person is at an issuer."""
-    here.runner.change(identities.unlink, person.by, fields.text("issuer"))
+    ctx.runner.write(identities.unlink, person.by, fields.text("issuer"))
     return see_other("/account", done="identity-unlinked")
 
 
-def _depart(here: Context, journey: Journey, max_age_s: int) -> Response:
-    state, nonce, verifier = (journey.secret(here, name) for name in ("state", "nonce", "verifier"))
-    response = see_other(_issuer(here).address(state, nonce, verifier, max_age_s))
+def _depart(ctx: AppContext, journey: Journey, max_age_s: int) -> Response:
+    state, nonce, verifier = (journey.secret(ctx, name) for name in ("state", "nonce", "verifier"))
+    response = see_other(_issuer(ctx).address(state, nonce, verifier, max_age_s))
     response.set_cookie(
         _COOKIE, journey.text, _LONGEST_S, path="/", secure=True, httponly=True, samesite="lax"
     )
     return response
 
 
-def _arrived(request: Request, here: Context, journey: Journey) -> Response:
-    by, now = stranger(request, here), here.runner.database.clock()
+def _arrived(request: Request, ctx: AppContext, journey: Journey) -> Response:
+    by, now = anonymous_principal(request, ctx), ctx.runner.database.clock()
     # Each makes the issuer work, so that they are counted as guesses are.
     counters = by_address("address", by.address)
-    with here.throttle.attempt(*counters, failed=(SignInFailed, Forbidden)):
-        identity, claims = _proven(request, here, journey)
+    with ctx.throttle.attempt(*counters, failed=(SignInFailed, Forbidden)):
+        identity, claims = _proven(request, ctx, journey)
     if journey.purpose == "confirm":
         check_confirmed(claims, now / 1000)
-        who = person(request, here)
-        here.runner.change(identities.confirm, who.by, who.session.id, identity)
+        who = person(request, ctx)
+        ctx.runner.write(identities.confirm, who.by, who.session.id, identity)
         return see_other(journey.onward, done="confirmed")
     check_fresh(claims, now / 1000, _FRESH_S)
-    before, welcome = request.cookies.get(COOKIE, ""), here.welcome
+    before, welcome = request.cookies.get(COOKIE, ""), ctx.welcome
     if journey.purpose == "enter":
-        begun = here.runner.change(identities.sign_in, by, identity, welcome, before)
+        begun = ctx.runner.write(identities.sign_in, by, identity, welcome, before)
     else:
-        begun = here.runner.change(identities.join, by, journey.purpose, identity, welcome, before)
+        begun = ctx.runner.write(identities.join, by, journey.purpose, identity, welcome, before)
     response = see_other(journey.onward)
-    hand_cookies(here, request, response, begun)
+    hand_cookies(ctx, request, response, begun)
     return response
 
 
 def _proven(
-    request: Request, here: Context, journey: Journey
+    request: Request, ctx: AppContext, journey: Journey
 ) -> tuple[Identity, dict[str, object]]:
-    issuer, told = _issuer(here), request.query_params
-    state = journey.secret(here, "state")
+    issuer, told = _issuer(ctx), request.query_params
+    state = journey.secret(ctx, "state")
     if not hmac.compare_digest(told.get("state", "").encode(), state.encode()):
         raise SignInFailed("The answer belongs to another sign-in; sign in again.")
     issuer.check_named(told.get("iss", ""))
@@ -170,13 +170,13 @@ def _proven(
     code = told.get("code", "")
     if not code or len(code) > _LONGEST_CODE:
         raise SignInFailed(f"{issuer.name} sent no code; sign in again.")
-    now_s = here.runner.database.clock() / 1000
-    claims = issuer.claims(code, journey.secret(here, "verifier"), now_s)
-    return identity_of(claims, issuer.client_id, journey.secret(here, "nonce")), claims
+    now_s = ctx.runner.database.clock() / 1000
+    claims = issuer.claims(code, journey.secret(ctx, "verifier"), now_s)
+    return identity_of(claims, issuer.client_id, journey.secret(ctx, "nonce")), claims
 
 
-def _issuer(here: Context) -> SignInIssuer:
+def _issuer(ctx: AppContext) -> SignInIssuer:
     """Return the deployment's issuer; raises `RouteNotFound` where it has none."""
-    if here.sign_in_issuer is None:
+    if ctx.sign_in_issuer is None:
         raise RouteNotFound
-    return here.sign_in_issuer
+    return ctx.sign_in_issuer

@@ -25,33 +25,33 @@ from wardkey.dashboard.pages.keys.snippets import snippets
 from wardkey.dashboard.shell import charts, strings
 from wardkey.dashboard.shell.auth import (
     NOTHING_SENT,
-    Checked,
     Fields,
+    MemberContext,
+    VerifiedForm,
     Visiting,
-    Visitor,
-    require_fresh,
+    require_recent_sign_in,
 )
 from wardkey.dashboard.shell.navigation import SCOPES, SETTINGS
-from wardkey.dashboard.shell.rendering import distance, fault_of, page, pages, see_other
+from wardkey.dashboard.shell.rendering import distance, fault_of, page_router, render, see_other
 from wardkey.db.engine import Transaction
 from wardkey.domain.callers import CallerRecord
 from wardkey.domain.errors import (
     Conflict,
-    Failure,
     FormSentBefore,
     Invalid,
     InvalidRequest,
     StillInUse,
+    WardkeyError,
 )
 from wardkey.domain.keys import EXPIRING_MS, KeyRecord, KeyStatus
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.receipts import Confirmation
 from wardkey.verify.pending import merge_pending
-from wardkey.web.context import Context, Here
+from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.problems import status_of
 
-router = pages()
+router = page_router()
 PATH = "settings/api-keys"
 _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}/{{key_id}}"
 
@@ -122,148 +122,150 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FormResult:
     """What an action left to show on the key's page: a secret, a proof, or a failure's form."""
 
     issued: Issued | None = None
     proof: Proof | None = None
     dialog: str = ""
-    failure: Failure | None = None
+    failure: WardkeyError | None = None
     sent: Fields | None = None
 
 
 @router.get(_ROUTE)
-def show_key(key_id: str, request: Request, visitor: Visiting, here: Here) -> Response:
+def show_key(key_id: str, request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """Show the key; `?dialog=` opens one of its dialogs."""
     wanted = request.query_params.get("dialog", "")
-    dialog = wanted if wanted in _DIALOGS and visitor.by.holds(Permission.KEYS_WRITE) else ""
-    return key_page(request, visitor, here, key_id, Outcome(dialog=dialog))
+    dialog = wanted if wanted in _DIALOGS and current.by.holds(Permission.KEYS_WRITE) else ""
+    return key_page(request, current, ctx, key_id, FormResult(dialog=dialog))
 
 
 @router.get(f"{_ROUTE}/{{verb}}")
-def back_to_key(key_id: str, verb: str, visitor: Visiting) -> Response:  # noqa: ARG001 - any
+def back_to_key(key_id: str, verb: str, current: Visiting) -> Response:  # noqa: ARG001 - any
     """Go to the key's page from the address of an action that was sent before."""
-    return see_other(visitor.url(f"{PATH}/{key_id}"))
+    return see_other(current.url(f"{PATH}/{key_id}"))
 
 
 @router.post(f"{_ROUTE}/edit")
 def edit_key(
-    key_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+    key_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Change what the form says."""
     try:
-        key = here.runner.look(keys.get, visitor.by, key_id)
-        changes = read_changes(fields, key, here.runner.database.clock())
-        here.runner.change(keys.change, visitor.by, key_id, changes, read_new_scopes(fields))
+        key = ctx.runner.read(keys.get, current.by, key_id)
+        changes = read_changes(fields, key, ctx.runner.database.clock())
+        ctx.runner.write(keys.change, current.by, key_id, changes, read_new_scopes(fields))
     except (Invalid, Conflict) as failure:
-        outcome = Outcome(dialog="edit", failure=failure, sent=fields)
-        return key_page(request, visitor, here, key_id, outcome)
-    return see_other(visitor.url(f"{PATH}/{key_id}"), done="key-changed")
+        outcome = FormResult(dialog="edit", failure=failure, sent=fields)
+        return key_page(request, current, ctx, key_id, outcome)
+    return see_other(current.url(f"{PATH}/{key_id}"), done="key-changed")
 
 
 @router.post(f"{_ROUTE}/disable")
 def disable_key(
-    key_id: str, request: Request, visitor: Visiting, _fields: Checked, here: Here
+    key_id: str, request: Request, current: Visiting, _fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Stop the key until it is enabled again."""
     try:
-        here.runner.change(keys.disable, visitor.by, key_id)
+        ctx.runner.write(keys.disable, current.by, key_id)
     except Conflict as failure:
-        return key_page(request, visitor, here, key_id, Outcome(failure=failure))
-    return see_other(visitor.url(f"{PATH}/{key_id}"), done="key-disabled")
+        return key_page(request, current, ctx, key_id, FormResult(failure=failure))
+    return see_other(current.url(f"{PATH}/{key_id}"), done="key-disabled")
 
 
 @router.post(f"{_ROUTE}/enable")
 def enable_key(
-    key_id: str, request: Request, visitor: Visiting, _fields: Checked, here: Here
+    key_id: str, request: Request, current: Visiting, _fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Let the key work again."""
     try:
-        here.runner.change(keys.enable, visitor.by, key_id)
+        ctx.runner.write(keys.enable, current.by, key_id)
     except Conflict as failure:
-        return key_page(request, visitor, here, key_id, Outcome(failure=failure))
-    return see_other(visitor.url(f"{PATH}/{key_id}"), done="key-enabled")
+        return key_page(request, current, ctx, key_id, FormResult(failure=failure))
+    return see_other(current.url(f"{PATH}/{key_id}"), done="key-enabled")
 
 
 @router.post(f"{_ROUTE}/rotate")
 def rotate_key(
-    key_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+    key_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Add a secret and show it: in this answer, and never again."""
-    visitor.by.require(Permission.KEYS_WRITE)
-    require_fresh(here, visitor.person, fields)
+    current.by.require(Permission.KEYS_WRITE)
+    require_recent_sign_in(ctx, current.person, fields)
     try:
-        once, grace = fields.once(), fields.text("grace")
+        once, grace = fields.nonce(), fields.text("grace")
 
         def rotate(tx: Transaction, by: Principal) -> Issued:
             def add() -> tuple[str, Issued]:
                 return key_id, keys.rotate(tx, by, key_id, grace)
 
-            done: Issued = browser_sessions.once(tx, visitor.person.session.id, once, add)
+            done: Issued = browser_sessions.consume_form_nonce(
+                tx, current.person.session.id, once, add
+            )
             return done
 
-        issued = here.runner.change(rotate, visitor.by)
+        issued = ctx.runner.write(rotate, current.by)
     except FormSentBefore:
-        return see_other(visitor.url(f"{PATH}/{key_id}"), done="sent-before")
+        return see_other(current.url(f"{PATH}/{key_id}"), done="sent-before")
     except (Invalid, Conflict) as failure:
-        outcome = Outcome(dialog="rotate", failure=failure, sent=fields)
-        return key_page(request, visitor, here, key_id, outcome)
-    return key_page(request, visitor, here, key_id, Outcome(issued=issued))
+        outcome = FormResult(dialog="rotate", failure=failure, sent=fields)
+        return key_page(request, current, ctx, key_id, outcome)
+    return key_page(request, current, ctx, key_id, FormResult(issued=issued))
 
 
 @router.post(f"{_ROUTE}/finish")
 def finish_rotation(
-    key_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+    key_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Revoke every live secret but the newest, unless an old one is in use."""
-    visitor.by.require(Permission.KEYS_WRITE)
-    require_fresh(here, visitor.person, fields)
+    current.by.require(Permission.KEYS_WRITE)
+    require_recent_sign_in(ctx, current.person, fields)
     try:
         # Where a use may stand that cannot be merged, nothing is finished.
-        merge_pending(here.runner.database)
-        used = here.runner.look(rotations.callers_to_finish, visitor.by, key_id)
-        done, confirmed = here.runner.change_confirmed(rotations.finish, visitor.by, key_id, used)
+        merge_pending(ctx.runner.database)
+        used = ctx.runner.read(rotations.callers_to_finish, current.by, key_id)
+        done, confirmed = ctx.runner.write_confirmed(rotations.finish, current.by, key_id, used)
     except Conflict as failure:
-        outcome = Outcome(dialog="finish", failure=failure)
-        return key_page(request, visitor, here, key_id, outcome)
+        outcome = FormResult(dialog="finish", failure=failure)
+        return key_page(request, current, ctx, key_id, outcome)
     proof = Proof(done.receipts, confirmed) if done.receipts else None
-    return key_page(request, visitor, here, key_id, Outcome(proof=proof))
+    return key_page(request, current, ctx, key_id, FormResult(proof=proof))
 
 
 @router.post(f"{_ROUTE}/revoke")
 def revoke_key(
-    key_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+    key_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Revoke the key, or with `kid` one secret of it; show the receipt."""
-    visitor.by.require(Permission.KEYS_WRITE)
-    require_fresh(here, visitor.person, fields)
+    current.by.require(Permission.KEYS_WRITE)
+    require_recent_sign_in(ctx, current.person, fields)
     reason, comment, kid = fields.text("reason"), fields.text("comment"), fields.text("kid")
     try:
         if kid:
-            receipt, confirmed = here.runner.change_confirmed(
-                revocations.revoke_secret, visitor.by, key_id, kid, reason, comment
+            receipt, confirmed = ctx.runner.write_confirmed(
+                revocations.revoke_secret, current.by, key_id, kid, reason, comment
             )
         else:
-            name = here.runner.look(keys.get, visitor.by, key_id).name
+            name = ctx.runner.read(keys.get, current.by, key_id).name
             if fields.text("confirmation").strip() != name:
                 told = "Type the key's name as it stands there."
                 raise InvalidRequest(told, errors=(("confirmation", told),))
-            receipt, confirmed = here.runner.change_confirmed(
-                revocations.revoke, visitor.by, key_id, reason, comment
+            receipt, confirmed = ctx.runner.write_confirmed(
+                revocations.revoke, current.by, key_id, reason, comment
             )
     except Invalid as failure:
-        outcome = Outcome(dialog="revoke", failure=failure, sent=fields)
-        return key_page(request, visitor, here, key_id, outcome)
-    outcome = Outcome(proof=Proof((receipt,), confirmed))
-    return key_page(request, visitor, here, key_id, outcome)
+        outcome = FormResult(dialog="revoke", failure=failure, sent=fields)
+        return key_page(request, current, ctx, key_id, outcome)
+    outcome = FormResult(proof=Proof((receipt,), confirmed))
+    return key_page(request, current, ctx, key_id, outcome)
 
 
 def key_page(
-    request: Request, visitor: Visitor, here: Context, key_id: str, outcome: Outcome
+    request: Request, current: MemberContext, ctx: AppContext, key_id: str, outcome: FormResult
 ) -> Response:
     """Return the key's page with what an action left to show."""
-    now = here.runner.database.clock()
-    here.usage.catch_up()
+    now = ctx.runner.database.clock()
+    ctx.usage.catch_up()
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         key = keys.get(tx, by, key_id)
@@ -275,33 +277,33 @@ def key_page(
             "key": key,
             "used": rotations.list_callers(tx, by, key_id),
             "chart": charts.bars(insights.days_by_key(tx, by, [key_id])[key_id]),
-            "makers": insights.makers(
+            "makers": insights.creator_names(
                 tx, by, [key.created_by, *(secret.created_by for secret in key.secrets)]
             ),
             "events": events,
             "catalogue": scopes.list_scopes(tx, by, ALL_SCOPES),
         }
 
-    seen = here.runner.look(look, visitor.by)
+    seen = ctx.runner.read(look, current.by)
     key: KeyRecord = seen["key"]
     failure, issued = outcome.failure, outcome.issued
     old = _old(key, now)
-    return page(
+    return render(
         request,
         "keys/key.html",
         status_of(type(failure)) if failure else 200,
-        visitor=visitor,
+        current=current,
         tabs=SETTINGS,
         **seen,
-        url=visitor.url(f"{PATH}/{key_id}"),
-        list_url=visitor.url(PATH),
-        scopes_url=visitor.url(SCOPES),
+        url=current.url(f"{PATH}/{key_id}"),
+        list_url=current.url(PATH),
+        scopes_url=current.url(SCOPES),
         now=now,
         status=Status.of(key, now),
         live=sum(secret.live(now) for secret in key.secrets),
         old=old,
         use=Use.of(seen["used"], now),
-        why_not=visitor.why_not(Permission.KEYS_WRITE),
+        why_not=current.why_not(Permission.KEYS_WRITE),
         once=secrets.token_hex(16),
         dialog=outcome.dialog if _possible(outcome.dialog, key, now) else "",
         proof=outcome.proof,
@@ -309,11 +311,11 @@ def key_page(
         blocking=_blocking(failure),
         sent=outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT,
         ticked=_ticked(key, outcome.sent),
-        own_scopes=_uncatalogued(visitor, key, seen["catalogue"]),
-        rows=permission_rows(visitor.by, key.type),
+        own_scopes=_uncatalogued(current, key, seen["catalogue"]),
+        rows=permission_rows(current.by, key.type),
         periods=PERIODS,
         issued=issued,
-        snippets=snippets(here.public_url, issued.secret.text) if issued else (),
+        snippets=snippets(ctx.public_url, issued.secret.text) if issued else (),
     )
 
 
@@ -329,7 +331,7 @@ def _possible(dialog: str, key: KeyRecord, now: int) -> bool:
     return key.revoked_at is None
 
 
-def _blocking(failure: Failure | None) -> tuple[CallerRecord, ...]:
+def _blocking(failure: WardkeyError | None) -> tuple[CallerRecord, ...]:
     return failure.callers if isinstance(failure, StillInUse) else ()
 
 
@@ -339,8 +341,8 @@ def _ticked(key: KeyRecord, sent: Fields | None) -> frozenset[str]:
     return frozenset(f"{key.type}/{name}" for name in key.permissions)
 
 
-def _uncatalogued(visitor: Visitor, key: KeyRecord, catalogue: Sequence[scopes.Scope]) -> str:
+def _uncatalogued(current: MemberContext, key: KeyRecord, catalogue: Sequence[scopes.Scope]) -> str:
     """Return the key's permissions that the form has no box for."""
-    known = {box.name for row in permission_rows(visitor.by, key.type) for box in row.boxes}
+    known = {box.name for row in permission_rows(current.by, key.type) for box in row.boxes}
     known |= {scope.name for scope in catalogue}
     return ", ".join(name for name in key.permissions if name not in known)

@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.keys import insights, keys, scopes
 from wardkey.actions.keys.keys import Issued, KeyOrder, KeyQuery
-from wardkey.dashboard.pages.keys.key import ALL_SCOPES, PATH, Outcome, Status, key_page
+from wardkey.dashboard.pages.keys.key import ALL_SCOPES, PATH, FormResult, Status, key_page
 from wardkey.dashboard.pages.keys.key_form import (
     PERIODS,
     PermissionRow,
@@ -24,24 +24,24 @@ from wardkey.dashboard.pages.keys.key_form import (
 from wardkey.dashboard.shell import charts, strings
 from wardkey.dashboard.shell.auth import (
     NOTHING_SENT,
-    Checked,
     Fields,
+    MemberContext,
+    VerifiedForm,
     Visiting,
-    Visitor,
-    require_fresh,
+    require_recent_sign_in,
 )
 from wardkey.dashboard.shell.navigation import SCOPES, SETTINGS
 from wardkey.dashboard.shell.pagination import PAGE, links, page_number
-from wardkey.dashboard.shell.rendering import fault_of, page, pages, see_other
+from wardkey.dashboard.shell.rendering import fault_of, page_router, render, see_other
 from wardkey.db.engine import Transaction
-from wardkey.domain.errors import Conflict, Failure, FormSentBefore, Invalid
+from wardkey.domain.errors import Conflict, FormSentBefore, Invalid, WardkeyError
 from wardkey.domain.keys import KeyRecord, KeyStatus
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal
-from wardkey.web.context import Context, Here
+from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.problems import status_of
 
-router = pages()
+router = page_router()
 ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
 _DAY = 86_400_000
@@ -65,7 +65,7 @@ SORTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ListFilters:
     """What the address asks of the list; what it cannot mean is left out."""
 
     search: str
@@ -75,7 +75,7 @@ class Asked:
     number: int
 
     @classmethod
-    def of(cls, request: Request) -> Asked:
+    def of(cls, request: Request) -> ListFilters:
         """Read it from the query."""
         query = request.query_params
         sort = query.get("sort", "")
@@ -133,20 +133,22 @@ class Row:
 
 
 @router.get(ROUTE)
-def list_keys(request: Request, visitor: Visiting, here: Here) -> Response:
+def list_keys(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """List the keys of the organization's environment."""
     open_dialog = request.query_params.get("dialog") == "create"
-    return _list(request, visitor, here, open_dialog=open_dialog)
+    return _list(request, current, ctx, open_dialog=open_dialog)
 
 
 @router.post(ROUTE)
-def issue_key(request: Request, visitor: Visiting, fields: Checked, here: Here) -> Response:
+def issue_key(
+    request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
+) -> Response:
     """Make a key and show its secret: in this answer, and never again."""
-    visitor.by.require(Permission.KEYS_WRITE)
-    require_fresh(here, visitor.person, fields)
+    current.by.require(Permission.KEYS_WRITE)
+    require_recent_sign_in(ctx, current.person, fields)
     try:
-        once = fields.once()
-        spec = read_spec(fields, visitor.by, here.runner.database.clock())
+        once = fields.nonce()
+        spec = read_spec(fields, current.by, ctx.runner.database.clock())
         new_scopes = read_new_scopes(fields)
 
         def issue(tx: Transaction, by: Principal) -> Issued:
@@ -154,66 +156,68 @@ def issue_key(request: Request, visitor: Visiting, fields: Checked, here: Here) 
                 made = keys.issue(tx, by, spec, new_scopes)
                 return made.key.id, made
 
-            done: Issued = browser_sessions.once(tx, visitor.person.session.id, once, make)
+            done: Issued = browser_sessions.consume_form_nonce(
+                tx, current.person.session.id, once, make
+            )
             return done
 
-        issued = here.runner.change(issue, visitor.by)
+        issued = ctx.runner.write(issue, current.by)
     except FormSentBefore as before:
-        return see_other(visitor.url(f"{PATH}/{before.made}"), done="sent-before")
+        return see_other(current.url(f"{PATH}/{before.made}"), done="sent-before")
     except (Invalid, Conflict) as failure:
-        return _list(request, visitor, here, open_dialog=True, failure=failure, sent=fields)
-    return key_page(request, visitor, here, issued.key.id, Outcome(issued=issued))
+        return _list(request, current, ctx, open_dialog=True, failure=failure, sent=fields)
+    return key_page(request, current, ctx, issued.key.id, FormResult(issued=issued))
 
 
 def _list(
     request: Request,
-    visitor: Visitor,
-    here: Context,
+    current: MemberContext,
+    ctx: AppContext,
     *,
     open_dialog: bool,
-    failure: Failure | None = None,
+    failure: WardkeyError | None = None,
     sent: Fields | None = None,
 ) -> Response:
-    asked = Asked.of(request)
-    now = here.runner.database.clock()
-    here.usage.catch_up()
+    asked = ListFilters.of(request)
+    now = ctx.runner.database.clock()
+    ctx.usage.catch_up()
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         query = asked.query()
         found = keys.list_keys(tx, by, query)[:PAGE]
         days = insights.days_by_key(tx, by, [key.id for key in found])
-        makers = insights.makers(tx, by, [key.created_by for key in found])
+        makers = insights.creator_names(tx, by, [key.created_by for key in found])
         return {
-            "rows": [_row(visitor, key, days[key.id], makers, now) for key in found],
+            "rows": [_row(current, key, days[key.id], makers, now) for key in found],
             "total": keys.count_keys(tx, by, query),
             "chart": charts.bars(insights.days_in_all(tx, by)),
-            "cares": insights.cares(tx, by),
+            "cares": insights.list_alerts(tx, by),
             "catalogue": scopes.list_scopes(tx, by, ALL_SCOPES),
         }
 
-    seen = here.runner.look(look, visitor.by)
-    path = visitor.url(PATH)
-    return page(
+    seen = ctx.runner.read(look, current.by)
+    path = current.url(PATH)
+    return render(
         request,
         "keys/list.html",
         status_of(type(failure)) if failure else 200,
-        visitor=visitor,
+        current=current,
         tabs=SETTINGS,
         **seen,
         asked=asked,
         link=asked.link(path),
         list_url=path,
-        scopes_url=visitor.url(SCOPES),
+        scopes_url=current.url(SCOPES),
         size=PAGE,
         now=now,
-        why_not=visitor.why_not(Permission.KEYS_WRITE),
+        why_not=current.why_not(Permission.KEYS_WRITE),
         status_filters=STATUS_FILTERS,
         sorts=SORTS,
         open_dialog=open_dialog,
         fault=fault_of(failure) if failure else None,
         sent=sent.texts_by_name() if sent else NOTHING_SENT,
         ticked=frozenset(sent.texts("permissions")) if sent else frozenset(),
-        permission_rows=_grants(visitor),
+        permission_rows=_grants(current),
         once=secrets.token_hex(16),
         expiries=_expiries(now),
         periods=PERIODS,
@@ -222,7 +226,7 @@ def _list(
 
 
 def _row(
-    visitor: Visitor,
+    current: MemberContext,
     key: KeyRecord,
     days: tuple[insights.DayCounts, ...],
     makers: Mapping[str, str],
@@ -235,7 +239,7 @@ def _row(
     )
     return Row(
         key=key,
-        url=visitor.url(f"{PATH}/{key.id}"),
+        url=current.url(f"{PATH}/{key.id}"),
         prefix=key.secrets[0].prefix if key.secrets else "",
         maker=makers.get(key.created_by, "somebody who left"),
         used_at=used.last_used_at if used else None,
@@ -245,8 +249,8 @@ def _row(
     )
 
 
-def _grants(visitor: Visitor) -> dict[KeyType, list[PermissionRow]]:
-    return {key_type: permission_rows(visitor.by, key_type) for key_type in KeyType}
+def _grants(current: MemberContext) -> dict[KeyType, list[PermissionRow]]:
+    return {key_type: permission_rows(current.by, key_type) for key_type in KeyType}
 
 
 def _expiries(now: int) -> list[tuple[str, str]]:

@@ -13,29 +13,35 @@ from fastapi import Request, Response
 from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.messaging import clients
 from wardkey.actions.messaging.clients import ClientOrder, ClientQuery, ClientWithPassword
-from wardkey.dashboard.pages.messaging.client import PATH, Outcome, client_page, hashed_of, tags_of
-from wardkey.dashboard.shell.auth import NOTHING_SENT, Checked, Fields, Visiting, Visitor
+from wardkey.dashboard.pages.messaging.client import (
+    PATH,
+    FormResult,
+    client_page,
+    hashed_of,
+    tags_of,
+)
+from wardkey.dashboard.shell.auth import NOTHING_SENT, Fields, MemberContext, VerifiedForm, Visiting
 from wardkey.dashboard.shell.pagination import PAGE, links, page_number
-from wardkey.dashboard.shell.rendering import fault_of, page, pages, see_other
+from wardkey.dashboard.shell.rendering import fault_of, page_router, render, see_other
 from wardkey.dashboard.shell.session_notices import ended_sessions
 from wardkey.db.engine import Transaction
 from wardkey.domain.clients import ClientSpec
 from wardkey.domain.errors import (
     BrokerUnreachable,
     Conflict,
-    Failure,
     FormSentBefore,
     Invalid,
     MessagingOff,
+    WardkeyError,
 )
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.usernames import parse_username
 from wardkey.services.live_sessions import list_sessions
-from wardkey.web.context import Context, Here
+from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.problems import status_of
 
-router = pages()
+router = page_router()
 ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
 STATE_FILTERS = {"enabled": "Enabled", "disabled": "Disabled"}
@@ -51,7 +57,7 @@ SORTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ListFilters:
     """What the address asks of the list; what it cannot mean is left out."""
 
     search: str
@@ -61,7 +67,7 @@ class Asked:
     number: int
 
     @classmethod
-    def of(cls, request: Request) -> Asked:
+    def of(cls, request: Request) -> ListFilters:
         """Read it from the query."""
         query = request.query_params
         sort = query.get("sort", "")
@@ -107,56 +113,58 @@ class Asked:
 
 
 @router.get(ROUTE)
-def list_clients(request: Request, visitor: Visiting, here: Here) -> Response:
+def list_clients(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """List the clients of the organization's environment."""
     open_dialog = request.query_params.get("dialog") == "create"
-    return _list(request, visitor, here, open_dialog=open_dialog)
+    return _list(request, current, ctx, open_dialog=open_dialog)
 
 
 @router.post(ROUTE)
-def create_client(request: Request, visitor: Visiting, fields: Checked, here: Here) -> Response:
+def create_client(
+    request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
+) -> Response:
     """Make a client; a generated password is shown in this answer, and never again."""
-    visitor.by.require(Permission.CLIENTS_WRITE)
+    current.by.require(Permission.CLIENTS_WRITE)
     try:
-        once = fields.once()
+        once = fields.nonce()
         spec = ClientSpec(
             fields.text("username").strip(),
-            visitor.by.environment,
+            current.by.environment,
             fields.text("display_name"),
             tags=tags_of(fields),
         )
-        password_hash = hashed_of(fields, visitor, here)
+        password_hash = hashed_of(fields, current, ctx)
 
         def create(tx: Transaction, by: Principal) -> ClientWithPassword:
             def make() -> tuple[str, ClientWithPassword]:
                 made = clients.create(tx, by, spec, password_hash)
                 return made.client.id, made
 
-            done: ClientWithPassword = browser_sessions.once(
-                tx, visitor.person.session.id, once, make
+            done: ClientWithPassword = browser_sessions.consume_form_nonce(
+                tx, current.person.session.id, once, make
             )
             return done
 
-        made = here.runner.change(create, visitor.by)
+        made = ctx.runner.write(create, current.by)
     except FormSentBefore as before:
-        return see_other(visitor.url(f"{PATH}/{before.made}"), done="client-sent-before")
+        return see_other(current.url(f"{PATH}/{before.made}"), done="client-sent-before")
     except (Invalid, Conflict) as failure:
-        return _list(request, visitor, here, open_dialog=True, failure=failure, sent=fields)
+        return _list(request, current, ctx, open_dialog=True, failure=failure, sent=fields)
     if made.password is None:
-        return see_other(visitor.url(f"{PATH}/{made.client.id}"), done="client-created")
-    return client_page(request, visitor, here, made.client.id, Outcome(made=made))
+        return see_other(current.url(f"{PATH}/{made.client.id}"), done="client-created")
+    return client_page(request, current, ctx, made.client.id, FormResult(made=made))
 
 
 def _list(
     request: Request,
-    visitor: Visitor,
-    here: Context,
+    current: MemberContext,
+    ctx: AppContext,
     *,
     open_dialog: bool,
-    failure: Failure | None = None,
+    failure: WardkeyError | None = None,
     sent: Fields | None = None,
 ) -> Response:
-    asked, live = Asked.of(request), _live(visitor, here)
+    asked, live = ListFilters.of(request), _live(current, ctx)
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         query = asked.query(live)
@@ -165,22 +173,22 @@ def _list(
             "total": clients.count_clients(tx, by, query),
         }
 
-    path = visitor.url(PATH)
-    return page(
+    path = current.url(PATH)
+    return render(
         request,
         "clients/list.html",
         status_of(type(failure)) if failure else 200,
-        visitor=visitor,
-        **here.runner.look(look, visitor.by),
+        current=current,
+        **ctx.runner.read(look, current.by),
         live=live,
-        messaging_off=here.link is None,
-        ended=ended_sessions(request, visitor, here),
+        messaging_off=ctx.link is None,
+        ended=ended_sessions(request, current, ctx),
         asked=asked,
         link=asked.link(path),
         list_url=path,
         size=PAGE,
-        now=here.runner.database.clock(),
-        why_not=visitor.why_not(Permission.CLIENTS_WRITE),
+        now=ctx.runner.database.clock(),
+        why_not=current.why_not(Permission.CLIENTS_WRITE),
         state_filters=STATE_FILTERS,
         sorts=SORTS,
         open_dialog=open_dialog,
@@ -190,10 +198,10 @@ def _list(
     )
 
 
-def _live(visitor: Visitor, here: Context) -> Mapping[str, int] | None:
+def _live(current: MemberContext, ctx: AppContext) -> Mapping[str, int] | None:
     """Return how many sessions each user name has now; None while nobody can tell."""
     try:
-        found = list_sessions(here, visitor.by, subscribed=False)
+        found = list_sessions(ctx, current.by, subscribed=False)
     except (MessagingOff, BrokerUnreachable):
         return None
     return Counter(one.username for one in found)

@@ -10,18 +10,18 @@ from fastapi import Request, Response
 
 from wardkey.actions.grants import grants, providers
 from wardkey.actions.grants.grants import GrantQuery
-from wardkey.dashboard.shell.auth import Checked, Visiting
+from wardkey.dashboard.shell.auth import VerifiedForm, Visiting
 from wardkey.dashboard.shell.pagination import PAGE, links, page_number
-from wardkey.dashboard.shell.rendering import page, pages, see_other
+from wardkey.dashboard.shell.rendering import page_router, render, see_other
 from wardkey.dashboard.shell.session_notices import ended_sessions, receipt_query
 from wardkey.db.engine import Transaction
 from wardkey.domain.errors import InvalidRequest
 from wardkey.domain.grants import CutoffKind
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
-from wardkey.web.context import Here
+from wardkey.web.context import CurrentContext
 
-router = pages()
+router = page_router()
 PATH = "messaging/grants"
 _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
@@ -34,7 +34,7 @@ _ENDED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ListFilters:
     """What the address asks of the list."""
 
     user: str
@@ -44,7 +44,7 @@ class Asked:
     number: int
 
     @classmethod
-    def of(cls, request: Request) -> Asked:
+    def of(cls, request: Request) -> ListFilters:
         """Read it from the query."""
         query = request.query_params
         return cls(
@@ -91,49 +91,49 @@ class Asked:
 
 
 @router.get(_ROUTE)
-def list_grants(request: Request, visitor: Visiting, here: Here) -> Response:
+def list_grants(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """List grants, newest first; active ones unless `state=all`."""
-    asked = Asked.of(request)
+    asked = ListFilters.of(request)
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         found = grants.list_grants(tx, by, asked.query())
         named = {one.id: one.spec.name for one in providers.list_providers(tx, by)}
         return {"rows": found[:PAGE], "more": len(found) > PAGE, "providers": named}
 
-    path = visitor.url(PATH)
-    return page(
+    path = current.url(PATH)
+    return render(
         request,
         "providers/grants.html",
-        visitor=visitor,
-        **here.runner.look(look, visitor.by),
+        current=current,
+        **ctx.runner.read(look, current.by),
         asked=asked,
         link=asked.link(path),
         url=path,
-        now=here.runner.database.clock(),
-        ended=ended_sessions(request, visitor, here),
-        why_not=visitor.why_not(Permission.TOKENS_REVOKE),
+        now=ctx.runner.database.clock(),
+        ended=ended_sessions(request, current, ctx),
+        why_not=current.why_not(Permission.TOKENS_REVOKE),
     )
 
 
 @router.get(f"{_ROUTE}/revoke")
-def back_to_grants(visitor: Visiting) -> Response:
+def back_to_grants(current: Visiting) -> Response:
     """Go to the list from the address of a form that was sent before."""
-    return see_other(visitor.url(PATH))
+    return see_other(current.url(PATH))
 
 
 @router.post(f"{_ROUTE}/revoke")
-def revoke_grants(visitor: Visiting, fields: Checked, here: Here) -> Response:
+def revoke_grants(current: Visiting, fields: VerifiedForm, ctx: CurrentContext) -> Response:
     """End one grant, or every grant of a user, an e-mail address or a provider."""
-    visitor.by.require(Permission.TOKENS_REVOKE)
+    current.by.require(Permission.TOKENS_REVOKE)
     subject, kind = fields.text("subject"), fields.text("kind")
     if kind == "grant":
-        _, confirmed = here.runner.change_confirmed(grants.revoke, visitor.by, subject)
+        _, confirmed = ctx.runner.write_confirmed(grants.revoke, current.by, subject)
         done = "grant-revoked"
     elif kind in _ENDED and subject:
-        _, confirmed = here.runner.change_confirmed(
-            grants.revoke_all, visitor.by, _ENDED[kind], subject
+        _, confirmed = ctx.runner.write_confirmed(
+            grants.revoke_all, current.by, _ENDED[kind], subject
         )
         done = "grants-revoked"
     else:
         raise InvalidRequest("The form is incomplete; load the page again.")
-    return see_other(visitor.url(PATH), done=done, **receipt_query(confirmed))
+    return see_other(current.url(PATH), done=done, **receipt_query(confirmed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from wardkey.dashboard.pages.keys.snippets import Snippet
-from wardkey.web.context import Context
+from wardkey.web.context import AppContext
 
 _MOSQUITTO = """mosquitto_sub -h {host} -p {port}{tls} \\
   -u {username} -P "$MQTT_PASSWORD" \\
@@ -34,22 +34,22 @@ client.on("message", (topic, payload) => console.log(topic, payload.toString()))
 
 
 def mqtt_snippets(
-    here: Context, name: str, username: str, password: str = ""
+    ctx: AppContext, name: str, username: str, password: str = ""
 ) -> tuple[Snippet, ...]:
     """Return the snippets of a client; only one holds the password, the others name the variable.
 
     There are none without messaging.
     """
-    if not here.mqtt_url:
+    if not ctx.mqtt_url:
         return ()
-    parts = urlsplit(here.mqtt_url)
+    parts = urlsplit(ctx.mqtt_url)
     tls = parts.scheme == "mqtts"
     facts = {
         "host": parts.hostname,
         "port": parts.port,
         "username": username,
         "client_id": name,
-        "url": here.websocket_url or here.mqtt_url,
+        "url": ctx.websocket_url or ctx.mqtt_url,
     }
     env = f"# .env: never commit this file\nMQTT_USERNAME={username}\nMQTT_PASSWORD={password}\n"
     return (

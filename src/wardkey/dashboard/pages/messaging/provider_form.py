@@ -9,7 +9,7 @@ from typing import Any
 from wardkey.dashboard.pages.keys.key_form import read_rate
 from wardkey.dashboard.shell.auth import Fields
 from wardkey.dashboard.shell.rendering import fault_of
-from wardkey.domain.errors import Failure, InvalidRequest
+from wardkey.domain.errors import InvalidRequest, WardkeyError
 from wardkey.domain.providers import (
     FIELDS,
     LONGEST_REFRESH_S,
@@ -99,7 +99,7 @@ def values_of(spec: ProviderSpec) -> Mapping[str, str]:
     return defaultdict(str, values)
 
 
-def fault_at(failure: Failure) -> Mapping[str, str]:
+def fault_at(failure: WardkeyError) -> Mapping[str, str]:
     """Return what the form shows of a failure; parts of the mapping and the limits by their own."""
     told = fault_of(failure)
     whole, _, part = (failure.field or "").partition(".")

@@ -19,11 +19,11 @@ from wardkey.dashboard.pages.messaging.provider_form import (
     read_provider,
     values_of,
 )
-from wardkey.dashboard.shell.auth import Checked, Fields, Visiting, Visitor
-from wardkey.dashboard.shell.rendering import fault_of, page, pages, see_other
+from wardkey.dashboard.shell.auth import Fields, MemberContext, VerifiedForm, Visiting
+from wardkey.dashboard.shell.rendering import fault_of, page_router, render, see_other
 from wardkey.dashboard.shell.session_notices import ended_sessions, receipt_query
 from wardkey.db.engine import Transaction
-from wardkey.domain.errors import Conflict, Failure, Invalid, InvalidRequest, Overloaded
+from wardkey.domain.errors import Conflict, Invalid, InvalidRequest, Overloaded, WardkeyError
 from wardkey.domain.identity import Identity, Step
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
@@ -35,10 +35,10 @@ from wardkey.domain.providers import (
     ProviderSpec,
     token_rules,
 )
-from wardkey.web.context import Context, Here
+from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.problems import status_of
 
-router = pages()
+router = page_router()
 PATH = "messaging/providers"
 _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 _ONE = f"{_ROUTE}/{{provider_id}}"
@@ -72,161 +72,171 @@ class Tested:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FormResult:
     """What an action left to show on the provider's page."""
 
     dialog: str = ""
-    failure: Failure | None = None
+    failure: WardkeyError | None = None
     sent: Fields | None = None
     tested: Tested | None = None
 
 
 @router.get(_ROUTE)
-def list_providers(request: Request, visitor: Visiting, here: Here) -> Response:
+def list_providers(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """List the providers of the environment."""
     wanted = request.query_params.get("dialog", "")
-    return _list(request, visitor, here, Outcome(wanted if wanted == "create" else ""))
+    return _list(request, current, ctx, FormResult(wanted if wanted == "create" else ""))
 
 
 @router.post(_ROUTE)
-def create_provider(request: Request, visitor: Visiting, fields: Checked, here: Here) -> Response:
+def create_provider(
+    request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
+) -> Response:
     """Trust a provider."""
-    visitor.by.require(Permission.PROVIDERS_WRITE)
+    current.by.require(Permission.PROVIDERS_WRITE)
     try:
         spec = read_provider(fields, read_kind(fields))
-        made = here.runner.change(
+        made = ctx.runner.write(
             providers.create,
-            visitor.by,
+            current.by,
             spec,
             _secret(fields, spec),
-            http_allowed=here.exchanges.private_issuers,
+            http_allowed=ctx.exchanges.private_issuers,
         )
     except (Invalid, Conflict) as failure:
-        return _list(request, visitor, here, Outcome("create", failure, fields))
-    return see_other(visitor.url(f"{PATH}/{made.id}"), done="provider-created")
+        return _list(request, current, ctx, FormResult("create", failure, fields))
+    return see_other(current.url(f"{PATH}/{made.id}"), done="provider-created")
 
 
 @router.get(f"{_ROUTE}/test")
-def back_to_providers(visitor: Visiting) -> Response:
+def back_to_providers(current: Visiting) -> Response:
     """Go to the list from the address of a form that was tested."""
-    return see_other(visitor.url(PATH))
+    return see_other(current.url(PATH))
 
 
 @router.post(f"{_ROUTE}/test")
-def try_new_provider(request: Request, visitor: Visiting, fields: Checked, here: Here) -> Response:
+def try_new_provider(
+    request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
+) -> Response:
     """Test the settings in the form for a new provider; they stay in it, unsaved."""
     try:
-        with here.runner.noting("try_new_provider", visitor.by):
-            visitor.by.require(Permission.PROVIDERS_WRITE)
+        with ctx.runner.audit_refusals("try_new_provider", current.by):
+            current.by.require(Permission.PROVIDERS_WRITE)
             spec = read_provider(fields, read_kind(fields))
-            found = here.exchanges.tried_unsaved(
-                visitor.by, spec, _secret(fields, spec), _token(fields)
+            found = ctx.exchanges.dry_run_unsaved(
+                current.by, spec, _secret(fields, spec), _token(fields)
             )
     except (Invalid, Overloaded) as failure:
-        return _list(request, visitor, here, Outcome("create", failure, fields))
-    return _list(request, visitor, here, Outcome("create", sent=fields, tested=Tested.of(*found)))
+        return _list(request, current, ctx, FormResult("create", failure, fields))
+    return _list(request, current, ctx, FormResult("create", sent=fields, tested=Tested.of(*found)))
 
 
 @router.get(_ONE)
-def show_provider(provider_id: str, request: Request, visitor: Visiting, here: Here) -> Response:
+def show_provider(
+    provider_id: str, request: Request, current: Visiting, ctx: CurrentContext
+) -> Response:
     """Show a provider; `?dialog=` opens one of its dialogs."""
     wanted = request.query_params.get("dialog", "")
-    may = visitor.by.holds(Permission.PROVIDERS_WRITE)
+    may = current.by.holds(Permission.PROVIDERS_WRITE)
     dialog = wanted if wanted in _DIALOGS and may else ""
-    return _page(request, visitor, here, provider_id, Outcome(dialog))
+    return _page(request, current, ctx, provider_id, FormResult(dialog))
 
 
 @router.get(f"{_ONE}/{{verb}}")
-def back_to_provider(provider_id: str, verb: str, visitor: Visiting) -> Response:  # noqa: ARG001 - any
+def back_to_provider(provider_id: str, verb: str, current: Visiting) -> Response:  # noqa: ARG001 - any
     """Go to the provider's page from the address of an action that was sent before."""
-    return see_other(visitor.url(f"{PATH}/{provider_id}"))
+    return see_other(current.url(f"{PATH}/{provider_id}"))
 
 
 @router.post(f"{_ONE}/edit")
 def edit_provider(
-    provider_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+    provider_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Change a provider's settings; an empty secret stays what it is."""
-    visitor.by.require(Permission.PROVIDERS_WRITE)
+    current.by.require(Permission.PROVIDERS_WRITE)
     try:
-        kind = here.runner.look(providers.get, visitor.by, provider_id).spec.kind
+        kind = ctx.runner.read(providers.get, current.by, provider_id).spec.kind
         spec = read_provider(fields, kind)
         # Not as a dict of plain values: what is nested stays a record.
         wanted = {one.name: getattr(spec, one.name) for one in dataclass_fields(spec)}
         del wanted["kind"]
-        here.runner.change(
+        ctx.runner.write(
             providers.change,
-            visitor.by,
+            current.by,
             provider_id,
             wanted,
             _secret(fields, spec) or None,
-            http_allowed=here.exchanges.private_issuers,
+            http_allowed=ctx.exchanges.private_issuers,
         )
     except (Invalid, Conflict) as failure:
-        return _page(request, visitor, here, provider_id, Outcome("edit", failure, fields))
-    return see_other(visitor.url(f"{PATH}/{provider_id}"), done="provider-changed")
+        return _page(request, current, ctx, provider_id, FormResult("edit", failure, fields))
+    return see_other(current.url(f"{PATH}/{provider_id}"), done="provider-changed")
 
 
 @router.post(f"{_ONE}/enable")
-def enable_provider(provider_id: str, visitor: Visiting, _fields: Checked, here: Here) -> Response:
+def enable_provider(
+    provider_id: str, current: Visiting, _fields: VerifiedForm, ctx: CurrentContext
+) -> Response:
     """Exchange the provider's tokens again."""
-    here.runner.change(providers.enable, visitor.by, provider_id, enabled=True)
-    return see_other(visitor.url(f"{PATH}/{provider_id}"), done="provider-enabled")
+    ctx.runner.write(providers.enable, current.by, provider_id, enabled=True)
+    return see_other(current.url(f"{PATH}/{provider_id}"), done="provider-enabled")
 
 
 @router.post(f"{_ONE}/disable")
-def disable_provider(provider_id: str, visitor: Visiting, _fields: Checked, here: Here) -> Response:
+def disable_provider(
+    provider_id: str, current: Visiting, _fields: VerifiedForm, ctx: CurrentContext
+) -> Response:
     """Exchange no more of the provider's tokens."""
-    here.runner.change(providers.enable, visitor.by, provider_id, enabled=False)
-    return see_other(visitor.url(f"{PATH}/{provider_id}"), done="provider-disabled")
+    ctx.runner.write(providers.enable, current.by, provider_id, enabled=False)
+    return see_other(current.url(f"{PATH}/{provider_id}"), done="provider-disabled")
 
 
 @router.post(f"{_ONE}/delete")
 def delete_provider(
-    provider_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+    provider_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Delete the provider, whose name was typed, and end its grants."""
-    visitor.by.require(Permission.PROVIDERS_WRITE)
+    current.by.require(Permission.PROVIDERS_WRITE)
     try:
-        name = here.runner.look(providers.get, visitor.by, provider_id).spec.name
+        name = ctx.runner.read(providers.get, current.by, provider_id).spec.name
         if fields.text("confirmation").strip() != name:
             told = "Type the provider's name as it stands there."
             raise InvalidRequest(told, errors=(("confirmation", told),))
-        _, confirmed = here.runner.change_confirmed(providers.remove, visitor.by, provider_id)
+        _, confirmed = ctx.runner.write_confirmed(providers.remove, current.by, provider_id)
     except Invalid as failure:
-        return _page(request, visitor, here, provider_id, Outcome("delete", failure, fields))
-    return see_other(visitor.url(PATH), done="provider-deleted", **receipt_query(confirmed))
+        return _page(request, current, ctx, provider_id, FormResult("delete", failure, fields))
+    return see_other(current.url(PATH), done="provider-deleted", **receipt_query(confirmed))
 
 
 @router.post(f"{_ONE}/test")
 def try_provider(
-    provider_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+    provider_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Fetch the provider's keys, and check a token of its step by step."""
-    trusted = here.runner.look(providers.trusted, visitor.by, provider_id)
+    trusted = ctx.runner.read(providers.trusted, current.by, provider_id)
     try:
         token = _token(fields)
     except Invalid as failure:
-        return _page(request, visitor, here, provider_id, Outcome(failure=failure))
-    found = here.exchanges.tried(visitor.by, trusted.spec, trusted.secret, token, provider_id)
-    return _page(request, visitor, here, provider_id, Outcome(tested=Tested.of(*found)))
+        return _page(request, current, ctx, provider_id, FormResult(failure=failure))
+    found = ctx.exchanges.dry_run(current.by, trusted.spec, trusted.secret, token, provider_id)
+    return _page(request, current, ctx, provider_id, FormResult(tested=Tested.of(*found)))
 
 
 @router.post(f"{_ONE}/test-changes")
 def try_changes(
-    provider_id: str, request: Request, visitor: Visiting, fields: Checked, here: Here
+    provider_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
     """Test the settings in the form of a provider; they stay in it, unsaved."""
-    trusted = here.runner.look(providers.trusted, visitor.by, provider_id)
+    trusted = ctx.runner.read(providers.trusted, current.by, provider_id)
     try:
         spec = read_provider(fields, trusted.spec.kind)
-        found = here.exchanges.tried_unsaved(
-            visitor.by, spec, _secret(fields, spec), _token(fields), trusted
+        found = ctx.exchanges.dry_run_unsaved(
+            current.by, spec, _secret(fields, spec), _token(fields), trusted
         )
     except (Invalid, Overloaded) as failure:
-        return _page(request, visitor, here, provider_id, Outcome("edit", failure, fields))
-    outcome = Outcome("edit", sent=fields, tested=Tested.of(*found))
-    return _page(request, visitor, here, provider_id, outcome)
+        return _page(request, current, ctx, provider_id, FormResult("edit", failure, fields))
+    outcome = FormResult("edit", sent=fields, tested=Tested.of(*found))
+    return _page(request, current, ctx, provider_id, outcome)
 
 
 def _secret(fields: Fields, spec: ProviderSpec) -> str:
@@ -242,18 +252,20 @@ def _token(fields: Fields) -> str:
     return token
 
 
-def _list(request: Request, visitor: Visitor, here: Context, outcome: Outcome) -> Response:
-    found = here.runner.look(providers.list_providers, visitor.by)
+def _list(
+    request: Request, current: MemberContext, ctx: AppContext, outcome: FormResult
+) -> Response:
+    found = ctx.runner.read(providers.list_providers, current.by)
     failure, sent = outcome.failure, outcome.sent
-    return page(
+    return render(
         request,
         "providers/list.html",
         status_of(type(failure)) if failure else 200,
-        visitor=visitor,
+        current=current,
         rows=[(one, token_rules(one.spec).issuer) for one in found],
-        url=visitor.url(PATH),
-        ended=ended_sessions(request, visitor, here),
-        why_not=visitor.why_not(Permission.PROVIDERS_WRITE),
+        url=current.url(PATH),
+        ended=ended_sessions(request, current, ctx),
+        why_not=current.why_not(Permission.PROVIDERS_WRITE),
         open_dialog=outcome.dialog == "create",
         tested=outcome.tested,
         fault=fault_at(failure) if failure else None,
@@ -263,7 +275,7 @@ def _list(request: Request, visitor: Visitor, here: Context, outcome: Outcome) -
 
 
 def _page(
-    request: Request, visitor: Visitor, here: Context, provider_id: str, outcome: Outcome
+    request: Request, current: MemberContext, ctx: AppContext, provider_id: str, outcome: FormResult
 ) -> Response:
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         events = []
@@ -272,25 +284,25 @@ def _page(
             events = audit.list_events(tx, by, query)
         return {"provider": providers.get(tx, by, provider_id), "events": events}
 
-    seen = here.runner.look(look, visitor.by)
+    seen = ctx.runner.read(look, current.by)
     spec: ProviderSpec = seen["provider"].spec
     failure = outcome.failure
     fault = None
     if failure is not None:
         fault = fault_at(failure) if outcome.dialog == "edit" else fault_of(failure)
-    return page(
+    return render(
         request,
         "providers/provider.html",
         status_of(type(failure)) if failure else 200,
-        visitor=visitor,
+        current=current,
         **seen,
         spec=spec,
         rules=token_rules(spec),
-        url=visitor.url(f"{PATH}/{provider_id}"),
-        list_url=visitor.url(PATH),
-        grants_url=visitor.url("messaging/grants"),
-        now=here.runner.database.clock(),
-        why_not=visitor.why_not(Permission.PROVIDERS_WRITE),
+        url=current.url(f"{PATH}/{provider_id}"),
+        list_url=current.url(PATH),
+        grants_url=current.url("messaging/grants"),
+        now=ctx.runner.database.clock(),
+        why_not=current.why_not(Permission.PROVIDERS_WRITE),
         dialog=outcome.dialog,
         fault=fault,
         tested=outcome.tested,

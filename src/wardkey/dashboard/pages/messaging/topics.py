@@ -10,17 +10,17 @@ from fastapi.responses import JSONResponse
 
 from wardkey.actions.grants import grants
 from wardkey.actions.messaging import acl
-from wardkey.dashboard.shell.auth import Checked, Visiting
-from wardkey.dashboard.shell.rendering import page, pages, see_other
+from wardkey.dashboard.shell.auth import VerifiedForm, Visiting
+from wardkey.dashboard.shell.rendering import page_router, render, see_other
 from wardkey.db.engine import Transaction
 from wardkey.domain.acl import Action, Actor, ActorKind, Effect, filled, is_for
 from wardkey.domain.grants import NewGrant
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.services.token_exchange import native_grant
-from wardkey.web.context import Here
+from wardkey.web.context import CurrentContext
 
-router = pages()
+router = page_router()
 PATH = "messaging/topics"
 _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
@@ -28,37 +28,37 @@ _LASTS_S = 600
 
 
 @router.get(_ROUTE)
-def watch_topics(request: Request, visitor: Visiting, here: Here) -> Response:
+def watch_topics(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """Show the page, which asks for its grant when somebody begins to watch."""
-    own = _own_grant(visitor.by)
-    rules = here.runner.look(acl.list_rules, visitor.by)
-    return page(
+    own = _own_grant(current.by)
+    rules = ctx.runner.read(acl.list_rules, current.by)
+    return render(
         request,
         "topics.html",
-        visitor=visitor,
-        url=visitor.url(PATH),
-        socket=here.websocket_url,
-        why_not=visitor.why_not(Permission.CLIENTS_WRITE),
+        current=current,
+        url=current.url(PATH),
+        socket=ctx.websocket_url,
+        why_not=current.why_not(Permission.CLIENTS_WRITE),
         username=own.username,
-        filters=_readable(rules, visitor.by, own),
+        filters=_readable(rules, current.by, own),
         lasts_minutes=_LASTS_S // 60,
     )
 
 
 @router.get(f"{_ROUTE}/grant")
-def back_to_topics(visitor: Visiting) -> Response:
+def back_to_topics(current: Visiting) -> Response:
     """Go to the page from the address at which its grants are made."""
-    return see_other(visitor.url(PATH))
+    return see_other(current.url(PATH))
 
 
 @router.post(f"{_ROUTE}/grant")
-def make_own_grant(visitor: Visiting, _fields: Checked, here: Here) -> Response:
+def make_own_grant(current: Visiting, _fields: VerifiedForm, ctx: CurrentContext) -> Response:
     """Make a grant of ten minutes for the member himself, and hand it to the page's script."""
 
     def create_own(tx: Transaction, by: Principal) -> grants.MintedGrant:
         return grants.create_own(tx, by, _own_grant(by))
 
-    minted = here.runner.change(create_own, visitor.by)
+    minted = ctx.runner.write(create_own, current.by)
     told = {
         "username": minted.grant.mqtt_username,
         "password": minted.password.text,

@@ -13,18 +13,18 @@ from fastapi import Request, Response
 
 from wardkey.actions.core import audit, audit_walks
 from wardkey.actions.core.audit import AuditEvent, AuditQuery
-from wardkey.dashboard.shell.auth import Checked, Visiting, Visitor
+from wardkey.dashboard.shell.auth import MemberContext, VerifiedForm, Visiting
 from wardkey.dashboard.shell.navigation import AUDIT
 from wardkey.dashboard.shell.pagination import links
-from wardkey.dashboard.shell.rendering import page, pages, see_other
+from wardkey.dashboard.shell.rendering import page_router, render, see_other
 from wardkey.domain.audit_chain import Break
 from wardkey.domain.permissions import Permission
 from wardkey.domain.spreadsheets import text_cell
 from wardkey.domain.times import iso
-from wardkey.web.context import Context, Here
+from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.exports import LONGEST_S, Chunks
 
-router = pages()
+router = page_router()
 
 _ROUTE = f"/o/{{slug}}/{{environment}}/{AUDIT}"
 _PAGE = 50
@@ -38,7 +38,7 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ListFilters:
     """What the address asks of the log; what it cannot mean is left out."""
 
     action: str
@@ -49,7 +49,7 @@ class Asked:
     before: int | None
 
     @classmethod
-    def of(cls, request: Request) -> Asked:
+    def of(cls, request: Request) -> ListFilters:
         """Read it from the query; `from` and `to` are days (UTC), both of them included."""
         query = request.query_params
         before = query.get("before", "")
@@ -103,40 +103,42 @@ class Checking:
 
 
 @router.get(_ROUTE)
-def show_log(request: Request, visitor: Visiting, here: Here) -> Response:
+def show_log(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """Show the organization's events, newest first."""
-    return _log(request, visitor, here)
+    return _log(request, current, ctx)
 
 
 @router.get(f"{_ROUTE}/check")
-def back_to_log(visitor: Visiting) -> Response:
+def back_to_log(current: Visiting) -> Response:
     """Go to the log from the address of a check that was sent before."""
-    return see_other(visitor.url(AUDIT))
+    return see_other(current.url(AUDIT))
 
 
 @router.post(f"{_ROUTE}/check")
-def check_chain(request: Request, visitor: Visiting, _fields: Checked, here: Here) -> Response:
+def check_chain(
+    request: Request, current: Visiting, _fields: VerifiedForm, ctx: CurrentContext
+) -> Response:
     """Check every link of the organization's chain."""
-    by = visitor.by
-    with here.runner.noting("verify_chain", by):
+    by = current.by
+    with ctx.runner.audit_refusals("verify_chain", by):
         by.require(Permission.AUDIT_READ)
-    with here.checks.taken(by.org_id):
-        found = audit_walks.verify_chain(here.runner.database, by, by.org_id, within_s=LONGEST_S)
-    return _log(request, visitor, here, Checking(*found))
+    with ctx.checks.reserve(by.org_id):
+        found = audit_walks.verify_chain(ctx.runner.database, by, by.org_id, within_s=LONGEST_S)
+    return _log(request, current, ctx, Checking(*found))
 
 
 @router.get(f"{_ROUTE}/export.jsonl")
-def export_lines(request: Request, visitor: Visiting, here: Here) -> Response:
+def export_lines(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """Export what fits the filters, oldest first, one JSON object a line."""
 
     def line(event: AuditEvent) -> str:
         return json.dumps(_fields(event), ensure_ascii=False) + "\n"
 
-    return _export(request, visitor, here, "jsonl", "application/x-ndjson", "", line)
+    return _export(request, current, ctx, "jsonl", "application/x-ndjson", "", line)
 
 
 @router.get(f"{_ROUTE}/export.csv")
-def export_table(request: Request, visitor: Visiting, here: Here) -> Response:
+def export_table(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """Export what fits the filters, oldest first, as a table for spreadsheets."""
 
     def line(event: AuditEvent) -> str:
@@ -144,52 +146,52 @@ def export_table(request: Request, visitor: Visiting, here: Here) -> Response:
         values = {**_fields(event), "details": details}.values()
         return _row(text_cell(str(value)) for value in values)
 
-    return _export(request, visitor, here, "csv", "text/csv", _row(_COLUMNS), line)
+    return _export(request, current, ctx, "csv", "text/csv", _row(_COLUMNS), line)
 
 
 def _log(
-    request: Request, visitor: Visitor, here: Context, checking: Checking | None = None
+    request: Request, current: MemberContext, ctx: AppContext, checking: Checking | None = None
 ) -> Response:
-    asked = Asked.of(request)
-    found = here.runner.look(audit.list_events, visitor.by, asked.query())
-    url = visitor.url(AUDIT)
-    return page(
+    asked = ListFilters.of(request)
+    found = ctx.runner.read(audit.list_events, current.by, asked.query())
+    url = current.url(AUDIT)
+    return render(
         request,
         "audit_log.html",
-        visitor=visitor,
+        current=current,
         events=found[:_PAGE],
         older=found[_PAGE - 1].seq if len(found) > _PAGE else None,
         asked=asked,
         link=asked.link(url),
         url=url,
         checking=checking,
-        now=here.runner.database.clock(),
+        now=ctx.runner.database.clock(),
         pretty=lambda details: json.dumps(details, indent=2, ensure_ascii=False, sort_keys=True),
     )
 
 
 def _export(  # noqa: PLR0917 - what differs between the formats
     request: Request,
-    visitor: Visitor,
-    here: Context,
+    current: MemberContext,
+    ctx: AppContext,
     suffix: str,
     media_type: str,
     head: str,
     line: Callable[[AuditEvent], str],
 ) -> Response:
-    query = replace(Asked.of(request).query(), before_seq=None)
-    with here.runner.noting("export_events", visitor.by):
-        visitor.by.require(Permission.AUDIT_READ)
+    query = replace(ListFilters.of(request).query(), before_seq=None)
+    with ctx.runner.audit_refusals("export_events", current.by):
+        current.by.require(Permission.AUDIT_READ)
 
     def chunks() -> Chunks:
         yield head
-        for events in audit_walks.export_events(here.runner.database, visitor.by, query):
+        for events in audit_walks.export_events(ctx.runner.database, current.by, query):
             yield "".join(map(line, events))
 
-    today = datetime.fromtimestamp(here.runner.database.clock() / 1000, UTC)
-    name = f"audit-{visitor.membership.slug}-{today:%Y-%m-%d}.{suffix}"
+    today = datetime.fromtimestamp(ctx.runner.database.clock() / 1000, UTC)
+    name = f"audit-{current.membership.slug}-{today:%Y-%m-%d}.{suffix}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
-    return here.exports.begin(visitor.by.org_id, chunks(), media_type, headers)
+    return ctx.exports.begin(current.by.org_id, chunks(), media_type, headers)
 
 
 def _fields(event: AuditEvent) -> dict[str, object]:

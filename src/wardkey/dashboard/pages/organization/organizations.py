@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from wardkey.dashboard.shell.auth import SignedIn
-from wardkey.dashboard.shell.rendering import page, pages
+from wardkey.dashboard.shell.rendering import page_router, render
 
-router = pages()
+router = page_router()
 
 
 @router.get("/organizations")
 def list_organizations(request: Request, person: SignedIn) -> Response:
     """List the person's memberships, or say how one comes by an organization."""
-    return page(request, "organizations.html", person=person)
+    return render(request, "organizations.html", person=person)

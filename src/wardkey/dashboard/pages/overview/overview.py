@@ -16,15 +16,15 @@ from wardkey.actions.operations.first_start import FIRST_KEY_NAME
 from wardkey.dashboard.pages.keys.key import PATH as KEYS
 from wardkey.dashboard.pages.keys.snippets import verify_snippet
 from wardkey.dashboard.shell import charts, strings
-from wardkey.dashboard.shell.auth import Visiting, Visitor
+from wardkey.dashboard.shell.auth import MemberContext, Visiting
 from wardkey.dashboard.shell.navigation import AUDIT, HOME, SETTINGS, SIDEBAR, USAGE
-from wardkey.dashboard.shell.rendering import page, pages
+from wardkey.dashboard.shell.rendering import page_router, render
 from wardkey.db.engine import Transaction
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
-from wardkey.web.context import Context, Here
+from wardkey.web.context import AppContext, CurrentContext
 
-router = pages()
+router = page_router()
 
 _PLACES = (*SIDEBAR, *SETTINGS)
 _EVENTS = 5
@@ -56,39 +56,39 @@ class Sign:
 
 
 @router.get(f"/o/{{slug}}/{{environment}}/{HOME}")
-def show_overview(request: Request, visitor: Visiting, here: Here) -> Response:
+def show_overview(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """Show the organization's environment at a glance."""
-    here.usage.catch_up()
+    ctx.usage.catch_up()
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         events = []
         if by.holds(Permission.AUDIT_READ):
             events = audit.list_events(tx, by, audit.AuditQuery(limit=_EVENTS))
         return {
-            "steps": _steps(tx, by, visitor),
-            "cares": insights.cares(tx, by),
+            "steps": _steps(tx, by, current),
+            "cares": insights.list_alerts(tx, by),
             "total": keys.count_keys(tx, by, KeyQuery()),
             "chart": charts.bars(insights.days_in_all(tx, by)),
             "events": events,
         }
 
-    seen = here.runner.look(look, visitor.by)
-    return page(
+    seen = ctx.runner.read(look, current.by)
+    return render(
         request,
         "overview.html",
-        visitor=visitor,
+        current=current,
         **seen,
-        health=_health(visitor, here),
-        snippet=verify_snippet(here.public_url),
-        keys_url=visitor.url(KEYS),
-        audit_url=visitor.url(AUDIT),
-        usage_url=visitor.url(USAGE) if visitor.by.holds(Permission.USAGE_READ) else "",
-        why_not=visitor.why_not(Permission.KEYS_WRITE),
-        now=here.runner.database.clock(),
+        health=_health(current, ctx),
+        snippet=verify_snippet(ctx.public_url),
+        keys_url=current.url(KEYS),
+        audit_url=current.url(AUDIT),
+        usage_url=current.url(USAGE) if current.by.holds(Permission.USAGE_READ) else "",
+        why_not=current.why_not(Permission.KEYS_WRITE),
+        now=ctx.runner.database.clock(),
     )
 
 
-def _steps(tx: Transaction, by: Principal, visitor: Visitor) -> list[Step]:
+def _steps(tx: Transaction, by: Principal, current: MemberContext) -> list[Step]:
     """Return what to do first; what the visitor may not even see is left out."""
     newest = keys.list_keys(tx, by, KeyQuery(limit=1))
     used = keys.list_keys(tx, by, KeyQuery(limit=1, order=KeyOrder.USED_DOWN))
@@ -96,32 +96,32 @@ def _steps(tx: Transaction, by: Principal, visitor: Visitor) -> list[Step]:
         Step(
             "key",
             any(key.name != FIRST_KEY_NAME for key in newest),
-            visitor.why_not(Permission.KEYS_WRITE),
+            current.why_not(Permission.KEYS_WRITE),
         ),
         Step("use", any(one.last_used_at for key in used for one in key.secrets)),
     ]
     if by.holds(Permission.ACL_READ):
         steps.append(
-            Step("rule", bool(acl.list_rules(tx, by)), visitor.why_not(Permission.ACL_WRITE))
+            Step("rule", bool(acl.list_rules(tx, by)), current.why_not(Permission.ACL_WRITE))
         )
     if by.holds(Permission.MEMBERS_READ):
         company = len(members.list_members(tx, by)) > 1 or bool(members.list_invitations(tx, by))
-        steps.append(Step("company", company, visitor.why_not(Permission.MEMBERS_WRITE)))
+        steps.append(Step("company", company, current.why_not(Permission.MEMBERS_WRITE)))
     return steps
 
 
-def _health(visitor: Visitor, here: Context) -> list[Sign]:
+def _health(current: MemberContext, ctx: AppContext) -> list[Sign]:
     """Return how the parts are; what only the operator can mend is told to admins and owners."""
-    live = here.verifier.live
+    live = ctx.verifier.live
     words = f"{live} verifier{'' if live == 1 else 's'} answer{'s' if live == 1 else ''}"
     signs = [Sign("Verifying keys", "", "Running", words)]
-    if here.link is None:
+    if ctx.link is None:
         signs.append(Sign("Messaging", "off", "Off", strings.HEALTH["messaging_off"]))
-    elif here.link.is_connected:
+    elif ctx.link.is_connected:
         signs.append(Sign("Messaging", "", "Running", strings.HEALTH["broker_reached"]))
     else:
         signs.append(Sign("Messaging", "bad", "Broker unreachable", strings.HEALTH["broker_lost"]))
-    if here.key_beside_data and visitor.by.holds(Permission.ORGANIZATION_WRITE):
+    if ctx.key_beside_data and current.by.holds(Permission.ORGANIZATION_WRITE):
         signs.append(
             Sign("Master key", "warn", "Beside the database", strings.HEALTH["key_beside"])
         )

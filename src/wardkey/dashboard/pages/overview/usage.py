@@ -15,13 +15,13 @@ from wardkey.dashboard.shell import charts, strings
 from wardkey.dashboard.shell.auth import Visiting
 from wardkey.dashboard.shell.navigation import USAGE
 from wardkey.dashboard.shell.pagination import links
-from wardkey.dashboard.shell.rendering import page, pages
+from wardkey.dashboard.shell.rendering import page_router, render
 from wardkey.db.engine import Transaction
 from wardkey.domain.principal import Principal
 from wardkey.domain.verdict import Verdict
-from wardkey.web.context import Here
+from wardkey.web.context import CurrentContext
 
-router = pages()
+router = page_router()
 
 _DAYS = (30, usage.MOST_DAYS)
 _LONGEST_ID = 40
@@ -38,12 +38,12 @@ class Share:
 
 
 @router.get(f"/o/{{slug}}/{{environment}}/{USAGE}")
-def show_usage(request: Request, visitor: Visiting, here: Here) -> Response:
+def show_usage(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """Show the use of all keys, or with `?key=` of one."""
     query = request.query_params
     days = next((one for one in _DAYS if str(one) == query.get("days")), _DAYS[0])
     key_id = query.get("key", "")[:_LONGEST_ID]
-    here.usage.catch_up()
+    ctx.usage.catch_up()
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         return {
@@ -52,14 +52,14 @@ def show_usage(request: Request, visitor: Visiting, here: Here) -> Response:
             "by_key": [] if key_id else usage.use_by_key(tx, by, days),
         }
 
-    seen = here.runner.look(look, visitor.by)
+    seen = ctx.runner.read(look, current.by)
     by_day: tuple[DayVerdicts, ...] = seen["by_day"]
     shares = _shares(by_day)
     now = {"key": key_id, "days": "" if days == _DAYS[0] else days}
-    return page(
+    return render(
         request,
         "usage.html",
-        visitor=visitor,
+        current=current,
         **seen,
         days=days,
         choices=_DAYS,
@@ -67,8 +67,8 @@ def show_usage(request: Request, visitor: Visiting, here: Here) -> Response:
         shares=shares,
         codes=[share.code for share in shares],
         most_keys=usage.MOST_KEYS,
-        link=links(visitor.url(USAGE), now),
-        keys_url=visitor.url(KEYS),
+        link=links(current.url(USAGE), now),
+        keys_url=current.url(KEYS),
     )
 
 
