@@ -7,17 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.messaging.sessions import KEPT_MS, ClientIds, IdClaim, Owner, find_owners
 from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 
-ROOM = ("org_1", Environment.LIVE)
+SCOPE = TenantScope("org_1", Environment.LIVE)
 
 
 def claimed(subject: str, cid: int, grant_kid: str | None = None) -> IdClaim:
-    return IdClaim(ROOM, "device-1", subject, subject.encode(), ("NODE", cid), grant_kid)
+    return IdClaim(SCOPE, "device-1", subject, subject.encode(), ("NODE", cid), grant_kid)
 
 
 def owner_in(runner: Runner) -> Owner:
     with runner.database.read() as tx:
-        return find_owners(tx, ROOM, ["device-1"])["device-1"]
+        return find_owners(tx, SCOPE, ["device-1"])["device-1"]
 
 
 def test_what_is_kept_is_of_the_connection_that_was_judged_last(runner: Runner) -> None:

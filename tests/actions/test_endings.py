@@ -21,7 +21,6 @@ from wardkey.actions.grants import grants, providers
 from wardkey.actions.grants.grants import MintedGrant
 from wardkey.actions.grants.logins import find_grant
 from wardkey.actions.keys import keys, revocations
-from wardkey.actions.messaging.session_receipts import SessionImpact
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import invitations, passkeys
 from wardkey.domain.errors import InvalidToken, WardkeyError
@@ -30,7 +29,7 @@ from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType, Permission, Role
 from wardkey.domain.principal import Principal, PrincipalKind, member, operator
 from wardkey.domain.providers import ProviderKind, ProviderSpec
-from wardkey.domain.receipts import EndedSessions
+from wardkey.domain.receipts import EndedSessions, SessionImpact
 from wardkey.domain.secret import Environment
 from wardkey.domain.verdict import Verdict, VerificationRequest
 from wardkey.verify.usage import Usage

@@ -67,7 +67,7 @@ def allowed(runner: Runner, by: Principal) -> set[str]:
     """Return the topics that a client of the room may publish to."""
     actor = Actor(ActorKind.CLIENT, by.org_id, "agent", "agent-1", "cli_1")
     with runner.database.read() as tx:
-        rules = Rights().rules(tx, (by.org_id, by.environment))
+        rules = Rights().rules(tx, by.scope)
     return {topic for topic in TOPICS if rules.decide(actor, Action.PUBLISH, topic).allowed}
 
 

@@ -28,6 +28,7 @@ from wardkey.domain.grants import token_id_of
 from wardkey.domain.permissions import Role
 from wardkey.domain.principal import member
 from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 
 RULES: list[Json] = [
     {"subject": {"kind": "everyone"}, "filter": "people/{claim.user_id}/#", "action": "both"},
@@ -383,7 +384,7 @@ def refused_too_late(world: World, grant: Json, mqtt_id: str) -> None:
         # What one login is let in with is written while nobody else counts anything.
         with runner.database.counting(), online(world.server, grant, mqtt_id) as late:
             assert late.code != 0
-        scope = (world.owner.get("/v2/organization").json()["id"], Environment.LIVE)
+        scope = TenantScope(world.owner.get("/v2/organization").json()["id"], Environment.LIVE)
 
         def is_judged() -> bool:
             with runner.database.read() as tx:

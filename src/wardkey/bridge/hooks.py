@@ -21,6 +21,7 @@ from wardkey.domain.addresses import bare_address
 from wardkey.domain.credentials import trim
 from wardkey.domain.hooks import Hook, HookKind, ListedRule, listed, may
 from wardkey.domain.rule_set import RuleSet
+from wardkey.domain.tenants import TenantScope
 from wardkey.domain.usernames import parse_username
 from wardkey.services.mqtt_login import MqttLogins
 from wardkey.verify.json_body import decode_body
@@ -101,14 +102,14 @@ class Hooks:
         known = find_client(tx, asked.username) or newest_grant(tx, asked.username)
         if known is None:
             return None
-        rules = self.logins.rights.rules(tx, (known.org_id, known.environment))
+        rules = self.logins.rights.rules(tx, TenantScope(known.org_id, known.environment))
         return known.actor(asked.client_id), rules
 
 
 def scope_of(username: str) -> str:
     """Return the room of a user name, as the broker is to call it; empty if it is none of ours."""
     name = parse_username(username)
-    return "" if name is None else name.scope
+    return "" if name is None else name.scope_suffix
 
 
 def _hooks(request: Request) -> Hooks:

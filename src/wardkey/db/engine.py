@@ -25,7 +25,7 @@ from wardkey.domain.errors import (
     WardkeyError,
     WrongMasterKey,
 )
-from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 
 Kind = Literal["sqlite", "postgresql"]
 BUSY_MS = 5_000
@@ -64,7 +64,7 @@ class Transaction:
     # Whose live sessions the change may end: ids of clients, or `*` for all of the room.
     affected_subjects: set[str] = field(default_factory=set)
     # Organizations' environments, beside the caller's own, whose live sessions it may end.
-    concerned_rooms: set[tuple[str, Environment]] = field(default_factory=set)
+    affected_scopes: set[TenantScope] = field(default_factory=set)
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from wardkey.domain.permissions import (
     is_scope,
 )
 from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 
 
 class PrincipalKind(StrEnum):
@@ -139,9 +140,9 @@ class Principal:
         )
 
     @property
-    def scope(self) -> tuple[str, Environment]:
-        """The organization and environment that every query on tenant data filters by."""
-        return self.org_id, self.environment
+    def scope(self) -> TenantScope:
+        """The tenant scope that limits every query on tenant data."""
+        return TenantScope(self.org_id, self.environment)
 
 
 def operator(address: str = "") -> Principal:

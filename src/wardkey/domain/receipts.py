@@ -5,8 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-# In place of the ids of those whom a change concerns: whoever is in its room.
+from wardkey.domain.tenants import TenantScope
+
+# Stands for every subject of a tenant scope.
 ALL_SUBJECTS = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionImpact:
+    """A committed change that may end live sessions of these subjects in a tenant scope."""
+
+    scope: TenantScope
+    epoch: str
+    revision: int
+    subjects: frozenset[str]
 
 
 class Reach(StrEnum):

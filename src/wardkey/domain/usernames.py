@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ORGANIZATION = re.compile(r"org_[0-9A-Za-z]{1,36}")
@@ -20,8 +21,13 @@ class Username(NamedTuple):
     environment: Environment
 
     @property
-    def scope(self) -> str:
-        """The organization as it stands behind the name, with `.test` in the test environment."""
+    def scope(self) -> TenantScope:
+        """The tenant scope that the name belongs to."""
+        return TenantScope(self.org_id, self.environment)
+
+    @property
+    def scope_suffix(self) -> str:
+        """The organization as it follows the `@`, with `.test` in the test environment."""
         return on_the_wire("", self.org_id, self.environment)[1:]
 
 

@@ -21,11 +21,12 @@ from wardkey.actions.messaging.client_logins import (
     mark_connected,
 )
 from wardkey.actions.messaging.rule_cache import Rights
-from wardkey.actions.messaging.sessions import ClientIds, Connected, IdClaim, TenantScope
+from wardkey.actions.messaging.sessions import ClientIds, Connected, IdClaim
 from wardkey.adapters.broker_link import Admitted, Login
 from wardkey.adapters.publishers import BRIDGE
 from wardkey.domain.broker_acl import Subjects
 from wardkey.domain.errors import Overloaded, TooManyAttempts, WrongPassword
+from wardkey.domain.tenants import TenantScope
 from wardkey.services.throttle import Counter, Limit, by_address
 from wardkey.web.context import AppContext
 
@@ -123,7 +124,7 @@ class MqttLogins:
         database = self.ctx.runner.database
         if known is None:
             raise WrongPassword
-        scope = (known.org_id, known.environment)
+        scope = TenantScope(known.org_id, known.environment)
         with database.read() as tx:
             rights = self.rights.of(tx, known.environment, known.actor(login.client_id))
         kid = known.kid if isinstance(known, KnownGrant) else None

@@ -17,12 +17,11 @@ from starlette.concurrency import run_in_threadpool
 from wardkey.actions.grants.logins import KnownGrant, expired_grants, live_grants
 from wardkey.actions.messaging import session_receipts
 from wardkey.actions.messaging.rule_cache import Rights
-from wardkey.actions.messaging.session_receipts import SessionImpact, SessionToClose
+from wardkey.actions.messaging.session_receipts import SessionToClose
 from wardkey.actions.messaging.sessions import (
     Connected,
     ConnectedClient,
     Owner,
-    TenantScope,
     changes_since,
     feed_state,
     find_owners,
@@ -32,8 +31,9 @@ from wardkey.adapters.broker_link import BrokerLink, Session
 from wardkey.adapters.publishers import BRIDGE
 from wardkey.db.engine import Transaction
 from wardkey.domain.errors import BrokerUnreachable, WardkeyError
-from wardkey.domain.receipts import EndedSessions
+from wardkey.domain.receipts import EndedSessions, SessionImpact
 from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 from wardkey.domain.times import parse_iso
 from wardkey.services.mqtt_login import mark_of
 from wardkey.web.context import AppContext

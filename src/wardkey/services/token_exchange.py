@@ -45,6 +45,7 @@ from wardkey.domain.providers import (
 )
 from wardkey.domain.rate import RateLimit
 from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 from wardkey.services.work_slots import WorkSlots
 from wardkey.verify.verifier import Verifier
 
@@ -268,7 +269,7 @@ class TokenExchange:
 
     def _trusted(self, org_id: str, environment: Environment) -> Sequence[TrustedProvider]:
         revision = self.verifier.directory.revision()
-        return self.providers.of(self.database, (org_id, environment), revision)
+        return self.providers.of(self.database, TenantScope(org_id, environment), revision)
 
     def verify(
         self, by: Principal, key_kid: str, shown: UnverifiedToken, ttl: int | None

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from wardkey.actions.core.audit import Target, record
-from wardkey.actions.messaging.session_receipts import SessionImpact
 from wardkey.db.engine import Database, Transaction
 from wardkey.domain.errors import Forbidden
 from wardkey.domain.principal import Principal, PrincipalKind
-from wardkey.domain.receipts import ALL_SUBJECTS, Confirmation, EndedSessions
+from wardkey.domain.receipts import ALL_SUBJECTS, Confirmation, EndedSessions, SessionImpact
 
 MINUTE_MS = 60_000
 
@@ -98,13 +97,12 @@ class Runner:
         revision = tx.revision - (not tx.position)
         sessions = None if self.end_sessions is None else EndedSessions()
         if self.end_sessions is not None:
-            for other in sorted(tx.concerned_rooms):
+            for other in sorted(tx.affected_scopes):
                 everyone = frozenset({ALL_SUBJECTS})
                 self.end_sessions(SessionImpact(other, tx.epoch, revision, everyone))
         if self.end_sessions is not None and tx.affected_subjects:
-            scope = (by.org_id, by.environment)
             sessions = self.end_sessions(
-                SessionImpact(scope, tx.epoch, revision, frozenset(tx.affected_subjects))
+                SessionImpact(by.scope, tx.epoch, revision, frozenset(tx.affected_subjects))
             )
         return done, replace(self.confirm(tx.epoch, revision), sessions=sessions)
 

@@ -13,6 +13,7 @@ from wardkey.domain.grants import CutoffKind
 from wardkey.domain.principal import Principal
 from wardkey.domain.receipts import ALL_SUBJECTS
 from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 
 # Built once: constructing a statement costs more than running it.
 _OF_KEY = (
@@ -100,7 +101,7 @@ def end_own_grants(
         record(
             tx, by, "grants.revoked", Target("grant", email.lower()[:64]), details, org_id=of_org
         )
-        tx.concerned_rooms.add((of_org, Environment(environment)))
+        tx.affected_scopes.add(TenantScope(of_org, Environment(environment)))
 
 
 def end_invitations(tx: Transaction, by: Principal, created_by: str) -> None:

@@ -10,9 +10,10 @@ from sqlalchemy import ColumnElement, Row, and_, bindparam, insert, or_, select,
 
 from wardkey.actions.core.audit import Target, record
 from wardkey.actions.core.session_impact import cut_off
-from wardkey.actions.keys.keys import open_organization
+from wardkey.actions.core.tenancy import open_organization
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import auth_providers, grant_cutoffs, grants, keys, organizations, secrets
+from wardkey.db.scoped import in_scope
 from wardkey.domain.errors import GrantNotFound, InvalidToken, KeyNotFound, ProviderNotFound
 from wardkey.domain.grants import (
     OVERLAP_MS,
@@ -214,7 +215,7 @@ def refresh(tx: Transaction, by: Principal, token_id: str, password: str) -> Min
 def list_grants(tx: Transaction, by: Principal, query: GrantQuery) -> list[GrantRecord]:
     """Return the grants that fit `query`, newest first, one more than `limit` if there are."""
     by.require(Permission.TOKENS_READ)
-    conditions = _in_scope(by)
+    conditions = [in_scope(grants, by.scope)]
     for column in (grants.c.user_id, grants.c.user_email, grants.c.provider_id, grants.c.key_id):
         wanted = getattr(query, column.name)
         if wanted:
@@ -245,7 +246,7 @@ def revoke(tx: Transaction, by: Principal, token_id: str) -> GrantRecord:
     row = _get(tx, by, token_id)
     changed = tx.connection.execute(
         update(grants)
-        .where(grants.c.kid == row.kid, *_in_scope(by), grants.c.revoked_at.is_(None))
+        .where(grants.c.kid == row.kid, in_scope(grants, by.scope), grants.c.revoked_at.is_(None))
         .values(revoked_at=tx.now)
     )
     if changed.rowcount:
@@ -274,7 +275,7 @@ def revoke_all(tx: Transaction, by: Principal, kind: CutoffKind, subject: str) -
     live = len(
         tx.connection.execute(
             GRANT.where(
-                *_in_scope(by), column == subject, ~inactive_clause(tx.now)
+                in_scope(grants, by.scope), column == subject, ~inactive_clause(tx.now)
             ).with_only_columns(grants.c.kid)
         ).all()
     )
@@ -483,7 +484,7 @@ def _row(tx: Transaction, kid: str) -> Row[Any] | None:
 
 def _get(tx: Transaction, by: Principal, token_id: str) -> Row[Any]:
     row = tx.connection.execute(
-        GRANT.where(grants.c.kid == kid_of_token(token_id), *_in_scope(by))
+        GRANT.where(grants.c.kid == kid_of_token(token_id), in_scope(grants, by.scope))
     ).one_or_none()
     if row is None:
         raise GrantNotFound
@@ -495,17 +496,11 @@ def _fits(tx: Transaction, row: Row[Any], password: str) -> bool:
     return known and tx.vault.matches(password, bytes(row.digest), row.pepper_version)
 
 
-def _in_scope(by: Principal) -> list[ColumnElement[bool]]:
-    org_id, environment = by.scope
-    return [grants.c.org_id == org_id, grants.c.environment == environment]
-
-
 def _require_provider(tx: Transaction, by: Principal, provider_id: str) -> None:
     found = tx.connection.execute(
         select(auth_providers.c.id).where(
             auth_providers.c.id == provider_id,
-            auth_providers.c.org_id == by.org_id,
-            auth_providers.c.environment == by.environment,
+            in_scope(auth_providers, by.scope),
         )
     ).first()
     if found is None:
@@ -516,8 +511,7 @@ def _holds_key(tx: Transaction, by: Principal, key_id: str) -> bool:
     found = tx.connection.execute(
         select(keys.c.id).where(
             keys.c.id == key_id,
-            keys.c.org_id == by.org_id,
-            keys.c.environment == by.environment,
+            in_scope(keys, by.scope),
         )
     ).first()
     return found is not None

@@ -18,8 +18,10 @@ from wardkey.actions.grants.grants import (
 )
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import grants, organizations
+from wardkey.db.scoped import in_scope
 from wardkey.domain.acl import Actor, ActorKind
 from wardkey.domain.secret import Environment, Malformed, SecretKind, parse
+from wardkey.domain.tenants import TenantScope
 from wardkey.domain.usernames import on_the_wire, parse_username
 
 _AT_ONCE = 500
@@ -108,8 +110,7 @@ def newest_grant(tx: Transaction, username: str) -> KnownGrant | None:
         return None
     row = tx.connection.execute(
         GRANT.where(
-            grants.c.org_id == name.org_id,
-            grants.c.environment == name.environment,
+            in_scope(grants, name.scope),
             grants.c.username == name.name,
             organizations.c.suspended_at.is_(None),
             organizations.c.deleted_at.is_(None),
@@ -122,7 +123,7 @@ def newest_grant(tx: Transaction, username: str) -> KnownGrant | None:
 
 
 def live_grants(
-    tx: Transaction, scope: tuple[str, Environment], kids: Iterable[str]
+    tx: Transaction, scope: TenantScope, kids: Iterable[str]
 ) -> Mapping[str, KnownGrant]:
     """Return of each grant, by kid, the one under which its sessions go on, if they do.
 
@@ -135,9 +136,7 @@ def live_grants(
     }
 
 
-def expired_grants(
-    tx: Transaction, scope: tuple[str, Environment], kids: Iterable[str]
-) -> frozenset[str]:
+def expired_grants(tx: Transaction, scope: TenantScope, kids: Iterable[str]) -> frozenset[str]:
     """Return those of these grants whose sessions are over because of the time alone."""
     return frozenset(
         kid
@@ -153,7 +152,7 @@ def _why_session_over(row: Row[Any], last: Row[Any], now: int) -> str:
 
 
 def _families(
-    tx: Transaction, scope: tuple[str, Environment], kids: Iterable[str]
+    tx: Transaction, scope: TenantScope, kids: Iterable[str]
 ) -> dict[str, tuple[Row[Any], Row[Any]]]:
     """Return of each grant its row, and that of the last that it was refreshed to."""
     wanted = list(kids)
@@ -167,16 +166,13 @@ def _families(
     }
 
 
-def _rows(
-    tx: Transaction, scope: tuple[str, Environment], kids: Iterable[str]
-) -> Iterator[Row[Any]]:
+def _rows(tx: Transaction, scope: TenantScope, kids: Iterable[str]) -> Iterator[Row[Any]]:
     wanted = list(kids)
     for start in range(0, len(wanted), _AT_ONCE):
         yield from tx.connection.execute(
             GRANT.where(
                 grants.c.kid.in_(wanted[start : start + _AT_ONCE]),
-                grants.c.org_id == scope[0],
-                grants.c.environment == scope[1],
+                in_scope(grants, scope),
             )
         )
 

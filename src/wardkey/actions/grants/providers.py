@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 
 from wardkey.actions.core.audit import Target, record
 from wardkey.actions.core.session_impact import cut_off
-from wardkey.actions.keys.keys import open_organization
+from wardkey.actions.core.tenancy import open_organization
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import auth_providers, changes, feed
+from wardkey.db.scoped import in_scope
 from wardkey.db.vault import derive, seal, unseal
 from wardkey.domain.errors import (
     DuplicateProvider,
@@ -35,13 +36,12 @@ from wardkey.domain.providers import (
 )
 from wardkey.domain.receipts import ALL_SUBJECTS
 from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 
 MOST_PROVIDERS = 50
 _MOST_ROOMS = 1_000
 _SEALING = "provider secrets"
 _SUBJECT = "provider"
-
-TenantScope = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,9 @@ def create(
     spec = clean_provider(spec, http_allowed=http_allowed)
     secret = _clean_secret(spec, secret, has_one=False) or ""
     open_organization(tx, by)
-    count = select(func.count()).select_from(auth_providers).where(*_in_scope(by))
+    count = (
+        select(func.count()).select_from(auth_providers).where(in_scope(auth_providers, by.scope))
+    )
     if tx.connection.execute(count).scalar_one() >= MOST_PROVIDERS:
         raise TooManyProviders
     _check_name(tx, by, spec.name, "")
@@ -118,7 +120,7 @@ def list_providers(tx: Transaction, by: Principal) -> list[ProviderRecord]:
     by.require(Permission.PROVIDERS_READ)
     rows = tx.connection.execute(
         select(auth_providers)
-        .where(*_in_scope(by))
+        .where(in_scope(auth_providers, by.scope))
         .order_by(auth_providers.c.created_at, auth_providers.c.id)
     )
     return [_record(row) for row in rows]
@@ -185,7 +187,9 @@ def remove(tx: Transaction, by: Principal, provider_id: str) -> None:
     by.require(Permission.PROVIDERS_WRITE)
     row = _get(tx, by, provider_id)
     tx.connection.execute(
-        delete(auth_providers).where(auth_providers.c.id == provider_id, *_in_scope(by))
+        delete(auth_providers).where(
+            auth_providers.c.id == provider_id, in_scope(auth_providers, by.scope)
+        )
     )
     cut_off(tx, by, CutoffKind.PROVIDER, provider_id, tx.revision)
     tx.affected_subjects.add(ALL_SUBJECTS)
@@ -244,8 +248,7 @@ class TrustedProviders:
             else:
                 rows = tx.connection.execute(
                     select(auth_providers)
-                    .where(auth_providers.c.org_id == scope[0])
-                    .where(auth_providers.c.environment == scope[1])
+                    .where(in_scope(auth_providers, scope))
                     .order_by(auth_providers.c.created_at, auth_providers.c.id)
                 ).all()
                 found = tuple(_trusted(tx, row) for row in rows)
@@ -274,7 +277,7 @@ def _changed(tx: Transaction, scope: TenantScope, since: int, now: int) -> bool:
     ).all()
     if len({row.revision for row in rows}) < now - since:
         return True
-    return any(row.subject == _SUBJECT and row.org_id == scope[0] for row in rows)
+    return any(row.subject == _SUBJECT and row.org_id == scope.org_id for row in rows)
 
 
 def _settings(spec: ProviderSpec) -> dict[str, Any]:
@@ -331,7 +334,9 @@ def _clean_secret(spec: ProviderSpec, secret: str | None, *, has_one: bool) -> s
 
 def _check_name(tx: Transaction, by: Principal, name: str, but: str) -> None:
     taken = select(auth_providers.c.id).where(
-        auth_providers.c.name == name, auth_providers.c.id != but, *_in_scope(by)
+        auth_providers.c.name == name,
+        auth_providers.c.id != but,
+        in_scope(auth_providers, by.scope),
     )
     if tx.connection.execute(taken).first() is not None:
         raise DuplicateProvider(
@@ -344,20 +349,17 @@ def _check_name(tx: Transaction, by: Principal, name: str, but: str) -> None:
 def _update(tx: Transaction, by: Principal, provider_id: str, values: dict[str, Any]) -> None:
     tx.connection.execute(
         update(auth_providers)
-        .where(auth_providers.c.id == provider_id, *_in_scope(by))
+        .where(auth_providers.c.id == provider_id, in_scope(auth_providers, by.scope))
         .values(**values)
     )
 
 
 def _get(tx: Transaction, by: Principal, provider_id: str) -> Row[Any]:
     row = tx.connection.execute(
-        select(auth_providers).where(auth_providers.c.id == provider_id, *_in_scope(by))
+        select(auth_providers).where(
+            auth_providers.c.id == provider_id, in_scope(auth_providers, by.scope)
+        )
     ).one_or_none()
     if row is None:
         raise ProviderNotFound
     return row
-
-
-def _in_scope(by: Principal) -> tuple[ColumnElement[bool], ...]:
-    org_id, environment = by.scope
-    return auth_providers.c.org_id == org_id, auth_providers.c.environment == environment

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import Row, delete, exists, func, insert, select
 
 from wardkey.actions.core.audit import Target, record
-from wardkey.actions.keys.keys import get, insert_key, open_organization
+from wardkey.actions.core.tenancy import open_organization
+from wardkey.actions.keys.keys import get, insert_key
 from wardkey.actions.keys.limits import require_within
 from wardkey.actions.keys.scopes import require_known
 from wardkey.db.engine import Transaction

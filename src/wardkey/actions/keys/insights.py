@@ -10,6 +10,7 @@ from sqlalchemy import func, or_, select
 from wardkey.actions.keys.keys import KeyQuery, count_each, list_keys
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import hours, keys, secrets, users
+from wardkey.db.scoped import in_scope
 from wardkey.domain.callers import HOUR_MS
 from wardkey.domain.keys import KeyRecord
 from wardkey.domain.names import name_warnings
@@ -49,8 +50,7 @@ def days_by_key(
     by.require(Permission.KEYS_READ)
     kids = select(secrets.c.kid).where(
         secrets.c.key_id.in_(key_ids),
-        secrets.c.org_id == by.org_id,
-        secrets.c.environment == by.environment,
+        in_scope(secrets, by.scope),
     )
     day = hours.c.hour // _HOURS_A_DAY
     rows = tx.connection.execute(
@@ -70,9 +70,7 @@ def days_by_key(
 def days_in_all(tx: Transaction, by: Principal) -> tuple[DayCounts, ...]:
     """Return the last 30 days of all keys of the caller's room together."""
     by.require(Permission.KEYS_READ)
-    kids = select(secrets.c.kid).where(
-        secrets.c.org_id == by.org_id, secrets.c.environment == by.environment
-    )
+    kids = select(secrets.c.kid).where(in_scope(secrets, by.scope))
     day = hours.c.hour // _HOURS_A_DAY
     rows = tx.connection.execute(
         select(day, _IS_VALID, func.sum(hours.c["count"]))
@@ -90,9 +88,7 @@ def creator_names(tx: Transaction, by: Principal, ids: Sequence[str]) -> Mapping
     by.require(Permission.KEYS_READ)
     wanted = list(dict.fromkeys(ids))
     people = select(users.c.id, users.c.email).where(users.c.id.in_(wanted))
-    programs = select(keys.c.id, keys.c.name).where(
-        keys.c.id.in_(wanted), keys.c.org_id == by.org_id, keys.c.environment == by.environment
-    )
+    programs = select(keys.c.id, keys.c.name).where(keys.c.id.in_(wanted), in_scope(keys, by.scope))
     return {
         row[0]: row[1]
         for statement in (people, programs)
@@ -122,8 +118,7 @@ def _unnamed(tx: Transaction, by: Principal) -> list[KeyAlert]:
     rows = tx.connection.execute(
         select(keys.c.id, keys.c.name)
         .where(
-            keys.c.org_id == by.org_id,
-            keys.c.environment == by.environment,
+            in_scope(keys, by.scope),
             keys.c.revoked_at.is_(None),
             or_(keys.c.expires_at.is_(None), keys.c.expires_at > tx.now),
         )

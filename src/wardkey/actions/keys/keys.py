@@ -26,6 +26,7 @@ from sqlalchemy import (
 
 from wardkey.actions.core.audit import Target, record
 from wardkey.actions.core.session_impact import end_grants_of_key, mark_affected_sessions
+from wardkey.actions.core.tenancy import open_organization
 from wardkey.actions.keys.limits import (
     find_disabler,
     require_changeable,
@@ -35,6 +36,7 @@ from wardkey.actions.keys.limits import (
 from wardkey.actions.keys.scopes import require_known
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import keys, last_used, organizations, secrets
+from wardkey.db.scoped import bind_scope, in_bound_scope, in_scope
 from wardkey.domain.errors import (
     DuplicateName,
     ExpiryInPast,
@@ -43,7 +45,6 @@ from wardkey.domain.errors import (
     InvalidText,
     KeyNotFound,
     KeyRevoked,
-    OrganizationSuspended,
     TooManySecrets,
     WrongEnvironment,
 )
@@ -77,21 +78,15 @@ KINDS = {KeyType.SECRET: SecretKind.SECRET, KeyType.PUBLISHABLE: SecretKind.PUBL
 
 
 # Built once: constructing a statement costs more than running it.
-_IN_SCOPE = (
-    keys.c.org_id == bindparam("of_org"),
-    keys.c.environment == bindparam("of_environment"),
-)
-_KEY = select(keys).where(keys.c.id == bindparam("wanted"), *_IN_SCOPE)
+_IN_SCOPE = in_bound_scope(keys)
+_KEY = select(keys).where(keys.c.id == bindparam("wanted"), _IN_SCOPE)
 _HOLDER = select(keys.c.id, keys.c.expires_at).where(
-    keys.c.live_name == bindparam("wanted"), *_IN_SCOPE
+    keys.c.live_name == bindparam("wanted"), _IN_SCOPE
 )
 _SECRETS = (
     select(secrets)
     .where(secrets.c.key_id.in_(bindparam("of_keys", expanding=True)))
     .order_by(secrets.c.created_at.desc(), secrets.c.kid)
-)
-_ORGANIZATION = select(organizations.c.name, organizations.c.suspended_at).where(
-    organizations.c.id == bindparam("of_org"), organizations.c.deleted_at.is_(None)
 )
 _ROTATION_DAYS = select(organizations.c.rotation_days).where(
     organizations.c.id == bindparam("of_org")
@@ -226,7 +221,7 @@ def insert_key(
 def list_keys(tx: Transaction, by: Principal, query: KeyQuery) -> list[KeyRecord]:
     """Return the keys that fit `query`, one more than `limit` if there are more."""
     by.require(Permission.KEYS_READ)
-    conditions = [*_in_scope(by), *_fitting(query, tx.now)]
+    conditions = [in_scope(keys, by.scope), *_fitting(query, tx.now)]
     if query.after is not None:
         conditions.append(tuple_(keys.c.created_at, keys.c.id) < query.after)
     rows = tx.connection.execute(
@@ -296,7 +291,9 @@ def change(
     )
     if expires_at is None or expires_at > tx.now:
         values["live_name"] = _claim_name(tx, by, spec.name, key_id)
-    tx.connection.execute(update(keys).where(keys.c.id == key_id, *_in_scope(by)).values(values))
+    tx.connection.execute(
+        update(keys).where(keys.c.id == key_id, in_scope(keys, by.scope)).values(values)
+    )
     after = _get(tx, by, key_id)
     changed = sorted(name for name in changes if getattr(before, name) != getattr(after, name))
     lost = frozenset(before.permissions) - frozenset(after.permissions)
@@ -353,7 +350,7 @@ def rotate(tx: Transaction, by: Principal, key_id: str, grace: str) -> Issued:
     secret, _ = _insert_secret(tx, by, key_id, before.type, max(tx.now, newest + 1))
     tx.connection.execute(
         update(keys)
-        .where(keys.c.id == key_id, *_in_scope(by))
+        .where(keys.c.id == key_id, in_scope(keys, by.scope))
         .values(rotated_at=tx.now, updated_at=tx.now)
     )
     record(
@@ -383,18 +380,6 @@ def clean_reason(reason: str, comment: str) -> tuple[Reason, str]:
         return clean, clean_text(comment, 500)
     except ValueError as error:
         raise InvalidText(str(error), field="comment") from None
-
-
-def open_organization(tx: Transaction, by: Principal) -> str:
-    """Return the name of the caller's organization; raises `OrganizationSuspended`."""
-    row = tx.connection.execute(_ORGANIZATION, {"of_org": by.org_id}).one_or_none()
-    if row is None or row.suspended_at is not None:
-        raise OrganizationSuspended
-    return str(row.name)
-
-
-def _in_scope(by: Principal) -> tuple[ColumnElement[bool], ...]:
-    return keys.c.org_id == by.org_id, keys.c.environment == by.environment
 
 
 def _fitting(query: KeyQuery, now: int) -> list[ColumnElement[bool]]:
@@ -467,7 +452,7 @@ _STATUS: Mapping[KeyStatus, Callable[[int], ColumnElement[bool]]] = {
 
 
 def _get(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:
-    asked = {"wanted": key_id, "of_org": by.org_id, "of_environment": by.environment}
+    asked = {"wanted": key_id, **bind_scope(by.scope)}
     rows = tx.connection.execute(_KEY, asked).all()
     if not rows:
         raise KeyNotFound
@@ -487,7 +472,7 @@ def _switch(tx: Transaction, by: Principal, key_id: str, *, disabled_at: int | N
         return before
     tx.connection.execute(
         update(keys)
-        .where(keys.c.id == key_id, *_in_scope(by))
+        .where(keys.c.id == key_id, in_scope(keys, by.scope))
         .values(disabled_at=disabled_at, updated_at=tx.now)
     )
     if disabled_at is not None:
@@ -500,7 +485,7 @@ def _switch(tx: Transaction, by: Principal, key_id: str, *, disabled_at: int | N
 def _claim_name(tx: Transaction, by: Principal, name: str, key_id: str = "") -> str:
     """Take `name` for a live key; an expired key that still holds it gives it up."""
     folded = fold_name(name)
-    asked = {"wanted": folded, "of_org": by.org_id, "of_environment": by.environment}
+    asked = {"wanted": folded, **bind_scope(by.scope)}
     holder = tx.connection.execute(_HOLDER, asked).one_or_none()
     if holder is not None and holder.id != key_id:
         if holder.expires_at is None or holder.expires_at > tx.now:
@@ -510,7 +495,9 @@ def _claim_name(tx: Transaction, by: Principal, name: str, key_id: str = "") -> 
                 field="name",
             )
         tx.connection.execute(
-            update(keys).where(keys.c.id == holder.id, *_in_scope(by)).values(live_name=None)
+            update(keys)
+            .where(keys.c.id == holder.id, in_scope(keys, by.scope))
+            .values(live_name=None)
         )
     return folded
 
@@ -651,7 +638,9 @@ def count_keys(tx: Transaction, by: Principal, query: KeyQuery) -> int:
     """Return how many keys fit `query` in all."""
     by.require(Permission.KEYS_READ)
     statement = (
-        select(func.count()).select_from(keys).where(*_in_scope(by), *_fitting(query, tx.now))
+        select(func.count())
+        .select_from(keys)
+        .where(in_scope(keys, by.scope), *_fitting(query, tx.now))
     )
     return int(tx.connection.execute(statement).scalar_one())
 
@@ -660,5 +649,7 @@ def count_each(tx: Transaction, by: Principal, queries: Sequence[KeyQuery]) -> l
     """Return how many keys fit each of the queries, read in one go."""
     by.require(Permission.KEYS_READ)
     counts = (func.count(case((and_(*_fitting(query, tx.now)), 1))) for query in queries)
-    row = tx.connection.execute(select(*counts).select_from(keys).where(*_in_scope(by))).one()
+    row = tx.connection.execute(
+        select(*counts).select_from(keys).where(in_scope(keys, by.scope))
+    ).one()
     return [int(count) for count in row]

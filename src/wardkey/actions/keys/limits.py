@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import audit_events, keys
+from wardkey.db.scoped import in_scope
 from wardkey.domain.errors import ExceedsOwnLimits
 from wardkey.domain.keys import KeyRecord, Rate
 from wardkey.domain.limits import Limits, limits_of
@@ -93,7 +94,7 @@ def _own_limits(tx: Transaction, by: Principal) -> Limits:
     """Return the calling key's limits now; a secret in its grace ends sooner than its key."""
     row = tx.connection.execute(
         select(keys.c.allowed_addresses, keys.c.rate_limit, keys.c.expires_at).where(
-            keys.c.id == by.id, keys.c.org_id == by.org_id, keys.c.environment == by.environment
+            keys.c.id == by.id, in_scope(keys, by.scope)
         )
     ).one()
     own = Limits(

@@ -12,6 +12,7 @@ from wardkey.actions.core.session_impact import end_invitations, mark_affected_s
 from wardkey.actions.keys.keys import clean_reason
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import keys, receipts, secrets
+from wardkey.db.scoped import in_scope
 from wardkey.domain.errors import KeyNotFound, ReceiptNotFound, SecretNotFound
 from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import Permission
@@ -41,7 +42,7 @@ def revoke(tx: Transaction, by: Principal, key_id: str, reason: str, comment: st
     """
     by.require(Permission.KEYS_WRITE)
     reason, comment = clean_reason(reason, comment)
-    mine = (keys.c.id == key_id, keys.c.org_id == by.org_id, keys.c.environment == by.environment)
+    mine = (keys.c.id == key_id, in_scope(keys, by.scope))
     changed = tx.connection.execute(
         update(keys)
         .where(*mine, keys.c.revoked_at.is_(None))
@@ -81,8 +82,7 @@ def revoke_secret(  # noqa: PLR0917 - key, secret, reason and comment are four t
     mine = (
         secrets.c.kid == kid,
         secrets.c.key_id == key_id,
-        secrets.c.org_id == by.org_id,
-        secrets.c.environment == by.environment,
+        in_scope(secrets, by.scope),
     )
     changed = tx.connection.execute(
         update(secrets)
@@ -110,8 +110,7 @@ def get_receipt(tx: Transaction, by: Principal, receipt_id: str) -> Receipt:
     row = tx.connection.execute(
         select(receipts).where(
             receipts.c.id == receipt_id,
-            receipts.c.org_id == by.org_id,
-            receipts.c.environment == by.environment,
+            in_scope(receipts, by.scope),
         )
     ).one_or_none()
     if row is None:
@@ -125,9 +124,8 @@ def _earlier(tx: Transaction, by: Principal, key_id: str, kid: str) -> Receipt:
     A rotation without grace revokes the old secrets, and a restore carries revocations over;
     neither leaves a receipt for each.
     """
-    scope = (keys.c.org_id == by.org_id, keys.c.environment == by.environment)
     key = tx.connection.execute(
-        select(keys.c.revoke_reason).where(keys.c.id == key_id, *scope)
+        select(keys.c.revoke_reason).where(keys.c.id == key_id, in_scope(keys, by.scope))
     ).one_or_none()
     if key is None:
         raise KeyNotFound
@@ -137,8 +135,7 @@ def _earlier(tx: Transaction, by: Principal, key_id: str, kid: str) -> Receipt:
             select(secrets.c.revoke_reason).where(
                 secrets.c.kid == kid,
                 secrets.c.key_id == key_id,
-                secrets.c.org_id == by.org_id,
-                secrets.c.environment == by.environment,
+                in_scope(secrets, by.scope),
             )
         ).scalar_one_or_none()
         if reason is None:
@@ -147,8 +144,7 @@ def _earlier(tx: Transaction, by: Principal, key_id: str, kid: str) -> Receipt:
         select(receipts).where(
             receipts.c.key_id == key_id,
             receipts.c.kid == kid,
-            receipts.c.org_id == by.org_id,
-            receipts.c.environment == by.environment,
+            in_scope(receipts, by.scope),
         )
     ).one_or_none()
     if found is not None:

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, case, func, select
 
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import hours, keys, secrets
+from wardkey.db.scoped import in_scope
 from wardkey.domain.callers import HOUR_MS
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
@@ -47,7 +48,7 @@ def verdicts_by_day(
     day = hours.c.hour // _HOURS_A_DAY
     rows = tx.connection.execute(
         select(day, hours.c.code, func.sum(hours.c["count"]))
-        .where(_in_scope(by, key_id), hours.c.hour >= first * _HOURS_A_DAY)
+        .where(_secret_of_scope(by, key_id), hours.c.hour >= first * _HOURS_A_DAY)
         .group_by(day, hours.c.code)
     )
     counted: dict[int, Counter[str]] = {at: Counter() for at in range(first, first + days)}
@@ -65,7 +66,7 @@ def use_by_key(tx: Transaction, by: Principal, days: int) -> list[KeyUse]:
     allowed = func.sum(case((hours.c.code == "valid", hours.c["count"]), else_=0))
     rows = tx.connection.execute(
         select(hours.c.key_id, total, allowed)
-        .where(_in_scope(by), hours.c.hour >= _first_day(tx.now, days) * _HOURS_A_DAY)
+        .where(_secret_of_scope(by), hours.c.hour >= _first_day(tx.now, days) * _HOURS_A_DAY)
         .group_by(hours.c.key_id)
         .order_by(total.desc(), hours.c.key_id)
         .limit(MOST_KEYS)
@@ -75,8 +76,7 @@ def use_by_key(tx: Transaction, by: Principal, days: int) -> list[KeyUse]:
         for row in tx.connection.execute(
             select(keys.c.id, keys.c.name).where(
                 keys.c.id.in_([row[0] for row in rows]),
-                keys.c.org_id == by.org_id,
-                keys.c.environment == by.environment,
+                in_scope(keys, by.scope),
             )
         )
     }
@@ -87,10 +87,8 @@ def use_by_key(tx: Transaction, by: Principal, days: int) -> list[KeyUse]:
     ]
 
 
-def _in_scope(by: Principal, key_id: str = "") -> ColumnElement[bool]:
-    kids = select(secrets.c.kid).where(
-        secrets.c.org_id == by.org_id, secrets.c.environment == by.environment
-    )
+def _secret_of_scope(by: Principal, key_id: str = "") -> ColumnElement[bool]:
+    kids = select(secrets.c.kid).where(in_scope(secrets, by.scope))
     return hours.c.kid.in_(kids.where(secrets.c.key_id == key_id) if key_id else kids)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 
 from wardkey.actions.core.audit import Target, record
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import acl_rules, clients
+from wardkey.db.scoped import in_scope
 from wardkey.domain.acl import (
     MOST_RULES,
     AclRule,
@@ -104,7 +105,7 @@ def change(tx: Transaction, by: Principal, rule_id: str, wanted: RuleChanges) ->
     _check_set([*(rule for rule in _saved(tx, by) if rule.id != rule_id), after])
     tx.connection.execute(
         update(acl_rules)
-        .where(acl_rules.c.id == rule_id, *_in_scope(by))
+        .where(acl_rules.c.id == rule_id, in_scope(acl_rules, by.scope))
         .values(**_columns(after.spec), updated_at=tx.now)
     )
     details = {**_details(after.spec), "old": _details(before.spec)}
@@ -118,7 +119,9 @@ def remove(tx: Transaction, by: Principal, rule_id: str) -> None:
     by.require(Permission.ACL_WRITE)
     before = _get(tx, by, rule_id)
     _check_set([rule for rule in _saved(tx, by) if rule.id != rule_id])
-    tx.connection.execute(delete(acl_rules).where(acl_rules.c.id == rule_id, *_in_scope(by)))
+    tx.connection.execute(
+        delete(acl_rules).where(acl_rules.c.id == rule_id, in_scope(acl_rules, by.scope))
+    )
     tx.affected_subjects.add(ALL_SUBJECTS)
     record(tx, by, "acl_rule.deleted", Target(_CHANGE, rule_id), _details(before.spec))
 
@@ -168,7 +171,7 @@ def _replace(
     tx: Transaction, by: Principal, specs: Sequence[RuleSpec], more: dict[str, object]
 ) -> list[SavedRule]:
     made = _planned(tx, by, specs)
-    gone = tx.connection.execute(delete(acl_rules).where(*_in_scope(by))).rowcount
+    gone = tx.connection.execute(delete(acl_rules).where(in_scope(acl_rules, by.scope))).rowcount
     _insert(tx, by, made)
     details = {"rules": len(made), "old_rules": gone, **more}
     tx.affected_subjects.add(ALL_SUBJECTS)
@@ -191,8 +194,7 @@ def _clean_all(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> lis
         tx.connection.execute(
             select(clients.c.id).where(
                 clients.c.id.in_(named),
-                clients.c.org_id == by.org_id,
-                clients.c.environment == by.environment,
+                in_scope(clients, by.scope),
             )
         ).scalars()
     )
@@ -214,8 +216,7 @@ def _username(tx: Transaction, by: Principal, client_id: str) -> str | None:
     return tx.connection.execute(
         select(clients.c.username).where(
             clients.c.id == client_id,
-            clients.c.org_id == by.org_id,
-            clients.c.environment == by.environment,
+            in_scope(clients, by.scope),
         )
     ).scalar_one_or_none()
 
@@ -262,19 +263,15 @@ def _named(rule: AclRule) -> str:
     return f"The rule {rule.id} (priority {rule.priority}, {rule.effect} {rule.filter})"
 
 
-def _in_scope(by: Principal) -> tuple[ColumnElement[bool], ...]:
-    return acl_rules.c.org_id == by.org_id, acl_rules.c.environment == by.environment
-
-
 def _saved(tx: Transaction, by: Principal) -> list[SavedRule]:
-    found = tx.connection.execute(select(acl_rules).where(*_in_scope(by)))
+    found = tx.connection.execute(select(acl_rules).where(in_scope(acl_rules, by.scope)))
     # Sorted here, because databases order texts by different collations.
     return sorted(map(_rule, found), key=_order)
 
 
 def _get(tx: Transaction, by: Principal, rule_id: str) -> SavedRule:
     row = tx.connection.execute(
-        select(acl_rules).where(acl_rules.c.id == rule_id, *_in_scope(by))
+        select(acl_rules).where(acl_rules.c.id == rule_id, in_scope(acl_rules, by.scope))
     ).one_or_none()
     if row is None:
         raise AclRuleNotFound

@@ -18,9 +18,11 @@ from wardkey.actions.core import hashing
 from wardkey.actions.core.hashing import Line
 from wardkey.db.engine import Database, Transaction, storage_errors
 from wardkey.db.schema import clients, organizations
+from wardkey.db.scoped import bind_scope, in_bound_scope
 from wardkey.domain.acl import Actor, ActorKind
 from wardkey.domain.clients import LONGEST_PASSWORD
 from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 from wardkey.domain.usernames import on_the_wire, parse_username
 
 REMEMBERED_S = 300
@@ -32,8 +34,7 @@ _CLIENT = (
     select(clients, organizations.c.suspended_at)
     .join(organizations, organizations.c.id == clients.c.org_id)
     .where(
-        clients.c.org_id == bindparam("of_org"),
-        clients.c.environment == bindparam("of_environment"),
+        in_bound_scope(clients),
         clients.c.username == bindparam("wanted"),
         organizations.c.deleted_at.is_(None),
     )
@@ -42,8 +43,7 @@ _MARK = (
     update(clients)
     .where(
         clients.c.id == bindparam("wanted"),
-        clients.c.org_id == bindparam("of_org"),
-        clients.c.environment == bindparam("of_environment"),
+        in_bound_scope(clients),
         or_(
             clients.c.last_connected_at.is_(None),
             clients.c.last_connected_at <= bindparam("before"),
@@ -255,8 +255,7 @@ def mark_connected(database: Database, connected: Iterable[KnownClient]) -> None
     rows = [
         {
             "wanted": client.id,
-            "of_org": client.org_id,
-            "of_environment": client.environment,
+            **bind_scope(TenantScope(client.org_id, client.environment)),
             "before": now - MINUTE_MS,
             "at": now,
         }
@@ -271,9 +270,5 @@ def _find(tx: Transaction, username: str) -> Row[Any] | None:
     parsed = parse_username(username)
     if parsed is None:
         return None
-    asked = {
-        "wanted": parsed.name,
-        "of_org": parsed.org_id,
-        "of_environment": parsed.environment,
-    }
-    return tx.connection.execute(_CLIENT, asked).one_or_none()
+    parameters = {"wanted": parsed.name, **bind_scope(parsed.scope)}
+    return tx.connection.execute(_CLIENT, parameters).one_or_none()

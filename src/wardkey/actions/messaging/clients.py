@@ -25,9 +25,10 @@ from sqlalchemy import (
 
 from wardkey.actions.accounts import people
 from wardkey.actions.core.audit import Target, record
-from wardkey.actions.keys.keys import open_organization
+from wardkey.actions.core.tenancy import open_organization
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import clients
+from wardkey.db.scoped import in_scope
 from wardkey.domain.clients import (
     ClientRecord,
     ClientSpec,
@@ -125,7 +126,9 @@ def create(
         )
     spec = clean_client(spec)
     open_organization(tx, by)
-    taken = select(clients.c.id).where(clients.c.username == spec.username, *_in_scope(by))
+    taken = select(clients.c.id).where(
+        clients.c.username == spec.username, in_scope(clients, by.scope)
+    )
     if tx.connection.execute(taken).first() is not None:
         raise UsernameTaken(
             f"Another client of {by.environment} is named {spec.username}; choose another user "
@@ -162,7 +165,7 @@ def create(
 def list_clients(tx: Transaction, by: Principal, query: ClientQuery) -> list[ClientRecord]:
     """Return the clients that fit `query`, one more than `limit` if there are."""
     by.require(Permission.CLIENTS_READ)
-    conditions = [*_in_scope(by), *_fitting(query)]
+    conditions = [in_scope(clients, by.scope), *_fitting(query)]
     if query.after is not None:
         conditions.append(tuple_(clients.c.created_at, clients.c.id) < query.after)
     rows = tx.connection.execute(
@@ -178,7 +181,11 @@ def list_clients(tx: Transaction, by: Principal, query: ClientQuery) -> list[Cli
 def count_clients(tx: Transaction, by: Principal, query: ClientQuery) -> int:
     """Return how many clients fit `query` in all."""
     by.require(Permission.CLIENTS_READ)
-    statement = select(func.count()).select_from(clients).where(*_in_scope(by), *_fitting(query))
+    statement = (
+        select(func.count())
+        .select_from(clients)
+        .where(in_scope(clients, by.scope), *_fitting(query))
+    )
     return int(tx.connection.execute(statement).scalar_one())
 
 
@@ -244,7 +251,7 @@ def remove(tx: Transaction, by: Principal, client_id: str) -> None:
     by.require(Permission.CLIENTS_WRITE)
     gone = tx.connection.execute(
         delete(clients)
-        .where(clients.c.id == client_id, *_in_scope(by))
+        .where(clients.c.id == client_id, in_scope(clients, by.scope))
         .returning(clients.c.username)
     ).one_or_none()
     if gone is None:
@@ -252,11 +259,6 @@ def remove(tx: Transaction, by: Principal, client_id: str) -> None:
     tx.affected_subjects.add(client_id)
     details = {"username": gone.username}
     record(tx, by, "client.deleted", Target("client", client_id), details)
-
-
-def _in_scope(by: Principal) -> tuple[ColumnElement[bool], ...]:
-    org_id, environment = by.scope
-    return clients.c.org_id == org_id, clients.c.environment == environment
 
 
 def _fitting(query: ClientQuery) -> list[ColumnElement[bool]]:
@@ -300,7 +302,7 @@ def _password(tx: Transaction, password_hash: str | None) -> tuple[str | None, d
 
 def _get(tx: Transaction, by: Principal, client_id: str) -> ClientRecord:
     row = tx.connection.execute(
-        select(clients).where(clients.c.id == client_id, *_in_scope(by))
+        select(clients).where(clients.c.id == client_id, in_scope(clients, by.scope))
     ).one_or_none()
     if row is None:
         raise ClientNotFound
@@ -312,7 +314,7 @@ def _update(
 ) -> ClientRecord:
     row = tx.connection.execute(
         update(clients)
-        .where(clients.c.id == client_id, *_in_scope(by))
+        .where(clients.c.id == client_id, in_scope(clients, by.scope))
         .values(**values, updated_at=tx.now)
         .returning(clients)
     ).one_or_none()

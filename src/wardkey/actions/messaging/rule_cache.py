@@ -9,12 +9,12 @@ from sqlalchemy import select
 
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import acl_rules, feed
+from wardkey.db.scoped import in_scope
 from wardkey.domain.acl import AclRule, Action, Actor, Effect, SubjectKind
 from wardkey.domain.broker_acl import Subjects, compiled
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.secret import Environment
-
-TenantScope = tuple[str, Environment]
+from wardkey.domain.tenants import TenantScope
 
 _MOST_ROOMS = 1_000
 _REVISION = select(feed.c.revision)
@@ -29,7 +29,7 @@ class Rights:
 
     def of(self, tx: Transaction, environment: Environment, actor: Actor) -> Subjects:
         """Return what an actor may do in his session."""
-        return compiled(self.rules(tx, (actor.org_id, environment)).rules, actor)
+        return compiled(self.rules(tx, TenantScope(actor.org_id, environment)).rules, actor)
 
     def kept(self, scope: TenantScope, revision: int) -> RuleSet | None:
         """Return the rules as of a revision, if they were read since; no query."""
@@ -43,11 +43,7 @@ class Rights:
             kept = self._kept.get(scope)
         if kept is not None and kept[0] == revision:
             return kept[1]
-        rows = tx.connection.execute(
-            select(acl_rules).where(
-                acl_rules.c.org_id == scope[0], acl_rules.c.environment == scope[1]
-            )
-        )
+        rows = tx.connection.execute(select(acl_rules).where(in_scope(acl_rules, scope)))
         rules = RuleSet(
             AclRule(
                 row.id,

@@ -9,28 +9,19 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from wardkey.actions.messaging.sessions import TenantScope
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import ended_sessions, session_receipts
+from wardkey.db.scoped import in_scope
 from wardkey.domain.errors import ReceiptNotFound
 from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
-from wardkey.domain.receipts import ALL_SUBJECTS, EndedSessions
+from wardkey.domain.receipts import ALL_SUBJECTS, EndedSessions, SessionImpact
+from wardkey.domain.tenants import TenantScope
 
 # By when a login that was in flight is there or never, and was looked for.
 PENDING_MS = 2_100
 KEPT_MS = 3_600_000
-
-
-@dataclass(frozen=True, slots=True)
-class SessionImpact:
-    """A committed change that may end live sessions: of these subjects, in this room."""
-
-    scope: TenantScope
-    epoch: str
-    revision: int
-    subjects: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +51,8 @@ def note_ended(
                     insert(ended_sessions).values(
                         server=one.server,
                         cid=one.cid,
-                        org_id=scope[0],
-                        environment=scope[1],
+                        org_id=scope.org_id,
+                        environment=scope.environment,
                         epoch=epoch,
                         revision=revision,
                         subject_id=one.subject_id,
@@ -75,8 +66,8 @@ def issue(database: Database, concern: SessionImpact, *, reached: bool) -> Ended
     now = database.clock()
     row = {
         "id": new_id("srcp", now),
-        "org_id": concern.scope[0],
-        "environment": concern.scope[1],
+        "org_id": concern.scope.org_id,
+        "environment": concern.scope.environment,
         "epoch": concern.epoch,
         "revision": concern.revision,
         "subjects": json.dumps(sorted(concern.subjects)),
@@ -94,8 +85,7 @@ def settle(database: Database, scope: TenantScope, epoch: str, revision: int) ->
         session_receipts.c.ended.is_(None),
         session_receipts.c.epoch == epoch,
         session_receipts.c.revision <= revision,
-        session_receipts.c.org_id == scope[0],
-        session_receipts.c.environment == scope[1],
+        in_scope(session_receipts, scope),
     )
     with database.counting() as connection:
         for row in connection.execute(select(session_receipts).where(*due)).all():
@@ -112,8 +102,7 @@ def get(tx: Transaction, by: Principal, receipt_id: str) -> EndedSessions:
     row = tx.connection.execute(
         select(session_receipts).where(
             session_receipts.c.id == receipt_id,
-            session_receipts.c.org_id == by.org_id,
-            session_receipts.c.environment == by.environment,
+            in_scope(session_receipts, by.scope),
         )
     ).one_or_none()
     if row is None:
@@ -128,8 +117,7 @@ def of_revision(tx: Transaction, by: Principal, epoch: str, revision: int) -> En
         select(session_receipts).where(
             session_receipts.c.epoch == epoch,
             session_receipts.c.revision == revision,
-            session_receipts.c.org_id == by.org_id,
-            session_receipts.c.environment == by.environment,
+            in_scope(session_receipts, by.scope),
         )
     ).first()
     return EndedSessions() if row is None else _receipt(tx.connection, row)

@@ -7,17 +7,19 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, select, text
+from sqlalchemy import Connection, bindparam, delete, select, text
 
 from wardkey.actions.core.audit import Target, record
 from wardkey.actions.core.session_impact import has_live_grants
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import changes, clients, feed, mqtt_ids, organizations, session_receipts
+from wardkey.db.scoped import bind_scope, in_bound_scope, in_scope
 from wardkey.domain.acl import Actor, ActorKind
 from wardkey.domain.errors import WardkeyError
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 
 # A client id is its first user's until nobody has shown it for so long.
 KEPT_MS = 7 * 86_400_000
@@ -28,15 +30,12 @@ _ENDING = frozenset({"client", "acl", "grant", "provider"})
 _LOOK_EACH = 50
 _MOST_COUNTED = 100_000
 
-TenantScope = tuple[str, Environment]
 # The broker's node and its number for a connection, which no other ever has; a foreign broker
 # tells neither, and no session of ours is called so.
 Connected = tuple[str, int]
 
 # Built once: constructing a statement costs more than running it.
-_IN_SCOPE = (mqtt_ids.c.org_id == bindparam("in_org")) & (
-    mqtt_ids.c.environment == bindparam("in_environment")
-)
+_IN_SCOPE = in_bound_scope(mqtt_ids)
 _OWNED = _IN_SCOPE & (mqtt_ids.c.subject_id == bindparam("subject"))
 _OWNERS = select(mqtt_ids).where(
     _IN_SCOPE, mqtt_ids.c.mqtt_id.in_(bindparam("wanted", expanding=True))
@@ -130,8 +129,7 @@ class IdClaim:
     def row(self) -> dict[str, object]:
         """The columns of its row, the time apart."""
         return {
-            "in_org": self.scope[0],
-            "in_environment": self.scope[1],
+            **bind_scope(self.scope),
             "wanted": self.mqtt_id,
             "subject": self.subject_id,
             "may": self.rights,
@@ -233,7 +231,7 @@ def _find_rows(
     for claim in claims:
         by_scope[claim.scope].add(claim.mqtt_id)
     for scope, ids in by_scope.items():
-        asked = {"in_org": scope[0], "in_environment": scope[1], "wanted": list(ids)}
+        asked = {**bind_scope(scope), "wanted": list(ids)}
         for row in connection.execute(_OWNERS, asked):
             found[scope, row.mqtt_id] = row.subject_id, row.seen_at
     return found
@@ -249,12 +247,10 @@ def find_owners(tx: Transaction, scope: TenantScope, ids: Sequence[str]) -> Mapp
             .select_from(
                 mqtt_ids.outerjoin(
                     clients,
-                    (clients.c.id == mqtt_ids.c.subject_id)
-                    & (clients.c.org_id == scope[0])
-                    & (clients.c.environment == scope[1]),
+                    (clients.c.id == mqtt_ids.c.subject_id) & in_scope(clients, scope),
                 )
             )
-            .where(_in_scope(scope), mqtt_ids.c.mqtt_id.in_(some))
+            .where(in_scope(mqtt_ids, scope), mqtt_ids.c.mqtt_id.in_(some))
         ):
             client = None
             if row.enabled:
@@ -297,7 +293,9 @@ def changes_since(
                     )
                 )
             )
-            every = frozenset((row.org_id, Environment(row.environment)) for row in scopes)
+            every = frozenset(
+                TenantScope(row.org_id, Environment(row.environment)) for row in scopes
+            )
             return Changed(epoch, now, every, organizations=True)
         told = [row for row in rows if row.revision not in known]
         touched = {row.org_id for row in told if row.subject in _ENDING}
@@ -306,7 +304,9 @@ def changes_since(
     return Changed(
         epoch,
         now,
-        frozenset((org_id, environment) for org_id in touched for environment in Environment),
+        frozenset(
+            TenantScope(org_id, environment) for org_id in touched for environment in Environment
+        ),
         organizations=any(row.subject == "organization" for row in rows),
     )
 
@@ -320,7 +320,3 @@ def stopped_organizations(database: Database) -> frozenset[str]:
             )
         )
         return frozenset(found.scalars())
-
-
-def _in_scope(scope: TenantScope) -> ColumnElement[bool]:
-    return (mqtt_ids.c.org_id == scope[0]) & (mqtt_ids.c.environment == scope[1])

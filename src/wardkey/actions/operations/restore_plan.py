@@ -40,7 +40,10 @@ from wardkey.db.schema import (
     setup_links,
     users,
 )
+from wardkey.db.scoped import in_scope
 from wardkey.domain.permissions import Role
+from wardkey.domain.secret import Environment
+from wardkey.domain.tenants import TenantScope
 
 # What there is to decide about a provider.
 _DECIDED = ("name", "enabled", "settings", "sealed", "pepper_version")
@@ -329,17 +332,21 @@ def _is_another(now: Fields, then: Fields) -> bool:
 
 def _rules(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
     """Keep the rules of each room as they are: which of two sets is the wider, nobody can tell."""
-    scopes = {(row.org_id, row.environment) for row in missing_rows(tx, backup, acl_rules)}
+    scopes = {
+        TenantScope(row.org_id, Environment(row.environment))
+        for row in missing_rows(tx, backup, acl_rules)
+    }
     for now, then in pairs(tx, backup, acl_rules):
         if then is None or tuple(now) != tuple(then):
-            scopes.add((now.org_id, now.environment))
-    for org_id, environment in sorted(scopes):
+            scopes.add(TenantScope(now.org_id, Environment(now.environment)))
+    for scope in sorted(scopes):
+        org_id, environment = scope
         if org_id in lost_orgs or not find(tx.connection, organizations, [(org_id,)]):
             continue
-        scope = (acl_rules.c.org_id == org_id, acl_rules.c.environment == environment)
-        rows = tx.connection.execute(select(acl_rules).where(*scope)).mappings()
+        of_scope = in_scope(acl_rules, scope)
+        rows = tx.connection.execute(select(acl_rules).where(of_scope)).mappings()
         replaced = backup.connection.execute(
-            select(func.count()).select_from(acl_rules).where(*scope)
+            select(func.count()).select_from(acl_rules).where(of_scope)
         ).scalar_one()
         kept = tuple(dict(row) for row in rows)
         seen.kept_rules.append(KeptRules(org_id, environment, kept, replaced))
