@@ -22,7 +22,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _START_S = 120
 
 
-class Broken(Exception):  # noqa: N818 - as the demo calls it
+class Broken(Exception):
     """A server did not answer as it must, so its numbers would mean nothing."""
 
 

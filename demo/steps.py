@@ -15,7 +15,7 @@ Step = tuple[str, str]
 PASSWORD = "a password for the demo"
 
 
-class Broken(Exception):  # noqa: N818 - what the demo says when a claim does not hold
+class Broken(Exception):
     """A claim of the demo that did not hold."""
 
 

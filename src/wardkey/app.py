@@ -219,14 +219,17 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 key_beside_data=config.key_beside_data,
                 publishers=None if link is None else _publishers(config, link, me),
             )
-            cutting = None
+            enforcer = None
             if link is not None:
-                cutting = SessionEnforcer(context, link, context.rights, asyncio.get_running_loop())
-                context.runner.end_sessions = cutting.disconnect_affected
+                loop = asyncio.get_running_loop()
+                enforcer = SessionEnforcer(database, verifier, link, context.rights, loop)
+                context.runner.end_sessions = enforcer.disconnect_affected
             app.state.context = context
             # One of them for the broker beside this and for others, so that guesses count together.
-            watch = None if cutting is None else cutting.watch
-            logins = MqttLogins(context, context.rights, watch=watch)
+            watch = None if enforcer is None else enforcer.watch
+            logins = MqttLogins(
+                database, context.throttle, context.verified, context.rights, watch=watch
+            )
             app.state.hooks = Hooks(context, logins)
             app.state.hot_routes = verify.FAST_ROUTES | publish.FAST_ROUTES | exchange.FAST_ROUTES
             stop = threading.Event()
@@ -237,7 +240,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             )
             ticker.start()
             _tune_gc()
-            messaging = asyncio.create_task(_messaging(context, logins, cutting))
+            messaging = asyncio.create_task(_messaging(context, logins, enforcer))
             try:
                 # The broker beside this waits for a worker; ready, one can log in there too.
                 if link is not None and config.broker_dir:
@@ -280,17 +283,17 @@ def _trust(config: Config) -> ssl.SSLContext:
 
 
 async def _messaging(
-    context: AppContext, logins: MqttLogins, cutting: SessionEnforcer | None
+    context: AppContext, logins: MqttLogins, enforcer: SessionEnforcer | None
 ) -> None:
     """Answer the broker's logins and keep sessions to what is allowed, until cancelled."""
     link, publishers = context.link, context.publishers
-    if link is None or publishers is None or cutting is None:
+    if link is None or publishers is None or enforcer is None:
         return
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(link.keep(logins.judge))
-            group.create_task(cutting.follow())
-            group.create_task(cutting.end_expired())
+            group.create_task(enforcer.follow())
+            group.create_task(enforcer.end_expired())
     finally:
         await publishers.close()
         await link.close()

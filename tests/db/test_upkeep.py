@@ -292,8 +292,12 @@ def test_the_running_process_deletes_rows_that_callers_without_rights_can_add(
     stopping = Event()
     stopping.set()
     context = begin()
-    _run_maintenance(context, MqttLogins(context, context.rights), 1, stopping)
+    _run_maintenance(context, _logins(context), 1, stopping)
     with runner.database.usage.connect() as connection:
         for table, (column, _, kept) in columns.items():
             left = connection.execute(select(table.c[column])).scalars().all()
             assert left == [kept], table.name
+
+
+def _logins(context: AppContext) -> MqttLogins:
+    return MqttLogins(context.runner.database, context.throttle, context.verified, context.rights)

@@ -54,7 +54,7 @@ def list_sessions(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> SessionPage:
     """List the organization's live MQTT sessions, as every node of the broker tells them."""
-    found = live_sessions.list_sessions(ctx, caller.by, username)
+    found = live_sessions.list_sessions(ctx.runner, ctx.broker, caller.by, username)
     wanted = [one for one in found if search in one.client_id or search in one.username]
     return SessionPage(sessions=[_shape(one) for one in wanted[:limit]], total=len(wanted))
 
@@ -79,7 +79,7 @@ def get_session_receipt(
 )
 def end_session(session_id: SessionId, caller: CurrentCaller, ctx: CurrentContext) -> None:
     """End a live session; its client may log in again unless it is disabled."""
-    live_sessions.end_session(ctx, caller.by, session_id)
+    live_sessions.end_session(ctx.runner, ctx.broker, caller.by, session_id)
 
 
 def _shape(one: Session) -> SessionShape:

@@ -6,40 +6,44 @@ from functools import partial
 
 from anyio.from_thread import run
 
+from wardkey.actions.core.runner import Runner
 from wardkey.actions.messaging import sessions
-from wardkey.adapters.broker_link import Session
+from wardkey.adapters.broker_link import BrokerLink, Session
 from wardkey.adapters.publishers import BRIDGE
 from wardkey.domain.errors import SessionNotFound
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
-from wardkey.web.context import AppContext
 
 
 def list_sessions(
-    ctx: AppContext, by: Principal, username: str = "", *, subscribed: bool = True
+    runner: Runner,
+    link: BrokerLink,
+    by: Principal,
+    username: str = "",
+    *,
+    subscribed: bool = True,
 ) -> list[Session]:
     """Return the live sessions of people, latest first; `username` as it is on the wire.
 
-    `subscribed` asks for their subscriptions too. Raises `MessagingOff`, `BrokerUnreachable`.
+    `subscribed` asks for their subscriptions too. Raises `BrokerUnreachable`.
     """
-    with ctx.runner.audit_refusals("list_sessions", by):
+    with runner.audit_refusals("list_sessions", by):
         by.require(Permission.CLIENTS_READ)
-    found = run(partial(ctx.broker.sessions, *by.scope, username, subscribed=subscribed))
+    found = run(partial(link.sessions, *by.scope, username, subscribed=subscribed))
     kept = [one for one in found if one.username != BRIDGE]
     kept.sort(key=lambda one: one.started_at, reverse=True)
     return kept
 
 
-def end_session(ctx: AppContext, by: Principal, session_id: str) -> None:
-    """End a live session; raises `SessionNotFound`, `MessagingOff`, `BrokerUnreachable`."""
-    link = ctx.broker
-    with ctx.runner.audit_refusals("end_session", by):
+def end_session(runner: Runner, link: BrokerLink, by: Principal, session_id: str) -> None:
+    """End a live session; raises `SessionNotFound`, `BrokerUnreachable`."""
+    with runner.audit_refusals("end_session", by):
         by.require(Permission.CLIENTS_WRITE)
     found = run(link.sessions, *by.scope, "")
     ended = next((one for one in found if id_of(one) == session_id), None)
     if ended is None:
         raise SessionNotFound
-    ctx.runner.write(sessions.note_ended, by, ended.client_id, ended.username)
+    runner.write(sessions.note_ended, by, ended.client_id, ended.username)
     run(link.kick, ended.server, ended.cid)
 
 

@@ -8,14 +8,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
-from starlette.concurrency import run_in_threadpool
+from anyio.to_thread import run_sync
 
 from wardkey.actions.core.hashing import Line
 from wardkey.actions.grants.logins import KnownGrant, find_grant, is_grant_password
 from wardkey.actions.messaging.client_logins import (
     KnownClient,
     LoginAttempt,
+    VerifiedPasswords,
     begin_login,
     finish_login,
     mark_connected,
@@ -24,11 +26,11 @@ from wardkey.actions.messaging.rule_cache import Rights
 from wardkey.actions.messaging.sessions import ClientIds, Connected, IdClaim
 from wardkey.adapters.broker_link import Admitted, Login
 from wardkey.adapters.publishers import BRIDGE
+from wardkey.db.engine import Database
 from wardkey.domain.broker_acl import Subjects
 from wardkey.domain.errors import Overloaded, TooManyAttempts, WrongPassword
 from wardkey.domain.tenants import TenantScope
-from wardkey.services.throttle import Counter, Limit, by_address
-from wardkey.web.context import AppContext
+from wardkey.services.throttle import Counter, Limit, Throttle, by_address
 
 _LONGEST_CLIENT_ID = 256
 _REFUSALS = (WrongPassword, TooManyAttempts, Overloaded)
@@ -46,7 +48,9 @@ class _Attempt:
 class MqttLogins:
     """Judges logins for one process; wrong passwords count against address and user name."""
 
-    ctx: AppContext
+    database: Database
+    throttle: Throttle
+    verified: VerifiedPasswords
     rights: Rights
     ids: ClientIds = field(init=False)
     # Learns of each session that a grant lets in at this product's broker.
@@ -57,7 +61,7 @@ class MqttLogins:
 
     def __post_init__(self) -> None:
         """Begin with no client id asked for."""
-        self.ids = ClientIds(self.ctx.runner.database)
+        self.ids = ClientIds(self.database)
 
     async def judge(self, login: Login) -> Admitted | None:
         """Return who may log in and what they may do, or None.
@@ -67,20 +71,20 @@ class MqttLogins:
         the storage's failure where the login can't be judged.
         """
         try:
-            with self.ctx.throttle.attempt(*_counters_of(login)):
-                begun = await run_in_threadpool(self._begin, login)
+            with self.throttle.attempt(*_counters_of(login)):
+                begun = await run_sync(self._begin, login)
                 if not isinstance(begun, _Attempt):
                     return begun
                 check = self._check(begun, Line.LOGIN)
                 fits = await asyncio.shield(asyncio.wrap_future(check))
-                return await run_in_threadpool(self._finish, begun, fits=fits)
+                return await run_sync(partial(self._finish, begun, fits=fits))
         except WrongPassword:
             return None
 
     def judged(self, login: Login) -> Admitted | None:
         """Judge in this thread, for hooks; brokers that do not know the address leave it empty."""
         try:
-            with self.ctx.throttle.attempt(*_counters_of(login)):
+            with self.throttle.attempt(*_counters_of(login)):
                 begun = self._begin(login)
                 if not isinstance(begun, _Attempt):
                     return begun
@@ -91,7 +95,7 @@ class MqttLogins:
 
     def _check(self, attempt: _Attempt, line: Line) -> Future[bool]:
         begun = attempt.begun
-        verified, address = self.ctx.verified, attempt.login.address
+        verified, address = self.verified, attempt.login.address
         return verified.check(begun.password_hash, begun.password, address, line)
 
     def _begin(self, login: Login) -> Admitted | _Attempt | None:
@@ -108,7 +112,7 @@ class MqttLogins:
         # Another with the bridge's client id would end the bridge's connection.
         if login.client_id.startswith(BRIDGE):
             return None
-        database = self.ctx.runner.database
+        database = self.database
         if is_grant_password(login.password, database.brand):
             return self._settle(login, find_grant(database, login.password, login.username))
         begun = begin_login(database, login.username, login.password)
@@ -116,12 +120,12 @@ class MqttLogins:
         return self._finish(attempt, fits=True) if begun.fits else attempt
 
     def _finish(self, attempt: _Attempt, *, fits: bool) -> Admitted | None:
-        database, verified = self.ctx.runner.database, self.ctx.verified
+        database, verified = self.database, self.verified
         known = finish_login(database, verified, attempt.begun) if fits else None
         return self._settle(attempt.login, known)
 
     def _settle(self, login: Login, known: KnownClient | KnownGrant | None) -> Admitted | None:
-        database = self.ctx.runner.database
+        database = self.database
         if known is None:
             raise WrongPassword
         scope = TenantScope(known.org_id, known.environment)
@@ -144,7 +148,7 @@ class MqttLogins:
         with self._lock:
             taken, self._connected = self._connected, {}
         try:
-            mark_connected(self.ctx.runner.database, taken.values())
+            mark_connected(self.database, taken.values())
         except Exception:
             with self._lock:
                 self._connected = taken | self._connected

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, TypeVar
 
-from starlette.concurrency import run_in_threadpool
+from anyio.to_thread import run_sync
 
 from wardkey.actions.grants.logins import KnownGrant, expired_grants, live_grants
 from wardkey.actions.messaging import session_receipts
@@ -29,14 +29,14 @@ from wardkey.actions.messaging.sessions import (
 )
 from wardkey.adapters.broker_link import BrokerLink, Session
 from wardkey.adapters.publishers import BRIDGE
-from wardkey.db.engine import Transaction
+from wardkey.db.engine import Database, Transaction
 from wardkey.domain.errors import BrokerUnreachable, WardkeyError
 from wardkey.domain.receipts import EndedSessions, SessionImpact
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 from wardkey.domain.times import parse_iso
 from wardkey.services.mqtt_login import mark_of
-from wardkey.web.context import AppContext
+from wardkey.verify.verifier import Verifier
 
 log = logging.getLogger("wardkey")
 
@@ -57,7 +57,8 @@ class SessionEnforcer:
     What a call of this process changed is cut before that call returns, and not once more then.
     """
 
-    ctx: AppContext
+    database: Database
+    verifier: Verifier
     link: BrokerLink
     rights: Rights
     loop: asyncio.AbstractEventLoop
@@ -89,7 +90,7 @@ class SessionEnforcer:
             self._look_again, scope, concern.epoch, concern.revision, began
         )
         try:
-            return session_receipts.issue(self.ctx.runner.database, concern, reached=reached)
+            return session_receipts.issue(self.database, concern, reached=reached)
         except WardkeyError as failure:
             log.warning("no session receipt could be kept: %s", failure.code)
             return EndedSessions(ended=None, pending=True)
@@ -101,14 +102,12 @@ class SessionEnforcer:
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                known = self.ctx.verifier.directory.revision()
+                known = self.verifier.directory.revision()
                 if not self.link.is_connected or (known == seen and not self._owed):
                     continue
                 began, held, owed = self.loop.time(), frozenset(self._held), self._take_owed()
                 try:
-                    change = await run_in_threadpool(
-                        changes_since, self.ctx.runner.database, seen, held
-                    )
+                    change = await run_sync(changes_since, self.database, seen, held)
                     if change.organizations:
                         stopped = await self._stop_organizations(stopped)
                     await asyncio.gather(*(self.enforce(scope) for scope in change.scopes | owed))
@@ -128,10 +127,8 @@ class SessionEnforcer:
     async def enforce(self, scope: TenantScope, *, patient: bool = False) -> None:
         """End the sessions of a room that would not be let in as they are."""
         sessions = await self.link.sessions(*scope, patient=patient, subscribed=False)
-        epoch, revision, wrong = await run_in_threadpool(self._judged, scope, sessions)
-        await asyncio.gather(
-            self._kick(wrong), run_in_threadpool(self._note, scope, epoch, revision, wrong)
-        )
+        epoch, revision, wrong = await run_sync(self._judged, scope, sessions)
+        await asyncio.gather(self._kick(wrong), run_sync(self._note, scope, epoch, revision, wrong))
 
     def _take_owed(self) -> frozenset[TenantScope]:
         owed = frozenset(self._owed)
@@ -158,9 +155,7 @@ class SessionEnforcer:
             # Nodes that joined since they were counted take a quarter of a second more.
             await self.enforce(scope, patient=True)
             if scope not in self._owed:
-                await run_in_threadpool(
-                    session_receipts.settle, self.ctx.runner.database, scope, epoch, revision
-                )
+                await run_sync(session_receipts.settle, self.database, scope, epoch, revision)
         except BrokerUnreachable:
             self._owed.add(scope)
         except Exception:  # as above
@@ -168,7 +163,7 @@ class SessionEnforcer:
             log.exception("live sessions could not be cut")
 
     async def _stop_organizations(self, before: frozenset[str]) -> frozenset[str]:
-        stopped = await run_in_threadpool(stopped_organizations, self.ctx.runner.database)
+        stopped = await run_sync(stopped_organizations, self.database)
         for org_id in stopped ^ before:
             for environment in Environment:
                 await self.link.put_account(org_id, environment, suspended=org_id in stopped)
@@ -184,7 +179,7 @@ class SessionEnforcer:
         if not wrong:
             return
         try:
-            session_receipts.note_ended(self.ctx.runner.database, scope, epoch, revision, wrong)
+            session_receipts.note_ended(self.database, scope, epoch, revision, wrong)
         except WardkeyError as failure:
             log.warning("ended sessions could not be counted: %s", failure.code)
 
@@ -196,7 +191,7 @@ class SessionEnforcer:
         for one in sessions:
             by_id[one.client_id].append(one)
         wrong = []
-        with self.ctx.runner.database.read() as tx:
+        with self.database.read() as tx:
             epoch, revision = feed_state(tx)
             owners = find_owners(tx, scope, list(by_id))
             kids = {owner.grant_kid for owner in owners.values() if owner.grant_kid}
@@ -253,11 +248,11 @@ class SessionEnforcer:
         """End sessions whose grants have expired, until cancelled."""
         while True:
             await asyncio.sleep(_EXPIRY_S)
-            due = self._take_due(self.ctx.runner.database.clock())
+            due = self._take_due(self.database.clock())
             if not due:
                 continue
             try:
-                over = await run_in_threadpool(self._over, due)
+                over = await run_sync(self._over, due)
                 await asyncio.gather(*(self.link.kick(*connection) for connection in over))
             except BrokerUnreachable:
                 # Its sessions ended with it, or are looked at when it is back.
@@ -286,7 +281,7 @@ class SessionEnforcer:
         by_scope: defaultdict[TenantScope, set[str]] = defaultdict(set)
         for scope, kid in due.values():
             by_scope[scope].add(kid)
-        with self.ctx.runner.database.read() as tx:
+        with self.database.read() as tx:
             live = {scope: live_grants(tx, scope, kids) for scope, kids in by_scope.items()}
         over = []
         for connection, (scope, kid) in due.items():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from starlette.concurrency import run_in_threadpool
+from anyio.to_thread import run_sync
 
 from wardkey.actions.grants import grants
 from wardkey.actions.grants.grants import MintedGrant
@@ -232,7 +232,7 @@ class TokenExchange:
         while self._waiting:
             taken, self._waiting = self._waiting, []
             try:
-                made = await run_in_threadpool(self._write, [exchange for exchange, _ in taken])
+                made = await run_sync(self._write, [exchange for exchange, _ in taken])
             except WardkeyError as failure:
                 made = [failure] * len(taken)
             for (_, future), one in zip(taken, made, strict=True):

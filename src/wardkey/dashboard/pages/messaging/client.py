@@ -197,7 +197,7 @@ def end_live_session(
 ) -> Response:
     """End one live session of the client."""
     try:
-        end_session(ctx, current.by, fields.text("session"))
+        end_session(ctx.runner, ctx.broker, current.by, fields.text("session"))
     except (SessionNotFound, MessagingOff, BrokerUnreachable) as failure:
         return client_page(request, current, ctx, client_id, FormResult(failure=failure))
     return see_other(current.url(f"{PATH}/{client_id}"), done="live-session-ended")
@@ -251,7 +251,7 @@ def _sessions(
 ) -> list[LiveSession] | None:
     """Return the client's live sessions; None while the broker cannot be asked."""
     try:
-        found = list_sessions(ctx, current.by, client.mqtt_username)
+        found = list_sessions(ctx.runner, ctx.broker, current.by, client.mqtt_username)
     except (MessagingOff, BrokerUnreachable):
         return None
     return [LiveSession.of(one) for one in found]

@@ -201,7 +201,7 @@ def _list(
 def _live(current: MemberContext, ctx: AppContext) -> Mapping[str, int] | None:
     """Return how many sessions each user name has now; None while nobody can tell."""
     try:
-        found = list_sessions(ctx, current.by, subscribed=False)
+        found = list_sessions(ctx.runner, ctx.broker, current.by, subscribed=False)
     except (MessagingOff, BrokerUnreachable):
         return None
     return Counter(one.username for one in found)
