@@ -23,7 +23,7 @@ from wardkey.deployment import open_deployment
 from wardkey.domain.callers import HOUR_MS, MOST_CALLERS
 from wardkey.domain.errors import StorageBusy
 from wardkey.domain.principal import Principal
-from wardkey.verify import usage as scope
+from wardkey.verify import usage as usage_module
 from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.usage import Usage
 
@@ -194,7 +194,7 @@ def test_a_flush_writes_one_row_whatever_the_uses_and_a_merge_takes_it_away(
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from wardkey.opening import open_deployment
+from wardkey.deployment import open_deployment
 from wardkey.config import load_config
 from wardkey.verify import pending
 from wardkey.verify.usage import Usage
@@ -247,7 +247,7 @@ def test_merges_at_once_count_each_row_once(config: Config, runner: Runner) -> N
 def test_rows_beyond_the_bound_stay_in_memory_until_someone_merges(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scope, "_MOST_ROWS", 3)
+    monkeypatch.setattr(usage_module, "_MOST_ROWS", 3)
     usage = Usage(runner.database)
     with without(runner.database, "hours"):
         for _ in range(3):
@@ -288,7 +288,7 @@ def test_crowded_secrets_keep_their_first_times_and_their_key(runner: Runner) ->
 def test_memory_is_bounded_and_what_goes_over_is_counted_as_lost(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scope, "_MOST_PENDING", 10)
+    monkeypatch.setattr(usage_module, "_MOST_PENDING", 10)
     usage = Usage(runner.database)
     for n in range(2_000):
         note(usage, address=f"2001:db8::{n:x}")

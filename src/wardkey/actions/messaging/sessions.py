@@ -44,7 +44,7 @@ _OWNERS = select(mqtt_ids).where(
 _KEEP = text(
     """INSERT INTO usage.mqtt_ids
          (org_id, environment, mqtt_id, subject_id, rights, grant_kid, server, cid, seen_at)
-       VALUES (:in_org, :in_environment, :wanted, :subject, :may, :grant, :server, :cid, :at)
+       VALUES (:of_org, :of_environment, :wanted, :subject, :may, :grant, :server, :cid, :at)
        ON CONFLICT (org_id, environment, mqtt_id) DO UPDATE SET
          subject_id = excluded.subject_id, rights = excluded.rights,
          grant_kid = excluded.grant_kid, server = excluded.server, cid = excluded.cid,
