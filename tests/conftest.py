@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.server import Server, running
+from tests.support.server import Server, running
 from wardkey.actions.accounts import organizations
 from wardkey.actions.core.runner import Runner
 from wardkey.config import Config, load_config
@@ -21,9 +21,9 @@ from wardkey.domain.secret import Environment
 if TYPE_CHECKING:  # the first here would keep pytest from rewriting its asserts; both take time
     from playwright.sync_api import Browser, Page
 
-    from tests.postgres import Postgres
+    from tests.support.postgres import Postgres
 
-pytest_plugins = ["tests.postgres"]
+pytest_plugins = ["tests.support.postgres"]
 
 # Where it is set, every process that a test starts would compile Wardkey anew, in 0.4 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from tests.server import NO_CERTIFICATES, wait_until
+from tests.support.server import NO_CERTIFICATES, wait_until
 
 ROOT = Path(__file__).parents[1]
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
-from tests.server import wait_until
+from tests.support.server import wait_until
 from wardkey.actions.accounts import browser_sessions, members, organizations, people
 from wardkey.actions.accounts import passkeys as passkey_actions
 from wardkey.actions.core.runner import Runner

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.server import wait_until
+from tests.support.server import wait_until
 from wardkey.actions.core.hashing import AT_ONCE, HashingGate, Line
 from wardkey.domain.errors import Overloaded
 

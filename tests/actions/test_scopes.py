@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from tests.upgrades import downgrade
+from tests.support.upgrades import downgrade
 from wardkey.actions.accounts import organizations
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.keys import keys, revocations, scopes

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, select
 
-from tests.upgrades import downgrade
+from tests.support.upgrades import downgrade
 from wardkey.actions.accounts import identities, organizations
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.keys import keys

@@ -7,7 +7,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.server import PASSWORD, Server
+from tests.support.server import PASSWORD, Server
 from wardkey.domain.broker_acl import exception_to, loose_wildcard
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.rule_specs import PRESETS, PresetName, clean_rule

@@ -7,7 +7,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server
+from tests.support.server import Server
 
 LATER = "2200-01-31T12:00:00.000Z"
 RATE = {"limit": 5, "period_s": 60, "burst": 5}

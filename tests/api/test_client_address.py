@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server import Server, running
+from tests.support.server import Server, running
 
 RIGHT = [
     "203.0.113.7",

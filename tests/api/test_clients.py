@@ -8,8 +8,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.database import everything_stored
-from tests.server import Server
+from tests.support.database import everything_stored
+from tests.support.server import Server
 
 PASSWORD = "moss on a northern roof"
 

@@ -15,11 +15,11 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
-from tests.database import everything_stored
-from tests.issuers import CLIENT, MockIssuer, mock_issuer, oidc_provider
 from tests.outside.issuer import issuing
 from tests.outside.test_tokens import b64, signed
-from tests.server import Server, running
+from tests.support.database import everything_stored
+from tests.support.issuers import CLIENT, MockIssuer, mock_issuer, oidc_provider
+from tests.support.server import Server, running
 
 EXCHANGE = "/v2/tokens/exchange"
 PROVIDERS = "/v2/auth-providers"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server, running, wait_until
+from tests.support.server import Server, running, wait_until
 from wardkey.domain.errors import InvalidRequest
 from wardkey.domain.forward_auth import split_query, terms_of
 

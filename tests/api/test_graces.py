@@ -8,7 +8,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server
+from tests.support.server import Server
 from wardkey.domain.times import iso, parse_iso
 
 HOUR = 3_600_000

@@ -6,8 +6,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.database import age
-from tests.server import PASSWORD, Server
+from tests.support.database import age
+from tests.support.server import PASSWORD, Server
 from wardkey.actions.accounts.members import INVITATION_MS
 from wardkey.db.schema import invitations
 

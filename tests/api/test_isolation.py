@@ -5,7 +5,7 @@ import json
 import httpx2 as httpx
 import pytest
 
-from tests.server import PASSWORD, Server
+from tests.support.server import PASSWORD, Server
 from wardkey.domain.permissions import Permission
 
 METHODS = ("get", "post", "put", "patch", "delete")

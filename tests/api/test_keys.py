@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server, wait_until
+from tests.support.server import Server, wait_until
 
 BAD = {
     "nul": ('{"name":"a\\u0000b","type":"secret"}', 400, "invalid_name"),

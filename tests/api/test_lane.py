@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.server import Server
+from tests.support.server import Server
 
 # What differs from one answer to the next whoever writes it.
 VOLATILE = re.compile(

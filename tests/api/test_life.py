@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tests.server import Server
+from tests.support.server import Server
 
 
 def test_a_key_lives_its_whole_life(server: Server) -> None:

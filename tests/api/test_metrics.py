@@ -8,7 +8,7 @@ import httpx2 as httpx
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from tests.server import Server, wait_until
+from tests.support.server import Server, wait_until
 
 TOKEN = "scraped-by-the-test-only"
 

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from tests.server import Server, running
+from tests.support.server import Server, running
 
 Node = dict[str, Any]
 

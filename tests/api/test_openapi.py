@@ -11,7 +11,7 @@ import jsonschema_rs
 import pytest
 
 from tests.api import schemathesis_hooks
-from tests.server import Server
+from tests.support.server import Server
 from wardkey.domain.errors import ERRORS_BY_CODE
 
 

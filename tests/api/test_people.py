@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.server import PASSWORD, Server
+from tests.support.server import PASSWORD, Server
 
 ISSUE = {"type": "secret"}
 

@@ -12,9 +12,9 @@ import pytest
 from joserfc.jwk import OctKey
 from sqlalchemy import text, update
 
-from tests.database import database_of
 from tests.outside.test_tokens import signed
-from tests.server import PASSWORD, Server
+from tests.support.database import database_of
+from tests.support.server import PASSWORD, Server
 from wardkey.actions.accounts import organizations
 from wardkey.actions.core.runner import Runner
 from wardkey.db.schema import audit_events, feed

@@ -10,11 +10,11 @@ import httpx2 as httpx
 import pytest
 from joserfc.jwk import OctKey, RSAKey
 
-from tests.database import everything_stored
-from tests.issuers import CLIENT, MockIssuer, mock_issuer
 from tests.outside.issuer import issuing
 from tests.outside.test_tokens import signed
-from tests.server import Server, running
+from tests.support.database import everything_stored
+from tests.support.issuers import CLIENT, MockIssuer, mock_issuer
+from tests.support.server import Server, running
 from wardkey.domain.providers import ALGORITHMS
 
 ROUTE = "/v2/auth-providers"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server, running, wait_until
+from tests.support.server import Server, running, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.database import age, everything_stored
-from tests.server import OWNER, PASSWORD, Server
+from tests.support.database import age, everything_stored
+from tests.support.server import OWNER, PASSWORD, Server
 from wardkey.db.schema import idempotency
 
 MINUTE = 60_000

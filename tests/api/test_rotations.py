@@ -14,7 +14,7 @@ from sqlalchemy import text as sql
 from sqlalchemy import update
 
 from demo.steps import worker_of
-from tests.server import Server, wait_until
+from tests.support.server import Server, wait_until
 from wardkey.actions.accounts import organizations
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.keys import keys, revocations, rotations

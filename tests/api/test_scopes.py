@@ -9,7 +9,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server
+from tests.support.server import Server
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server, wait_until
+from tests.support.server import Server, wait_until
 from wardkey.domain.secret import ALPHABET, Environment, SecretKind, generate
 from wardkey.domain.times import iso
 

@@ -13,7 +13,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.api.test_metrics import TOKEN, scraped
-from tests.server import OWNER, PASSWORD, Server, running
+from tests.support.server import OWNER, PASSWORD, Server, running
 from wardkey.dashboard.shell.auth import COOKIE
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import Enter, Site, hidden_part, passes, site_in
-from tests.mqtt import connected
-from tests.server import wait_until
+from tests.support.mqtt import connected
+from tests.support.server import wait_until
 
 pytestmark = pytest.mark.browser
 

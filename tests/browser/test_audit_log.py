@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from tests.browser.conftest import Enter, Site, violations
-from tests.database import database_of
+from tests.support.database import database_of
 from wardkey.db.schema import audit_events
 from wardkey.domain.times import iso
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.browser.conftest import KEYS, Enter, Site
 from tests.browser.test_keys import NEW
-from tests.server import PASSWORD, Server, wait_until
+from tests.support.server import PASSWORD, Server, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import Enter, Site, passes, site_in
-from tests.mqtt import connected
-from tests.server import wait_until
+from tests.support.mqtt import connected
+from tests.support.server import wait_until
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.messaging import clients
 from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_login, mark_connected

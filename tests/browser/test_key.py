@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import KEYS, Enter, Site
-from tests.database import database_of
+from tests.support.database import database_of
 from wardkey.db.schema import secrets
 
 pytestmark = pytest.mark.browser

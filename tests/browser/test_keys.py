@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.browser.conftest import KEYS, Enter, Site, passes
-from tests.database import database_of
+from tests.support.database import database_of
 from wardkey.dashboard.shell.auth import COOKIE
 from wardkey.db.schema import keys, members
 

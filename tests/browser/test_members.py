@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tests.browser.conftest import Enter, Site, passes, violations
-from tests.database import database_of
-from tests.server import PASSWORD
+from tests.support.database import database_of
+from tests.support.server import PASSWORD
 from wardkey.db.schema import members
 
 pytestmark = pytest.mark.browser

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.browser.conftest import Enter, Site, violations
-from tests.server import wait_until
+from tests.support.server import wait_until
 from wardkey.dashboard.shell.auth import COOKIE
 
 pytestmark = pytest.mark.browser

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import select
 
 from tests.browser.conftest import KEYS, Enter, Site, passes
-from tests.database import age, database_of
-from tests.ports import free_ports
-from tests.server import OWNER, PASSWORD, running
+from tests.support.database import age, database_of
+from tests.support.ports import free_ports
+from tests.support.server import OWNER, PASSWORD, running
 from wardkey.actions.accounts.browser_sessions import FRESH_MS
 from wardkey.actions.accounts.passkeys import (
     CHALLENGE_MS,

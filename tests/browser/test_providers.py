@@ -9,9 +9,9 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey
 
 from tests.browser.conftest import Enter, Site, hidden_part, passes, site_in
-from tests.mqtt import connected
 from tests.outside.issuer import Issuer, issuing
-from tests.server import wait_until
+from tests.support.mqtt import connected
+from tests.support.server import wait_until
 
 pytestmark = pytest.mark.browser
 

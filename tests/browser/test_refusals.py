@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser.conftest import Enter, Site, passes, violations
-from tests.server import Server
+from tests.support.server import Server
 from wardkey.dashboard.shell.navigation import SETTINGS, SIDEBAR
 from wardkey.domain.permissions import Role
 

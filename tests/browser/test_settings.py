@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.browser.conftest import KEYS, Enter, Site, passes
-from tests.database import database_of
+from tests.support.database import database_of
 from wardkey.db.schema import keys
 
 pytestmark = pytest.mark.browser

@@ -7,8 +7,8 @@ import pytest
 
 from tests.api.test_metrics import TOKEN, scraped
 from tests.browser.conftest import KEYS, Enter, Site
-from tests.database import age, database_of
-from tests.server import OWNER, PASSWORD, Server, wait_until
+from tests.support.database import age, database_of
+from tests.support.server import OWNER, PASSWORD, Server, wait_until
 from wardkey.actions.accounts.browser_sessions import FRESH_MS, IDLE_MS, LONGEST_MS
 from wardkey.actions.core.common_passwords import is_common
 from wardkey.dashboard.shell.auth import COOKIE

@@ -10,10 +10,10 @@ import pytest
 
 from tests.browser.conftest import Enter, Site, passes
 from tests.browser.test_passkeys import NamedSite, add, authenticator
-from tests.database import age, database_of
-from tests.issuers import OidcProvider, oidc_provider
-from tests.ports import free_addresses, free_ports
-from tests.server import OWNER, PASSWORD, running
+from tests.support.database import age, database_of
+from tests.support.issuers import OidcProvider, oidc_provider
+from tests.support.ports import free_addresses, free_ports
+from tests.support.server import OWNER, PASSWORD, running
 from wardkey.actions.accounts.browser_sessions import FRESH_MS
 from wardkey.db.schema import audit_events, browser_sessions, identities, users
 

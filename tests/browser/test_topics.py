@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.browser.conftest import Enter, Site, passes, site_in
-from tests.mqtt import connected
-from tests.server import wait_until
+from tests.support.mqtt import connected
+from tests.support.server import wait_until
 
 pytestmark = pytest.mark.browser
 

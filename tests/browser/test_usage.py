@@ -7,8 +7,8 @@ import pytest
 
 from tests.browser.conftest import Enter, Site, violations
 from tests.browser.test_key import use
-from tests.database import usage_of
-from tests.server import wait_until
+from tests.support.database import usage_of
+from tests.support.server import wait_until
 from wardkey.db.schema import hours
 
 pytestmark = pytest.mark.browser

@@ -15,7 +15,7 @@ import httpx2 as httpx
 import pytest
 from sqlalchemy import func, insert, select
 
-from tests.server import PASSWORD, Server
+from tests.support.server import PASSWORD, Server
 from wardkey.actions.core.audit_walks import verify_chain
 from wardkey.actions.core.runner import Runner
 from wardkey.config import Config, load_config

@@ -12,8 +12,8 @@ from sqlalchemy import update
 
 from tests.cli.test_backup import config_of
 from tests.cli.test_tls import NOW, pair, write_certificate, write_key
-from tests.issuers import oidc_provider
-from tests.server import Server
+from tests.support.issuers import oidc_provider
+from tests.support.server import Server
 from wardkey.actions.core.runner import Runner
 from wardkey.db.schema import audit_events, master_keys, service_keys
 from wardkey.deployment import open_deployment

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from tests.cli.test_backup import config_of, holds, told
-from tests.server import Server, wait_until
+from tests.support.server import Server, wait_until
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.operations.service_keys import create as create_service_key
 from wardkey.config import load_config

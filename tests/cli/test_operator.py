@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import delete, func, select
 
 from tests.cli.test_backup import config_of
-from tests.server import Server
+from tests.support.server import Server
 from wardkey.db.schema import audit_events, audit_heads
 from wardkey.deployment import open_deployment
 

@@ -13,7 +13,7 @@ import httpx2 as httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.cli.test_tls import write_certificate, write_key
-from tests.server import Server, wait_until
+from tests.support.server import Server, wait_until
 
 
 def test_sighup_replaces_all_workers_and_fails_no_request(start: Callable[..., Server]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.cli.test_backup import config_of, holds, told
-from tests.server import PASSWORD, Server
+from tests.support.server import PASSWORD, Server
 from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_login
 from wardkey.deployment import open_deployment
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import OWNER, Server, wait_until
+from tests.support.server import OWNER, Server, wait_until
 from wardkey.config import ignored_variables, load_config
 
 KUBERNETES = {

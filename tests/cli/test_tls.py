@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from tests.server import Server
+from tests.support.server import Server
 from wardkey.config import load_config
 from wardkey.domain.errors import InvalidSetting
 from wardkey.preflight import check_tls

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server, wait_until
+from tests.support.server import Server, wait_until
 
 
 def refused(data_dir: Path, *args: str, **environ: str) -> tuple[int, str]:

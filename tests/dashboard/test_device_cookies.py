@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.dashboard.test_links import member, new_person, setup_path, token_in
-from tests.server import PASSWORD, Server, running
+from tests.support.server import PASSWORD, Server, running
 from wardkey.dashboard.shell.auth import COOKIE, DEVICE_COOKIE
 
 WRONG = "a wrong password"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from sqlalchemy import text
 
-from tests.database import database_of
-from tests.server import OWNER, PASSWORD, Server
+from tests.support.database import database_of
+from tests.support.server import OWNER, PASSWORD, Server
 
 
 def test_500_an_unexpected_fault_is_a_page_that_names_its_line_in_the_log(

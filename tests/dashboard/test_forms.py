@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from fastapi.routing import APIRoute
 
-from tests.server import Server, running
+from tests.support.server import Server, running
 from wardkey.app import create_app
 
 BODIES = {

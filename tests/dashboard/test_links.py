@@ -5,8 +5,8 @@ import re
 import httpx2 as httpx
 import pytest
 
-from tests.database import age
-from tests.server import PASSWORD, Server
+from tests.support.database import age
+from tests.support.server import PASSWORD, Server
 from wardkey.actions.accounts.people import LINK_MS
 from wardkey.db.schema import invitations, setup_links
 

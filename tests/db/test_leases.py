@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import func, insert, select
 
-from tests.server import wait_until
+from tests.support.server import wait_until
 from wardkey.config import load_config
 from wardkey.db.engine import Database
 from wardkey.db.leases import CommitBarrier, VerifierIdentity, prune_dead

@@ -20,9 +20,9 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.mqtt import connected
-from tests.ports import free_addresses
-from tests.server import Server, running, wait_until
+from tests.support.mqtt import connected
+from tests.support.ports import free_addresses
+from tests.support.server import Server, running, wait_until
 from wardkey.adapters.broker import BrokerKeys, BrokerProcess, Node, broker_program, broker_settings
 from wardkey.adapters.broker_link import BrokerLink, Login
 from wardkey.adapters.mqtt import Publisher

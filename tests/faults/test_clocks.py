@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import STORAGES
-from tests.postgres import Postgres
-from tests.server import Server
+from tests.support.postgres import Postgres
+from tests.support.server import Server
 
 HOUR_S = 3600
 # libfaketime 0.9.10 cannot sleep until a time on a clock that it was told to leave alone, which

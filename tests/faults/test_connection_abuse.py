@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.server import Server, running, wait_until
+from tests.support.server import Server, running, wait_until
 from tests.web.test_smuggling import read_answer
 
 MIB = 1_048_576

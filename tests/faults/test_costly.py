@@ -18,10 +18,10 @@ from urllib.parse import urlencode
 import httpx2 as httpx
 import pytest
 
-from tests.mqtt import connected
-from tests.mqtt_wire import CONNECT, Wire, text, wired
-from tests.server import OWNER, Server, running, wait_until
-from tests.server import PASSWORD as SERVER_PASSWORD
+from tests.support.mqtt import connected
+from tests.support.mqtt_wire import CONNECT, Wire, text, wired
+from tests.support.server import OWNER, Server, running, wait_until
+from tests.support.server import PASSWORD as SERVER_PASSWORD
 from wardkey.actions.core.audit import Target, record
 from wardkey.config import load_config
 from wardkey.db.engine import Transaction

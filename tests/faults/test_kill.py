@@ -6,7 +6,7 @@ from collections.abc import Callable
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server, wait_until
+from tests.support.server import Server, wait_until
 
 TRANSPORT = (httpx.TransportError, httpx.HTTPError)
 

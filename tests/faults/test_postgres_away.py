@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import httpx2 as httpx
 import pytest
 
-from tests.postgres import Postgres, running_postgres
-from tests.server import Server, wait_until
+from tests.support.postgres import Postgres, running_postgres
+from tests.support.server import Server, wait_until
 
 AWAY = {"storage_unreachable", "storage_busy", "verifier_unavailable"}
 

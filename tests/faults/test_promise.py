@@ -26,10 +26,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.deployments import Deployment, Key
-from tests.postgres import Postgres
-from tests.proxy import Proxy
-from tests.server import Server, running, wait_until
+from tests.support.deployments import Deployment, Key
+from tests.support.postgres import Postgres
+from tests.support.proxy import Proxy
+from tests.support.server import Server, running, wait_until
 
 PICK = st.integers(0, 999)
 WHY = st.sampled_from(["disabled", "narrowed"])

@@ -9,9 +9,18 @@ from struct import pack
 
 import pytest
 
-from tests.mqtt import MqttClient, connected
-from tests.mqtt_wire import CONNACK, CONNECT, PINGREQ, PUBLISH, SUBSCRIBE, framed, text, wired
-from tests.server import Server, running, wait_until
+from tests.support.mqtt import MqttClient, connected
+from tests.support.mqtt_wire import (
+    CONNACK,
+    CONNECT,
+    PINGREQ,
+    PUBLISH,
+    SUBSCRIBE,
+    framed,
+    text,
+    wired,
+)
+from tests.support.server import Server, running, wait_until
 
 LEVEL = pack(">BBH", 4, 2, 60)
 JSON = {"content-type": "application/json"}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.domain.test_acl import ACTORS, SUBJECTS, rule
-from tests.server import wait_until
+from tests.support.server import wait_until
 from wardkey.adapters.broker import broker_program
 from wardkey.adapters.broker_link import _user_claims
 from wardkey.domain.acl import AclRule, Action, Actor, Effect

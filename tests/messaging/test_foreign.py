@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.server import Server, running, wait_until
+from tests.support.server import Server, running, wait_until
 
 if TYPE_CHECKING:  # takes a second to import
     from playwright.sync_api import Page

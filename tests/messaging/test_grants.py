@@ -18,9 +18,9 @@ import pytest
 from demo.issuer import Issuer
 from tests.cli.test_backup import config_of
 from tests.messaging.test_sessions import second_organization
-from tests.mqtt import MqttClient
-from tests.people import Json, People, is_let_in, online
-from tests.server import Server, running, wait_until
+from tests.support.mqtt import MqttClient
+from tests.support.people import Json, People, is_let_in, online
+from tests.support.server import Server, running, wait_until
 from wardkey.actions.keys.revocations import revoke
 from wardkey.actions.messaging.sessions import find_owners
 from wardkey.deployment import open_existing

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.server import Server, running
+from tests.support.server import Server, running
 
 ALLOW = {"action": "both", "effect": "allow"}
 EVERYONE = {"kind": "everyone"}

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.mqtt import MqttClient, connected
-from tests.mqtt_wire import DISCONNECT, PUBREC, PUBREL, wired
-from tests.server import Server, running, wait_until
+from tests.support.mqtt import MqttClient, connected
+from tests.support.mqtt_wire import DISCONNECT, PUBREC, PUBREL, wired
+from tests.support.server import Server, running, wait_until
 from wardkey.domain.ids import new_id
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import httpx2 as httpx
 import pytest
 
-from tests.people import Json, is_let_in, online
-from tests.server import PASSWORD, Server, running, wait_until
+from tests.support.people import Json, is_let_in, online
+from tests.support.server import PASSWORD, Server, running, wait_until
 
 # The session is closed before the call returns; the socket's end reaches paho's thread later.
 AT_ONCE_S = 1.5

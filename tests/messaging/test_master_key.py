@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.mqtt import connected
-from tests.server import Server, wait_until
+from tests.support.mqtt import connected
+from tests.support.server import Server, wait_until
 
 
 def test_a_retained_message_outlives_the_master_key(start: Callable[..., Server]) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from tests.messaging.test_publish import publish
 from tests.messaging.test_sessions import second_organization
-from tests.mqtt import MqttClient, connected
-from tests.server import Server, running, wait_until
+from tests.support.mqtt import MqttClient, connected
+from tests.support.server import Server, running, wait_until
 
 PEOPLE = "people/{claim.user_id}"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.api.test_lane import Wire, plain
-from tests.server import Server, running, wait_until
+from tests.support.server import Server, running, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.mqtt import connected
-from tests.rabbitmq import rabbitmq
-from tests.server import Server, running, wait_until
+from tests.support.mqtt import connected
+from tests.support.rabbitmq import rabbitmq
+from tests.support.server import Server, running, wait_until
 
 ALLOW = {"subject": {"kind": "everyone"}, "action": "both", "effect": "allow"}
 

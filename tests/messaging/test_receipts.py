@@ -12,8 +12,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.mqtt import MqttClient, connected
-from tests.server import Server, running, wait_until
+from tests.support.mqtt import MqttClient, connected
+from tests.support.server import Server, running, wait_until
 
 PASSWORD = "moss on a northern roof"
 RULE = {"subject": {"kind": "everyone"}, "action": "both", "effect": "allow", "filter": "agents/#"}

@@ -12,9 +12,9 @@ from typing import Self
 import pytest
 
 from tests.messaging.test_foreign import Login, node, urls
-from tests.mqtt_wire import wired
-from tests.ports import free_addresses
-from tests.server import Server, running, wait_until
+from tests.support.mqtt_wire import wired
+from tests.support.ports import free_addresses
+from tests.support.server import Server, running, wait_until
 
 REFUSED = 5  # CONNACK's "not authorized", after which many clients give up for good
 

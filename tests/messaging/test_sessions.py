@@ -11,8 +11,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.mqtt import connected
-from tests.server import PASSWORD, Server, running, wait_until
+from tests.support.mqtt import connected
+from tests.support.server import PASSWORD, Server, running, wait_until
 
 ALLOW = {"subject": {"kind": "everyone"}, "action": "both", "effect": "allow"}
 

@@ -14,9 +14,9 @@ import pytest
 
 from demo.issuer import Issuer
 from tests.messaging.test_foreign import NODE, Site
-from tests.people import People
-from tests.ports import free_addresses
-from tests.server import Server, running, wait_until
+from tests.support.people import People
+from tests.support.ports import free_addresses
+from tests.support.server import Server, running, wait_until
 
 if TYPE_CHECKING:  # takes a second to import
     from playwright.sync_api import Page, Request

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.cli.test_tls import NOW, write_certificate, write_key
-from tests.mqtt import MqttClient
-from tests.ports import free_ports
-from tests.server import Server, wait_until
+from tests.support.mqtt import MqttClient
+from tests.support.ports import free_ports
+from tests.support.server import Server, wait_until
 from wardkey.adapters.broker import BrokerProcess, broker_program
 from wardkey.adapters.mqtt import Publisher
 from wardkey.domain.errors import BrokerUnreachable

@@ -11,7 +11,7 @@ import pytest
 from joserfc.jwk import ECKey
 
 from tests.outside.issuer import INSIDE, Issuer, issuing, sending
-from tests.server import wait_until
+from tests.support.server import wait_until
 from wardkey.adapters.key_sets import KeySets
 from wardkey.adapters.tokens import MOST_KEYS
 from wardkey.domain.errors import KeySetUnavailable

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.issuers import REDIRECT, OidcProvider, oidc_provider
+from tests.support.issuers import REDIRECT, OidcProvider, oidc_provider
 from wardkey.adapters.fetch import Fetch
 from wardkey.adapters.single_sign_on import SignInIssuer
 from wardkey.domain.errors import KeySetUnavailable, SignInFailed

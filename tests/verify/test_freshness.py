@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import delete, select, update
 
-from tests.server import Server
+from tests.support.server import Server
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.keys import keys, revocations
 from wardkey.db.schema import changes, feed

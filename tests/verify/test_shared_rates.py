@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.postgres import Postgres
-from tests.server import Server, running, wait_until
+from tests.support.postgres import Postgres
+from tests.support.server import Server, running, wait_until
 from wardkey.domain.rate import RateLimit, admit
 from wardkey.verify import shared_rates
 from wardkey.verify.shared_rates import SharedRates

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.server import Server, running
+from tests.support.server import Server, running
 from tests.web.test_raw_http import answers, statuses
 from wardkey.web.raw_http import header_lines
 

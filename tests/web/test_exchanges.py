@@ -7,7 +7,7 @@ import pytest
 from joserfc import jwt
 
 from demo.issuer import CLIENT, Issuer
-from tests.server import wait_until
+from tests.support.server import wait_until
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.grants import providers
 from wardkey.adapters.fetch import Fetch

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 
-from tests.ports import free_ports
-from tests.proxies import running_proxy
-from tests.server import OWNER, PASSWORD, Server, running, wait_until
+from tests.support.ports import free_ports
+from tests.support.proxies import running_proxy
+from tests.support.server import OWNER, PASSWORD, Server, running, wait_until
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "guide" / "proxies.md").read_text()
 KINDS = ("nginx", "caddy", "traefik")

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.proxies import KINDS, proxy_in_front
-from tests.server import Server, running
+from tests.support.proxies import KINDS, proxy_in_front
+from tests.support.server import Server, running
 
 # The way of the framework, and the one of the lane.
 ROUTES = ("/healthz", "/v2/auth")

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.proxies import proxy_in_front
-from tests.server import Server, running
+from tests.support.proxies import proxy_in_front
+from tests.support.server import Server, running
 
 
 @pytest.fixture(scope="module")

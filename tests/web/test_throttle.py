@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ports import free_ports
-from tests.server import OWNER, PASSWORD, Server, running
+from tests.support.ports import free_ports
+from tests.support.server import OWNER, PASSWORD, Server, running
 from wardkey.domain.errors import Overloaded, TooManyAttempts, Unauthenticated, WrongPassword
 from wardkey.services.throttle import Counter, Limit, Throttle, by_account, by_address
 

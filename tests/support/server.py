@@ -18,7 +18,7 @@ from typing import TypeVar
 import httpx2 as httpx
 from click.testing import CliRunner, Result
 
-from tests.warm import Warm
+from tests.support.forkserver import Warm
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import httpx2 as httpx
 
-from tests.server import NO_CERTIFICATES
+from tests.support.server import NO_CERTIFICATES
 
 HERE = Path(__file__).parent / "node"
 CLIENT = "my-app"

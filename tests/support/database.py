@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, select, update
 
-from tests.server import Server
+from tests.support.server import Server
 from wardkey.config import load_config
 from wardkey.db.schema import metadata
 from wardkey.deployment import open_deployment

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from struct import pack
 from typing import NamedTuple
 
-from tests.server import Server
+from tests.support.server import Server
 
 CONNECT, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = range(1, 8)
 SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, PINGREQ, PINGRESP, DISCONNECT = range(8, 15)

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.ports import free_ports
-from tests.server import wait_until
+from tests.support.ports import free_ports
+from tests.support.server import wait_until
 
 # Upgrade passes through, as in every guide for WebSockets, and upstream connections are kept.
 NGINX = """

@@ -12,7 +12,7 @@ from typing import Any
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from tests.server import Server, wait_until
+from tests.support.server import Server, wait_until
 
 
 class MqttClient:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from tests.promise import Asker, Watched
-from tests.server import NO_CERTIFICATES, Server, wait_until
+from tests.support.revocation_watch import Asker, Watched
+from tests.support.server import NO_CERTIFICATES, Server, wait_until
 
 ELSEWHERE = ["192.0.2.1"]
 

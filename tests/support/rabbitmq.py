@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.ports import free_ports
-from tests.server import wait_until
+from tests.support.ports import free_ports
+from tests.support.server import wait_until
 
 # Debian's own command wants to be root and to use the machine's one instance.
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

@@ -11,8 +11,8 @@ import httpx2 as httpx
 from joserfc import jwt
 
 from demo.issuer import CLIENT, Issuer
-from tests.mqtt import MqttClient, connected
-from tests.server import Server
+from tests.support.mqtt import MqttClient, connected
+from tests.support.server import Server
 
 Json = dict[str, Any]
 
