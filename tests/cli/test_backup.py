@@ -130,6 +130,14 @@ def shop(start: Callable[..., Server], storage_url: str) -> Shop:
     return Shop(start(database_url=storage_url, workers=2), {}, {})
 
 
+def remove_viewer(owner: httpx.Client) -> str:
+    """Remove the only viewer; return their id."""
+    members = owner.get("/v2/members").json()["members"]
+    viewer: str = next(one["user_id"] for one in members if one["role"] == "viewer")
+    assert owner.delete(f"/v2/members/{viewer}").status_code in (200, 204)
+    return viewer
+
+
 def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_path: Path) -> None:
     server, file = shop.server, tmp_path / "copy.wardkey"
     with server.owner() as owner:
@@ -158,10 +166,7 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
         assert edit.status_code == 200, edit.text
         shop.issue(owner, "new")
         assert server.cli_here("hook", "revoke", hook["kid"]).exit_code == 0
-        viewer = next(
-            m for m in owner.get("/v2/members").json()["members"] if m["role"] == "viewer"
-        )
-        assert owner.delete(f"/v2/members/{viewer['user_id']}").status_code in (200, 204)
+        viewer = remove_viewer(owner)
         credential = owner.headers["authorization"]
     old = told(server.cli("restore", str(file), "--json"), 6)
     assert old == "already_running"
@@ -175,7 +180,7 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
         ("key.disabled", shop.ids["off"]),
         ("secret.revoked", shop.ids["rotated"]),
         ("key.updated", shop.ids["shortened"]),
-        ("member.removed", viewer["user_id"]),
+        ("member.removed", viewer),
         ("hook_token.revoked", hook["kid"]),
     } <= carried
     lost = {(item["kind"], item["name"]): item["prefixes"] for item in done["lost"]}
@@ -205,7 +210,6 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
     with server.client() as anonymous:
         stale = anonymous.get("/v2/keys", headers={"authorization": credential})
         assert stale.status_code == 401
-    with server.client() as anonymous:
         signed_in = anonymous.post(
             "/v2/user-tokens", json={"email": "owner@acme.example", "password": PASSWORD}
         )

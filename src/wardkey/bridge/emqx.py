@@ -1,4 +1,4 @@
-"""The door of EMQX 5: its HTTP authenticator and its HTTP authorizer."""
+"""Routes for EMQX 5: its HTTP authenticator and its HTTP authorizer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ACTIONS = {Action.PUBLISH: "publish", Action.SUBSCRIBE: "subscribe", Action.BOT
 
 
 class Authentication(msgspec.Struct, frozen=True):
-    """Who wants to log in; with `rules` "ask" the answer has no list and each topic is asked."""
+    """A login; with `rules` "ask" the response has no rule list, and EMQX asks about each topic."""
 
     username: str
     password: str
@@ -31,7 +31,7 @@ class Authentication(msgspec.Struct, frozen=True):
 
 
 class Authorization(msgspec.Struct, frozen=True):
-    """What somebody wants to do; the mountpoint shows that the listener keeps rooms apart."""
+    """An action on a topic; the mountpoint proves that the listener separates tenant scopes."""
 
     username: str
     clientid: str
@@ -42,60 +42,60 @@ class Authorization(msgspec.Struct, frozen=True):
 
 @router.post("/hooks/emqx/authentication")
 async def authenticate(request: Request, hooks: HooksHere) -> Response:
-    """Answer whether somebody may log in, in which room, and by which rules."""
+    """Return whether the client may log in, in which tenant scope, and by which rules."""
     body = await request.body()
     return await run_in_threadpool(_authenticate, request, body, hooks)
 
 
 @router.post("/hooks/emqx/authorization")
 async def authorize(request: Request, hooks: HooksHere) -> Response:
-    """Answer whether somebody may publish or subscribe."""
+    """Return whether the client may publish or subscribe."""
     body = await request.body()
     return await run_in_threadpool(_authorize, request, body, hooks)
 
 
 def _authenticate(request: Request, body: bytes, hooks: Hooks) -> Response:
-    hook = hooks.of(HookKind.EMQX, _token(request, hooks))
-    wanted = read_json(request, body, Authentication)
-    if wanted is None:
-        return _said(result="deny")
-    asked = BrokerQuery(wanted.username, wanted.clientid, wanted.peerhost)
-    admitted = hooks.log_in(hook, asked, wanted.password)
+    hook = hooks.identify(HookKind.EMQX, _token(request, hooks))
+    login = read_json(request, body, Authentication)
+    if login is None:
+        return _response(result="deny")
+    client = BrokerQuery(login.username, login.clientid, login.peerhost)
+    admitted = hooks.log_in(hook, client, login.password)
     if admitted is None:
-        return _said(result="deny")
-    more: dict[str, Any] = {}
+        return _response(result="deny")
+    extra: dict[str, Any] = {}
     if admitted.expires_at is not None:
-        # EMQX counts in seconds; one that has begun is still the grant's.
-        more["expire_at"] = -(-admitted.expires_at // 1000)
-    if wanted.rules == "list":
-        more["acl"] = [_told(rule) for rule in hooks.rules_for(hook, asked)]
-    return _said(
+        # EMQX counts in seconds; round up, so that it does not end the session early.
+        extra["expire_at"] = -(-admitted.expires_at // 1000)
+    if login.rules == "list":
+        extra["acl"] = [_emqx_rule(rule) for rule in hooks.rules_for(hook, client)]
+    return _response(
         result="allow",
         is_superuser=False,
-        client_attrs={"room": scope_of(wanted.username)},
-        **more,
+        client_attrs={"room": scope_of(login.username)},
+        **extra,
     )
 
 
 def _authorize(request: Request, body: bytes, hooks: Hooks) -> Response:
-    hook = hooks.of(HookKind.EMQX, _token(request, hooks))
-    wanted = read_json(request, body, Authorization)
-    if wanted is None:
-        return _said(result="deny")
-    apart = hook.org_id is not None or wanted.mountpoint == f"{scope_of(wanted.username)}/"
-    asked = BrokerQuery(wanted.username, wanted.clientid)
-    (allowed,) = hooks.decide(hook, asked, [(Action(wanted.action), wanted.topic)])
-    return _said(result="allow" if allowed and apart else "deny")
+    hook = hooks.identify(HookKind.EMQX, _token(request, hooks))
+    query = read_json(request, body, Authorization)
+    if query is None:
+        return _response(result="deny")
+    separated = hook.org_id is not None or query.mountpoint == f"{scope_of(query.username)}/"
+    client = BrokerQuery(query.username, query.clientid)
+    (allowed,) = hooks.decide(hook, client, [(Action(query.action), query.topic)])
+    return _response(result="allow" if allowed and separated else "deny")
 
 
 def _token(request: Request, hooks: Hooks) -> str:
     brand = hooks.ctx.runner.database.brand
-    shown = request.headers.get("authorization", "")
-    texts = authorization_texts(shown, lambda text: looks_like_ours(text, brand=brand))
+    header = request.headers.get("authorization", "")
+    texts = authorization_texts(header, lambda text: looks_like_ours(text, brand=brand))
     return texts[0] if len(texts) == 1 else ""
 
 
-def _told(rule: ListedRule) -> dict[str, str]:
+def _emqx_rule(rule: ListedRule) -> dict[str, str]:
     return {
         "permission": rule.effect,
         "action": _ACTIONS[rule.action],
@@ -103,5 +103,5 @@ def _told(rule: ListedRule) -> dict[str, str]:
     }
 
 
-def _said(**answer: Any) -> Response:  # noqa: ANN401 - JSON values
-    return JSONResponse(answer, headers=NO_STORE)
+def _response(**fields: Any) -> Response:  # noqa: ANN401 - JSON values
+    return JSONResponse(fields, headers=NO_STORE)

@@ -1,19 +1,20 @@
-"""What the doors of foreign brokers share: whose token it is, and the one judge of their asking."""
+"""What the routes for other brokers share: token checks, logins, topic decisions, parsing."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 
 from wardkey.actions.grants.logins import newest_grant
 from wardkey.actions.messaging.client_logins import find_client
-from wardkey.actions.messaging.hook_tokens import identify_hook
+from wardkey.actions.operations.hook_tokens import identify_hook
 from wardkey.adapters.broker_link import Admitted, Login
 from wardkey.db.engine import Transaction
 from wardkey.domain.acl import Action, Actor, ActorKind
@@ -29,13 +30,13 @@ from wardkey.web.context import AppContext
 
 T = TypeVar("T")
 
-# What is asked once is not to be answered from a broker's memory.
+# Brokers must ask again each time, because rules and credentials change.
 NO_STORE = {"Cache-Control": "no-store"}
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerQuery:
-    """Who asks about himself at a foreign broker; the address is empty where none is told."""
+    """The client that a broker asks about; the address is empty where the broker sends none."""
 
     username: str
     client_id: str
@@ -44,70 +45,69 @@ class BrokerQuery:
 
 @dataclass(slots=True)
 class Hooks:
-    """Judges for foreign brokers as for the one beside this process, with the same judge."""
+    """Answers other brokers by the same logins and rules as our own broker."""
 
     ctx: AppContext
     logins: MqttLogins
 
-    def of(self, kind: HookKind, token: str) -> Hook:
-        """Return whom a broker's token may ask about; raises `InvalidHookToken`."""
+    def identify(self, kind: HookKind, token: str) -> Hook:
+        """Return the hook of a broker's token; raises `InvalidHookToken`."""
         with self.ctx.runner.database.read() as tx:
             return identify_hook(tx, kind, trim(token))
 
-    def log_in(self, hook: Hook, asked: BrokerQuery, password: str) -> Admitted | None:
-        """Return who may log in, or None."""
-        if not hook.serves(asked.username):
+    def log_in(self, hook: Hook, query: BrokerQuery, password: str) -> Admitted | None:
+        """Return the admitted client, or None if the login is refused."""
+        if not hook.serves(query.username):
             return None
         return self.logins.judged(
             Login(
-                username=asked.username,
+                username=query.username,
                 password=password,
-                client_id=asked.client_id,
-                address=_address(asked.address),
+                client_id=query.client_id,
+                address=_address(query.address),
                 is_mqtt=True,
             )
         )
 
     def knows(self, hook: Hook, username: str) -> bool:
-        """Tell whether a user name is somebody's who may be logged in."""
+        """Return whether a user name belongs to an active client or grant."""
         with self.ctx.runner.database.read() as tx:
             return self._actor(tx, hook, BrokerQuery(username, "")) is not None
 
     def decide(
-        self, hook: Hook, asked: BrokerQuery, wanted: list[tuple[Action, str]]
+        self, hook: Hook, query: BrokerQuery, topics: list[tuple[Action, str]]
     ) -> list[bool]:
-        """Tell of each action and topic whether somebody who is logged in may."""
+        """Return for each action and topic whether the client may do it."""
         with self.ctx.runner.database.read() as tx:
-            found = self._actor(tx, hook, asked)
-        if found is None:
-            return [False] * len(wanted)
+            known = self._actor(tx, hook, query)
+        if known is None:
+            return [False] * len(topics)
+        actor, rules = known
         later = hook.kind.checks_deliveries
-        return [
-            may(found[1], found[0], action, topic, checked_later=later) for action, topic in wanted
-        ]
+        return [may(rules, actor, action, topic, checked_later=later) for action, topic in topics]
 
-    def rules_for(self, hook: Hook, asked: BrokerQuery) -> list[ListedRule]:
-        """Return what somebody may do as a list for a broker to keep."""
+    def rules_for(self, hook: Hook, query: BrokerQuery) -> list[ListedRule]:
+        """Return the client's rules as a list that a broker can evaluate itself."""
         with self.ctx.runner.database.read() as tx:
-            found = self._actor(tx, hook, asked)
-        actor, rules = found or (Actor(ActorKind.CLIENT, ""), RuleSet(()))
+            known = self._actor(tx, hook, query)
+        actor, rules = known or (Actor(ActorKind.CLIENT, ""), RuleSet(()))
         return listed(rules, actor)
 
     def _actor(
-        self, tx: Transaction, hook: Hook, asked: BrokerQuery
+        self, tx: Transaction, hook: Hook, query: BrokerQuery
     ) -> tuple[Actor, RuleSet] | None:
-        if not hook.serves(asked.username):
+        if not hook.serves(query.username):
             return None
-        # Who asks of a topic shows no password, so a person is judged by his newest grant.
-        known = find_client(tx, asked.username) or newest_grant(tx, asked.username)
+        # A topic query carries no password, so a user is judged by their newest grant.
+        known = find_client(tx, query.username) or newest_grant(tx, query.username)
         if known is None:
             return None
         rules = self.logins.rights.rules(tx, TenantScope(known.org_id, known.environment))
-        return known.actor(asked.client_id), rules
+        return known.actor(query.client_id), rules
 
 
 def scope_of(username: str) -> str:
-    """Return the room of a user name, as the broker is to call it; empty if it is none of ours."""
+    """Return the name of a user name's tenant scope, or "" if the user name is not valid."""
     name = parse_username(username)
     return "" if name is None else name.scope_suffix
 
@@ -120,7 +120,7 @@ HooksHere = Annotated[Hooks, Depends(_hooks)]
 
 
 def read_json(request: Request, body: bytes, shape: type[T]) -> T | None:
-    """Return a body of the shape, or None for anything else; what is not asked for is left out."""
+    """Return the JSON body as `shape`, or None if it does not fit; other fields are ignored."""
     if _content_type(request) != "application/json":
         return None
     try:
@@ -130,18 +130,41 @@ def read_json(request: Request, body: bytes, shape: type[T]) -> T | None:
 
 
 def read_form(request: Request, body: bytes, shape: type[T]) -> T | None:
-    """Return a form of the shape, or None for anything else."""
+    """Return the form body as `shape`, or None if it does not fit."""
     if _content_type(request) != "application/x-www-form-urlencoded":
         return None
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=64)
         named: Mapping[str, Any] = dict(pairs)
-        # A field that comes twice could be read one way here and another way there.
+        # Parsers disagree about which of two equal fields counts.
         if len(named) != len(pairs):
             return None
         return msgspec.convert(named, shape, strict=False)
     except (ValueError, msgspec.ValidationError):
         return None
+
+
+async def judge(
+    request: Request,
+    hooks: Hooks,
+    kind: HookKind,
+    token: str,
+    *,
+    read: Callable[[Request, bytes], T | None],
+    allows: Callable[[Hook, Hooks, T], bool],
+) -> bool:
+    """Return whether `allows` holds for the body that `read` returns, if any.
+
+    Raises `InvalidHookToken`.
+    """
+    body = await request.body()
+
+    def decide() -> bool:
+        hook = hooks.identify(kind, token)
+        query = read(request, body)
+        return query is not None and allows(hook, hooks, query)
+
+    return await run_in_threadpool(decide)
 
 
 def _content_type(request: Request) -> str:

@@ -1,4 +1,7 @@
-"""The door of mosquitto-go-auth: whether a password fits, and what a client may do."""
+"""Routes for mosquitto-go-auth: password checks and topic decisions.
+
+Its protocol carries no client address, so failed logins count by user name alone.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,16 @@ from typing import Literal, TypeVar
 import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
-from wardkey.bridge.hooks import NO_STORE, BrokerQuery, Hooks, HooksHere, read_form, read_json
+from wardkey.bridge.hooks import (
+    NO_STORE,
+    BrokerQuery,
+    Hooks,
+    HooksHere,
+    judge,
+    read_form,
+    read_json,
+)
 from wardkey.domain.acl import Action
 from wardkey.domain.hooks import Hook, HookKind
 
@@ -19,7 +29,7 @@ router = APIRouter(include_in_schema=False)
 T = TypeVar("T")
 
 _READ, _WRITE, _READ_WRITE, _SUBSCRIBE = 1, 2, 3, 4
-# Reading is asked for each message before it is delivered, by its topic.
+# The broker asks about reading before it delivers each message.
 _ACTIONS = {
     _READ: (Action.SUBSCRIBE,),
     _WRITE: (Action.PUBLISH,),
@@ -29,7 +39,7 @@ _ACTIONS = {
 
 
 class User(msgspec.Struct, frozen=True):
-    """Who wants to log in."""
+    """A login."""
 
     username: str
     password: str
@@ -37,13 +47,13 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Superuser(msgspec.Struct, frozen=True):
-    """Who might be above all rules, which nobody is."""
+    """A superuser query; there are none."""
 
     username: str
 
 
 class Acl(msgspec.Struct, frozen=True):
-    """What somebody wants to do with a topic."""
+    """An action on a topic."""
 
     username: str
     clientid: str
@@ -53,19 +63,19 @@ class Acl(msgspec.Struct, frozen=True):
 
 @router.post("/hooks/mosquitto/{token}/user")
 async def user(token: str, request: Request, hooks: HooksHere) -> Response:
-    """Answer whether somebody may log in."""
+    """Return whether the client may log in."""
     return await _answer(token, request, hooks, User, _user)
 
 
 @router.post("/hooks/mosquitto/{token}/superuser")
 async def superuser(token: str, request: Request, hooks: HooksHere) -> Response:
-    """Answer that nobody is a superuser."""
+    """Refuse: no user is above the rules."""
     return await _answer(token, request, hooks, Superuser, lambda *_: False)
 
 
 @router.post("/hooks/mosquitto/{token}/acl")
 async def acl(token: str, request: Request, hooks: HooksHere) -> Response:
-    """Answer whether somebody may publish, subscribe, or be given a message."""
+    """Return whether the client may publish, subscribe, or receive a message."""
     return await _answer(token, request, hooks, Acl, _acl)
 
 
@@ -76,25 +86,21 @@ async def _answer(
     shape: type[T],
     allows: Callable[[Hook, Hooks, T], bool],
 ) -> Response:
-    body = await request.body()
+    def read(request: Request, body: bytes) -> T | None:
+        return read_json(request, body, shape) or read_form(request, body, shape)
 
-    def judge() -> bool:
-        hook = hooks.of(HookKind.MOSQUITTO, token)
-        wanted = read_json(request, body, shape) or read_form(request, body, shape)
-        return wanted is not None and allows(hook, hooks, wanted)
-
-    allowed = await run_in_threadpool(judge)
-    # Its three ways to read an answer look at the status first.
-    told = {"ok": allowed, "error": "" if allowed else "denied"}
-    return JSONResponse(told, 200 if allowed else 403, NO_STORE)
+    allowed = await judge(request, hooks, HookKind.MOSQUITTO, token, read=read, allows=allows)
+    # Each of the plugin's response modes checks the status first.
+    verdict = {"ok": allowed, "error": "" if allowed else "denied"}
+    return JSONResponse(verdict, 200 if allowed else 403, NO_STORE)
 
 
-def _user(hook: Hook, hooks: Hooks, wanted: User) -> bool:
-    asked = BrokerQuery(wanted.username, wanted.clientid)
-    return hooks.log_in(hook, asked, wanted.password) is not None
+def _user(hook: Hook, hooks: Hooks, login: User) -> bool:
+    client = BrokerQuery(login.username, login.clientid)
+    return hooks.log_in(hook, client, login.password) is not None
 
 
-def _acl(hook: Hook, hooks: Hooks, wanted: Acl) -> bool:
-    asked = BrokerQuery(wanted.username, wanted.clientid)
-    topics = [(action, wanted.topic) for action in _ACTIONS[wanted.acc]]
-    return all(hooks.decide(hook, asked, topics))
+def _acl(hook: Hook, hooks: Hooks, query: Acl) -> bool:
+    client = BrokerQuery(query.username, query.clientid)
+    topics = [(action, query.topic) for action in _ACTIONS[query.acc]]
+    return all(hooks.decide(hook, client, topics))

@@ -1,4 +1,4 @@
-"""The door of RabbitMQ: the four questions of rabbitmq_auth_backend_http, for its MQTT plugin."""
+"""Routes for RabbitMQ: the four requests of rabbitmq_auth_backend_http, for its MQTT plugin."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 
-from wardkey.bridge.hooks import NO_STORE, BrokerQuery, Hooks, HooksHere, read_form, scope_of
+from wardkey.bridge.hooks import NO_STORE, BrokerQuery, Hooks, HooksHere, judge, read_form, scope_of
 from wardkey.domain.acl import Action
 from wardkey.domain.hooks import Hook, HookKind
 
@@ -18,13 +17,13 @@ router = APIRouter(include_in_schema=False)
 T = TypeVar("T")
 
 _ACTIONS = {"write": Action.PUBLISH, "read": Action.SUBSCRIBE}
-# Through which all of MQTT goes, and how the plugin's queues begin.
+# The exchange that carries all MQTT messages, and the prefix of the plugin's queues.
 _EXCHANGE = "amq.topic"
 _QUEUES = "mqtt-"
 
 
 class User(msgspec.Struct, frozen=True):
-    """Who wants to log in; only MQTT tells a client id."""
+    """A login; only MQTT logins carry a client id."""
 
     username: str
     password: str
@@ -33,14 +32,14 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Vhost(msgspec.Struct, frozen=True):
-    """Which virtual host somebody wants to use."""
+    """The virtual host that a user opens."""
 
     username: str
     vhost: str
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """Which exchange or queue the plugin uses for somebody."""
+    """The exchange or queue that the plugin uses for a user."""
 
     username: str
     vhost: str
@@ -50,7 +49,7 @@ class Resource(msgspec.Struct, frozen=True):
 
 
 class Topic(msgspec.Struct, frozen=True):
-    """What somebody wants to publish or subscribe to, in the words of AMQP."""
+    """A topic that a user publishes or subscribes to, in AMQP terms."""
 
     username: str
     vhost: str
@@ -62,25 +61,25 @@ class Topic(msgspec.Struct, frozen=True):
 
 @router.post("/hooks/rabbitmq/{token}/user")
 async def user(token: str, request: Request, hooks: HooksHere) -> Response:
-    """Answer whether somebody may log in."""
+    """Return whether the user may log in."""
     return await _answer(token, request, hooks, User, _user)
 
 
 @router.post("/hooks/rabbitmq/{token}/vhost")
 async def vhost(token: str, request: Request, hooks: HooksHere) -> Response:
-    """Answer whether a virtual host is somebody's room."""
+    """Return whether the virtual host is the user's tenant scope."""
     return await _answer(token, request, hooks, Vhost, _vhost)
 
 
 @router.post("/hooks/rabbitmq/{token}/resource")
 async def resource(token: str, request: Request, hooks: HooksHere) -> Response:
-    """Answer whether an exchange or queue is one that MQTT uses."""
+    """Return whether MQTT uses the exchange or queue."""
     return await _answer(token, request, hooks, Resource, _resource)
 
 
 @router.post("/hooks/rabbitmq/{token}/topic")
 async def topic(token: str, request: Request, hooks: HooksHere) -> Response:
-    """Answer whether somebody may publish or subscribe."""
+    """Return whether the user may publish or subscribe."""
     return await _answer(token, request, hooks, Topic, _topic)
 
 
@@ -91,45 +90,41 @@ async def _answer(
     shape: type[T],
     allows: Callable[[Hook, Hooks, T], bool],
 ) -> Response:
-    body = await request.body()
+    def read(request: Request, body: bytes) -> T | None:
+        return read_form(request, body, shape)
 
-    def judge() -> bool:
-        hook = hooks.of(HookKind.RABBITMQ, token)
-        wanted = read_form(request, body, shape)
-        return wanted is not None and allows(hook, hooks, wanted)
-
-    allowed = await run_in_threadpool(judge)
+    allowed = await judge(request, hooks, HookKind.RABBITMQ, token, read=read, allows=allows)
     return Response("allow" if allowed else "deny", media_type="text/plain", headers=NO_STORE)
 
 
-def _user(hook: Hook, hooks: Hooks, wanted: User) -> bool:
-    if scope_of(wanted.username) != wanted.vhost:
+def _user(hook: Hook, hooks: Hooks, login: User) -> bool:
+    if scope_of(login.username) != login.vhost:
         return False
-    asked = BrokerQuery(wanted.username, wanted.client_id)
-    return hooks.log_in(hook, asked, wanted.password) is not None
+    client = BrokerQuery(login.username, login.client_id)
+    return hooks.log_in(hook, client, login.password) is not None
 
 
-def _vhost(hook: Hook, hooks: Hooks, wanted: Vhost) -> bool:
-    return scope_of(wanted.username) == wanted.vhost and hooks.knows(hook, wanted.username)
+def _vhost(hook: Hook, hooks: Hooks, query: Vhost) -> bool:
+    return scope_of(query.username) == query.vhost and hooks.knows(hook, query.username)
 
 
-def _resource(hook: Hook, hooks: Hooks, wanted: Resource) -> bool:
-    if scope_of(wanted.username) != wanted.vhost:
+def _resource(hook: Hook, hooks: Hooks, query: Resource) -> bool:
+    if scope_of(query.username) != query.vhost:
         return False
-    if wanted.resource == "exchange":
-        used = wanted.name == _EXCHANGE and wanted.permission in _ACTIONS
+    if query.resource == "exchange":
+        used = query.name == _EXCHANGE and query.permission in _ACTIONS
     else:
-        used = wanted.resource == "queue" and wanted.name.startswith(_QUEUES)
-    return used and hooks.knows(hook, wanted.username)
+        used = query.resource == "queue" and query.name.startswith(_QUEUES)
+    return used and hooks.knows(hook, query.username)
 
 
-def _topic(hook: Hook, hooks: Hooks, wanted: Topic) -> bool:
-    action = _ACTIONS.get(wanted.permission)
-    if action is None or wanted.name != _EXCHANGE:
+def _topic(hook: Hook, hooks: Hooks, query: Topic) -> bool:
+    action = _ACTIONS.get(query.permission)
+    if action is None or query.name != _EXCHANGE:
         return False
-    if scope_of(wanted.username) != wanted.vhost:
+    if scope_of(query.username) != query.vhost:
         return False
-    # As the plugin translated it; a dot and a slash are one to it, so they are one to the rules.
-    name = wanted.routing_key.replace(".", "/").replace("*", "+")
-    asked = BrokerQuery(wanted.username, wanted.client_id)
-    return hooks.decide(hook, asked, [(action, name)])[0]
+    # The plugin translates "/" to "."; the two are the same topic to it, and so to the rules.
+    name = query.routing_key.replace(".", "/").replace("*", "+")
+    client = BrokerQuery(query.username, query.client_id)
+    return hooks.decide(hook, client, [(action, name)])[0]

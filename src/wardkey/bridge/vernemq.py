@@ -1,4 +1,4 @@
-"""The door of VerneMQ: its webhooks for logins, publishing and subscribing, of MQTT 3 and 5."""
+"""Routes for VerneMQ: its webhooks for logins, publishing and subscribing, in MQTT 3 and 5."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wardkey.domain.hooks import Hook, HookKind
 router = APIRouter(include_in_schema=False)
 
 _MQTT_5 = "_m5"
-# What a refused topic is granted: the failure of MQTT 3, "not authorized" of MQTT 5.
+# The granted QoS of a refused topic: failure in MQTT 3, "not authorized" in MQTT 5.
 _FAILURE = 128
 _NOT_AUTHORIZED = 135
 _OK: dict[str, Any] = {"result": "ok"}
@@ -24,7 +24,7 @@ _REFUSED: dict[str, Any] = {"result": {"error": "not_allowed"}}
 
 
 class Register(msgspec.Struct, frozen=True):
-    """Who wants to log in."""
+    """A login."""
 
     username: str
     password: str
@@ -33,7 +33,7 @@ class Register(msgspec.Struct, frozen=True):
 
 
 class Publish(msgspec.Struct, frozen=True):
-    """Where somebody wants to publish; the mountpoint is what his login was given."""
+    """A publication; the mountpoint is the one that the login was given."""
 
     username: str
     client_id: str
@@ -42,7 +42,7 @@ class Publish(msgspec.Struct, frozen=True):
 
 
 class Subscribe(msgspec.Struct, frozen=True):
-    """What somebody wants to subscribe to; options of MQTT 5 are given back as they came."""
+    """A subscription; MQTT 5 options are returned unchanged."""
 
     username: str
     client_id: str
@@ -52,14 +52,14 @@ class Subscribe(msgspec.Struct, frozen=True):
 
 @router.post("/hooks/vernemq/{token}")
 async def answer(token: str, request: Request, hooks: HooksHere) -> Response:
-    """Answer the hook that the field `vernemq-hook` names."""
+    """Answer the hook named in the `vernemq-hook` header."""
     body = await request.body()
-    told = await run_in_threadpool(_answer, token, request, body, hooks)
-    return JSONResponse(told, headers=NO_STORE)
+    result = await run_in_threadpool(_answer, token, request, body, hooks)
+    return JSONResponse(result, headers=NO_STORE)
 
 
 def _answer(token: str, request: Request, body: bytes, hooks: Hooks) -> dict[str, Any]:
-    hook = hooks.of(HookKind.VERNEMQ, token)
+    hook = hooks.identify(HookKind.VERNEMQ, token)
     name = request.headers.get("vernemq-hook", "")
     match name.removesuffix(_MQTT_5):
         case "auth_on_register":
@@ -76,39 +76,39 @@ def _answer(token: str, request: Request, body: bytes, hooks: Hooks) -> dict[str
     return _REFUSED
 
 
-def _register(hook: Hook, hooks: Hooks, wanted: Register) -> dict[str, Any]:
-    asked = BrokerQuery(wanted.username, wanted.client_id, wanted.peer_addr)
-    if hooks.log_in(hook, asked, wanted.password) is None:
+def _register(hook: Hook, hooks: Hooks, login: Register) -> dict[str, Any]:
+    client = BrokerQuery(login.username, login.client_id, login.peer_addr)
+    if hooks.log_in(hook, client, login.password) is None:
         return _REFUSED
     if hook.org_id is not None:
         return _OK
-    # The broker takes a mountpoint only together with the client id.
-    inside = {"client_id": wanted.client_id, "mountpoint": scope_of(wanted.username)}
-    return {**_OK, "modifiers": inside}
+    # VerneMQ accepts a mountpoint only together with the client id.
+    modifiers = {"client_id": login.client_id, "mountpoint": scope_of(login.username)}
+    return {**_OK, "modifiers": modifiers}
 
 
-def _publish(hook: Hook, hooks: Hooks, wanted: Publish) -> dict[str, Any]:
-    asked = BrokerQuery(wanted.username, wanted.client_id)
-    (allowed,) = hooks.decide(hook, asked, [(Action.PUBLISH, wanted.topic)])
-    return _OK if allowed and _apart(hook, wanted) else _REFUSED
+def _publish(hook: Hook, hooks: Hooks, query: Publish) -> dict[str, Any]:
+    client = BrokerQuery(query.username, query.client_id)
+    (allowed,) = hooks.decide(hook, client, [(Action.PUBLISH, query.topic)])
+    return _OK if allowed and _is_separated(hook, query) else _REFUSED
 
 
-def _subscribe(hook: Hook, hooks: Hooks, wanted: Subscribe, *, mqtt_5: bool) -> dict[str, Any]:
-    topics = [item.get("topic") for item in wanted.topics]
+def _subscribe(hook: Hook, hooks: Hooks, query: Subscribe, *, mqtt_5: bool) -> dict[str, Any]:
+    topics = [item.get("topic") for item in query.topics]
     filters = [topic if isinstance(topic, str) else "" for topic in topics]
-    asked = BrokerQuery(wanted.username, wanted.client_id)
-    allowed = hooks.decide(hook, asked, [(Action.SUBSCRIBE, pattern) for pattern in filters])
-    if not filters or not any(allowed) or not _apart(hook, wanted):
+    client = BrokerQuery(query.username, query.client_id)
+    allowed = hooks.decide(hook, client, [(Action.SUBSCRIBE, pattern) for pattern in filters])
+    if not filters or not any(allowed) or not _is_separated(hook, query):
         return _REFUSED
     if all(allowed):
         return _OK
     refused = _NOT_AUTHORIZED if mqtt_5 else _FAILURE
     granted = [
         item if may else {"topic": pattern, "qos": refused}
-        for item, pattern, may in zip(wanted.topics, filters, allowed, strict=True)
+        for item, pattern, may in zip(query.topics, filters, allowed, strict=True)
     ]
     return {**_OK, "modifiers": {"topics": granted}} if mqtt_5 else {**_OK, "topics": granted}
 
 
-def _apart(hook: Hook, wanted: Publish | Subscribe) -> bool:
-    return hook.org_id is not None or wanted.mountpoint == scope_of(wanted.username)
+def _is_separated(hook: Hook, query: Publish | Subscribe) -> bool:
+    return hook.org_id is not None or query.mountpoint == scope_of(query.username)

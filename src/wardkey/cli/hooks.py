@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from wardkey.actions.messaging import hook_tokens
-from wardkey.actions.messaging.hook_tokens import HookToken
+from wardkey.actions.operations import hook_tokens
+from wardkey.actions.operations.hook_tokens import HookToken
 from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing

@@ -5,33 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import or_, select
 
 from wardkey.actions.keys.keys import KeyQuery, count_each, list_keys
 from wardkey.db.engine import Transaction
-from wardkey.db.schema import hours, keys, secrets, users
+from wardkey.db.schema import keys, users
 from wardkey.db.scoped import in_scope
-from wardkey.domain.callers import HOUR_MS
 from wardkey.domain.keys import KeyRecord
 from wardkey.domain.names import name_warnings
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 
-SHOWN_DAYS = 30
 UNUSED_DAYS = 90
-_HOURS_A_DAY = 24
 _MOST_NAMES = 200
-# One expression: PostgreSQL groups by what it selects, and takes two parameters for two values.
-_IS_VALID = hours.c.code == "valid"
-
-
-@dataclass(frozen=True, slots=True)
-class DayCounts:
-    """Verdicts of the day (UTC) that began at `at`: the valid ones, and all others."""
-
-    at: int
-    allowed: int
-    denied: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,43 +27,6 @@ class KeyAlert:
     kind: str
     key: KeyRecord
     count: int
-
-
-def days_by_key(
-    tx: Transaction, by: Principal, key_ids: Sequence[str]
-) -> Mapping[str, tuple[DayCounts, ...]]:
-    """Return the last 30 days of each of the keys that the caller's room holds."""
-    by.require(Permission.KEYS_READ)
-    kids = select(secrets.c.kid).where(
-        secrets.c.key_id.in_(key_ids),
-        in_scope(secrets, by.scope),
-    )
-    day = hours.c.hour // _HOURS_A_DAY
-    rows = tx.connection.execute(
-        select(hours.c.key_id, day, _IS_VALID, func.sum(hours.c["count"]))
-        .where(hours.c.kid.in_(kids), hours.c.hour >= _first_day(tx.now) * _HOURS_A_DAY)
-        .group_by(hours.c.key_id, day, _IS_VALID)
-    )
-    counted: dict[str, dict[tuple[int, bool], int]] = {}
-    for key_id, at, valid, count in rows:
-        counted.setdefault(key_id, {})[int(at), bool(valid)] = int(count)
-    idle = _days({}, tx.now)
-    return {
-        key_id: _days(counted[key_id], tx.now) if key_id in counted else idle for key_id in key_ids
-    }
-
-
-def days_in_all(tx: Transaction, by: Principal) -> tuple[DayCounts, ...]:
-    """Return the last 30 days of all keys of the caller's room together."""
-    by.require(Permission.KEYS_READ)
-    kids = select(secrets.c.kid).where(in_scope(secrets, by.scope))
-    day = hours.c.hour // _HOURS_A_DAY
-    rows = tx.connection.execute(
-        select(day, _IS_VALID, func.sum(hours.c["count"]))
-        .where(hours.c.kid.in_(kids), hours.c.hour >= _first_day(tx.now) * _HOURS_A_DAY)
-        .group_by(day, _IS_VALID)
-    )
-    return _days({(int(at), bool(valid)): int(count) for at, valid, count in rows}, tx.now)
 
 
 def creator_names(tx: Transaction, by: Principal, ids: Sequence[str]) -> Mapping[str, str]:
@@ -130,17 +79,3 @@ def _unnamed(tx: Transaction, by: Principal) -> list[KeyAlert]:
         return []
     first = list_keys(tx, by, KeyQuery(search=ids[0], limit=1))
     return [KeyAlert("unnamed", first[0], len(ids))] if first else []
-
-
-def _first_day(now: int) -> int:
-    return now // HOUR_MS // _HOURS_A_DAY - SHOWN_DAYS + 1
-
-
-def _days(counted: Mapping[tuple[int, bool], int], now: int) -> tuple[DayCounts, ...]:
-    first = _first_day(now)
-    return tuple(
-        DayCounts(
-            day * _HOURS_A_DAY * HOUR_MS, counted.get((day, True), 0), counted.get((day, False), 0)
-        )
-        for day in range(first, first + SHOWN_DAYS)
-    )

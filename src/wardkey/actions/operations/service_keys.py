@@ -1,14 +1,15 @@
-"""The operator's service keys, which verify keys of any organization and can do nothing else."""
+"""Service keys of the operator, which verify keys of any organization and do nothing else."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, insert
 
 from wardkey.actions.accounts.organizations import checked_name
 from wardkey.actions.core.audit import Target, record
+from wardkey.actions.operations.operator_tokens import list_tokens, revoke_token
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import service_keys
 from wardkey.domain.errors import InvalidAddress, ServiceKeyNotFound
@@ -32,7 +33,7 @@ class ServiceKey:
 def create(
     tx: Transaction, by: Principal, name: str, allowed_addresses: tuple[str, ...]
 ) -> tuple[ServiceKey, SecretText]:
-    """Make a service key bound to addresses; its text is in the answer alone.
+    """Make a service key bound to addresses; only the result contains its text.
 
     Raises `InvalidName`, `InvalidAddress`.
     """
@@ -60,23 +61,12 @@ def create(
 
 def list_all(tx: Transaction, by: Principal) -> list[ServiceKey]:
     """Return every service key, oldest first."""
-    by.require_operator()
-    statement = select(service_keys).order_by(service_keys.c.created_at, service_keys.c.kid)
-    return [_service_key(row) for row in tx.connection.execute(statement)]
+    return [_service_key(row) for row in list_tokens(tx, by, service_keys)]
 
 
 def revoke(tx: Transaction, by: Principal, kid: str) -> ServiceKey:
-    """Revoke a service key for good; again changes nothing. Raises `ServiceKeyNotFound`."""
-    by.require_operator()
-    changed = tx.connection.execute(
-        update(service_keys)
-        .where(service_keys.c.kid == kid, service_keys.c.revoked_at.is_(None))
-        .values(revoked_at=tx.now)
-        .returning(service_keys.c.kid)
-    ).one_or_none()
-    if changed is not None:
-        record(tx, by, "service_key.revoked", Target("service_key", kid))
-    row = tx.connection.execute(select(service_keys).where(service_keys.c.kid == kid)).one_or_none()
+    """Revoke a service key; a second call changes nothing. Raises `ServiceKeyNotFound`."""
+    row = revoke_token(tx, by, service_keys, "service_key", kid)
     if row is None:
         raise ServiceKeyNotFound
     return _service_key(row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wardkey.actions.keys.insights import DayCounts
+from wardkey.actions.keys.usage import DayCounts
 from wardkey.dashboard.shell.rendering import day
 
 _UNITS = ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k"))

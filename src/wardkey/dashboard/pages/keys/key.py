@@ -11,7 +11,7 @@ from fastapi import Request, Response
 
 from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.core import audit
-from wardkey.actions.keys import insights, keys, revocations, rotations, scopes
+from wardkey.actions.keys import insights, keys, revocations, rotations, scopes, usage
 from wardkey.actions.keys.keys import Issued
 from wardkey.actions.keys.revocations import Receipt
 from wardkey.actions.keys.rotations import SecretCallers
@@ -276,7 +276,7 @@ def key_page(
         return {
             "key": key,
             "used": rotations.list_callers(tx, by, key_id),
-            "chart": charts.bars(insights.days_by_key(tx, by, [key_id])[key_id]),
+            "chart": charts.bars(usage.days_by_key(tx, by, [key_id])[key_id]),
             "makers": insights.creator_names(
                 tx, by, [key.created_by, *(secret.created_by for secret in key.secrets)]
             ),

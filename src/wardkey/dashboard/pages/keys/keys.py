@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from wardkey.actions.accounts import browser_sessions
-from wardkey.actions.keys import insights, keys, scopes
+from wardkey.actions.keys import insights, keys, scopes, usage
 from wardkey.actions.keys.keys import Issued, KeyOrder, KeyQuery
 from wardkey.dashboard.pages.keys.key import ALL_SCOPES, PATH, FormResult, Status, key_page
 from wardkey.dashboard.pages.keys.key_form import (
@@ -185,12 +185,12 @@ def _list(
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         query = asked.query()
         found = keys.list_keys(tx, by, query)[:PAGE]
-        days = insights.days_by_key(tx, by, [key.id for key in found])
+        days = usage.days_by_key(tx, by, [key.id for key in found])
         makers = insights.creator_names(tx, by, [key.created_by for key in found])
         return {
             "rows": [_row(current, key, days[key.id], makers, now) for key in found],
             "total": keys.count_keys(tx, by, query),
-            "chart": charts.bars(insights.days_in_all(tx, by)),
+            "chart": charts.bars(usage.days_in_all(tx, by)),
             "cares": insights.list_alerts(tx, by),
             "catalogue": scopes.list_scopes(tx, by, ALL_SCOPES),
         }
@@ -228,7 +228,7 @@ def _list(
 def _row(
     current: MemberContext,
     key: KeyRecord,
-    days: tuple[insights.DayCounts, ...],
+    days: tuple[usage.DayCounts, ...],
     makers: Mapping[str, str],
     now: int,
 ) -> Row:

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from wardkey.actions.accounts import members
 from wardkey.actions.core import audit
-from wardkey.actions.keys import insights, keys
+from wardkey.actions.keys import insights, keys, usage
 from wardkey.actions.keys.keys import KeyOrder, KeyQuery
 from wardkey.actions.messaging import acl
 from wardkey.actions.operations.first_start import FIRST_KEY_NAME
@@ -68,7 +68,7 @@ def show_overview(request: Request, current: Visiting, ctx: CurrentContext) -> R
             "steps": _steps(tx, by, current),
             "cares": insights.list_alerts(tx, by),
             "total": keys.count_keys(tx, by, KeyQuery()),
-            "chart": charts.bars(insights.days_in_all(tx, by)),
+            "chart": charts.bars(usage.days_in_all(tx, by)),
             "events": events,
         }
 

@@ -8,8 +8,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from wardkey.actions.keys import keys, usage
-from wardkey.actions.keys.insights import DayCounts
-from wardkey.actions.keys.usage import DayVerdicts
+from wardkey.actions.keys.usage import DayCounts, DayVerdicts
 from wardkey.dashboard.pages.keys.key import PATH as KEYS
 from wardkey.dashboard.shell import charts, strings
 from wardkey.dashboard.shell.auth import Visiting

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import insert
 
 from wardkey.actions.core.runner import Runner
-from wardkey.actions.keys import insights, keys
+from wardkey.actions.keys import keys, usage
 from wardkey.db.schema import hours
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType
@@ -23,6 +23,6 @@ def test_uses_are_counted_by_day_of_one_key_and_of_all(runner: Runner, owner: Pr
         for code, count in (("valid", 3), ("expired", 2), ("revoked", 1)):
             row = {"key_id": issued.key.id, "kid": issued.kid, "hour": today}
             connection.execute(insert(hours).values(**row, code=code, count=count))
-    by_key = runner.read(insights.days_by_key, owner, [issued.key.id])[issued.key.id]
-    for days in (by_key, runner.read(insights.days_in_all, owner)):
+    by_key = runner.read(usage.days_by_key, owner, [issued.key.id])[issued.key.id]
+    for days in (by_key, runner.read(usage.days_in_all, owner)):
         assert (days[-1].allowed, days[-1].denied) == (3, 3)

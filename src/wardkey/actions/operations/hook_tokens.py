@@ -1,14 +1,15 @@
-"""The operator's hook tokens, with which a broker of his own asks about logins and topics."""
+"""Hook tokens, with which the operator's own brokers ask about logins and topics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, insert, select
 
 from wardkey.actions.accounts import organizations
 from wardkey.actions.core.audit import Target, record
+from wardkey.actions.operations.operator_tokens import list_tokens, revoke_token
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import hook_tokens
 from wardkey.domain.errors import HookTokenNotFound, InvalidHook, InvalidHookToken
@@ -35,7 +36,7 @@ def create(
     organization: str | None,
     environment: Environment | None,
 ) -> tuple[HookToken, SecretText]:
-    """Make a token for one kind of broker; its text is in the answer alone.
+    """Make a token for one kind of broker; only the result contains its text.
 
     Raises `InvalidHook`, `OrganizationNotFound`.
     """
@@ -63,36 +64,25 @@ def create(
     )
     details = {"kind": kind, "organization": org_id or "", "environment": environment or ""}
     record(tx, by, "hook_token.created", Target("hook_token", secret.kid), details)
-    made = Hook(kind, org_id, environment)
-    return HookToken(secret.kid, made, secret.prefix, tx.now, None), secret
+    hook = Hook(kind, org_id, environment)
+    return HookToken(secret.kid, hook, secret.prefix, tx.now, None), secret
 
 
 def list_all(tx: Transaction, by: Principal) -> list[HookToken]:
     """Return every hook token, oldest first."""
-    by.require_operator()
-    statement = select(hook_tokens).order_by(hook_tokens.c.created_at, hook_tokens.c.kid)
-    return [_hook_token(row) for row in tx.connection.execute(statement)]
+    return [_hook_token(row) for row in list_tokens(tx, by, hook_tokens)]
 
 
 def revoke(tx: Transaction, by: Principal, kid: str) -> HookToken:
-    """Revoke a hook token for good; again changes nothing. Raises `HookTokenNotFound`."""
-    by.require_operator()
-    changed = tx.connection.execute(
-        update(hook_tokens)
-        .where(hook_tokens.c.kid == kid, hook_tokens.c.revoked_at.is_(None))
-        .values(revoked_at=tx.now)
-        .returning(hook_tokens.c.kid)
-    ).one_or_none()
-    if changed is not None:
-        record(tx, by, "hook_token.revoked", Target("hook_token", kid))
-    row = tx.connection.execute(select(hook_tokens).where(hook_tokens.c.kid == kid)).one_or_none()
+    """Revoke a hook token; a second call changes nothing. Raises `HookTokenNotFound`."""
+    row = revoke_token(tx, by, hook_tokens, "hook_token", kid)
     if row is None:
         raise HookTokenNotFound
     return _hook_token(row)
 
 
 def identify_hook(tx: Transaction, kind: HookKind, text: str) -> Hook:
-    """Return what a presented token may ask about; raises `InvalidHookToken`."""
+    """Return the hook that a token belongs to; raises `InvalidHookToken`."""
     secret = parse(text, brand=tx.brand)
     if isinstance(secret, Malformed) or secret.kind is not SecretKind.HOOK:
         raise InvalidHookToken
@@ -103,8 +93,7 @@ def identify_hook(tx: Transaction, kind: HookKind, text: str) -> Hook:
             hook_tokens.c.revoked_at.is_(None),
         )
     ).one_or_none()
-    known = row is not None and row.pepper_version in tx.vault.peppers
-    if row is None or not known:
+    if row is None or row.pepper_version not in tx.vault.peppers:
         raise InvalidHookToken
     if not tx.vault.matches(text, bytes(row.digest), row.pepper_version):
         raise InvalidHookToken
