@@ -94,7 +94,7 @@ from wardkey.web import problems
 from wardkey.web.context import AppContext
 from wardkey.web.request_limits import Limits
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 FLUSH_S = 0.5
 # How long a start waits for the broker beside it; without it, it goes on and tries again.

@@ -8,7 +8,7 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 from urllib.parse import SplitResult, urlsplit
 
 from wardkey.domain.addresses import Network, parse_networks
@@ -22,17 +22,13 @@ from wardkey.domain.secret import clean_brand
 from wardkey.domain.single_sign_on import SignInPolicy
 
 PREFIX = "WARDKEY_"
-# Read by the command line as a client, not by the server.
+# Variables of the command line as a client, not of the server.
 _CLIENT_NAMES = frozenset({"WARDKEY_API_KEY", "WARDKEY_ORG", "WARDKEY_URL"})
-# What Kubernetes puts into each pod for a Service called `wardkey` or `wardkey-…`.
+# Kubernetes sets these in each pod for a Service named `wardkey` or `wardkey-…`.
 _KUBERNETES = re.compile(
     r"WARDKEY_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?"
     r"|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
 )
-_CHOICES = {
-    "log_level": ("debug", "info", "warning", "error"),
-    "log_format": ("text", "json"),
-}
 _DOMAIN = re.compile(
     r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]"
 )
@@ -50,59 +46,169 @@ _YES = {
 }
 
 
-_NUMBERS = {
-    "workers": (1, 64, ""),
-    "directory_memory": (16, 1_048_576, " of MiB"),
-    "max_staleness": (0, 3_600, " of seconds"),
-    "keep_alive": (5, 3_600, " of seconds"),
-}
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the command line, the docs and the checks derive from a setting's declaration.
+
+    A secret has a variable and no option, because options are visible in the process list.
+    """
+
+    help: str
+    secret: bool = False
+    # Least and greatest value of a number, and its unit.
+    bounds: tuple[int, int] | None = None
+    unit: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """Every setting with its default; field `x` is option `--x` and variable `WARDKEY_X`."""
 
-    data_dir: Path = Path("wardkey-data")
-    database_url: str = ""
-    database_encrypted_by_operator: bool = False
-    listen: str = "127.0.0.1:8787"
-    tls_cert: str = ""
-    tls_key: str = ""
-    behind_proxy: bool = False
-    trusted_proxies: str = "127.0.0.0/8,::1"
-    workers: int = 1
-    directory_memory: int = 256
-    max_staleness: int = 0
-    keep_alive: int = 120
-    log_level: str = "info"
-    log_format: str = "text"
-    access_log: bool = False
-    metrics_token: str = field(default="", repr=False)
-    no_messaging: bool = False
-    mqtt_listen: str = "127.0.0.1:1883"
-    websocket_listen: str = "127.0.0.1:8984"
-    broker: str = ""
-    broker_mqtt: str = ""
-    broker_ca: str = ""
-    broker_dir: str = ""
-    broker_sync_always: bool = False
-    nats_server: str = ""
-    private_issuers: bool = False
-    oidc_issuer: str = ""
-    oidc_client_id: str = ""
-    oidc_client_secret: str = field(default="", repr=False)
-    oidc_name: str = ""
-    oidc_domains: str = ""
-    oidc_organization: str = ""
-    oidc_role: str = "viewer"
-    public_url: str = ""
-    brand: str = ""
-    key_headers: str = ""
-    master_key: str = field(default="", repr=False)
-    master_key_file: str = ""
-    master_key_command: str = ""
-    organization: str = "My organization"
-    owner: str = "owner@localhost"
+    data_dir: Annotated[Path, Setting("Folder of the database and the master key.")] = Path(
+        "wardkey-data"
+    )
+    database_url: Annotated[
+        str, Setting("postgresql://… for several machines, or sqlite:///path.")
+    ] = ""
+    database_encrypted_by_operator: Annotated[
+        bool, Setting("Confirm that a PostgreSQL elsewhere is encrypted at rest.")
+    ] = False
+    listen: Annotated[str, Setting("Address and port to listen on.")] = "127.0.0.1:8787"
+    tls_cert: Annotated[str, Setting("Certificate chain (PEM).")] = ""
+    tls_key: Annotated[str, Setting("Private key (PEM).")] = ""
+    behind_proxy: Annotated[
+        bool, Setting("A proxy in front terminates TLS and sends the client's address.")
+    ] = False
+    trusted_proxies: Annotated[
+        str, Setting("Proxies whose X-Forwarded-For is trusted (CIDR, comma-separated).")
+    ] = "127.0.0.0/8,::1"
+    workers: Annotated[int, Setting("Worker processes.", bounds=(1, 64))] = 1
+    directory_memory: Annotated[
+        int,
+        Setting(
+            "MiB of memory for cached keys, in each worker.", bounds=(16, 1_048_576), unit="MiB"
+        ),
+    ] = 256
+    max_staleness: Annotated[
+        int,
+        Setting(
+            "Seconds to keep verifying from memory without PostgreSQL; 0 refuses at once.",
+            bounds=(0, 3_600),
+            unit="seconds",
+        ),
+    ] = 0
+    keep_alive: Annotated[
+        int,
+        Setting(
+            "Seconds after which an idle HTTP connection is closed.",
+            bounds=(5, 3_600),
+            unit="seconds",
+        ),
+    ] = 120
+    log_level: Annotated[
+        str,
+        Setting(
+            "Lowest level of log records: debug, info, warning or error.",
+            choices=("debug", "info", "warning", "error"),
+        ),
+    ] = "info"
+    log_format: Annotated[
+        str,
+        Setting(
+            "Format of log records on stderr: text, or json with one object per line.",
+            choices=("text", "json"),
+        ),
+    ] = "text"
+    access_log: Annotated[
+        bool, Setting("Log each HTTP request: method, path, status, time and client.")
+    ] = False
+    metrics_token: Annotated[
+        str,
+        Setting(
+            "Token that /metrics requires, at least 16 characters; without one /metrics is off.",
+            secret=True,
+        ),
+    ] = field(default="", repr=False)
+    no_messaging: Annotated[bool, Setting("Turn MQTT off; no broker is started.")] = False
+    mqtt_listen: Annotated[str, Setting("Address and port for MQTT.")] = "127.0.0.1:1883"
+    websocket_listen: Annotated[
+        str, Setting("Address and port for MQTT over WebSocket, at /mqtt.")
+    ] = "127.0.0.1:8984"
+    broker: Annotated[
+        str,
+        Setting(
+            "tls://… of a broker that runs elsewhere with this deployment's operator; "
+            "separate its nodes by commas."
+        ),
+    ] = ""
+    broker_mqtt: Annotated[
+        str,
+        Setting(
+            "mqtts://… of that broker's MQTT listener, if not on port 8883 (1883 for nats://)."
+        ),
+    ] = ""
+    broker_ca: Annotated[
+        str, Setting("Certificate authority (PEM) of that broker, if not a public one.")
+    ] = ""
+    broker_dir: Annotated[
+        str,
+        Setting("Data folder of a broker on this machine; publishing stops when its disk is full."),
+    ] = ""
+    broker_sync_always: Annotated[
+        bool, Setting("Write each stored message to disk before acknowledging it.")
+    ] = False
+    nats_server: Annotated[str, Setting("The nats-server to run, if not the installed one.")] = ""
+    private_issuers: Annotated[
+        bool, Setting("Allow auth providers at private addresses and without TLS.")
+    ] = False
+    oidc_issuer: Annotated[
+        str, Setting("https://… of the OIDC issuer that users sign in to the dashboard with.")
+    ] = ""
+    oidc_client_id: Annotated[
+        str,
+        Setting(
+            "This deployment's client id at that issuer; set WARDKEY_OIDC_CLIENT_SECRET if "
+            "it has a secret."
+        ),
+    ] = ""
+    oidc_client_secret: Annotated[
+        str, Setting("Secret of this deployment at the OIDC issuer.", secret=True)
+    ] = field(default="", repr=False)
+    oidc_name: Annotated[
+        str, Setting("Name on the “Sign in with” button, if not the issuer's host.")
+    ] = ""
+    oidc_domains: Annotated[
+        str,
+        Setting(
+            "E-mail domains whose users may join (comma-separated); without them only "
+            "existing members may sign in."
+        ),
+    ] = ""
+    oidc_organization: Annotated[
+        str, Setting("Organization that they join: its id, or its slug, which an owner can change.")
+    ] = ""
+    oidc_role: Annotated[str, Setting("Role that they join with: viewer, member or admin.")] = (
+        "viewer"
+    )
+    public_url: Annotated[str, Setting("URL at which people reach this deployment.")] = ""
+    brand: Annotated[str, Setting("Text before every key of this deployment, such as acme.")] = ""
+    key_headers: Annotated[
+        str, Setting("Additional headers that may carry a key (comma-separated).")
+    ] = ""
+    master_key: Annotated[
+        str, Setting("The master key itself, instead of a file.", secret=True)
+    ] = field(default="", repr=False)
+    master_key_file: Annotated[
+        str, Setting("File of the master key, if not in the data folder.")
+    ] = ""
+    master_key_command: Annotated[str, Setting("Command that prints the master key.")] = ""
+    organization: Annotated[str, Setting("Name of the first organization (first start only).")] = (
+        "My organization"
+    )
+    owner: Annotated[str, Setting("E-mail address of its owner (first start only).")] = (
+        "owner@localhost"
+    )
 
     @property
     def host(self) -> str:
@@ -116,7 +222,7 @@ class Config:
 
     @property
     def url(self) -> str:
-        """Where people reach the deployment, without a slash at the end."""
+        """The URL at which people reach the deployment, without a trailing slash."""
         if self.public_url:
             return self.public_url.rstrip("/")
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -124,17 +230,17 @@ class Config:
 
     @property
     def messaging(self) -> bool:
-        """Tell whether MQTT is part of it."""
+        """Whether MQTT is on."""
         return not self.no_messaging
 
     @property
     def brokers(self) -> tuple[str, ...]:
-        """The addresses of the broker's nodes for this product; the first one's scheme holds."""
+        """The addresses of the broker's nodes; all have the scheme of the first."""
         return _addresses(self.broker)
 
     @property
     def mqtt_brokers(self) -> tuple[str, ...]:
-        """The addresses at which the broker's nodes take MQTT from this product."""
+        """The addresses of the broker's nodes for MQTT."""
         if self.broker_mqtt:
             return _addresses(self.broker_mqtt)
         hosts = [urlsplit(url).netloc.rpartition("@")[2] for url in self.brokers]
@@ -144,7 +250,7 @@ class Config:
 
     @property
     def mqtt_url(self) -> str:
-        """Where clients reach MQTT: the broker beside this by the name that people know."""
+        """The URL at which clients reach MQTT, or "" without messaging."""
         if not self.messaging:
             return ""
         if not self.broker_dir:
@@ -153,10 +259,10 @@ class Config:
 
     @property
     def websocket_url(self) -> str:
-        """Where clients reach MQTT over WebSocket; of a broker elsewhere that is not known."""
+        """The URL of MQTT over WebSocket, or "" where it is not known: a broker elsewhere."""
         if not self.messaging or not self.broker_dir:
             return ""
-        # A page that came over TLS may open nothing else, so whoever ends TLS before this does too.
+        # A page loaded over TLS may only open wss:, so the proxy that terminates TLS serves it.
         scheme = "wss" if self.tls_cert or self.url.startswith("https:") else "ws"
         return f"{scheme}://{self._named(self.websocket_listen)}/mqtt"
 
@@ -166,36 +272,36 @@ class Config:
 
     @property
     def storage_url(self) -> str:
-        """The database's URL; the embedded default lies in the data folder."""
+        """The database's URL; by default an SQLite file in the data folder."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'wardkey.db'}"
 
     @property
     def embedded(self) -> bool:
-        """Tell whether the database is an SQLite file."""
+        """Whether the database is an SQLite file."""
         return self.storage_url.startswith("sqlite")
 
     @property
     def master_key_path(self) -> Path:
-        """The master key's file, where neither text nor command is set."""
+        """The file of the master key, used unless a key or a command is set."""
         return Path(self.master_key_file or self.data_dir / "master.key")
 
     @property
     def key_beside_data(self) -> bool:
-        """Tell whether one stolen folder has the database and the key that opens it."""
+        """Whether one folder holds both the database and the key that opens it."""
         if not self.embedded or self.master_key or self.master_key_command:
             return False
         return self.master_key_path.absolute().parent == self.data_dir.absolute()
 
     @property
     def proxies(self) -> tuple[Network, ...]:
-        """The peers whose word about the client's address counts; none without a proxy."""
+        """The proxies whose X-Forwarded-For is trusted; none without `behind_proxy`."""
         if not self.behind_proxy:
             return ()
         return parse_networks(item for item in self.trusted_proxies.split(",") if item.strip())
 
     @property
     def welcome(self) -> SignInPolicy:
-        """Who may sign in by the OIDC issuer."""
+        """Which users of the OIDC issuer may sign in, and as what."""
         domains = (item.strip().lower() for item in self.oidc_domains.split(","))
         return SignInPolicy(
             frozenset(item for item in domains if item),
@@ -210,7 +316,7 @@ class Config:
         return tuple(name.encode() for name in names if name)
 
     def environment(self) -> dict[str, str]:
-        """Return the WARDKEY_* variables that give a worker process this very Config."""
+        """Return the WARDKEY_* variables from which a worker process loads the same Config."""
         values = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -218,6 +324,13 @@ class Config:
                 str(int(value)) if isinstance(value, bool) else str(value)
             )
         return values
+
+
+SETTINGS: dict[str, Setting] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Config, include_extras=True).items()
+}
+# The options of `wardkey up`.
+SERVING = tuple(name for name, setting in SETTINGS.items() if not setting.secret)
 
 
 def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Config:
@@ -235,7 +348,7 @@ def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = 
             if _KUBERNETES.fullmatch(name):
                 continue
             raise UnknownSetting(
-                f"{name} is no setting of Wardkey; `wardkey up --help` lists them all.",
+                f"{name} is not a Wardkey setting; `wardkey up --help` lists them all.",
                 field=name,
             )
         values[setting] = _read(name, text, type(getattr(Config(), setting)))
@@ -259,7 +372,7 @@ def ignored_variables(environ: Mapping[str, str]) -> list[str]:
 def _read(name: str, text: str, kind: type) -> object:
     if kind is bool:
         if text.lower() not in _YES:
-            raise InvalidSetting(f"{name} is {text!r}; say 1 or 0.", field=name)
+            raise InvalidSetting(f"{name} is {text!r}; set 1 or 0.", field=name)
         return _YES[text.lower()]
     if kind is int:
         if not text.isascii() or not text.isdecimal():
@@ -278,7 +391,7 @@ def _check(config: Config) -> None:
         host, _, port = text.rpartition(":")
         if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:  # noqa: PLR2004
             raise InvalidSetting(
-                f"{text!r} is no address to listen on; write 127.0.0.1:8787 or [::1]:8787.",
+                f"{text!r} is not an address and port; write 127.0.0.1:8787 or [::1]:8787.",
                 field=name,
             )
     # In this order: the second may come from the first.
@@ -290,27 +403,28 @@ def _check(config: Config) -> None:
             parts = _split(url)
             if parts is None or parts.scheme not in schemes or not parts.hostname or not parts.port:
                 raise InvalidSetting(
-                    f"{url!r} is no broker's address, such as {example}; several are separated "
+                    f"{url!r} is not a broker's address, such as {example}; separate several "
                     "by commas.",
                     field="broker" if name == "brokers" else "broker_mqtt",
                 )
     _check_bounds(config)
     if config.metrics_token and len(config.metrics_token) < 16:  # noqa: PLR2004 - not guessed
-        raise InvalidSetting("metrics_token has at least 16 characters.", field="metrics_token")
+        raise InvalidSetting("metrics_token needs at least 16 characters.", field="metrics_token")
     _check_names(config)
     _check_oidc(config)
     _check_database(config)
 
 
 def _check_bounds(config: Config) -> None:
-    for name, (least, most, unit) in _NUMBERS.items():
-        if not least <= getattr(config, name) <= most:
+    for name, declared in SETTINGS.items():
+        value = getattr(config, name)
+        if declared.bounds is not None and not declared.bounds[0] <= value <= declared.bounds[1]:
+            unit = f" of {declared.unit}" if declared.unit else ""
+            least, most = declared.bounds
             raise InvalidSetting(f"{name} is a number{unit} from {least} to {most}.", field=name)
-    for name, choices in _CHOICES.items():
-        if getattr(config, name) not in choices:
+        if declared.choices and value not in declared.choices:
             raise InvalidSetting(
-                f"{getattr(config, name)!r} is not a {name}; choose {', '.join(choices)}.",
-                field=name,
+                f"{value!r} is not a {name}; choose {', '.join(declared.choices)}.", field=name
             )
 
 
@@ -326,14 +440,14 @@ def _check_names(config: Config) -> None:
     for header in map(str.strip, config.key_headers.split(",")):
         if not set(header) <= _HEADER_CHARACTERS:
             raise InvalidSetting(
-                f"{header!r} is no name of a header, such as X-Api-Key.", field="key_headers"
+                f"{header!r} is not a header name, such as X-Api-Key.", field="key_headers"
             )
     if config.public_url:
         parts = _split(config.public_url)
         web = parts is not None and parts.scheme in ("http", "https") and bool(parts.netloc)
         if parts is None or not web or parts.query or parts.fragment:
             raise InvalidSetting(
-                f"{config.public_url!r} is no URL such as https://keys.example.com.",
+                f"{config.public_url!r} is not a URL such as https://keys.example.com.",
                 field="public_url",
             )
 
@@ -341,14 +455,15 @@ def _check_names(config: Config) -> None:
 def _check_oidc(config: Config) -> None:
     if config.oidc_role not in (Role.ADMIN, Role.MEMBER, Role.VIEWER):
         raise InvalidSetting(
-            f"{config.oidc_role!r} is no role to begin with; take viewer, member or admin.",
+            f"{config.oidc_role!r} is not a role for new members; choose viewer, member or admin.",
             field="oidc_role",
         )
     if not config.oidc_issuer:
         for name in ("client_id", "client_secret", "name", "domains", "organization"):
             if getattr(config, f"oidc_{name}"):
                 raise InvalidSetting(
-                    "Settings of the sign-in are given, but no oidc_issuer.", field=f"oidc_{name}"
+                    "oidc_ settings are given without oidc_issuer; set it, or remove them.",
+                    field=f"oidc_{name}",
                 )
         return
     parts = _split(config.oidc_issuer)
@@ -359,25 +474,24 @@ def _check_oidc(config: Config) -> None:
     )
     if parts is None or not host or not safe or parts.query or parts.fragment:
         raise InvalidSetting(
-            f"{config.oidc_issuer!r} is no issuer's URL, such as https://login.acme.example.",
+            f"{config.oidc_issuer!r} is not an issuer's URL, such as https://login.acme.example.",
             field="oidc_issuer",
         )
     if not config.oidc_client_id:
         raise InvalidSetting(
-            "The issuer needs to know for whom it is asked; give the client id that it has for "
-            "this deployment.",
+            "oidc_issuer needs oidc_client_id: the client id of this deployment at the issuer.",
             field="oidc_client_id",
         )
     for domain in config.welcome.domains:
         if not _DOMAIN.fullmatch(domain):
             raise InvalidSetting(
-                f"{domain!r} is no domain of e-mail addresses, such as acme.example.",
+                f"{domain!r} is not an e-mail domain, such as acme.example.",
                 field="oidc_domains",
             )
     if bool(config.oidc_domains) != bool(config.oidc_organization):
         raise InvalidSetting(
-            "oidc_domains and oidc_organization go together: addresses of the domains may join "
-            "that organization (its slug).",
+            "oidc_domains and oidc_organization belong together: users of these domains may join "
+            "that organization.",
             field="oidc_organization" if config.oidc_domains else "oidc_domains",
         )
 
@@ -392,7 +506,7 @@ def _addresses(text: str) -> tuple[str, ...]:
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # is parsed when it is asked for
+        _ = parts.port  # parsed on access
     except ValueError:
         return None
     return parts
@@ -424,7 +538,7 @@ def _check_database(config: Config) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host is an address of this machine alone."""
+    """Return whether a host is a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from wardkey.cli import main
-from wardkey.cli.terminal import SERVING, STORAGE, settings
-from wardkey.config import Config, load_config
+from wardkey.cli.terminal import STORAGE, settings
+from wardkey.config import SERVING, Config, load_config
 from wardkey.domain.errors import InvalidSetting, WardkeyError
 
 REMOTE = "postgresql://db.acme.example/wardkey?sslmode=verify-full"

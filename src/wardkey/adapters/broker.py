@@ -25,7 +25,7 @@ from typing import Any
 
 from wardkey.adapters.nkeys import NKey, Role
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 _UNLIMITED = -1
 _LIMITS = {

@@ -22,7 +22,7 @@ from wardkey.adapters.nkeys import NKey, verified
 from wardkey.adapters.turns import Turns
 from wardkey.domain.errors import BrokerUnreachable, Overloaded, TooManyAttempts, WardkeyError
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 _ANSWER_S = 2.0
 # A broker that went silent is left after three of these; others of its cluster may live.

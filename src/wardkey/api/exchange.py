@@ -46,7 +46,7 @@ from wardkey.web.fast_path import FastRoute
 from wardkey.web.problems import check_content_type, problem_outgoing, problem_responses
 from wardkey.web.raw_http import RawRequest, RawResponse
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["tokens"])
 
 T = TypeVar("T")

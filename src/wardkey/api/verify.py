@@ -55,7 +55,7 @@ from wardkey.web.problems import (
 from wardkey.web.raw_http import RawRequest, RawResponse, header_lines
 
 router = APIRouter(tags=["verify"])
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 Judge = Callable[[RawRequest, AppContext], RawResponse]
 _JSON_TYPE = "application/json"

@@ -37,7 +37,7 @@ from wardkey.web.problems import (
 from wardkey.web.raw_http import RawRequest, RawResponse
 
 router = APIRouter(tags=["publish"])
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 _JSON = "application/json"
 _GRANT = b"x-wardkey-grant"

@@ -17,8 +17,8 @@ from wardkey.actions.accounts.organizations import find, list_all
 from wardkey.actions.core.audit import list_chains
 from wardkey.actions.core.audit_walks import verify_chain
 from wardkey.actions.operations.proxy_mistakes import list_mistakes
-from wardkey.cli.terminal import SERVING, as_json, print_output, settings
-from wardkey.config import Config
+from wardkey.cli.terminal import as_json, print_output, settings
+from wardkey.config import SERVING, Config
 from wardkey.db.diagnostics import check_usage, storage_facts
 from wardkey.db.engine import Database, open_database, wall_clock
 from wardkey.db.master_key import (

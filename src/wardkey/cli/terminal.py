@@ -110,51 +110,6 @@ def confirm(question: str, wanted: str) -> None:
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-_SETTINGS_HELP = {
-    "data_dir": "Folder of the database and the master key.",
-    "database_url": "postgresql://… for more than one machine, or sqlite:///path.",
-    "database_encrypted_by_operator": "Confirm that a PostgreSQL elsewhere is encrypted at rest.",
-    "listen": "Address and port to listen on.",
-    "tls_cert": "Certificate chain (PEM).",
-    "tls_key": "Private key (PEM).",
-    "behind_proxy": "A proxy in front ends TLS and names the client's address.",
-    "trusted_proxies": "Proxies whose X-Forwarded-For counts (CIDR, comma-separated).",
-    "workers": "Worker processes.",
-    "directory_memory": "MiB of memory for known keys, in each worker.",
-    "max_staleness": "Seconds to go on judging without PostgreSQL; 0 refuses at once.",
-    "keep_alive": "Seconds after which an idle HTTP connection is closed.",
-    "log_level": "Least level of log records: debug, info, warning or error.",
-    "log_format": "Format of log records on stderr: text, or json for one object a line.",
-    "access_log": "Log each HTTP request: method, path, status, time and client.",
-    "no_messaging": "Leave MQTT out: no broker is started.",
-    "mqtt_listen": "Address and port for MQTT.",
-    "websocket_listen": "Address and port for MQTT over WebSocket, at /mqtt.",
-    "broker": "tls://… of a broker that runs elsewhere with this deployment's operator; its nodes "
-    "separated by commas.",
-    "broker_mqtt": "mqtts://… where that broker takes MQTT, if not at port 8883 (1883 for nats://).",
-    "broker_ca": "Who signed that broker's certificates (PEM), if not a public authority.",
-    "broker_dir": "Folder of a broker on this machine; without room there nothing is published.",
-    "broker_sync_always": "Write each stored message to the disk before it is acknowledged.",
-    "nats_server": "The nats-server to run, if not the installed one.",
-    "private_issuers": "Let auth providers be at private addresses and without TLS.",
-    "oidc_issuer": "https://… of the OIDC issuer by which people may sign in to the dashboard.",
-    "oidc_client_id": "What that issuer calls this deployment; the secret that goes "
-    "with it, if any, is in WARDKEY_OIDC_CLIENT_SECRET.",
-    "oidc_name": "What the button says after “Sign in with”, if not the issuer's host.",
-    "oidc_domains": "Domains whose addresses may sign in and join (comma-separated); without them "
-    "only people with a place already may.",
-    "oidc_organization": "The organization that they join (its id, or its slug, which an owner "
-    "can change).",
-    "oidc_role": "As what they join: viewer, member or admin.",
-    "public_url": "Where people reach this deployment.",
-    "brand": "Text before every key of this deployment, such as acme.",
-    "key_headers": "Further headers that may carry a key (comma-separated).",
-    "master_key_file": "Where the master key lies, if not in the data folder.",
-    "master_key_command": "A command that prints the master key.",
-    "organization": "Name of the first organization (first start only).",
-    "owner": "E-mail address of its owner (first start only).",
-}
-SERVING = tuple(_SETTINGS_HELP)
 STORAGE = (
     "data_dir",
     "database_url",
@@ -187,16 +142,15 @@ def settings(*names: str) -> Callable[[F], F]:
 
 
 def _option(name: str) -> Callable[[Any], Any]:
-    from wardkey.config import Config
+    from wardkey.config import SETTINGS, Config
 
     default = next(item.default for item in fields(Config) if item.name == name)
+    help_text = SETTINGS[name].help
     flag = f"--{name.replace('_', '-')}"
     shown = f"  [{'WARDKEY_' + name.upper()}"
     shown += f"; default {default}]" if default not in ("", False) else "]"
     if default is False:
-        return click.option(
-            flag, name, is_flag=True, default=None, help=_SETTINGS_HELP[name] + shown
-        )
+        return click.option(flag, name, is_flag=True, default=None, help=help_text + shown)
     # Numbers are read with the variables', so that a bad one is refused in the same words.
     metavar = "INTEGER" if isinstance(default, int) else "TEXT"
-    return click.option(flag, name, metavar=metavar, help=_SETTINGS_HELP[name] + shown)
+    return click.option(flag, name, metavar=metavar, help=help_text + shown)

@@ -26,8 +26,8 @@ from wardkey.adapters.broker import (
     broker_settings,
 )
 from wardkey.cli.address import keep_url
-from wardkey.cli.terminal import SERVING, settings
-from wardkey.config import Config, ignored_variables
+from wardkey.cli.terminal import settings
+from wardkey.config import SERVING, Config, ignored_variables
 from wardkey.db.engine import Transaction
 from wardkey.deployment import open_deployment
 from wardkey.domain.errors import InvalidSetting
@@ -35,7 +35,7 @@ from wardkey.domain.principal import Principal, operator
 from wardkey.logs import configure_logging
 from wardkey.preflight import check_listening, check_tls
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 DRAIN_S = 30
 

@@ -18,7 +18,7 @@ from wardkey.db.engine import Database, connect_sqlite, storage_errors
 from wardkey.db.schema import usage
 from wardkey.domain.errors import DatabaseDamaged, DatabaseNewer, WrongMasterKey
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 # Two processes that start at once on PostgreSQL migrate one after the other.
 _LOCK = 0x77617264

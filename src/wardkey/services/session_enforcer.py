@@ -38,7 +38,7 @@ from wardkey.domain.times import parse_iso
 from wardkey.services.mqtt_login import mark_of
 from wardkey.verify.verifier import Verifier
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

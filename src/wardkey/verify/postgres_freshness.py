@@ -21,7 +21,7 @@ from wardkey.verify import queries
 from wardkey.verify.memory import Change, Memory
 from wardkey.verify.primary import Primary
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 RENEW_S = 0.5
 _STEP_S = 1.0

@@ -24,7 +24,7 @@ from wardkey.domain.callers import (
 from wardkey.domain.errors import StorageBusy, WardkeyError
 from wardkey.verify.pending import merge_pending
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 _MOST_PENDING = 100_000
 _MOST_ROWS = 10_000

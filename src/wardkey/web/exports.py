@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from wardkey.domain.errors import WardkeyError
 from wardkey.services.work_slots import WorkSlots
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 # A client that reads slowly holds a place and a page in memory, but no thread and no connection
 # to the database.

@@ -22,7 +22,7 @@ from wardkey.domain.rate import Admission, RateLimit
 from wardkey.domain.times import iso
 from wardkey.web.raw_http import RawResponse
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 _FAMILIES: tuple[tuple[type[WardkeyError], int], ...] = (
     (errors.BodyTooLarge, 413),

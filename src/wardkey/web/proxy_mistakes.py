@@ -11,7 +11,7 @@ from wardkey.actions.operations.proxy_mistakes import MISTAKE
 from wardkey.domain.errors import WardkeyError
 from wardkey.domain.principal import Principal, PrincipalKind
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 
 # Anyone who reaches Wardkey can make such a request, so the number of different ones is bounded.
 _MOST = 10

@@ -45,7 +45,7 @@ from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.passwords import check_account_password
 from wardkey.web.problems import status_of
 
-log = logging.getLogger("wardkey")
+log = logging.getLogger(__name__)
 router = page_router()
 
 _YEAR_S = 365 * 86_400
