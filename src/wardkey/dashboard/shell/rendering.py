@@ -206,7 +206,7 @@ async def error_page(request: Request, failure: WardkeyError) -> Response:
 
 
 def _refusal(request: Request, failure: WardkeyError, status: int) -> HTMLResponse:
-    current = getattr(request.state, "visitor", None)
+    current = getattr(request.state, "current", None)
     if isinstance(failure, errors.Forbidden) and isinstance(current, MemberContext):
         return _refused(request, current, failure, status)
     # Only what nobody expected stands in the log.
