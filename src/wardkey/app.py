@@ -216,7 +216,6 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 sign_in_issuer=sign_in_issuer(config),
                 welcome=config.welcome,
                 link=(link := _link(config, database)),
-                key_beside_data=config.key_beside_data,
                 publishers=None if link is None else _publishers(config, link, me),
             )
             enforcer = None
@@ -266,10 +265,19 @@ def _link(config: Config, database: Database) -> BrokerLink | None:
 
 def _publishers(config: Config, link: BrokerLink, me: VerifierIdentity) -> Publishers:
     parts = [urlsplit(url) for url in config.mqtt_brokers]
-    tls = _trust(config) if parts[0].scheme == "mqtts" else None
+    tls = _trusting(config) if parts[0].scheme == "mqtts" else None
     addresses = [(part.hostname or "", part.port or 0) for part in parts]
     folder = Path(config.broker_dir) if config.broker_dir else None
     return Publishers(link, addresses, me.id, tls, folder)
+
+
+def _trusting(config: Config) -> Callable[[], ssl.SSLContext]:
+    """Return what gives the context of a connection; a renewed certificate is read each time."""
+    if config.broker_dir:
+        return partial(_trust, config)
+    # With all the system's certificates this takes 50 ms.
+    trust = _trust(config)
+    return lambda: trust
 
 
 def _trust(config: Config) -> ssl.SSLContext:

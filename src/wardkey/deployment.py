@@ -12,7 +12,7 @@ from wardkey.actions.core.runner import Runner
 from wardkey.config import Config
 from wardkey.db.engine import Database, open_database, storage_errors
 from wardkey.db.leases import CommitBarrier
-from wardkey.db.locks import hold_database, hold_folder
+from wardkey.db.locks import check_folder, hold_database, hold_folder
 from wardkey.db.maintenance import init_feed
 from wardkey.db.master_key import MasterKeySource, is_initialized, open_vault, resolve_master_key
 from wardkey.domain.errors import DeploymentNotFound, InvalidSetting
@@ -47,10 +47,18 @@ def open_deployment(config: Config, *, alone: bool = False) -> Iterator[Runner]:
         yield Runner(database, CommitBarrier(database))
 
 
+def has_deployment(config: Config) -> bool:
+    """Tell whether a deployment was made; raises `StorageReadOnly` for a folder without rights."""
+    if not config.data_dir.is_dir():
+        return False
+    check_folder(config.data_dir)
+    return is_initialized(config.storage_url)
+
+
 @contextmanager
 def open_existing(config: Config) -> Iterator[Runner]:
     """Open a deployment that was made before; raises `DeploymentNotFound` if there is none."""
-    if not config.data_dir.is_dir() or not is_initialized(config.storage_url):
+    if not has_deployment(config):
         raise DeploymentNotFound(
             f"There is no deployment in {config.data_dir}; name its folder with --data-dir, or "
             "make one with `wardkey up`."

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 from wardkey.config import Config, is_loopback
+from wardkey.db.atomic_files import make_private, put_in_place
 from wardkey.domain.errors import InvalidSetting, UnsafeBroker, UnsafeListen
 
 
@@ -108,3 +111,55 @@ def _tls_fault(cert: str, key: str, reason: str | None) -> InvalidSetting:
         f"The TLS file {key} holds no private key in PEM form; give the certificate's own.",
         field="tls_key",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TlsCopy:
+    """The certificate and its key in one file of the data folder, which is replaced as a whole.
+
+    Every process of the server reads this copy, so that none meets half of a renewal. `given`
+    names the files that the operator renews; `config` names the copy instead.
+    """
+
+    given: Config
+    config: Config
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Make the copy, where there is a certificate; raises `InvalidSetting`."""
+        if not config.tls_cert:
+            return cls(config, config)
+        path = str(config.data_dir.absolute() / "tls.pem")
+        copy = cls(config, replace(config, tls_cert=path, tls_key=path))
+        copy.renew()
+        return copy
+
+    def renew(self) -> bool:
+        """Copy the given files again; return whether they differ. Raises `InvalidSetting`.
+
+        Files that cannot serve leave the copy as it is.
+        """
+        if not self.given.tls_cert:
+            return False
+        check_tls(self.given)
+        pair = [Path(name).read_bytes() for name in (self.given.tls_cert, self.given.tls_key)]
+        path = Path(self.config.tls_cert)
+        text = b"\n".join(pair)
+        if path.exists() and path.read_bytes() == text:
+            return False
+        made = path.with_name(path.name + ".next")
+        made.unlink(missing_ok=True)
+        make_private(made)
+        made.write_bytes(text)
+        # Once more, since they may have been replaced after the first look.
+        check_tls(replace(self.given, tls_cert=str(made), tls_key=str(made)))
+        put_in_place(made, path)
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the copy, which only a running server needs."""
+        if self.given.tls_cert:
+            Path(self.config.tls_cert).unlink(missing_ok=True)

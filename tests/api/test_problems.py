@@ -463,6 +463,11 @@ ELSEWHERE = {
     "wrong_master_key": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_told",
     "master_key_missing": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_told",
     "invalid_master_key": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_told",
+    "master_key_not_kept": "cli/test_master_key.py::"
+    "test_a_kept_key_is_removed_once_that_is_confirmed",
+    "server_not_running": "cli/test_reload.py::test_reload_says_so_where_no_server_runs",
+    "reload_refused": "cli/test_reload.py::"
+    "test_a_renewal_that_does_not_fit_is_refused_and_the_old_one_goes_on",
     "database_newer": "cli/test_up.py::test_a_database_of_a_newer_version_is_told",
     "unwritable_file": "cli/test_backup.py::test_a_backup_does_not_replace_a_file_unless_told_to",
     "invalid_backup": "cli/test_backup.py::test_a_damaged_backup_is_refused_and_nothing_changes",

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -401,6 +404,46 @@ def test_a_backup_does_not_replace_a_file_unless_told_to(stopped: tuple[Server, 
     told(server.cli("backup", str(file), "--force", "--json"))
     assert file.read_bytes() != before
     assert not list(file.parent.glob("*.part"))
+
+
+def test_a_backup_goes_through_a_pipe_and_back(stopped: tuple[Server, Path]) -> None:
+    server, _ = stopped
+
+    def piped(*args: str, given: bytes = b"") -> tuple[int, bytes, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "wardkey", *args],
+            env=server.environment,
+            input=given,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        return done.returncode, done.stdout, done.stderr.decode()
+
+    code, copy, said = piped("backup", "-")
+    assert code == 0, said
+    assert "rows at revision" in said
+    code, out, said = piped("restore", "-", given=copy)
+    assert code == 0, said
+    assert out.startswith(b"Restored the backup of ")
+    assert b"Edits made after the backup, now undone: none" in out
+    assert piped("restore", "-", given=copy[:-4096])[0] == 2
+    assert not [path.name for path in server.data_dir.glob("std*") if "lost" not in path.name]
+    assert not Path("-").exists()
+
+
+def test_a_backup_is_not_written_to_a_terminal(stopped: tuple[Server, Path]) -> None:
+    server, _ = stopped
+    pid, terminal = pty.fork()
+    if not pid:
+        command = [sys.executable, "-m", "wardkey", "backup", "-"]
+        os.execve(command[0], command, server.environment)  # noqa: S606 - the pty is its terminal
+    said = b""
+    with suppress(OSError):  # what a terminal says once nobody has it open
+        while more := os.read(terminal, 65_536):
+            said += more
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6
+    assert said.startswith(b"wardkey: unwritable_file: A backup is no text for a terminal")
 
 
 @pytest.mark.parametrize("state", ["missing", "junk", "damaged"])

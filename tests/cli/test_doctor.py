@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -183,3 +183,20 @@ def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
             "https://keys.acme.example/sign-in/oidc/callback"
         )
     assert examined(server, 6)["sign-in"].startswith("fault: 127.0.0.1:")
+
+
+def test_doctor_says_whether_a_server_runs(start: Callable[..., Server]) -> None:
+    server = start()
+    assert server.process is not None
+    assert examined(server)["server"].startswith(f"ok: it runs, process {server.process.pid};")
+    server.stop()
+    told = examined(server)
+    assert told["server"].startswith(f"ok: No server runs on {server.data_dir}")
+    assert told["listening"] == "ok: a server may listen on 127.0.0.1:0"
+
+
+def test_an_old_master_key_that_others_may_read_is_a_fault(stopped: Server) -> None:
+    kept = stopped.data_dir / "master.key.1"
+    assert examined(stopped)["old master key 1"] == f"ok: {kept}, 0600"
+    kept.chmod(0o644)
+    assert examined(stopped, 6)["old master key 1"].startswith("fault: others may use it (0644)")

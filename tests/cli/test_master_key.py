@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ from sqlalchemy import select
 from tests.cli.test_backup import config_of, holds, told
 from tests.support.server import Server, wait_until
 from wardkey.actions.core.runner import Runner
+from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_login
 from wardkey.actions.operations.service_keys import create as create_service_key
 from wardkey.config import load_config
+from wardkey.db.backup import named_version, write_backup
 from wardkey.db.schema import secrets, service_keys
 from wardkey.db.vault import MasterKey
 from wardkey.deployment import open_deployment
@@ -55,7 +60,7 @@ def versions(runner: Runner) -> set[int]:
 
 
 def test_keys_outlive_a_rotation_and_are_hashed_anew_when_they_are_used(
-    start: Callable[..., Server], storage_url: str, tmp_path: Path
+    start: Callable[..., Server], storage_url: str
 ) -> None:
     server = start(database_url=storage_url, workers=2)
     with server.owner() as owner:
@@ -72,8 +77,6 @@ def test_keys_outlive_a_rotation_and_are_hashed_anew_when_they_are_used(
             },
         )
         assert taken.status_code == 201, taken.text
-    file = tmp_path / "before.wardkey"
-    told(server.cli("backup", str(file), "--json"))
     assert told(server.cli("master-key", "rotate"), 6) == "already_running"
     server.stop()
     old_key = (server.data_dir / "master.key").read_text()
@@ -87,9 +90,12 @@ def test_keys_outlive_a_rotation_and_are_hashed_anew_when_they_are_used(
     assert key_file.read_text() != old_key
     assert key_file.stat().st_mode & 0o777 == 0o600
     assert not list(server.data_dir.glob("*.next*"))
-    assert told(server.cli("restore", str(file)), 2) == "invalid_backup"
+    kept = server.data_dir / "master.key.1"
+    assert kept.read_text() == old_key
+    assert kept.stat().st_mode & 0o777 == 0o600
     status = told(server.cli("master-key", "status", "--json"))
     assert [(item["version"], item["current"]) for item in status] == [(1, False), (2, True)]
+    assert [item["kept_file"] for item in status] == [str(kept), None]
     assert status[0]["hashed_under_it"]["secrets"] == 3
     server.start()
     for credential in (server.first_key, service):
@@ -125,6 +131,8 @@ def test_a_rotation_that_is_killed_anywhere_leaves_a_deployment_that_opens(
     stopped: Server,
 ) -> None:
     seen: set[tuple[int, bool]] = set()
+    key_file = stopped.data_dir / "master.key"
+    first = key_file.read_text()
     for nth in range(1, 60, 2):
         done = subprocess.run(
             [sys.executable, "-c", CRASH, str(nth), "master-key", "rotate"],
@@ -138,6 +146,8 @@ def test_a_rotation_that_is_killed_anywhere_leaves_a_deployment_that_opens(
         with open_deployment(config_of(stopped)) as runner:
             version = runner.database.keys.version
             assert holds(runner), nth
+        kept = key_file if version == 1 else key_file.with_name("master.key.1")
+        assert kept.read_text() == first, nth
         seen.add((version, left))
         if done.returncode == 0:
             break
@@ -198,3 +208,101 @@ def test_master_keys_of_a_folder_without_a_deployment_are_no_crash(tmp_path: Pat
     for arguments in (("master-key", "rotate"), ("backup", "x")):
         assert told(server.cli(*arguments), 2) == "invalid_setting"
     assert not server.data_dir.exists()
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_backup_from_before_a_rotation_is_restored_by_the_kept_key(
+    start: Callable[..., Server], storage_url: str, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "keys" / "wardkey.key"
+    elsewhere.parent.mkdir()
+    server = start(database_url=storage_url, master_key_file=elsewhere)
+    file, other = tmp_path / "before.wardkey", tmp_path / "other"
+    with server.owner() as owner:
+        made = owner.post("/v2/keys", json={"name": "revoked", "type": "secret"}).json()
+        client = owner.post("/v2/clients", json={"username": "agent"}).json()["client"]["id"]
+        told(server.cli("backup", str(file), "--json"))
+        server.stop()
+        assert f"\n  {elsewhere}.1\n" in lines(server.cli("master-key", "rotate"))
+        server.start()
+    first, second = elsewhere.with_name("wardkey.key.1"), elsewhere.read_text()
+    with server.owner() as owner:
+        assert owner.delete(f"/v2/keys/{made['key']['id']}").status_code == 200
+        # Its digest is carried over, and stands under the second master key.
+        password = owner.post(f"/v2/clients/{client}/password").json()["password"]
+        org_id = owner.get("/v2/organization").json()["id"]
+    server.stop()
+
+    told(server.cli("restore", str(file), "--json"))
+
+    assert elsewhere.read_text() == second
+    status = told(server.cli("master-key", "status", "--json"))
+    assert [item["kept_file"] for item in status] == [str(first), None]
+    config = replace(config_of(server), master_key_file=str(elsewhere))
+    with open_deployment(config) as runner:
+        assert holds(runner)
+        found = find_login(runner.database, VerifiedPasswords(), f"agent@{org_id}", password)
+        assert found is not None
+    server.start()
+    with server.client(server.first_key) as asking:
+        for text, code in ((made["secret"], "revoked"), (server.first_key, "valid")):
+            assert asking.post("/v2/keys/verify", json={"key": text}).json()["code"] == code
+    server.stop()
+
+    # A new machine, with the present master key alone, then with the old one too.
+    shutil.copytree(elsewhere.parent, other / "keys")
+    there = Server(other / "data", master_key_file=other / "keys" / "wardkey.key")
+    (other / "keys" / "wardkey.key.1").unlink()
+    done = there.cli("restore", str(file), "--accept-lost-revocations")
+    assert told(done, 2) == "invalid_backup"
+    assert "was made under master key 1, and the present one does not open it" in done.stderr
+    assert f"Put master key 1 back as {other}/keys/wardkey.key.1," in done.stderr
+    accepted = ("--accept-lost-revocations", f"--backup-key-file={first}")
+    lines(there.cli("restore", str(file), *accepted))
+    assert told(there.cli("master-key", "status", "--json"))[1]["current"]
+    there.start()
+    with there.client(server.first_key) as asking:
+        answer = asking.post("/v2/keys/verify", json={"key": server.first_key}).json()
+    assert answer["code"] == "valid"
+    there.kill()
+
+
+def test_a_backup_that_names_no_key_is_opened_by_the_kept_one_too(
+    stopped: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wardkey.db.backup._salt", lambda _: os.urandom(16))
+    file = tmp_path / "old.wardkey"
+    with open_deployment(config_of(stopped)) as runner:
+        write_backup(runner.database, file)
+    assert named_version(file) is None
+    lines(stopped.cli("master-key", "rotate"))
+    lines(stopped.cli("restore", str(file), "--accept-lost-revocations"))
+    assert len(told(stopped.cli("master-key", "status", "--json"))) == 2
+
+
+def test_a_kept_key_is_removed_once_that_is_confirmed(stopped: Server, tmp_path: Path) -> None:
+    file, kept = tmp_path / "old.wardkey", stopped.data_dir / "master.key.1"
+    told(stopped.cli("backup", str(file), "--json"))
+    lines(stopped.cli("master-key", "rotate"))
+    assert stopped.cli_here("master-key", "forget", "1", typed="no\n").exit_code == 1
+    assert kept.exists()
+    assert stopped.cli_here("master-key", "forget", "1", typed="1\n").exit_code == 0
+    assert not kept.exists()
+    done = stopped.cli("master-key", "forget", "1", "--yes")
+    assert told(done, 5) == "master_key_not_kept"
+    done = stopped.cli("restore", str(file), "--accept-lost-revocations")
+    assert told(done, 2) == "invalid_backup"
+    assert "was made under master key 1" in done.stderr
+
+
+def test_a_kept_key_is_never_replaced_by_another(stopped: Server) -> None:
+    kept = stopped.data_dir / "master.key.1"
+    kept.write_text("something else")
+    key = (stopped.data_dir / "master.key").read_text()
+    assert told(stopped.cli("master-key", "rotate"), 6) == "unwritable_file"
+    assert kept.read_text() == "something else"
+    assert (stopped.data_dir / "master.key").read_text() == key

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +252,25 @@ def test_events_are_exported_as_lines_or_as_one_list(stopped: Server) -> None:
         "organization.suspended",
     ]
     assert lines == data(stopped, "audit", "export", "--org", "umbrella")
+
+
+def test_a_terminal_shows_names_above_columns_and_a_pipe_does_not(stopped: Server) -> None:
+    plain = says(stopped, "org", "list").splitlines()
+    pid, terminal = pty.fork()
+    if not pid:
+        command = [sys.executable, "-m", "wardkey", "org", "list"]
+        os.execve(command[0], command, stopped.environment)  # noqa: S606 - the pty is its terminal
+    shown = b""
+    with suppress(OSError):  # what a terminal says once nobody has it open
+        while more := os.read(terminal, 65_536):
+            shown += more
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    first, *rest = shown.decode().splitlines()
+    assert first.split() == ["SLUG", "STATE", "ID", "NAME"]
+    assert rest == plain
+    assert rest[0].index("active") == first.index("STATE")
+
+
+@pytest.mark.parametrize("group", ["org", "hook", "audit", "service-key", "master-key", "broker"])
+def test_the_help_of_a_group_cuts_no_sentence(stopped: Server, group: str) -> None:
+    assert "..." not in says(stopped, group, "--help").partition("Commands:")[2]

@@ -1,15 +1,18 @@
-"""SIGHUP replaces the workers one by one: no request fails, and a new certificate is served."""
+"""A reload fails no request: a renewed certificate is served, and workers are replaced."""
 
 from __future__ import annotations
 
 import signal
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.cli.test_tls import write_certificate, write_key
@@ -45,21 +48,118 @@ def test_sighup_replaces_all_workers_and_fails_no_request(start: Callable[..., S
     assert server.stop() == 0
 
 
-def test_sighup_reads_a_renewed_certificate(start: Callable[..., Server], tmp_path: Path) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+@dataclass
+class Pair:
+    """A certificate's files, which are renewed in place as an ACME client does."""
 
-    def renew() -> None:
+    cert: Path
+    key: Path
+
+    def renew(self) -> None:
         fresh = ec.generate_private_key(ec.SECP256R1())
-        write_certificate(cert, fresh)
-        write_key(key, fresh)
+        write_certificate(self.cert, fresh)
+        write_key(self.key, fresh)
 
-    renew()
-    server = start(tls_cert=cert, tls_key=key, workers=2)
-    address = "127.0.0.1", urlsplit(server.url).port or 0
-    assert ssl.get_server_certificate(address).strip() == cert.read_text().strip()
-    before = set(server.workers())
-    renew()
-    assert server.process is not None
-    server.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: len(server.workers()) == 2 and not before & set(server.workers()), 30)
-    assert ssl.get_server_certificate(address).strip() == cert.read_text().strip()
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    made = Pair(tmp_path / "cert.pem", tmp_path / "key.pem")
+    made.renew()
+    return made
+
+
+def shown(server: Server) -> str:
+    """Return the certificate that a new connection sees."""
+    return ssl.get_server_certificate(("127.0.0.1", urlsplit(server.url).port or 0)).strip()
+
+
+@contextmanager
+def asking(server: Server) -> Iterator[list[object]]:
+    """Ask over one connection and over new ones until the block ends; yield what failed."""
+    failed: list[object] = []
+    ends = threading.Event()
+    # Whatever certificate it shows.
+    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
+    headers = {"Authorization": f"Bearer {server.first_key}"}
+
+    def ask() -> None:
+        with httpx.Client(verify=blind, headers=headers, timeout=20) as kept:
+            while not ends.is_set():
+                with httpx.Client(verify=blind, headers=headers, timeout=20) as fresh:
+                    for client in (kept, fresh):
+                        try:
+                            answer = client.get(f"{server.url}/v2/keys")
+                        except httpx.TransportError as error:
+                            failed.append(error)
+                        else:
+                            if answer.status_code != 200:
+                                failed.append(answer.text)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield failed
+    finally:
+        ends.set()
+        thread.join(30)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reload_shows_a_renewed_certificate_and_fails_no_request(
+    start: Callable[..., Server], pair: Pair, workers: int
+) -> None:
+    server = start(tls_cert=pair.cert, tls_key=pair.key, workers=workers)
+    assert shown(server) == pair.cert.read_text().strip()
+    with asking(server) as failed:
+        pair.renew()
+        assert shown(server) != pair.cert.read_text().strip()
+        done = server.cli("reload")
+        assert done.returncode == 0, done.stderr
+        assert shown(server) == pair.cert.read_text().strip()
+    assert failed == []
+    assert server.stop() == 0
+    assert not (server.data_dir / "tls.pem").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_renewal_that_does_not_fit_is_refused_and_the_old_one_goes_on(
+    start: Callable[..., Server], pair: Pair, workers: int
+) -> None:
+    server = start(tls_cert=pair.cert, tls_key=pair.key, workers=workers, log_format="json")
+    before = pair.cert.read_text().strip()
+    write_key(pair.key, ec.generate_private_key(ec.SECP256R1()))
+    done = server.cli("reload")
+    assert done.returncode == 6
+    said = f"The TLS key {pair.key} does not belong to the certificate {pair.cert}"
+    assert f"reload_refused: The server goes on as before: {said}" in done.stderr
+    assert f'"message": "not reloaded: {said}' in server.output
+    assert shown(server) == before
+    if workers > 1:
+        # One that is started now reads the old one, too.
+        killed = server.kill_one_worker()
+        wait_until(lambda: len(set(server.workers()) - {killed}) == workers, 30)
+        wait_until(lambda: shown(server) == before)
+    pair.renew()
+    assert server.cli("reload").returncode == 0
+    assert shown(server) == pair.cert.read_text().strip()
+
+
+def test_reload_says_so_where_no_server_runs(start: Callable[..., Server], tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        done = Server(folder).cli_here("reload")
+        assert done.exit_code == 5
+        assert f"server_not_running: No server runs on {folder}" in done.stderr
+    server = start(no_messaging=1)
+    assert server.cli_here("reload").exit_code == 0
+    server.kill()
+    assert server.cli_here("reload").exit_code == 5
+
+
+def test_reload_signals_no_process_of_another_container(start: Callable[..., Server]) -> None:
+    server = start()
+    file = server.data_dir / "server"
+    file.write_text(file.read_text().replace("pid:[", "pid:[9"))
+    done = server.cli_here("reload")
+    assert done.exit_code == 6
+    assert "reload_refused: The server runs in another container" in done.stderr

@@ -61,3 +61,16 @@ def test_ctrl_c_ends_everything_without_a_word(tmp_path: Path, workers: int) -> 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     for word in (b"ERROR", b"WARNING", b"DO NOT USE", b"Traceback"):
         assert word not in started + said
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_terminal_that_goes_away_ends_it(tmp_path: Path, workers: int) -> None:
+    server = Server(tmp_path / "data", workers=workers)
+    pid, terminal = up_in_terminal(server)
+    found = re.search(rb"listens on (\S+)", read_until_end(terminal, b"Stop with Ctrl-C"))
+    assert found is not None
+    url = found[1].decode()
+    wait_until(lambda: is_ready(url), 30)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    wait_until(lambda: not is_ready(url))

@@ -106,6 +106,74 @@ def test_mqtt_and_websocket_show_the_certificate_and_take_nothing_in_the_clear(
         assert b"101" not in line.recv(1_024)
 
 
+def seen_at(port: int) -> str:
+    return ssl.get_server_certificate(("127.0.0.1", port)).strip()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_renewed_certificate_reaches_mqtt_clients_and_nothing_stored_is_lost(
+    start: Callable[..., Server], tmp_path: Path, workers: int
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    _, cert, key = signed_pair(old)
+    ports = free_ports(2)
+    listening = {
+        "mqtt_listen": f"127.0.0.1:{ports[0]}",
+        "websocket_listen": f"127.0.0.1:{ports[1]}",
+    }
+    up = start(no_messaging=0, tls_cert=cert, tls_key=key, workers=workers, **listening)
+    up.trust = ssl.create_default_context(cafile=str(old / "root.pem"))
+    allow_all(up)
+    login = create(up, "secure")
+    first = MqttClient(up.mqtt_port, *login, "kept-1", clean=False, trust=up.trust)
+    assert first.subscribe("agents/#") == 1
+    first.publish("agents/kept", "retained", retain=True)
+    wait_until(partial(has_taken, first, 1))
+
+    # The same certificate: nothing ends.
+    broker = up.broker()
+    assert up.cli("reload").returncode == 0
+    assert up.broker() == broker
+    assert publish(up, "agents/x", "one") == 200
+    wait_until(partial(has_taken, first, 2))
+    assert not first.ended_at
+
+    root, fresh_cert, fresh_key = signed_pair(new)
+    before = seen_at(up.mqtt_port)
+    cert.write_bytes(fresh_cert.read_bytes())
+    key.write_bytes(fresh_key.read_bytes())
+    # Until the reload the bridge goes on trusting what the broker shows.
+    assert publish(up, "agents/x", "two") == 200
+    done = up.cli("reload")
+    assert done.returncode == 0, done.stderr
+    for port in (up.mqtt_port, up.websocket_port):
+        wait_until(partial(is_shown, port, cert), 30)
+    assert before != seen_at(up.mqtt_port)
+    wait_until(lambda: first.ended_at)
+    first.paho.loop_stop()
+
+    up.trust = ssl.create_default_context(cafile=str(root))
+    wait_until(lambda: publish(up, "agents/x", "three") == 200, 30)
+    again = MqttClient(up.mqtt_port, *login, "kept-1", clean=False, trust=up.trust)
+    assert again.code == 0
+    # Queued for its session while it was away.
+    wait_until(lambda: ("agents/x", b"three") in again.messages)
+    other = MqttClient(up.mqtt_port, *login, "kept-2", trust=up.trust)
+    assert other.subscribe("agents/kept") == 1
+    wait_until(lambda: ("agents/kept", b"retained") in other.messages)
+    for one in (again, other):
+        one.close()
+
+
+def is_shown(port: int, cert: Path) -> bool:
+    try:
+        return seen_at(port) == cert.read_text().strip()
+    except OSError:
+        return False
+
+
 @contextmanager
 def cluster(
     up: Server, folder: Path, ports: list[list[int]], tls: tuple[Path, Path, Path]

@@ -267,6 +267,7 @@ class BrokerProcess:
         self._file.write_text("# Made anew at each start; changes here are lost.\n" + settings)
         self._stopped = threading.Event()
         self._process: subprocess.Popen[str] | None = None
+        self._restarting = False
         # The kernel ends the broker with the thread that started it, so that one lasts.
         self._thread = threading.Thread(target=self._run, name="wardkey-broker", daemon=True)
         self._thread.start()
@@ -280,6 +281,13 @@ class BrokerProcess:
         self._thread.join(_STOP_S)
         if process is not None and process.poll() is None:
             process.kill()
+
+    def restart(self) -> None:
+        """End it, so that it is started again at once and reads its certificate anew."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            self._restarting = True
+            process.terminate()
 
     def kill(self) -> None:
         """End it at once, as a power cut would, and for good."""
@@ -314,6 +322,10 @@ class BrokerProcess:
             code = process.wait()
             if self._stopped.is_set():
                 return
+            if self._restarting:
+                self._restarting = False
+                log.info("the broker is started again, with the renewed certificate")
+                continue
             log.error("the broker ended with %s; it is started again in %.1f s", code, pause)
             self._stopped.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -7,7 +7,7 @@ import os
 import ssl
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +44,8 @@ class Publishers:
     # Of the nodes of one broker; any will do.
     addresses: Sequence[tuple[str, int]]
     name: str
-    tls: ssl.SSLContext | None = None
+    # Whom to trust, asked for each connection.
+    tls: Callable[[], ssl.SSLContext] | None = None
     # The folder in which a broker on this machine keeps what it stores.
     folder: Path | None = None
     _count: int = 0
@@ -164,7 +165,7 @@ class Publishers:
         name = f"{BRIDGE}-{self.name}-{self._count}"
         for turn in range(len(self.addresses)):
             at = (self._node + turn) % len(self.addresses)
-            publisher = Publisher(*self.addresses[at], name, self.tls)
+            publisher = Publisher(*self.addresses[at], name, self.tls and self.tls())
             try:
                 await publisher.open(BRIDGE, token)
             except BrokerUnreachable:

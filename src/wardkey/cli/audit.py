@@ -13,7 +13,7 @@ from wardkey.actions.core import audit as actions
 from wardkey.actions.core import audit_walks
 from wardkey.actions.core.audit import AuditQuery
 from wardkey.actions.core.runner import Runner
-from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
+from wardkey.cli.terminal import STORAGE, Subgroup, as_json, print_output, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing
 from wardkey.domain.errors import AuditBroken, InvalidSetting, OrganizationNotFound
@@ -25,7 +25,7 @@ _which = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def audit() -> None:
     """Verify audit chains and export their ends."""
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from wardkey.adapters.broker import BrokerKeys, Cluster, Node, Tls, broker_settings
-from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
+from wardkey.cli.terminal import STORAGE, Subgroup, as_json, print_output, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing
 from wardkey.domain.errors import InvalidSetting, UnsafeListen
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def broker() -> None:
     """Run the broker elsewhere: `wardkey up --broker` then uses it."""
 

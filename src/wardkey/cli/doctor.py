@@ -17,10 +17,12 @@ from wardkey.actions.accounts.organizations import find, list_all
 from wardkey.actions.core.audit import list_chains
 from wardkey.actions.core.audit_walks import verify_chain
 from wardkey.actions.operations.proxy_mistakes import list_mistakes
+from wardkey.cli.server_file import find_server
 from wardkey.cli.terminal import as_json, print_output, settings
 from wardkey.config import SERVING, Config
 from wardkey.db.diagnostics import check_usage, storage_facts
 from wardkey.db.engine import Database, open_database, wall_clock
+from wardkey.db.kept_keys import kept_files
 from wardkey.db.master_key import (
     PepperState,
     check_peppers,
@@ -81,9 +83,12 @@ def _examine(config: Config) -> Iterator[Finding]:
         )  # fmt: skip
         return
     yield _private("data folder", config.data_dir, 0o700)
+    if not os.access(config.data_dir, os.R_OK | os.X_OK):
+        return
     yield from _master_key_file(config)
     yield _space(config.data_dir)
     yield _listening(config)
+    yield _server(config)
     if config.behind_proxy:
         yield _public_url(config)
     if config.tls_cert or config.tls_key:
@@ -114,12 +119,13 @@ def _private(what: str, path: Path, wanted: int) -> Finding:
     mode = stat.S_IMODE(found.st_mode)
     if mode & ~wanted:
         return Finding(
-            State.FAULT, what, f"others may enter it ({mode:04o}); run chmod {wanted:o} {path}"
+            State.FAULT, what, f"others may use it ({mode:04o}); run chmod {wanted:o} {path}"
         )
     if found.st_uid != os.geteuid() and os.geteuid() != 0:
         return Finding(State.FAULT, what, f"it belongs to another user; run chown on {path}")
-    if not os.access(path, os.W_OK):
-        return Finding(State.FAULT, what, f"it cannot be written; run chmod u+w {path}")
+    if not os.access(path, os.R_OK | os.W_OK):
+        rights = "u+rwx" if path.is_dir() else "u+rw"
+        return Finding(State.FAULT, what, f"it cannot be written; run chmod {rights} {path}")
     return Finding(State.OK, what, f"{path}, {mode:04o}")
 
 
@@ -132,6 +138,8 @@ def _master_key_file(config: Config) -> Iterator[Finding]:
         yield Finding(State.FAULT, "master key", f"{path} does not exist; put the key back there")
         return
     yield _private("master key", path, 0o600)
+    for version, kept in kept_files(path).items():
+        yield _private(f"old master key {version}", kept, 0o600)
     if config.key_beside_data:
         yield Finding(
             State.WARNING, "master key",
@@ -153,7 +161,19 @@ def _listening(config: Config) -> Finding:
         check_listening(config)
     except WardkeyError as failure:
         return Finding(State.FAULT, "listening", failure.detail)
-    return Finding(State.OK, "listening", config.listen)
+    return Finding(State.OK, "listening", f"a server may listen on {config.listen}")
+
+
+def _server(config: Config) -> Finding:
+    try:
+        found = find_server(config.data_dir)
+    except WardkeyError as failure:
+        return Finding(State.OK, "server", failure.detail)
+    where = f"process {found.pid}" if found.is_here else "a process in another container"
+    said = f"it runs, {where}; {config.data_dir / 'url'} says where it is reached"
+    if found.fault:
+        return Finding(State.WARNING, "server", f"{said}; its last reload failed: {found.fault}")
+    return Finding(State.OK, "server", said)
 
 
 def _public_url(config: Config) -> Finding:
@@ -206,7 +226,7 @@ def _validity(chain: list[x509.Certificate]) -> Finding:
         return Finding(State.FAULT, "certificate", said)
     said = f"good until {iso(end)}"
     if end <= now + 14 * _DAY_MS:
-        return Finding(State.WARNING, "certificate", f"{said}; renew it and start again")
+        return Finding(State.WARNING, "certificate", f"{said}; renew it and run `wardkey reload`")
     return Finding(State.OK, "certificate", said)
 
 

@@ -8,7 +8,7 @@ import click
 
 from wardkey.actions.operations import hook_tokens
 from wardkey.actions.operations.hook_tokens import HookToken
-from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
+from wardkey.cli.terminal import STORAGE, Subgroup, as_json, print_output, say_table, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing
 from wardkey.domain.hooks import HookKind
@@ -17,7 +17,7 @@ from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def hook() -> None:
     """Create, list and revoke tokens for brokers of your own."""
 
@@ -55,13 +55,17 @@ def list_(config: Config, *, as_json: bool) -> None:
     """List the hook tokens of this deployment."""
     with open_existing(config) as runner:
         found = runner.read(hook_tokens.list_all, operator())
-    lines = [
-        f"{item.kid}  {'revoked' if item.revoked_at else 'active':<8} {item.hook.kind:<9} "
-        f"{_scope_text(item)}"
+    rows = [
+        (item.kid, "revoked" if item.revoked_at else "active", item.hook.kind, _scope_text(item))
         for item in found
     ]
-    empty = "No hook token yet; `wardkey hook create KIND` makes one."
-    print_output([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
+    say_table(
+        [_json(item) for item in found],
+        ("kid", "state", "kind", "organizations"),
+        rows,
+        as_json=as_json,
+        empty="No hook token yet; `wardkey hook create KIND` makes one.",
+    )
 
 
 @hook.command()

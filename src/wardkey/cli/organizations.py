@@ -9,7 +9,15 @@ import click
 from wardkey.actions.accounts import organizations, people
 from wardkey.actions.accounts.organizations import Organization
 from wardkey.cli.address import link_url
-from wardkey.cli.terminal import STORAGE, as_json, confirm, print_output, settings
+from wardkey.cli.terminal import (
+    STORAGE,
+    Subgroup,
+    as_json,
+    confirm,
+    print_output,
+    say_table,
+    settings,
+)
 from wardkey.config import Config
 from wardkey.db.engine import Transaction
 from wardkey.deployment import open_existing
@@ -20,7 +28,7 @@ from wardkey.domain.times import iso
 SECOND = 2
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def org() -> None:
     """Create, list, suspend, resume and delete organizations."""
 
@@ -70,13 +78,17 @@ def list_(config: Config, *, as_json: bool) -> None:
     """List the organizations of this deployment."""
     with open_existing(config) as runner:
         found = runner.read(organizations.list_all, operator())
-    lines = [
-        f"{item.slug:<24} {'suspended' if item.suspended_at else 'active':<10} "
-        f"{item.id}  {item.name}"
+    rows = [
+        (item.slug, "suspended" if item.suspended_at else "active", item.id, item.name)
         for item in found
     ]
-    empty = "No organization yet; `wardkey org create NAME --owner EMAIL` makes one."
-    print_output([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
+    say_table(
+        [_json(item) for item in found],
+        ("slug", "state", "id", "name"),
+        rows,
+        as_json=as_json,
+        empty="No organization yet; `wardkey org create NAME --owner EMAIL` makes one.",
+    )
 
 
 @org.command()

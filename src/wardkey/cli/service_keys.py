@@ -8,14 +8,14 @@ import click
 
 from wardkey.actions.operations import service_keys
 from wardkey.actions.operations.service_keys import ServiceKey
-from wardkey.cli.terminal import STORAGE, as_json, print_output, settings
+from wardkey.cli.terminal import STORAGE, Subgroup, as_json, print_output, say_table, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def service_key() -> None:
     """Create, list and revoke keys that only verify."""
 
@@ -46,13 +46,22 @@ def list_(config: Config, *, as_json: bool) -> None:
     """List the service keys of this deployment."""
     with open_existing(config) as runner:
         found = runner.read(service_keys.list_all, operator())
-    lines = [
-        f"{item.kid}  {'revoked' if item.revoked_at else 'active':<8} {item.name}  "
-        f"{', '.join(item.allowed_addresses)}"
+    rows = [
+        (
+            item.kid,
+            "revoked" if item.revoked_at else "active",
+            item.name,
+            ", ".join(item.allowed_addresses),
+        )
         for item in found
     ]
-    empty = "No service key yet; `wardkey service-key create NAME --allow CIDR` makes one."
-    print_output([_json(item) for item in found], as_json=as_json, text="\n".join(lines) or empty)
+    say_table(
+        [_json(item) for item in found],
+        ("kid", "state", "name", "addresses"),
+        rows,
+        as_json=as_json,
+        empty="No service key yet; `wardkey service-key create NAME --allow CIDR` makes one.",
+    )
 
 
 @service_key.command()

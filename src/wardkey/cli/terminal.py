@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -17,10 +17,11 @@ from wardkey.domain import errors
 # Loaded when asked for, so that `wardkey --help` stays quick: name -> (module, help).
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("up", "Start the server; the first start makes the deployment."),
+    "reload": ("reload", "Have the running server read a renewed certificate."),
     "doctor": ("doctor", "Say what is wrong with a deployment and how to mend it."),
     "backup": ("backup", "Write an encrypted copy of the database, while servers run."),
     "restore": ("backup", "Put a backup in the database's place, without reviving any key."),
-    "master-key": ("master_key", "Rotate the master key."),
+    "master-key": ("master_key", "Rotate the master key; list and remove old ones."),
     "org": ("organizations", "Create, list, suspend, resume and delete organizations."),
     "setup-link": ("organizations", "Make a one-time link that sets a person's password."),
     "service-key": ("service_keys", "Create, list and revoke keys that only verify."),
@@ -79,9 +80,26 @@ class Group(click.Group):
             sys.exit(exit_code(unusable))
 
 
+class Subgroup(click.Group):
+    """A group of commands whose list shows the first sentence of each as a whole."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands; click would cut a sentence off where the line ends."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(limit=1_000))
+                    for name in self.list_commands(ctx)
+                    if (command := self.get_command(ctx, name)) is not None
+                ]
+            )
+
+
 def print_error(failure: errors.WardkeyError) -> None:
-    """Print a failure's code and sentence on stderr, and which input is at fault."""
-    at = f" (at {failure.field})" if failure.field else ""
+    """Print a failure's code and sentence on stderr, and the input where that does not name it."""
+    field = failure.field or ""
+    named = field.replace("-", "_") in failure.detail.lower().replace("-", "_")
+    at = "" if named else f" (at {field})"
     click.echo(f"wardkey: {failure.code}: {failure.detail}{at}", err=True)
 
 
@@ -90,9 +108,27 @@ def exit_code(failure: errors.WardkeyError) -> int:
     return next(code for family, code in EXIT_CODES if isinstance(failure, family))
 
 
-def print_output(value: Any, *, as_json: bool, text: str) -> None:  # noqa: ANN401 - JSON values
-    """Print data on stdout: as JSON for programs, or as `text` for people."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+def print_output(value: Any, *, as_json: bool, text: str, err: bool = False) -> None:  # noqa: ANN401 - JSON
+    """Print data on stdout: as JSON for programs, or as `text` for people; on stderr if `err`."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text, err=err)
+
+
+def say_table(
+    value: Any,  # noqa: ANN401 - JSON values
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    as_json: bool,
+    empty: str,
+) -> None:
+    """Print a list in columns, below their names on a terminal; `empty` where it has no rows."""
+    shown = [[name.upper() for name in names], *rows] if sys.stdout.isatty() else [*rows]
+    widths = [max(len(row[at]) for row in [names, *rows]) for at in range(len(names))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in shown
+    ]
+    print_output(value, as_json=as_json, text="\n".join(lines) if rows else empty)
 
 
 def confirm(question: str, wanted: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from wardkey.adapters.broker import (
     broker_settings,
 )
 from wardkey.cli.address import keep_url
+from wardkey.cli.server_file import hold_server_file
 from wardkey.cli.terminal import settings
 from wardkey.config import SERVING, Config, ignored_variables
 from wardkey.db.engine import Transaction
@@ -33,11 +33,9 @@ from wardkey.deployment import open_deployment
 from wardkey.domain.errors import InvalidSetting
 from wardkey.domain.principal import Principal, operator
 from wardkey.logs import configure_logging
-from wardkey.preflight import check_listening, check_tls
+from wardkey.preflight import TlsCopy, check_listening, check_tls
 
 log = logging.getLogger(__name__)
-
-DRAIN_S = 30
 
 
 @click.command()
@@ -60,13 +58,15 @@ def up(config: Config) -> None:
         # Before anything is made and shown: a start that fails later shows no secret again.
         config, held = _hold_broker_ports(config, ports)
         # Held until the last worker has drained, so that nobody restores under it.
-        with open_deployment(config) as runner:
+        with open_deployment(config) as runner, hold_server_file(config.data_dir) as file:
+            tls = TlsCopy.of(config)
+            config = tls.config
             keep_url(config)
             if runner.read(is_new, operator()):
                 runner.write(_begin, operator(), config)
             else:
                 _remind_of_set_up(runner)
-            with _broker(config, held, runner) as served:
+            with tls, _broker(config, held, runner) as (served, broker):
                 click.echo(f"Wardkey listens on {config.url}  (API: {config.url}/v2/docs)")
                 if config.messaging and not config.broker:
                     scheme = "wss" if config.tls_cert else "ws"
@@ -76,7 +76,15 @@ def up(config: Config) -> None:
                     )
                 click.echo(f"Data: {config.data_dir.absolute()}  Stop with Ctrl-C")
                 sys.stdout.flush()
-                _serve(served, listening)
+
+                def renew() -> None:
+                    if tls.renew() and broker is not None:
+                        broker.restart()
+
+                # Late, because only the process that serves needs it.
+                from wardkey.cli.serving import serve
+
+                serve(served, listening, file, renew)
 
 
 def _remind_of_set_up(runner: Runner) -> None:
@@ -112,10 +120,12 @@ def _hold_broker_ports(config: Config, held: ExitStack) -> tuple[Config, HeldPor
 
 
 @contextmanager
-def _broker(config: Config, held: HeldPorts | None, runner: Runner) -> Iterator[Config]:
-    """Run the broker, if it is wanted here; yield the settings with its addresses."""
+def _broker(
+    config: Config, held: HeldPorts | None, runner: Runner
+) -> Iterator[tuple[Config, BrokerProcess | None]]:
+    """Run the broker, if it is wanted here; yield the settings with its addresses, and itself."""
     if held is None:
-        yield config
+        yield config, None
         return
     inside = _address(held.inside)
     folder = config.data_dir.absolute() / "broker"
@@ -133,13 +143,14 @@ def _broker(config: Config, held: HeldPorts | None, runner: Runner) -> Iterator[
     process = BrokerProcess(broker_program(config.nats_server), settings, folder, held)
     scheme = "mqtts" if config.tls_cert else "mqtt"
     try:
-        yield replace(
+        served = replace(
             config,
             broker=f"nats://{inside}",
             broker_mqtt=f"{scheme}://{config.mqtt_listen}",
             broker_ca=config.tls_cert,
             broker_dir=str(folder),
         )
+        yield served, process
     finally:
         process.stop()
 
@@ -201,45 +212,3 @@ def _begin(tx: Transaction, by: Principal, config: Config) -> None:
     click.echo(f"    URL={config.url}; read -rs KEY; {ask}")
     click.echo(f"  Master key: {config.master_key_path.absolute()}  Keep a copy elsewhere.")
     sys.stdout.flush()
-
-
-def _serve(config: Config, listening: socket.socket) -> None:
-    import uvicorn
-    from uvicorn.supervisors import Multiprocess
-
-    os.environ.update(config.environment())
-    settings = uvicorn.Config(
-        "wardkey.app:create_app",
-        factory=True,
-        workers=config.workers,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=DRAIN_S,
-        ssl_certfile=config.tls_cert or None,
-        ssl_keyfile=config.tls_key or None,
-        http="wardkey.web.fast_path:FastPathProtocol",
-        ws="none",
-        timeout_keep_alive=config.keep_alive,
-        loop="uvloop",
-    )
-    # After draining, uvicorn raises the signal again; by then it only means to end well.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
-    if config.workers == 1:
-        uvicorn.Server(settings).run(sockets=[listening])
-    else:
-        _start_resource_tracker()
-        Multiprocess(settings, sockets=[listening]).run()
-
-
-def _start_resource_tracker() -> None:
-    """Start the tracker that multiprocessing's workers share, without this product's settings."""
-    from multiprocessing import resource_tracker
-
-    ours = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("WARDKEY_")}
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        os.environ.update(ours)

@@ -47,6 +47,9 @@ from wardkey.domain.errors import (
 )
 
 FORMAT = 1
+# The first bytes of each file; a random salt of an older backup begins so once in 2**48 times.
+_NAMED = b"wardkb"
+_SALT = 16
 BATCH = 500
 # Sealed answers live for ten minutes only; a backup would keep them for years. Grants live for
 # hours, and whoever restores could not say which of them were ended since.
@@ -87,6 +90,7 @@ class Backup:
 
     head: BackupHead
     connection: Connection
+    master: MasterKey
 
     def batches(self, table: Table) -> Iterator[Sequence[Row[Any]]]:
         """Yield a table's rows, a few hundred at a time."""
@@ -145,7 +149,7 @@ def write_backup(
 
 
 def _copy(database: Database, path: Path, tell: Tell | None) -> BackupHead:
-    engine = _engine(path, database.master, "rw")
+    engine = _engine(path, database.master, "rw", _salt(database.keys.version))
     try:
         with storage_errors(), database.reader.connect() as source, engine.connect() as target:
             if database.kind == "postgresql":
@@ -191,6 +195,31 @@ def _version(source: Connection) -> str:
     return state.current
 
 
+def named_version(path: Path) -> int | None:
+    """Return the version of the master key that a backup names in its first bytes, unproven.
+
+    SQLCipher keeps a file's salt there in the clear. Backups made before have a random one.
+    """
+    with path.open("rb") as file:
+        salt = file.read(_SALT)
+    if not salt.startswith(_NAMED):
+        return None
+    return int.from_bytes(salt[len(_NAMED) : len(_NAMED) + 2])
+
+
+def opens(path: Path, master: MasterKey) -> bool:
+    """Tell whether a master key opens a file's first page."""
+    engine = _engine(path, master, "ro")
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").all()
+    except exc.DBAPIError:
+        return False
+    finally:
+        engine.dispose()
+    return True
+
+
 @contextmanager
 def open_backup(path: Path, master: MasterKey, scratch: Path) -> Iterator[Backup]:
     """Open and check a backup of this version or an older one, which is migrated in a copy.
@@ -213,7 +242,7 @@ def open_backup(path: Path, master: MasterKey, scratch: Path) -> Iterator[Backup
             with engine.begin() as connection:
                 upgrade(connection)
         with engine.connect() as connection:
-            yield Backup(head, connection)
+            yield Backup(head, connection, master)
     finally:
         engine.dispose()
         copy.unlink(missing_ok=True)
@@ -250,13 +279,19 @@ def _judging(path: Path) -> Iterator[None]:
     except exc.DBAPIError as error:
         raise InvalidBackup(
             f"{path} is cut off, edited, not a backup of Wardkey, or was made under another "
-            f"master key ({error.orig}). A backup from before `wardkey master-key rotate` opens "
-            "with the old master key only."
+            f"master key ({error.orig}). Name the file of that key with --backup-key-file."
         ) from None
 
 
-def _engine(path: Path, master: MasterKey, mode: str) -> Engine:
-    key = derive(master.raw, "backup").hex()
+def _salt(version: int) -> bytes:
+    """Return the salt of a new backup: random, but for the version of the key that opens it."""
+    named = _NAMED + min(version, 0xFFFF).to_bytes(2)
+    return named + secrets.token_bytes(_SALT - len(named))
+
+
+def _engine(path: Path, master: MasterKey, mode: str, salt: bytes = b"") -> Engine:
+    # Without a salt here, the file's own is taken.
+    key = derive(master.raw, "backup").hex() + salt.hex()
 
     def connect() -> Any:  # noqa: ANN401 - sqlcipher3 has no types
         connection = sqlcipher.connect(

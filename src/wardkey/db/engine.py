@@ -168,7 +168,13 @@ def connect_sqlite(path: Path, key: bytes) -> Any:  # noqa: ANN401 - sqlcipher3 
     SQLCipher takes a raw 256-bit key in this form without stretching it
     (zetetic.net/sqlcipher/sqlcipher-api, "PRAGMA key").
     """
-    connection = sqlcipher.connect(str(path), isolation_level=None, check_same_thread=False)
+    try:
+        connection = sqlcipher.connect(str(path), isolation_level=None, check_same_thread=False)
+    except sqlcipher.OperationalError as error:
+        raise StorageReadOnly(
+            f"The database {path} cannot be opened ({error}); check that its folder exists and "
+            "may be written."
+        ) from error
     # What is wrong is told as a failure; the library would write to stderr as well.
     connection.execute("PRAGMA cipher_log_level = NONE")
     connection.execute(f"PRAGMA key = \"x'{key.hex()}'\"")
@@ -252,7 +258,7 @@ def _postgresql(url: URL) -> Engine:
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn what a driver says of the storage into the failure that it stands for."""
+    """Turn what a driver or the system says of the storage into the failure that it stands for."""
     try:
         yield
     except exc.IntegrityError:
@@ -267,8 +273,18 @@ def storage_errors() -> Iterator[None]:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise StorageFull from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise StorageReadOnly from error
+            raise _read_only(error.filename) from error
         raise
+
+
+def _read_only(name: object) -> StorageReadOnly:
+    """Name the file or folder at which it failed, and the folder above it."""
+    if not isinstance(name, str):
+        return StorageReadOnly()
+    return StorageReadOnly(
+        f"{name} cannot be written; give this user rights to the folder "
+        f"{Path(name).parent}, or name another with --data-dir."
+    )
 
 
 _SIGNS: tuple[tuple[str, type[WardkeyError]], ...] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,18 @@ from pathlib import Path
 from sqlalchemy import text
 
 from wardkey.db.engine import Database, storage_errors
-from wardkey.domain.errors import AlreadyRunning
+from wardkey.domain.errors import AlreadyRunning, StorageReadOnly
 
 _LOCK = 0x77617265
+
+
+def check_folder(data_dir: Path) -> None:
+    """Raise `StorageReadOnly`, with its name, for a data folder that cannot be written."""
+    if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
+        raise StorageReadOnly(
+            f"The data folder {data_dir} cannot be written by the user of this process; change its "
+            "owner or its permissions, or name another with --data-dir."
+        )
 
 
 @contextmanager
@@ -23,6 +33,7 @@ def hold_folder(data_dir: Path, *, alone: bool) -> Iterator[None]:
     held before the database is opened, since a rotation of the master key puts other files in
     the place of those that one would have opened.
     """
+    check_folder(data_dir)
     with storage_errors():
         file = (data_dir / "lock").open("w")
     with file:

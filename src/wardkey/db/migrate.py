@@ -49,7 +49,7 @@ def migration_state(connection: Connection) -> MigrationState:
 
 def migrate(database: Database) -> MigrationState:
     """Run the pending migrations, all or none; return the state before."""
-    with database.writer.begin() as connection:
+    with storage_errors(), database.writer.begin() as connection:
         if database.kind == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         state = upgrade(connection)

@@ -538,6 +538,14 @@ class DeploymentNotFound(NotFound):
     """There is no deployment here; name its folder with --data-dir, or make one with wardkey up."""
 
 
+class MasterKeyNotKept(NotFound):
+    """No master key of that version is kept here; wardkey master-key status lists those kept."""
+
+
+class ServerNotRunning(NotFound):
+    """No server runs on this data folder; start it with wardkey up."""
+
+
 class UserNotFound(NotFound):
     """Nobody with that e-mail address."""
 
@@ -810,6 +818,10 @@ class UnwritableFile(Conflict):
 
 class AlreadyRunning(Conflict):
     """A server is using this deployment; stop it first."""
+
+
+class ReloadRefused(Conflict):
+    """The server could not reload; it goes on as before, and the text names the reason."""
 
 
 class InvalidBackup(Invalid):

@@ -50,8 +50,6 @@ class AppContext:
     # By which people sign in to the dashboard beside their passwords, if there is one.
     sign_in_issuer: SignInIssuer | None = None
     welcome: SignInPolicy = field(default_factory=SignInPolicy)
-    # Whether one stolen folder would have the master key and what it opens.
-    key_beside_data: bool = False
     # Where clients reach MQTT; empty where nothing tells.
     mqtt_url: str = ""
     access_log: bool = False

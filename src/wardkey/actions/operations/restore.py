@@ -6,13 +6,14 @@ import json
 import os
 import secrets as randomness
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from wardkey.actions.core.audit import DEPLOYMENT, Target, record
+from wardkey.actions.operations.master_keys import rotate
 from wardkey.actions.operations.restore_diff import (
     CarriedRestriction,
     KeptRules,
@@ -90,9 +91,10 @@ def restore(
         )
     seen = survey(tx, backup)
     events = _write_lost(tx, backup, lost_events)
+    present = tx.connection.execute(select(master_keys)).all()
     _replace(tx, backup)
     _renew_feed(tx, backup)
-    tx.vault = vault_of(tx.vault.master, tx.connection.execute(select(master_keys)).all())
+    _keep_master_key(tx, by, backup, present)
     ended = tx.connection.execute(
         update(user_tokens).where(user_tokens.c.ended_at.is_(None)).values(ended_at=tx.now)
     ).rowcount
@@ -143,6 +145,26 @@ def _replace(tx: Transaction, backup: Backup) -> None:
             continue
         for rows in backup.batches(table):
             tx.connection.execute(insert(table), [dict(row._mapping) for row in rows])  # noqa: SLF001
+
+
+def _keep_master_key(
+    tx: Transaction, by: Principal, backup: Backup, present: Sequence[Row[Any]]
+) -> None:
+    """Leave the deployment under its present master key, whichever one the backup was made under.
+
+    Where the backup's key is an earlier one of this deployment, all that it derived is kept here
+    already, sealed under the present one. Otherwise the present key follows the backup's.
+    """
+    restored = tx.connection.execute(select(master_keys)).all()
+    newest = max(restored, key=lambda row: row.version)
+    if (newest.version, bytes(newest.tag)) in {(row.version, bytes(row.tag)) for row in present}:
+        tx.connection.execute(delete(master_keys))
+        tx.connection.execute(insert(master_keys), [dict(row._mapping) for row in present])  # noqa: SLF001
+        return
+    master = tx.vault.master
+    tx.vault = vault_of(backup.master, restored)
+    if master.tag != backup.master.tag:
+        rotate(tx, by, master)
 
 
 def _renew_feed(tx: Transaction, backup: Backup) -> None:

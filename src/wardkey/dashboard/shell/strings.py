@@ -247,7 +247,6 @@ HEALTH = {
     "messaging_off": "This deployment was started without it.",
     "broker_reached": "The broker answers.",
     "broker_lost": "Nobody can log in or publish until it answers again.",
-    "key_beside": "One stolen folder has both; move it with --master-key-file and keep a copy.",
 }
 
 # What each verdict code means, for whoever reads the counts.

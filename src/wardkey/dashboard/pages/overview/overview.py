@@ -78,7 +78,7 @@ def show_overview(request: Request, current: Visiting, ctx: CurrentContext) -> R
         "overview.html",
         current=current,
         **seen,
-        health=_health(current, ctx),
+        health=_health(ctx),
         snippet=verify_snippet(ctx.public_url),
         keys_url=current.url(KEYS),
         audit_url=current.url(AUDIT),
@@ -110,8 +110,8 @@ def _steps(tx: Transaction, by: Principal, current: MemberContext) -> list[Step]
     return steps
 
 
-def _health(current: MemberContext, ctx: AppContext) -> list[Sign]:
-    """Return how the parts are; what only the operator can mend is told to admins and owners."""
+def _health(ctx: AppContext) -> list[Sign]:
+    """Return how the parts are, for tenants; what concerns the operator, `wardkey doctor` says."""
     live = ctx.verifier.live
     words = f"{live} verifier{'' if live == 1 else 's'} answer{'s' if live == 1 else ''}"
     signs = [Sign("Verifying keys", "", "Running", words)]
@@ -121,8 +121,4 @@ def _health(current: MemberContext, ctx: AppContext) -> list[Sign]:
         signs.append(Sign("Messaging", "", "Running", strings.HEALTH["broker_reached"]))
     else:
         signs.append(Sign("Messaging", "bad", "Broker unreachable", strings.HEALTH["broker_lost"]))
-    if ctx.key_beside_data and current.by.holds(Permission.ORGANIZATION_WRITE):
-        signs.append(
-            Sign("Master key", "warn", "Beside the database", strings.HEALTH["key_beside"])
-        )
     return signs

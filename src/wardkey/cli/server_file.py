@@ -1,0 +1,101 @@
+"""The file `server` in the data folder: which process serves it, and how its last reload ended."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from wardkey.db.engine import storage_errors
+from wardkey.domain.errors import ServerNotRunning, UnusableFile
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A server's process and what it says of its reloads; `fault` is the last one's, or empty."""
+
+    pid: int
+    # Of the process id, which means nothing in another container.
+    namespace: str
+    reloads: int = 0
+    reloading: bool = False
+    fault: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Tell whether the process id is one of this container or machine."""
+        return self.namespace == _namespace()
+
+
+class ServerFile:
+    """The file as the server holds it; that of a second server on the folder writes nothing."""
+
+    def __init__(self, file: TextIO | None) -> None:
+        self._file = file
+        self._serving = Serving(os.getpid(), _namespace())
+
+    def begin_reload(self) -> None:
+        """Note that a start or a reload has begun."""
+        self._write(replace(self._serving, reloading=True))
+
+    def end_reload(self, fault: str) -> None:
+        """Note how it ended; `fault` is empty where all went well."""
+        count = self._serving.reloads + 1
+        self._write(replace(self._serving, reloads=count, reloading=False, fault=fault))
+
+    def _write(self, serving: Serving) -> None:
+        self._serving = serving
+        if self._file is None:
+            return
+        # On a full disk the server goes on; only `wardkey reload` would want this.
+        with suppress(OSError):
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(json.dumps(asdict(serving)) + "\n")
+            self._file.flush()
+
+
+@contextmanager
+def hold_server_file(data_dir: Path) -> Iterator[ServerFile]:
+    """Hold the file while the block runs: it is the lock by which a server is known to run."""
+    with storage_errors(), _path(data_dir).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield ServerFile(None)
+            return
+        held = ServerFile(file)
+        # A signal is for a server that is ready for it, which ends this.
+        held.begin_reload()
+        yield held
+
+
+def find_server(data_dir: Path) -> Serving:
+    """Return the server that runs on a data folder; raises `ServerNotRunning`."""
+    path = _path(data_dir)
+    try:
+        with path.open(encoding="utf-8") as file:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                raise ServerNotRunning(f"No server runs on {data_dir}; start it with `wardkey up`.")
+            return Serving(**json.loads(file.read()))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ServerNotRunning(
+            f"No server runs on {data_dir}; name its folder with --data-dir, or start it with "
+            "`wardkey up`."
+        ) from None
+    except (ValueError, TypeError):
+        raise UnusableFile(f"{path} is being written, or damaged; try again.") from None
+
+
+def _path(data_dir: Path) -> Path:
+    return data_dir / "server"
+
+
+def _namespace() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())

@@ -1,0 +1,138 @@
+"""The processes that answer HTTP, from one listening socket, and their reload on SIGHUP."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from wardkey.cli.server_file import ServerFile
+from wardkey.config import Config
+from wardkey.domain.errors import WardkeyError
+
+log = logging.getLogger("wardkey")
+
+DRAIN_S = 30
+# A new worker that waits for a broker which starts again itself takes longer than a ping.
+_START_S = 60
+
+Renew = Callable[[], None]
+
+
+def serve(config: Config, listening: socket.socket, file: ServerFile, renew: Renew) -> None:
+    """Answer requests until a signal ends it; SIGHUP calls `renew`, then reads its certificate."""
+    os.environ.update(config.environment())
+    settings = uvicorn.Config(
+        "wardkey.app:create_app",
+        factory=True,
+        workers=config.workers,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=DRAIN_S,
+        ssl_certfile=config.tls_cert or None,
+        ssl_keyfile=config.tls_key or None,
+        http="wardkey.web.fast_path:Lane",
+        ws="none",
+        timeout_keep_alive=config.keep_alive,
+        loop="uvloop",
+    )
+    # After draining, uvicorn raises the signal again; by then it only means to end well.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    if config.workers > 1:
+        _start_resource_tracker()
+        workers = _Workers(settings, listening, file, renew)
+        file.end_reload("")
+        workers.run()
+        return
+
+    def reload() -> None:
+        renew()
+        # Connections that are open keep what they began with.
+        if settings.ssl is not None:
+            settings.ssl.load_cert_chain(config.tls_cert, config.tls_key)
+
+    has_terminal = _has_terminal()
+
+    def handle(*_: object) -> None:
+        if has_terminal and not _has_terminal():
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            _report(reload, file)
+
+    signal.signal(signal.SIGHUP, handle)
+    file.end_reload("")
+    uvicorn.Server(settings).run(sockets=[listening])
+
+
+class _Workers(Multiprocess):
+    """uvicorn's worker processes, replaced one by one at a reload."""
+
+    def __init__(
+        self, settings: uvicorn.Config, listening: socket.socket, file: ServerFile, renew: Renew
+    ) -> None:
+        super().__init__(settings, sockets=[listening])
+        self._file, self._renew, self._has_terminal = file, renew, _has_terminal()
+
+    def handle_hup(self) -> None:
+        """Reload, or end where the terminal is gone."""
+        if self._has_terminal and not _has_terminal():
+            self.should_exit.set()
+        else:
+            _report(self._reload, self._file)
+
+    def _reload(self) -> None:
+        self._renew()
+        before, patience = list(self.processes), self.config.timeout_worker_healthcheck
+        self.config.timeout_worker_healthcheck = _START_S
+        try:
+            self.restart_all()
+        finally:
+            self.config.timeout_worker_healthcheck = patience
+        if set(before) & set(self.processes):
+            raise RuntimeError("a new worker did not start; the log says why")
+
+
+def _report(reload: Callable[[], None], file: ServerFile) -> None:
+    """Reload; whatever goes wrong is logged and noted, and the server goes on."""
+    file.begin_reload()
+    fault = ""
+    try:
+        reload()
+    except WardkeyError as failure:
+        fault = failure.detail
+    except Exception as error:  # noqa: BLE001 - a server does not end because a reload failed
+        fault = str(error)
+    if fault:
+        log.error("not reloaded: %s", fault)
+    else:
+        log.info("reloaded")
+    file.end_reload(fault)
+
+
+def _has_terminal() -> bool:
+    """Tell whether there is a terminal; SIGHUP after it went away means to end."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _start_resource_tracker() -> None:
+    """Start the tracker that multiprocessing's workers share, without this product's settings."""
+    from multiprocessing import resource_tracker
+
+    ours = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("WARDKEY_")}
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        os.environ.update(ours)
