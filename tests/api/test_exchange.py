@@ -546,7 +546,6 @@ def test_without_a_key_all_that_is_not_found_is_one_answer(world: World) -> None
     answers = {
         "unknown organization": world.keyless(good, organization_id=unknown),
         "no id": world.keyless(good, organization_id="acme"),
-        "no organization": world.keyless(good, organization_id=""),
         "organization without providers": world.keyless(good, organization_id=org_id),
         "test environment": world.keyless(good, organization_id=f"{world.org_id}.test"),
         "not keyless": world.keyless(world.issuer.of_oidc(closed)),
@@ -565,6 +564,11 @@ def test_without_a_key_all_that_is_not_found_is_one_answer(world: World) -> None
     assert len({_without_id(answer) for answer in answers.values()}) == 1
     heads = [{k for k in answer.headers if k != "date"} for answer in answers.values()]
     assert all(head == heads[0] for head in heads)
+    # Whoever names no place is told so; nothing that exists is told by that.
+    nowhere = world.keyless(good, organization_id="")
+    assert refused(nowhere) == (401, "missing_credentials")
+    assert "organization_id" in nowhere.json()["detail"]
+    assert nowhere.headers["access-control-allow-origin"] == "*"
     # A time that nobody could give is told alike, whatever is there.
     for where in (world.org_id, unknown):
         answer = world.keyless(good, organization_id=where, ttl=5)

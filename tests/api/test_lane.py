@@ -114,10 +114,15 @@ HEADERS = st.dictionaries(
             "X-Forwarded-For",
             "Access-Control-Request-Method",
             "X-Forwarded-Method",
+            "X-API-Key",
+            "Wardkey-Organization",
+            "Wardkey-Environment",
         ]
     ),
     st.sampled_from(
         [
+            "other",
+            "test",
             "https://a.example",
             "cross-site",
             "probe/1",

@@ -5,14 +5,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema_rs
 import pytest
 
 from tests.api import schemathesis_hooks
+from tests.browser.conftest import passes
 from tests.support.server import Server
 from wardkey.domain.errors import ERRORS_BY_CODE
+from wardkey.domain.verdict import Verdict
+from wardkey.web.problems import status_of
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture
@@ -26,6 +32,16 @@ def document(server: Server) -> dict[str, Any]:
 
 def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [operation for path in document["paths"].values() for operation in path.values()]
+
+
+def resolved(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of the document, or what it refers to."""
+    while "$ref" in node:
+        found: Any = document
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            found = found[part]
+        node = found
+    return node
 
 
 def pointed_at(node: object) -> set[str]:
@@ -57,7 +73,7 @@ def test_every_operation_is_described_once_and_never_answers_422(
         assert operation["description"]
         assert operation["summary"]
         assert operation["tags"]
-        assert "security" in operation
+        assert "security" in {**document, **operation}
         assert "422" not in operation["responses"]
 
 
@@ -65,7 +81,9 @@ def test_every_body_and_answer_has_an_example_that_fits_its_schema(
     document: dict[str, Any],
 ) -> None:
     for operation in operations(document):
-        holders = [a for status, a in operation["responses"].items() if status < "300"]
+        holders = [
+            resolved(document, a) for status, a in operation["responses"].items() if status < "300"
+        ]
         for holder in (*holders, operation.get("requestBody", {})):
             for content in holder.get("content", {}).values():
                 schema = {**content["schema"], "components": document["components"]}
@@ -80,11 +98,15 @@ def test_every_declared_problem_has_its_status_example_and_page(
         for status, answer in operation["responses"].items():
             if status < "400":
                 continue
-            (content,) = answer["content"].values()
+            (content,) = resolved(document, answer)["content"].values()
+            codes = content["schema"]["allOf"][1]["properties"]["code"]["enum"]
+            for code in codes:
+                assert status_of(ERRORS_BY_CODE[code]) == int(status)
+                declared.add(code)
+            assert set(content["examples"]) <= set(codes)
             for code in content["examples"]:
                 value = document["components"]["examples"][code]["value"]
                 assert (value["status"], value["code"]) == (int(status), code)
-                declared.add(code)
     assert declared <= set(ERRORS_BY_CODE)
     with server.client() as anyone:
         for code in ERRORS_BY_CODE:
@@ -115,14 +137,76 @@ def test_415_a_form_is_not_json(server: Server) -> None:
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
 
 
+def test_the_document_is_small_and_sent_compressed(server: Server) -> None:
+    with server.client() as anyone:
+        plain = anyone.get("/v2/openapi.json", headers={"Accept-Encoding": "identity"})
+        zipped = anyone.get("/v2/openapi.json", headers={"Accept-Encoding": "gzip"})
+    assert len(plain.content) < 300_000
+    assert int(zipped.headers["content-length"]) < 50_000
+    assert (zipped.headers["content-encoding"], zipped.content) == ("gzip", plain.content)
+    assert plain.headers["vary"] == zipped.headers["vary"] == "Accept-Encoding"
+    assert plain.headers["etag"] != zipped.headers["etag"]
+
+
+def test_publish_is_described_with_its_body_answers_and_headers(document: dict[str, Any]) -> None:
+    publish = document["paths"]["/publish"]["post"]
+    one, many = publish["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
+    assert one["required"] == ["topic", "payload"]
+    assert all(one["properties"][name]["description"] for name in one["properties"])
+    assert many["maxItems"] == 1_000
+    named = {resolved(document, parameter)["name"] for parameter in publish["parameters"]}
+    assert {"Idempotency-Key", "X-Wardkey-Grant"} <= named
+    assert resolved(document, publish["responses"]["200"])["content"]["application/json"]["example"]
+    assert publish["security"]
+
+
+def test_every_field_of_a_question_is_described(document: dict[str, Any]) -> None:
+    fields = document["components"]["schemas"]["VerifyRequest"]["properties"]
+    assert fields.keys() >= {"organization", "origin", "cost", "route", "type"}
+    assert all(field["description"].endswith(".") for field in fields.values())
+    codes = document["components"]["schemas"]["Verdict"]["properties"]["code"]["enum"]
+    assert set(codes) == set(Verdict)
+
+
+def test_the_page_shows_every_operation_parameter_and_code(
+    document: dict[str, Any], server: Server
+) -> None:
+    with server.client() as anyone:
+        page = anyone.get("/v2/docs").text
+    for operation in operations(document):
+        assert f'<article id="{operation["operationId"]}">' in page
+        for parameter in operation.get("parameters", ()):
+            assert f"<code>{resolved(document, parameter)['name']} (" in page
+    for code in ("duplicate_name", "not_permitted", "storage_unreachable"):
+        assert f'href="/problems/{code}"' in page
+    assert "<code>rate_limit.burst</code>" in page
+    assert "a whole number from 1 to 1,000,000,000<" in page
+
+
+@pytest.mark.browser
+def test_the_page_can_be_used_at_once_and_passes_axe(server: Server, browser: Browser) -> None:
+    page = browser.new_page()
+    faults: list[str] = []
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    page.goto(f"{server.url}/v2/docs#publish")
+    assert page.locator("#publish").bounding_box() is not None
+    passes(page)
+    page.fill("#filter", "verify")
+    assert page.locator("nav li:visible").count() < 10
+    page.get_by_role("link", name="POST Verify key", exact=True).click()
+    assert page.url.endswith("#verify_key")
+    assert not faults
+    page.close()
+
+
 def test_the_docs_page_runs_only_our_own_files(server: Server) -> None:
     with server.client() as anyone:
         page = anyone.get("/v2/docs")
         assert "script-src 'self';" in page.headers["content-security-policy"]
-        for name in ("docs.js", "swagger-ui-bundle.js", "swagger-ui.css"):
-            assert f"/static/swagger/{name}" in page.text
-            assert anyone.get(f"/static/swagger/{name}").status_code == 200
-        assert anyone.get("/static/swagger/LICENSE").status_code == 404
+        for name in ("reference.css", "reference.js"):
+            assert f"/static/reference/{name}" in page.text
+            assert anyone.get(f"/static/reference/{name}").status_code == 200
+        assert anyone.get("/static/reference/docs.py").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -194,7 +278,7 @@ def cpu_s(server: Server) -> float:
 def test_the_document_and_its_page_are_made_once_and_not_sent_again_where_they_are_known(
     server: Server,
 ) -> None:
-    paths = ("/v2/openapi.json", "/v2/docs", "/static/swagger/swagger-ui-bundle.js")
+    paths = ("/v2/openapi.json", "/v2/docs", "/static/reference/reference.css")
     with server.client() as anyone:
         for path in paths:
             first = anyone.get(path)

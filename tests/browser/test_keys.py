@@ -12,6 +12,7 @@ from tests.browser.conftest import KEYS, Enter, Site, passes
 from tests.support.database import database_of
 from wardkey.dashboard.shell.auth import COOKIE
 from wardkey.db.schema import keys, members
+from wardkey.domain.permissions import Permission
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -144,6 +145,32 @@ def test_chosen_permissions_are_those_of_the_type(site: Site, enter: Enter) -> N
     assert made["permissions"] == ["invoices:read", "invoices:write", "keys:verify"]
     assert made["rate_limit"]["limit"] == 600
     assert made["expires_at"] is not None
+
+
+def test_every_permission_that_opens_something_can_be_chosen(enter: Enter) -> None:
+    page = enter("owner", f"{KEYS}?dialog=create")
+    boxes = page.locator(".secret-only [name=permissions]")
+    values = boxes.evaluate_all("all => all.map(box => box.value)")
+    offered = {str(value).removeprefix("secret/") for value in values}
+    assert set(Permission) - offered == {
+        Permission.PREVIEWS_READ,
+        Permission.PREVIEWS_WRITE,
+        Permission.BILLING_READ,
+        Permission.BILLING_WRITE,
+    }
+    assert page.get_by_text("Preview URLs").count() == 0
+
+
+def test_a_key_keeps_what_the_form_has_no_box_for(site: Site, enter: Enter) -> None:
+    made = site.made("live-with-unlisted", permissions=["previews:read", "keys:read"])
+    page = enter("owner", f"{KEYS}/{made['key']['id']}?dialog=edit")
+    page.fill("#description", "Edited")
+    page.get_by_role("button", name="Save changes").click()
+    page.wait_for_selector("text=The key is changed")
+    key = site.api.get(f"/v2/keys/{made['key']['id']}").json()
+    assert (key["description"], set(key["permissions"])) == (
+        "Edited", {"previews:read", "keys:read"},
+    )  # fmt: skip
 
 
 def test_keys_are_searched_filtered_sorted_and_paged(site: Site, enter: Enter) -> None:

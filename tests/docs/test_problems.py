@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from wardkey.api.keys import NewKey
+from wardkey.api.schemas import RateShape
+from wardkey.bridge.wire import PublishRequest
 from wardkey.cli.terminal import exit_code
 from wardkey.domain.errors import ERRORS_BY_CODE, WardkeyError
+from wardkey.domain.verdict import PROBLEMS, Verdict
 from wardkey.web.problems import status_of
 
 PAGES = Path(__file__).parents[2] / "docs" / "problems"
@@ -25,3 +29,40 @@ def test_each_page_has_its_code_and_stands_in_the_index() -> None:
     assert pages == set(ERRORS_BY_CODE)
     index = (PAGES / "index.md").read_text()
     assert all(f"({code}.md)" in index for code in ERRORS_BY_CODE)
+
+
+def verdict_rows() -> dict[str, str]:
+    """Return the lines of the developer's guide on verdicts, by their code."""
+    guide = (PAGES.parent / "guide" / "developer.md").read_text()
+    section = guide.partition("\n## Verdicts\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    return {line.split("`")[1]: line for line in lines if line.split("`")[1] != "code"}
+
+
+def test_every_verdict_has_a_line_with_its_status_and_problem() -> None:
+    rows = verdict_rows()
+    assert list(rows) == [str(verdict) for verdict in Verdict]
+    assert set(PROBLEMS) == set(Verdict) - {Verdict.VALID}
+    for verdict, leaf in PROBLEMS.items():
+        assert f"| {status_of(leaf)} |" in rows[verdict]
+        assert f"[{leaf.code}](../problems/{leaf.code}.md)" in rows[verdict]
+
+
+@pytest.mark.parametrize("verdict", PROBLEMS)
+def test_a_problem_of_another_name_than_its_verdict_names_it(verdict: Verdict) -> None:
+    code = PROBLEMS[verdict].code
+    if code != verdict:
+        assert f"`{verdict}`" in (PAGES / f"{code}.md").read_text()
+
+
+def test_every_field_of_a_key_is_in_the_guide() -> None:
+    guide = (PAGES.parent / "guide" / "developer.md").read_text()
+    section = guide.partition("\n## What a key has\n")[2].partition("\n## ")[0]
+    for name in (*NewKey.model_fields, *RateShape.model_fields):
+        assert f"`{name}`" in section, name
+
+
+def test_every_field_of_a_message_is_in_the_guide() -> None:
+    guide = (PAGES.parent / "guide" / "messaging.md").read_text()
+    for name in PublishRequest.__struct_fields__:
+        assert f"| `{name}` |" in guide, name

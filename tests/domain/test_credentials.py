@@ -81,9 +81,12 @@ def test_the_only_text_of_our_shape_counts_and_two_are_ambiguous(texts: list[str
     st.sampled_from(["", "Token "]),
 )
 def test_a_sentence_about_what_came_never_shows_a_value(value: str, scheme: str) -> None:
-    said = explain_missing([scheme + value])
-    assert said is not None
-    assert value not in said
+    for said in (
+        explain_missing([scheme + value], [], is_ours),
+        explain_missing([], [("x-api-key", value)], is_ours),
+        explain_malformed(value),
+    ):
+        assert said is None or value not in said
 
 
 @pytest.mark.parametrize(
@@ -106,5 +109,59 @@ def test_what_makes_a_text_malformed_is_named(text: str, names: str) -> None:
     assert KEY not in said
 
 
-def test_a_mistyped_text_has_the_usual_sentence() -> None:
-    assert explain_malformed(KEY[:-1]) is None
+@pytest.mark.parametrize("cut", [1, 10, 40, 50])
+def test_a_mistyped_text_has_the_usual_sentence(cut: int) -> None:
+    assert explain_malformed(KEY[:-cut]) is None
+    assert explain_malformed(f"acme_{KEY[:-cut]}") is None
+
+
+def test_a_key_of_another_deployment_is_not_called_mistyped() -> None:
+    said = explain_malformed(generate(SecretKind.SECRET, Environment.LIVE, brand="acme").text)
+    assert said is not None
+    assert "another deployment" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("sk_live_4eC39HqLyjWDarjtT1zdp7dc", "Stripe"),
+        ("rk_live_4eC39HqLyjWDarjtT1zdp7dc", "Stripe"),
+        ("ghp_16C7e42F292c6912E7710c838347Ae178B4a", "GitHub"),
+        ("glpat-0123456789abcdefghij", "GitLab"),
+        ("xoxb-1234-5678-abc", "Slack"),
+        ("AKIAIOSFODNN7EXAMPLE", "AWS"),
+        ("AIzaSyD-0123456789", "Google"),
+        ("sk-proj-0123456789", "sk-"),
+        ("eyJhbGciOiJIUzI1NiJ9.e30.c2ln", "/v2/tokens/exchange"),
+        ("hunter2", "sk_live_"),
+    ],
+)
+def test_the_credential_of_another_system_is_not_called_mistyped(text: str, names: str) -> None:
+    said = explain_malformed(text)
+    assert said is not None
+    assert said.startswith("This is not a Wardkey key")
+    assert names in said
+    assert text not in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "others", "names"),
+    [
+        (["Token abc"], [], "Token"),
+        (["Basic abc"], [], "Basic"),
+        (["Bearer "], [], "Bearer"),
+        (["abc"], [], "without a scheme"),
+        ([], [("X-API-Key", "abc")], "X-API-Key"),
+        ([], [("x-auth-token", "abc")], "x-auth-token"),
+        ([], [("x-mine", KEY)], "x-mine"),
+        ([], [("accept", "*/*"), ("cookie", "a=b")], ""),
+    ],
+    ids=[f"form{number}" for number in range(8)],
+)
+def test_a_credential_in_another_form_is_named(
+    fields: list[str], others: list[tuple[str, str]], names: str
+) -> None:
+    said = explain_missing(fields, others, is_ours)
+    assert (said is None) == (names == "")
+    assert names in (said or "")
+    assert KEY not in (said or "")

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from http import HTTPStatus
 
 import pytest
 
 from wardkey.domain import errors
 from wardkey.domain.errors import ERRORS_BY_CODE, WardkeyError
+from wardkey.web.problems import status_of
 
 FAMILIES = {
     "Invalid",
@@ -60,17 +62,14 @@ def test_codes_that_clients_know_stay() -> None:
     titles = {code: leaf.title for code, leaf in ERRORS_BY_CODE.items()}
     for code in ("malformed", "unknown", "revoked", "expired", "disabled"):
         assert titles[code] == "Invalid API Key"
-    for code in (
-        "not_permitted",
-        "wrong_environment",
-        "secret_key_required",
-        "address_not_allowed",
-        "origin_not_allowed",
-        "secret_key_in_browser",
-        "other_organization",
-    ):
-        assert titles[code] == "Unauthorized"
     assert titles["duplicate_name"] == "Duplicate name"
+
+
+def test_no_title_is_the_name_of_another_status() -> None:
+    # A 403 that is titled “Unauthorized” reads as a 401.
+    phrases = {status.phrase.casefold(): status for status in HTTPStatus}
+    for leaf in ERRORS_BY_CODE.values():
+        assert phrases.get(leaf.title.casefold(), status_of(leaf)) == status_of(leaf), leaf
 
 
 def test_a_failure_carries_what_it_was_told() -> None:

@@ -113,3 +113,21 @@ def test_a_revoked_key_publishes_nothing_over_a_connection_that_knew_it(broker: 
             wire.send(asked(made["secret"], message()))
             assert wire.answer()[0] == wanted
         wire.close()
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["lane", "framework"])
+@pytest.mark.parametrize(
+    ("field", "code"),
+    [
+        ("Wardkey-Organization: other", "other_organization"),
+        ("Wardkey-Environment: test", "wrong_environment"),
+    ],
+)
+def test_403_a_key_publishes_in_its_own_place_alone(
+    broker: Server, field: str, code: str, *, chunked: bool
+) -> None:
+    wire = Wire(broker)
+    wire.send(asked(broker.first_key, message(), field, chunked=chunked))
+    status, _, body = wire.answer()
+    wire.close()
+    assert (status, json.loads(body)["code"]) == (403, code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
+from wardkey.api.reference import render_reference
+from wardkey.api.shared_parts import share_parts
+from wardkey.api.verdict_shape import VERDICT_PARTS
 from wardkey.api.verify import QUESTIONS
 from wardkey.domain.errors import ERRORS_BY_CODE, RouteNotFound
 from wardkey.web.caller import asks_credential
@@ -27,15 +31,12 @@ _rendering = threading.Lock()
 _STATIC = Path(__file__).parent / "static"
 # Only these are served, so that no path in a request ever becomes a path on disk.
 _FILES = {
-    "docs.js": (_STATIC / "docs.js", "text/javascript"),
-    "swagger-ui-bundle.js": (_STATIC / "swagger" / "swagger-ui-bundle.js", "text/javascript"),
-    "swagger-ui.css": (_STATIC / "swagger" / "swagger-ui.css", "text/css"),
+    "reference.css": (_STATIC / "reference.css", "text/css"),
+    "reference.js": (_STATIC / "reference.js", "text/javascript"),
 }
 _PAGE = {
-    # Swagger UI sets style attributes on its elements; its icons are data: URLs in its CSS.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
 _SCHEMES: dict[str, dict[str, Any]] = {
@@ -76,41 +77,51 @@ _REQUEST_ID = {
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file as it is sent; `etag` names its content (RFC 9110, section 8.8.3)."""
+    """A file as it is sent, plain or compressed; `etag` names its content (RFC 9110 §8.8.3)."""
 
     body: bytes
+    zipped: bytes
     media_type: str
     etag: str
 
     @classmethod
     def of(cls, body: bytes, media_type: str) -> _File:
         """Return the file with that content."""
-        return cls(body, media_type, f'"{blake2b(body, digest_size=12).hexdigest()}"')
+        etag = blake2b(body, digest_size=12).hexdigest()
+        return cls(body, gzip.compress(body, 9, mtime=0), media_type, etag)
 
     def answer(self, request: Request, headers: Mapping[str, str] | None = None) -> Response:
         """Return the answer: 304 where the client names the content that it has already."""
-        sent = {"ETag": self.etag, "Cache-Control": "no-cache", **(headers or {})}
+        zips = "gzip" in request.headers.get("accept-encoding", "")
+        # Two encodings are two representations, each with its own tag.
+        etag = f'"{self.etag}-gzip"' if zips else f'"{self.etag}"'
+        sent = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        sent |= headers or {}
         known = request.headers.get("if-none-match", "")
-        if known == "*" or self.etag in (
-            tag.strip().removeprefix("W/") for tag in known.split(",")
-        ):
+        if known == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
             return Response(None, 304, sent)
-        return Response(self.body, 200, sent, self.media_type)
+        if zips:
+            sent["Content-Encoding"] = "gzip"
+        return Response(self.zipped if zips else self.body, 200, sent, self.media_type)
 
 
 @router.get("/v2/openapi.json")
 def openapi(request: Request, ctx: CurrentContext) -> Response:
     """Describe every route, with every problem that each can answer."""
-    return _document(request.app, ctx.public_url).answer(request)
+    return _described(request.app, ctx.public_url)[0].answer(request)
 
 
-def _document(app: FastAPI, url: str) -> _File:
-    """Return the document, rendered once, because that takes a third of a second of CPU."""
+def _described(app: FastAPI, url: str) -> tuple[_File, _File]:
+    """Return the document and its page, made once, because that takes half a second of CPU."""
     with _rendering:
-        if not hasattr(app.state, "openapi_file"):
-            text = json.dumps(_describe(app, url), ensure_ascii=False, separators=(",", ":"))
-            app.state.openapi_file = _File.of(text.encode(), "application/json")
-    return cast("_File", app.state.openapi_file)
+        if not hasattr(app.state, "described"):
+            document = _describe(app, url)
+            text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+            app.state.described = (
+                _File.of(text.encode(), "application/json"),
+                _File.of(render_reference(document).encode(), "text/html"),
+            )
+    return cast("tuple[_File, _File]", app.state.described)
 
 
 def _describe(app: FastAPI, url: str) -> dict[str, Any]:
@@ -125,27 +136,30 @@ def _describe(app: FastAPI, url: str) -> dict[str, Any]:
     # FastAPI's own form of validation errors never leaves: they are invalid_request problems.
     for name in ("HTTPValidationError", "ValidationError"):
         parts["schemas"].pop(name, None)
-    parts["schemas"].update(_problem_schemas() | QUESTIONS)
+    parts["schemas"].update(_problem_schemas() | QUESTIONS | VERDICT_PARTS)
     parts["examples"] = {
         code: problem_example(leaf) for code, leaf in sorted(ERRORS_BY_CODE.items())
     }
     parts["securitySchemes"] = _SCHEMES
+    # Of every operation that says nothing else.
+    document["security"] = _ANY_SCHEME
     for route in iter_route_contexts(app.routes):
         for method in getattr(route, "methods", None) or ():
             path = document["paths"].get(getattr(route, "path_format", ""), {})
             operation = path.get(method.lower())
             if operation is not None:
                 _complete(operation, route, parts["schemas"])
+    share_parts(document)
     return document
 
 
 @router.get("/v2/docs")
-def page(request: Request) -> Response:
+def page(request: Request, ctx: CurrentContext) -> Response:
     """Send the page that shows the document."""
-    return _read(_STATIC / "docs.html", "text/html").answer(request, _PAGE)
+    return _described(request.app, ctx.public_url)[1].answer(request, _PAGE)
 
 
-@router.get("/static/swagger/{name}")
+@router.get("/static/reference/{name}")
 def file(name: str, request: Request) -> Response:
     """Send one of the page's files."""
     if name not in _FILES:
@@ -168,7 +182,8 @@ def _complete(operation: dict[str, Any], route: Any, schemas: dict[str, Any]) ->
     """Give an operation its stable id, security, headers and examples."""
     operation["operationId"] = route.name
     operation["summary"] = route.name.replace("_", " ").capitalize()
-    operation.setdefault("security", _ANY_SCHEME if asks_credential(route) else [])
+    if not asks_credential(route):
+        operation.setdefault("security", [])
     operation["responses"].pop("422", None)
     for parameter in operation.get("parameters", ()):
         parameter["schema"] = _never_null(parameter["schema"])

@@ -33,17 +33,19 @@ from wardkey.domain.times import iso
 from wardkey.domain.usernames import on_the_wire, parse_username
 from wardkey.services.throttle import Limit, by_address
 from wardkey.services.token_exchange import UnverifiedToken, VerifiedToken, native_grant
+from wardkey.verify.body_faults import body_failure
 from wardkey.verify.json_body import decode_body
 from wardkey.web.caller import (
     Caller,
     caller_in_organization,
     client_address,
     is_ordinary,
+    no_credential,
     shown_credential,
 )
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.fast_path import FastRoute
-from wardkey.web.problems import check_content_type, problem_outgoing, problem_responses
+from wardkey.web.problems import problem_outgoing, problem_responses, require_json_body
 from wardkey.web.raw_http import RawRequest, RawResponse
 
 log = logging.getLogger(__name__)
@@ -329,7 +331,7 @@ class _PendingExchange:
 
 
 def _with_key(incoming: RawRequest, ctx: AppContext) -> _PendingExchange:
-    check_content_type(incoming.header(b"content-type"))
+    require_json_body(incoming)
     wanted = _decode(_exchange, incoming.body)
     caller = caller_in_organization(incoming, ctx)
     _same_organization(caller.by, wanted.organization_id)
@@ -345,17 +347,25 @@ def check_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
     # Whoever shows a key is never held up for strangers at his address, nor for his users' tokens.
     if shown_credential(incoming, ctx):
         return _with_key(incoming, ctx).checked(ctx)
-    check_content_type(incoming.header(b"content-type"))
+    require_json_body(incoming)
     wanted = _decode(_exchange, incoming.body)
     address = client_address(incoming, ctx)
     name = wanted.provider or wanted.integration_id
     stranger = _stranger(incoming, wanted.organization_id, address)
     with ctx.throttle.attempt(*by_address("exchange", address, Limit.SHARED), failed=_GUESSED):
-        return ctx.exchanges.verify_keyless(stranger, name, trim(wanted.token), wanted.ttl)
+        try:
+            return ctx.exchanges.verify_keyless(stranger, name, trim(wanted.token), wanted.ttl)
+        except errors.InvalidToken:
+            if wanted.organization_id:
+                raise
+            missing = no_credential(incoming, ctx).detail
+            raise errors.MissingCredentials(
+                f"{missing} Without a key, name organization_id (at /oauth/token: audience)."
+            ) from None
 
 
 def _created(incoming: RawRequest, ctx: AppContext) -> RawResponse:
-    check_content_type(incoming.header(b"content-type"))
+    require_json_body(incoming)
     wanted = _decode(_create, incoming.body)
     if wanted.secret_key:
         shown = (b"authorization", f"Bearer {trim(wanted.secret_key)}".encode())
@@ -376,7 +386,7 @@ def _created(incoming: RawRequest, ctx: AppContext) -> RawResponse:
 
 
 def _refreshed(incoming: RawRequest, ctx: AppContext) -> RawResponse:
-    check_content_type(incoming.header(b"content-type"))
+    require_json_body(incoming)
     return _granted(refresh_once(incoming, ctx, _decode(_refresh, incoming.body)), ctx)
 
 
@@ -454,13 +464,8 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise errors.BodyTooLarge
     try:
         return decode_body(decoder, body)
-    except msgspec.ValidationError as error:
-        sentence, _, path = str(error).partition(" - at ")
-        name = path.strip("`").removeprefix("$").strip(".") or "body"
-        detail = f"The request does not have the documented form: {name}: {sentence}."
-        raise errors.InvalidRequest(detail, errors=((name, sentence),)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise errors.MalformedJson from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise body_failure(body, decoder.type, error) from None
 
 
 def with_fields(

@@ -7,11 +7,14 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from wardkey.db.maintenance import check_storage
-from wardkey.domain.errors import ERRORS_BY_CODE, RouteNotFound
+from wardkey.domain.errors import ERRORS_BY_CODE, RouteNotFound, WardkeyError
+from wardkey.domain.verdict import PROBLEMS
 from wardkey.web.context import CurrentContext
 from wardkey.web.problems import problem_responses, status_of
 
 router = APIRouter(tags=["health"])
+
+_BY_VERDICT: dict[str, type[WardkeyError]] = {str(one): leaf for one, leaf in PROBLEMS.items()}
 
 
 class Health(BaseModel):
@@ -39,8 +42,8 @@ def ready(ctx: CurrentContext) -> Health:
     responses=problem_responses(RouteNotFound, anonymous=True),
 )
 def problem(code: str) -> str:
-    """Say what a problem code means and how to mend it."""
-    failure = ERRORS_BY_CODE.get(code)
+    """Say what a problem code, or the code of a verdict, means and how to fix it."""
+    failure = ERRORS_BY_CODE.get(code) or _BY_VERDICT.get(code)
     if failure is None:
         raise RouteNotFound
-    return f"{failure.title} ({code}, HTTP {status_of(failure)})\n\n{failure().detail}\n"
+    return f"{failure.title} ({failure.code}, HTTP {status_of(failure)})\n\n{failure().detail}\n"

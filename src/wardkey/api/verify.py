@@ -62,32 +62,7 @@ _JSON_TYPE = "application/json"
 _FORWARD_AUTH = b"/v2/auth"
 
 _ONE, _MANY, QUESTIONS = wire.schemas()
-_EXAMPLE = {
-    "valid": True,
-    "code": "valid",
-    "key_id": "key_0fA3xQ2LmN7pR9sT1uV4wY",
-    "kid": "7QdRk2mVx9Ta",
-    "name": "live-billing-webhooks",
-    "type": "secret",
-    "environment": "live",
-    "organization": {"id": "org_0fA3xQ2LmN7pR9sT1uV4wY", "slug": "acme", "name": "Acme"},
-    "permissions": ["invoices:read"],
-    "metadata": {},
-    "expires_at": None,
-    "grace_ends_at": None,
-    "limits": None,
-    "as_of": "2030-01-31T12:00:00.000Z",
-}
-_VERDICT = {
-    "type": "object",
-    "required": ["valid", "code", "as_of"],
-    "properties": {
-        "valid": {"type": "boolean"},
-        "code": {"enum": [str(verdict) for verdict in Verdict]},
-        "as_of": {"type": "string", "format": "date-time"},
-    },
-    "example": _EXAMPLE,
-}
+_VERDICT = {"$ref": "#/components/schemas/Verdict"}
 
 
 def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -257,7 +232,7 @@ def answering(judge: Judge) -> Judge:
 def judge_one(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     """Answer POST /v2/keys/verify."""
     caller = _asking(incoming, ctx, "verify_key")
-    told, _ = _answer(ctx, caller.by, wire.read_request(incoming.body), _paid_by(caller.by))
+    told, _ = _answer(ctx, caller, wire.read_request(incoming.body), _paid_by(caller.by))
     return RawResponse(200, told, _JSON_TYPE)
 
 
@@ -266,7 +241,7 @@ def judge_many(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     caller = _asking(incoming, ctx, "verify_keys")
     items, paid_by = [], _paid_by(caller.by)
     for wanted in wire.read_batch(incoming.body):
-        told, paid_by = _answer(ctx, caller.by, wanted, paid_by)
+        told, paid_by = _answer(ctx, caller, wanted, paid_by)
         items.append(told)
     return RawResponse(200, wire.render_batch(items), _JSON_TYPE)
 
@@ -292,10 +267,11 @@ def _paid_by(by: Principal) -> str:
 
 
 def _answer(
-    ctx: AppContext, by: Principal, wanted: wire.VerifyRequest, paid_by: str
+    ctx: AppContext, caller: Caller, wanted: wire.VerifyRequest, paid_by: str
 ) -> tuple[bytes, str]:
     """Return the answer, and `paid_by` unless this question was what the call paid for."""
-    asked = _question(ctx, by, wanted)
+    by = caller.by
+    asked = _question(ctx, caller, wanted)
     if by.kind is PrincipalKind.SERVICE_KEY:
         ctx.runner.notes.aggregate(by, "service_key.used", "verify")
     # The caller's own verdict came first, so commits before this request are known already.
@@ -313,13 +289,14 @@ def _answer(
     return wire.render(answer, asked), paid_by
 
 
-def _question(ctx: AppContext, by: Principal, wanted: wire.VerifyRequest) -> VerificationRequest:
-    """Return what `by` may ask: of its own organization and environment, or of any."""
+def _question(ctx: AppContext, caller: Caller, wanted: wire.VerifyRequest) -> VerificationRequest:
+    """Return what a caller may ask: of its own organization and environment, or of any."""
+    by = caller.by
     if by.kind is PrincipalKind.SERVICE_KEY:
         org_id, environment = wanted.organization, wanted.environment
     else:
         org_id, environment = by.org_id, wanted.environment or by.environment
-        if environment is not by.environment or wanted.organization not in ("", org_id):
+        if environment is not by.environment or not _is_own(ctx, caller, wanted.organization):
             _refuse(ctx, by, environment)
     return VerificationRequest(
         trim(wanted.key),
@@ -331,6 +308,16 @@ def _question(ctx: AppContext, by: Principal, wanted: wire.VerifyRequest) -> Ver
         origin=wanted.origin,
         cost=wanted.cost,
     )
+
+
+def _is_own(ctx: AppContext, caller: Caller, named: str) -> bool:
+    """Return whether a question names the caller's organization, by its id or a slug, or none."""
+    if not named or named == caller.by.org_id:
+        return True
+    if caller.known is not None:
+        return caller.known.is_of(named)
+    # A person's; their questions are answered in a thread, which may wait for the database.
+    return ctx.verifier.directory.find_organization(named) == caller.by.org_id
 
 
 def _refuse(ctx: AppContext, by: Principal, environment: Environment) -> NoReturn:
@@ -420,7 +407,7 @@ def _proxied(incoming: RawRequest, ctx: AppContext, terms: Terms) -> Verificatio
     organization = _organization(ctx, terms.organization)
     if not text:
         if not _looks_like_preflight(incoming):
-            raise no_credential(incoming)
+            raise no_credential(incoming, ctx)
         if terms.preflight is None or not _is_options(incoming, terms.preflight):
             raise errors.MissingCredentials(
                 "This looks like a CORS preflight, which never carries a key; preflights pass "

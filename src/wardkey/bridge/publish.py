@@ -16,6 +16,7 @@ from wardkey.actions.core.idempotency import Retry
 from wardkey.actions.grants.logins import find_grant
 from wardkey.actions.messaging.publications import Claim, claim, settle
 from wardkey.adapters.publishers import Publishers
+from wardkey.bridge import described
 from wardkey.bridge.wire import Message, PublishRequest, message_of, read_publish
 from wardkey.domain import errors
 from wardkey.domain.acl import Action, Actor, ActorKind
@@ -28,10 +29,10 @@ from wardkey.web.caller import Caller, caller_in_organization, is_caller_cached,
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.fast_path import FastRoute
 from wardkey.web.problems import (
-    check_content_type,
     problem_body,
     problem_outgoing,
     problem_responses,
+    require_json_body,
     status_of,
 )
 from wardkey.web.raw_http import RawRequest, RawResponse
@@ -74,22 +75,26 @@ def preflight() -> Response:
 
 @router.post(
     "/publish",
-    responses=problem_responses(
-        errors.InvalidTopic,
-        errors.InvalidPayload,
-        errors.PayloadTooLarge,
-        errors.TooManyItems,
-        errors.PublishDenied,
-        errors.InvalidToken,
-        errors.NotPermitted,
-        errors.IdempotencyKeyReused,
-        errors.WeakIdempotencyKey,
-        errors.BrokerUnreachable,
-        errors.BrokerFull,
-        errors.PublishUnconfirmed,
-        errors.MessagingOff,
-        body=True,
-    ),
+    openapi_extra=described.REQUEST,
+    responses={
+        **problem_responses(
+            errors.InvalidTopic,
+            errors.InvalidPayload,
+            errors.PayloadTooLarge,
+            errors.TooManyItems,
+            errors.PublishDenied,
+            errors.InvalidToken,
+            errors.NotPermitted,
+            errors.IdempotencyKeyReused,
+            errors.WeakIdempotencyKey,
+            errors.BrokerUnreachable,
+            errors.BrokerFull,
+            errors.PublishUnconfirmed,
+            errors.MessagingOff,
+            body=True,
+        ),
+        200: described.ANSWER,
+    },
     response_class=Response,
 )
 @router.post("/v1/publish", include_in_schema=False)
@@ -227,7 +232,7 @@ async def _published(incoming: RawRequest, ctx: AppContext) -> RawResponse:
 
 def _publishing(incoming: RawRequest, ctx: AppContext) -> Caller:
     """Return the caller, who may publish."""
-    check_content_type(incoming.header(b"content-type"))
+    require_json_body(incoming)
     caller = caller_in_organization(incoming, ctx)
     try:
         caller.by.require(Permission.PUBLISH)

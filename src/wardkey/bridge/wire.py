@@ -9,13 +9,12 @@ import msgspec
 
 from wardkey.domain.errors import (
     InvalidPayload,
-    InvalidRequest,
     InvalidTopic,
-    MalformedJson,
     PayloadTooLarge,
     TooManyItems,
 )
 from wardkey.domain.topics import clean_topic
+from wardkey.verify.body_faults import body_failure
 
 MOST_PAYLOAD = 262_144
 MOST_ITEMS = 1_000
@@ -56,13 +55,9 @@ def read_publish(body: bytes) -> list[PublishRequest] | PublishRequest:
         if body.lstrip()[:1] != b"[":
             return _one.decode(body)
         items = _many.decode(body)
-    except msgspec.ValidationError as error:
-        sentence, _, path = str(error).partition(" - at ")
-        name = path.strip("`").removeprefix("$").strip(".") or "body"
-        detail = f"The request does not have the documented form: {name}: {sentence}."
-        raise InvalidRequest(detail, errors=((name, sentence),)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise MalformedJson from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        shape = _many.type if body.lstrip()[:1] == b"[" else _one.type
+        raise body_failure(body, shape, error) from None
     if not 1 <= len(items) <= MOST_ITEMS:
         raise TooManyItems(f"A batch takes 1 to {MOST_ITEMS:,} messages.")
     return items

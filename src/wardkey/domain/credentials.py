@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from wardkey.domain.errors import AmbiguousCredentials
+from wardkey.domain.secret import KID_LENGTH, has_shape_of_any_brand, head_of_any_brand, is_whole
 
 # Invisible characters that editors, chats and spreadsheets leave around a copied text.
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
@@ -17,6 +18,7 @@ _BLANK = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u300
 _AROUND = _BLANK + _INVISIBLE
 _QUOTES = "\"'`\u201c\u201d\u2018\u2019\xab\xbb"
 _BEARER = re.compile(r"bearer[\s:]", re.IGNORECASE)
+_LONGEST_NAME = 64
 # Schemes that an error may name: the IANA registry of HTTP authentication schemes, and usual ones
 # beside it. Any other first word may be a part of a secret.
 _SCHEMES = {
@@ -27,6 +29,25 @@ _SCHEMES = {
         "SCRAM-SHA-1", "SCRAM-SHA-256", "Token", "vapid",
     )
 }  # fmt: skip
+
+
+# Header fields in which other APIs take a key; one that this deployment reads is no longer here.
+_KEY_FIELDS = frozenset(
+    f"{start}{name}"
+    for start in ("", "x-")
+    for name in ("api-key", "apikey", "api-token", "auth-key", "auth-token", "access-token")
+)
+# Whose credential a text may be, by how it begins; only beginnings that nothing else has.
+_FOREIGN: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"), "a GitHub token"),
+    (("glpat-", "gldt-", "glrt-"), "a GitLab token"),
+    (("rk_live_", "rk_test_", "whsec_"), "a Stripe key"),
+    (("xoxb-", "xoxp-", "xapp-"), "a Slack token"),
+    (("AKIA", "ASIA"), "an AWS access key id"),
+    (("AIza",), "a Google API key"),
+    (("sk-", "pk-"), "a key of an API whose keys begin with sk- or pk-"),
+    (("eyJ",), "a JWT, which POST /v2/tokens/exchange takes"),
+)
 
 
 def trim(text: str) -> str:
@@ -86,10 +107,13 @@ def choose_credential(texts: Iterable[str], is_ours: Callable[[str], bool]) -> s
     return different[0] if different else ""
 
 
-def explain_missing(fields: Iterable[str]) -> str | None:
-    """Return a sentence on Authorization fields without a credential; None if there are none.
+def explain_missing(
+    fields: Iterable[str], others: Iterable[tuple[str, str]], is_ours: Callable[[str], bool]
+) -> str | None:
+    """Return a sentence on what came without presenting a credential; None if nothing did.
 
-    It names a well-known scheme, and never another part of a value.
+    `fields` are those of Authorization, `others` all header fields by name. It names a well-known
+    scheme or a header field, and never another part of a value.
     """
     for value in fields:
         words = value.split(None, 1)
@@ -104,6 +128,13 @@ def explain_missing(fields: Iterable[str]) -> str | None:
             elif scheme == "Bearer":
                 sent += " and nothing after it"
         return f"{sent}; send Authorization: Bearer and a key."
+    for name, value in others:
+        if name.lower() in _KEY_FIELDS or is_ours(trim_field(value)):
+            return (
+                f"A key may have come in the header {name[:_LONGEST_NAME]}, which is not read "
+                "here; send Authorization: Bearer and a key, or have the operator name that "
+                "header in --key-headers."
+            )
     return None
 
 
@@ -117,4 +148,32 @@ def explain_malformed(text: str) -> str | None:
         return "The key begins with “Bearer ”; send the key alone, without it."
     if any(char in _AROUND for char in text):
         return "The key has white space or invisible characters inside; copy it again, whole."
+    return _explain_foreign(text)
+
+
+def _explain_foreign(text: str) -> str | None:
+    """Return that a text is another system's credential, where its form shows it."""
+    if is_whole(text):
+        return (
+            "The key is whole but of another deployment, whose keys begin otherwise; send one of "
+            "this deployment."
+        )
+    if has_shape_of_any_brand(text):
+        return None
+    for starts, whose in _FOREIGN:
+        if text.startswith(starts):
+            return f"This is not a Wardkey key but looks like {whose}; send the key itself."
+    head = head_of_any_brand(text)
+    if not head:
+        return (
+            "This is not a Wardkey key, which begins as sk_live_ or pk_test_ do; send the key "
+            "itself, whole."
+        )
+    # Ours have an underscore behind the kid, which Stripe's never have.
+    rest = text[len(head) :]
+    if len(rest) > KID_LENGTH and "_" not in rest:
+        return (
+            "This is not a Wardkey key, though it begins as one; it looks like a key of Stripe. "
+            "Send the key itself, whole."
+        )
     return None

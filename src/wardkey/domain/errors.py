@@ -376,37 +376,25 @@ class TokenExpired(Unauthenticated):
 class NotPermitted(Forbidden):
     """The caller lacks a permission that this needs; an admin can grant it."""
 
-    title = "Unauthorized"
-
 
 class WrongEnvironment(Forbidden):
     """A test key cannot open what is live, nor a live key what is test; use the other key."""
-
-    title = "Unauthorized"
 
 
 class SecretKeyRequired(Forbidden):
     """A publishable key cannot do this; call from a server with a secret key (sk_)."""
 
-    title = "Unauthorized"
-
 
 class AddressNotAllowed(Forbidden):
     """The key is not allowed from this address; extend its allowed addresses."""
-
-    title = "Unauthorized"
 
 
 class OriginNotAllowed(Forbidden):
     """The key is not allowed from this origin; extend its allowed origins."""
 
-    title = "Unauthorized"
-
 
 class SecretKeyInBrowser(Forbidden):
     """A secret key was sent by a browser: treat it as leaked, rotate it, use a publishable key."""
-
-    title = "Unauthorized"
 
 
 class ForgedForm(Forbidden):
@@ -443,8 +431,6 @@ class OrganizationSuspended(Forbidden):
 
 class OtherOrganization(Forbidden):
     """The key belongs to another organization than the one asked for."""
-
-    title = "Unauthorized"
 
 
 # --- what is not there ---------------------------------------------------------------------

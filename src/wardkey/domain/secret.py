@@ -22,6 +22,9 @@ _TAIL = KID_LENGTH + 1 + RANDOM_LENGTH + CRC_LENGTH
 _MOST = 96
 _BRAND = re.compile(r"[a-z][a-z0-9]{1,15}")
 _BODY = r"(?:(?:sk|pk)_(?:live|test)|wsk|wht|ut|tkn)_[0-9A-Za-z]{12}_[0-9A-Za-z]{38}"
+_HEAD_OF_ANY_BRAND = re.compile(
+    rf"(?:{_BRAND.pattern}_)?(?:(?:sk|pk)_(?:live|test)|wsk|wht|ut|tkn)_"
+)
 _OF_ANY_BRAND = re.compile(rf"(?:{_BRAND.pattern}_)?{_BODY}")
 
 # Base62 read and written two digits at a time: a third of the steps, and tables of 3,844 entries.
@@ -192,6 +195,31 @@ def _why(text: str) -> Malformed:
 def looks_like_ours(text: str, *, brand: str = "") -> bool:
     """Tell whether `text` starts as our secrets do, however its rest looks."""
     return text.startswith(tuple(_HEADS[brand]))
+
+
+def has_shape_of_any_brand(text: str) -> bool:
+    """Return whether `text` has the whole form of a secret, of this deployment or another."""
+    return _OF_ANY_BRAND.fullmatch(text) is not None
+
+
+def is_whole(text: str) -> bool:
+    """Return whether `text` is a secret of some deployment, its checksum included."""
+    if not has_shape_of_any_brand(text):
+        return False
+    ascii_bytes = text.encode("ascii")
+    *_, high, middle, low = _unpack_tail(ascii_bytes, -_TAIL)
+    return _HIGH[high] + _MIDDLE[middle] + _LOW[low] == crc32(ascii_bytes[:-CRC_LENGTH])
+
+
+def head_of_any_brand(text: str) -> str:
+    """Return what stands before the kid of a secret, or may once more of `text` is there.
+
+    Empty if `text` does not begin as a secret does, with a brand or without.
+    """
+    found = _HEAD_OF_ANY_BRAND.match(text)
+    if found is not None:
+        return found[0]
+    return text if meets_our_heads(text) else ""
 
 
 def meets_our_heads(prefix: str, *, brand: str = "") -> bool:

@@ -87,6 +87,10 @@ class KnownSecret:
     # What answers say of it, as JSON members; made once with the record.
     rendered_fields: bytes = field(default=b"", repr=False, compare=False)
 
+    def is_of(self, organization: str) -> bool:
+        """Return whether the key's organization has this id, or has or had this slug."""
+        return organization in (self.org_id, self.org_slug) or organization in self.org_slugs
+
     @property
     def expires_at(self) -> int | None:
         """The earlier of the key's expiry and the end of this secret's grace, epoch ms."""
@@ -123,8 +127,7 @@ def decide(known: KnownSecret, asked: VerificationRequest, now: int) -> Verdict:
 
     A key of another organization than the one asked for is `unknown` there.
     """
-    named = asked.organization
-    if named and named not in (known.org_id, known.org_slug) and named not in known.org_slugs:
+    if asked.organization and not known.is_of(asked.organization):
         return Verdict.UNKNOWN
     if known.key_revoked_at is not None or known.secret_revoked_at is not None:
         return Verdict.REVOKED
@@ -190,16 +193,20 @@ def failure_of(  # noqa: PLR0911 - one line a verdict
         case Verdict.RATE_LIMITED:
             return RateLimitExceeded(retry_after_s=retry_after_s)
         case _:
-            return _PLAIN[verdict]()
+            return PROBLEMS[verdict]()
 
 
-_PLAIN: dict[Verdict, type[WardkeyError]] = {
+# What the document of a refusal is called where its verdict is all that is known.
+PROBLEMS: dict[Verdict, type[WardkeyError]] = {
     Verdict.MALFORMED: Malformed,
     Verdict.UNKNOWN: Unknown,
     Verdict.REVOKED: Revoked,
     Verdict.EXPIRED: Expired,
     Verdict.DISABLED: Disabled,
+    Verdict.WRONG_ENVIRONMENT: WrongEnvironment,
+    Verdict.NOT_PERMITTED: NotPermitted,
     Verdict.ADDRESS_NOT_ALLOWED: AddressNotAllowed,
     Verdict.ORIGIN_NOT_ALLOWED: OriginNotAllowed,
+    Verdict.RATE_LIMITED: RateLimitExceeded,
     Verdict.QUOTA_EXCEEDED: QuotaExceeded,
 }

@@ -8,11 +8,12 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from wardkey.domain.callers import MOST_ADDRESS, MOST_ROUTE
-from wardkey.domain.errors import InvalidCost, InvalidRequest, MalformedJson, TooManyItems
+from wardkey.domain.errors import InvalidCost, TooManyItems
 from wardkey.domain.permissions import KeyType, require_askable
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import KnownSecret, Verdict, VerificationRequest
+from wardkey.verify.body_faults import body_failure
 from wardkey.verify.json_body import decode_body, or_null
 from wardkey.verify.verifier import VerificationResult
 
@@ -49,6 +50,25 @@ class VerifyBatch(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     items: list[VerifyRequest]
 
 
+_DESCRIPTIONS = {
+    "key": "The text that your client presented. White space around it does not count.",
+    "permissions": "What the key must hold, all of them, such as your scope invoices:read; without "
+    "them any live key is valid. A text that no key can ever hold is a fault: unknown_permission.",
+    "environment": "Where the key must belong. A key that asks has its own as the default, and "
+    "may ask about no other; a service key without it takes both.",
+    "type": "Which type of key you take; without it either.",
+    "organization": "Whose keys you take, by id. A key and a person ask about their own alone; a "
+    "service key names one here (a slug will do), or leaves it out to take keys of all.",
+    "address": "The address of your client, against the key's allowed_addresses. Without it a key "
+    "with allowed addresses is refused.",
+    "origin": "The Origin header of your client, if it sent one, against a publishable key's "
+    "allowed_origins. A secret key with an origin came from a browser and is refused.",
+    "user_agent": "The User-Agent of your client, for the list of a key's callers.",
+    "route": "What the key was used for, such as GET /v1/invoices, for the list of its callers; "
+    "verify if left out.",
+    "cost": "How many requests this one counts as against the key's rate limit; 0 asks without "
+    "counting.",
+}
 _request = msgspec.json.Decoder(VerifyRequest)
 _batch = msgspec.json.Decoder(VerifyBatch)
 _encoder = msgspec.json.Encoder()
@@ -128,8 +148,11 @@ def schemas() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     one["cost"] |= {"minimum": 0, "maximum": MOST_COST}
     one["permissions"]["maxItems"] = MOST_ITEMS
     one["permissions"]["items"]["format"] = "permission"
-    for name in one.keys() - {"key"}:
-        one[name] = or_null(one[name])
+    for name in one:
+        if name != "key":
+            one[name] = or_null(one[name])
+        # Beside a reference a description counts too (JSON Schema 2020-12).
+        one[name] |= {"description": _DESCRIPTIONS[name]}
     parts["VerifyBatch"]["properties"]["items"]["maxItems"] = MOST_ITEMS
     parts["VerifyRequest"]["example"] = {"key": "sk_live_…", "permissions": ["invoices:read"]}
     # These two are in the document already, with the routes that answer them.
@@ -155,13 +178,8 @@ def _limits(answer: VerificationResult) -> dict[str, Any] | None:
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decode_body(decoder, body)
-    except msgspec.ValidationError as error:
-        sentence, _, path = str(error).partition(" - at ")
-        name = path.strip("`").removeprefix("$").strip(".") or "body"
-        detail = f"The request does not have the documented form: {name}: {sentence}."
-        raise InvalidRequest(detail, errors=((name, sentence),)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise MalformedJson from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise body_failure(body, decoder.type, error) from None
 
 
 def _check(wanted: VerifyRequest, field: str = "permissions") -> None:

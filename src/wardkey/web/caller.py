@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Annotated
 from urllib.parse import parse_qsl
@@ -25,14 +25,17 @@ from wardkey.domain.errors import (
     CredentialInUrl,
     InvalidRequest,
     MissingCredentials,
+    OtherOrganization,
     SecretKeyInBrowser,
     WardkeyError,
+    WrongEnvironment,
 )
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment, Malformed, SecretKind, kid_of, looks_like_ours, parse
 from wardkey.domain.verdict import KnownSecret, Verdict, VerificationRequest
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.raw_http import RawRequest
+from wardkey.web.request_faults import unknown_parameter
 
 # An address with a zone, brackets and a port is shorter.
 _LONGEST_HOP = 128
@@ -42,11 +45,16 @@ _BEARER = ("Bearer", "bearer")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A Principal with the credential that it showed; `kid` is that of a key's secret."""
+    """A Principal with the credential that it showed; `known` is the record of a key."""
 
     by: Principal
     text: str = field(repr=False)
-    kid: str = ""
+    known: KnownSecret | None = field(default=None, repr=False)
+
+    @property
+    def kid(self) -> str:
+        """The kid of a key's secret, empty for others."""
+        return "" if self.known is None else self.known.kid
 
     @property
     def credential(self) -> bytes:
@@ -104,9 +112,18 @@ def shown_credential(incoming: RawRequest, context: AppContext) -> str:
     return texts[0] if len(texts) == 1 else choose_credential(texts, is_ours)
 
 
-def no_credential(incoming: RawRequest) -> MissingCredentials:
+def no_credential(incoming: RawRequest, context: AppContext) -> MissingCredentials:
     """Return the failure of a request without a credential, which names what came instead."""
-    return MissingCredentials(explain_missing(incoming.headers_named(b"authorization")))
+    brand, read = context.runner.database.brand, (b"authorization", *context.key_names)
+    others = [
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in incoming.headers
+        if name not in read
+    ]
+    said = explain_missing(
+        incoming.headers_named(b"authorization"), others, partial(looks_like_ours, brand=brand)
+    )
+    return MissingCredentials(said)
 
 
 def is_ordinary(incoming: RawRequest, context: AppContext) -> bool:
@@ -144,8 +161,9 @@ def is_caller_cached(incoming: RawRequest, context: AppContext, keys: Sequence[s
 @lru_cache(maxsize=1024)
 def _shows_credential(query: bytes, brand: str) -> bool:
     return any(
-        looks_like_ours(value.removeprefix("Bearer "), brand=brand)
-        for _, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+        looks_like_ours(text.removeprefix("Bearer "), brand=brand)
+        for pair in parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+        for text in pair
     )
 
 
@@ -186,7 +204,7 @@ def identify_caller(incoming: RawRequest, context: AppContext) -> Caller:
             return caller
     text = shown_credential(incoming, context)
     if not text:
-        raise no_credential(incoming)
+        raise no_credential(incoming, context)
     address = client_address(incoming, context)
     agent = incoming.header(b"user-agent")[:MOST_TAKEN]
     secret = parse(text, brand=context.runner.database.brand)
@@ -218,7 +236,7 @@ def identify_caller(incoming: RawRequest, context: AppContext) -> Caller:
         if isinstance(failure, SecretKeyInBrowser) and answer.known is not None:
             note_exposure(context, answer.known, address, agent)
         raise failure
-    caller = Caller(key_principal(answer.known, address, agent), text, answer.known.kid)
+    caller = Caller(key_principal(answer.known, address, agent), text, answer.known)
     if len(incoming.named) == len(incoming.headers):
         seen.named, seen.query = incoming.named, incoming.query
         seen.known, seen.caller = answer.known, caller
@@ -226,9 +244,13 @@ def identify_caller(incoming: RawRequest, context: AppContext) -> Caller:
 
 
 def caller_in_organization(incoming: RawRequest, context: AppContext) -> Caller:
-    """Return the caller inside an organization: a key, or a person in the one that he names."""
+    """Return the caller inside an organization: a key in its own, or a person in the one named.
+
+    Raises `OtherOrganization`, `WrongEnvironment` if the header fields name another one to a key.
+    """
     caller = identify_caller(incoming, context)
     if caller.by.kind is not PrincipalKind.USER:
+        _require_own_place(caller, incoming)
         return caller
     organization = incoming.header(b"wardkey-organization")
     try:
@@ -241,6 +263,29 @@ def caller_in_organization(incoming: RawRequest, context: AppContext) -> Caller:
         )
     with context.runner.database.read() as tx:
         return Caller(as_member(tx, caller.by, organization, environment), caller.text)
+
+
+def _require_own_place(caller: Caller, incoming: RawRequest) -> None:
+    """Refuse header fields that name another organization or environment than a key acts in."""
+    named = incoming.header(b"wardkey-organization")
+    known = caller.known
+    if named:
+        if known is None:
+            raise OtherOrganization(
+                "A service key belongs to no organization; leave out Wardkey-Organization, and "
+                "name the organization in the body."
+            )
+        if not known.is_of(named):
+            raise OtherOrganization(
+                "Wardkey-Organization names another organization than the key's, and a key acts "
+                "in its own only; leave the header out, or send a key of that organization."
+            )
+    named = incoming.header(b"wardkey-environment")
+    if named and known is not None and named != known.environment:
+        raise WrongEnvironment(
+            f"This is a {known.environment} key, and Wardkey-Environment names another "
+            "environment; leave the header out, or send a key of that environment."
+        )
 
 
 def _tells_the_same(incoming: RawRequest, context: AppContext) -> bool:
@@ -269,18 +314,14 @@ def _refuse_unknown_parameters(request: Request) -> None:
     known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
     unknown = sorted(set(request.query_params) - known)
     if unknown:
-        message = "This route takes no such parameter."
-        taken = ", ".join(sorted(known)) or "none"
-        raise InvalidRequest(
-            f"This route takes no parameter {unknown[0][:64]!r}; it takes {taken}.",
-            errors=((unknown[0][:64], message),),
-        )
+        raise unknown_parameter(unknown[0], sorted(known))
 
 
 AnyCaller = Annotated[Caller, Depends(_caller)]
 
 
 def _in_organization(
+    request: Request,
     caller: AnyCaller,
     ctx: CurrentContext,
     wardkey_organization: Annotated[
@@ -288,16 +329,20 @@ def _in_organization(
         Header(
             max_length=64,
             description="Slug or id: where a person acts who is in several organizations. "
-            "Keys act in their own.",
+            "Keys act in their own, and any other is refused.",
         ),
     ] = "",
     wardkey_environment: Annotated[
         Environment,
-        Header(description="Where a person acts. Keys act in their own environment."),
+        Header(
+            description="Where a person acts. Keys act in their own environment, and the other "
+            "is refused."
+        ),
     ] = Environment.LIVE,
 ) -> Caller:
-    """Return the caller inside an organization: a key, or a person in the one that he names."""
+    """Return the caller inside an organization: a key in its own, or a person in the one named."""
     if caller.by.kind is not PrincipalKind.USER:
+        _require_own_place(caller, RawRequest.of(request))
         return caller
     with ctx.runner.database.read() as tx:
         by = as_member(tx, caller.by, wardkey_organization, wardkey_environment)

@@ -20,7 +20,8 @@ from wardkey.domain.callers import CallerRecord
 from wardkey.domain.errors import WardkeyError
 from wardkey.domain.rate import Admission, RateLimit
 from wardkey.domain.times import iso
-from wardkey.web.raw_http import RawResponse
+from wardkey.web.raw_http import RawRequest, RawResponse
+from wardkey.web.request_faults import unreadable_failure, validation_failure
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +211,8 @@ def problem_responses(
     """Return the OpenAPI responses of a route that can fail with `failures` and the usual ones.
 
     `anonymous` routes ask for no credential; `body` ones read JSON. The document's components
-    hold the Problem schema and an example for each code (`problem_example`).
+    hold the Problem schema and an example for each code (`problem_example`); an answer refers to
+    those of the route's own failures, because nearly every route has the usual ones.
     """
     usual = _ANYWHERE if anonymous else (*_ANYWHERE, *_CREDENTIALS)
     if any(issubclass(failure, errors.NotFound) for failure in failures):
@@ -220,25 +222,29 @@ def problem_responses(
     for failure in dict.fromkeys((*usual, *(_BODY if body else ()), *failures)):
         by_status.setdefault(status_of(failure), []).append(failure)
     return {
-        status: _told_together(sorted(leaves, key=lambda leaf: leaf.code))
+        status: _told_together(sorted(leaves, key=lambda leaf: leaf.code), failures)
         for status, leaves in sorted(by_status.items())
     }
 
 
-def _told_together(leaves: list[type[WardkeyError]]) -> dict[str, Any]:
+def _told_together(
+    leaves: list[type[WardkeyError]], own: tuple[type[WardkeyError], ...]
+) -> dict[str, Any]:
     codes = [leaf.code for leaf in leaves]
+    shown = [leaf.code for leaf in leaves if leaf in own] or codes
     schema = {
         "allOf": [
             {"$ref": "#/components/schemas/Problem"},
             {"properties": {"code": {"enum": codes}}},
         ]
     }
-    examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
+    examples = {code: {"$ref": f"#/components/examples/{code}"} for code in shown}
     headers = {name: HEADERS[name] for name in problem_headers(leaves[0]()) if name in HEADERS}
     if any(issubclass(leaf, errors.RateLimited) for leaf in leaves):
         headers["Retry-After"] = HEADERS["Retry-After"]
     return {
-        "description": ", ".join(f"`{code}`" for code in codes),
+        "description": ", ".join(f"`{code}`" for code in shown)
+        + (", or one that most routes have." if len(shown) < len(codes) else ""),
         "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}},
         **({"headers": headers} if headers else {}),
     }
@@ -246,7 +252,7 @@ def _told_together(leaves: list[type[WardkeyError]]) -> dict[str, Any]:
 
 def problem_example(failure: type[WardkeyError]) -> dict[str, Any]:
     """Return an OpenAPI example of what is told of a class of failures."""
-    return {"summary": failure.title, "value": problem_body(failure(), "req_1d0f3c9a7e5b2486")}
+    return {"value": problem_body(failure(), "req_1d0f3c9a7e5b2486")}
 
 
 HEADERS: dict[str, dict[str, Any]] = {
@@ -296,6 +302,7 @@ _CREDENTIALS: tuple[type[WardkeyError], ...] = (
     errors.NotPermitted,
     errors.SecretKeyRequired,
     errors.WrongEnvironment,
+    errors.OtherOrganization,
     errors.AddressNotAllowed,
     errors.OriginNotAllowed,
     errors.SecretKeyInBrowser,
@@ -326,6 +333,15 @@ def check_content_type(content_type: str) -> None:
         raise errors.UnsupportedMediaType
 
 
+def require_json_body(incoming: RawRequest) -> None:
+    """Refuse a body that is not JSON by its header; that there is none is told by its reader.
+
+    Raises `UnsupportedMediaType`.
+    """
+    if incoming.body:
+        check_content_type(incoming.header(b"content-type"))
+
+
 def install(app: FastAPI) -> None:
     """Make every way to fail leave as a problem document; the app has all its routes by now.
 
@@ -343,7 +359,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def _invalid(request: Request, fault: RequestValidationError) -> JSONResponse:
-        return problem_response(_from_validation(fault), request)
+        return problem_response(validation_failure(fault, request), request)
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, fault: HTTPException) -> JSONResponse:
@@ -352,7 +368,7 @@ def install(app: FastAPI) -> None:
             response.headers["Allow"] = ", ".join(_methods(request))
             return response
         if fault.detail == _UNREADABLE:
-            return problem_response(errors.MalformedJson(), request)
+            return problem_response(unreadable_failure(request), request)
         missing = fault.status_code == 404  # noqa: PLR2004 - RFC 9110 §15.5.5
         failure = errors.RouteNotFound() if missing else errors.InvalidRequest(str(fault.detail))
         return problem_response(failure, request)
@@ -372,17 +388,3 @@ def _methods(request: Request) -> list[str]:
     if "GET" in found:
         found.add("HEAD")
     return sorted(found)
-
-
-def _from_validation(fault: RequestValidationError) -> WardkeyError:
-    faults = fault.errors()
-    if any(item["type"] == "json_invalid" for item in faults):
-        return errors.MalformedJson()
-    told_faults = tuple(
-        (".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]), item["msg"])
-        for item in faults
-    )
-    first = "; ".join(f"{name}: {message}" for name, message in told_faults[:3])
-    return errors.InvalidRequest(
-        f"The request does not have the documented form: {first}.", errors=told_faults
-    )

@@ -76,6 +76,7 @@ ROLES = {
     Role.VIEWER: "Sees it all and changes nothing",
 }
 
+# Those of previews and billing have no box, because there is nothing yet that asks for them.
 PERMISSIONS = (
     ("Publish", "Send messages over HTTP", (Permission.PUBLISH,)),
     (
@@ -89,8 +90,13 @@ PERMISSIONS = (
     ),
     (
         "Tokens",
-        "Exchange an identity provider's token, or make one",
-        (Permission.TOKENS_EXCHANGE, Permission.TOKENS_CREATE),
+        "Exchange an identity provider's token or make one, see and end grants",
+        (
+            Permission.TOKENS_EXCHANGE,
+            Permission.TOKENS_CREATE,
+            Permission.TOKENS_READ,
+            Permission.TOKENS_REVOKE,
+        ),
     ),
     (
         "API keys",
@@ -110,14 +116,14 @@ PERMISSIONS = (
     ("Clients", "MQTT clients", (Permission.CLIENTS_READ, Permission.CLIENTS_WRITE)),
     ("ACL rules", "Who may publish and subscribe", (Permission.ACL_READ, Permission.ACL_WRITE)),
     (
+        "Retained messages",
+        "What the broker keeps for later subscribers; write can clear it",
+        (Permission.RETAINED_READ, Permission.RETAINED_WRITE),
+    ),
+    (
         "Auth providers",
         "Trusted token issuers",
         (Permission.PROVIDERS_READ, Permission.PROVIDERS_WRITE),
-    ),
-    (
-        "Preview URLs",
-        "Protected previews",
-        (Permission.PREVIEWS_READ, Permission.PREVIEWS_WRITE),
     ),
     (
         "Members",
@@ -126,7 +132,6 @@ PERMISSIONS = (
     ),
     ("Audit log", "Who did what", (Permission.AUDIT_READ,)),
     ("Usage", "Counts of requests", (Permission.USAGE_READ,)),
-    ("Billing", "Plan and invoices", (Permission.BILLING_READ, Permission.BILLING_WRITE)),
 )
 
 REASONS = {

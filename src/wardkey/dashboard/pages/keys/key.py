@@ -17,6 +17,7 @@ from wardkey.actions.keys.revocations import Receipt
 from wardkey.actions.keys.rotations import SecretCallers
 from wardkey.dashboard.pages.keys.key_form import (
     PERIODS,
+    UNLISTED,
     permission_rows,
     read_changes,
     read_new_scopes,
@@ -344,5 +345,5 @@ def _ticked(key: KeyRecord, sent: Fields | None) -> frozenset[str]:
 def _uncatalogued(current: MemberContext, key: KeyRecord, catalogue: Sequence[scopes.Scope]) -> str:
     """Return the key's permissions that the form has no box for."""
     known = {box.name for row in permission_rows(current.by, key.type) for box in row.boxes}
-    known |= {scope.name for scope in catalogue}
+    known |= {scope.name for scope in catalogue} | UNLISTED
     return ", ".join(name for name in key.permissions if name not in known)

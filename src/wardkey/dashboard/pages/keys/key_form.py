@@ -22,6 +22,8 @@ from wardkey.domain.principal import Principal
 
 _DAY = 86_400_000
 _LONGEST_NUMBER = 12
+# A key that holds them keeps them when it is edited.
+UNLISTED = frozenset(Permission).difference(*(names for _, _, names in strings.PERMISSIONS))
 PERIODS = {"1": "second", "60": "minute", "3600": "hour", "86400": "day"}
 
 
@@ -94,7 +96,7 @@ def read_changes(fields: Fields, key: KeyRecord, now: int) -> dict[str, Any]:
         "description": fields.text("description"),
         "allowed_addresses": fields.lines("allowed_addresses"),
         "rate_limit": read_rate(fields),
-        "permissions": _permissions(fields, key.type),
+        "permissions": (*_permissions(fields, key.type), *_kept(key)),
     }
     if key.type is KeyType.PUBLISHABLE:
         changes["allowed_origins"] = fields.lines("allowed_origins")
@@ -137,6 +139,11 @@ def _permissions(fields: Fields, key_type: KeyType) -> tuple[str, ...]:
     ]
     own = fields.text("scopes").replace(",", " ").split() if key_type is KeyType.SECRET else []
     return tuple(dict.fromkeys([*ticked, *own]))
+
+
+def _kept(key: KeyRecord) -> tuple[str, ...]:
+    """Return Wardkey's own permissions that a key holds and the form has no box for."""
+    return tuple(name for name in key.permissions if name in UNLISTED)
 
 
 def _expiry(fields: Fields, now: int) -> int | None:

@@ -1,0 +1,286 @@
+"""Every entry point says of bad input what came and what is taken, in the same sentences."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic import ValidationError as ModelFault
+from pydantic_core import core_schema
+
+from tests.support.server import Server, running
+from wardkey.api import acl, clients, keys, organization, people, providers, schemas, scopes, tokens
+from wardkey.domain.errors import InvalidRequest
+from wardkey.web.request_faults import validation_failure
+
+# What pydantic itself would say.
+FOREIGN = (
+    "Input should", "Field required", "Extra inputs", "unable to parse", "Expected `", "Object ",
+)  # fmt: skip
+VALUES: tuple[Any, ...] = (
+    None, True, 0, -1, 10**20, 1.5, "", "x", "x" * 10_000, [], [None], [[]], ["x"] * 2_000, {},
+    {"x": 1}, {"kind": "x"}, [{}], [{"x": 1}],
+)  # fmt: skip
+ROOMS = (acl, clients, keys, organization, people, providers, scopes, tokens)
+ROUTES = [
+    route
+    for scope in ROOMS
+    for route in scope.router.routes
+    if isinstance(route, APIRoute) and route.body_field is not None
+]
+
+
+def request_of(route: APIRoute) -> Request:
+    request = Request({"type": "http", "headers": [], "route": route})
+    request._body = b"{}"
+    return request
+
+
+def model_of(route: APIRoute) -> type[BaseModel]:
+    """Return what a route's body is read as; a body may be left out of some."""
+    assert route.body_field is not None
+    kind: Any = route.body_field.field_info.annotation
+    model: type[BaseModel] = (typing.get_args(kind) or (kind,))[0]
+    return model
+
+
+def faults_of(route: APIRoute) -> Iterator[RequestValidationError]:
+    """Yield what the framework finds wrong with a body, for each field and many values."""
+    model = model_of(route)
+    bodies: list[Any] = [*VALUES, {"no_such_field": 1}]
+    bodies += [{name: value} for name in model.model_fields for value in VALUES]
+    nested = {"rate_limit": ("limit", "period_s", "burst"), "subject": ("kind", "value")}
+    for name in nested.keys() & model.model_fields.keys():
+        bodies += [{name: {inner: value}} for inner in nested[name] for value in VALUES]
+    for body in bodies:
+        try:
+            model.model_validate(body)
+        except ModelFault as error:
+            found = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
+            yield RequestValidationError(found, body=body)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_no_fault_of_a_body_is_told_in_the_librarys_words(route: APIRoute) -> None:
+    count = 0
+    for fault in faults_of(route):
+        failure = validation_failure(fault, request_of(route))
+        assert isinstance(failure, InvalidRequest)
+        assert failure.errors
+        for name, sentence in failure.errors:
+            assert not any(text in sentence for text in FOREIGN), sentence
+            assert sentence.startswith((name, "The body", "There is no field")), sentence
+            assert "takes" in sentence or "send" in sentence, sentence
+            assert len(sentence) < 700
+            assert sentence.endswith(".")
+        count += 1
+    assert count > 10
+
+
+@pytest.mark.parametrize("kind", typing.get_args(core_schema.ErrorType))
+def test_every_type_of_error_that_pydantic_has_gets_a_sentence_of_ours(kind: str) -> None:
+    """Whatever a model will give one day, its text doesn't leave."""
+    route = next(one for one in ROUTES if one.name == "issue_key")
+    fault = RequestValidationError(
+        [{"type": kind, "loc": ("body", "rate_limit", "burst"), "msg": "Input should", "input": 0}],
+        body={},
+    )
+    failure = validation_failure(fault, request_of(route))
+    assert "Input should" not in failure.detail
+    if kind not in {"json_invalid", "extra_forbidden"}:
+        assert "rate_limit.burst" in failure.detail
+        assert "a whole number from 1 to 1,000,000,000" in failure.detail
+
+
+def test_every_model_of_a_body_is_among_those_that_are_tried() -> None:
+    tried = set(map(model_of, ROUTES))
+    described = {
+        model
+        for model in vars(schemas).values()
+        if isinstance(model, type) and issubclass(model, schemas.Input)
+    }
+    inputs = {model for model in _all_inputs(schemas.Input) if not model.__name__.startswith("_")}
+    inside = {_name for model in tried for _name in _inner(model)}
+    left = {model.__name__ for model in inputs - tried - described} - inside
+    # What others are made of.
+    assert left <= {"KeyFields", "ProviderFields"}, left
+
+
+def _all_inputs(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for below in model.__subclasses__():
+        yield below
+        yield from _all_inputs(below)
+
+
+def _inner(model: type[BaseModel]) -> Iterator[str]:
+    schema = model.model_json_schema()
+    yield from schema.get("$defs", {})
+    yield schema.get("title", "")
+
+
+# An entry point: its path, a body that it takes, and the field that the tests spoil.
+DOORS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "rest": ("/v2/keys", {"name": "live-input-faults", "type": "secret"}, "name"),
+    "verify": ("/v2/keys/verify", {"key": "x"}, "key"),
+    "publish": ("/publish", {"topic": "a", "payload": 1}, "topic"),
+    "exchange": ("/v2/tokens/exchange", {"token": "x"}, "token"),
+    "create": ("/v2/tokens/create", {"user_email": "a@acme.example"}, "user_email"),
+}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["lane", "framework"])
+def ask(request: pytest.FixtureRequest, server: Server) -> Iterator[Callable[..., Any]]:
+    """Ask an entry point, through the lane or past it."""
+    with server.client(server.first_key) as key:
+
+        def asked(door: str, body: str | bytes, **headers: str) -> Any:  # noqa: ANN401 - any JSON
+            content = body if isinstance(body, bytes) else body.encode()
+            told = {"Content-Type": "application/json", **headers}
+            # The lane leaves bodies of an unknown length to the framework.
+            sent = content if request.param else iter([content])
+            return key.post(DOORS[door][0], content=sent, headers=told).json()
+
+        yield asked
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    # Input is judged before the storage is asked, so one kind of it is enough.
+    with running(tmp_path_factory.mktemp("faults") / "data", no_messaging=0) as up:
+        yield up
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_400_json_is_told_by_line_and_column(ask: Callable[..., Any], door: str) -> None:
+    name = DOORS[door][2]
+    told = ask(door, f'{{\n  "{name}": "x",\n  "b" 1\n}}')
+    assert (told["status"], told["code"]) == (400, "malformed_json")
+    assert "line 3, column 7: a colon is expected" in told["detail"]
+    told = ask(door, f'{{"{name}": "x"')
+    assert "ends too early" in told["detail"]
+    told = ask(door, b'{"%b": "\xff"}' % name.encode())
+    assert told["code"] == "malformed_json"
+    assert f"UTF-8 from byte {len(name) + 7} on" in told["detail"]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_400_an_empty_body_is_called_empty(ask: Callable[..., Any], door: str) -> None:
+    for body in ("", "  \n"):
+        told = ask(door, body)
+        assert (told["status"], told["code"]) == (400, "malformed_json")
+        assert told["detail"].startswith("The body is empty; send a JSON object")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_400_an_unknown_field_gets_the_known_ones(ask: Callable[..., Any], door: str) -> None:
+    _, good, name = DOORS[door]
+    told = ask(door, json.dumps({**good, f"{name}s": 1}))
+    assert (told["status"], told["code"]) == (400, "invalid_request")
+    assert told["detail"].startswith(f"There is no field {name}s. Did you mean {name}")
+    assert all(field in told["detail"].partition("takes")[2] for field in good)
+    assert told["errors"] == [{"field": f"{name}s", "message": told["detail"]}]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_400_a_missing_field_and_a_wrong_type_are_told_alike(
+    ask: Callable[..., Any], door: str
+) -> None:
+    _, good, name = DOORS[door]
+    told = ask(door, json.dumps({field: v for field, v in good.items() if field != name}))
+    assert told["detail"].startswith(f"{name} is missing; it takes a")
+    told = ask(door, json.dumps({**good, name: 5}))
+    assert told["errors"][0]["field"] == name
+    assert told["detail"].startswith(f"{name} takes a")
+    assert told["detail"].endswith("and 5 came.")
+    told = ask(door, "[3]" if door != "publish" else "3")
+    assert told["detail"].startswith("The body takes an object with ")
+
+
+NUMBER = "a whole number from 1 to"
+SPOILT: dict[str, tuple[dict[str, Any], str]] = {
+    "another name": ({"scopes": ["a:b"]}, "Did you mean permissions?"),
+    "camel case": ({"expiresAt": "2030-01-01T00:00:00Z"}, "Did you mean expires_at?"),
+    "seconds": ({"expires_at": 1900000000}, "takes a time such as “2030-01-31T12:00:00Z”"),
+    "seconds in that form": ({"expires_at": 1900000000}, "“2030-03-17T17:46:40Z”"),
+    "milliseconds": ({"expires_at": 1900000000000}, "in that form “2030-03-17T17:46:40Z”"),
+    "burst": (
+        {"rate_limit": {"limit": 5, "period_s": 60}},
+        f"rate_limit.burst is missing; it takes {NUMBER} 1,000,000,000.",
+    ),
+    "period": (
+        {"rate_limit": {"limit": "5", "period_s": 0, "burst": 1}},
+        f"rate_limit.period_s takes {NUMBER} 2,678,400, and 0 came.",
+    ),
+    "inside": (
+        {"rate_limit": {"limit": 5, "per": 1, "period_s": 1, "burst": 1}},
+        "rate_limit takes limit, period_s, burst.",
+    ),
+    "one of": ({"type": "secrets"}, "type takes one of “publishable”, “secret”"),
+    "near": ({"type": "secrets"}, "Did you mean secret?"),
+    "list": ({"permissions": "invoices:read"}, "permissions takes a list"),
+    "boolean": ({"allow_native": "yes"}, "allow_native takes true or false, and a string"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_400_the_fields_of_a_key_are_told_with_their_form(
+    ask: Callable[..., Any], case: str
+) -> None:
+    spoilt, says = SPOILT[case]
+    told = ask("rest", json.dumps({"name": "live-spoilt", "type": "secret", **spoilt}))
+    assert (told["status"], told["code"]) == (400, "invalid_request")
+    assert says in told["detail"]
+
+
+def test_a_secret_in_a_wrong_place_is_never_repeated(
+    ask: Callable[..., Any], server: Server
+) -> None:
+    secret = server.first_key
+    for door, (_, good, name) in DOORS.items():
+        for spoilt in ({secret: 1}, {name: [secret]}, {name: {"a": secret}}):
+            told = ask(door, json.dumps({**good, **spoilt}))
+            assert told["status"] == 400, told
+            assert secret not in json.dumps(told)
+        assert secret not in json.dumps(ask(door, secret))
+    told = ask("rest", json.dumps({"name": "x", "type": secret}))
+    assert secret not in json.dumps(told)
+
+
+@pytest.mark.parametrize("query", ["{key}", "{key}=1", "search={key}", "key=Bearer+{key}"])
+def test_a_key_in_a_url_is_refused_as_a_name_too(server: Server, query: str) -> None:
+    with server.client(server.first_key) as key:
+        answer = key.get(f"/v2/keys?{query.format(key=server.first_key)}")
+    assert (answer.status_code, answer.json()["code"]) == (400, "credential_in_url")
+    assert server.first_key not in answer.text
+
+
+def test_a_name_that_a_client_made_up_is_cut(ask: Callable[..., Any]) -> None:
+    told = ask("rest", json.dumps({"x" * 5_000: 1}))
+    assert len(told["detail"]) < 1_000
+    told = ask("verify", json.dumps({"key": "x", "\n\u001b[31m": 1}))
+    assert "\n" not in told["detail"]
+    assert "\x1b" not in told["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("limt=1", "Did you mean limit? This route takes cursor, "),
+        ("limit=no", "limit takes a whole number from 1 to 200, and a string"),
+        ("limit=1000", "limit takes a whole number from 1 to 200, and 1000 came."),
+        ("type=secrt", "type takes one of “publishable”, “secret”"),
+    ],
+    ids=["near", "text", "bound", "one of"],
+)
+def test_400_a_parameter_is_told_as_a_field_is(server: Server, query: str, says: str) -> None:
+    with server.client(server.first_key) as key:
+        told = key.get(f"/v2/keys?{query}").json()
+    assert (told["status"], told["code"]) == (400, "invalid_request")
+    assert says in told["detail"]
