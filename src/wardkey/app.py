@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from wardkey import __version__
 from wardkey.actions.core.runner import Runner
+from wardkey.actions.messaging.freed_client_ids import forget_freed, free_unused
 from wardkey.adapters.broker import BrokerKeys
 from wardkey.adapters.broker_link import BrokerLink
 from wardkey.adapters.fetch import Fetch
@@ -29,6 +30,7 @@ from wardkey.adapters.publishers import Publishers
 from wardkey.api import (
     acl,
     audit,
+    client_ids,
     clients,
     docs,
     exchange,
@@ -83,6 +85,7 @@ from wardkey.domain.errors import WardkeyError
 from wardkey.logs import configure_logging
 from wardkey.services.mqtt_login import MqttLogins
 from wardkey.services.session_enforcer import SessionEnforcer
+from wardkey.services.session_removal import SessionRemover
 from wardkey.services.throttle import Throttle
 from wardkey.services.token_exchange import TokenExchange
 from wardkey.verify.pending import MERGE_MS, merge_pending
@@ -119,6 +122,7 @@ def create_app() -> FastAPI:
         clients,
         acl,
         sessions,
+        client_ids,
         presence,
         retained,
         publish,
@@ -221,13 +225,21 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
             enforcer = None
             if link is not None:
                 loop = asyncio.get_running_loop()
-                enforcer = SessionEnforcer(database, verifier, link, context.rights, loop)
+                assert context.publishers is not None  # noqa: S101 - made with the link
+                remover = SessionRemover(database, context.publishers, loop)
+                context.session_remover = remover
+                enforcer = SessionEnforcer(database, verifier, link, context.rights, loop, remover)
                 context.runner.end_sessions = enforcer.disconnect_affected
             app.state.context = context
             # One of them for the broker beside this and for others, so that guesses count together.
             watch = None if enforcer is None else enforcer.watch
             logins = MqttLogins(
-                database, context.throttle, context.verified, context.rights, watch=watch
+                database,
+                context.throttle,
+                context.verified,
+                context.rights,
+                watch=watch,
+                remover=context.session_remover,
             )
             app.state.hooks = Hooks(context, logins)
             app.state.hot_routes = verify.FAST_ROUTES | publish.FAST_ROUTES | exchange.FAST_ROUTES
@@ -302,6 +314,8 @@ async def _messaging(
             group.create_task(link.keep(logins.judge))
             group.create_task(enforcer.follow())
             group.create_task(enforcer.end_expired())
+            if enforcer.freeing is not None:
+                group.create_task(enforcer.freeing.run())
     finally:
         await publishers.close()
         await link.close()
@@ -340,6 +354,10 @@ def _run_maintenance(
                 _run_job(partial(prune_dead, database))
         if ticks % CLEAN_UP_USAGE_TICKS == 0:
             _run_job(partial(clean_up_usage, database))
+            if context.link is None:
+                # With a broker of ours its sessions go first.
+                _run_job(partial(free_unused, database))
+                _run_job(partial(forget_freed, database))
             _run_job(partial(clean_up_grants, database))
         ticks += 1
         if last:

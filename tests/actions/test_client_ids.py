@@ -1,11 +1,36 @@
-"""Whose an MQTT client id is, and for which connection it was told."""
+"""Whose an MQTT client id is, for which connection it was told, and when it is free again."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
 
 from wardkey.actions.core.runner import Runner
-from wardkey.actions.messaging.sessions import KEPT_MS, ClientIds, IdClaim, Owner, find_owners
+from wardkey.actions.grants import grants
+from wardkey.actions.grants.grants import MintedGrant
+from wardkey.actions.messaging import clients, held_client_ids
+from wardkey.actions.messaging.client_ids import ClientIds, IdClaim
+from wardkey.actions.messaging.freed_client_ids import (
+    KEPT_MS,
+    MOST_EACH,
+    end_lease,
+    free_by_hand,
+    free_gone,
+    free_if_over,
+    free_unused,
+    lease,
+    list_freed,
+    note_live,
+    rooms_to_look_at,
+)
+from wardkey.actions.messaging.held_client_ids import HeldQuery
+from wardkey.actions.messaging.sessions import Owner, find_owners
+from wardkey.db.maintenance import clean_up_grants
+from wardkey.domain.clients import ClientSpec
+from wardkey.domain.grants import CutoffKind, NewGrant
+from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 
@@ -24,20 +49,147 @@ def owner_in(runner: Runner) -> Owner:
 def test_what_is_kept_is_of_the_connection_that_was_judged_last(runner: Runner) -> None:
     ids = ClientIds(runner.database)
     for cid, kid in ((7, None), (8, "7QdRk2mVx9Ta"), (9, "7QdRk2mVx9Ta")):
-        assert ids.take(claimed("cli_a", cid, kid))
+        assert ids.take(claimed("cli_a", cid, kid)) is None
         found = owner_in(runner)
         assert (found.subject_id, found.rights) == ("cli_a", b"cli_a")
         assert (found.connection, found.grant_kid) == (("NODE", cid), kid)
 
 
-def test_a_client_id_is_its_first_users_until_it_was_not_shown_for_a_week(runner: Runner) -> None:
-    ids, now = ClientIds(runner.database), runner.database.clock()
+def make_client(runner: Runner, by: Principal, username: str) -> str:
+    spec = ClientSpec(username, Environment.LIVE)
+    return runner.write(clients.create, by, spec).client.id
+
+
+def takes(runner: Runner, claim: IdClaim) -> bool:
+    """Tell whether a login gets the client id, whose former session is removed if there is one."""
+    holder = ClientIds(runner.database).take(claim)
+    if holder is None:
+        return True
+    if not free_if_over(runner.database, claim, holder):
+        return False
+    until = lease(runner.database, claim.scope, claim.mqtt_id)
+    return ClientIds(runner.database).take(replace(claim, lease=until)) is None
+
+
+def test_a_client_id_is_its_first_users_until_it_was_not_shown_for_a_week(
+    runner: Runner, owner: Principal
+) -> None:
+    now = runner.database.clock()
     runner.database.clock = lambda: now
-    assert ids.take(claimed("cli_a", 1))
+    first, second = (make_client(runner, owner, name) for name in ("first", "second"))
+    claims = [IdClaim(owner.scope, "device-1", one, b"", ("NODE", 1)) for one in (first, second)]
+    assert takes(runner, claims[0])
     for later, taken in ((KEPT_MS - 1, False), (KEPT_MS, True)):
         runner.database.clock = lambda later=later: now + later  # type: ignore[misc]
-        assert ids.take(claimed("cli_b", 2)) is taken
-    assert owner_in(runner).connection == ("NODE", 2)
+        assert takes(runner, claims[1]) is taken
+    assert not takes(runner, claims[0])
+
+
+def test_a_client_id_is_free_once_its_client_is_deleted(runner: Runner, owner: Principal) -> None:
+    first, second = (make_client(runner, owner, name) for name in ("first", "second"))
+    claims = [IdClaim(owner.scope, "device-1", one, b"", ("NODE", 1)) for one in (first, second)]
+    assert takes(runner, claims[0])
+    assert not takes(runner, claims[1])
+    runner.write(clients.change, owner, first, {"enabled": False})
+    assert not takes(runner, claims[1])
+    runner.write(clients.remove, owner, first)
+    assert takes(runner, claims[1])
+    with runner.database.read() as tx:
+        (held,) = held_client_ids.list_held(tx, owner, HeldQuery())
+    assert (held.mqtt_id, held.holder_id) == ("device-1", second)
+
+
+def test_a_client_id_at_a_foreign_broker_stays_held_for_a_week(
+    runner: Runner, owner: Principal
+) -> None:
+    first = make_client(runner, owner, "first")
+    claim = IdClaim(owner.scope, "device-1", first, b"", ("", 0))
+    assert takes(runner, claim)
+    runner.write(clients.remove, owner, first)
+    assert not takes(runner, replace(claim, subject_id=make_client(runner, owner, "second")))
+    assert free_gone(runner.database) == 0
+
+
+def minted(runner: Runner, by: Principal, refreshable_s: int = 3_600) -> MintedGrant:
+    user = NewGrant("", "u1", "ann@x.example", "key-of-ann", "ann-1", {}, 60, refreshable_s)
+    return runner.write(grants.create, by, user)
+
+
+def test_a_users_client_ids_are_free_once_no_grant_logs_in_or_is_refreshed(
+    runner: Runner, owner: Principal
+) -> None:
+    now = runner.database.clock()
+    runner.database.clock = lambda: now
+    minted(runner, owner)
+    claim = IdClaim(owner.scope, "page-1", "key-of-ann", b"", ("NODE", 1))
+    assert takes(runner, claim)
+    # It has expired, but its password still refreshes it.
+    runner.database.clock = lambda: now + 3_599_999
+    assert free_gone(runner.database) == 0
+    runner.database.clock = lambda: now + 3_600_000
+    clean_up_grants(runner.database)
+    assert free_gone(runner.database, TenantScope(owner.org_id, Environment.TEST)) == 0
+    assert free_gone(runner.database, owner.scope) == 1
+
+
+@pytest.mark.parametrize("how", ["grant", "user"])
+def test_a_users_client_ids_are_free_when_all_grants_are_ended(
+    runner: Runner, owner: Principal, how: str
+) -> None:
+    first, second = minted(runner, owner), minted(runner, owner)
+    assert takes(runner, IdClaim(owner.scope, "page-1", "key-of-ann", b"", ("NODE", 1)))
+    if how == "grant":
+        runner.write(grants.revoke, owner, first.grant.token_id)
+        assert free_gone(runner.database) == 0
+        runner.write(grants.revoke, owner, second.grant.token_id)
+    else:
+        runner.write(grants.revoke_all, owner, CutoffKind.USER, "u1")
+    assert free_gone(runner.database) == 1
+    assert [one.mqtt_id for one in list_freed(runner.database, 9)] == ["page-1"]
+
+
+def test_of_a_client_a_thousand_ids_stay_and_those_that_are_connected(
+    runner: Runner, owner: Principal
+) -> None:
+    now = runner.database.clock()
+    client = make_client(runner, owner, "fleet")
+    for number in range(MOST_EACH + 3):
+        runner.database.clock = lambda number=number: now - 400_000 + number  # type: ignore[misc]
+        name = f"device-{number}"
+        assert takes(runner, IdClaim(owner.scope, name, client, b"", ("NODE", number)))
+    runner.database.clock = lambda: now
+    assert rooms_to_look_at(runner.database) == [owner.scope]
+    # The second connection is not the one that has the client id.
+    live = [("device-1", ("NODE", 1)), ("device-2", ("NODE", 7))]
+    note_live(runner.database, owner.scope, live)
+    free_unused(runner.database)
+    freed = {one.mqtt_id for one in list_freed(runner.database, 9)}
+    assert freed == {"device-0", "device-2", "device-3"}
+
+
+def test_only_who_has_the_lease_takes_or_forgets_a_freed_client_id(
+    runner: Runner, owner: Principal
+) -> None:
+    now = runner.database.clock()
+    runner.database.clock = lambda: now
+    scope, claim = owner.scope, IdClaim(owner.scope, "device-1", "cli_b", b"", ("NODE", 1))
+    assert takes(runner, replace(claim, subject_id="cli_a"))
+    free_by_hand(runner.database, scope, "device-1")
+    until = lease(runner.database, scope, "device-1")
+    assert until is not None
+    assert lease(runner.database, scope, "device-1") is None
+    assert [one.due_at for one in list_freed(runner.database, 9)] == [until]
+    runner.database.clock = lambda: until
+    later = lease(runner.database, scope, "device-1")
+    ids = ClientIds(runner.database)
+    assert ids.take(replace(claim, lease=until)) is not None
+    end_lease(runner.database, scope, "device-1", until, forget=True)
+    assert ids.take(replace(claim, lease=later)) is None
+    # A removal that took too long does nothing to what is another's by then.
+    assert later is not None
+    end_lease(runner.database, scope, "device-1", later, forget=True)
+    with runner.database.read() as tx:
+        assert find_owners(tx, scope, ["device-1"])["device-1"].subject_id == "cli_b"
 
 
 def test_of_many_who_ask_at_once_one_gets_the_client_id(runner: Runner) -> None:
@@ -46,5 +198,5 @@ def test_of_many_who_ask_at_once_one_gets_the_client_id(runner: Runner) -> None:
     asked = [claimed(f"cli_{number}", number) for number in range(24)]
     with ThreadPoolExecutor(12) as pool:
         told = list(pool.map(lambda claim: ids[claim.connection[1] % 2].take(claim), asked))
-    assert told.count(True) == 1
-    assert owner_in(runner).connection == ("NODE", told.index(True))
+    assert told.count(None) == 1
+    assert owner_in(runner).connection == ("NODE", told.index(None))

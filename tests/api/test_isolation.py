@@ -188,6 +188,9 @@ CONFINED = {
     ("post", "/v2/keys/verify-batch"),
     ("put", "/v2/acl/rules"),
     ("delete", "/v2/retained"),
+    # See tests/messaging/test_client_ids.py.
+    ("get", "/v2/client-ids"),
+    ("delete", "/v2/client-ids"),
     ("post", "/v2/organization/transfer"),
     *(("post", f"/v2/{scope}") for scope in ("setup", "user-tokens", "invitations/accept")),
     ("delete", "/v2/user-tokens/current"),

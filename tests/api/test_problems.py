@@ -428,6 +428,8 @@ ELSEWHERE = {
     "unsafe_broker": "cli/test_up.py::"
     "test_a_broker_is_never_spoken_to_in_the_clear_beyond_this_machine",
     "messaging_off": "messaging/test_publish.py::test_messaging_that_is_left_out_is_said",
+    "client_id_not_found": "messaging/test_client_ids.py::"
+    "test_a_client_id_is_listed_and_freed_by_hand",
     "session_not_found": "messaging/test_sessions.py::"
     "test_404_another_organizations_session_cannot_be_ended",
     "signed_out": "browser/test_sign_in.py::test_signing_out_ends_the_session_here_or_everywhere",

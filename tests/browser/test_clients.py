@@ -136,12 +136,33 @@ def test_live_sessions_are_listed_and_ended(site: Site, enter: Enter) -> None:
         page = enter("owner", f"{CLIENTS}?q=agent-live")
         assert "1 session" in page.inner_text("tbody tr")
         page.goto(site.url(path))
-        row = page.locator("tr:has-text('live-1')")
+        table = page.get_by_role("table", name="Live sessions of agent-live")
+        row = table.locator("tr:has-text('live-1')")
         assert "agents/#" in row.inner_text()
         passes(page)
         row.get_by_role("button", name="End session").click()
         page.wait_for_selector("text=The session is ended.")
         wait_until(lambda: session.ended_at)
+
+
+def test_client_ids_are_listed_and_freed(site: Site, enter: Enter) -> None:
+    client = created(site, "agent-holds")
+    login = client["mqtt_username"], client["password"]
+    with connected(site.server, *login, "held-away", clean=False) as session:
+        assert session.code == 0
+    with connected(site.server, *login, "held-now", clean=False) as session:
+        page = enter("owner", f"{CLIENTS}/{client['id']}")
+        table = page.get_by_role("table", name="Client ids of agent-holds")
+        assert "Connected" in table.locator("tr:has-text('held-now')").inner_text()
+        row = table.locator("tr:has-text('held-away')")
+        assert "Away" in row.inner_text()
+        passes(page)
+        row.get_by_role("button", name="Free held-away").click()
+        page.wait_for_selector("text=The client id is free.")
+        assert table.locator("tbody tr").count() == 1
+        assert session.ended_at == 0
+    events = site.api.get("/v2/audit-events?action=client_id.freed").json()["events"]
+    assert [event["details"]["client_id"] for event in events] == ["held-away"]
 
 
 def test_disabling_ends_sessions_and_shows_the_receipt(site: Site, enter: Enter) -> None:
@@ -319,7 +340,15 @@ def test_a_viewer_changes_nothing_and_a_phone_shows_cards(site: Site, enter: Ent
         assert page.get_by_role("button", name=name).is_disabled()
     passes(page)
     forms = site.forms(site.cookie("viewer"))
-    for verb in ("edit", "password", "disable", "enable", "delete", "end-session"):
+    for verb in (
+        "edit",
+        "password",
+        "disable",
+        "enable",
+        "delete",
+        "end-session",
+        "free-client-id",
+    ):
         assert forms.post(f"{CLIENTS}/{client['id']}/{verb}").status_code == 403
     assert forms.post(CLIENTS, username="agent-none", once="a" * 32).status_code == 403
     # Another environment's client is not there.

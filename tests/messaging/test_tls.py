@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from cryptography import x509
@@ -174,6 +175,15 @@ def is_shown(port: int, cert: Path) -> bool:
         return False
 
 
+class Nodes(NamedTuple):
+    """A deployment with the nodes of its broker, and where each takes MQTT."""
+
+    up: Server
+    nodes: list[BrokerProcess]
+    ports: list[int]
+    trust: ssl.SSLContext
+
+
 @contextmanager
 def cluster(
     up: Server, folder: Path, ports: list[list[int]], tls: tuple[Path, Path, Path]
@@ -199,9 +209,9 @@ def cluster(
             node.stop()
 
 
-def test_three_nodes_elsewhere_carry_messages_and_kicks_and_outlive_one(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
+@pytest.fixture
+def three_nodes(start: Callable[..., Server], tmp_path: Path) -> Iterator[Nodes]:
+    """Run a deployment whose broker is a cluster elsewhere, where everyone may do everything."""
     tls = signed_pair(tmp_path)
     taken = free_ports(12)
     ports = [taken[n : n + 4] for n in (0, 4, 8)]
@@ -215,34 +225,81 @@ def test_three_nodes_elsewhere_carry_messages_and_kicks_and_outlive_one(
     with cluster(up, tmp_path, ports, tls) as nodes:
         allow_all(up)
         wait_until(lambda: publish(up, "a", "x") == 200, 60)
-        names = [create(up, f"on-{number}") for number in range(3)]
-        clients = [
-            MqttClient(each[1], *login, f"on-{number}", trust=trust)
-            for number, (each, login) in enumerate(zip(ports, names, strict=True))
-        ]
-        for one in clients:
-            assert one.code == 0
-            assert one.subscribe("agents/#") == 1
-        clients[0].publish("agents/x", "from a client")
-        assert publish(up, "agents/x", "from the bridge") == 200
-        for one in clients:
-            wait_until(partial(has_taken, one, 2))
-        # On whichever node this product is: the other two are not.
-        with up.owner() as owner:
-            assert owner.get("/v2/sessions").json()["total"] == 3
-            for found in owner.get("/v2/clients").json()["clients"][1:]:
-                done = owner.patch(f"/v2/clients/{found['id']}", json={"enabled": False})
-                assert done.is_success
-        wait_until(lambda: sum(1 for one in clients if one.ended_at) == 2)
-        (left,) = (number for number, one in enumerate(clients) if not one.ended_at)
-        dead = (left + 1) % 3
-        nodes[dead].kill()
-        wait_until(lambda: publish(up, "agents/x", "one is dead") == 200, 60)
-        wait_until(lambda: clients[left].messages[-1] == ("agents/x", b"one is dead"))
-        # Until another node leads in its stead, logins wait and fail.
-        wait_until(lambda: logs_in(ports[(left + 2) % 3][1], names[left], trust), 40)
-        for one in clients:
-            one.close()
+        yield Nodes(up, nodes, [each[1] for each in ports], trust)
+
+
+def test_a_session_at_one_node_goes_with_its_client_before_another_takes_it_at_the_next(
+    three_nodes: Nodes,
+) -> None:
+    up, ports, trust = three_nodes.up, three_nodes.ports, three_nodes.trust
+    logins = [create(up, name) for name in ("first", "second")]
+    live, away = (
+        MqttClient(port, *logins[0], f"device-{number}", clean=False, trust=trust)
+        for number, port in enumerate(ports[:2])
+    )
+    for one in (live, away):
+        assert one.code == 0
+        assert one.subscribe("agents/#") == 1
+    away.close()
+    assert publish(up, "agents/x", "not for the second") == 200
+    with up.owner() as owner:
+        (first,) = owner.get("/v2/clients?search=first").json()["clients"]
+        assert owner.delete(f"/v2/clients/{first['id']}").is_success
+    for number in (0, 1):
+        # The broker itself delays a login that comes within a second of another with the client id.
+        taken = wait_until(partial(takes_over, three_nodes, logins[1], f"device-{number}"), 20)
+        assert taken is not None
+        assert taken.messages == []
+        assert taken.subscribe("agents/#") == 1
+        assert publish(up, "agents/x", "for the second") == 200
+        wait_until(partial(has_taken, taken, 1))
+        assert taken.messages == [("agents/x", b"for the second")]
+        taken.close()
+    live.close()
+
+
+def takes_over(nodes: Nodes, login: tuple[str, str], mqtt_id: str) -> MqttClient | None:
+    """Log in at the third node; the session must be a new one."""
+    one = MqttClient(nodes.ports[2], *login, mqtt_id, clean=False, trust=nodes.trust)
+    if one.code == 0:
+        assert not one.present
+        return one
+    one.close()
+    return None
+
+
+def test_three_nodes_elsewhere_carry_messages_and_kicks_and_outlive_one(
+    three_nodes: Nodes,
+) -> None:
+    up, nodes, ports, trust = three_nodes
+    names = [create(up, f"on-{number}") for number in range(3)]
+    clients = [
+        MqttClient(port, *login, f"on-{number}", trust=trust)
+        for number, (port, login) in enumerate(zip(ports, names, strict=True))
+    ]
+    for one in clients:
+        assert one.code == 0
+        assert one.subscribe("agents/#") == 1
+    clients[0].publish("agents/x", "from a client")
+    assert publish(up, "agents/x", "from the bridge") == 200
+    for one in clients:
+        wait_until(partial(has_taken, one, 2))
+    # On whichever node this product is: the other two are not.
+    with up.owner() as owner:
+        assert owner.get("/v2/sessions").json()["total"] == 3
+        for found in owner.get("/v2/clients").json()["clients"][1:]:
+            done = owner.patch(f"/v2/clients/{found['id']}", json={"enabled": False})
+            assert done.is_success
+    wait_until(lambda: sum(1 for one in clients if one.ended_at) == 2)
+    (left,) = (number for number, one in enumerate(clients) if not one.ended_at)
+    dead = (left + 1) % 3
+    nodes[dead].kill()
+    wait_until(lambda: publish(up, "agents/x", "one is dead") == 200, 60)
+    wait_until(lambda: clients[left].messages[-1] == ("agents/x", b"one is dead"))
+    # Until another node leads in its stead, logins wait and fail.
+    wait_until(lambda: logs_in(ports[(left + 2) % 3], names[left], trust), 40)
+    for one in clients:
+        one.close()
 
 
 def logs_in(port: int, login: tuple[str, str], trust: ssl.SSLContext) -> bool:

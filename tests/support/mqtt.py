@@ -33,6 +33,8 @@ class MqttClient:
         self.arrived: list[paho.MQTTMessage] = []
         self.granted: list[int] = []
         self.code: int | None = None
+        # Whether the broker had a session of this client id.
+        self.present = False
         self.ended_at = 0.0
         self._done = threading.Event()
         self.paho = paho.Client(
@@ -71,7 +73,8 @@ class MqttClient:
         self.paho.disconnect()
         self.paho.loop_stop()
 
-    def _connected(self, _c: Any, _u: Any, _f: Any, code: Any, _p: Any) -> None:  # noqa: ANN401
+    def _connected(self, _c: Any, _u: Any, flags: Any, code: Any, _p: Any) -> None:  # noqa: ANN401
+        self.present = bool(flags.session_present)
         self.code = int(code.value)
 
     def _ended(self, _c: Any, _u: Any, _f: Any, _code: Any, _p: Any) -> None:  # noqa: ANN401

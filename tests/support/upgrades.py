@@ -9,6 +9,7 @@ UNDO = {
     "0011": ("DROP TABLE organization_slugs",),
     "0012": ("DROP TABLE scopes",),
     "0013": ("DROP INDEX ix_grants_member_id", "ALTER TABLE grants DROP COLUMN member_id"),
+    "0014": ("DROP INDEX ix_grants_user_key",),
 }
 
 

@@ -70,6 +70,9 @@ class Publisher(asyncio.Protocol):
         except (OSError, TimeoutError) as error:
             self.close()
             raise BrokerUnreachable from error
+        except asyncio.CancelledError:
+            self.close()
+            raise
         if code:
             self.close()
             raise BrokerUnreachable

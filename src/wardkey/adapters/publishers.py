@@ -138,7 +138,11 @@ class Publishers:
     async def _connect(self, account: Account) -> _Open:
         org_id, environment = account
         await self.link.put_account(org_id, environment)
-        publisher = await self._first_open(self.link.bridge_token(*account, BRIDGE, _LASTS_S))
+        # A name of its own, or the broker would end the connection that this one takes over from.
+        self._count += 1
+        name = f"{BRIDGE}-{self.name}-{self._count}"
+        token = self.link.bridge_token(*account, BRIDGE, _LASTS_S)
+        publisher = await self.connect(name, token)
         before = self._open.get(account)
         now = time.monotonic()
         opened = self._open[account] = _Open(publisher, now, now)
@@ -158,14 +162,14 @@ class Publishers:
         del self._open[account]
         held.publisher.retire()
 
-    async def _first_open(self, token: str) -> Publisher:
-        """Return a connection to the first node that takes one, the last one's node first."""
-        # A name of its own, or the broker would end the connection that this one takes over from.
-        self._count += 1
-        name = f"{BRIDGE}-{self.name}-{self._count}"
+    async def connect(self, client_id: str, token: str) -> Publisher:
+        """Return a connection to the first node that takes one, the last one's node first.
+
+        Raises `BrokerUnreachable`.
+        """
         for turn in range(len(self.addresses)):
             at = (self._node + turn) % len(self.addresses)
-            publisher = Publisher(*self.addresses[at], name, self.tls and self.tls())
+            publisher = Publisher(*self.addresses[at], client_id, self.tls and self.tls())
             try:
                 await publisher.open(BRIDGE, token)
             except BrokerUnreachable:

@@ -17,7 +17,7 @@ from wardkey.domain import errors
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.topics import clean_filter, clean_topic, covers, filters_of, overlaps
-from wardkey.domain.usernames import on_the_wire
+from wardkey.domain.usernames import with_organization
 from wardkey.web.caller import CurrentCaller
 from wardkey.web.context import CurrentContext
 from wardkey.web.pagination import Cursor, read_cursor, write_cursor
@@ -117,9 +117,7 @@ def _wanted(
         except ValueError as error:
             raise errors.InvalidTopicFilter(str(error), field="filter") from None
         return "", lambda held: overlaps(held, pattern)
-    if "@" not in username:
-        username = on_the_wire(username, by.org_id, by.environment)
-    return username, bool
+    return with_organization(username, *by.scope), bool
 
 
 def _users(sessions: list[Session], receives: Callable[[str], bool]) -> list[PresentShape]:

@@ -12,6 +12,7 @@ from wardkey.adapters.broker_link import Session
 from wardkey.api.schemas import EndedSessionsShape, Id
 from wardkey.domain import errors
 from wardkey.domain.topics import filters_of
+from wardkey.domain.usernames import with_organization
 from wardkey.services import live_sessions
 from wardkey.web.caller import CurrentCaller
 from wardkey.web.context import CurrentContext
@@ -49,12 +50,19 @@ class SessionPage(BaseModel):
 def list_sessions(
     caller: CurrentCaller,
     ctx: CurrentContext,
-    username: Annotated[str, Query(max_length=_LONGEST)] = "",
+    username: Annotated[
+        str,
+        Query(
+            max_length=_LONGEST,
+            description="A user name, with or without what follows @.",
+        ),
+    ] = "",
     search: Annotated[str, Query(max_length=_LONGEST)] = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> SessionPage:
     """List the organization's live MQTT sessions, as every node of the broker tells them."""
-    found = live_sessions.list_sessions(ctx.runner, ctx.broker, caller.by, username)
+    on_wire = with_organization(username, *caller.by.scope)
+    found = live_sessions.list_sessions(ctx.runner, ctx.broker, caller.by, on_wire)
     wanted = [one for one in found if search in one.client_id or search in one.username]
     return SessionPage(sessions=[_shape(one) for one in wanted[:limit]], total=len(wanted))
 

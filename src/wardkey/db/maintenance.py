@@ -20,7 +20,6 @@ from wardkey.db.schema import (
     hours,
     idempotency,
     imported,
-    mqtt_ids,
     publications,
     refused,
     secrets,
@@ -83,10 +82,9 @@ def clean_up_grants(database: Database) -> None:
 
 
 def clean_up_usage(database: Database) -> None:
-    """Delete counts, callers and MQTT client ids older than 90 days, and publications after a day.
+    """Delete counts and callers older than 90 days, and publications after a day.
 
-    A publishable key or an anonymous user can add rows to each of these tables. A session that is
-    older than its deleted client id is ended at the next change and logs in again.
+    A publishable key or an anonymous user can add rows to each of these tables.
     """
     now = database.clock()
     since = now - KEPT_USAGE_MS
@@ -94,7 +92,6 @@ def clean_up_usage(database: Database) -> None:
         connection.execute(delete(hours).where(hours.c.hour < since // HOUR_MS))
         connection.execute(delete(refused).where(refused.c.hour < since // HOUR_MS))
         connection.execute(delete(callers).where(callers.c.last_at < since))
-        connection.execute(delete(mqtt_ids).where(mqtt_ids.c.seen_at < since))
         over = publications.c.created_at <= now - KEPT_PUBLICATIONS_MS
         connection.execute(delete(publications).where(over))
 

@@ -87,6 +87,10 @@ def make_usage(database: Database) -> None:
             if table not in missing:
                 known = {column["name"] for column in there.get_columns(table.name, "usage")}
                 _add_columns(connection, table, known)
+                indexes = {index["name"] for index in there.get_indexes(table.name, "usage")}
+                for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                    if index.name not in indexes:
+                        index.create(connection)
 
 
 def _add_columns(connection: Connection, table: Table, known: set[str]) -> None:

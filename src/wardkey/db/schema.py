@@ -456,6 +456,7 @@ grants = Table(
     Index("ix_grants_room", "org_id", "environment", "created_at", "kid"),
     Index("ix_grants_user", "org_id", "environment", "user_id"),
     Index("ix_grants_username", "org_id", "environment", "username"),
+    Index("ix_grants_user_key", "org_id", "environment", "user_key"),
     Index("ix_grants_key_id", "key_id", "expires_at"),
     Index("ix_grants_refreshable_until", "refreshable_until"),
     Index(
@@ -620,6 +621,19 @@ mqtt_ids = Table(
     # The connection that asked, as the broker lists it: what stands above is true of no other.
     Column("server", String(64)),
     Column("cid", BigInteger),
+    # Null in rows older than the column.
+    Column("taken_at", BigInteger),
+    # From when on it has no holder; the row goes once the broker has no session under it. The
+    # process that removes that has until `leased_until`.
+    Column("freed_at", BigInteger),
+    Column("leased_until", BigInteger),
+    Index("ix_mqtt_ids_subject_id", "org_id", "environment", "subject_id"),
+    Index(
+        "ix_mqtt_ids_freed_at",
+        "freed_at",
+        sqlite_where=text("freed_at IS NOT NULL"),
+        postgresql_where=text("freed_at IS NOT NULL"),
+    ),
     sqlite_with_rowid=False,
 )
 

@@ -516,6 +516,10 @@ class GrantNotFound(NotFound):
     """No such grant in this organization and environment, or it was over long ago."""
 
 
+class ClientIdNotFound(NotFound):
+    """That client id is not held in this environment; list the held ones at /v2/client-ids."""
+
+
 class ClientNotFound(NotFound):
     """No such client in this organization and environment."""
 

@@ -49,6 +49,11 @@ def on_the_wire(name: str, org_id: str, environment: Environment) -> str:
     return f"{name}@{org_id}{_TEST if environment is Environment.TEST else ''}"
 
 
+def with_organization(name: str, org_id: str, environment: Environment) -> str:
+    """Return a user name as it is on the wire, whether its organization was left out or not."""
+    return name if not name or "@" in name else on_the_wire(name, org_id, environment)
+
+
 def parse_username(text: str) -> Username | None:
     """Read a user name from the wire; None if it is none of ours."""
     name, at, rest = text.rpartition("@")

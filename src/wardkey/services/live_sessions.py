@@ -7,12 +7,14 @@ from functools import partial
 from anyio.from_thread import run
 
 from wardkey.actions.core.runner import Runner
-from wardkey.actions.messaging import sessions
+from wardkey.actions.messaging import freed_client_ids, held_client_ids, sessions
+from wardkey.actions.messaging.client_ids import Connected
 from wardkey.adapters.broker_link import BrokerLink, Session
 from wardkey.adapters.publishers import BRIDGE
-from wardkey.domain.errors import SessionNotFound
+from wardkey.domain.errors import BrokerUnreachable, SessionNotFound
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
+from wardkey.services.session_removal import SessionRemover
 
 
 def list_sessions(
@@ -45,6 +47,32 @@ def end_session(runner: Runner, link: BrokerLink, by: Principal, session_id: str
         raise SessionNotFound
     runner.write(sessions.note_ended, by, ended.client_id, ended.username)
     run(link.kick, ended.server, ended.cid)
+
+
+def live_connections(
+    runner: Runner, link: BrokerLink | None, by: Principal
+) -> set[Connected] | None:
+    """Return the live connections, as client ids name them; None if they are not known."""
+    if link is None:
+        return None
+    try:
+        found = list_sessions(runner, link, by, subscribed=False)
+    except BrokerUnreachable:
+        return None
+    return {(one.server, one.cid) for one in found}
+
+
+def free_client_id(
+    runner: Runner, remover: SessionRemover | None, by: Principal, mqtt_id: str
+) -> None:
+    """Free a client id, with its live session and its queue; raises `ClientIdNotFound`."""
+    with runner.audit_refusals("free_client_id", by):
+        by.require(Permission.CLIENTS_WRITE)
+    held = runner.read(held_client_ids.get_held, by, mqtt_id)
+    runner.write(held_client_ids.note_freed, by, held)
+    freed_client_ids.free_by_hand(runner.database, by.scope, mqtt_id)
+    if remover is not None:
+        remover.clear(by.scope, mqtt_id)
 
 
 def id_of(one: Session) -> str:

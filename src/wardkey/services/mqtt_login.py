@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from anyio.to_thread import run_sync
 
 from wardkey.actions.core.hashing import Line
 from wardkey.actions.grants.logins import KnownGrant, find_grant, is_grant_password
+from wardkey.actions.messaging import freed_client_ids
+from wardkey.actions.messaging.client_ids import (
+    ClientIds,
+    Connected,
+    Holder,
+    IdClaim,
+    holder_name,
+)
 from wardkey.actions.messaging.client_logins import (
     KnownClient,
     LoginAttempt,
@@ -23,16 +33,21 @@ from wardkey.actions.messaging.client_logins import (
     mark_connected,
 )
 from wardkey.actions.messaging.rule_cache import Rights
-from wardkey.actions.messaging.sessions import ClientIds, Connected, IdClaim
 from wardkey.adapters.broker_link import Admitted, Login
 from wardkey.adapters.publishers import BRIDGE
 from wardkey.db.engine import Database
 from wardkey.domain.broker_acl import Subjects
-from wardkey.domain.errors import Overloaded, TooManyAttempts, WrongPassword
+from wardkey.domain.errors import BrokerUnreachable, Overloaded, TooManyAttempts, WrongPassword
 from wardkey.domain.tenants import TenantScope
+from wardkey.services.session_removal import SessionRemover
 from wardkey.services.throttle import Counter, Limit, Throttle, by_address
 
+log = logging.getLogger(__name__)
+
 _LONGEST_CLIENT_ID = 256
+# How long a login waits for a session to be removed, well within the broker's own bound on it.
+_MOST_S, _LOOK_S = 1.2, 0.05
+_MINUTE_S, _MOST_LOGGED = 60, 10_000
 _REFUSALS = (WrongPassword, TooManyAttempts, Overloaded)
 
 
@@ -55,8 +70,11 @@ class MqttLogins:
     ids: ClientIds = field(init=False)
     # Learns of each session that a grant lets in at this product's broker.
     watch: Callable[[TenantScope, Connected, str, int], None] | None = None
+    remover: SessionRemover | None = None
     # Who connected since it was last written down.
     _connected: dict[str, KnownClient] = field(default_factory=dict)
+    # Refused client ids of the last minute, so that each is logged once.
+    _logged: dict[tuple[TenantScope, str, str], float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -134,7 +152,7 @@ class MqttLogins:
         kid = known.kid if isinstance(known, KnownGrant) else None
         connection = login.server, login.cid
         claim = IdClaim(scope, login.client_id, known.id, mark_of(rights), connection, kid)
-        if not self.ids.take(claim):
+        if not self._take_id(claim, known.mqtt_username):
             return None
         if isinstance(known, KnownClient):
             with self._lock:
@@ -142,6 +160,49 @@ class MqttLogins:
         elif self.watch is not None and login.server:
             self.watch(scope, connection, known.kid, known.expires_at)
         return _admitted(known, rights)
+
+    def _take_id(self, claim: IdClaim, username: str) -> bool:
+        """Take a client id, whose former holder's session is removed first; or log the present one.
+
+        Raises `BrokerUnreachable` if that session can't be removed in time.
+        """
+        database, end = self.database, time.monotonic() + _MOST_S
+        while True:
+            holder = self.ids.take(claim)
+            if holder is None:
+                return True
+            if not freed_client_ids.free_if_over(database, claim, holder):
+                self._log_held(claim, username, holder)
+                return False
+            lease = freed_client_ids.lease(database, claim.scope, claim.mqtt_id)
+            if lease is not None:
+                if self.remover is not None:
+                    self.remover.discard(claim.scope, claim.mqtt_id)
+                claim = replace(claim, lease=lease)
+            elif time.monotonic() > end:
+                log.info("client id %s waits: its last session is being removed", claim.mqtt_id)
+                raise BrokerUnreachable
+            else:
+                time.sleep(_LOOK_S)
+
+    def _log_held(self, claim: IdClaim, username: str, holder: Holder) -> None:
+        """Log why a right password was refused, once a minute for each who tries."""
+        name, now = (claim.scope, claim.mqtt_id, claim.subject_id), time.monotonic()
+        with self._lock:
+            if now - self._logged.get(name, -_MINUTE_S) < _MINUTE_S:
+                return
+            if len(self._logged) >= _MOST_LOGGED:
+                self._logged.clear()
+            self._logged[name] = now
+        with self.database.read() as tx:
+            held_by = holder_name(tx, claim.scope, holder.subject_id)
+        log.warning(
+            "a login of %s was refused: client id %s is held by %s; use another client id, or "
+            "free this one with DELETE /v2/client-ids",
+            username,
+            claim.mqtt_id,
+            held_by,
+        )
 
     def write_connected(self) -> None:
         """Store who connected; what fails is kept for the next time."""

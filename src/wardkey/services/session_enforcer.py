@@ -16,10 +16,10 @@ from anyio.to_thread import run_sync
 
 from wardkey.actions.grants.logins import KnownGrant, expired_grants, live_grants
 from wardkey.actions.messaging import session_receipts
+from wardkey.actions.messaging.client_ids import Connected
 from wardkey.actions.messaging.rule_cache import Rights
 from wardkey.actions.messaging.session_receipts import SessionToClose
 from wardkey.actions.messaging.sessions import (
-    Connected,
     ConnectedClient,
     Owner,
     changes_since,
@@ -36,6 +36,7 @@ from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 from wardkey.domain.times import parse_iso
 from wardkey.services.mqtt_login import mark_of
+from wardkey.services.session_removal import SessionRemover
 from wardkey.verify.verifier import Verifier
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class SessionEnforcer:
     link: BrokerLink
     rights: Rights
     loop: asyncio.AbstractEventLoop
+    # Told of rooms where a client or a user may be gone for good.
+    freeing: SessionRemover | None = None
     _again: set[asyncio.Task[None]] = field(default_factory=set)
     _held: set[int] = field(default_factory=set)
     # Rooms that a call could not cut, or that are to be looked at now.
@@ -89,6 +92,8 @@ class SessionEnforcer:
         self.loop.call_soon_threadsafe(
             self._look_again, scope, concern.epoch, concern.revision, began
         )
+        if self.freeing is not None:
+            self.freeing.look(scope, concern.subjects)
         try:
             return session_receipts.issue(self.database, concern, reached=reached)
         except WardkeyError as failure:
@@ -189,7 +194,9 @@ class SessionEnforcer:
         """Return the state of the feed, and what may not stay by it."""
         by_id: defaultdict[str, list[Session]] = defaultdict(list)
         for one in sessions:
-            by_id[one.client_id].append(one)
+            # Ours may have any client id, for as long as it removes the session of one.
+            if one.username != BRIDGE:
+                by_id[one.client_id].append(one)
         wrong = []
         with self.database.read() as tx:
             epoch, revision = feed_state(tx)
@@ -201,7 +208,7 @@ class SessionEnforcer:
                 owner = owners.get(mqtt_id)
                 if owner is None:
                     # Nobody can say whose it is, so whoever it is logs in anew.
-                    ending = [one for one in found if one.username != BRIDGE]
+                    ending = found
                 else:
                     ending = [one for one in found if not self._may_stay(tx, owner, one, grants)]
                     if owner.grant_kid in expired:

@@ -16,6 +16,7 @@ from wardkey.adapters.single_sign_on import SignInIssuer
 from wardkey.domain.addresses import Network
 from wardkey.domain.errors import BrokerUnreachable, MessagingOff
 from wardkey.domain.single_sign_on import SignInPolicy
+from wardkey.services.session_removal import SessionRemover
 from wardkey.services.throttle import Throttle
 from wardkey.services.token_exchange import TokenExchange
 from wardkey.services.work_slots import WorkSlots
@@ -57,6 +58,7 @@ class AppContext:
     # None without messaging.
     link: BrokerLink | None = None
     publishers: Publishers | None = None
+    session_remover: SessionRemover | None = None
     verified: VerifiedPasswords = field(default_factory=VerifiedPasswords)
     rights: Rights = field(default_factory=Rights)
     proxy_mistakes: ProxyMistakes = field(default_factory=ProxyMistakes)

@@ -103,6 +103,23 @@ GRANT = (
     .outerjoin(secrets, (secrets.c.kid == grants.c.key_kid) & (secrets.c.org_id == grants.c.org_id))
 )
 BY_KID = GRANT.where(grants.c.kid == bindparam("of_kid"))
+# Over for good, whatever the time and though a key is enabled again.
+_ENDED = or_(
+    grants.c.revoked_at.is_not(None),
+    _CUT_OFF,
+    (grants.c.provider_id != "") & auth_providers.c.id.is_(None),
+    (grants.c.key_id != "") & or_(keys.c.id.is_(None), keys.c.revoked_at.is_not(None)),
+    secrets.c.revoked_at.is_not(None) & (secrets.c.revoke_reason != Reason.SUPERSEDED),
+)
+# Of grants that log in or can be refreshed, now or once their key or provider is enabled again.
+MAY_RETURN = GRANT.with_only_columns(grants.c.kid).where(
+    ~_ENDED,
+    or_(
+        grants.c.expires_at > bindparam("now"),
+        grants.c.replaced_by.is_(None) & (grants.c.refreshable_until > bindparam("now")),
+    ),
+    or_(keys.c.expires_at.is_(None), keys.c.expires_at > bindparam("now")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,19 +460,11 @@ def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were m
 def inactive_clause(now: int) -> ColumnElement[bool]:
     """Return the condition under which `why_over` has an answer; of organizations none is asked."""
     return or_(
-        grants.c.revoked_at.is_not(None),
+        _ENDED,
         grants.c.expires_at <= now,
-        _CUT_OFF,
-        (grants.c.provider_id != "") & auth_providers.c.id.is_(None),
-        (grants.c.key_id != "")
-        & or_(
-            keys.c.id.is_(None),
-            keys.c.revoked_at.is_not(None),
-            keys.c.disabled_at.is_not(None),
-            # Without a look at NULL, the negation would be NULL for keys that never expire.
-            and_(keys.c.expires_at.is_not(None), keys.c.expires_at <= now),
-        ),
-        secrets.c.revoked_at.is_not(None) & (secrets.c.revoke_reason != Reason.SUPERSEDED),
+        keys.c.disabled_at.is_not(None),
+        # Without a look at NULL, the negation would be NULL for keys that never expire.
+        and_(keys.c.expires_at.is_not(None), keys.c.expires_at <= now),
     )
 
 

@@ -38,6 +38,7 @@ DONE = {
     "grants-revoked": "The grants are revoked.",
     "live-session-ended": "The session is ended. The client may log in again unless it is "
     "disabled.",
+    "client-id-freed": "The client id is free. A program that still uses it takes it again.",
     "sent-before": "This form was sent before. What it made is here; its secret was shown then "
     "and is not shown again. If nobody saved it, rotate the key.",
     "invited-before": "This form was sent before. The invitation is here; its link was shown then "
@@ -209,6 +210,7 @@ ACTIONS = {
     "secret.ended": "ended one secret",
     "secret.revoked": "revoked one secret",
     "session.ended": "ended a session",
+    "client_id.freed": "freed a client id",
 }
 
 

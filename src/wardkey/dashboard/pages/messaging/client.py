@@ -13,8 +13,9 @@ from fastapi import Request, Response
 from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.core import audit
 from wardkey.actions.keys import insights
-from wardkey.actions.messaging import clients
+from wardkey.actions.messaging import clients, held_client_ids
 from wardkey.actions.messaging.clients import ClientWithPassword
+from wardkey.actions.messaging.held_client_ids import HeldQuery
 from wardkey.adapters.broker_link import Session
 from wardkey.dashboard.pages.messaging.mqtt_snippets import mqtt_snippets
 from wardkey.dashboard.shell.auth import NOTHING_SENT, Fields, MemberContext, VerifiedForm, Visiting
@@ -24,6 +25,7 @@ from wardkey.db.engine import Transaction
 from wardkey.domain.clients import ClientRecord
 from wardkey.domain.errors import (
     BrokerUnreachable,
+    ClientIdNotFound,
     FormSentBefore,
     Invalid,
     InvalidRequest,
@@ -35,7 +37,7 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.receipts import EndedSessions
 from wardkey.domain.topics import filters_of
-from wardkey.services.live_sessions import end_session, id_of, list_sessions
+from wardkey.services.live_sessions import end_session, free_client_id, id_of, list_sessions
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.problems import status_of
 
@@ -45,6 +47,7 @@ _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}/{{client_id}}"
 
 _DIALOGS = frozenset({"edit", "password", "delete"})
 _EVENTS = 15
+_HELD = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,18 @@ def end_live_session(
     return see_other(current.url(f"{PATH}/{client_id}"), done="live-session-ended")
 
 
+@router.post(f"{_ROUTE}/free-client-id")
+def free_held_id(
+    client_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
+) -> Response:
+    """Free one client id of the client."""
+    try:
+        free_client_id(ctx.runner, ctx.session_remover, current.by, fields.text("client_id"))
+    except ClientIdNotFound as failure:
+        return client_page(request, current, ctx, client_id, FormResult(failure=failure))
+    return see_other(current.url(f"{PATH}/{client_id}"), done="client-id-freed")
+
+
 def client_page(
     request: Request, current: MemberContext, ctx: AppContext, client_id: str, outcome: FormResult
 ) -> Response:
@@ -218,10 +233,14 @@ def client_page(
             "client": client,
             "maker": insights.creator_names(tx, by, [client.created_by]).get(client.created_by, ""),
             "events": events,
+            "held": held_client_ids.list_held(
+                tx, by, HeldQuery(username=client.username, limit=_HELD)
+            ),
         }
 
     seen = ctx.runner.read(look, current.by)
     client: ClientRecord = seen["client"]
+    held = [one for one in seen.pop("held") if one.holder_id == client_id]
     failure, made = outcome.failure, outcome.made
     password = (made.password or "") if made else ""
     sent = outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT
@@ -231,7 +250,10 @@ def client_page(
         status_of(type(failure)) if failure else 200,
         current=current,
         **seen,
-        sessions=_sessions(current, ctx, client),
+        sessions=(live := _sessions(current, ctx, client)),
+        held=held[:_HELD],
+        holds_more=len(held) > _HELD,
+        connected={(one.session.server, one.session.cid) for one in live or ()},
         url=current.url(f"{PATH}/{client_id}"),
         list_url=current.url(PATH),
         now=ctx.runner.database.clock(),
