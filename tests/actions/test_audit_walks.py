@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -9,13 +10,15 @@ import pytest
 from sqlalchemy import Table, delete, insert, select, update
 from sqlalchemy.pool import QueuePool
 
+from wardkey.actions.accounts import members
 from wardkey.actions.core.audit import PAGE, AuditQuery, Target, export_head, record
 from wardkey.actions.core.audit_walks import export_events, verify_chain
 from wardkey.actions.core.runner import Runner
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import audit_events, audit_heads
-from wardkey.domain.errors import NotPermitted, Overloaded
-from wardkey.domain.principal import Principal
+from wardkey.domain.errors import NotPermitted, OrganizationNotFound, Overloaded
+from wardkey.domain.permissions import Role
+from wardkey.domain.principal import Principal, PrincipalKind
 
 FAR = 2**40
 
@@ -55,6 +58,21 @@ def test_an_export_has_every_event_up_to_its_beginning_and_no_later_one(
     assert numbers(pages) == list(range(1, long + 1))
     assert max(map(len, pages)) <= PAGE
     assert numbers(list(export_events(runner.database, owner, AuditQuery())))[-1] == long + 10
+
+
+@pytest.mark.usefixtures("long")
+def test_an_export_ends_for_a_member_who_was_removed_meanwhile(
+    runner: Runner, owner: Principal
+) -> None:
+    _, link = runner.write(members.invite, owner, "ada@acme.example", Role.ADMIN)
+    stranger = Principal(PrincipalKind.USER, "", "")
+    joined = runner.write(members.accept, stranger, link, "a hash")
+    admin = replace(owner, id=joined.user_id, label=joined.email, role=Role.ADMIN)
+    walk = export_events(runner.database, admin, AuditQuery())
+    assert len(next(walk)) == PAGE
+    runner.write(members.remove, owner, joined.user_id)
+    with pytest.raises(OrganizationNotFound):
+        next(walk)
 
 
 def test_no_connection_is_held_between_pages_nor_by_a_walk_that_is_given_up(

@@ -17,7 +17,7 @@ from tests.support.server import wait_until
 from wardkey.actions.accounts import browser_sessions, members, organizations, people
 from wardkey.actions.accounts import passkeys as passkey_actions
 from wardkey.actions.core.runner import Runner
-from wardkey.actions.grants import grants, providers
+from wardkey.actions.grants import grants, providers, refreshes
 from wardkey.actions.grants.grants import MintedGrant
 from wardkey.actions.grants.logins import find_grant
 from wardkey.actions.keys import keys, revocations
@@ -246,7 +246,7 @@ class World:
         text = minted.password.text
         logs_in = find_grant(self.runner.database, text) is not None
         try:
-            self.run(grants.refresh, self.person, minted.grant.token_id, text)
+            self.run(refreshes.refresh, self.person, minted.grant.token_id, text)
         except InvalidToken:
             if logs_in:
                 return "no refresh"

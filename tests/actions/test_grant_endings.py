@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wardkey.actions.accounts import organizations
 from wardkey.actions.core.runner import Runner
-from wardkey.actions.grants import grants, providers
+from wardkey.actions.grants import grants, providers, refreshes
 from wardkey.actions.grants.grants import MintedGrant
 from wardkey.actions.grants.logins import find_grant, live_grants, newest_grant
 from wardkey.actions.keys import keys, revocations
-from wardkey.domain.errors import InvalidToken
+from wardkey.domain.errors import InvalidToken, Revoked
 from wardkey.domain.grants import CutoffKind, NewGrant
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType, Permission, Role
@@ -106,9 +107,12 @@ class Notebook:
         )
         user_id, email = f"user{user % 3}", EMAILS[user % 3]
         wanted = [(self.wanted(provider, user_id, email), "")]
+        if key in self.gone:
+            with pytest.raises(Revoked):
+                self.runner.write(grants.mint, by, wanted)
+            return
         (made,) = self.runner.write(grants.mint, by, wanted)
-        live = key not in self.gone
-        self.notes.append(Noted(made, user_id, email, provider, key, len(self.notes), live))
+        self.notes.append(Noted(made, user_id, email, provider, key, len(self.notes)))
 
     def create(self, user: int, how: int) -> None:
         email = EMAILS[user % 3]
@@ -124,7 +128,7 @@ class Notebook:
         note = self.notes[number % len(self.notes)]
         grant, password = note.made.grant, note.made.password.text
         try:
-            again = self.runner.write(grants.refresh, self.owner, grant.token_id, password)
+            again = self.runner.write(refreshes.refresh, self.owner, grant.token_id, password)
         except InvalidToken:
             assert not note.live
             return

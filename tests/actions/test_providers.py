@@ -13,7 +13,7 @@ from tests.actions.test_restore import back_up  # noqa: F401 - a fixture
 from wardkey.actions.accounts import organizations
 from wardkey.actions.core.audit_walks import verify_chain
 from wardkey.actions.core.runner import Runner
-from wardkey.actions.grants import grants, providers
+from wardkey.actions.grants import grants, providers, refreshes
 from wardkey.actions.grants.grants import MintedGrant
 from wardkey.actions.grants.logins import find_grant
 from wardkey.actions.grants.providers import TrustedProviders
@@ -154,6 +154,6 @@ def test_a_sealed_secret_and_live_grants_outlive_the_master_key(
         assert trusted(runner, owner) == {legacy: (True, SHARED.encode())}
         assert find_grant(runner.database, grant.password.text, grant.grant.mqtt_username)
     password = grant.password.text
-    again = runner.write(grants.refresh, owner, grant.grant.token_id, password)
+    again = runner.write(refreshes.refresh, owner, grant.grant.token_id, password)
     assert again is not None
     assert find_grant(runner.database, again.password.text)

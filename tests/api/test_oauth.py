@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import subprocess
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, urlencode
 
 import httpx2 as httpx
 import pytest
@@ -13,6 +16,7 @@ from tests.api.test_exchange import World, trusted, world
 
 __all__ = ["trusted", "world"]  # pytest finds fixtures by their names here
 
+NODE = Path(__file__).parents[1] / "node"
 TYPE = "urn:ietf:params:oauth:token-type"
 GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 
@@ -49,12 +53,41 @@ def test_an_oauth_library_exchanges_and_refreshes(world: World, trusted: str, me
         again = session.refresh_token(url, told["refresh_token"])
         assert again["access_token"] != told["access_token"]
         assert again["mqtt_username"] == told["mqtt_username"]
+        # As if the answer had been lost; the one that came then is used.
+        once_more = session.refresh_token(url, told["refresh_token"])
+        session.refresh_token(url, once_more["refresh_token"])
         with pytest.raises(OAuthError) as refused:
             session.refresh_token(url, told["refresh_token"])
         assert refused.value.error == "invalid_grant"
         with pytest.raises(OAuthError) as refused:
             session.fetch_token(url, **wanted | {"subject_token": "nothing"})
         assert refused.value.error == "invalid_request"
+
+
+def test_a_javascript_library_that_encodes_both_parts_exchanges_and_refreshes(
+    world: World, trusted: str
+) -> None:
+    form = asked(world, trusted)
+    wanted = {"url": world.server.url, "secret": world.server.first_key, "form": form}
+    done = subprocess.run(
+        ["node", NODE / "oauth.mjs", json.dumps(wanted)], capture_output=True, text=True, check=True
+    )
+    exchanged, refreshed = json.loads(done.stdout)
+    assert exchanged["mqtt_username"] == refreshed["mqtt_username"]
+    assert exchanged["access_token"] != refreshed["access_token"]
+
+
+@pytest.mark.parametrize("name", ["my_app", ""])
+def test_a_key_is_taken_encoded_by_either_rule_and_raw(
+    world: World, trusted: str, name: str
+) -> None:
+    key = world.server.first_key
+    escaped = "".join(f"%{ord(letter):02X}" for letter in key)
+    for shown in (key, quote_plus(key), key.replace("_", "%5F"), key.replace("_", "%5f"), escaped):
+        pair = f"{name}:{shown}" if name else f"{shown}:"
+        headers = {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+        answer = posted(world, asked(world, trusted), **headers)
+        assert answer.status_code == 200, (shown, answer.text)
 
 
 def test_a_form_by_hand_with_a_bearer_key_or_without_any(world: World, trusted: str) -> None:

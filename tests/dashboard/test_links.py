@@ -74,6 +74,7 @@ def test_a_set_up_link_works_once(server: Server) -> None:
             page = anyone.get(path)
             assert page.status_code == 200
             assert email in page.text
+            assert "passkeys and linked issuers are removed" in page.text
             assert is_safe(page)
         done = anyone.post(path, data={"password": "a new password, longer"})
         assert (done.status_code, done.headers["location"]) == (303, "/")

@@ -11,6 +11,7 @@ from wardkey.domain.credentials import (
     choose_credential,
     explain_malformed,
     explain_missing,
+    form_decoded,
     trim,
     trim_field,
 )
@@ -165,3 +166,21 @@ def test_a_credential_in_another_form_is_named(
     assert (said is None) == (names == "")
     assert names in (said or "")
     assert KEY not in (said or "")
+
+
+@pytest.mark.parametrize(
+    ("sent", "meant"),
+    [
+        ("sk%5Flive%5Fab", "sk_live_ab"),
+        ("sk_live_ab", "sk_live_ab"),
+        ("acme_ab%2Bcd%2F%3D", "acme_ab+cd/="),
+        # An imported key, raw: no form-encoding leaves a slash, or a percent sign alone.
+        ("acme_ab+cd/%41=", "acme_ab+cd/%41="),
+        ("acme_50%", "acme_50%"),
+        ("acme_ab+cd", "acme_ab+cd"),
+        ("%FF", "%FF"),
+        ("%20sk%5Flive%5Fab", "sk_live_ab"),
+    ],
+)
+def test_a_clients_secret_is_read_form_encoded_and_raw(sent: str, meant: str) -> None:
+    assert form_decoded(sent) == meant

@@ -188,6 +188,11 @@ def limited(**more: object) -> ProviderSpec:
     return replace(FIREBASE, limits=replace(ExchangeLimits(), **more))  # type: ignore[arg-type]
 
 
+def test_a_url_without_tls_names_the_option_that_allows_it() -> None:
+    with pytest.raises(InvalidProvider, match="--private-issuers"):
+        clean_provider(replace(OIDC, issuer="http://keycloak:8080/realms/acme"))
+
+
 @pytest.mark.parametrize(
     ("spec", "leaf", "field"),
     [

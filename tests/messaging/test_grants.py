@@ -266,6 +266,30 @@ def test_a_replayed_refresh_ends_every_session_of_the_family(world: World) -> No
         assert stays.ended_at == 0
 
 
+def test_a_login_with_an_answer_that_another_took_the_place_of_ends_the_family(
+    world: World,
+) -> None:
+    first, other = world.people.grant("lost-answer"), world.people.grant("lost-answer")
+    stolen = world.people.refresh(first).json()
+    found = world.people.refresh(first).json()
+    with (
+        online(world.server, found, "lost-answer-1") as live,
+        online(world.server, other, "lost-answer-2") as stays,
+    ):
+        assert (live.code, stays.code) == (0, 0)
+        assert world.people.refresh(first).json()["code"] == "refresh_replayed"
+        wait_until(lambda: live.ended_at)
+    again = world.people.grant("lost-answer")
+    stolen = world.people.refresh(again).json()
+    found = world.people.refresh(again).json()
+    with online(world.server, found, "lost-answer-3") as live:
+        assert live.code == 0
+        assert not is_let_in(world.server, stolen, "lost-answer-4")
+        wait_until(lambda: live.ended_at)
+        assert not is_let_in(world.server, found, "lost-answer-3")
+        assert is_let_in(world.server, other, "lost-answer-2")
+
+
 @dataclass
 class Case:
     """Somebody whose grant is to end: by which provider, and with which key he has it."""
@@ -476,6 +500,7 @@ def test_what_ended_while_no_worker_lived_is_closed_when_one_is_back(world: Worl
     key_id, key = world.key("live-meanwhile")
     grant = world.people.grant("meanwhile", key)
     org_id = world.owner.get("/v2/organization").json()["id"]
+    (owner,) = world.owner.get("/v2/members").json()["members"]
     with (
         online(world.server, grant, "meanwhile-1") as live,
         online(world.server, world.people.grant("throughout"), "throughout-1") as stays,
@@ -486,7 +511,7 @@ def test_what_ended_while_no_worker_lived_is_closed_when_one_is_back(world: Worl
             with runner.database.write():
                 world.server.pause_workers()
             by = member(
-                user_id="usr_1",
+                user_id=owner["user_id"],
                 email="owner@acme.example",
                 org_id=org_id,
                 role=Role.OWNER,

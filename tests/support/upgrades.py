@@ -10,6 +10,10 @@ UNDO = {
     "0012": ("DROP TABLE scopes",),
     "0013": ("DROP INDEX ix_grants_member_id", "ALTER TABLE grants DROP COLUMN member_id"),
     "0014": ("DROP INDEX ix_grants_user_key",),
+    "0015": (
+        "ALTER TABLE grants DROP COLUMN refreshed_at",
+        "ALTER TABLE grants DROP COLUMN used_at",
+    ),
 }
 
 

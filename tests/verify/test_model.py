@@ -114,6 +114,12 @@ class Model(RuleBasedStateMachine):
         with pytest.raises(failure):
             self.run(action, by, *args)
 
+    def is_suspended(self, action: Any, by: Principal, *args: Any) -> bool:  # noqa: ANN401
+        """Tell whether the organization is suspended, and see that the action is refused then."""
+        if by.org_id in self.suspended:
+            self.refused(OrganizationSuspended, action, by, *args)
+        return by.org_id in self.suspended
+
     def remember(self, made: keys.Issued) -> None:
         self.secrets[made.secret.text] = {
             "kid": made.kid, "key": made.key.id, "ends": None, "revoked": False,
@@ -197,18 +203,23 @@ class Model(RuleBasedStateMachine):
     @rule(key_id=issued, data=st.data())
     def revoke_secret(self, key_id: str, data: st.DataObject) -> None:
         secret = data.draw(st.sampled_from(self.owned(key_id)))
-        by = self.keys[key_id]["by"]
-        self.run(revocations.revoke_secret, by, key_id, secret["kid"], "superseded")
-        secret["revoked"] = True
+        action = (revocations.revoke_secret, self.keys[key_id]["by"], key_id, secret["kid"])
+        if not self.is_suspended(*action, "superseded"):
+            self.run(*action, "superseded")
+            secret["revoked"] = True
 
     @rule(key_id=issued)
     def revoke(self, key_id: str) -> None:
-        self.run(revocations.revoke, self.keys[key_id]["by"], key_id, "keyCompromise")
-        self.keys[key_id]["revoked"] = True
+        action = (revocations.revoke, self.keys[key_id]["by"], key_id, "keyCompromise")
+        if not self.is_suspended(*action):
+            self.run(*action)
+            self.keys[key_id]["revoked"] = True
 
     @rule(key_id=issued, on=st.booleans())
     def switch(self, key_id: str, *, on: bool) -> None:
         key, action = self.keys[key_id], keys.enable if on else keys.disable
+        if self.is_suspended(action, key["by"], key_id):
+            return
         if key["revoked"]:
             self.refused(KeyRevoked, action, key["by"], key_id)
             return
@@ -226,6 +237,8 @@ class Model(RuleBasedStateMachine):
 
     def edit(self, key_id: str, changes: dict[str, Any], field: str, value: object) -> None:
         key = self.keys[key_id]
+        if self.is_suspended(keys.change, key["by"], key_id, changes):
+            return
         if key["revoked"]:
             self.refused(KeyRevoked, keys.change, key["by"], key_id, changes)
             return

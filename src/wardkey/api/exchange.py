@@ -13,7 +13,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from wardkey.actions.grants import grants
+from wardkey.actions.grants import grants, refreshes
 from wardkey.actions.grants.grants import MintedGrant
 from wardkey.adapters.tokens import LONGEST_TOKEN
 from wardkey.domain import errors
@@ -31,8 +31,9 @@ from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.usernames import on_the_wire, parse_username
+from wardkey.services.minting import VerifiedToken
 from wardkey.services.throttle import Limit, by_address
-from wardkey.services.token_exchange import UnverifiedToken, VerifiedToken, native_grant
+from wardkey.services.token_exchange import UnverifiedToken, native_grant
 from wardkey.verify.body_faults import body_failure
 from wardkey.verify.json_body import decode_body
 from wardkey.web.caller import (
@@ -45,6 +46,7 @@ from wardkey.web.caller import (
 )
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.fast_path import FastRoute
+from wardkey.web.pages import OPEN_TO_PAGES, preflight_fields
 from wardkey.web.problems import problem_outgoing, problem_responses, require_json_body
 from wardkey.web.raw_http import RawRequest, RawResponse
 
@@ -56,14 +58,6 @@ T = TypeVar("T")
 JSON = "application/json"
 _GUESSED = (errors.InvalidToken, errors.TokenExpired)
 LONGEST_BODY = 2 * LONGEST_TOKEN
-# A page must be able to read refusals too; no cookie ever counts here.
-CORS = {"Access-Control-Allow-Origin": "*"}
-PREFLIGHT = {
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Allow-Methods": "POST, OPTIONS",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Wardkey-Api-Key",
-    "Access-Control-Max-Age": "7200",
-}
 
 
 class ExchangeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -175,7 +169,7 @@ def _answers(*failures: type[errors.WardkeyError]) -> dict[int | str, dict[str, 
 @router.options("/v2/tokens/refresh", include_in_schema=False)
 def preflight() -> Response:
     """Answer a browser's question; it carries no key, so the origin is checked on the request."""
-    return Response(status_code=204, headers=PREFLIGHT)
+    return Response(status_code=204, headers=preflight_fields("POST"))
 
 
 @router.post(
@@ -189,9 +183,10 @@ def preflight() -> Response:
         errors.ProviderNotFound,
         errors.ProviderDisabled,
         errors.ExchangeNotAllowed,
-        errors.OtherOrganization,
+        errors.OrganizationNotFound,
         errors.TooManyAttempts,
         errors.KeySetUnavailable,
+        errors.ProviderChanged,
     ),
     openapi_extra=_takes(
         {
@@ -207,7 +202,7 @@ def preflight() -> Response:
     response_class=Response,
 )
 async def exchange_token(request: Request, ctx: CurrentContext) -> Response:
-    """Exchange an identity provider's token for a short-lived MQTT credential.
+    """VerifiedToken an identity provider's token for a short-lived MQTT credential.
 
     With a key `provider` names the provider; without one `organization_id` says where, and the
     provider is found by the token's issuer among those that allow it.
@@ -268,7 +263,7 @@ async def _minted_later(
 @router.post(
     "/v2/tokens/create",
     responses=_answers(
-        errors.InvalidEmail, errors.InvalidTtl, errors.ProviderNotFound, errors.OtherOrganization
+        errors.InvalidEmail, errors.InvalidTtl, errors.ProviderNotFound, errors.OrganizationNotFound
     ),
     openapi_extra=_takes(
         {
@@ -310,8 +305,10 @@ async def create_token(request: Request, ctx: CurrentContext) -> Response:
 async def refresh_token(request: Request, ctx: CurrentContext) -> Response:
     """Replace a grant by a new one for as long again; its password works once for this.
 
-    The old password still logs in for 30 seconds, and sessions that it opened end then. Refreshing
-    it again ends every grant that came of it: two who have one password are one too many.
+    The old password still logs in for 30 seconds; sessions that it opened go on under the new
+    grant. If the answer was lost, the same request within two minutes gets another new password,
+    as long as the first one was not used. Any other use of an old password for a refresh ends the
+    grant and all that came of it: two who have one password are one too many.
     """
     incoming = RawRequest.of(request, await request.body())
     return (await run_in_threadpool(_answered, _refreshed, incoming, ctx)).response()
@@ -352,7 +349,8 @@ def check_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
     address = client_address(incoming, ctx)
     name = wanted.provider or wanted.integration_id
     stranger = _stranger(incoming, wanted.organization_id, address)
-    with ctx.throttle.attempt(*by_address("exchange", address, Limit.SHARED), failed=_GUESSED):
+    counters = by_address("exchange", address, Limit.SHARED)
+    with ctx.throttle.failures(*counters, failed=_GUESSED):
         try:
             return ctx.exchanges.verify_keyless(stranger, name, trim(wanted.token), wanted.ttl)
         except errors.InvalidToken:
@@ -393,11 +391,11 @@ def _refreshed(incoming: RawRequest, ctx: AppContext) -> RawResponse:
 def refresh_once(incoming: RawRequest, ctx: AppContext, wanted: RefreshRequest) -> MintedGrant:
     """Refresh a grant; a failure counts against the address. Raises `RefreshReplayed`."""
     address = client_address(incoming, ctx)
+    shown = (wanted.token_id, trim(wanted.current_token_password))
     stranger = _stranger(incoming, "", address)
-    with ctx.throttle.attempt(*by_address("refresh", address, Limit.SHARED)):
-        minted = ctx.runner.write(
-            grants.refresh, stranger, wanted.token_id, trim(wanted.current_token_password)
-        )
+    with ctx.throttle.failures(*by_address("refresh", address, Limit.SHARED)):
+        ctx.runner.read(refreshes.check_refresh, stranger, *shown)
+        minted = ctx.runner.write(refreshes.refresh, stranger, *shown)
         if minted is None:
             raise errors.RefreshReplayed
     return minted
@@ -414,7 +412,7 @@ def _answered(
 
 def _refused(failure: errors.WardkeyError, incoming: RawRequest) -> RawResponse:
     out = problem_outgoing(failure, incoming.request_id)
-    out.headers = {**out.headers, **CORS}
+    out.headers = {**out.headers, **OPEN_TO_PAGES}
     return out
 
 
@@ -436,7 +434,7 @@ def _granted(minted: MintedGrant, ctx: AppContext, provider: str = "") -> RawRes
         "user_id": grant.user_id,
         "user_email": grant.user_email,
     }
-    return RawResponse(200, _encoder.encode(answer), JSON, CORS)
+    return RawResponse(200, _encoder.encode(answer), JSON, OPEN_TO_PAGES)
 
 
 def _stranger(incoming: RawRequest, organization: str, address: str) -> Principal:
@@ -456,7 +454,10 @@ def _stranger(incoming: RawRequest, organization: str, address: str) -> Principa
 def _same_organization(by: Principal, organization: str) -> None:
     # The id alone does for either environment: callers of before know no other.
     if organization not in ("", by.org_id, on_the_wire("", by.org_id, by.environment)[1:]):
-        raise errors.OtherOrganization
+        raise errors.OrganizationNotFound(
+            "organization_id names another organization or environment than the key's; leave it "
+            "out, or send a key of that one."
+        )
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

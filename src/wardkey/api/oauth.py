@@ -10,20 +10,19 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from wardkey.api.exchange import (
-    CORS,
     JSON,
     LONGEST_BODY,
-    PREFLIGHT,
     RefreshRequest,
     check_exchange,
     refresh_once,
     with_fields,
 )
 from wardkey.domain import errors
-from wardkey.domain.credentials import basic_pair, trim
+from wardkey.domain.credentials import basic_pair, form_decoded, trim
 from wardkey.domain.grants import token_id_of
 from wardkey.domain.secret import kid_of
 from wardkey.web.context import CurrentContext
+from wardkey.web.pages import OPEN_TO_PAGES, preflight_fields
 from wardkey.web.problems import status_of
 from wardkey.web.raw_http import RawRequest, RawResponse
 
@@ -46,7 +45,7 @@ _encoder = msgspec.json.Encoder()
 @router.options("/oauth/token", include_in_schema=False)
 def preflight() -> Response:
     """Answer a browser's question; it carries no key, so the origin is checked on the request."""
-    return Response(status_code=204, headers=PREFLIGHT)
+    return Response(status_code=204, headers=preflight_fields("POST"))
 
 
 @router.post("/oauth/token", include_in_schema=False)
@@ -78,7 +77,7 @@ async def oauth_token(request: Request, ctx: CurrentContext) -> Response:
         "mqtt_username": grant.mqtt_username,
         "token_id": grant.token_id,
     }
-    return RawResponse(200, _encoder.encode(answer), JSON, CORS).response()
+    return RawResponse(200, _encoder.encode(answer), JSON, OPEN_TO_PAGES).response()
 
 
 def _form(incoming: RawRequest) -> dict[str, str]:
@@ -111,7 +110,7 @@ def _with_client(incoming: RawRequest, form: dict[str, str]) -> RawRequest:
         if secret:
             raise errors.AmbiguousCredentials
         # RFC 6749 puts the key in the password; `curl -u KEY:` puts it in the user name.
-        secret = password or user
+        secret = form_decoded(password or user)
         fields = [(name, value) for name, value in fields if name != b"authorization"]
     if not secret:
         return incoming
@@ -154,7 +153,7 @@ _OAUTH_ERRORS: tuple[tuple[tuple[type[errors.WardkeyError], ...], str, int], ...
     ((errors.RefreshReplayed,), "invalid_grant", 400),
     ((errors.InvalidToken, errors.TokenExpired), "invalid_request", 400),
     (
-        (errors.ProviderNotFound, errors.OtherOrganization, errors.AmbiguousProvider),
+        (errors.ProviderNotFound, errors.OrganizationNotFound, errors.AmbiguousProvider),
         "invalid_target",
         400,
     ),
@@ -177,7 +176,7 @@ def _oauth_refusal(failure: errors.WardkeyError, *, refreshing: bool) -> RawResp
         "error_description": failure.detail,
         "error_uri": f"/problems/{failure.code}",
     }
-    headers = dict(CORS)
+    headers = dict(OPEN_TO_PAGES)
     if status == 401:  # noqa: PLR2004 - RFC 9110 §15.5.2
         headers["WWW-Authenticate"] = 'Basic realm="wardkey"'
     if failure.retry_after_s is not None:

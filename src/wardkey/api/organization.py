@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions.accounts import members, organizations
@@ -14,6 +14,7 @@ from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.times import iso
 from wardkey.web.caller import CurrentCaller
 from wardkey.web.context import AppContext, CurrentContext
+from wardkey.web.pages import OPEN_TO_PAGES, preflight_fields
 from wardkey.web.problems import problem_responses, require_json
 
 router = APIRouter(tags=["organization"], dependencies=[Depends(require_json)])
@@ -110,9 +111,18 @@ class InvitationList(BaseModel):
     invitations: list[InvitationShape]
 
 
+@router.options("/v2/organization", include_in_schema=False)
+def preflight() -> Response:
+    """Let pages of other sites ask for it, with a publishable key; changing it is for servers."""
+    return Response(status_code=204, headers=preflight_fields("GET"))
+
+
 @router.get("/v2/organization", responses=problem_responses())
-def get_organization(caller: CurrentCaller, ctx: CurrentContext) -> OrganizationShape:
+def get_organization(
+    caller: CurrentCaller, ctx: CurrentContext, response: Response
+) -> OrganizationShape:
     """Show the caller's organization; any key may see its public part."""
+    response.headers.update(OPEN_TO_PAGES)
     found = ctx.runner.read(organizations.public, caller.by)
     private = caller.by.holds(Permission.ORGANIZATION_READ)
     return OrganizationShape(

@@ -125,7 +125,12 @@ class Me(BaseModel):
     ),
 )
 def set_up(wanted: SetUp, request: Request, ctx: CurrentContext) -> UserToken:
-    """Set the first password, or a new one, with a one-time link; sign in."""
+    """Set the first password, or a new one, with a one-time link; sign in.
+
+    A link recovers an account that was used before: all its sessions, user tokens, live topics and
+    the grants that it made end, and its passkeys and linked issuers are removed. Keys that it made
+    stay.
+    """
     by = anonymous_principal(request, ctx)
     with ctx.throttle.attempt(*by_address("link", by.address)):
         with ctx.runner.database.read() as tx:

@@ -306,7 +306,10 @@ class IdentityShape(BaseModel):
     user_email: str
     roles: list[str]
     variables: dict[str, str]
-    username: str
+    username: str = Field(
+        description="What an exchange puts before @ in the MQTT user name. The mark at its end is "
+        "made of the provider's id; it is … for a provider that is not saved yet."
+    )
 
 
 class ProviderTested(BaseModel):

@@ -28,6 +28,7 @@ from wardkey.domain.rule_set import RuleSet
 from wardkey.web.caller import Caller, caller_in_organization, is_caller_cached, is_ordinary
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.fast_path import FastRoute
+from wardkey.web.pages import OPEN_TO_PAGES, preflight_fields
 from wardkey.web.problems import (
     problem_body,
     problem_outgoing,
@@ -35,22 +36,15 @@ from wardkey.web.problems import (
     require_json_body,
     status_of,
 )
-from wardkey.web.raw_http import RawRequest, RawResponse
+from wardkey.web.raw_http import RawRequest, RawResponse, header_lines
 
 router = APIRouter(tags=["publish"])
 log = logging.getLogger(__name__)
 
 _JSON = "application/json"
 _GRANT = b"x-wardkey-grant"
-# A page must be able to read refusals too; no cookie ever counts here.
-_CORS = "Access-Control-Allow-Origin: *\r\n"
-_PREFLIGHT = {
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Allow-Methods": "POST, OPTIONS",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, "
-    "Wardkey-Api-Key, X-Wardkey-Grant",
-    "Access-Control-Max-Age": "7200",
-}
+_CORS = header_lines(OPEN_TO_PAGES)
+_PREFLIGHT = preflight_fields("POST", "Idempotency-Key", "X-Wardkey-Grant")
 _UNSENT = (errors.BrokerUnreachable, errors.BrokerFull)
 _encoder = msgspec.json.Encoder()
 _NO_RULES = RuleSet(())

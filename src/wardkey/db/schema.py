@@ -452,6 +452,10 @@ grants = Table(
     Column("expires_at", BigInteger, nullable=False),
     Column("refreshable_until", BigInteger, nullable=False),
     Column("replaced_by", String(12)),
+    # When it was refreshed first; null with a `replaced_by` in the one whose answer was lost.
+    Column("refreshed_at", BigInteger),
+    # The first login of one that came of a refresh, noted while the refresh can be asked again.
+    Column("used_at", BigInteger),
     Column("revoked_at", BigInteger),
     Index("ix_grants_room", "org_id", "environment", "created_at", "kid"),
     Index("ix_grants_user", "org_id", "environment", "user_id"),

@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterable
+from urllib.parse import unquote
 
 from wardkey.domain.errors import AmbiguousCredentials
 from wardkey.domain.secret import KID_LENGTH, has_shape_of_any_brand, head_of_any_brand, is_whole
@@ -17,6 +18,8 @@ _BLANK = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u300
 )
 _AROUND = _BLANK + _INVISIBLE
 _QUOTES = "\"'`\u201c\u201d\u2018\u2019\xab\xbb"
+# What browsers, RFC 3986 and HTML forms leave unescaped, with at least one escape.
+_FORM_ENCODED = re.compile(r"(?=[^%]*%)(?:[A-Za-z0-9*\-._~!'()+]|%[0-9A-Fa-f]{2})+")
 _BEARER = re.compile(r"bearer[\s:]", re.IGNORECASE)
 _LONGEST_NAME = 64
 # Schemes that an error may name: the IANA registry of HTTP authentication schemes, and usual ones
@@ -90,6 +93,20 @@ def basic_pair(encoded: str) -> tuple[str, str]:
         return "", ""
     user, _, password = text.partition(":")
     return trim(user), trim(password)
+
+
+def form_decoded(text: str) -> str:
+    """Return a part of an OAuth client's Basic credentials, form-encoded (RFC 6749 §2.3.1) or raw.
+
+    Form-encoding leaves `%` in escapes alone and few other signs. `+` stays, since the blank that
+    it would stand for is in no key.
+    """
+    if not _FORM_ENCODED.fullmatch(text):
+        return text
+    try:
+        return trim(unquote(text, errors="strict"))
+    except UnicodeDecodeError:
+        return text
 
 
 def choose_credential(texts: Iterable[str], is_ours: Callable[[str], bool]) -> str:

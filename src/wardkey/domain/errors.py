@@ -688,6 +688,10 @@ class KeySetUnavailable(Unavailable):
     """The identity provider's keys cannot be fetched, so no token can be checked; try again."""
 
 
+class ProviderChanged(Unavailable):
+    """The auth provider's settings changed while the token was checked; exchange it again."""
+
+
 class VerifierUnavailable(Unavailable):
     """The key cannot be judged now, which says nothing about it; try again shortly."""
 

@@ -14,6 +14,8 @@ DEFAULT_TTL_S, SHORTEST_TTL_S, LONGEST_TTL_S = 3_600, 30, 86_400
 REFRESHABLE_S = 30 * 86_400
 # How long the old password still logs in after a refresh, for a client that is just connecting.
 OVERLAP_MS = 30_000
+# How long a refresh can be asked for again whose answer was lost; see decision 41.
+RETRY_MS = 120_000
 
 
 class GrantStatus(StrEnum):

@@ -243,3 +243,14 @@ def grace_end(grace: str, now: int) -> int | None:
             "The end of the grace has passed; take now, or a later time.", field="grace"
         )
     return end
+
+
+def origin_warnings(spec: KeySpec) -> list[str]:
+    """Return a sentence for a publishable key that any page can use, else nothing."""
+    if spec.type is not KeyType.PUBLISHABLE or spec.allowed_origins:
+        return []
+    warning = (
+        "Any page can use this key, because it has no allowed_origins; list the origins of your "
+        "own pages there."
+    )
+    return [warning]

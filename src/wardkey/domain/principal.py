@@ -46,7 +46,8 @@ class Principal:
 
     `org_id` is empty for the operator, for service keys and for a user outside an organization;
     `address` and `user_agent` say where the request came from, for the audit. `expires_at` is when
-    the presented secret of a key ends, by expiry or grace, in epoch milliseconds.
+    the presented secret of a key ends, by expiry or grace, in epoch milliseconds. `kid` is that of
+    the presented secret or user token, `session_id` the browser session's; `origin` is the page's.
     """
 
     kind: PrincipalKind
@@ -60,6 +61,9 @@ class Principal:
     address: str = ""
     user_agent: str = ""
     expires_at: int | None = None
+    kid: str = ""
+    session_id: str = ""
+    origin: str = ""
 
     def holds(self, permission: str) -> bool:
         """Return whether this principal may use `permission`."""
@@ -159,6 +163,8 @@ def member(
     environment: Environment,
     address: str = "",
     user_agent: str = "",
+    kid: str = "",
+    session_id: str = "",
 ) -> Principal:
     """Return a human in an organization, with the permissions of the role."""
     return Principal(
@@ -171,4 +177,6 @@ def member(
         role=role,
         address=address,
         user_agent=user_agent,
+        kid=kid,
+        session_id=session_id,
     )

@@ -412,7 +412,11 @@ def _clean_url(text: str, name: str, *, http_allowed: bool) -> str:
             field=name,
         )
     if url.startswith("http://") and not http_allowed:
-        raise InvalidProvider(f"{name} begins with https://.", field=name)
+        raise InvalidProvider(
+            f"{name} begins with https://. For an issuer of a test, on a private network, the "
+            "operator can allow http:// with `wardkey up --private-issuers`.",
+            field=name,
+        )
     port = re.search(r":([0-9]+)\Z", urlsplit(url).netloc)
     if port is not None and not 1 <= int(port[1]) <= _LAST_PORT:
         raise InvalidProvider(f"{name} has a port that does not exist.", field=name)

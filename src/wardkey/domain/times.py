@@ -14,6 +14,9 @@ _RFC_3339 = re.compile(
     r"(Z|z|[+-][0-9]{2}:[0-9]{2})?"
 )
 
+# A browser session ends after this long without a request.
+SESSION_IDLE_MS = 7 * 86_400_000
+
 
 def iso(ms: int) -> str:
     """Return RFC 3339 in UTC with milliseconds, such as `2030-01-31T12:00:00.000Z`.

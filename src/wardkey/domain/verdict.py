@@ -150,11 +150,16 @@ def decide(known: KnownSecret, asked: VerificationRequest, now: int) -> Verdict:
 def _from_allowed_origin(known: KnownSecret, asked: VerificationRequest) -> bool:
     if known.type is not _PUBLISHABLE:
         return asked.browser_allowed or not (asked.browser or asked.origin)
-    if not known.origins:
+    return page_allowed(known.origins, asked.origin, allow_native=known.allow_native)
+
+
+def page_allowed(origins: tuple[str, ...], origin: str, *, allow_native: bool) -> bool:
+    """Return whether a publishable key works from a page, or outside one (`origin` is empty)."""
+    if not origins:
         return True
-    if not asked.origin:
-        return known.allow_native
-    return origin_allowed(known.origins, asked.origin)
+    if not origin:
+        return allow_native
+    return origin_allowed(origins, origin)
 
 
 def failure_of(  # noqa: PLR0911 - one line a verdict
@@ -188,12 +193,24 @@ def failure_of(  # noqa: PLR0911 - one line a verdict
             return NotPermitted(
                 f"The key lacks {lacks}; an admin of {known.org_name} can grant it.", needs=lacks
             )
-        case Verdict.ORIGIN_NOT_ALLOWED if known.type is KeyType.SECRET:
-            return SecretKeyInBrowser()
+        case Verdict.ORIGIN_NOT_ALLOWED:
+            return _origin_failure(known, asked)
         case Verdict.RATE_LIMITED:
             return RateLimitExceeded(retry_after_s=retry_after_s)
         case _:
             return PROBLEMS[verdict]()
+
+
+def _origin_failure(known: KnownSecret, asked: VerificationRequest) -> WardkeyError:
+    if known.type is KeyType.SECRET:
+        return SecretKeyInBrowser()
+    if asked.origin:
+        return OriginNotAllowed()
+    return OriginNotAllowed(
+        "The key is limited to pages of its allowed origins, and the request has no Origin header, "
+        "which pages send by themselves. To use the key in an app or on a server, set its "
+        "allow_native."
+    )
 
 
 # What the document of a refusal is called where its verdict is all that is known.

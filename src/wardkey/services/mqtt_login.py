@@ -132,7 +132,8 @@ class MqttLogins:
             return None
         database = self.database
         if is_grant_password(login.password, database.brand):
-            return self._settle(login, find_grant(database, login.password, login.username))
+            found = find_grant(database, login.password, login.username, login.address)
+            return self._settle(login, found)
         begun = begin_login(database, login.username, login.password)
         attempt = _Attempt(login, begun)
         return self._finish(attempt, fits=True) if begun.fits else attempt

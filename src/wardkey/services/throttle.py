@@ -72,6 +72,26 @@ class Throttle:
         else:
             self.give_back(*counters)
 
+    @contextmanager
+    def failures(
+        self,
+        *counters: Counter,
+        failed: type[WardkeyError] | tuple[type[WardkeyError], ...] = Unauthenticated,
+    ) -> Iterator[None]:
+        """Count only what raises `failed` in the block, so that what is right is never held up.
+
+        For what cannot be guessed and costs little to judge. Raises `TooManyAttempts` in place of
+        the failure, where one of the counters is used up.
+        """
+        try:
+            yield
+        except failed as failure:
+            try:
+                self.take(*counters)
+            except TooManyAttempts as many:
+                raise many from failure
+            raise
+
     def take(self, *counters: Counter) -> None:
         """Count an attempt; raises `TooManyAttempts`, and counts nothing then."""
         wait_ms = self._counts.take([one.scaled for one in counters], _now_ms())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from anyio.to_thread import run_sync
 
-from wardkey.actions.grants import grants
 from wardkey.actions.grants.grants import MintedGrant
 from wardkey.actions.grants.providers import TrustedProvider, TrustedProviders
 from wardkey.adapters.key_sets import KeySets
@@ -46,10 +44,9 @@ from wardkey.domain.providers import (
 from wardkey.domain.rate import RateLimit
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
+from wardkey.services.minting import VerifiedToken, mint_together
 from wardkey.services.work_slots import WorkSlots
 from wardkey.verify.verifier import Verifier
-
-_MOST_IN_ONE_EVENT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +55,6 @@ class UnverifiedToken:
 
     provider: TrustedProvider
     presented: ParsedToken
-
-
-@dataclass(frozen=True, slots=True)
-class VerifiedToken:
-    """A token that passed: who exchanges it, for whom, and which secret of a key was shown."""
-
-    by: Principal
-    provider: TrustedProvider
-    wanted: NewGrant
-    key_kid: str
 
 
 @dataclass(slots=True)
@@ -124,7 +111,11 @@ class TokenExchange:
         """
         # A wrong ttl is told before anything is looked for, or it would tell what was found.
         choose_ttl(ttl, LONGEST_TTL_S)
-        hidden = InvalidToken()
+        hidden = InvalidToken(
+            "The token is not accepted without a key. Check organization_id, and the token's "
+            "issuer, audience and expiry; or the auth provider does not let callers exchange "
+            "without a key (keyless_may_exchange), and an admin can change that."
+        )
         try:
             presented = parse_token(token)
             issuer = issuer_hint(presented)
@@ -209,7 +200,13 @@ class TokenExchange:
         known = b"" if saved is None else saved.secret
         if spec.legacy_secret and (secret or not known):
             known = clean_shared_secret(secret)
-        return self.dry_run(by, spec, known, token, "prv_new" if saved is None else saved.id)
+        if saved is not None:
+            return self.dry_run(by, spec, known, token, saved.id)
+        told, found = self.dry_run(by, spec, known, token, "prv_new")
+        if found is not None:
+            # Its mark is made of the provider's id, which there is none of yet.
+            found = (found[0], f"{found[1].rpartition('_')[0]}_…")
+        return told, found
 
     def name_of(self, grant: GrantRecord) -> str:
         """Return the name of a grant's provider, which may change after the grant was made."""
@@ -245,27 +242,12 @@ class TokenExchange:
                     future.set_result(one)
 
     def _write(self, exchanges: Sequence[VerifiedToken]) -> list[MintedGrant | WardkeyError]:
-        groups: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
-        for place, one in enumerate(exchanges):
-            by = one.by
-            name: tuple[str, ...] = (by.kind, by.id, *by.scope, one.key_kid)
-            # The event of a full group has begun; the next begins another.
-            while len(groups[name]) >= _MOST_IN_ONE_EVENT:
-                name = (*name, "")
-            groups[name].append(place)
-        made: dict[int, MintedGrant | WardkeyError] = {}
         with self.database.write() as tx:
-            for places in groups.values():
-                first = exchanges[places[0]]
-                wanted = [(exchanges[at].wanted, exchanges[at].by.address) for at in places]
-                try:
-                    minted = grants.mint(tx, first.by, wanted, first.key_kid)
-                except WardkeyError as failure:
-                    made |= dict.fromkeys(places, failure)
-                else:
-                    made |= dict(zip(places, minted, strict=True))
-        self.providers.passed(tx.revision)
-        return [made[place] for place in range(len(exchanges))]
+            made = mint_together(tx, exchanges)
+        # A transaction that recorded nothing leaves its revision to another.
+        if tx.position:
+            self.providers.passed(tx.revision)
+        return made
 
     def _trusted(self, org_id: str, environment: Environment) -> Sequence[TrustedProvider]:
         revision = self.verifier.directory.revision()

@@ -172,7 +172,7 @@ def from_browser(incoming: RawRequest) -> bool:
     return b"origin" in incoming.named or b"sec-fetch-site" in incoming.named
 
 
-def key_principal(known: KnownSecret, address: str, user_agent: str) -> Principal:
+def key_principal(known: KnownSecret, address: str, user_agent: str, origin: str = "") -> Principal:
     """Return the Principal of a key with a valid verdict."""
     return Principal(
         PrincipalKind.KEY,
@@ -185,6 +185,8 @@ def key_principal(known: KnownSecret, address: str, user_agent: str) -> Principa
         address=address,
         user_agent=user_agent,
         expires_at=known.expires_at,
+        kid=known.kid,
+        origin=origin,
     )
 
 
@@ -236,7 +238,8 @@ def identify_caller(incoming: RawRequest, context: AppContext) -> Caller:
         if isinstance(failure, SecretKeyInBrowser) and answer.known is not None:
             note_exposure(context, answer.known, address, agent)
         raise failure
-    caller = Caller(key_principal(answer.known, address, agent), text, answer.known)
+    by = key_principal(answer.known, address, agent, asked.origin)
+    caller = Caller(by, text, answer.known)
     if len(incoming.named) == len(incoming.headers):
         seen.named, seen.query = incoming.named, incoming.query
         seen.known, seen.caller = answer.known, caller

@@ -20,6 +20,7 @@ from wardkey.domain.callers import CallerRecord
 from wardkey.domain.errors import WardkeyError
 from wardkey.domain.rate import Admission, RateLimit
 from wardkey.domain.times import iso
+from wardkey.web.pages import OPEN_TO_PAGES
 from wardkey.web.raw_http import RawRequest, RawResponse
 from wardkey.web.request_faults import unreadable_failure, validation_failure
 
@@ -176,7 +177,7 @@ def problem_response(failure: WardkeyError, request: Request) -> JSONResponse:
     """Return the response that tells `failure`."""
     headers = problem_headers(failure)
     if request.scope["path"] in request.app.state.open_to_pages:
-        headers["Access-Control-Allow-Origin"] = "*"
+        headers |= OPEN_TO_PAGES
     return JSONResponse(
         problem_body(failure, request_id_of(request)),
         status_of(type(failure)),

@@ -22,9 +22,9 @@ from wardkey.domain.errors import (
 from wardkey.domain.ids import new_id
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import random_text
+from wardkey.domain.times import SESSION_IDLE_MS
 
 LONGEST_MS = 30 * 86_400_000
-IDLE_MS = 7 * 86_400_000
 # How old a sign-in may be when keys are made or revoked.
 FRESH_MS = 12 * 3_600_000
 _TEXT = 43
@@ -238,7 +238,7 @@ def _open(tx: Transaction) -> tuple[Any, ...]:
     return (
         browser_sessions.c.ended_at.is_(None),
         browser_sessions.c.expires_at > tx.now,
-        browser_sessions.c.seen_at > tx.now - IDLE_MS,
+        browser_sessions.c.seen_at > tx.now - SESSION_IDLE_MS,
     )
 
 

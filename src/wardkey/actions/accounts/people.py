@@ -319,7 +319,7 @@ def identify(tx: Transaction, token: SecretText) -> Principal:
         or row.expires_at <= tx.now
     ):
         raise InvalidUserToken
-    return Principal(PrincipalKind.USER, row.user_id, row.email)
+    return Principal(PrincipalKind.USER, row.user_id, row.email, kid=token.kid)
 
 
 def token_end(tx: Transaction, text: str) -> int:
@@ -378,6 +378,8 @@ def as_member(tx: Transaction, user: Principal, wanted: str, environment: Enviro
         environment=environment,
         address=user.address,
         user_agent=user.user_agent,
+        kid=user.kid,
+        session_id=user.session_id,
     )
 
 

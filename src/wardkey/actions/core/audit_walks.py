@@ -15,6 +15,7 @@ from wardkey.actions.core.audit import (
     read_events,
     read_links,
 )
+from wardkey.actions.core.authority import CallerAuthority
 from wardkey.db.engine import Database
 from wardkey.domain.audit_chain import Break, check
 from wardkey.domain.errors import Overloaded
@@ -27,14 +28,15 @@ def export_events(
     """Yield the organization's events that fit `query`, oldest first, in pages; some are empty.
 
     All events are there that were recorded when the first page is asked for, and no later ones.
-    Between pages no transaction is open: events are only ever added, so nothing is missed.
+    Between pages no transaction is open: events are only ever added, so nothing is missed. An
+    export may take minutes, so each page is only for a caller who may still read it.
     """
     with database.read() as tx:
         extent = find_extent(tx, by, by.org_id)
     after = extent.first - 1
     while after < extent.last:
         with database.read() as tx:
-            page = read_events(tx, by, query, after, extent.last)
+            page = read_events(tx, CallerAuthority(tx).recheck(by), query, after, extent.last)
         after = page.end
         yield page.events
 

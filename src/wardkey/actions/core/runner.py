@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from wardkey.actions.core.audit import Target, record
+from wardkey.actions.core.authority import CallerAuthority
 from wardkey.db.engine import Database, Transaction
 from wardkey.domain.errors import Forbidden
 from wardkey.domain.principal import Principal, PrincipalKind
@@ -80,7 +81,10 @@ class Runner:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run an action that writes; when this returns, what it did binds every verifier."""
+        """Run an action that writes; when this returns, what it did binds every verifier.
+
+        Who calls is looked at again first: raises what `CallerAuthority.recheck` raises.
+        """
         return self.write_confirmed(action, by, *args, **kwargs)[0]
 
     def write_confirmed(
@@ -92,7 +96,7 @@ class Runner:
     ) -> tuple[R, Confirmation]:
         """Run an action as `change` does, and tell how far it has reached."""
         with self.audit_refusals(action.__name__, by), self.database.write() as tx:
-            done = action(tx, by, *args, **kwargs)
+            done = action(tx, CallerAuthority(tx).recheck(by), *args, **kwargs)
         # What changed nothing is confirmed too: an earlier caller may still be waiting for it.
         revision = tx.revision - (not tx.position)
         sessions = None if self.end_sessions is None else EndedSessions()

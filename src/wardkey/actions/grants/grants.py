@@ -1,4 +1,4 @@
-"""Grants: mint, refresh, list and end the short-lived MQTT credentials of people elsewhere."""
+"""Grants: mint, list and end the short-lived MQTT credentials of people elsewhere."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from wardkey.actions.core.tenancy import open_organization
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import auth_providers, grant_cutoffs, grants, keys, organizations, secrets
 from wardkey.db.scoped import in_scope
-from wardkey.domain.errors import GrantNotFound, InvalidToken, KeyNotFound, ProviderNotFound
+from wardkey.domain.errors import GrantNotFound, KeyNotFound, ProviderNotFound
 from wardkey.domain.grants import (
-    OVERLAP_MS,
     CutoffKind,
     GrantRecord,
     NewGrant,
@@ -30,11 +29,9 @@ from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.receipts import ALL_SUBJECTS
 from wardkey.domain.secret import (
     Environment,
-    Malformed,
     SecretKind,
     SecretText,
     generate,
-    parse,
 )
 
 # What the change feed says: of these sessions may end, of the other they never do.
@@ -186,49 +183,6 @@ def create_own(tx: Transaction, by: Principal, wanted: NewGrant) -> MintedGrant:
     return _mint(tx, by, [(wanted, by.address)], "", "grant.created")[0]
 
 
-def refresh(tx: Transaction, by: Principal, token_id: str, password: str) -> MintedGrant | None:
-    """Replace a grant by a new one for as long again; the old password stops soon afterwards.
-
-    `by` says where the call came from; whoever shows the password acts as the grant. None means
-    that the grant was refreshed before: somebody else has its password, so the whole family of
-    grants is over. Raises `InvalidToken` for whatever else does not refresh.
-    """
-    text = parse(password, brand=tx.brand)
-    row = None
-    if not isinstance(text, Malformed) and text.kid == kid_of_token(token_id):
-        row = _row(tx, text.kid)
-    if row is None or not _fits(tx, row, password):
-        raise InvalidToken("There is no grant with that id and password; exchange anew.")
-    by = acting_as_grant(row, by)
-    target = Target(ENDED, token_id)
-    if row.replaced_by is not None:
-        cut_off(tx, by, CutoffKind.FAMILY, row.family, tx.revision)
-        tx.affected_subjects.add(row.user_key)
-        record(tx, by, "grant.replayed", target, {"family": token_id_of(row.family)})
-        return None
-    why = inactive_reason(row, tx.now, refreshing=True)
-    if why:
-        raise InvalidToken(f"This grant cannot be refreshed, because {why}; exchange anew.")
-    again = NewGrant(
-        row.provider_id,
-        row.user_id,
-        row.user_email,
-        row.user_key,
-        row.username,
-        row.claims,
-        row.ttl_s,
-    )
-    until = row.key_expires_at
-    minted = _insert(tx, by, [again], row.key_id, row.key_kid, of=row, until=until)[0]
-    tx.connection.execute(
-        update(grants)
-        .where(grants.c.kid == row.kid, grants.c.replaced_by.is_(None))
-        .values(replaced_by=minted.grant.kid, expires_at=min(row.expires_at, tx.now + OVERLAP_MS))
-    )
-    record(tx, by, "grant.refreshed", target, {"to": minted.grant.token_id})
-    return minted
-
-
 def list_grants(tx: Transaction, by: Principal, query: GrantQuery) -> list[GrantRecord]:
     """Return the grants that fit `query`, newest first, one more than `limit` if there are."""
     by.require(Permission.TOKENS_READ)
@@ -377,7 +331,7 @@ def _mint(
     open_organization(tx, by)
     key_id = by.id if by.kind is PrincipalKind.KEY else ""
     until = _key_expiry(tx, by) if key_id else None
-    minted = _insert(tx, by, [one for one, _ in wanted], key_id, key_kid, until=until)
+    minted = insert_grants(tx, by, [one for one, _ in wanted], key_id, key_kid, until=until)
     details = {
         "count": len(minted),
         # One event stands for all, so where each came from is told here.
@@ -391,7 +345,7 @@ def _mint(
     return minted
 
 
-def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were made with
+def insert_grants(  # noqa: PLR0917 - whose grants, what they are and what they were made with
     tx: Transaction,
     by: Principal,
     wanted: Sequence[NewGrant],
@@ -450,6 +404,8 @@ def _insert(  # noqa: PLR0917 - whose grants, what they are and what they were m
                 "expires_at": grant.expires_at,
                 "refreshable_until": refreshable,
                 "replaced_by": None,
+                "refreshed_at": None,
+                "used_at": None,
                 "revoked_at": None,
             }
         )
@@ -485,10 +441,6 @@ def _key_expiry(tx: Transaction, by: Principal) -> int | None:
     return tx.connection.execute(
         select(keys.c.expires_at).where(keys.c.id == by.id, keys.c.org_id == by.org_id)
     ).scalar_one_or_none()
-
-
-def _row(tx: Transaction, kid: str) -> Row[Any] | None:
-    return tx.connection.execute(BY_KID, {"of_kid": kid}).one_or_none()
 
 
 def _get(tx: Transaction, by: Principal, token_id: str) -> Row[Any]:

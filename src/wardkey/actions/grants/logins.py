@@ -16,6 +16,7 @@ from wardkey.actions.grants.grants import (
     inactive_clause,
     inactive_reason,
 )
+from wardkey.actions.grants.refreshes import end_if_superseded, note_use
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import grants, organizations
 from wardkey.db.scoped import in_scope
@@ -79,10 +80,13 @@ def is_grant_password(text: str, brand: str) -> bool:
     return not isinstance(known, Malformed) and known.kind is SecretKind.GRANT
 
 
-def find_grant(database: Database, password: str, username: str = "") -> KnownGrant | None:
+def find_grant(
+    database: Database, password: str, username: str = "", address: str = ""
+) -> KnownGrant | None:
     """Return the grant with that password, and that user name on the wire unless it is empty.
 
-    Raises the storage's failure.
+    Its first use is noted, and the use of a superseded one ends its family. Raises the storage's
+    failure.
     """
     text = parse(password, brand=database.brand)
     if isinstance(text, Malformed) or text.kind is not SecretKind.GRANT:
@@ -94,10 +98,16 @@ def find_grant(database: Database, password: str, username: str = "") -> KnownGr
         if version not in tx.vault.peppers:
             return None
         fits = tx.vault.matches(password, bytes(row.digest) if row else bytes(32), version)
-        if row is None or not fits or inactive_reason(row, tx.now):
-            return None
+        over = inactive_reason(row, tx.now) if row is not None else ""
+    if row is None or not fits:
+        return None
     known = _known(row)
-    return known if username in ("", known.mqtt_username) else None
+    if username not in ("", known.mqtt_username):
+        return None
+    if over:
+        end_if_superseded(database, row, address)
+        return None
+    return known if note_use(database, row) else None
 
 
 def newest_grant(tx: Transaction, username: str) -> KnownGrant | None:

@@ -20,6 +20,8 @@ from wardkey.db.vault import derive, seal, unseal
 from wardkey.domain.errors import (
     DuplicateProvider,
     InvalidProvider,
+    ProviderChanged,
+    ProviderDisabled,
     ProviderNotFound,
     TooManyProviders,
 )
@@ -156,12 +158,12 @@ def change(
     if after == before and secret is None:
         return _record(row)
     _check_name(tx, by, spec.name, provider_id)
-    values: dict[str, Any] = {"name": spec.name, "settings": after, "updated_at": tx.now}
+    values: dict[str, Any] = {"name": spec.name, "settings": after}
     if not spec.legacy_secret:
         values |= _sealed(tx, provider_id, "")
     elif secret is not None:
         values |= _sealed(tx, provider_id, secret)
-    _update(tx, by, provider_id, values)
+    _update(tx, by, row, values)
     changed = sorted(name for name in after if after[name] != before.get(name))
     details = {"changed": changed, "secret": secret is not None, "settings": after}
     record(tx, by, "provider.updated", Target(_SUBJECT, provider_id), details)
@@ -176,7 +178,7 @@ def enable(tx: Transaction, by: Principal, provider_id: str, *, enabled: bool) -
     by.require(Permission.PROVIDERS_WRITE)
     row = _get(tx, by, provider_id)
     if row.enabled is not enabled:
-        _update(tx, by, provider_id, {"enabled": enabled, "updated_at": tx.now})
+        _update(tx, by, row, {"enabled": enabled})
         action = "provider.enabled" if enabled else "provider.disabled"
         record(tx, by, action, Target(_SUBJECT, provider_id))
     return _record(_get(tx, by, provider_id))
@@ -201,8 +203,7 @@ def purge_keys(tx: Transaction, by: Principal, provider_id: str) -> None:
     """Have every process fetch a provider's keys anew; raises `ProviderNotFound`."""
     by.require(Permission.PROVIDERS_WRITE)
     row = _get(tx, by, provider_id)
-    # What was purged twice within a millisecond was purged twice all the same.
-    _update(tx, by, provider_id, {"updated_at": max(tx.now, row.updated_at + 1)})
+    _update(tx, by, row, {})
     record(tx, by, "provider.keys_purged", Target(_SUBJECT, provider_id))
 
 
@@ -210,6 +211,18 @@ def trusted(tx: Transaction, by: Principal, provider_id: str) -> TrustedProvider
     """Return a provider with its secret, for checking a token; raises `ProviderNotFound`."""
     by.require(Permission.PROVIDERS_WRITE)
     return _trusted(tx, _get(tx, by, provider_id))
+
+
+def require_unchanged(tx: Transaction, by: Principal, judged: TrustedProvider) -> None:
+    """Raise unless a provider is as it was when a token was held against it.
+
+    Raises `ProviderNotFound`, `ProviderDisabled`, `ProviderChanged`.
+    """
+    row = _get(tx, by, judged.id)
+    if not row.enabled:
+        raise ProviderDisabled(f"The auth provider {row.name} is disabled; an admin can enable it.")
+    if row.updated_at != judged.updated_at:
+        raise ProviderChanged(retry_after_s=1)
 
 
 def reseal(tx: Transaction) -> None:
@@ -346,11 +359,13 @@ def _check_name(tx: Transaction, by: Principal, name: str, but: str) -> None:
         )
 
 
-def _update(tx: Transaction, by: Principal, provider_id: str, values: dict[str, Any]) -> None:
+def _update(tx: Transaction, by: Principal, row: Row[Any], values: dict[str, Any]) -> None:
+    # It tells versions apart, so it grows with two changes in a millisecond too.
+    updated_at = max(tx.now, row.updated_at + 1)
     tx.connection.execute(
         update(auth_providers)
-        .where(auth_providers.c.id == provider_id, in_scope(auth_providers, by.scope))
-        .values(**values)
+        .where(auth_providers.c.id == row.id, in_scope(auth_providers, by.scope))
+        .values(**values, updated_at=updated_at)
     )
 
 

@@ -62,6 +62,7 @@ from wardkey.domain.keys import (
     SecretRecord,
     clean_spec,
     grace_end,
+    origin_warnings,
 )
 from wardkey.domain.limits import limits_of
 from wardkey.domain.names import clean_text, fold_name, name_warnings
@@ -183,7 +184,7 @@ def issue(
             "permissions": sorted(permissions),
         },
     )
-    warnings = tuple(name_warnings(spec.name, by.environment))
+    warnings = (*name_warnings(spec.name, by.environment), *origin_warnings(spec))
     made = _key(row, (_secret(secret_row, None),))
     return Issued(made, secret.kid, secret, organization_name, warnings)
 
@@ -247,7 +248,7 @@ def change(
     changes: Mapping[str, Any],
     create_scopes: Collection[str] = (),
 ) -> tuple[KeyRecord, tuple[str, ...]]:
-    """Change the named fields of a live key; return it with warnings about a new name.
+    """Change the named fields of a live key; return it with warnings about a new name or origins.
 
     `changes` maps fields of `KeySpec`, but not type and environment, to new values. Permissions
     that the key already holds may stay though the caller holds less. Raises what `issue` and
@@ -302,8 +303,10 @@ def change(
     elif after.expires_at != before.expires_at:
         mark_affected_sessions(tx, by.org_id, key_id)
     record(tx, by, "key.updated", Target("key", key_id), {"changed": changed})
-    renamed = after.name != before.name
-    return after, tuple(name_warnings(after.name, by.environment)) if renamed else ()
+    warnings = name_warnings(after.name, by.environment) if after.name != before.name else []
+    if after.allowed_origins != before.allowed_origins:
+        warnings += origin_warnings(spec)
+    return after, tuple(warnings)
 
 
 def disable(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:

@@ -145,7 +145,13 @@ def person(request: Request, ctx: CurrentContext) -> SignedInUser:
     origin = anonymous_principal(request, ctx)
     with ctx.runner.database.read() as tx:
         session = browser_sessions.find(tx, text)
-        by = replace(origin, kind=PrincipalKind.USER, id=session.user_id, label=session.email)
+        by = replace(
+            origin,
+            kind=PrincipalKind.USER,
+            id=session.user_id,
+            label=session.email,
+            session_id=session.id,
+        )
         memberships = tuple(people.memberships(tx, by))
     now = ctx.runner.database.clock()
     if now - session.seen_at > _SEEN_EVERY_MS:

@@ -10,7 +10,8 @@ from wardkey.domain.permissions import Permission, Role
 # Shown once after a redirect, by the name in `?done=`.
 DONE = {
     "signed-out": "You are signed out.",
-    "signed-out-everywhere": "You are signed out everywhere.",
+    "signed-out-everywhere": "You are signed out everywhere. Your user tokens, live topics and "
+    "the MQTT grants that you made ended too.",
     "signed-out-midway": "Your session ended before the form was sent. Nothing was changed.",
     "session-ended": "The session is ended.",
     "password-changed": "The password is changed, and your other sessions are ended.",

@@ -27,6 +27,7 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.keys import ROTATION_BOUNDS
 from wardkey.domain.permissions import Permission, Role
+from wardkey.domain.times import SESSION_IDLE_MS
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.problems import status_of
 
@@ -122,7 +123,7 @@ def show_security(request: Request, current: Visiting, ctx: CurrentContext) -> R
         current=current,
         tabs=SETTINGS,
         longest_days=browser_sessions.LONGEST_MS // _DAY,
-        idle_days=browser_sessions.IDLE_MS // _DAY,
+        idle_days=SESSION_IDLE_MS // _DAY,
         fresh_hours=browser_sessions.FRESH_MS // _HOUR,
         issuer=ctx.sign_in_issuer,
         domains=", ".join(sorted(welcome.domains)),

@@ -1,0 +1,113 @@
+"""What clients that others wrote need to know, and get from the doors of token exchange."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.api.test_exchange import ADDRESSES, EXCHANGE, PROVIDERS, World, refused, world
+from tests.support.database import everything_stored
+
+__all__ = ["world"]  # pytest finds fixtures by their names here
+
+
+def test_a_refresh_whose_answer_was_lost_is_asked_again_until_the_new_one_is_used(
+    world: World,
+) -> None:
+    first = world.granted()
+    apart = world.granted(first["provider"])
+    lost = world.refreshed(first).json()
+    found = world.refreshed(first)
+    assert found.status_code == 200, found.text
+    assert found.json()["mqtt_username"] == first["mqtt_username"]
+    assert [world.status(one) for one in (lost, found.json())] == ["refreshed", "active"]
+    again = world.refreshed(found.json()).json()
+    assert refused(world.refreshed(lost)) == (401, "refresh_replayed")
+    assert [world.status(one) for one in (lost, found.json(), again)] == ["revoked"] * 3
+    assert world.status(apart) == "active", "only the family ends, not the person's other grants"
+    # Nothing of an answer that may be asked for again is kept.
+    stored = everything_stored(world.server)
+    for one in (first, lost, found.json(), again):
+        assert one["mqtt_password"].rpartition("_")[2] not in stored
+
+
+def test_429_after_a_hundred_wrong_refreshes_and_right_ones_at_that_address_go_on(
+    world: World,
+) -> None:
+    grant, address = world.granted(), next(ADDRESSES)
+    shown = {"token_id": grant["token_id"], "current_token_password": grant["mqtt_password"]}
+    wrong = shown | {"current_token_password": grant["mqtt_password"][:-1]}
+    with world.anyone(address) as client:
+        codes = [client.post("/v2/tokens/refresh", json=wrong).status_code for _ in range(110)]
+        assert codes[:100] == [401] * 100
+        assert codes[-1] == 429
+        assert client.post("/v2/tokens/refresh", json=shown).status_code == 200
+
+
+def test_an_app_without_an_origin_is_told_of_allow_native(world: World) -> None:
+    place = world.provider(limits={"publishable_may_exchange": True})["name"]
+    made = world.new_key(type="publishable", allowed_origins=["https://acme.example"])
+    body = {"provider": place, "token": world.issuer.of_oidc(place)}
+    with world.server.client(made["secret"]) as app:
+        answer = app.post(EXCHANGE, json=body)
+        assert refused(answer) == (403, "origin_not_allowed")
+        assert "allow_native" in answer.json()["detail"]
+        elsewhere = app.post(EXCHANGE, json=body, headers={"Origin": "https://evil.example"})
+        assert "allow_native" not in elsewhere.json()["detail"]
+        change = {"allow_native": True}
+        assert world.owner.patch(f"/v2/keys/{made['key']['id']}", json=change).is_success
+        assert app.post(EXCHANGE, json=body).status_code == 200
+
+
+def test_a_page_reads_the_public_part_of_its_organization(world: World) -> None:
+    page = world.new_key(type="publishable", allowed_origins=["https://acme.example"])["secret"]
+    with world.server.client(page, Origin="https://acme.example") as client:
+        told = client.get("/v2/organization")
+        changed = client.patch("/v2/organization", json={"name": "Mine"})
+    assert (told.status_code, told.json()["id"]) == (200, world.org_id)
+    assert told.json()["created_at"] is None
+    assert told.headers["access-control-allow-origin"] == "*"
+    assert "Wardkey-Request-Id" in told.headers["access-control-expose-headers"]
+    assert changed.status_code == 403
+    with world.server.client() as browser:
+        asked = {"Origin": "https://acme.example", "Access-Control-Request-Method": "PATCH"}
+        answer = browser.options("/v2/organization", headers=asked)
+    assert answer.headers["access-control-allow-methods"] == "GET, OPTIONS"
+
+
+def test_a_key_that_any_page_can_use_is_warned_of(world: World) -> None:
+    told: dict[str, object] = {"type": "publishable", "name": "live-chat-page"}
+    (warning,) = world.new_key(**told)["warnings"]
+    assert "allowed_origins" in warning
+    told |= {"name": "live-chat-site", "allowed_origins": ["https://acme.example"]}
+    made = world.new_key(**told)
+    assert made["warnings"] == []
+    assert world.new_key(name="live-chat-server")["warnings"] == []
+    path = f"/v2/keys/{made['key']['id']}"
+    assert world.owner.patch(path, json={"description": "x"}).json()["warnings"] == []
+    assert world.owner.patch(path, json={"allowed_origins": []}).json()["warnings"] == [warning]
+
+
+def test_the_test_of_a_provider_names_the_user_as_the_exchange_does(world: World) -> None:
+    made = world.provider()
+    token = world.issuer.of_oidc(made["name"], sub="user_42")
+    exchanged = world.exchange(made["name"], token).json()["mqtt_username"].partition("@")[0]
+    saved = world.owner.post(f"{PROVIDERS}/{made['id']}/test", json={"token": token}).json()
+    assert saved["identity"]["username"] == exchanged
+    settings = {name: made[name] for name in ("kind", "issuer", "audiences", "algorithms")}
+    unsaved = world.owner.post(f"{PROVIDERS}/test", json={"provider": settings, "token": token})
+    assert unsaved.json()["identity"]["username"] == "user_42_…"
+
+
+def test_without_a_key_the_answer_names_the_setting_that_may_be_off(world: World) -> None:
+    place = world.provider()["name"]
+    answer = world.keyless(world.issuer.of_oidc(place))
+    assert refused(answer) == (401, "invalid_token")
+    assert "keyless_may_exchange" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", [EXCHANGE, "/v2/tokens/refresh", "/oauth/token"])
+def test_a_page_reads_when_to_come_again_and_the_requests_id(world: World, path: str) -> None:
+    with world.server.client(Origin="https://acme.example") as browser:
+        answer = browser.post(path, json={})
+    readable = answer.headers["access-control-expose-headers"].split(", ")
+    assert {"Retry-After", "RateLimit", "RateLimit-Policy", "Wardkey-Request-Id"} <= set(readable)
