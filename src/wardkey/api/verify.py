@@ -303,7 +303,7 @@ def _answer(
         asked,
         wanted.user_agent,
         wanted.route or "verify",
-        looked=by.kind is PrincipalKind.KEY,
+        cache_checked=by.kind is PrincipalKind.KEY,
         paid_by=paid_by,
     )
     _note_browser(ctx, answer, asked)
@@ -559,7 +559,7 @@ def _proxied_at_hand(incoming: RawRequest, ctx: AppContext) -> bool:
             named = terms_of(incoming.query).organization
         except errors.WardkeyError:
             return is_caller_cached(incoming, ctx)
-        known = named in memory.organizations if named else memory.has_one is not None
+        known = named in memory.organizations if named else memory.has_one_organization is not None
         return known and is_caller_cached(incoming, ctx)
     finally:
         incoming.query = whole

@@ -161,7 +161,7 @@ def _copy(database: Database, path: Path, tell: Tell | None) -> BackupHead:
                     now.epoch,
                     now.revision,
                     database.clock(),
-                    database.keys.version,
+                    database.vault.version,
                     {table.name: _copy_table(source, target, table, tell) for table in COPIED},
                 )
                 values = {name: getattr(head, name) for name in BackupHead.__slots__}
