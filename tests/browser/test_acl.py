@@ -107,11 +107,11 @@ def test_a_rule_is_added_edited_and_deleted(site: Site, enter: Enter) -> None:
     ("field", "value", "said"),
     [
         ("filter", "agents/a+/x", r"(?i)place \d+"),
-        ("filter", "agents/{user}/#", "place 8"),
-        ("filter", "<b>{x}</b>", "place 4"),
+        ("filter", "agents/{user}/#", "position 8"),
+        ("filter", "<b>{x}</b>", "position 4"),
         ("priority", "-1", "whole number"),
         ("priority", "100001", "whole number"),
-        ("subject", "two words", "pattern of user names"),
+        ("subject", "two words", "user name pattern"),
     ],
 )
 def test_a_fault_is_told_at_its_field_with_its_place(

@@ -19,7 +19,7 @@ from wardkey.db.engine import Transaction
 from wardkey.domain.acl import Action, Actor, ActorKind
 from wardkey.domain.addresses import bare_address
 from wardkey.domain.credentials import trim
-from wardkey.domain.hooks import Hook, HookKind, ListedRule, listed, may
+from wardkey.domain.hooks import Hook, HookKind, ListedRule, is_allowed, list_rules
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.tenants import TenantScope
 from wardkey.domain.usernames import parse_username
@@ -83,7 +83,8 @@ class Hooks:
             return [False] * len(wanted)
         later = hook.kind.checks_deliveries
         return [
-            may(found[1], found[0], action, topic, checked_later=later) for action, topic in wanted
+            is_allowed(found[1], found[0], action, topic, deliveries_checked=later)
+            for action, topic in wanted
         ]
 
     def rules_for(self, hook: Hook, asked: BrokerQuery) -> list[ListedRule]:
@@ -91,7 +92,7 @@ class Hooks:
         with self.ctx.runner.database.read() as tx:
             found = self._actor(tx, hook, asked)
         actor, rules = found or (Actor(ActorKind.CLIENT, ""), RuleSet(()))
-        return listed(rules, actor)
+        return list_rules(rules, actor)
 
     def _actor(
         self, tx: Transaction, hook: Hook, asked: BrokerQuery
