@@ -151,13 +151,13 @@ class CommitBarrier:
 
         On SQLite there is nothing to wait for, because each verdict checks for new commits.
         """
-        began = boottime()
+        started = boottime()
         if self.database.kind == "sqlite":
             return Confirmation(Reach.EVERYWHERE, self._count(), 0.0)
         pause, read_at = _FIRST_PAUSE_S, 0
         rows: Sequence[Row[*tuple[Any, ...]]] = ()
         first_seqs: dict[str, int] = {}
-        while boottime() - began < LEASE_NS + MARGIN_NS:
+        while boottime() - started < LEASE_NS + MARGIN_NS:
             try:
                 with self.database.reader.connect() as connection:
                     rows = connection.execute(_LIVE).all()
@@ -174,7 +174,7 @@ class CommitBarrier:
         else:
             if first_seqs and boottime() - read_at > LEASE_NS:
                 self._mark_expired(rows, first_seqs, read_at)
-        took_ms = (boottime() - began) / 1e6
+        took_ms = (boottime() - started) / 1e6
         if self.observe is not None:
             self.observe("confirm", took_ms / 1000)
         behind = [row for row in rows if self._may_be_stale(row, epoch, revision)]

@@ -153,11 +153,13 @@ class _RuleIndex:
         """Return the rules that `patterns_overlap` finds, without calling it for each pair."""
         if pattern not in self._overlapping:
             start, end = pattern.partition("*")[0], pattern.rpartition("*")[2]
-            found = _find_compatible(start, self._starts) & _find_compatible(end[::-1], self._ends)
+            matches = _find_compatible(start, self._starts) & _find_compatible(
+                end[::-1], self._ends
+            )
             for other, bits in self._names.items() if "*" in pattern else self._patterns.items():
-                if found & bits and not patterns_overlap(pattern, other):
-                    found &= ~bits
-            self._overlapping[pattern] = found
+                if matches & bits and not patterns_overlap(pattern, other):
+                    matches &= ~bits
+            self._overlapping[pattern] = matches
         return self._overlapping[pattern]
 
 
@@ -176,10 +178,10 @@ class _Prefixes:
 
 def _find_compatible(text: str, prefixes: _Prefixes) -> int:
     """Return the rules whose text starts with `text`, or with whose text `text` starts."""
-    found = prefixes.by_prefix.get(text, 0)
+    matches = prefixes.by_prefix.get(text, 0)
     for end in range(len(text)):
-        found |= prefixes.by_text.get(text[:end], 0)
-    return found
+        matches |= prefixes.by_text.get(text[:end], 0)
+    return matches
 
 
 def _lowest(bits: int) -> int:
@@ -208,7 +210,7 @@ def _tighten(allowed: _Filters) -> tuple[_Filters, _Filters]:
     nats-server 2.15 lets `*` at a permission's end match the `>` of a subscription.
     """
     index, every = FilterIndex(allowed), (1 << len(allowed)) - 1
-    kept: _Filters = []
+    tightened: _Filters = []
     denied: _Filters = []
     for levels in allowed:
         loose = _is_loose(levels, index, every, every)
@@ -216,8 +218,8 @@ def _tighten(allowed: _Filters) -> tuple[_Filters, _Filters]:
             continue
         if loose:
             denied.append([*levels, "+", "#"])
-        kept.append(levels)
-    return kept, denied
+        tightened.append(levels)
+    return tightened, denied
 
 
 def _is_loose(levels: list[str], index: FilterIndex, possible: int, certain: int) -> bool:

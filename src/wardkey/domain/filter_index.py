@@ -37,27 +37,27 @@ class FilterIndex:
 
     def find_overlapping(self, levels: Sequence[str]) -> int:
         """Return the filters that match some topic that `levels` matches too."""
-        found, remaining = 0, self._all
+        matches, remaining = 0, self._all
         for depth, level in enumerate(levels):
-            found |= remaining & self._hash.get(depth, 0)
+            matches |= remaining & self._hash.get(depth, 0)
             if level == "#":
-                return found | remaining
+                return matches | remaining
             if level == "+":
                 remaining &= self._level.get(depth, 0)
             else:
                 remaining &= self._plus.get(depth, 0) | self._exact.get((depth, level), 0)
             if not remaining:
-                return found
+                return matches
         end = len(levels)
-        return found | remaining & (self._end.get(end, 0) | self._hash.get(end, 0))
+        return matches | remaining & (self._end.get(end, 0) | self._hash.get(end, 0))
 
     def find_covering_subtree(self, levels: Sequence[str]) -> int:
         """Return the filters with `#` that cover `levels`/#."""
-        found, remaining = 0, self._all
+        matches, remaining = 0, self._all
         for depth, level in enumerate(levels):
-            found |= remaining & self._hash.get(depth, 0)
+            matches |= remaining & self._hash.get(depth, 0)
             matching = self._plus.get(depth, 0)
             remaining &= matching if level == "+" else matching | self._exact.get((depth, level), 0)
             if not remaining:
-                return found
-        return found | remaining & self._hash.get(len(levels), 0)
+                return matches
+        return matches | remaining & self._hash.get(len(levels), 0)

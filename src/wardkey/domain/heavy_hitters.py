@@ -31,36 +31,36 @@ class Sighting:
         )
 
 
-def merge(kept: Mapping[K, Sighting], new: Mapping[K, Sighting], most: int) -> dict[K, Sighting]:
-    """Merge the `new` sightings into those `kept`; return at most `most`.
+def merge(stored: Mapping[K, Sighting], new: Mapping[K, Sighting], most: int) -> dict[K, Sighting]:
+    """Merge the `new` sightings into the `stored` ones; return at most `most`.
 
     If there is no room, a new caller replaces the lightest one and adds that caller's count to its
     own. So the counts add up to all uses ever seen, a caller with more than `1 / most` of them is
     kept, and no count is too high by more than the lowest count of a full sketch. The caller seen
     last is kept too, because new callers are added in the order of their last use.
     """
-    merged = dict(kept)
+    merged = dict(stored)
     if len(merged) > most:
         # Two processes may each have added a caller without seeing the other's.
         heaviest = heapq.nlargest(most, merged, key=lambda name: merged[name].count)
         merged = {name: merged[name] for name in heaviest}
-    arriving: list[tuple[K, Sighting]] = []
+    added: list[tuple[K, Sighting]] = []
     for name, sighting in new.items():
         existing = merged.get(name)
         if existing is None:
-            arriving.append((name, sighting))
+            added.append((name, sighting))
         else:
             merged[name] = existing.add(sighting)
-    arriving.sort(key=lambda item: item[1].last_at)
+    added.sort(key=lambda item: item[1].last_at)
     room = max(0, most - len(merged))
-    merged.update(arriving[:room])
-    if len(arriving) <= room:
+    merged.update(added[:room])
+    if len(added) <= room:
         return merged
     # Among equally light callers, the one seen least recently is replaced first.
     names = list(merged)
     heap = [(merged[name].count, merged[name].last_at, n) for n, name in enumerate(names)]
     heapq.heapify(heap)
-    for name, sighting in arriving[room:]:
+    for name, sighting in added[room:]:
         lowest_count, _, index = heap[0]
         del merged[names[index]]
         merged[name] = replace(sighting, count=sighting.count + lowest_count)

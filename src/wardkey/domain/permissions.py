@@ -117,9 +117,9 @@ _MOST_SUGGESTIONS = 3
 _LONGEST_QUOTE = 64
 
 
-def default_permissions(key_type: KeyType, held: frozenset[str]) -> frozenset[str]:
-    """Return the permissions of a new key by default; its creator has the permissions `held`."""
-    return (TYPE_TABLE[key_type] - TICKED_EXPLICITLY) & held
+def default_permissions(key_type: KeyType, creator_permissions: frozenset[str]) -> frozenset[str]:
+    """Return the permissions of a new key by default; at most those in `creator_permissions`."""
+    return (TYPE_TABLE[key_type] - TICKED_EXPLICITLY) & creator_permissions
 
 
 def is_permission(text: str) -> bool:

@@ -29,7 +29,7 @@ from wardkey.verify.usage import Usage
 _DUMMY_DIGEST = bytes(32)
 _MOST_RATES = 200_000
 _MOST_GUESSING_ADDRESSES = 100_000
-# Unknown secrets accepted from one address: 600 at once, then 10 per second.
+# Unknown secrets that one address may send: 600 at once, then 10 per second.
 _GUESS_LIMIT = RateLimit(limit=10, period_ms=1_000, burst=600)
 _KINDS = frozenset({SecretKind.SECRET, SecretKind.PUBLISHABLE})
 
