@@ -70,14 +70,14 @@ def verdict(page: Page, runner: Runner, by: Principal, count: int) -> None:
     """Time a hot key's verdict in process, and its parts."""
     verifier = Verifier(runner.database, Usage(runner.database))
     made = runner.write(keys.issue, by, KeySpec("live-bench-hot", KeyType.SECRET, Environment.LIVE))
-    text, vault = made.secret.text, runner.database.keys
+    text, vault = made.secret.text, runner.database.vault
     asked = VerificationRequest(text)
     known = verifier.directory.find(made.kid)
     assert known is not None
     parts: dict[str, Callable[[], object]] = {
         "whole verdict, hot": lambda: verifier.verify(asked),
         "parse": lambda: parse(text),
-        "freshness and look-up": lambda: verifier.directory.remembered(made.kid),
+        "freshness and look-up": lambda: verifier.directory.find_cached(made.kid),
         "hash and compare": lambda: vault.matches(text, known.digest, known.pepper_version),
     }
     times: dict[str, list[float]] = {name: [] for name in parts}

@@ -70,7 +70,7 @@ def filled(place: Path, count: int) -> Filled:
     with open_deployment(load_config({}, {"data_dir": data_dir})) as runner:
         made = runner.write(first_start, operator(), "Acme", "owner@acme.example")
         assert made is not None, f"{data_dir} was left half-filled; remove it"
-        vault, org_id = runner.database.keys, made.organization.id
+        vault, org_id = runner.database.vault, made.organization.id
     raw = connect_sqlite(data_dir / "wardkey.db", vault.master.database_key)
     # No journal: whatever a crash would cost is made anew.
     raw.execute("PRAGMA journal_mode = OFF").fetchall()

@@ -270,7 +270,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
 def _link(config: Config, database: Database) -> BrokerLink | None:
     if not config.messaging or not config.broker:
         return None
-    keys = BrokerKeys(database.keys.broker_root)
+    keys = BrokerKeys(database.vault.broker_root)
     tls = _trust(config) if config.broker.startswith("tls:") else None
     return BrokerLink(config.brokers, keys, database.clock, tls)
 
@@ -362,7 +362,7 @@ def _run_maintenance(
         ticks += 1
         if last:
             if database.kind == "sqlite":
-                _run_job(partial(deregister, database, context.verifier.me))
+                _run_job(partial(deregister, database, context.verifier.identity))
             return
 
 
@@ -375,7 +375,7 @@ def _update_live_count(context: AppContext, workers: int) -> None:
     else:
         freshness.check()
         told = verifier.snapshot()
-        verifier.live = max(workers, heartbeat(context.runner.database, verifier.me, told))
+        verifier.live = max(workers, heartbeat(context.runner.database, verifier.identity, told))
 
 
 def _rehash(context: AppContext) -> None:

@@ -21,18 +21,18 @@ def take(runner: Runner, *, new_broker_keys: bool = False) -> bytes:
         rows = tx.connection.execute(select(master_keys)).all()
     runner.database.master, runner.database.vault = following, vault_of(following, rows)
     assert all(state.opens for state in check_peppers(runner.database))
-    return runner.database.keys.broker_root
+    return runner.database.vault.broker_root
 
 
 def test_the_brokers_root_outlives_each_master_key_unless_new_keys_are_wanted(
     runner: Runner,
 ) -> None:
-    first = runner.database.keys.broker_root
+    first = runner.database.vault.broker_root
     # As deployments had it before it was kept.
-    assert first == runner.database.keys.key_for("broker")
+    assert first == runner.database.vault.key_for("broker")
     assert [take(runner), take(runner)] == [first, first]
     second = take(runner, new_broker_keys=True)
-    assert second == runner.database.keys.key_for("broker") != first
+    assert second == runner.database.vault.key_for("broker") != first
     assert take(runner) == second
 
 

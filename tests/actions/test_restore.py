@@ -157,7 +157,7 @@ def test_a_passkey_that_was_removed_since_the_backup_signs_nobody_in(
 ) -> None:
     def add_passkey(name: bytes) -> str:
         database = runner.database
-        challenge = passkeys.new_challenge(database.keys, owner.id, database.clock())
+        challenge = passkeys.new_challenge(database.vault, owner.id, database.clock())
         answer = Answer(challenge, name, 0, b"a public key")
         return runner.write(passkeys.register, owner, answer, name.decode())
 

@@ -8,7 +8,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.support.server import PASSWORD, Server
-from wardkey.domain.broker_acl import exception_to, loose_wildcard
+from wardkey.domain.broker_acl import find_exception, find_loose_wildcard
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.rule_specs import PRESETS, PresetName, clean_rule
 
@@ -188,13 +188,13 @@ def test_a_rule_is_for_a_client_of_its_own_environment(server: Server, owner: ht
     ("fields", "code", "field", "told"),
     [
         ({"filter": ""}, "invalid_topic_filter", "filter", "empty"),
-        ({"filter": "a/#/b"}, "invalid_topic_filter", "filter", "# at place 3"),
-        ({"filter": "a/b+"}, "invalid_topic_filter", "filter", "+ at place 4"),
-        ({"filter": "a b"}, "invalid_topic_filter", "filter", "U+0020 at place 2"),
-        ({"filter": "a/*"}, "invalid_topic_filter", "filter", "U+002A at place 3"),
+        ({"filter": "a/#/b"}, "invalid_topic_filter", "filter", "# at position 3"),
+        ({"filter": "a/b+"}, "invalid_topic_filter", "filter", "+ at position 4"),
+        ({"filter": "a b"}, "invalid_topic_filter", "filter", "U+0020 at position 2"),
+        ({"filter": "a/*"}, "invalid_topic_filter", "filter", "U+002A at position 3"),
         ({"filter": "$SYS/#"}, "invalid_topic_filter", "filter", "starts with $"),
-        ({"filter": "a/{user}"}, "invalid_topic_filter", "filter", "{user} (place 3)"),
-        ({"filter": "{org}/{"}, "invalid_topic_filter", "filter", "{ at place 7"),
+        ({"filter": "a/{user}"}, "invalid_topic_filter", "filter", "{user} at position 3"),
+        ({"filter": "{org}/{"}, "invalid_topic_filter", "filter", "{ at position 7"),
         ({"filter": "a" * 1_025}, "invalid_topic_filter", "filter", "1024 bytes"),
         ({"priority": -1}, "invalid_request", "priority", ""),
         ({"priority": 100_001}, "invalid_request", "priority", ""),
@@ -320,8 +320,8 @@ def test_a_preset_allows_what_it_says(
 def test_the_broker_can_hold_every_preset(name: PresetName) -> None:
     specs = PRESETS[name].rules
     rules = RuleSet(clean_rule(spec).rule(f"acl_{n}") for n, spec in enumerate(specs)).rules
-    assert exception_to(rules) is None
-    assert loose_wildcard(rules) is None
+    assert find_exception(rules) is None
+    assert find_loose_wildcard(rules) is None
     assert PRESETS[name].says.endswith(".")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.server import Server, running, wait_until
 from wardkey.domain.errors import InvalidRequest
-from wardkey.domain.forward_auth import split_query, terms_of
+from wardkey.domain.forward_auth import parse_terms, split_query
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "TRACE")
 PREFLIGHT = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
@@ -74,7 +74,7 @@ def test_a_parameter_that_comes_twice_is_refused(server: Server, client: httpx.C
     answer = client.get("/v2/auth?organization=beta/&organization=acme", headers=bearer(server))
     assert (answer.status_code, answer.headers["wardkey-verdict"]) == (400, "invalid_request")
     with pytest.raises(InvalidRequest):
-        terms_of(b"type=secret&type=secret")
+        parse_terms(b"type=secret&type=secret")
 
 
 def test_only_the_first_path_ends_the_parameters() -> None:

@@ -203,7 +203,7 @@ class Person:
         self.world.run(people.use_setup_link, self.by, link, "another hash")
 
     def form(self, path: str, **fields: str) -> httpx.Response:
-        key = self.world.runner.database.keys.key_for("csrf")
+        key = self.world.runner.database.vault.key_for("csrf")
         csrf = blake2b(self.cookie.encode(), key=key, digest_size=24).hexdigest()
         return httpx.post(
             f"{self.world.url}{path}",

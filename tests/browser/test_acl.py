@@ -106,12 +106,12 @@ def test_a_rule_is_added_edited_and_deleted(site: Site, enter: Enter) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("filter", "agents/a+/x", r"(?i)place \d+"),
-        ("filter", "agents/{user}/#", "place 8"),
-        ("filter", "<b>{x}</b>", "place 4"),
+        ("filter", "agents/a+/x", r"(?i)position \d+"),
+        ("filter", "agents/{user}/#", "position 8"),
+        ("filter", "<b>{x}</b>", "position 4"),
         ("priority", "-1", "whole number"),
         ("priority", "100001", "whole number"),
-        ("subject", "two words", "pattern of user names"),
+        ("subject", "two words", "user name pattern"),
     ],
 )
 def test_a_fault_is_told_at_its_field_with_its_place(
@@ -183,7 +183,7 @@ def test_the_simulator_shows_the_rule_that_decides(site: Site, enter: Enter) -> 
     page.select_option("#act", "subscribe")
     page.fill("#topic", "teams/a+b")
     page.get_by_role("button", name="Try it").click()
-    assert re.search(r"(?i)place \d+", page.inner_text("#topic-fault"))
+    assert re.search(r"(?i)position \d+", page.inner_text("#topic-fault"))
     passes(page)
 
 

@@ -219,7 +219,7 @@ def change_time(challenge: bytes) -> bytes:
 def test_a_challenge_is_answered_in_time_by_its_subject_and_once(
     runner: Runner, owner: Principal, why: str
 ) -> None:
-    keys, now = runner.database.keys, runner.database.clock()
+    keys, now = runner.database.vault, runner.database.clock()
     challenges_of = {
         "late": new_challenge(keys, owner.id, now - CHALLENGE_MS),
         "of another": new_challenge(keys, "user_another", now),
@@ -293,7 +293,7 @@ def test_passkeys_work_where_browsers_take_them(url: str, host: str) -> None:
 
 def answer_of(runner: Runner, who: Principal) -> Answer:
     database = runner.database
-    challenge = new_challenge(database.keys, who.id, database.clock())
+    challenge = new_challenge(database.vault, who.id, database.clock())
     return Answer(challenge, b"the same device", 0, b"a public key")
 
 

@@ -84,7 +84,7 @@ def test_a_provider_is_added_with_the_fields_of_its_kind(
     page.locator("summary", has_text="Claims").click()
     page.fill("#variables", "team=app.team")
     page.locator("#create").get_by_role("button", name="Add").click()
-    assert "Name the audience" in page.inner_text("#audiences-fault")
+    assert "audiences is missing" in page.inner_text("#audiences-fault")
     assert page.input_value("#variables") == "team=app.team"
     passes(page)
     page.fill("#audiences", "my-app")
@@ -153,7 +153,7 @@ def test_the_test_tool_names_the_claim_that_fails(site: Site, enter: Enter, issu
     passes(page)
     wrong = token(issuer, aud="<b>another</b>")
     assert "would be refused" in tried(wrong)
-    assert "it has to be my-app" in page.inner_text(".steps .failed")
+    assert "it must be my-app" in page.inner_text(".steps .failed")
     assert wrong not in page.content()
     assert page.locator(".steps b b").count() == 0
     passes(page)
@@ -188,7 +188,7 @@ def test_a_provider_is_tested_before_it_is_saved(site: Site, enter: Enter, issue
     page.locator("#create [name=keyless_may_exchange]").check()
     good = token(issuer)
     assert "would be refused" in tried(good)
-    assert "it has to be another-app" in page.inner_text(".steps .failed")
+    assert "it must be another-app" in page.inner_text(".steps .failed")
     assert good not in page.content()
     passes(page)
     page.fill("#audiences", "my-app")

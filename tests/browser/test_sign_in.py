@@ -9,11 +9,12 @@ from tests.api.test_metrics import TOKEN, scraped
 from tests.browser.conftest import KEYS, Enter, Site
 from tests.support.database import age, database_of
 from tests.support.server import OWNER, PASSWORD, Server, wait_until
-from wardkey.actions.accounts.browser_sessions import FRESH_MS, LONGEST_MS, SESSION_IDLE_MS
+from wardkey.actions.accounts.browser_sessions import FRESH_MS, LONGEST_MS
 from wardkey.actions.core.common_passwords import is_common
 from wardkey.dashboard.shell.auth import COOKIE
 from wardkey.dashboard.shell.rendering import own_path
 from wardkey.db.schema import browser_sessions
+from wardkey.domain.times import SESSION_IDLE_MS
 
 pytestmark = pytest.mark.browser
 

@@ -155,7 +155,7 @@ def test_a_known_address_is_linked_and_can_be_unlinked(site: Site, enter: Enter)
     ("email", "sentence"),
     [
         ("unverified@acme.example", "has not verified your e-mail address"),
-        ("somebody@elsewhere.example", "Addresses of elsewhere.example may not sign in this way"),
+        ("somebody@elsewhere.example", "Addresses at elsewhere.example"),
         ("changed@acme.example", "belongs to another account at the issuer by now"),
     ],
 )

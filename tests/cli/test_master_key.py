@@ -144,7 +144,7 @@ def test_a_rotation_that_is_killed_anywhere_leaves_a_deployment_that_opens(
         )
         left = (stopped.data_dir / "master.key.next").exists()
         with open_deployment(config_of(stopped)) as runner:
-            version = runner.database.keys.version
+            version = runner.database.vault.version
             assert holds(runner), nth
         kept = key_file if version == 1 else key_file.with_name("master.key.1")
         assert kept.read_text() == first, nth

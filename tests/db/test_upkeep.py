@@ -80,7 +80,7 @@ def begin(runner: Runner, tmp_path: Path) -> Iterator[Callable[[], AppContext]]:
 
 
 def take_another_pepper(runner: Runner) -> None:
-    old = runner.database.keys
+    old = runner.database.vault
     version = old.version + 1
     peppers = {**old.peppers, version: os.urandom(32)}
     audit_keys = {**old.audit_keys, version: os.urandom(32)}
@@ -120,7 +120,7 @@ def test_a_secret_is_hashed_anew_once_after_a_change_of_the_pepper(
     statements = written(runner)
     _rehash(one)
     assert statements == ["UPDATE secrets", "UPDATE imported"]
-    assert stored(runner, made.kid) == (2, runner.database.keys.digest(text, 2))
+    assert stored(runner, made.kid) == (2, runner.database.vault.digest(text, 2))
     assert stored(runner, unused.kid)[0] == 1
     # The other process noted it as well, and learns that it is done.
     _rehash(other)
@@ -159,7 +159,7 @@ def test_an_imported_secret_is_found_under_the_new_pepper(
     with runner.database.read() as tx:
         row = tx.connection.execute(select(imported)).one()
     assert row.pepper_version == 2
-    assert bytes(row.digest) == runner.database.keys.digest(hashed, 2)
+    assert bytes(row.digest) == runner.database.vault.digest(hashed, 2)
     assert stored(runner, row.kid) == (2, bytes(row.digest))
     assert verdict(process, IMPORTED) == "valid"
     assert process.verifier.take_rehashes() == {}
@@ -176,7 +176,7 @@ def test_a_service_key_is_hashed_anew_once(runner: Runner, begin: Callable[[], A
     _rehash(process)
     known = verifier.service_key(secret, ADDRESS)
     assert known.pepper_version == 2
-    assert known.digest == runner.database.keys.digest(secret.text, 2)
+    assert known.digest == runner.database.vault.digest(secret.text, 2)
     assert verifier.take_rehashes() == {}
 
 

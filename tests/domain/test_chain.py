@@ -127,7 +127,7 @@ def test_a_removed_head_is_found_unless_the_chain_is_empty() -> None:
 @pytest.mark.parametrize("head", [(3, GENESIS), (2, GENESIS), (0, GENESIS)])
 def test_a_head_that_names_another_end_is_found(head: tuple[int, bytes]) -> None:
     (found,) = check(chain_of(3), KEYS, head)
-    assert (found.seq, "does not fit" in found.what) == (3, True)
+    assert (found.seq, "does not match" in found.what) == (3, True)
 
 
 @given(sizes, st.randoms(use_true_random=False))
@@ -143,7 +143,7 @@ def test_two_events_swapped_are_told_as_one_missing_and_one_out_of_order() -> No
     found = check([first, third, second, fourth], KEYS, (4, fourth[3]))
     assert [(b.seq, b.what) for b in found] == [
         (3, "event 2 is missing before it"),
-        (2, "it stands after event 3: doubled or out of order"),
+        (2, "it comes after event 3: duplicated or out of order"),
     ]
 
 

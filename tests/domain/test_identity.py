@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.domain.test_providers import AUTH0, CLERK, FIREBASE, OIDC, SUPABASE
-from wardkey.domain.acl import AclRule, Action, Actor, ActorKind, Effect, SubjectKind, filled
+from wardkey.domain.acl import AclRule, Action, Actor, ActorKind, Effect, SubjectKind, fill_filter
 from wardkey.domain.errors import ClaimMissing, InvalidToken, TokenExpired
 from wardkey.domain.identity import (
     LEEWAY_S,
@@ -264,7 +264,7 @@ def test_a_claim_never_widens_what_a_rule_allows(value: str) -> None:
             Action.BOTH,
             effect,
         )
-        assert filled(rule, actor) == made
+        assert fill_filter(rule, actor) == made
 
 
 def digest(provider_id: str, user_id: str) -> bytes:

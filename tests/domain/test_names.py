@@ -63,7 +63,7 @@ def test_a_character_that_hides_or_reorders_is_refused_and_named(hidden: str) ->
     for clean in (clean_name, lambda text: clean_text(text, 100)):
         if hidden in "\n\t" and clean is not clean_name:
             continue
-        with pytest.raises(ValueError, match=rf"U\+{ord(hidden):04X}, at place 4"):
+        with pytest.raises(ValueError, match=rf"U\+{ord(hidden):04X}, at position 4"):
             clean(f"key{hidden}x")
 
 
@@ -169,15 +169,15 @@ def test_metadata_with_lists_and_objects_is_kept() -> None:
 @pytest.mark.parametrize(
     ("pairs", "sentence"),
     [
-        ({f"k{n}": 1 for n in range(51)}, "51 pairs; 50 are the most"),
+        ({f"k{n}": 1 for n in range(51)}, "51 pairs; send at most 50"),
         ({"": 1}, "metadata name"),
         ({"a b": 1}, "metadata name"),
         ({"é": 1}, "metadata name"),
         ({"a\n": 1}, "metadata name"),
         ({"k" * 65: 1}, "metadata name"),
-        ({"k": float("nan")}, "k is no finite number"),
-        ({"k": float("inf")}, "k is no finite number"),
-        ({"k": 2**53 + 1}, "send it as a text"),
+        ({"k": float("nan")}, "k is not a finite number"),
+        ({"k": float("inf")}, "k is not a finite number"),
+        ({"k": 2**53 + 1}, "send it as a string"),
         ({"k": "x" * 501}, "value of k has 501 characters"),
         ({"k": "a\0"}, r"value of k has a control or invisible character, U\+0000"),
         ({"k": "\ud800"}, r"U\+D800"),
@@ -186,7 +186,7 @@ def test_metadata_with_lists_and_objects_is_kept() -> None:
         ({"k": ["a\0"]}, r"value of k has a control or invisible character, U\+0000"),
         ({"k": {"a\0": 1}}, r"name in k has a control or invisible character, U\+0000"),
         ({"k": {"x" * 65: 1}}, "name in k has 65 characters"),
-        ({"k": [2**53 + 1]}, "send it as a text"),
+        ({"k": [2**53 + 1]}, "send it as a string"),
         ({"k": [1] * 5_000}, "8 KiB"),
         ({f"k{n}": "é" * 500 for n in range(9)}, "8 KiB"),
     ],

@@ -7,10 +7,10 @@ from wardkey.domain.permissions import (
     KeyType,
     Permission,
     Role,
+    check_permission_names,
     clean_permissions,
     default_permissions,
     near_misses,
-    require_askable,
     suggest,
 )
 
@@ -151,7 +151,7 @@ def test_another_text_is_no_permission_and_the_item_is_named(key_type: KeyType, 
     assert caught.value.field == "permissions.1"
     assert caught.value.detail.isprintable()
     with pytest.raises(UnknownPermission) as asked:
-        require_askable(["publish", text])
+        check_permission_names(["publish", text])
     assert asked.value.detail == caught.value.detail
 
 

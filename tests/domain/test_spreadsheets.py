@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wardkey.domain.spreadsheets import text_cell
+from wardkey.domain.spreadsheets import escape_cell
 
 SEPARATORS = ",;\t|"
 BEFORE = ["", " ", '"', '" ', "\u00a0", "\u200b", "\ufeff", "\0"]
@@ -39,7 +39,7 @@ def read(text: str, separator: str) -> list[str]:
 
 def written(cells: list[str]) -> str:
     into = io.StringIO(newline="")
-    csv.writer(into, quoting=csv.QUOTE_ALL).writerow([text_cell(cell) for cell in cells])
+    csv.writer(into, quoting=csv.QUOTE_ALL).writerow([escape_cell(cell) for cell in cells])
     return into.getvalue()
 
 
@@ -55,11 +55,11 @@ def test_no_cell_begins_a_formula_with_any_separator(cells: list[str]) -> None:
 @pytest.mark.parametrize("separator", SEPARATORS)
 def test_an_inner_separator_begins_no_formula(separator: str, before: str) -> None:
     text = f"Mozilla{separator}{before}=1+1"
-    assert text_cell(text) == f"Mozilla{separator}'{before}=1+1"
+    assert escape_cell(text) == f"Mozilla{separator}'{before}=1+1"
 
 
 @pytest.mark.parametrize(
     "text", ["", "curl/8.5.0", "2026-11-28T05:00:00Z", '{"n": -1, "m": 2}', "a=b"]
 )
 def test_text_without_a_formula_stays_as_it_is(text: str) -> None:
-    assert text_cell(text) == text
+    assert escape_cell(text) == text

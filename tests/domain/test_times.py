@@ -51,7 +51,7 @@ def test_the_forms_of_rfc_3339_are_read(text: str, ms: int) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("2030-01-31T12:00:00", "needs an offset"),
+        ("2030-01-31T12:00:00", "has no offset"),
         ("2030-01-31", "not a time"),
         ("", "not a time"),
         ("tomorrow", "not a time"),
@@ -61,10 +61,10 @@ def test_the_forms_of_rfc_3339_are_read(text: str, ms: int) -> None:
         ("2030-01-31T12:00:00Z ", "not a time"),
         ("2030-01-31T12:00:00+02:00:01", "not a time"),
         ("\u0662\u0660\u0663\u0660-01-31T12:00:00Z", "not a time"),
-        ("2023-02-29T00:00:00Z", "No calendar"),
-        ("2030-01-31T24:30:00Z", "No calendar"),
-        ("2016-12-31T23:59:60Z", "No calendar"),
-        ("2030-01-31T12:00:00+24:00", "No calendar"),
+        ("2023-02-29T00:00:00Z", "does not exist"),
+        ("2030-01-31T24:30:00Z", "does not exist"),
+        ("2016-12-31T23:59:60Z", "does not exist"),
+        ("2030-01-31T12:00:00+24:00", "does not exist"),
         ("1969-12-31T23:59:59.999Z", "out of range"),
         ("0001-01-01T00:00:00+14:00", "out of range"),
         ("9999-12-31T23:59:59-14:00", "out of range"),

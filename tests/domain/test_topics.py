@@ -129,14 +129,14 @@ def test_a_topic_that_is_taken_stays_as_it_is(topic: str) -> None:
     ("text", "told"),
     [
         ("", "empty"),
-        ("a b", "U+0020 at place 2"),
-        ("a/b\t", "U+0009 at place 4"),
-        ("a\u00a0b", "U+00A0 at place 2"),
-        ("a\0", "U+0000 at place 2"),
-        ("a\u202eb", "U+202E at place 2"),
-        ("\ud800", "U+D800 at place 1"),
-        ("a/*", "U+002A at place 3"),
-        ("a/>", "U+003E at place 3"),
+        ("a b", "U+0020 at position 2"),
+        ("a/b\t", "U+0009 at position 4"),
+        ("a\u00a0b", "U+00A0 at position 2"),
+        ("a\0", "U+0000 at position 2"),
+        ("a\u202eb", "U+202E at position 2"),
+        ("\ud800", "U+D800 at position 1"),
+        ("a/*", "U+002A at position 3"),
+        ("a/>", "U+003E at position 3"),
         ("$SYS/a", r"starts with \$"),
         ("é" * (MOST_TOPIC // 2) + "a", "longer than 1024 bytes"),
         ("/" * MOST_LEVELS, "more than 64 levels"),
@@ -151,7 +151,7 @@ def test_what_the_broker_does_not_take_is_refused_with_its_place(text: str, told
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a/+", r"\+ at place 3"), ("#", "# at place 1"), ("a/b#", "# at place 4")],
+    [("a/+", r"\+ at position 3"), ("#", "# at position 1"), ("a/b#", "# at position 4")],
 )
 def test_a_topic_with_a_wildcard_is_refused_with_its_place(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
@@ -161,13 +161,13 @@ def test_a_topic_with_a_wildcard_is_refused_with_its_place(text: str, told: str)
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("#/a", "# at place 1"),
-        ("a/#/b", "# at place 3"),
-        ("a/b#", "# at place 4"),
-        ("a/##", "# at place 3"),
-        ("ab/+c/d", r"\+ at place 4"),
-        ("a/c+", r"\+ at place 4"),
-        ("a/++", r"\+ at place 3"),
+        ("#/a", "# at position 1"),
+        ("a/#/b", "# at position 3"),
+        ("a/b#", "# at position 4"),
+        ("a/##", "# at position 3"),
+        ("ab/+c/d", r"\+ at position 4"),
+        ("a/c+", r"\+ at position 4"),
+        ("a/++", r"\+ at position 3"),
     ],
 )
 def test_a_wildcard_in_the_wrong_place_is_refused_with_its_place(text: str, told: str) -> None:

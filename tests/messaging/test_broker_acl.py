@@ -19,7 +19,12 @@ from tests.support.server import wait_until
 from wardkey.adapters.broker import broker_program
 from wardkey.adapters.broker_link import _user_claims
 from wardkey.domain.acl import AclRule, Action, Actor, Effect
-from wardkey.domain.broker_acl import Subjects, compiled, exception_to, loose_wildcard
+from wardkey.domain.broker_acl import (
+    Subjects,
+    compile_subjects,
+    find_exception,
+    find_loose_wildcard,
+)
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.topics import covers, to_subject, to_subjects
 
@@ -78,7 +83,7 @@ def made(random: Random) -> list[AclRule]:
         # Most sets end in something wide, or nearly everything would be denied by all of them.
         if random.random() < 0.6:
             rules.append(rule(random.choice(["#", "a/#", "+/+", "+/#", "+"]), priority=9))
-        if exception_to(rules) is None and loose_wildcard(rules) is None:
+        if find_exception(rules) is None and find_loose_wildcard(rules) is None:
             return rules
 
 
@@ -130,7 +135,7 @@ class Line:
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder = tmp_path_factory.mktemp("nats")
     users = [
-        {"user": f"u{n}", "password": "x", "permissions": permitted(compiled(rules, actor))}
+        {"user": f"u{n}", "password": "x", "permissions": permitted(compile_subjects(rules, actor))}
         for n, (rules, actor) in enumerate(CASES)
     ]
     users.append({"user": "all", "password": "x"})

@@ -109,7 +109,7 @@ def test_a_flood_of_unknown_keys_fills_no_memory_and_keeps_nobody_waiting(
             longest = max(longest, time.perf_counter() - began)
             usage.flush()
     grown = resident() - before
-    assert len(memory.strangers) <= 10_000
+    assert len(memory.unknown_kids) <= 10_000
     assert len(verifier._guesses) <= 100_000
     # The two tables when full, and no more: a million texts alone would take twice as much.
     assert grown < 64 * MIB, f"{grown / MIB:.1f} MiB after {count} guesses"

@@ -155,7 +155,7 @@ def test_what_could_not_be_written_is_written_later_once(runner: Runner) -> None
 def test_a_merge_that_fails_midway_loses_and_doubles_nothing(runner: Runner, table: str) -> None:
     usage = Usage(runner.database)
     note(usage)
-    usage.note_stranger(AT, "malformed")
+    usage.note_unknown(AT, "malformed")
     usage.flush()
     with without(runner.database, table):
         with pytest.raises(Exception, match=table):

@@ -50,7 +50,7 @@ def test_only_a_token_whose_key_is_not_known_yet_asks_the_issuer(
         shown = exchanges.find_provider(owner, name, token(issuer))
         # Each process asks once, and then answers from what it knows.
         assert exchanges.has_cached_keys(shown) is (name != "oidc")
-        assert exchanges.verify(owner, "", shown, None).wanted.user_id == "ada"
+        assert exchanges.verify(owner, "", shown, None).grant.user_id == "ada"
     assert not exchanges.has_cached_keys(
         exchanges.find_provider(owner, "oidc", token(issuer, "another"))
     )

@@ -83,7 +83,7 @@ def list_events(  # noqa: PLR0917 - FastAPI's parameters
     cursor: Cursor = "",
 ) -> AuditPage:
     """List the organization's audit events, newest first."""
-    vault = ctx.runner.database.keys
+    vault = ctx.runner.database.vault
     bound = json.dumps(["audit", caller.by.org_id, action, actor_id, target_id, since, until])
     before = read_cursor(vault, bound, cursor)[0] if cursor else None
     query = audit.AuditQuery(

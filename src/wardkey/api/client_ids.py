@@ -67,7 +67,7 @@ def list_client_ids(  # noqa: PLR0917 - FastAPI's parameters
     cursor: Cursor = "",
 ) -> HeldIdPage:
     """List the MQTT client ids that are held in the organization's environment."""
-    vault = ctx.runner.database.keys
+    vault = ctx.runner.database.vault
     bound = json.dumps(["client-ids", *caller.by.scope, search, username])
     after = read_cursor(vault, bound, cursor)[0] if cursor else ""
     query = HeldQuery(search, username, after, limit)

@@ -209,7 +209,7 @@ def list_clients(  # noqa: PLR0917 - FastAPI's parameters
     by = caller.acting_in(environment)
     if environment is not None and environment is not by.environment:
         raise errors.WrongEnvironment
-    vault = ctx.runner.database.keys
+    vault = ctx.runner.database.vault
     bound = json.dumps(["clients", *by.scope, search, enabled])
     after = None
     if cursor:

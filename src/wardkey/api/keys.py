@@ -304,7 +304,7 @@ def list_keys(  # noqa: PLR0917 - FastAPI's parameters
     if environment is not None and environment is not by.environment:
         raise errors.WrongEnvironment
     query = keys.KeyQuery(search, type, status, unused_days, rotation_due, expiring, None, limit)
-    vault = ctx.runner.database.keys
+    vault = ctx.runner.database.vault
     bound = json.dumps(
         ["keys", *by.scope, search, type, status, unused_days, rotation_due, expiring]
     )

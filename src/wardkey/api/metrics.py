@@ -17,7 +17,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from wardkey.db.leases import told_metrics
+from wardkey.db.leases import node_metrics
 from wardkey.db.maintenance import feed_revision
 from wardkey.domain.errors import MetricsOff, WrongMetricsToken
 from wardkey.verify.metrics import BOUNDS, read_snapshot
@@ -98,7 +98,7 @@ def metrics(request: Request, ctx: CurrentContext) -> Response:
     database = ctx.runner.database
     snapshots = {
         name: read_snapshot(text)
-        for name, text in told_metrics(database, ctx.verifier.me.node).items()
+        for name, text in node_metrics(database, ctx.verifier.identity.node).items()
     }
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collected(snapshots, feed_revision(database)))

@@ -83,7 +83,7 @@ def get_presence(  # noqa: PLR0917 - FastAPI's parameters
     with ctx.runner.audit_refusals("get_presence", by):
         by.require(Permission.CLIENTS_READ)
     name, receives = _wanted(by, topic, filter, username)
-    vault = ctx.runner.database.keys
+    vault = ctx.runner.database.vault
     bound = json.dumps(["presence", *by.scope, topic, filter, username])
     after = read_cursor(vault, bound, cursor)[0] if cursor else ""
     users = _users(run(ctx.broker.sessions, *by.scope, name), receives)

@@ -77,7 +77,7 @@ def list_retained_messages(
     with ctx.runner.audit_refusals("list_retained", caller.by):
         caller.by.require(Permission.RETAINED_READ)
     _check_filter(filter)
-    vault = ctx.runner.database.keys
+    vault = ctx.runner.database.vault
     bound = json.dumps(["retained", *caller.by.scope, filter])
     after = int(read_cursor(vault, bound, cursor)[0]) if cursor else 0
     with ctx.retained.reserve(caller.by.org_id):

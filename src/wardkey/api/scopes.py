@@ -88,7 +88,7 @@ def list_scopes(
     cursor: Cursor = "",
 ) -> ScopePage:
     """List the organization's scopes by name."""
-    vault = ctx.runner.database.keys
+    vault = ctx.runner.database.vault
     bound = json.dumps(["scopes", caller.by.org_id, search])
     after = read_cursor(vault, bound, cursor)[0] if cursor else ""
 

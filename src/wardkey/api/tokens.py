@@ -100,7 +100,7 @@ def list_tokens(  # noqa: PLR0917 - FastAPI's parameters
     cursor: Cursor = "",
 ) -> GrantPage:
     """List the grants of the environment that can still be refreshed, newest first."""
-    vault = ctx.runner.database.keys
+    vault = ctx.runner.database.vault
     filters = [user_id, user_email, provider_id, key_id, active]
     bound = json.dumps(["tokens", *caller.by.scope, *filters])
     after = None

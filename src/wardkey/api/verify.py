@@ -22,9 +22,9 @@ from wardkey.domain.forward_auth import (
     Browser,
     MethodSource,
     Terms,
+    parse_terms,
     quotable,
     split_query,
-    terms_of,
 )
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, PrincipalKind
@@ -279,7 +279,7 @@ def _answer(
         asked,
         wanted.user_agent,
         wanted.route or "verify",
-        looked=by.kind is PrincipalKind.KEY,
+        cache_checked=by.kind is PrincipalKind.KEY,
         paid_by=paid_by,
     )
     _note_browser(ctx, answer, asked)
@@ -334,7 +334,7 @@ def judge_proxied(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     """Answer GET /v2/auth."""
     try:
         incoming.query, path = split_query(incoming.query)
-        asked = _proxied(incoming, ctx, terms_of(incoming.query))
+        asked = _proxied(incoming, ctx, parse_terms(incoming.query))
         if asked is None:
             return RawResponse(200, headers=_identity(None, "preflight"))
         agent = incoming.header(b"user-agent")[:MOST_TAKEN]
@@ -543,10 +543,10 @@ def _proxied_at_hand(incoming: RawRequest, ctx: AppContext) -> bool:
     try:
         memory = ctx.verifier.directory.memory
         try:
-            named = terms_of(incoming.query).organization
+            named = parse_terms(incoming.query).organization
         except errors.WardkeyError:
             return is_caller_cached(incoming, ctx)
-        known = named in memory.organizations if named else memory.has_one is not None
+        known = named in memory.organizations if named else memory.has_one_organization is not None
         return known and is_caller_cached(incoming, ctx)
     finally:
         incoming.query = whole

@@ -20,7 +20,7 @@ from wardkey.db.engine import Transaction
 from wardkey.domain.acl import Action, Actor, ActorKind
 from wardkey.domain.addresses import bare_address
 from wardkey.domain.credentials import trim
-from wardkey.domain.hooks import Hook, HookKind, ListedRule, listed, may
+from wardkey.domain.hooks import Hook, HookKind, ListedRule, is_allowed, list_rules
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.tenants import TenantScope
 from wardkey.domain.usernames import parse_username
@@ -84,14 +84,17 @@ class Hooks:
             return [False] * len(topics)
         actor, rules = known
         later = hook.kind.checks_deliveries
-        return [may(rules, actor, action, topic, checked_later=later) for action, topic in topics]
+        return [
+            is_allowed(rules, actor, action, topic, deliveries_checked=later)
+            for action, topic in topics
+        ]
 
     def rules_for(self, hook: Hook, query: BrokerQuery) -> list[ListedRule]:
         """Return the client's rules as a list that a broker can evaluate itself."""
         with self.ctx.runner.database.read() as tx:
             known = self._actor(tx, hook, query)
         actor, rules = known or (Actor(ActorKind.CLIENT, ""), RuleSet(()))
-        return listed(rules, actor)
+        return list_rules(rules, actor)
 
     def _actor(
         self, tx: Transaction, hook: Hook, query: BrokerQuery

@@ -84,7 +84,7 @@ def print_settings(
         sync_always=sync_always,
     )
     with open_existing(config) as runner:
-        keys = BrokerKeys(runner.database.keys.broker_root)
+        keys = BrokerKeys(runner.database.vault.broker_root)
         text = broker_settings(keys, node, runner.database.clock() // 1000)
     print_output({"settings": text}, as_json=as_json, text=text)
 

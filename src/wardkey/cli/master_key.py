@@ -163,7 +163,7 @@ def _rotate(
     """
     if source.uses_file:
         database = runner.database
-        keep_key(source.file, database.keys.version, database.master)
+        keep_key(source.file, database.vault.version, database.master)
         source.next_file.unlink(missing_ok=True)
         write_key(source.next_file, following)
     done: list[int] = []

@@ -138,7 +138,7 @@ def _broker(
         tls=Tls(config.tls_cert, config.tls_key) if config.tls_cert else None,
         sync_always=config.broker_sync_always,
     )
-    keys = BrokerKeys(database.keys.broker_root)
+    keys = BrokerKeys(database.vault.broker_root)
     settings = broker_settings(keys, node, database.clock() // 1000)
     process = BrokerProcess(broker_program(config.nats_server), settings, folder, held)
     scheme = "mqtts" if config.tls_cert else "mqtt"

@@ -1,1 +1,1 @@
-"""Storage: the tables, the engine and transactions, the derived keys and the migrations."""
+"""Storage: tables, connections and transactions, derived keys, backups and migrations."""

@@ -149,7 +149,7 @@ def write_backup(
 
 
 def _copy(database: Database, path: Path, tell: Tell | None) -> BackupHead:
-    engine = _engine(path, database.master, "rw", _salt(database.keys.version))
+    engine = _engine(path, database.master, "rw", _salt(database.vault.version))
     try:
         with storage_errors(), database.reader.connect() as source, engine.connect() as target:
             if database.kind == "postgresql":
@@ -165,7 +165,7 @@ def _copy(database: Database, path: Path, tell: Tell | None) -> BackupHead:
                     now.epoch,
                     now.revision,
                     database.clock(),
-                    database.keys.version,
+                    database.vault.version,
                     {table.name: _copy_table(source, target, table, tell) for table in COPIED},
                 )
                 values = {name: getattr(head, name) for name in BackupHead.__slots__}

@@ -1,4 +1,4 @@
-"""A PostgreSQL connection whose every wait ends: for what must not hang when a network is cut."""
+"""PostgreSQL connections with a deadline, for code that must not hang when the network fails."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ T = TypeVar("T")
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """Waits on the server until `deadline` (seconds of `time.monotonic()`) and no longer.
+    """A connection that waits for the server until `deadline`, in `time.monotonic()` seconds.
 
-    A connection that ran into its deadline is in the middle of something: close it.
+    Close a connection that missed its deadline: it is in the middle of an exchange.
     """
 
     deadline: float = float("inf")
 
     def within(self, seconds: float) -> None:
-        """Give what follows this long."""
+        """Set the deadline `seconds` from now."""
         self.deadline = time.monotonic() + seconds
 
     def wait(
         self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None
     ) -> T:
-        """Run one of psycopg's generators to its end; raises `StorageUnreachable` when late."""
+        """Run a psycopg generator to its end; raises `StorageUnreachable` past the deadline."""
         if timeout is not None:
             self.within(timeout)
         try:
-            wanted = next(gen)
+            events = next(gen)
             with selectors.DefaultSelector() as selector:
-                selector.register(self.pgconn.socket, wanted)
+                selector.register(self.pgconn.socket, events)
                 while True:
-                    left = self.deadline - time.monotonic()
-                    if left <= 0:
+                    remaining = self.deadline - time.monotonic()
+                    if remaining <= 0:
                         raise StorageUnreachable
-                    found = selector.select(min(left, interval or left))
-                    wanted = gen.send(found[0][1] if found else 0)
-                    selector.modify(self.pgconn.socket, wanted)
-        except StopIteration as done:
-            value: T = done.value
+                    ready = selector.select(min(remaining, interval or remaining))
+                    events = gen.send(ready[0][1] if ready else 0)
+                    selector.modify(self.pgconn.socket, events)
+        except StopIteration as stop:
+            value: T = stop.value
             return value
 
 
 def connect_bounded(url: URL, seconds: float) -> BoundedConnection:
-    """Connect in autocommit within `seconds`, or 2 s if that is more; raises psycopg's errors."""
+    """Connect in autocommit mode within `seconds`, at least 2 s; raises psycopg's errors."""
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
     connection = BoundedConnection.connect(
         plain, autocommit=True, connect_timeout=max(2, int(seconds))

@@ -1,4 +1,4 @@
-"""What a deployment's storage says of itself when `doctor` asks."""
+"""The storage facts that `doctor` reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wardkey.db.schema import last_used
 
 @dataclass(frozen=True, slots=True)
 class StorageFacts:
-    """What a deployment's storage says of itself; `clock` in epoch milliseconds, 0 on SQLite."""
+    """A storage's migration state and settings; `clock` in epoch ms, 0 on SQLite."""
 
     migrations: MigrationState
     journal_mode: str
@@ -21,7 +21,7 @@ class StorageFacts:
 
 
 def storage_facts(database: Database) -> StorageFacts:
-    """Ask the storage about itself; raises its failure, and `DatabaseNewer`."""
+    """Query the storage's facts; raises the storage's error and `DatabaseNewer`."""
     with storage_errors(), database.reader.connect() as connection:
         state = migration_state(connection)
         if database.kind == "sqlite":
@@ -32,6 +32,6 @@ def storage_facts(database: Database) -> StorageFacts:
 
 
 def check_usage(database: Database) -> None:
-    """Read a row of the usage database; raises its failure if it cannot be opened."""
+    """Read a row of the usage database; raises the storage's error if it can't be opened."""
     with storage_errors(), database.usage.connect() as connection:
         connection.execute(select(last_used.c.kid).limit(1)).all()

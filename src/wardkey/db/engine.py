@@ -34,11 +34,11 @@ _TAKE_REVISION = (
     update(feed).values(revision=feed.c.revision + 1).returning(feed.c.epoch, feed.c.revision)
 )
 CHANNEL = "wardkey"
-# Verifiers that miss it find the change when they renew their leases.
+# A verifier that misses the notification sees the change at its next lease renewal.
 _NOTIFY = text(f"NOTIFY {CHANNEL}")
-# On SQLite BEGIN IMMEDIATE puts the usage file's writers in line, on PostgreSQL this lock does.
-_TAKE_TURN = text("SELECT pg_advisory_xact_lock(:lock)")
-# Numbers before it stand for migrations and for who uses the deployment.
+# Serializes writers of the usage schema on PostgreSQL; on SQLite BEGIN IMMEDIATE does.
+_LOCK_USAGE = text("SELECT pg_advisory_xact_lock(:lock)")
+# The two advisory lock ids below this one belong to migrations and deployment locks.
 _USAGE_LOCK = 0x77617266
 
 
@@ -49,9 +49,9 @@ def wall_clock() -> int:
 
 @dataclass(slots=True)
 class Transaction:
-    """A connection in a transaction, with the one time and the revision that all of it shares.
+    """A connection in a transaction, with the time and revision shared by all its statements.
 
-    `revision` is 0 in a transaction that only reads.
+    `revision` is 0 in a read transaction.
     """
 
     connection: Connection
@@ -61,9 +61,9 @@ class Transaction:
     epoch: str = ""
     revision: int = 0
     position: int = 0
-    # Whose live sessions the change may end: ids of clients, or `*` for all of the room.
+    # Subjects whose live sessions this change may end: client ids, or `*` for the whole scope.
     affected_subjects: set[str] = field(default_factory=set)
-    # Organizations' environments, beside the caller's own, whose live sessions it may end.
+    # Other scopes, besides the caller's own, whose live sessions this change may end.
     affected_scopes: set[TenantScope] = field(default_factory=set)
 
 
@@ -71,8 +71,8 @@ class Transaction:
 class Database:
     """One deployment's storage.
 
-    Readers on SQLite see the usage file attached as schema `usage`; writers do not, because
-    BEGIN IMMEDIATE would lock that file too and hold up the counters.
+    On SQLite, readers have the usage file attached as schema `usage`. Writers do not, because
+    BEGIN IMMEDIATE would lock that file too and block the counters.
     """
 
     url: URL
@@ -81,43 +81,47 @@ class Database:
     writer: Engine
     usage: Engine
     brand: str = ""
-    vault: Vault | None = None
     clock: Callable[[], int] = field(default=wall_clock)
+    _vault: Vault | None = field(default=None, init=False)
 
     @property
     def kind(self) -> Kind:
-        """Which of the two storages this is."""
+        """The storage in use, SQLite or PostgreSQL."""
         return "sqlite" if self.url.get_backend_name() == "sqlite" else "postgresql"
 
     @property
-    def keys(self) -> Vault:
-        """The vault, once `load_vault` has fitted the master key to the database."""
-        if self.vault is None:
+    def vault(self) -> Vault:
+        """The vault that `open_vault` set; raises `WrongMasterKey` before that."""
+        if self._vault is None:
             raise WrongMasterKey
-        return self.vault
+        return self._vault
+
+    @vault.setter
+    def vault(self, vault: Vault) -> None:
+        self._vault = vault
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        """Open a transaction that only reads, on one snapshot."""
+        """Open a read transaction on one snapshot."""
         with storage_errors(), self.reader.begin() as connection:
-            yield Transaction(connection, self.keys, self.clock(), self.brand)
+            yield Transaction(connection, self.vault, self.clock(), self.brand)
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """Open a transaction that changes things; its first statement takes the revision.
+        """Open a write transaction; its first statement takes the next revision.
 
-        The one row of `feed` puts all writers in line, so revisions are gapless and in the
-        order of their commits. A transaction that recorded nothing is rolled back: without its
-        audit event and its change-feed row nothing changes.
+        The single row of `feed` serializes all writers, so revisions have no gaps and follow
+        commit order. A transaction that recorded no audit event and no change-feed row is
+        rolled back.
         """
         with (
             storage_errors(),
             self.writer.connect() as connection,
             connection.begin() as transaction,
         ):
-            took = connection.execute(_TAKE_REVISION).one()
+            counter = connection.execute(_TAKE_REVISION).one()
             tx = Transaction(
-                connection, self.keys, self.clock(), self.brand, took.epoch, took.revision
+                connection, self.vault, self.clock(), self.brand, counter.epoch, counter.revision
             )
             yield tx
             if not tx.position:
@@ -127,23 +131,23 @@ class Database:
 
     @contextmanager
     def counting(self) -> Iterator[Connection]:
-        """Open a transaction that changes usage; of all processes one at a time.
+        """Open a transaction that writes usage; only one runs at a time across all processes.
 
-        So what was read stays true until it is written, and none can deadlock with another.
+        What it reads can't change before it writes, and two of them can't deadlock.
         """
         with storage_errors(), self.usage.begin() as connection:
             if self.kind == "postgresql":
-                connection.execute(_TAKE_TURN, {"lock": _USAGE_LOCK})
+                connection.execute(_LOCK_USAGE, {"lock": _USAGE_LOCK})
             yield connection
 
     def close(self) -> None:
-        """Close all connections; SQLite's last one folds the WAL into the file."""
+        """Close all connections; SQLite's last one merges the WAL into the database file."""
         for engine in (self.reader, self.usage, self.writer):
             engine.dispose()
 
 
 def open_database(url: str, master: MasterKey, brand: str = "") -> Database:
-    """Return the engines for `sqlite:///path` or `postgresql://…`; connects to nothing yet."""
+    """Return the database at `sqlite:///path` or `postgresql://…`, without connecting yet."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -175,7 +179,7 @@ def connect_sqlite(path: Path, key: bytes) -> Any:  # noqa: ANN401 - sqlcipher3 
             f"The database {path} cannot be opened ({error}); check that its folder exists and "
             "may be written."
         ) from error
-    # What is wrong is told as a failure; the library would write to stderr as well.
+    # Errors are raised; by default the library would also write them to stderr.
     connection.execute("PRAGMA cipher_log_level = NONE")
     connection.execute(f"PRAGMA key = \"x'{key.hex()}'\"")
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
@@ -188,7 +192,7 @@ def connect_sqlite(path: Path, key: bytes) -> Any:  # noqa: ANN401 - sqlcipher3 
             raise WrongMasterKey from None
         raise
     connection.execute("PRAGMA synchronous = FULL")
-    # 16 MiB of WAL between checkpoints: hot pages are copied once instead of many times.
+    # 16 MiB of WAL between checkpoints, so hot pages are copied once instead of many times.
     connection.execute("PRAGMA wal_autocheckpoint = 4000")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA temp_store = MEMORY")
@@ -206,7 +210,7 @@ def _sqlite(
 ) -> Engine:
     def connect() -> Any:  # noqa: ANN401 - sqlcipher3 has no types
         if usage_only is not None:
-            # The schema's name must be `usage` here too, so the main database is an empty one.
+            # The schema must be named `usage` here too, so the main database is an empty one.
             connection = sqlcipher.connect(
                 ":memory:", isolation_level=None, check_same_thread=False
             )
@@ -238,7 +242,7 @@ def _sqlite(
 def _attach(connection: Any, path: Path, key: bytes) -> None:  # noqa: ANN401 - no types
     connection.execute("ATTACH DATABASE ? AS usage KEY ?", (str(path), f"x'{key.hex()}'"))
     connection.execute("PRAGMA usage.journal_mode = WAL").fetchone()
-    # A power cut may cost the last second of counters, never their consistency.
+    # A power cut can lose the last second of counters, but not corrupt them.
     connection.execute("PRAGMA usage.synchronous = NORMAL")
 
 
@@ -258,7 +262,7 @@ def _postgresql(url: URL) -> Engine:
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn what a driver or the system says of the storage into the failure that it stands for."""
+    """Translate a driver's errors into the matching storage errors."""
     try:
         yield
     except exc.IntegrityError:
@@ -278,7 +282,7 @@ def storage_errors() -> Iterator[None]:
 
 
 def _read_only(name: object) -> StorageReadOnly:
-    """Name the file or folder at which it failed, and the folder above it."""
+    """Return the error for a path that cannot be written."""
     if not isinstance(name, str):
         return StorageReadOnly()
     return StorageReadOnly(
@@ -287,7 +291,7 @@ def _read_only(name: object) -> StorageReadOnly:
     )
 
 
-_SIGNS: tuple[tuple[str, type[WardkeyError]], ...] = (
+_ERRORS_BY_TEXT: tuple[tuple[str, type[WardkeyError]], ...] = (
     ("database or disk is full", StorageFull),
     ("disk i/o error", StorageFull),
     ("no space left on device", StorageFull),
@@ -303,15 +307,15 @@ _SIGNS: tuple[tuple[str, type[WardkeyError]], ...] = (
 )
 
 
-def storage_failure(fault: BaseException) -> WardkeyError | None:
-    """Return the failure that a driver's error stands for, or None for a fault of our own."""
-    original = getattr(fault, "orig", None) or fault
+def storage_failure(error: BaseException) -> WardkeyError | None:
+    """Return the storage error that a driver's error means, or None if it is our own bug."""
+    original = getattr(error, "orig", None) or error
     text = f"{type(original).__name__}: {original}".lower()
-    for sign, failure in _SIGNS:
-        if sign in text:
+    for fragment, failure in _ERRORS_BY_TEXT:
+        if fragment in text:
             return failure()
-    lost = isinstance(fault, exc.DBAPIError) and fault.connection_invalidated
+    lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
     if lost or "operationalerror: connection" in text or "could not connect" in text:
         return StorageUnreachable()
-    shut = ("adminshutdown", "server closed the connection", "cannotconnectnow", "crashshutdown")
-    return StorageUnreachable() if any(sign in text for sign in shut) else None
+    stopped = ("adminshutdown", "server closed the connection", "cannotconnectnow", "crashshutdown")
+    return StorageUnreachable() if any(fragment in text for fragment in stopped) else None

@@ -1,4 +1,4 @@
-"""What the process does for its database by itself: the feed's first row, clean-up, rehashing."""
+"""Database maintenance: the change feed's first row, cleanup, rehashing and health checks."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from wardkey.domain.callers import HOUR_MS
 
 KEPT_CHANGES = 100_000
 KEPT_ANSWERS_MS = 600_000
-# Longer than the 30 days for which a grant can be refreshed, by any clock.
+# Twice the 30 days for which a grant can be refreshed, to allow for wrong clocks.
 KEPT_CUTOFFS_MS = 60 * 86_400_000
 KEPT_USAGE_MS = 90 * 86_400_000
-# An Idempotency-Key of a publication is good for a day.
+# An Idempotency-Key of a publication is valid for a day.
 KEPT_PUBLICATIONS_MS = 86_400_000
-# No session lives that long, so no form of it can be sent again.
+# No browser session lives this long, so none of its forms can be submitted again.
 KEPT_SESSIONS_MS = 60 * 86_400_000
 
 
 def init_feed(database: Database) -> None:
-    """Write the feed's one row in a database that is new."""
+    """Insert the change feed's single row if the database is new."""
     with database.writer.begin() as connection:
         if connection.execute(select(func.count()).select_from(feed)).scalar_one() == 0:
             connection.execute(
@@ -50,9 +50,9 @@ def init_feed(database: Database) -> None:
 
 
 def clean_up(database: Database) -> None:
-    """Delete kept answers, sessions and user tokens that are over, and old change-feed rows.
+    """Delete old stored responses, sessions, user tokens and change-feed rows.
 
-    100,000 rows of the feed stay; a reader older than the oldest of them drops all it knows.
+    100,000 feed rows are kept; a reader that is behind the oldest of them empties its memory.
     """
     with storage_errors(), database.writer.begin() as connection:
         connection.execute(
@@ -60,24 +60,24 @@ def clean_up(database: Database) -> None:
                 idempotency.c.created_at <= database.clock() - KEPT_ANSWERS_MS
             )
         )
-        over = database.clock() - KEPT_SESSIONS_MS
-        connection.execute(delete(browser_sessions).where(browser_sessions.c.created_at <= over))
-        connection.execute(delete(user_tokens).where(user_tokens.c.expires_at <= over))
-        connection.execute(delete(spent_forms).where(spent_forms.c.at <= over))
+        cutoff = database.clock() - KEPT_SESSIONS_MS
+        connection.execute(delete(browser_sessions).where(browser_sessions.c.created_at <= cutoff))
+        connection.execute(delete(user_tokens).where(user_tokens.c.expires_at <= cutoff))
+        connection.execute(delete(spent_forms).where(spent_forms.c.at <= cutoff))
         connection.execute(delete(challenges).where(challenges.c.expires_at <= database.clock()))
         newest = connection.execute(select(feed.c.revision)).scalar_one()
         connection.execute(delete(changes).where(changes.c.revision <= newest - KEPT_CHANGES))
 
 
 def clean_up_grants(database: Database) -> None:
-    """Delete grants that can be refreshed no more, and what ended grants older than any that is.
+    """Delete grants that can't be refreshed any more, and cutoffs older than any live grant.
 
-    Neither alters what anybody may do.
+    Neither changes anyone's access.
     """
     now = database.clock()
     with storage_errors(), database.writer.begin() as connection:
         connection.execute(delete(grants).where(grants.c.refreshable_until <= now))
-        # No grant is made in the past, so a cut-off older than the longest life cuts nothing.
+        # A cutoff older than the longest grant lifetime can't apply to any grant.
         connection.execute(delete(grant_cutoffs).where(grant_cutoffs.c.at <= now - KEPT_CUTOFFS_MS))
 
 
@@ -96,8 +96,8 @@ def clean_up_usage(database: Database) -> None:
         connection.execute(delete(publications).where(over))
 
 
-def see_session(database: Database, session_id: str, now: int) -> None:
-    """Note that a browser session is in use; nobody's rights change, so it is in no feed."""
+def touch_session(database: Database, session_id: str, now: int) -> None:
+    """Update a browser session's `seen_at`; no rights change, so no change-feed row is needed."""
     with storage_errors(), database.writer.begin() as connection:
         connection.execute(
             update(browser_sessions).where(browser_sessions.c.id == session_id).values(seen_at=now)
@@ -105,13 +105,13 @@ def see_session(database: Database, session_id: str, now: int) -> None:
 
 
 def feed_revision(database: Database) -> int:
-    """Return the revision of the last commit; raises the storage's failure."""
+    """Return the revision of the last commit; raises the storage's error."""
     with database.read() as tx:
         return int(tx.connection.execute(select(feed.c.revision)).scalar_one())
 
 
 def check_storage(database: Database) -> None:
-    """Ask the database for the feed's row; raises the storage's failure if it cannot answer."""
+    """Read the change feed's row; raises the storage's error if that fails."""
     with database.read() as tx:
         tx.connection.execute(select(feed.c.revision)).scalar_one()
 
@@ -119,13 +119,13 @@ def check_storage(database: Database) -> None:
 def rehash(database: Database, digests: Mapping[str, tuple[bytes, int]]) -> None:
     """Store digests under the current pepper for secrets that were used under an older one.
 
-    No verdict changes by it, so it stands neither in the audit nor in the change feed.
+    No verdict changes, so this writes no audit event and no change-feed row.
     """
     if not digests:
         return
     with storage_errors(), database.writer.begin() as connection:
         for kid, (digest, old_version) in sorted(digests.items()):
-            values = {"digest": digest, "pepper_version": database.keys.version}
+            values = {"digest": digest, "pepper_version": database.vault.version}
             changed = connection.execute(
                 update(secrets)
                 .where(secrets.c.kid == kid, secrets.c.pepper_version == old_version)
@@ -142,17 +142,17 @@ def rehash(database: Database, digests: Mapping[str, tuple[bytes, int]]) -> None
 
 
 def rehash_passwords(database: Database, digests: Mapping[str, tuple[bytes, int]]) -> None:
-    """Store digests under the current pepper for clients whose generated password had an older one.
+    """Store digests under the current pepper for generated client passwords under an older one.
 
-    As with secrets, it stands neither in the audit nor in the change feed.
+    As in `rehash`, this writes no audit event and no change-feed row.
     """
     if not digests:
         return
     with storage_errors(), database.writer.begin() as connection:
         for client_id, (digest, old_version) in sorted(digests.items()):
-            # Whoever has another password by now has none under the old version.
+            # The condition skips clients whose password has changed since.
             connection.execute(
                 update(clients)
                 .where(clients.c.id == client_id, clients.c.pepper_version == old_version)
-                .values(digest=digest, pepper_version=database.keys.version)
+                .values(digest=digest, pepper_version=database.vault.version)
             )

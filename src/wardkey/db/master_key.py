@@ -1,4 +1,4 @@
-"""Where the master key comes from, and fitting it to the database."""
+"""Loads the master key, checks it against the database and opens the vault."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from wardkey.db.schema import (
 from wardkey.db.vault import MasterKey, Vault, derive, unseal
 from wardkey.domain.errors import InvalidMasterKey, MasterKeyMissing, WrongMasterKey
 
-# What is hashed, or sealed, under a pepper; imported secrets stand among the secrets.
+# Tables with values hashed or sealed under a pepper; `secrets` includes the imported ones.
 PEPPERED = (
     secrets,
     service_keys,
@@ -49,7 +49,7 @@ _NEWEST_TAG = text("SELECT tag FROM master_keys ORDER BY version DESC LIMIT 1")
 
 @dataclass(frozen=True, slots=True)
 class MasterKeySource:
-    """The key's text itself, a command that prints it, or (both empty) a 0600 file."""
+    """The key as text, a command that prints it, or (if both are empty) a 0600 file."""
 
     file: Path
     text: str = ""
@@ -57,23 +57,24 @@ class MasterKeySource:
 
     @property
     def uses_file(self) -> bool:
-        """Tell whether the key lies in the file."""
+        """Return whether the key is read from the file."""
         return not self.text and not self.command
 
     @property
     def next_file(self) -> Path:
-        """Where a rotation keeps the new key until the database has taken it."""
+        """The file that holds the new key during a rotation, until the database uses it."""
         return self.file.with_name(self.file.name + ".next")
 
     def load(self, *, may_create: bool) -> MasterKey:
-        """Return the key, made on the first start of a deployment that keeps it in a file.
+        """Return the key; the first start of a deployment with a key file generates one.
 
-        Raises `InvalidMasterKey`, and `MasterKeyMissing` where it may not be made.
+        Raises `InvalidMasterKey`, and `MasterKeyMissing` if the file is missing and `may_create`
+        is false.
         """
         if self.text:
             return MasterKey.parse(self.text)
         if self.command:
-            return MasterKey.parse(_output(self.command))
+            return MasterKey.parse(_run(self.command))
         try:
             return MasterKey.parse(self.file.read_text("ascii"))
         except UnicodeDecodeError:
@@ -89,7 +90,7 @@ class MasterKeySource:
 
 
 def write_key(path: Path, key: MasterKey) -> None:
-    """Write a key to a new 0600 file and through to the disk."""
+    """Write a key to a new 0600 file and sync it to disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(key.text + "\n")
@@ -99,19 +100,19 @@ def write_key(path: Path, key: MasterKey) -> None:
 
 
 def resolve_master_key(source: MasterKeySource, url: str) -> MasterKey:
-    """Return the master key that opens the database at `url`; made where both are new.
+    """Return the master key that opens the database at `url`; generate one if both are new.
 
-    A rotation that was cut off is finished by looking which key the database has; where that is
-    the old one, the new one's file has no meaning any more, and the next rotation removes it.
-    Raises `MasterKeyMissing`, `WrongMasterKey`, `InvalidMasterKey` and the storage's failures.
+    After an interrupted rotation, the database decides: if it uses the new key, the new key's
+    file replaces the old one; if not, the new file is ignored and the next rotation deletes it.
+    Raises `MasterKeyMissing`, `WrongMasterKey`, `InvalidMasterKey` and the storage's errors.
     """
-    begun = is_initialized(url)
-    master = source.load(may_create=not begun)
-    if not begun or _fits(url, master):
+    initialized = is_initialized(url)
+    master = source.load(may_create=not initialized)
+    if not initialized or _opens_database(url, master):
         return master
     if source.uses_file and source.next_file.exists():
         following = MasterKey.parse(source.next_file.read_text("ascii"))
-        if _fits(url, following):
+        if _opens_database(url, following):
             source.next_file.replace(source.file)
             sync_folder(source.file.parent)
             return following
@@ -119,9 +120,9 @@ def resolve_master_key(source: MasterKeySource, url: str) -> MasterKey:
 
 
 def open_vault(database: Database) -> None:
-    """Open the keys of earlier master keys; raises `WrongMasterKey`.
+    """Set the database's vault from its stored keys; raises `WrongMasterKey`.
 
-    A database without any master key's tag takes the one it was opened with as its first.
+    In a database without stored keys, the current master key becomes the first one.
     """
     master = database.master
     with database.reader.connect() as connection:
@@ -137,7 +138,7 @@ def open_vault(database: Database) -> None:
 
 
 def vault_of(master: MasterKey, rows: Sequence[Row[Any]]) -> Vault:
-    """Return the vault of a database with these `master_keys`; raises `WrongMasterKey`."""
+    """Return the vault for these rows of `master_keys`; raises `WrongMasterKey`."""
     *older, newest = sorted(rows, key=lambda row: row.version)
     if bytes(newest.tag) != master.tag:
         raise WrongMasterKey
@@ -153,7 +154,7 @@ def vault_of(master: MasterKey, rows: Sequence[Row[Any]]) -> Vault:
 
 @dataclass(frozen=True, slots=True)
 class PepperState:
-    """One pepper version: how many stored secrets need it, and whether the master key opens it."""
+    """A pepper version: the number of rows that need it, and whether the master key opens it."""
 
     version: int
     rows: int
@@ -162,28 +163,28 @@ class PepperState:
 
 
 def check_peppers(database: Database) -> list[PepperState]:
-    """Open the keys of each version that is kept or needed, without trusting that they open."""
+    """Return the state of each pepper version that is stored or needed, by trying to open it."""
     with storage_errors(), database.reader.connect() as connection:
-        kept = {row.version: row for row in connection.execute(select(master_keys))}
+        stored = {row.version: row for row in connection.execute(select(master_keys))}
         needed: Counter[int] = Counter()
         for table in PEPPERED:
             version = table.c.pepper_version
-            # A client whose password was chosen has none.
-            found = connection.execute(
+            # Null for a client with a chosen password, which has an Argon2id hash instead.
+            counts = connection.execute(
                 select(version, func.count()).where(version.is_not(None)).group_by(version)
             )
-            needed.update({row[0]: row[1] for row in found})
-    newest = max(kept, default=0)
+            needed.update({row[0]: row[1] for row in counts})
+    newest = max(stored, default=0)
     return [
         PepperState(
             version, needed[version], version == newest,
-            version in kept and _opens(database.master, kept[version], newest),
+            version in stored and _opens_row(database.master, stored[version], newest),
         )
-        for version in sorted(kept.keys() | needed.keys())
+        for version in sorted(stored.keys() | needed.keys())
     ]  # fmt: skip
 
 
-def _opens(master: MasterKey, row: Row[Any], newest: int) -> bool:
+def _opens_row(master: MasterKey, row: Row[Any], newest: int) -> bool:
     sealing = sealing_key(master)
     try:
         if row.version == newest:
@@ -198,12 +199,12 @@ def _opens(master: MasterKey, row: Row[Any], newest: int) -> bool:
 
 
 def sealing_key(master: MasterKey) -> bytes:
-    """Return the key under which a database keeps what older master keys derived."""
+    """Return the key that encrypts the stored peppers and keys of older master keys."""
     return derive(master.raw, "older-keys")
 
 
 def is_initialized(url: str) -> bool:
-    """Tell whether the database has anything in it."""
+    """Return whether the database exists and is not empty."""
     database = open_database(url, MasterKey(bytes(32)))
     if database.kind == "sqlite":
         path = Path(database.url.database or "")
@@ -215,11 +216,12 @@ def is_initialized(url: str) -> bool:
         database.close()
 
 
-def _fits(url: str, master: MasterKey) -> bool:
+def _opens_database(url: str, master: MasterKey) -> bool:
     database = open_database(url, master)
     try:
         with storage_errors():
-            tag = _sqlite_tag(database) if database.kind == "sqlite" else _tag(database)
+            sqlite = database.kind == "sqlite"
+            tag = _read_sqlite_tag(database) if sqlite else _read_postgres_tag(database)
     except WrongMasterKey:
         return False
     finally:
@@ -227,20 +229,20 @@ def _fits(url: str, master: MasterKey) -> bool:
     return tag is None or bytes(tag) == master.tag
 
 
-def _tag(database: Database) -> bytes | None:
+def _read_postgres_tag(database: Database) -> bytes | None:
     with database.reader.connect() as connection:
         if not inspect(connection).has_table(master_keys.name):
             return None
         return connection.execute(_NEWEST_TAG).scalar_one_or_none()
 
 
-def _sqlite_tag(database: Database) -> bytes | None:
-    """Ask without the usage file, whose state says nothing about the master key."""
+def _read_sqlite_tag(database: Database) -> bytes | None:
+    """Return the tag without attaching the usage file, whose state does not matter here."""
     path = Path(database.url.database or "")
     connection = connect_sqlite(path, database.master.database_key)
     try:
-        named = "SELECT 1 FROM sqlite_master WHERE name = ?"
-        if connection.execute(named, (master_keys.name,)).fetchone() is None:
+        has_table = "SELECT 1 FROM sqlite_master WHERE name = ?"
+        if connection.execute(has_table, (master_keys.name,)).fetchone() is None:
             return None
         row = connection.execute(str(_NEWEST_TAG)).fetchone()
         return row[0] if row else None
@@ -248,17 +250,17 @@ def _sqlite_tag(database: Database) -> bytes | None:
         connection.close()
 
 
-def _output(command: str) -> str:
+def _run(command: str) -> str:
     try:
-        done = subprocess.run(  # noqa: S603 - the operator's own setting
+        process = subprocess.run(  # noqa: S603 - the operator's own setting
             shlex.split(command),
             capture_output=True,
             check=True,
             text=True,
             timeout=30,
-            # The command needs its own credentials, such as a cloud's, but none of ours.
+            # The command may need its own credentials, such as a cloud's, but never ours.
             env={k: v for k, v in os.environ.items() if not k.startswith("WARDKEY_")},
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise InvalidMasterKey(f"The command that prints the master key failed: {error}") from None
-    return done.stdout
+    return process.stdout

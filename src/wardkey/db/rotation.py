@@ -1,4 +1,4 @@
-"""Bringing SQLite's files under a new master key: whole copies that take the old ones' place."""
+"""Re-encrypts SQLite files under a new master key, as full copies that replace the old ones."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from wardkey.domain.errors import DatabaseDamaged, StorageBusy, WrongMasterKey
 def rekey_files(
     database: Database, following: MasterKey, change: Callable[[Database], None]
 ) -> None:
-    """Replace the database's file by a copy under `following` to which `change` was applied.
+    """Replace the database file by a copy under `following`, after `change` ran on the copy.
 
-    The caller holds the deployment alone. The rename of the copy is the commit: a kill before it
-    leaves the old file, one after it the new. The usage file follows; it holds counters only, so
-    where it cannot be copied it is made anew at the next start. Raises `StorageBusy` where
-    something else has the file open, `StorageFull`.
+    The caller holds the deployment lock exclusively. Renaming the copy is the commit: a kill
+    before it leaves the old file, a kill after it the new one. The usage file is replaced next;
+    it contains only counters, so if it can't be copied, the next start creates a new one.
+    Raises `StorageBusy` if something else has the file open, `StorageFull`.
     """
-    # The last connection folds the WAL into the file, which then is all there is.
+    # Closing the last connection merges the WAL into the file.
     database.close()
     path = Path(database.url.database or "")
-    _check_folded(path)
+    _require_no_wal(path)
     copy = _copy(path, database.master, following)
-    opened = open_database(f"sqlite:///{copy}", following, database.brand)
-    opened.vault, opened.clock = database.vault, database.clock
+    rekeyed = open_database(f"sqlite:///{copy}", following, database.brand)
+    rekeyed.vault, rekeyed.clock = database.vault, database.clock
     try:
-        change(opened)
+        change(rekeyed)
     finally:
-        opened.close()
-    _check_folded(copy)
+        rekeyed.close()
+    _require_no_wal(copy)
     usage = path.with_name("usage.db")
     try:
         usage_copy = _copy(usage, database.master, following)
@@ -43,13 +43,13 @@ def rekey_files(
         put_in_place(usage_copy, usage)
 
 
-def _check_folded(path: Path) -> None:
+def _require_no_wal(path: Path) -> None:
     if path.with_name(path.name + "-wal").exists():
         raise StorageBusy(f"Something else has {path} open; stop it first.")
 
 
 def _copy(path: Path, master: MasterKey, following: MasterKey) -> Path:
-    """Export a file into `.next` beside it, left there by a rotation that was cut off or not."""
+    """Export a file to `<name>.next`, replacing one that an interrupted rotation left behind."""
     copy = path.with_name(path.name + ".next")
     for suffix in ("", "-wal", "-shm", "-journal"):
         copy.with_name(copy.name + suffix).unlink(missing_ok=True)

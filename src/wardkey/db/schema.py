@@ -1,4 +1,4 @@
-"""Every table of a deployment, on one page; times are epoch milliseconds."""
+"""All tables of a deployment; times are in epoch milliseconds."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ NAMING = {
 metadata = MetaData(naming_convention=NAMING)
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
-# Without rowid a row lies in its key's own tree, so that SQLite writes a page less for each.
+# Tables without rowid store rows in the primary key's tree, which saves SQLite a page write each.
 
 # --- the deployment ------------------------------------------------------------------------
 
-# One row: the change feed's counter. A restore takes a new epoch, so that no reader trusts
-# what it knew under the old one.
+# One row: the change feed's counter. A restore sets a new epoch, so readers discard everything
+# they know from the old one.
 feed = Table(
     "feed",
     metadata,
@@ -56,7 +56,7 @@ changes = Table(
     sqlite_with_rowid=False,
 )
 
-# The fitting master key is known by its tag; keys derived from earlier ones are kept sealed.
+# The current master key is recognized by its tag; keys derived from earlier ones are sealed.
 master_keys = Table(
     "master_keys",
     metadata,
@@ -64,7 +64,7 @@ master_keys = Table(
     Column("tag", LargeBinary, nullable=False),
     Column("sealed_pepper", LargeBinary),
     Column("sealed_audit_key", LargeBinary),
-    # Of the newest version; empty where its master key derives the root.
+    # Only in the newest version's row; null if its master key derives the root.
     Column("sealed_broker_root", LargeBinary),
     Column("created_at", BigInteger, nullable=False),
 )
@@ -90,7 +90,7 @@ organizations = Table(
     Column("id", String(40), primary_key=True),
     Column("slug", String(48), nullable=False, unique=True),
     Column("name", String(100), nullable=False),
-    # After how many days a secret key's newest secret is due for rotation.
+    # The age in days at which a secret key's newest secret is due for rotation.
     Column("rotation_days", Integer, nullable=False, server_default="90"),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
@@ -98,8 +98,8 @@ organizations = Table(
     Column("deleted_at", BigInteger),
 )
 
-# Every slug that an organization ever had: it stays reserved, even after a deletion or a restore.
-# No foreign key, because a restore keeps reservations of organizations that it loses.
+# Every slug an organization ever had stays reserved, even after a deletion or a restore.
+# No foreign key, because a restore keeps the slugs of organizations that the backup lacks.
 organization_slugs = Table(
     "organization_slugs",
     metadata,
@@ -171,7 +171,7 @@ user_tokens = Table(
     sqlite_with_rowid=False,
 )
 
-# Who is signed in with a browser; the cookie's text exists there alone.
+# Signed-in browsers; the text of the session cookie is stored only in the browser.
 browser_sessions = Table(
     "browser_sessions",
     metadata,
@@ -188,7 +188,7 @@ browser_sessions = Table(
     Column("user_agent", String(200), nullable=False),
 )
 
-# Forms that hand out a secret are taken once; `made` names what came of it.
+# Forms that create a secret are accepted once; `made` is the id of what the form created.
 spent_forms = Table(
     "spent_forms",
     metadata,
@@ -199,7 +199,7 @@ spent_forms = Table(
     sqlite_with_rowid=False,
 )
 
-# Removed ones stay, so that a restore does not bring them back.
+# Removed passkeys stay, so a restore does not bring them back.
 passkeys = Table(
     "passkeys",
     metadata,
@@ -214,7 +214,7 @@ passkeys = Table(
     Column("removed_at", BigInteger),
 )
 
-# Whom an OIDC issuer's subject is, since his first sign-in by it.
+# The user of each OIDC issuer's subject, linked at their first sign-in through it.
 identities = Table(
     "identities",
     metadata,
@@ -226,8 +226,8 @@ identities = Table(
     Column("last_used_at", BigInteger, nullable=False),
 )
 
-# Challenges that passkeys answered, until they end: each counts once. `subject` is who may answer,
-# or empty.
+# Challenges that a passkey has answered, until they expire: each is valid once. `subject` is the
+# user it was for, or empty.
 challenges = Table(
     "challenges",
     metadata,
@@ -246,7 +246,7 @@ keys = Table(
     Column("environment", String(8), nullable=False),
     Column("type", String(16), nullable=False),
     Column("name", String(100), nullable=False),
-    # The folded name while the key is live, else null: this is what must be unique.
+    # The case-folded name while the key is live, else null; unique in its scope.
     Column("live_name", String(400)),
     Column("description", String(500), nullable=False),
     Column("permissions", Json, nullable=False),
@@ -289,8 +289,8 @@ secrets = Table(
     sqlite_with_rowid=False,
 )
 
-# Imported secrets have no kid in their text, so they are found by their digest; a row for each
-# pepper version is not needed, because the version stands beside it.
+# Imported secrets have no kid in their text, so they are found by digest. One row each is
+# enough, because it contains the pepper version.
 imported = Table(
     "imported",
     metadata,
@@ -309,7 +309,7 @@ import_prefixes = Table(
     Column("created_by", String(64), nullable=False),
 )
 
-# The catalogue of scopes of an organization's own services, shared by its environments.
+# The scope catalogue for an organization's own services, shared by its environments.
 scopes = Table(
     "scopes",
     metadata,
@@ -329,7 +329,7 @@ receipts = Table(
     Column("org_id", ForeignKey("organizations.id"), nullable=False),
     Column("environment", String(8), nullable=False),
     Column("key_id", ForeignKey("keys.id"), nullable=False, index=True),
-    # Empty for the key as a whole, else the one secret.
+    # Empty for the whole key, else one secret.
     Column("kid", String(12), nullable=False),
     Column("epoch", String(24), nullable=False),
     Column("revision", BigInteger, nullable=False),
@@ -362,7 +362,7 @@ acl_rules = Table(
     sqlite_with_rowid=False,
 )
 
-# A password that its owner chose has an Argon2id hash, a generated one a digest.
+# A chosen password has an Argon2id hash, a generated one a digest.
 clients = Table(
     "clients",
     metadata,
@@ -386,7 +386,7 @@ clients = Table(
     sqlite_with_rowid=False,
 )
 
-# The operator's tokens with which brokers of his own ask; without an organization, for all.
+# Tokens for the hooks of the operator's own brokers; without an organization, valid for all.
 hook_tokens = Table(
     "hook_tokens",
     metadata,
@@ -402,8 +402,8 @@ hook_tokens = Table(
     sqlite_with_rowid=False,
 )
 
-# `sealed` holds a shared secret, where the provider has one, under what the pepper of that version
-# derives.
+# `sealed` contains the provider's shared secret, if any, encrypted under a key derived from the
+# pepper of `pepper_version`.
 auth_providers = Table(
     "auth_providers",
     metadata,
@@ -423,15 +423,15 @@ auth_providers = Table(
     sqlite_with_rowid=False,
 )
 
-# `user_key` names the person behind whatever grants he has; `revision` is that of the commit
-# that made the row, `replaced_by` the kid of the grant that it was refreshed to.
+# `user_key` identifies the user across grants, `revision` is that of the commit that inserted
+# the row, and `replaced_by` is the kid of the grant that a refresh created.
 grants = Table(
     "grants",
     metadata,
     Column("kid", String(12), primary_key=True),
     Column("org_id", ForeignKey("organizations.id"), nullable=False),
     Column("environment", String(8), nullable=False),
-    # Empty for a grant that a server created for a user of its own.
+    # Empty for a grant that a server created for one of its own users.
     Column("provider_id", String(40), nullable=False),
     Column("user_id", String(255), nullable=False),
     Column("user_email", String(254), nullable=False),
@@ -440,10 +440,10 @@ grants = Table(
     Column("claims", Json, nullable=False),
     Column("digest", LargeBinary, nullable=False),
     Column("pepper_version", Integer, nullable=False),
-    # The key, and which of its secrets, that it was asked for with; empty without a key.
+    # The key and secret used to request the grant; empty without a key.
     Column("key_id", String(40), nullable=False),
     Column("key_kid", String(12), nullable=False),
-    # The member who made it; empty for other makers, and for grants older than the column.
+    # The member who created it; empty for other creators, and for grants older than the column.
     Column("member_id", String(40), nullable=False, server_default=""),
     Column("family", String(12), nullable=False),
     Column("revision", BigInteger, nullable=False),
@@ -472,8 +472,8 @@ grants = Table(
     sqlite_with_rowid=False,
 )
 
-# Every grant of a user, a provider, a key or a family that is not newer than `revision` is over:
-# one row, however many grants that are.
+# One row ends every grant of a user, a provider, a key or a family up to `revision`, regardless
+# of the number of grants.
 grant_cutoffs = Table(
     "grant_cutoffs",
     metadata,
@@ -486,7 +486,7 @@ grant_cutoffs = Table(
     sqlite_with_rowid=False,
 )
 
-# --- answers kept for a retry --------------------------------------------------------------
+# --- responses stored for retries ----------------------------------------------------------
 
 idempotency = Table(
     "idempotency",
@@ -526,7 +526,7 @@ audit_events = Table(
     Column("target_id", String(64), nullable=False),
     Column("address", String(64), nullable=False),
     Column("user_agent", String(200), nullable=False),
-    # Text, not JSON: the chain is over these very bytes.
+    # Text, not JSON: the chain's MAC covers these exact bytes.
     Column("details", Text, nullable=False),
     Column("key_version", Integer, nullable=False),
     Column("mac", LargeBinary, nullable=False),
@@ -549,7 +549,7 @@ last_used = Table(
     Column("verifications", BigInteger, nullable=False),
 )
 
-# Strangers that were refused, counted by hour and code; never one row each.
+# Rejected unknown credentials, counted by hour and code; never one row each.
 refused = Table(
     "refused",
     usage,
@@ -558,8 +558,8 @@ refused = Table(
     Column("count", BigInteger, nullable=False),
 )
 
-# What each verdict was, by secret and hour (`at // 3_600_000`). Neither this table nor the next
-# has an index beside its key: they are written for each use and cleaned up once an hour.
+# Verdict counts by secret and hour (`at // 3_600_000`). This table and the next have no index
+# besides their key: they are written for each use and cleaned up only once an hour.
 hours = Table(
     "hours",
     usage,
@@ -571,7 +571,7 @@ hours = Table(
     sqlite_with_rowid=False,
 )
 
-# Who used a secret: the heaviest few of each, kept by a sketch.
+# The heaviest callers of each secret, bounded by a Space-Saving sketch.
 callers = Table(
     "callers",
     usage,
@@ -586,9 +586,9 @@ callers = Table(
     sqlite_with_rowid=False,
 )
 
-# What processes counted since the last merge, one row a flush, as JSON: uses that are alike in
-# all but their secret stand together, `[code, address, user agent, route, product, hour,
-# [[kid, key id, count, first, last], …]]`; strangers are `[hour, code, count]`.
+# Counts since the last merge, one row per flush, as JSON. Uses that differ only in their secret
+# are grouped: `[code, address, user agent, route, product, hour,
+# [[kid, key id, count, first, last], …]]`; unknown credentials are `[hour, code, count]`.
 pending = Table(
     "pending",
     usage,
@@ -598,7 +598,7 @@ pending = Table(
     Column("refused", Text, nullable=False),
 )
 
-# What was published under an Idempotency-Key: its answer, or that it is not confirmed.
+# Messages published with an Idempotency-Key: the stored response, or that it is unconfirmed.
 publications = Table(
     "publications",
     usage,
@@ -609,8 +609,8 @@ publications = Table(
     sqlite_with_rowid=False,
 )
 
-# Whose MQTT client id it is, for another's session must not be taken over, and a digest of what
-# the login that was judged last was allowed.
+# The owner of each MQTT client id, so no client takes over another's session, and a digest of
+# the rights granted at its last login.
 mqtt_ids = Table(
     "mqtt_ids",
     usage,
@@ -620,9 +620,9 @@ mqtt_ids = Table(
     Column("subject_id", String(64), nullable=False),
     Column("rights", LargeBinary, nullable=False),
     Column("seen_at", BigInteger, nullable=False),
-    # The grant that was shown; the broker tells nothing of it.
+    # The grant presented at the login; the broker does not report it.
     Column("grant_kid", String(12)),
-    # The connection that asked, as the broker lists it: what stands above is true of no other.
+    # The connection of that login, as the broker lists it; the row describes only this one.
     Column("server", String(64)),
     Column("cid", BigInteger),
     # Null in rows older than the column.
@@ -641,7 +641,7 @@ mqtt_ids = Table(
     sqlite_with_rowid=False,
 )
 
-# What became of live sessions after a change: how many it ended, once that is settled.
+# The effect of a change on live sessions: the number it ended, once that is final.
 session_receipts = Table(
     "session_receipts",
     usage,
@@ -658,8 +658,8 @@ session_receipts = Table(
     sqlite_with_rowid=False,
 )
 
-# Sessions that were ended, kept for an hour to be counted, with the revision that they were
-# judged by; several processes may end the same one.
+# Ended sessions, kept for an hour to be counted, with the revision that the decision was based
+# on; several processes may end the same one.
 ended_sessions = Table(
     "ended_sessions",
     usage,
@@ -674,7 +674,7 @@ ended_sessions = Table(
     sqlite_with_rowid=False,
 )
 
-# The processes that judge keys, each with its lease and what it last told of itself.
+# Verifier processes, each with its lease and last metrics snapshot.
 verifiers = Table(
     "verifiers",
     usage,

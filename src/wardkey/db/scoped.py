@@ -1,4 +1,4 @@
-"""Conditions that limit a statement to one tenant scope."""
+"""SQL conditions that limit a statement to one tenant scope."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def in_scope(table: FromClause, scope: TenantScope) -> ColumnElement[bool]:
 
 
 def in_bound_scope(table: FromClause) -> ColumnElement[bool]:
-    """Return the same condition for a statement built once; `bind_scope` fills it in."""
+    """Return the condition with bound parameters, for statements built once; see `bind_scope`."""
     return (table.c.org_id == bindparam("of_org")) & (
         table.c.environment == bindparam("of_environment")
     )

@@ -1,4 +1,4 @@
-"""The master key, what is derived from it, and the sealing of other people's secrets."""
+"""The master key, the keys derived from it, and sealing (authenticated encryption)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def derive(key: bytes, purpose: str, salt: bytes | None = None) -> bytes:
 
 
 def seal(key: bytes, plain: bytes, bound: bytes = b"") -> bytes:
-    """Return nonce and AES-256-GCM ciphertext of `plain`; `bound` must be given to open it."""
+    """Return the nonce and AES-256-GCM ciphertext of `plain`; `bound` is the associated data."""
     nonce = os.urandom(_NONCE)
     return nonce + AESGCM(key).encrypt(nonce, plain, bound)
 
 
 def unseal(key: bytes, sealed: bytes, bound: bytes = b"") -> bytes:
-    """Return what `seal` was given; raises `WrongMasterKey` if it does not open."""
+    """Return the plaintext of `sealed`; raises `WrongMasterKey` if it can't be decrypted."""
     try:
         return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], bound)
     except (InvalidTag, ValueError):
@@ -39,13 +39,13 @@ def unseal(key: bytes, sealed: bytes, bound: bytes = b"") -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class MasterKey:
-    """The deployment's one root secret, 32 bytes, which never enters a database or a backup."""
+    """The deployment's root secret, 32 bytes; never stored in a database or a backup."""
 
     raw: bytes = field(repr=False)
 
     @classmethod
     def parse(cls, text: str) -> MasterKey:
-        """Read 64 hexadecimal digits; raises `InvalidMasterKey`."""
+        """Return the key from 64 hexadecimal digits; raises `InvalidMasterKey`."""
         try:
             raw = bytes.fromhex(text.strip())
         except ValueError:
@@ -56,17 +56,17 @@ class MasterKey:
 
     @classmethod
     def generate(cls) -> MasterKey:
-        """Return a new one from the operating system's generator."""
+        """Return a new key from the operating system's random generator."""
         return cls(os.urandom(32))
 
     @property
     def text(self) -> str:
-        """The form that the 0600 file holds."""
+        """The hexadecimal form, as the 0600 file stores it."""
         return self.raw.hex()
 
     @property
     def tag(self) -> bytes:
-        """What a database keeps to know the fitting key by; it tells nothing about the key."""
+        """A tag that a database stores to recognize its key; it reveals nothing about the key."""
         return derive(self.raw, "tag")
 
     @property
@@ -77,18 +77,18 @@ class MasterKey:
 
 @dataclass(frozen=True, slots=True)
 class Vault:
-    """The keys in use: the current version's, and those of earlier master keys by version."""
+    """The derived keys in use: the current version's, and those of earlier master keys."""
 
     master: MasterKey = field(repr=False)
     version: int
     peppers: Mapping[int, bytes] = field(repr=False)
     audit_keys: Mapping[int, bytes] = field(repr=False)
-    # Of every key of the broker, under which it keeps messages and sessions.
+    # The root of all broker keys, which encrypt the stored messages and sessions.
     broker_root: bytes = field(repr=False)
 
     @classmethod
     def first(cls, master: MasterKey) -> Vault:
-        """Return the vault of a database that knew no other master key."""
+        """Return the vault of a database with no earlier master key."""
         return cls.of(master, 1, {}, {})
 
     @classmethod
@@ -100,7 +100,7 @@ class Vault:
         old_audit_keys: Mapping[int, bytes],
         broker_root: bytes | None = None,
     ) -> Vault:
-        """Return the vault of `master` as key number `version` beside the keys of older ones."""
+        """Return the vault of `master`, key number `version`, and of the keys before it."""
         return cls(
             master,
             version,
@@ -115,9 +115,9 @@ class Vault:
         return blake2b(text.encode(), key=pepper, digest_size=32).digest()
 
     def matches(self, text: str, digest: bytes, version: int) -> bool:
-        """Tell, in constant time, whether `digest` is that of `text` under `version`."""
+        """Return, in constant time, whether `digest` is the digest of `text` under `version`."""
         return hmac.compare_digest(self.digest(text, version), digest)
 
     def key_for(self, purpose: str, salt: bytes | None = None) -> bytes:
-        """Return a key derived for one purpose, such as cursors or sealed answers."""
+        """Return a key derived for one purpose, such as cursors or stored responses."""
         return derive(self.master.raw, purpose, salt)

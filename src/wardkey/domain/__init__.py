@@ -1,1 +1,1 @@
-"""Pure rules and records: nothing here reads a clock, a socket or a file."""
+"""Pure domain rules and records; nothing here reads a clock, a socket or a file."""

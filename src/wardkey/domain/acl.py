@@ -1,4 +1,4 @@
-"""ACL rules of MQTT: whom a rule is for, and what its topic filter is for somebody."""
+"""MQTT ACL rules: which actors a rule applies to, and its topic filter for an actor."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from wardkey.domain.topics import clean_filter
 
 MOST_RULES = 1_000
 _VARIABLE = re.compile(r"\{([a-z_]+(?:\.[A-Za-z0-9_-]{1,64})?)\}")
-_USERNAMES = re.compile(r"[A-Za-z0-9_.*-]{1,64}")
-_PLAIN = frozenset({"username", "client_id", "org"})
+_USERNAME_PATTERN = re.compile(r"[A-Za-z0-9_.*-]{1,64}")
+_VARIABLES = frozenset({"username", "client_id", "org"})
 _CLAIM = "claim."
-# What stands for a variable whose value cannot be filled in, where denying more is safe.
+# Replaces a variable without a usable value in denying rules, where denying more is safe.
 ANY = "+"
 
 
 class Effect(StrEnum):
-    """What a rule that fits says."""
+    """The effect of a rule that matches."""
 
     ALLOW = "allow"
     DENY = "deny"
 
 
 class Action(StrEnum):
-    """What a client does with a topic; `both` in rules only."""
+    """What a client does with a topic; `both` only in rules."""
 
     PUBLISH = "publish"
     SUBSCRIBE = "subscribe"
@@ -34,7 +34,7 @@ class Action(StrEnum):
 
 
 class SubjectKind(StrEnum):
-    """Whom a rule is for."""
+    """The kind of actors a rule applies to."""
 
     EVERYONE = "everyone"
     CLIENT = "client"
@@ -44,7 +44,7 @@ class SubjectKind(StrEnum):
 
 
 class ActorKind(StrEnum):
-    """Who asks: a client, a grant that a provider's token was exchanged for, or a key."""
+    """The kind of actor: a client, a grant from a provider's token, or a key."""
 
     CLIENT = "client"
     GRANT = "grant"
@@ -54,10 +54,10 @@ class ActorKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AclRule:
-    """One rule; of an organization's rules in an environment the lowest `priority` is asked first.
+    """One rule; within a tenant scope, the rule with the lowest `priority` is evaluated first.
 
-    `subject` is empty for everyone and for publishable keys, else a client's id, a pattern of user
-    names with `*`, or a provider's id.
+    `subject` is empty for everyone and for publishable keys, else a client's id, a user name
+    pattern with `*`, or a provider's id.
     """
 
     id: str
@@ -71,7 +71,7 @@ class AclRule:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who publishes or subscribes; `username` without the organization behind it."""
+    """A publisher or subscriber; `username` is without the organization suffix."""
 
     kind: ActorKind
     org_id: str
@@ -83,70 +83,70 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether it is allowed, and by which rule; None where no rule fits, which denies."""
+    """Whether an action is allowed, and the deciding rule; without a matching rule it is denied."""
 
     allowed: bool
     rule: AclRule | None
 
 
 def clean_rule_filter(text: str) -> str:
-    """Return a rule's topic filter, in which variables may stand for a level or a part of one.
+    """Return a rule's topic filter, in which a variable may replace a level or a part of one.
 
-    They are `{username}`, `{client_id}`, `{org}` and `{claim.NAME}`. Raises `ValueError` with the
-    place of the fault.
+    The variables are `{username}`, `{client_id}`, `{org}` and `{claim.NAME}`. Raises `ValueError`
+    with the position of the error.
     """
-    for found in _VARIABLE.finditer(text):
-        name = found[1]
-        if name not in _PLAIN and not name.startswith(_CLAIM):
+    for match in _VARIABLE.finditer(text):
+        name = match[1]
+        if name not in _VARIABLES and not name.startswith(_CLAIM):
             raise ValueError(
-                f"There is no variable {{{name}}} (place {found.start() + 1}); take {{username}}, "
+                f"{{{name}}} at position {match.start() + 1} is not a variable; use {{username}}, "
                 "{client_id}, {org} or {claim.NAME}."
             )
-    # As long as before, so that the places of faults stay.
-    plain = _VARIABLE.sub(lambda found: "x" * len(found[0]), text)
-    for place, character in enumerate(plain, 1):
+    # The replacement has the same length, so the positions in errors stay correct.
+    plain = _VARIABLE.sub(lambda match: "x" * len(match[0]), text)
+    for position, character in enumerate(plain, 1):
         if character in "{}":
             raise ValueError(
-                f"The {character} at place {place} is part of no variable; take {{username}}, "
-                "{client_id}, {org} or {claim.NAME}."
+                f"The {character} at position {position} is not part of a variable; use "
+                "{username}, {client_id}, {org} or {claim.NAME}."
             )
     clean_filter(plain)
     return text
 
 
 def clean_username_pattern(text: str) -> str:
-    """Return a pattern of user names, in which `*` stands for any characters, or none.
+    """Return a user name pattern, in which `*` matches any number of characters.
 
-    Raises `ValueError` with a sentence that says how to mend it.
+    Raises `ValueError` with a sentence that says how to fix it.
     """
-    if not _USERNAMES.fullmatch(text):
+    if not _USERNAME_PATTERN.fullmatch(text):
         raise ValueError(
-            "A pattern of user names has 1 to 64 characters of a-z, A-Z, 0-9, _, . and -, and * "
-            "for any of them; the organization is left out."
+            "A user name pattern has 1 to 64 characters from a-z, A-Z, 0-9, _, . and -, and * for "
+            "any of them; leave the organization out."
         )
     return text
 
 
 def is_for(rule: AclRule, actor: Actor) -> bool:
-    """Tell whether a rule is for an actor; secret keys act for the organization itself."""
+    """Return whether a rule applies to an actor; secret keys act for the organization itself."""
     match rule.subject_kind:
         case SubjectKind.EVERYONE:
             return actor.kind is not ActorKind.PUBLISHABLE_KEY
         case SubjectKind.CLIENT:
             return actor.kind is ActorKind.CLIENT and rule.subject == actor.subject_id
         case SubjectKind.USERNAME:
-            named = actor.kind in (ActorKind.CLIENT, ActorKind.GRANT)
-            return named and fits_pattern(rule.subject, actor.username)
+            has_username = actor.kind in (ActorKind.CLIENT, ActorKind.GRANT)
+            return has_username and matches_pattern(rule.subject, actor.username)
         case SubjectKind.PROVIDER:
             return actor.kind is ActorKind.GRANT and rule.subject == actor.subject_id
         case SubjectKind.PUBLISHABLE:
             return actor.kind is ActorKind.PUBLISHABLE_KEY
 
 
-def fits_pattern(pattern: str, name: str) -> bool:
-    """Tell whether a pattern with `*` fits a user name; in time linear in both.
+def matches_pattern(pattern: str, name: str) -> bool:
+    """Return whether a pattern with `*` matches a user name, in time linear in both.
 
-    A regular expression would take for ever with many stars.
+    A regular expression with many stars would take exponential time.
     """
     first, *rest = pattern.split("*")
     if not rest:
@@ -155,60 +155,60 @@ def fits_pattern(pattern: str, name: str) -> bool:
     end = len(name) - len(last)
     if not (name.startswith(first) and name.endswith(last) and end >= len(first)):
         return False
-    place = len(first)
+    position = len(first)
     for part in rest:
-        place = name.find(part, place, end)
-        if place < 0:
+        position = name.find(part, position, end)
+        if position < 0:
             return False
-        place += len(part)
+        position += len(part)
     return True
 
 
-def patterns_meet(one: str, other: str) -> bool:
-    """Tell whether some user name fits both patterns."""
-    if "*" not in one:
-        return fits_pattern(other, one)
-    if "*" not in other:
-        return fits_pattern(one, other)
-    starts = one.partition("*")[0], other.partition("*")[0]
-    ends = one.rpartition("*")[2], other.rpartition("*")[2]
+def patterns_overlap(left: str, right: str) -> bool:
+    """Return whether a user name exists that matches both patterns."""
+    if "*" not in left:
+        return matches_pattern(right, left)
+    if "*" not in right:
+        return matches_pattern(left, right)
+    starts = left.partition("*")[0], right.partition("*")[0]
+    ends = left.rpartition("*")[2], right.rpartition("*")[2]
     return (starts[0].startswith(starts[1]) or starts[1].startswith(starts[0])) and (
         ends[0].endswith(ends[1]) or ends[1].endswith(ends[0])
     )
 
 
-def filled(rule: AclRule, actor: Actor) -> str | None:
-    """Return the rule's filter with the actor's values; None if an allowing rule cannot be filled.
+def fill_filter(rule: AclRule, actor: Actor) -> str | None:
+    """Return the rule's filter with the actor's values; None if an allowing rule lacks a value.
 
-    A value with `/`, `+`, `#`, `*`, `>` or white space never widens what is allowed; a denying rule
-    denies every value then.
+    A value with `/`, `+`, `#`, `*`, `>` or white space is not used, so it can't widen what is
+    allowed; a denying rule then denies every value.
     """
     if "{" not in rule.filter:
         return rule.filter
     levels = []
     for level in rule.filter.split("/"):
-        made = filled_level(level, actor)
-        if made is None:
+        filled = fill_level(level, actor)
+        if filled is None:
             if rule.effect is Effect.ALLOW:
                 return None
-            made = ANY
-        levels.append(made)
+            filled = ANY
+        levels.append(filled)
     return "/".join(levels)
 
 
-def filled_level(level: str, actor: Actor) -> str | None:
-    """Return one level of a rule's filter with the actor's values; None where one cannot be."""
-    made, end = "", 0
-    for found in _VARIABLE.finditer(level):
-        value = _value(found[1], actor)
+def fill_level(level: str, actor: Actor) -> str | None:
+    """Return one level of a rule's filter with the actor's values; None if one is missing."""
+    filled, end = "", 0
+    for match in _VARIABLE.finditer(level):
+        value = _find_value(match[1], actor)
         if value is None:
             return None
-        made = f"{made}{level[end : found.start()]}{value}"
-        end = found.end()
-    return made + level[end:]
+        filled = f"{filled}{level[end : match.start()]}{value}"
+        end = match.end()
+    return filled + level[end:]
 
 
-def _value(name: str, actor: Actor) -> str | None:
+def _find_value(name: str, actor: Actor) -> str | None:
     if name.startswith(_CLAIM):
         value = actor.claims.get(name.removeprefix(_CLAIM), "")
     else:

@@ -12,7 +12,7 @@ MOST_NETWORKS = 100
 _LONGEST = len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255")
 _MAPPED_BITS = 96
 _IPV6 = 6
-# A /48 is what a site gets (RFC 6177), which has many subscribers.
+# A site with many subscribers typically gets a /48 (RFC 6177).
 _SITE_BITS, _SITE_WEIGHT = 80, 4
 _OCTETS = {str(number): number for number in range(256)}
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?")
@@ -25,7 +25,7 @@ _ORIGIN = re.compile(
     rf"(?P<scheme>https?)://(?P<wild>\*\.)?(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])"
     r"(?::(?P<port>[0-9]{1,5}))?"
 )
-# Of apps and extensions, such as capacitor://localhost; http and https have rules of their own.
+# Origins of apps and extensions, such as capacitor://localhost; not http and https.
 _APP_ORIGIN = re.compile(r"(?!https?://)[a-z][a-z0-9+.-]*://[A-Za-z0-9._~-]*(?::[0-9]{1,5})?")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _LONGEST_HOST = 253
@@ -50,14 +50,14 @@ class Network:
 
 
 def parse_networks(items: Iterable[str]) -> tuple[Network, ...]:
-    """Read at most 100 IPv4 and IPv6 addresses and CIDR blocks (RFC 4632, RFC 4291 §2.3).
+    """Parse at most 100 IPv4 and IPv6 addresses and CIDR blocks (RFC 4632, RFC 4291 §2.3).
 
     A block of IPv4-mapped IPv6 addresses becomes the IPv4 block. Raises `ValueError` with a
-    sentence that names the item at fault.
+    sentence that names the invalid item.
     """
     texts = tuple(items)
     if len(texts) > MOST_NETWORKS:
-        raise ValueError(f"There are {len(texts)} networks; {MOST_NETWORKS} are the most.")
+        raise ValueError(f"There are {len(texts)} networks; send at most {MOST_NETWORKS}.")
     return tuple(_parse_network(text) for text in texts)
 
 
@@ -65,10 +65,10 @@ def _parse_network(item: str) -> Network:
     text = item.strip()
     if "%" in text:
         raise ValueError(
-            f"{_shown(item)} has a zone, which means something on one machine only; leave it out."
+            f"{_quote(item)} has a zone, which is valid on one machine only; leave it out."
         )
     unreadable = ValueError(
-        f"{_shown(item)} is not an IPv4 or IPv6 address or CIDR block; write it as 203.0.113.0/24 "
+        f"{_quote(item)} is not an IPv4 or IPv6 address or CIDR block; write it as 203.0.113.0/24 "
         "or 2001:db8::/32."
     )
     if not _CIDR.fullmatch(text):
@@ -81,7 +81,7 @@ def _parse_network(item: str) -> Network:
         raise unreadable from None
     if bits and exact != network.network_address:
         raise ValueError(
-            f"{_shown(item)} has bits beyond its mask; write {network}, or {exact} for the one "
+            f"{_quote(item)} has bits beyond its mask; write {network}, or {exact} for that one "
             "address."
         )
     if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= _MAPPED_BITS:
@@ -94,14 +94,14 @@ def _parse_network(item: str) -> Network:
 
 
 def contains(networks: Sequence[Network], address: str) -> bool:
-    """Tell whether `address` lies in one of `networks`; an address that cannot be read does not.
+    """Return whether `address` is in one of `networks`; an invalid address is in none.
 
-    An IPv4 address that arrives in IPv6 form (`::ffff:192.0.2.1`, RFC 4291 §2.5.5.2) counts as
-    IPv4; one with a zone (`fe80::1%eth0`) cannot be read.
+    An IPv4 address in IPv6 form (`::ffff:192.0.2.1`, RFC 4291 §2.5.5.2) counts as IPv4; one with
+    a zone (`fe80::1%eth0`) is invalid.
     """
     if len(address) > _LONGEST:
         return False
-    version, number = _read(address)
+    version, number = _parse_address(address)
     for network in networks:
         if network.version == version and number & network.mask == network.first:
             return True
@@ -115,35 +115,35 @@ def bare_address(text: str) -> str:
     Proxies write `203.0.113.7:17085`, `[2001:db8::1]:443` and `"[2001:db8::1]"` (RFC 7239 §6); an
     IPv4-mapped IPv6 address becomes IPv4. A text that is not an address is returned as it is.
     """
-    found = _WITH_PORT.fullmatch(text.strip().strip('"').strip())
-    if found is None:
+    match = _WITH_PORT.fullmatch(text.strip().strip('"').strip())
+    if match is None:
         return text
-    address = found["bracketed"] or found["ipv4"] or found["bare"]
-    version, number = _read(address)
+    address = match["bracketed"] or match["ipv4"] or match["bare"]
+    version, number = _parse_address(address)
     if version == 0:
         return text
     return str(ipaddress.IPv6Address(number) if version == _IPV6 else ipaddress.IPv4Address(number))
 
 
 def network_of(address: str) -> str:
-    """Return what one subscriber has: the /64 of an IPv6 address, or the IPv4 address itself.
+    """Return the network of one subscriber: an IPv6 address's /64, or the IPv4 address itself.
 
     Texts that are not addresses are returned as they are.
     """
-    version, number = _read(address)
+    version, number = _parse_address(address)
     if version == _IPV6:
         return str(ipaddress.IPv6Network((number >> 64 << 64, 64)))
     return address if version == 0 else str(ipaddress.IPv4Address(number))
 
 
 def blocks_of(address: str) -> tuple[tuple[str, int], ...]:
-    """Return the blocks by which attempts from an address are counted, each with its weight.
+    """Return the blocks for which attempts from an address are counted, each with its weight.
 
-    A weight of 4 stands for a limit four times as high. An IPv4 address is one block, alone or in
-    IPv6 form; an IPv6 address is in its /64 and its /48. All unreadable texts are one block.
+    A weight of 4 means a limit four times as high. An IPv4 address is one block, also in IPv6
+    form; an IPv6 address counts for its /64 and its /48. All invalid texts share one block.
     """
     text = address.partition("%")[0]
-    version, number = _read(text) if len(text) <= _LONGEST else (0, 0)
+    version, number = _parse_address(text) if len(text) <= _LONGEST else (0, 0)
     if version == 0:
         return (("unknown", 1),)
     if version != _IPV6:
@@ -152,10 +152,10 @@ def blocks_of(address: str) -> tuple[tuple[str, int], ...]:
     return ((network_of(text), 1), (str(site), _SITE_WEIGHT))
 
 
-# Callers of an API come back, and a remembered address takes a fifth of one read anew.
+# API callers return, and a cached address takes a fifth of the time of parsing it again.
 @lru_cache(maxsize=8192)
-def _read(address: str) -> tuple[int, int]:
-    """Return version and number, or version 0 for a text that is no address."""
+def _parse_address(address: str) -> tuple[int, int]:
+    """Return version and number, or version 0 for a text that is not an address."""
     if ":" not in address:
         try:
             a, b, c, d = address.split(".", 4)
@@ -175,8 +175,8 @@ def _read(address: str) -> tuple[int, int]:
 def parse_origin(text: str) -> str:
     """Return `scheme://host[:port]` in canonical form (RFC 6454 §6.2); raises `ValueError`.
 
-    http only for localhost, 127.0.0.1 and [::1]; one leading `*.` stands for the subdomains
-    at any depth, and not for the domain itself. Origins of other schemes, which apps and browser
+    http is accepted only for localhost, 127.0.0.1 and [::1]. One leading `*.` matches subdomains
+    at any depth, but not the domain itself. Origins with other schemes, which apps and browser
     extensions send, are kept as they are.
     """
     item = text.strip()
@@ -184,31 +184,31 @@ def parse_origin(text: str) -> str:
         return item
     if not item.isascii():
         raise ValueError(
-            f"{_shown(text)} has letters beyond ASCII; write the host as browsers do, with xn--."
+            f"{_quote(text)} has letters beyond ASCII; write the host as browsers do, with xn--."
         )
-    found = _ORIGIN.fullmatch(item.lower())
-    if found is None:
+    match = _ORIGIN.fullmatch(item.lower())
+    if match is None:
         raise ValueError(
-            f"{_shown(text)} is not an origin; write scheme, host and, if need be, port, and "
+            f"{_quote(text)} is not an origin; write scheme, host and, if needed, port, with "
             "nothing after them, such as https://app.example.com."
         )
-    scheme, wild, host = found["scheme"], found["wild"] or "", _clean_host(found["host"])
+    scheme, wild, host = match["scheme"], match["wild"] or "", _clean_host(match["host"])
     if host is None:
-        raise ValueError(f"{_shown(text)} has a host that no browser would send so.")
+        raise ValueError(
+            f"{_quote(text)} has a host that no browser would send; write it as browsers do."
+        )
     if wild and ("." not in host or _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2])):
         raise ValueError(
-            f"{_shown(text)} is too wide; *. goes before a domain, such as https://*.example.com."
+            f"{_quote(text)} is too wide; put *. before a domain, such as https://*.example.com."
         )
     if scheme == "http" and (wild or host not in _LOOPBACK):
         raise ValueError(
-            f"{_shown(text)} is plain http, which is taken for http://localhost, http://127.0.0.1 "
-            "and http://[::1] only; use https."
+            f"{_quote(text)} is plain http, which is accepted for http://localhost, "
+            "http://127.0.0.1 and http://[::1] only; use https."
         )
-    port = int(found["port"] or _DEFAULT_PORTS[scheme])
+    port = int(match["port"] or _DEFAULT_PORTS[scheme])
     if not 1 <= port <= _LAST_PORT:
-        raise ValueError(
-            f"{_shown(text)} has a port that does not exist; take one from 1 to 65535."
-        )
+        raise ValueError(f"{_quote(text)} has a port that does not exist; use one from 1 to 65535.")
     shown_port = "" if port == _DEFAULT_PORTS[scheme] else f":{port}"
     return f"{scheme}://{wild}{host}{shown_port}"
 
@@ -226,19 +226,19 @@ def _clean_host(host: str) -> str | None:
 
 
 def origin_allowed(allowed: Sequence[str], origin: str) -> bool:
-    """Tell whether a browser's Origin header is one of `allowed` (canonical, wildcards included).
+    """Return whether a browser's Origin header matches one of `allowed`, which are canonical.
 
-    An opaque origin (`null`) and a header that is itself a wildcard never are.
+    An opaque origin (`null`) and a header that contains a wildcard never match.
     """
     if "*" in origin or len(origin) > _LONGEST_ORIGIN:
         return False
     if origin in allowed:
         return True
-    asked = _canonical_origin(origin)
-    scheme, _, host = asked.partition("://")
+    canonical = _canonical_origin(origin)
+    scheme, _, host = canonical.partition("://")
     for item in allowed:
-        its_scheme, wild, its_host = item.partition("://*.")
-        if item == asked or (wild and its_scheme == scheme and host.endswith(f".{its_host}")):
+        item_scheme, wild, domain = item.partition("://*.")
+        if item == canonical or (wild and item_scheme == scheme and host.endswith(f".{domain}")):
             return True
     return False
 
@@ -251,6 +251,6 @@ def _canonical_origin(header: str) -> str:
         return ""
 
 
-def _shown(text: str) -> str:
-    """Return a piece of a caller's text that can stand in a sentence."""
+def _quote(text: str) -> str:
+    """Return the start of a caller's text, quoted and escaped for an error message."""
     return f"“{text[:64].encode('unicode_escape').decode('ascii')}”"

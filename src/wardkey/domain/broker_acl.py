@@ -1,4 +1,4 @@
-"""ACL rules as permissions of NATS, in which what is denied is denied, and what it cannot hold."""
+"""ACL rules as NATS permissions, where denials always win, and rules NATS can't express."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from wardkey.domain.acl import (
     Actor,
     Effect,
     SubjectKind,
-    filled,
+    fill_filter,
     is_for,
-    patterns_meet,
+    patterns_overlap,
 )
 from wardkey.domain.filter_index import FilterIndex
 from wardkey.domain.topics import to_subjects
@@ -26,7 +26,7 @@ _Filters = list[list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """What a session may do, as NATS permissions: denied ones win over allowed ones."""
+    """A session's permissions for NATS; denied subjects win over allowed ones."""
 
     publish_allow: tuple[str, ...]
     publish_deny: tuple[str, ...]
@@ -34,84 +34,86 @@ class Subjects:
     subscribe_deny: tuple[str, ...]
 
 
-def compiled(rules: Iterable[AclRule], actor: Actor) -> Subjects:
+def compile_subjects(rules: Iterable[AclRule], actor: Actor) -> Subjects:
     """Return an actor's rules, in their order, as NATS subjects.
 
-    Exact for rules of which `exception_to` and `loose_wildcard` find nothing; narrower, never
-    wider, for others.
+    Exact for rules in which `find_exception` and `find_loose_wildcard` find nothing; for others
+    narrower, never wider.
     """
-    mine = [
+    own_rules = [
         (rule, pattern.split("/"))
         for rule in rules
-        if is_for(rule, actor) and (pattern := filled(rule, actor)) is not None
+        if is_for(rule, actor) and (pattern := fill_filter(rule, actor)) is not None
     ]
-    publish = _of(mine, Action.PUBLISH)
-    allowed, denied = _of(mine, Action.SUBSCRIBE)
-    allowed, more = _tightened(allowed)
-    return Subjects(*_subjects(*publish), *_subjects(allowed, denied + more))
+    publish = _split_filters(own_rules, Action.PUBLISH)
+    allowed, denied = _split_filters(own_rules, Action.SUBSCRIBE)
+    allowed, extra_denied = _tighten(allowed)
+    return Subjects(*_to_subjects(*publish), *_to_subjects(allowed, denied + extra_denied))
 
 
-def exception_to(rules: Sequence[AclRule]) -> tuple[AclRule, AclRule] | None:
-    """Return an allowing rule and a denying one below it that it is an exception to, or None.
+def find_exception(rules: Sequence[AclRule]) -> tuple[AclRule, AclRule] | None:
+    """Return an allowing rule and a later denying rule that it is an exception to, or None.
 
-    The broker cannot hold such a pair: there what is denied is denied. A denial that touches
-    nothing allowed below it says no more than that nothing else is allowed, and is left out.
-    `rules` are in their order.
+    The broker can't express such a pair, because its denials always win. A denial without an
+    overlapping allowing rule after it is redundant and is ignored. `rules` are in their order.
     """
-    wide = _Wide(rules)
+    rule_index = _RuleIndex(rules)
     for number, denial in enumerate(rules):
         if denial.effect is not Effect.DENY:
             continue
-        found = wide.index.meeting(wide.levels[number]) & wide.allowing[denial.action]
-        above, below = found & ((1 << number) - 1), found >> number
+        overlapping = rule_index.filters.find_overlapping(rule_index.levels[number])
+        overlapping &= rule_index.allowing[denial.action]
+        above, below = overlapping & ((1 << number) - 1), overlapping >> number
         if above and below:
-            met = wide.meet(denial)
-            if above & met and below & met >> number:
-                return rules[_lowest(above & met)], denial
+            shared = rule_index.find_sharing_actors(denial)
+            if above & shared and below & shared >> number:
+                return rules[_lowest(above & shared)], denial
     return None
 
 
-def loose_wildcard(rules: Iterable[AclRule]) -> AclRule | None:
-    """Return a rule that allows `a/+` where the broker would then let `a/#` through, or None.
+def find_loose_wildcard(rules: Iterable[AclRule]) -> AclRule | None:
+    """Return a rule that allows `a/+` but would make the broker allow `a/#` too, or None.
 
-    See `compiled`, which can mend it only where nothing below `a/+` is allowed by another rule.
+    `compile_subjects` can prevent that only if no other rule allows anything below `a/+`.
     """
-    mine = [
+    subscribing = [
         rule for rule in rules if rule.effect is Effect.ALLOW and rule.action is not Action.PUBLISH
     ]
-    wide = _Wide(mine)
-    for number, rule in enumerate(mine):
-        # A level with a variable is no wildcard, but what has one may be narrower than it looks.
+    rule_index = _RuleIndex(subscribing)
+    for number, rule in enumerate(subscribing):
+        # A level with a variable is not a wildcard, but its filter may be narrower than indexed.
         if rule.filter.endswith("+"):
-            may, levels = wide.meet(rule), wide.levels[number]
-            sure = may & wide.sure_for(rule)
-            if _loose(levels, wide.index, may, sure) and _reached_below(levels, wide.index, may):
+            possible, levels = rule_index.find_sharing_actors(rule), rule_index.levels[number]
+            certain = possible & rule_index.find_certain(rule)
+            filters = rule_index.filters
+            loose = _is_loose(levels, filters, possible, certain)
+            if loose and _allows_below(levels, filters, possible):
                 return rule
     return None
 
 
-class _Wide:
-    """Rules with the widest filters that they can have for anybody; sets of them are bits."""
+class _RuleIndex:
+    """Rules indexed by their widest possible filters and by subject; results are bit sets."""
 
     def __init__(self, rules: Iterable[AclRule]) -> None:
         rules = tuple(rules)
         self.levels = [
             [ANY if "{" in level else level for level in rule.filter.split("/")] for rule in rules
         ]
-        self.index = FilterIndex(self.levels)
+        self.filters = FilterIndex(self.levels)
         self._by_subject: defaultdict[tuple[SubjectKind, str], int] = defaultdict(int)
         self._by_kind: defaultdict[SubjectKind, int] = defaultdict(int)
-        self._plain = 0
-        # Of user names and their patterns.
-        self._met: dict[str, int] = {}
-        self._starts, self._ends = _Beginnings(), _Beginnings()
+        self._without_variables = 0
+        # Results of `_find_overlapping_names` by user name or pattern.
+        self._overlapping: dict[str, int] = {}
+        self._starts, self._ends = _Prefixes(), _Prefixes()
         self.allowing = dict.fromkeys(Action, 0)
         for number, rule in enumerate(rules):
             bit = 1 << number
             self._by_kind[rule.subject_kind] |= bit
             self._by_subject[rule.subject_kind, rule.subject] |= bit
             if "{" not in rule.filter:
-                self._plain |= bit
+                self._without_variables |= bit
             if rule.effect is Effect.ALLOW:
                 for action in Action:
                     if action is rule.action or Action.BOTH in (action, rule.action):
@@ -126,10 +128,10 @@ class _Wide:
             self._starts.add(pattern.partition("*")[0], bits)
             self._ends.add(pattern.rpartition("*")[2][::-1], bits)
 
-    def meet(self, rule: AclRule) -> int:
-        """Return the rules that somebody may be meant by who is meant by this one.
+    def find_sharing_actors(self, rule: AclRule) -> int:
+        """Return the rules that can apply to an actor to whom `rule` applies.
 
-        Publishable keys never reach the broker.
+        It is empty for publishable keys, which never connect to the broker.
         """
         kinds, kind = self._by_kind, rule.subject_kind
         if kind is SubjectKind.PUBLISHABLE:
@@ -139,108 +141,112 @@ class _Wide:
         if kind is SubjectKind.EVERYONE:
             return everyone | named | single
         if kind is SubjectKind.USERNAME:
-            return everyone | single | self._named_alike(rule.subject)
+            return everyone | single | self._find_overlapping_names(rule.subject)
         return everyone | named | self._by_subject[kind, rule.subject]
 
-    def sure_for(self, rule: AclRule) -> int:
-        """Return the rules that mean whoever is meant by this one, just as they stand."""
-        mine = self._by_subject[rule.subject_kind, rule.subject]
-        return self._plain & (self._by_kind[SubjectKind.EVERYONE] | mine)
+    def find_certain(self, rule: AclRule) -> int:
+        """Return the rules that apply to every actor of `rule`, with exactly their own filter."""
+        same_subject = self._by_subject[rule.subject_kind, rule.subject]
+        return self._without_variables & (self._by_kind[SubjectKind.EVERYONE] | same_subject)
 
-    def _named_alike(self, pattern: str) -> int:
-        """Return what `patterns_meet` finds, without asking it of each pair."""
-        if pattern not in self._met:
+    def _find_overlapping_names(self, pattern: str) -> int:
+        """Return the rules that `patterns_overlap` finds, without calling it for each pair."""
+        if pattern not in self._overlapping:
             start, end = pattern.partition("*")[0], pattern.rpartition("*")[2]
-            found = _alike(start, self._starts) & _alike(end[::-1], self._ends)
+            matches = _find_compatible(start, self._starts) & _find_compatible(
+                end[::-1], self._ends
+            )
             for other, bits in self._names.items() if "*" in pattern else self._patterns.items():
-                if found & bits and not patterns_meet(pattern, other):
-                    found &= ~bits
-            self._met[pattern] = found
-        return self._met[pattern]
+                if matches & bits and not patterns_overlap(pattern, other):
+                    matches &= ~bits
+            self._overlapping[pattern] = matches
+        return self._overlapping[pattern]
 
 
-class _Beginnings:
-    """Texts with the bits of their rules: by themselves, and by everything that they begin with."""
+class _Prefixes:
+    """Texts with the bits of their rules, by the whole text and by each of its prefixes."""
 
     def __init__(self) -> None:
-        self.whole: defaultdict[str, int] = defaultdict(int)
-        self.begun: defaultdict[str, int] = defaultdict(int)
+        self.by_text: defaultdict[str, int] = defaultdict(int)
+        self.by_prefix: defaultdict[str, int] = defaultdict(int)
 
     def add(self, text: str, bits: int) -> None:
-        self.whole[text] |= bits
+        self.by_text[text] |= bits
         for end in range(len(text) + 1):
-            self.begun[text[:end]] |= bits
+            self.by_prefix[text[:end]] |= bits
 
 
-def _alike(text: str, known: _Beginnings) -> int:
-    """Return whose text begins with this one, or this one with theirs."""
-    found = known.begun.get(text, 0)
+def _find_compatible(text: str, prefixes: _Prefixes) -> int:
+    """Return the rules whose text starts with `text`, or with whose text `text` starts."""
+    matches = prefixes.by_prefix.get(text, 0)
     for end in range(len(text)):
-        found |= known.whole.get(text[:end], 0)
-    return found
+        matches |= prefixes.by_text.get(text[:end], 0)
+    return matches
 
 
 def _lowest(bits: int) -> int:
     return (bits & -bits).bit_length() - 1
 
 
-def _of(mine: list[tuple[AclRule, list[str]]], action: Action) -> tuple[_Filters, _Filters]:
-    """Return what is allowed and denied; a denial with nothing to allow below it is idle."""
-    asked = [one for one in mine if one[0].action in (Action.BOTH, action)]
-    allowed = [levels for rule, levels in asked if rule.effect is Effect.ALLOW]
+def _split_filters(
+    rules: list[tuple[AclRule, list[str]]], action: Action
+) -> tuple[_Filters, _Filters]:
+    """Return the allowed and the denied filters, without redundant denials."""
+    relevant = [item for item in rules if item[0].action in (Action.BOTH, action)]
+    allowed = [levels for rule, levels in relevant if rule.effect is Effect.ALLOW]
     index, above = FilterIndex(allowed), 0
     denied: _Filters = []
-    for rule, levels in asked:
+    for rule, levels in relevant:
         if rule.effect is Effect.ALLOW:
             above += 1
-        elif index.meeting(levels) >> above:
+        elif index.find_overlapping(levels) >> above:
             denied.append(levels)
     return allowed, denied
 
 
-def _tightened(allowed: _Filters) -> tuple[_Filters, _Filters]:
-    """Return what is allowed, and what to deny so that `a/+` does not let `a/#` through.
+def _tighten(allowed: _Filters) -> tuple[_Filters, _Filters]:
+    """Return the filters to allow, and those to deny so `a/+` does not allow `a/#`.
 
     nats-server 2.15 lets `*` at a permission's end match the `>` of a subscription.
     """
     index, every = FilterIndex(allowed), (1 << len(allowed)) - 1
-    kept: _Filters = []
+    tightened: _Filters = []
     denied: _Filters = []
     for levels in allowed:
-        loose = _loose(levels, index, every, every)
-        if loose and _reached_below(levels, index, every):
+        loose = _is_loose(levels, index, every, every)
+        if loose and _allows_below(levels, index, every):
             continue
         if loose:
             denied.append([*levels, "+", "#"])
-        kept.append(levels)
-    return kept, denied
+        tightened.append(levels)
+    return tightened, denied
 
 
-def _loose(levels: list[str], index: FilterIndex, may: int, sure: int) -> bool:
-    """Tell whether the broker would take a subscription above `a/+` that nothing allows.
+def _is_loose(levels: list[str], index: FilterIndex, possible: int, certain: int) -> bool:
+    """Return whether the broker would accept `a/#` for `a/+` although no rule allows it.
 
-    It asks about `a/#` as two subscriptions, of which one is `a`. `may` are filters that may be
-    allowed, `sure` those that are.
+    It checks `a/#` as two subscriptions, one of which is `a`. `possible` are the filters that may
+    be allowed, `certain` those that are.
     """
     if levels[-1] != "+":
         return False
     parent = levels[:-1]
-    if parent and not index.meeting(parent) & may:
+    if parent and not index.find_overlapping(parent) & possible:
         return False
-    return not index.hashes_above(parent) & sure
+    return not index.find_covering_subtree(parent) & certain
 
 
-def _reached_below(levels: list[str], index: FilterIndex, may: int) -> bool:
-    return bool(index.meeting([*levels, "+", "#"]) & may)
+def _allows_below(levels: list[str], index: FilterIndex, possible: int) -> bool:
+    return bool(index.find_overlapping([*levels, "+", "#"]) & possible)
 
 
-def _subjects(allowed: _Filters, denied: _Filters) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _to_subjects(allowed: _Filters, denied: _Filters) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not allowed:
-        # An empty list of what is allowed means everything to NATS.
+        # To NATS, an empty list of allowed subjects means that everything is allowed.
         return (), (_EVERYTHING,)
-    return _flat(allowed), _flat(denied)
+    return _unique_subjects(allowed), _unique_subjects(denied)
 
 
-def _flat(filters: _Filters) -> tuple[str, ...]:
-    found = (subject for levels in filters for subject in to_subjects("/".join(levels)))
-    return tuple(dict.fromkeys(found))
+def _unique_subjects(filters: _Filters) -> tuple[str, ...]:
+    subjects = (subject for levels in filters for subject in to_subjects("/".join(levels)))
+    return tuple(dict.fromkeys(subjects))

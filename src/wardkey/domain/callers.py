@@ -1,4 +1,4 @@
-"""Callers: who used a secret, named by address, user-agent product and route."""
+"""The callers of a secret, identified by address, user-agent product and route."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from wardkey.domain.secret import mask_secrets
 HOUR_MS = 3_600_000
 MOST_CALLERS = 50
 MOST_ADDRESS, MOST_AGENT, MOST_PRODUCT, MOST_ROUTE = 64, 200, 64, 100
-# Of a client's text so much is looked at; a secret must be masked before the text is cut.
+# How much of a client's text is searched for secrets, which are masked before it is truncated.
 MOST_TAKEN = 1_024
 
 
 @dataclass(frozen=True, slots=True)
 class CallerRecord:
-    """One caller of one secret; `count` may be too high where more callers came than are kept."""
+    """A caller of a secret; `count` may be too high if there are more callers than are kept."""
 
     kid: str
     address: str
@@ -27,7 +27,7 @@ class CallerRecord:
     count: int
 
 
-# Few programs, addresses and routes make most of the uses.
+# A few user agents cause most uses.
 @lru_cache(maxsize=4096)
 def product_of(user_agent: str) -> str:
     """Return the first token of a user agent, such as `curl/8.5.0` (RFC 9110 §10.1.5)."""
@@ -35,21 +35,21 @@ def product_of(user_agent: str) -> str:
 
 
 def clip(text: str, most: int) -> str:
-    """Return at most `most` characters, with a mark for those that a database cannot store."""
+    """Return at most `most` characters; those that a database can't store become U+FFFD."""
     short = text[:most]
     return short if short.isprintable() else "".join(c if c.isprintable() else "�" for c in short)
 
 
 @lru_cache(maxsize=4096)
 def storable(text: str, most: int, brand: str = "", prefixes: tuple[str, ...] = ()) -> str:
-    """Return a client's text as it may be stored or logged: short, and without any secret.
+    """Return a client's text in a form that is safe to store or log: short, secrets masked.
 
-    `prefixes` are those under which keys were imported.
+    `prefixes` are the prefixes of imported keys.
     """
     return clip(mask_secrets(text[:MOST_TAKEN], brand=brand, prefixes=prefixes), most)
 
 
 def storable_route(text: str, brand: str = "", prefixes: tuple[str, ...] = ()) -> str:
-    """Return a route as it may be stored: as `storable` makes it, and without its query."""
+    """Return a route like `storable`, and without its query."""
     path = text.partition("?")[0].partition("#")[0]
     return storable(path, MOST_ROUTE, brand, prefixes)

@@ -1,4 +1,4 @@
-"""Clients, who log in on MQTT, as records, and the rules that they and their passwords keep."""
+"""MQTT client records, and the validation of clients and their passwords."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TAG = re.compile(r"[A-Za-z0-9_.:-]{1,32}")
 
 @dataclass(frozen=True, slots=True)
 class ClientSpec:
-    """What a caller says of a new client, its password apart."""
+    """The fields of a new client, except its password."""
 
     username: str
     environment: Environment
@@ -51,12 +51,12 @@ class ClientRecord:
 
     @property
     def mqtt_username(self) -> str:
-        """The user name as it stands on the wire."""
+        """The user name as sent over MQTT, with the organization suffix."""
         return on_the_wire(self.username, self.org_id, self.environment)
 
 
 def clean_client(spec: ClientSpec) -> ClientSpec:
-    """Return `spec` with its values in canonical form, or raise the first fault's `Invalid`.
+    """Return `spec` with its values in canonical form, or raise the first error.
 
     Raises `InvalidUsername`, `InvalidName`, `InvalidTag`, `TooManyItems`.
     """
@@ -70,7 +70,7 @@ def clean_client(spec: ClientSpec) -> ClientSpec:
 
 
 def clean_display_name(text: str) -> str:
-    """Return a display name, which may be empty; raises `InvalidName`."""
+    """Return the display name in canonical form, which may be empty; raises `InvalidName`."""
     if not text.strip():
         return ""
     try:
@@ -80,9 +80,9 @@ def clean_display_name(text: str) -> str:
 
 
 def clean_tags(items: tuple[str, ...]) -> tuple[str, ...]:
-    """Return tags, each once; raises `InvalidTag`, `TooManyItems`."""
+    """Return the tags without duplicates; raises `InvalidTag`, `TooManyItems`."""
     if len(items) > MOST_TAGS:
-        raise TooManyItems(f"A client takes at most {MOST_TAGS} tags.", field="tags")
+        raise TooManyItems(f"There are {len(items)} tags; send at most {MOST_TAGS}.", field="tags")
     for index, item in enumerate(items):
         if not _TAG.fullmatch(item):
             raise InvalidTag(field=f"tags.{index}")
@@ -90,14 +90,17 @@ def clean_tags(items: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_client_password(text: str) -> None:
-    """Check that a password can be typed into any MQTT client; raises `WeakPassword`."""
+    """Check that a password is long enough and works in any MQTT client.
+
+    Raises `WeakPassword`.
+    """
     if not SHORTEST_PASSWORD <= len(text) <= LONGEST_PASSWORD:
         raise WeakPassword(
-            f"A client's password has {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters; this "
-            f"one has {len(text)}.",
+            f"The password has {len(text)} characters; send {SHORTEST_PASSWORD} to "
+            f"{LONGEST_PASSWORD}.",
             field="password",
         )
     if not text.isprintable():
         raise WeakPassword(
-            "The password has a character that cannot be printed; take it out.", field="password"
+            "The password has an unprintable character; remove it.", field="password"
         )

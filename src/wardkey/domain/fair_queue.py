@@ -1,4 +1,4 @@
-"""A bounded queue that serves its users in turn, however much one of them puts in."""
+"""A bounded queue that serves its users round-robin, so one of them can't starve the others."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """At most `most` items, each of a user; `take` serves the users round-robin."""
+    """At most `most` items, each from a user; `take` serves the users round-robin."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._size = 0
-        # By user, the next one to be served first.
-        self._lines: dict[str, deque[T]] = {}
+        # By user, in the order in which they are served.
+        self._queues: dict[str, deque[T]] = {}
 
     def __len__(self) -> int:
-        """Return how many items wait."""
+        """Return the number of waiting items."""
         return self._size
 
     def put(self, user: str, item: T) -> T | None:
         """Add an item; return the item that a full queue drops for it, possibly the new one.
 
-        That is the newest item of the user who would have the most; of equals, the new item.
+        That is the newest item of the user with the most items, or the new item on a tie.
         """
         dropped = None
         if self._size >= self._most:
-            own = len(self._lines.get(user, ())) + 1
-            longest = max(self._lines.values(), key=len, default=deque[T]())
-            if len(longest) <= own:
+            own_count = len(self._queues.get(user, ())) + 1
+            longest = max(self._queues.values(), key=len, default=deque[T]())
+            if len(longest) <= own_count:
                 return item
             dropped = longest.pop()
             self._size -= 1
-        self._lines.setdefault(user, deque()).append(item)
+        self._queues.setdefault(user, deque()).append(item)
         self._size += 1
         return dropped
 
     def take(self) -> T | None:
-        """Remove and return the oldest item of the user whose turn it is; None if empty."""
+        """Remove and return the oldest item of the next user; None if empty."""
         if not self._size:
             return None
-        user = next(iter(self._lines))
-        line = self._lines.pop(user)
-        item = line.popleft()
+        user = next(iter(self._queues))
+        queue = self._queues.pop(user)
+        item = queue.popleft()
         self._size -= 1
-        if line:
-            self._lines[user] = line
+        if queue:
+            self._queues[user] = queue
         return item

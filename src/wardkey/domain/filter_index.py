@@ -1,4 +1,4 @@
-"""Topic filters numbered and indexed, to ask of all at once which meet another, or cover it."""
+"""An index of topic filters, which finds all that overlap or cover another one at once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 class FilterIndex:
-    """Filters as sets of bits, one for each: an answer has the bit `1 << n` for filter `n`.
+    """Filters as bit sets: a result has the bit `1 << n` for filter `n`.
 
-    A question takes one step for each level, however many filters there are. What it answers is
-    what `levels_overlap` and `covers` say of each; no filter begins with `$`.
+    A search takes one step per level, regardless of the number of filters. Its results agree with
+    `levels_overlap` and `covers` for each filter; no filter starts with `$`.
     """
 
     def __init__(self, filters: Sequence[Sequence[str]]) -> None:
@@ -18,46 +18,46 @@ class FilterIndex:
         self._exact: defaultdict[tuple[int, str], int] = defaultdict(int)
         self._plus: defaultdict[int, int] = defaultdict(int)
         self._hash: defaultdict[int, int] = defaultdict(int)
-        # Those that have a level there, and those that end before it.
+        # Filters with a level at a depth, and filters that end before it.
         self._level: defaultdict[int, int] = defaultdict(int)
         self._end: defaultdict[int, int] = defaultdict(int)
         for number, levels in enumerate(filters):
             bit = 1 << number
-            for place, level in enumerate(levels):
+            for depth, level in enumerate(levels):
                 if level == "#":
-                    self._hash[place] |= bit
+                    self._hash[depth] |= bit
                     break
-                self._level[place] |= bit
+                self._level[depth] |= bit
                 if level == "+":
-                    self._plus[place] |= bit
+                    self._plus[depth] |= bit
                 else:
-                    self._exact[place, level] |= bit
+                    self._exact[depth, level] |= bit
             else:
                 self._end[len(levels)] |= bit
 
-    def meeting(self, levels: Sequence[str]) -> int:
-        """Return the filters that share a topic with one."""
-        found, left = 0, self._all
-        for place, level in enumerate(levels):
-            found |= left & self._hash.get(place, 0)
+    def find_overlapping(self, levels: Sequence[str]) -> int:
+        """Return the filters that match some topic that `levels` matches too."""
+        matches, remaining = 0, self._all
+        for depth, level in enumerate(levels):
+            matches |= remaining & self._hash.get(depth, 0)
             if level == "#":
-                return found | left
+                return matches | remaining
             if level == "+":
-                left &= self._level.get(place, 0)
+                remaining &= self._level.get(depth, 0)
             else:
-                left &= self._plus.get(place, 0) | self._exact.get((place, level), 0)
-            if not left:
-                return found
+                remaining &= self._plus.get(depth, 0) | self._exact.get((depth, level), 0)
+            if not remaining:
+                return matches
         end = len(levels)
-        return found | left & (self._end.get(end, 0) | self._hash.get(end, 0))
+        return matches | remaining & (self._end.get(end, 0) | self._hash.get(end, 0))
 
-    def hashes_above(self, levels: Sequence[str]) -> int:
-        """Return the filters with `#` that cover all of `levels`/#."""
-        found, left = 0, self._all
-        for place, level in enumerate(levels):
-            found |= left & self._hash.get(place, 0)
-            fits = self._plus.get(place, 0)
-            left &= fits if level == "+" else fits | self._exact.get((place, level), 0)
-            if not left:
-                return found
-        return found | left & self._hash.get(len(levels), 0)
+    def find_covering_subtree(self, levels: Sequence[str]) -> int:
+        """Return the filters with `#` that cover `levels`/#."""
+        matches, remaining = 0, self._all
+        for depth, level in enumerate(levels):
+            matches |= remaining & self._hash.get(depth, 0)
+            matching = self._plus.get(depth, 0)
+            remaining &= matching if level == "+" else matching | self._exact.get((depth, level), 0)
+            if not remaining:
+                return matches
+        return matches | remaining & self._hash.get(len(levels), 0)

@@ -1,4 +1,4 @@
-"""The Space-Saving sketch: of many callers the heaviest few, in bounded space.
+"""The Space-Saving sketch: the heaviest of many callers, in bounded space.
 
 Metwally, Agrawal, El Abbadi, "Efficient Computation of Frequent and Top-k Elements in Data
 Streams", ICDT 2005; here with counts that arrive in batches.
@@ -16,14 +16,14 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """How often a caller was seen, and when first and last; times in epoch milliseconds."""
+    """A caller's number of uses and the first and last of them; times in epoch milliseconds."""
 
     count: int
     first_at: int
     last_at: int
 
-    def plus(self, other: Sighting) -> Sighting:
-        """Return both sightings of one caller as one."""
+    def add(self, other: Sighting) -> Sighting:
+        """Return the sum of two sightings of the same caller."""
         return Sighting(
             self.count + other.count,
             min(self.first_at, other.first_at),
@@ -31,39 +31,39 @@ class Sighting:
         )
 
 
-def merge(kept: Mapping[K, Sighting], new: Mapping[K, Sighting], most: int) -> dict[K, Sighting]:
-    """Return at most `most` sightings of those kept and those new.
+def merge(stored: Mapping[K, Sighting], new: Mapping[K, Sighting], most: int) -> dict[K, Sighting]:
+    """Merge the `new` sightings into the `stored` ones; return at most `most`.
 
-    One that finds no room takes the place of the lightest and adds that one's count to its own.
-    So the counts add up to all that was ever seen; whoever has more than `1 / most` of it is
-    kept; and no count is too high by more than the lowest of a full sketch. Whoever was seen
-    last of all is kept too, because the new ones come in the order of their last sighting.
+    If there is no room, a new caller replaces the lightest one and adds that caller's count to its
+    own. So the counts add up to all uses ever seen, a caller with more than `1 / most` of them is
+    kept, and no count is too high by more than the lowest count of a full sketch. The caller seen
+    last is kept too, because new callers are added in the order of their last use.
     """
-    merged = dict(kept)
+    merged = dict(stored)
     if len(merged) > most:
-        # Two processes may each have added one without knowing of the other's.
+        # Two processes may each have added a caller without seeing the other's.
         heaviest = heapq.nlargest(most, merged, key=lambda name: merged[name].count)
         merged = {name: merged[name] for name in heaviest}
-    arriving: list[tuple[K, Sighting]] = []
+    added: list[tuple[K, Sighting]] = []
     for name, sighting in new.items():
-        known = merged.get(name)
-        if known is None:
-            arriving.append((name, sighting))
+        existing = merged.get(name)
+        if existing is None:
+            added.append((name, sighting))
         else:
-            merged[name] = known.plus(sighting)
-    arriving.sort(key=lambda item: item[1].last_at)
-    free = max(0, most - len(merged))
-    merged.update(arriving[:free])
-    if len(arriving) <= free:
+            merged[name] = existing.add(sighting)
+    added.sort(key=lambda item: item[1].last_at)
+    room = max(0, most - len(merged))
+    merged.update(added[:room])
+    if len(added) <= room:
         return merged
-    # Of equally light ones the one that was not seen for longest goes first.
+    # Among equally light callers, the one seen least recently is replaced first.
     names = list(merged)
     heap = [(merged[name].count, merged[name].last_at, n) for n, name in enumerate(names)]
     heapq.heapify(heap)
-    for name, sighting in arriving[free:]:
-        lightest, _, place = heap[0]
-        del merged[names[place]]
-        merged[name] = replace(sighting, count=sighting.count + lightest)
-        names[place] = name
-        heapq.heapreplace(heap, (merged[name].count, sighting.last_at, place))
+    for name, sighting in added[room:]:
+        lowest_count, _, index = heap[0]
+        del merged[names[index]]
+        merged[name] = replace(sighting, count=sighting.count + lowest_count)
+        names[index] = name
+        heapq.heapreplace(heap, (merged[name].count, sighting.last_at, index))
     return merged

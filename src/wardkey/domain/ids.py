@@ -1,4 +1,4 @@
-"""Stable ids of records: a prefix, the time in base62 and randomness, so that they sort by age."""
+"""Stable record ids: a prefix, the time in base62 and random characters, so they sort by age."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def new_id(prefix: str, now: int) -> str:
     return f"{prefix}_{_stamp(now)}{random_text(14)}"
 
 
-# Under load many ids are made in one millisecond.
+# Under load, many ids are created in the same millisecond.
 @lru_cache(maxsize=16)
 def _stamp(now: int) -> str:
     stamp = ""

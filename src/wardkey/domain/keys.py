@@ -1,4 +1,4 @@
-"""Keys and their secrets as records, the rules that a new or edited key keeps, and grace."""
+"""Records of keys and their secrets, validation of new and edited keys, and grace periods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wardkey.domain.secret import Environment
 from wardkey.domain.times import parse_iso
 
 MOST_LIVE_SECRETS = 10
-# What an organization starts with, and may choose between.
+# The default rotation policy in days, and its limits.
 ROTATION_DAYS = 90
 ROTATION_BOUNDS = (1, 3650)
 DAY_MS = 86_400_000
@@ -37,7 +37,7 @@ Metadata = Mapping[str, Any]
 
 
 class Reason(StrEnum):
-    """Why a key is revoked: those of RFC 5280 §5.3.1 that fit a key, spelled as there."""
+    """Revocation reasons: those of RFC 5280 §5.3.1 that apply to keys, in its spelling."""
 
     UNSPECIFIED = "unspecified"
     KEY_COMPROMISE = "keyCompromise"
@@ -48,7 +48,7 @@ class Reason(StrEnum):
 
 
 class KeyStatus(StrEnum):
-    """What a list shows of a key; only `active` keys get valid verdicts."""
+    """The status of a key in lists; only `active` keys get valid verdicts."""
 
     ACTIVE = "active"
     DISABLED = "disabled"
@@ -58,7 +58,7 @@ class KeyStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A key's limit as people write it: `limit` requests per `period_s`, `burst` at once."""
+    """A key's rate limit as users write it: `limit` requests per `period_s`, `burst` at once."""
 
     limit: int
     period_s: int
@@ -67,7 +67,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
-    """What a caller says of a new key; times in epoch milliseconds."""
+    """The fields of a new key; times in epoch milliseconds."""
 
     name: str
     type: KeyType
@@ -84,7 +84,7 @@ class KeySpec:
 
 @dataclass(frozen=True, slots=True)
 class SecretRecord:
-    """One secret of a key without its text; `expires_at` is the end of its grace."""
+    """A secret of a key, without its text; `expires_at` is the end of its grace period."""
 
     kid: str
     prefix: str
@@ -100,7 +100,7 @@ class SecretRecord:
     last_used_agent: str | None = None
 
     def live(self, now: int) -> bool:
-        """Tell whether this secret still opens anything at `now`."""
+        """Return whether this secret is neither revoked nor expired at `now`."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
@@ -133,7 +133,7 @@ class KeyRecord:
     rotation_days: int = ROTATION_DAYS
 
     def status(self, now: int) -> KeyStatus:
-        """Return the key's status at `now`; the strongest reason wins."""
+        """Return the key's status at `now`: revoked before expired before disabled."""
         if self.revoked_at is not None:
             return KeyStatus.REVOKED
         if self.expires_at is not None and self.expires_at <= now:
@@ -141,14 +141,14 @@ class KeyRecord:
         return KeyStatus.ACTIVE if self.disabled_at is None else KeyStatus.DISABLED
 
     def rotation_due(self, now: int) -> bool:
-        """Tell whether a live secret key's newest secret is older than the policy allows."""
-        old = now - self.rotated_at >= self.rotation_days * DAY_MS
-        live = self.status(now) in {KeyStatus.ACTIVE, KeyStatus.DISABLED}
-        return old and live and self.type is KeyType.SECRET
+        """Return whether a live secret key's newest secret is older than the policy allows."""
+        is_old = now - self.rotated_at >= self.rotation_days * DAY_MS
+        is_live = self.status(now) in {KeyStatus.ACTIVE, KeyStatus.DISABLED}
+        return is_old and is_live and self.type is KeyType.SECRET
 
 
 def clean_spec(spec: KeySpec, now: int) -> KeySpec:
-    """Return `spec` with its values in canonical form, or raise the first fault's `Invalid`.
+    """Return `spec` with its values in canonical form, or raise the first error.
 
     Raises `InvalidName`, `InvalidText`, `ExpiryInPast`, `InvalidAddress`, `InvalidOrigin`,
     `OriginsNotForType`, `InvalidRateLimit`, `InvalidMetadata`, `TooManyItems`.
@@ -186,9 +186,12 @@ def clean_spec(spec: KeySpec, now: int) -> KeySpec:
 
 
 def clean_addresses(items: tuple[str, ...]) -> tuple[str, ...]:
-    """Return CIDR texts in canonical form; raises `InvalidAddress`, `TooManyItems`."""
+    """Return CIDR blocks in canonical form; raises `InvalidAddress`, `TooManyItems`."""
     if len(items) > 100:  # noqa: PLR2004 - the documented bound
-        raise TooManyItems("A key takes at most 100 allowed addresses.", field="allowed_addresses")
+        raise TooManyItems(
+            f"There are {len(items)} allowed addresses; send at most 100.",
+            field="allowed_addresses",
+        )
     clean: list[str] = []
     for index, item in enumerate(items):
         try:
@@ -200,7 +203,9 @@ def clean_addresses(items: tuple[str, ...]) -> tuple[str, ...]:
 
 def _clean_origins(items: tuple[str, ...]) -> tuple[str, ...]:
     if len(items) > 100:  # noqa: PLR2004 - the documented bound
-        raise TooManyItems("A key takes at most 100 allowed origins.", field="allowed_origins")
+        raise TooManyItems(
+            f"There are {len(items)} allowed origins; send at most 100.", field="allowed_origins"
+        )
     clean = []
     for index, item in enumerate(items):
         try:
@@ -211,19 +216,19 @@ def _clean_origins(items: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_rate(rate: Rate | None) -> None:
-    """Check a rate's parts; raises `InvalidRateLimit`."""
+    """Check the parts of a rate limit; raises `InvalidRateLimit`."""
     if rate is None:
         return
     bounds = {"limit": 1_000_000_000, "period_s": 86_400 * 31, "burst": 1_000_000_000}
     for name, most in bounds.items():
         if not 1 <= getattr(rate, name) <= most:
             raise InvalidRateLimit(
-                f"{name} is a whole number from 1 to {most:,}.", field=f"rate_limit.{name}"
+                f"{name} must be a whole number from 1 to {most:,}.", field=f"rate_limit.{name}"
             )
 
 
 def grace_end(grace: str, now: int) -> int | None:
-    """Return when the old secrets end: `now` itself, a later time, or None for by hand.
+    """Return the time at which the old secrets expire; None means when someone revokes them.
 
     `grace` is `now`, `1h`, `24h`, `7d`, `until_revoked` or an RFC 3339 time in the future.
     Raises `InvalidGrace`.
@@ -240,7 +245,7 @@ def grace_end(grace: str, now: int) -> int | None:
         raise InvalidGrace(field="grace") from None
     if end <= now:
         raise InvalidGrace(
-            "The end of the grace has passed; take now, or a later time.", field="grace"
+            "The end of the grace period is in the past; use now or a later time.", field="grace"
         )
     return end
 

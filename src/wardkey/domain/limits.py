@@ -1,4 +1,4 @@
-"""From where, when and how often a key works, and whether one set of limits is within another."""
+"""The limits of a key (addresses, origins, rate, expiry) and their comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wardkey.domain.keys import KeyRecord, KeySpec, Rate
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A key's limits; empty lists and None don't limit. `expires_at` in epoch milliseconds."""
+    """A key's limits; empty lists and None mean no limit. `expires_at` in epoch milliseconds."""
 
     allowed_addresses: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
@@ -19,13 +19,15 @@ class Limits:
     rate_limit: Rate | None = None
     expires_at: int | None = None
 
-    def exceeding(self, bound: Limits) -> str:
-        """Return the name of the first field that allows more than `bound` does, or ""."""
+    def find_exceeding_field(self, bound: Limits) -> str:
+        """Return the name of the first field that allows more than `bound`, or ""."""
         checks = {
-            "allowed_addresses": _covers(bound.allowed_addresses, self.allowed_addresses),
-            "allowed_origins": _holds(bound.allowed_origins, self.allowed_origins),
+            "allowed_addresses": _contains_networks(
+                bound.allowed_addresses, self.allowed_addresses
+            ),
+            "allowed_origins": _contains_all(bound.allowed_origins, self.allowed_origins),
             "allow_native": bound.allow_native or not (bound.allowed_origins and self.allow_native),
-            "rate_limit": _is_slower(self.rate_limit, bound.rate_limit),
+            "rate_limit": _is_within_rate(self.rate_limit, bound.rate_limit),
             "expires_at": bound.expires_at is None
             or (self.expires_at is not None and self.expires_at <= bound.expires_at),
         }
@@ -33,7 +35,7 @@ class Limits:
 
 
 def limits_of(key: KeyRecord | KeySpec) -> Limits:
-    """Return the limits of a key, or of what is wanted of one."""
+    """Return the limits of a key, or of the spec of one."""
     return Limits(
         key.allowed_addresses,
         key.allowed_origins,
@@ -43,27 +45,27 @@ def limits_of(key: KeyRecord | KeySpec) -> Limits:
     )
 
 
-def _covers(bound: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+def _contains_networks(bound: tuple[str, ...], items: tuple[str, ...]) -> bool:
     if not bound:
         return True
-    blocks = parse_networks(bound)
-    inner = parse_networks(wanted)
-    return bool(inner) and all(any(_contains(b, one) for b in blocks) for one in inner)
+    outer = parse_networks(bound)
+    inner = parse_networks(items)
+    return bool(inner) and all(any(_contains(block, item) for block in outer) for item in inner)
 
 
 def _contains(outer: Network, inner: Network) -> bool:
-    narrower = outer.version == inner.version and inner.mask & outer.mask == outer.mask
-    return narrower and inner.first & outer.mask == outer.first
+    is_narrower = outer.version == inner.version and inner.mask & outer.mask == outer.mask
+    return is_narrower and inner.first & outer.mask == outer.first
 
 
-def _holds(bound: Collection[str], wanted: tuple[str, ...]) -> bool:
-    return not bound or (bool(wanted) and set(wanted) <= set(bound))
+def _contains_all(bound: Collection[str], items: tuple[str, ...]) -> bool:
+    return not bound or (bool(items) and set(items) <= set(bound))
 
 
-def _is_slower(rate: Rate | None, bound: Rate | None) -> bool:
+def _is_within_rate(rate: Rate | None, bound: Rate | None) -> bool:
     if bound is None:
         return True
     if rate is None:
         return False
-    no_faster = rate.limit * bound.period_s <= bound.limit * rate.period_s
-    return no_faster and rate.burst <= bound.burst
+    is_no_faster = rate.limit * bound.period_s <= bound.limit * rate.period_s
+    return is_no_faster and rate.burst <= bound.burst

@@ -1,4 +1,4 @@
-"""Who may do what: the permissions, the table of key types and the table of roles."""
+"""Permissions, and the tables of those that key types and roles can have."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from wardkey.domain.errors import PermissionNotForType, UnknownPermission
 
 
 class KeyType(StrEnum):
-    """What a key is for: `publishable` may stand in a page, `secret` never leaves a server."""
+    """The type of a key: `publishable` for web pages, `secret` for servers only."""
 
     PUBLISHABLE = "publishable"
     SECRET = "secret"
 
 
 class Role(StrEnum):
-    """A named set of permissions that a member has, strongest first."""
+    """The roles of members, each a named set of permissions, strongest first."""
 
     OWNER = "owner"
     ADMIN = "admin"
@@ -27,7 +27,7 @@ class Role(StrEnum):
 
 
 class Permission(StrEnum):
-    """What Wardkey itself asks for; scopes of users' own services live beside these."""
+    """The permissions that Wardkey itself checks; users' own services have scopes besides these."""
 
     PUBLISH = "publish"
     ORGANIZATION_PUBLIC = "organization:public"
@@ -67,7 +67,7 @@ _PUBLIC = frozenset(
 _READ = frozenset(p for p in Permission if p.endswith(":read")) | {Permission.ORGANIZATION_PUBLIC}
 _OWNER_ONLY = frozenset({Permission.BILLING_READ, Permission.BILLING_WRITE})
 
-# What a key of each type can hold at the most; its own permissions narrow that further.
+# The most that a key of each type can hold; its own permissions narrow that further.
 TYPE_TABLE: Mapping[KeyType, frozenset[Permission]] = {
     KeyType.PUBLISHABLE: _PUBLIC,
     KeyType.SECRET: _ALL,
@@ -87,8 +87,8 @@ ROLE_TABLE: Mapping[Role, frozenset[Permission]] = {
     Role.VIEWER: _READ - _OWNER_ONLY,
 }
 
-# A stolen key with these could make more keys or members, lift the limits of keys, or grant scopes
-# that it doesn't hold, so they are ticked explicitly.
+# A stolen key with these could create keys or members, lift the limits of keys, or grant scopes
+# that it doesn't hold, so they are never granted by default.
 TICKED_EXPLICITLY = frozenset(
     {
         Permission.KEYS_WRITE,
@@ -98,7 +98,7 @@ TICKED_EXPLICITLY = frozenset(
     }
 )
 
-# What both environments share, live governs: keys of test hold these to no effect.
+# These manage what both environments share, so they have no effect in test keys.
 LIVE_ONLY = frozenset(
     {
         Permission.ORGANIZATION_WRITE,
@@ -111,32 +111,32 @@ LIVE_ONLY = frozenset(
 
 _SCOPE = re.compile(r"[a-z][a-z0-9_.-]{0,31}(?::[a-z0-9_.-]{1,32}){1,2}")
 _RESERVED = frozenset(p.partition(":")[0] for p in Permission)
-# Longer texts are not compared with names, because comparing takes time quadratic in their length.
+# Longer texts are not compared with names, because that takes time quadratic in their length.
 _LONGEST = 98
-_MOST_NAMED = 3
-_SHOWN = 64
+_MOST_SUGGESTIONS = 3
+_LONGEST_QUOTE = 64
 
 
-def default_permissions(key_type: KeyType, held: frozenset[str]) -> frozenset[str]:
-    """Return what a new key holds when its maker, who holds `held`, names nothing."""
-    return (TYPE_TABLE[key_type] - TICKED_EXPLICITLY) & held
+def default_permissions(key_type: KeyType, creator_permissions: frozenset[str]) -> frozenset[str]:
+    """Return the permissions of a new key by default; at most those in `creator_permissions`."""
+    return (TYPE_TABLE[key_type] - TICKED_EXPLICITLY) & creator_permissions
 
 
 def is_permission(text: str) -> bool:
-    """Return whether `text` is one of Wardkey's permissions or has the form of a scope."""
+    """Return whether `text` is one of Wardkey's permissions or a valid scope name."""
     return text in _ALL or is_scope(text)
 
 
 def is_scope(text: str) -> bool:
-    """Return whether `text` can be a scope of a user's own services: `resource:action`.
+    """Return whether `text` is a valid scope for a user's own services: `resource:action`.
 
-    A third part is allowed. The resource is never one of Wardkey's own.
+    A third part is allowed. The resource must not be one of Wardkey's own.
     """
     return _SCOPE.fullmatch(text) is not None and text.partition(":")[0] not in _RESERVED
 
 
 def respell(text: str) -> str:
-    """Return the scope that `text` (`Invoices-Read`) is in another spelling, or an empty text."""
+    """Return the scope that `text` (such as `Invoices-Read`) misspells, or ""."""
     if len(text) > _LONGEST:
         return ""
     spelled = re.sub(r"[^a-z0-9:]+", ":", text.strip().lower())
@@ -144,43 +144,43 @@ def respell(text: str) -> str:
 
 
 def near_misses(text: str, scopes: Iterable[str] = ()) -> list[str]:
-    """Return the permissions and `scopes` that `text` may have meant, most similar first."""
+    """Return permissions and `scopes` that are similar to `text`, most similar first."""
     if len(text) > _LONGEST:
         return []
     folded = text.strip().lower()
     known = [*map(str, Permission), *scopes]
-    found = [name for name in known if name in {folded, re.sub(r"[^a-z0-9:]+", ":", folded)}]
-    if not found and not is_scope(text):
-        found = [spelled for spelled in [respell(text)] if spelled]
-    found += get_close_matches(folded, known, n=_MOST_NAMED, cutoff=0.75)
-    return list(dict.fromkeys(found))[:_MOST_NAMED]
+    matches = [name for name in known if name in {folded, re.sub(r"[^a-z0-9:]+", ":", folded)}]
+    if not matches and not is_scope(text):
+        matches = [spelled for spelled in [respell(text)] if spelled]
+    matches += get_close_matches(folded, known, n=_MOST_SUGGESTIONS, cutoff=0.75)
+    return list(dict.fromkeys(matches))[:_MOST_SUGGESTIONS]
 
 
 def suggest(text: str, scopes: Iterable[str] = ()) -> str:
-    """Return a question such as ` Did you mean usage:read?`; empty if nothing is similar."""
-    found = near_misses(text, scopes)
-    return f" Did you mean {' or '.join(found)}?" if found else ""
+    """Return a question such as ` Did you mean usage:read?`, or "" if nothing is similar."""
+    matches = near_misses(text, scopes)
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def unknown_permission(text: str, field: str) -> UnknownPermission:
-    """Return the failure of a text that no key can ever hold, with similar names."""
-    shown = text[:_SHOWN].encode("unicode_escape").decode("ascii")
+    """Return the error for a text that is not a permission, with similar names."""
+    quoted = text[:_LONGEST_QUOTE].encode("unicode_escape").decode("ascii")
     return UnknownPermission(
-        f"There is no permission “{shown}”.{suggest(text)} Take one of Wardkey's own, or a scope "
+        f"There is no permission “{quoted}”.{suggest(text)} Use one of Wardkey's own, or a scope "
         "of your services: resource:action in lower case, such as invoices:read.",
         field=field,
     )
 
 
-def require_askable(permissions: Iterable[str], field: str = "permissions") -> None:
-    """Raise `UnknownPermission` if no key can ever hold one of `permissions`."""
+def check_permission_names(permissions: Iterable[str], field: str = "permissions") -> None:
+    """Raise `UnknownPermission` if one of `permissions` is neither a permission nor a scope."""
     for index, text in enumerate(permissions):
         if not is_permission(text):
             raise unknown_permission(text, f"{field}.{index}")
 
 
-def clean_permissions(key_type: KeyType, wanted: Iterable[str]) -> frozenset[str]:
-    """Check each permission's form and that a key of this type can hold it.
+def clean_permissions(key_type: KeyType, permissions: Iterable[str]) -> frozenset[str]:
+    """Return the permissions, after checking that a key of this type can hold each of them.
 
     Scopes of a user's own services have the form `resource:action` (`invoices:read`), where the
     resource is not one of Wardkey's own.
@@ -189,15 +189,15 @@ def clean_permissions(key_type: KeyType, wanted: Iterable[str]) -> frozenset[str
     """
     allowed = TYPE_TABLE[key_type]
     clean = set()
-    for index, item in enumerate(wanted):
+    for index, item in enumerate(permissions):
         field = f"permissions.{index}"
-        known = item in _ALL
+        is_own = item in _ALL
         if not is_permission(item):
             raise unknown_permission(item, field)
-        if item not in allowed and not (key_type is KeyType.SECRET and not known):
+        if item not in allowed and not (key_type is KeyType.SECRET and not is_own):
             detail = (
-                f"A {key_type} key can never hold {item}; leave it out, or issue a secret key "
-                "and keep it on a server."
+                f"A {key_type} key can't have {item}; leave it out, or issue a secret key and keep "
+                "it on a server."
             )
             raise PermissionNotForType(detail, field=field)
         clean.add(item)

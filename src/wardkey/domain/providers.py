@@ -1,4 +1,4 @@
-"""Identity providers: what an organization says of one, and what follows for its tokens."""
+"""Identity providers: validation of their settings, and the token rules derived from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_TTL_S, SHORTEST_TTL_S = 86_400, 60
 LONGEST_REFRESH_S = 30 * 86_400
 MOST_ITEMS = 20
 SHARED_SECRET = "HS256"
-# Those that a provider of kind oidc may name; all are asymmetric.
+# The algorithms that a provider of kind oidc may use; all are asymmetric.
 ALGORITHMS = (
     *(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)),
     "EdDSA",
@@ -33,19 +33,19 @@ _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})+")
 _HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])"
 _URL = re.compile(rf"https?://{_HOST}(?::[0-9]{{1,5}})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?")
 _QUERY = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*")
-# Google's rule, and the older form with a domain before the id.
+# Google's format, including the older one with a domain before the id.
 _PROJECT_ID = re.compile(r"(?:[a-z0-9.-]{1,100}:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _SECRET = re.compile(r"[!-~]{32,512}")
 _VARIABLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LEVEL = re.compile(r'"([^"]+)"|([^".]+)')
 _PATH = re.compile(r'(?:"[^"]+"|[^".]+)(?:\.(?:"[^"]+"|[^".]+)){0,7}')
-# What users of Supabase, Auth0 and Clerk can write themselves.
+# Claims that users of Supabase, Auth0 and Clerk can change themselves.
 _EDITABLE = frozenset({"user_metadata", "raw_user_meta_data", "unsafe_metadata"})
 _LONGEST_URL, _LONGEST_TEXT, _LONGEST_PATH, _LAST_PORT = 500, 255, 200, 65_535
 
 
 class ProviderKind(StrEnum):
-    """Whose tokens these are; each has the fields of that vendor's console."""
+    """The kinds of providers; each has the fields of that vendor's console."""
 
     SUPABASE = "supabase"
     FIREBASE = "firebase"
@@ -55,7 +55,7 @@ class ProviderKind(StrEnum):
 
 
 class AudienceClaim(StrEnum):
-    """Which claim of a token is held against the audiences.
+    """The claim of a token that is compared with the audiences.
 
     Access tokens of Amazon Cognito have `client_id` and no `aud`; `azp` is the client that a token
     was issued to (OpenID Connect Core 1.0 §2).
@@ -67,7 +67,7 @@ class AudienceClaim(StrEnum):
 
 
 class UsernameFrom(StrEnum):
-    """What a grant's user name on MQTT is made of."""
+    """The source of a grant's MQTT user name."""
 
     USER_ID = "user_id"
     EMAIL = "email"
@@ -75,12 +75,12 @@ class UsernameFrom(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ClaimMapping:
-    """Where in a token's claims the facts about its user are.
+    """The paths of the claims that describe a token's user.
 
-    Each is a path: names with `.` between the levels. A name that has dots itself stands in double
-    quotes; a path with `/` or `:` and no quotes is one name, as `https://acme.example/roles`.
-    `variables` gives ACL rules `{claim.NAME}` for each NAME; `required` must be in every token.
-    With `verified_email_only` the claim at `email_verified` has to be true.
+    A path has names with `.` between the levels. A name that contains dots is in double quotes; a
+    path with `/` or `:` and no quotes is one name, such as `https://acme.example/roles`.
+    `variables` defines `{claim.NAME}` in ACL rules for each NAME; the claims in `required` must be
+    in every token. With `verified_email_only` the claim at `email_verified` must be true.
     """
 
     user_id: str = "sub"
@@ -95,7 +95,7 @@ class ClaimMapping:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeLimits:
-    """What may be had for a provider's tokens, by whom and how often; `rate` is for all of them."""
+    """The limits on exchanging a provider's tokens; `rate` applies to all of them together."""
 
     max_ttl_s: int = LONGEST_TTL_S
     max_refresh_s: int = LONGEST_REFRESH_S
@@ -106,14 +106,14 @@ class ExchangeLimits:
 
 @dataclass(frozen=True, slots=True)
 class ProviderSpec:
-    """What a caller says of a provider; `name` is what `{"provider": …}` of an exchange takes.
+    """The settings of a provider; exchange requests name it by `name` in `{"provider": …}`.
 
-    supabase takes `project_url`, `legacy_secret` (tokens signed with the project's shared secret)
-    and, where it differs from `project_url` + `/auth/v1`, `issuer`; firebase `project_id`; auth0
+    supabase has `project_url`, `legacy_secret` (tokens signed with the project's shared secret)
+    and, if it differs from `project_url` + `/auth/v1`, `issuer`; firebase `project_id`; auth0
     `domain` and one or more `audiences`; clerk `domain` (its Frontend API URL), `allowed_origins`
-    (none: any `azp`) and, for templates that set one, `audiences`; oidc `issuer`, `audiences`,
-    `algorithms`, `audience_claim` and, where the issuer has no discovery document at its own URL,
-    `jwks_uri`; `issuer` is then any text, compared and never fetched.
+    (empty: any `azp`) and, for templates that set one, `audiences`; oidc `issuer`, `audiences`,
+    `algorithms`, `audience_claim` and, if the issuer has no discovery document at its own URL,
+    `jwks_uri`; `issuer` is then any text, which is compared and never fetched.
     """
 
     kind: ProviderKind
@@ -134,9 +134,9 @@ class ProviderSpec:
 
 @dataclass(frozen=True, slots=True)
 class KeySource:
-    """Where a provider's keys are: at `url`, or where the discovery document at `url` says.
+    """The location of a provider's keys: `url` itself, or found by the discovery document there.
 
-    A discovery document must name exactly `issuer`.
+    A discovery document must have exactly this `issuer`.
     """
 
     url: str
@@ -144,15 +144,15 @@ class KeySource:
 
     @property
     def is_discovery(self) -> bool:
-        """Whether `url` is a discovery document's."""
+        """Whether `url` is a discovery document."""
         return bool(self.issuer)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """What a provider's tokens must be like; every fact is derived from its `ProviderSpec`.
+    """The requirements for a provider's tokens, all derived from its `ProviderSpec`.
 
-    `audiences` is empty where the kind has none to check; `origins` is what `azp` is held to.
+    `audiences` is empty if the kind has none to check; `azp` must match one of `origins`.
     """
 
     kind: ProviderKind
@@ -165,7 +165,7 @@ class TokenRules:
     audience_claim: AudienceClaim = AudienceClaim.AUD
 
 
-# Those that a provider of that kind takes beside its name, mapping and limits.
+# The fields of each kind of provider, besides its name, mapping and limits.
 FIELDS: Mapping[ProviderKind, frozenset[str]] = {
     ProviderKind.SUPABASE: frozenset({"project_url", "legacy_secret", "issuer"}),
     ProviderKind.FIREBASE: frozenset({"project_id"}),
@@ -179,9 +179,9 @@ _ALL_FIELDS = sorted(frozenset().union(*FIELDS.values()))
 
 
 def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> ProviderSpec:
-    """Return `spec` with its values in canonical form, or raise the first fault's `Invalid`.
+    """Return `spec` with its values in canonical form, or raise the first error.
 
-    `http_allowed` says that the deployment may ask private addresses, and then without TLS.
+    `http_allowed` means that the deployment may connect to private addresses, also without TLS.
     Raises `InvalidProvider`, `InvalidOrigin`, `InvalidRateLimit`, `TooManyItems`.
     """
     blank = ProviderSpec(spec.kind)
@@ -194,7 +194,7 @@ def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> Provide
         clean_slug(spec.name or spec.kind)
     except ValueError:
         raise InvalidProvider(
-            "A provider's name has 1 to 48 characters of a-z, 0-9 and -.", field="name"
+            "A provider's name must have 1 to 48 characters from a-z, 0-9 and -.", field="name"
         ) from None
     spec = replace(
         spec,
@@ -204,7 +204,7 @@ def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> Provide
     )
     match spec.kind:
         case ProviderKind.SUPABASE:
-            # People paste the project's URL with or without what stands behind it.
+            # Users paste the project's URL with or without the path of its auth API.
             base = _clean_url(spec.project_url, "project_url", http_allowed=http_allowed)
             base = base.rstrip("/").removesuffix("/auth/v1")
             issuer = spec.issuer and _clean_url(spec.issuer, "issuer", http_allowed=http_allowed)
@@ -213,8 +213,8 @@ def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> Provide
             project_id = spec.project_id.strip()
             if not _PROJECT_ID.fullmatch(project_id):
                 raise InvalidProvider(
-                    "A Firebase project id has 6 to 30 characters of a-z, 0-9 and -, as in the "
-                    "console under Project settings.",
+                    "A Firebase project id must have 6 to 30 characters from a-z, 0-9 and -; copy "
+                    "it from the console under Project settings.",
                     field="project_id",
                 )
             return replace(spec, project_id=project_id)
@@ -227,7 +227,7 @@ def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> Provide
                 spec,
                 domain=_clean_domain(spec.domain),
                 allowed_origins=_clean_origins(spec.allowed_origins),
-                audiences=_clean_audiences(spec, needed=False),
+                audiences=_clean_audiences(spec, required=False),
             )
         case ProviderKind.OIDC:
             issuer, jwks_uri = _clean_issuer(spec, http_allowed=http_allowed)
@@ -241,27 +241,30 @@ def clean_provider(spec: ProviderSpec, *, http_allowed: bool = False) -> Provide
 
 
 def clean_shared_secret(text: str) -> bytes:
-    """Return a supabase project's shared secret, as the console shows it, as the key of HS256."""
+    """Return the HS256 key for a Supabase project's shared secret, as its console shows it.
+
+    Raises `InvalidProvider`.
+    """
     secret = text.strip()
     if not _SECRET.fullmatch(secret) or "-----BEGIN" in secret or secret.startswith("{"):
         raise InvalidProvider(
-            "With legacy_secret, secret is the JWT secret of the project's console: 32 to 512 "
-            "characters without white space, and never a public key.",
+            "With legacy_secret, secret must be the JWT secret from the project's console: 32 to "
+            "512 characters without white space, not a public key.",
             field="secret",
         )
     return secret.encode("ascii")
 
 
 def token_rules(spec: ProviderSpec) -> TokenRules:
-    """Return what a cleaned provider's tokens must be like."""
+    """Return the requirements for the tokens of a provider that `clean_provider` returned."""
     match spec.kind:
         case ProviderKind.SUPABASE:
-            more = (SHARED_SECRET,) if spec.legacy_secret else ()
+            legacy = (SHARED_SECRET,) if spec.legacy_secret else ()
             return TokenRules(
                 spec.kind,
                 spec.issuer or f"{spec.project_url}/auth/v1",
                 KeySource(f"{spec.project_url}/auth/v1{_JWKS}"),
-                frozenset({"ES256", "RS256", *more}),
+                frozenset({"ES256", "RS256", *legacy}),
                 ("authenticated",),
             )
         case ProviderKind.FIREBASE:
@@ -291,7 +294,7 @@ def token_rules(spec: ProviderSpec) -> TokenRules:
                 spec.allowed_origins,
             )
         case ProviderKind.OIDC:
-            # OpenID Connect Discovery 1.0, §4: a slash at the issuer's end is taken off here.
+            # OpenID Connect Discovery 1.0, §4: remove a slash at the issuer's end here.
             discovery = KeySource(f"{spec.issuer.rstrip('/')}{_DISCOVERY}", spec.issuer)
             return TokenRules(
                 spec.kind,
@@ -304,15 +307,15 @@ def token_rules(spec: ProviderSpec) -> TokenRules:
 
 
 def levels_of(path: str) -> tuple[str, ...]:
-    """Return the names that a claim's path goes through; raises `ValueError`."""
+    """Return the names in a claim's path; raises `ValueError`."""
     if not 0 < len(path) <= _LONGEST_PATH or not path.isprintable():
-        raise ValueError(f"A claim's path has 1 to {_LONGEST_PATH} characters that can be shown.")
+        raise ValueError(f"A claim's path must have 1 to {_LONGEST_PATH} printable characters.")
     if '"' not in path and ("/" in path or ":" in path):
         return (path,)
     if not _PATH.fullmatch(path):
         raise ValueError(
-            "A claim's path has at most eight names with dots between them, such as "
-            "app_metadata.team; a name that has dots itself stands in double quotes."
+            "A claim's path must have at most eight names with dots between them, such as "
+            "app_metadata.team; put a name that contains dots in double quotes."
         )
     return tuple(quoted or plain for quoted, plain in _LEVEL.findall(path))
 
@@ -321,17 +324,17 @@ def _clean_mapping(kind: ProviderKind, mapping: ClaimMapping) -> ClaimMapping:
     mapping = replace(mapping, email_verified=mapping.email_verified or "email_verified")
     if len(mapping.variables) > MOST_ITEMS or len(mapping.required) > MOST_ITEMS:
         raise TooManyItems(
-            f"A mapping takes at most {MOST_ITEMS} variables and {MOST_ITEMS} required claims.",
+            f"A mapping can have at most {MOST_ITEMS} variables and {MOST_ITEMS} required claims.",
             field="mapping",
         )
     paths = {"user_id": mapping.user_id, "email_verified": mapping.email_verified}
     paths |= {name: path for name in ("email", "roles") if (path := getattr(mapping, name))}
-    paths |= {f"required.{place}": path for place, path in enumerate(mapping.required)}
+    paths |= {f"required.{index}": path for index, path in enumerate(mapping.required)}
     for name, path in mapping.variables.items():
         if not _VARIABLE.fullmatch(name) or name == "user_id":
             raise InvalidProvider(
-                "A variable's name has 1 to 64 characters of A-Z, a-z, 0-9, _ and -, and is not "
-                "user_id, which there always is.",
+                "A variable's name must have 1 to 64 characters from A-Z, a-z, 0-9, _ and -, and "
+                "can't be user_id, which always exists.",
                 field="mapping.variables",
             )
         paths[f"variables.{name}"] = path
@@ -343,29 +346,29 @@ def _clean_mapping(kind: ProviderKind, mapping: ClaimMapping) -> ClaimMapping:
     needs_email = mapping.username_from is UsernameFrom.EMAIL or mapping.verified_email_only
     if needs_email and not mapping.email:
         raise InvalidProvider(
-            "The user name, or the check of the e-mail address, needs the e-mail's claim.",
+            "These settings need the e-mail address; set mapping.email to its claim.",
             field="mapping.email",
         )
     if mapping.verified_email_only:
-        _check_proof(kind, mapping)
+        _check_email_claims(kind, mapping)
     return replace(mapping, required=tuple(dict.fromkeys(mapping.required)))
 
 
-def _check_proof(kind: ProviderKind, mapping: ClaimMapping) -> None:
-    """Raise `InvalidProvider` where a kind's tokens, or these claims, prove no e-mail address."""
+def _check_email_claims(kind: ProviderKind, mapping: ClaimMapping) -> None:
+    """Raise `InvalidProvider` if users could change the claims that verify an e-mail address."""
     if kind is ProviderKind.SUPABASE:
         raise InvalidProvider(
-            "A Supabase token does not prove that an e-mail address was verified: users can change "
+            "A Supabase token does not prove that an e-mail address is verified: users can change "
             "their user_metadata.email_verified. Leave verified_email_only out, and turn on "
-            "Confirm email in the project, which lets only verified people sign in.",
+            "Confirm email in the project, which lets only verified users sign in.",
             field="mapping.verified_email_only",
         )
     for name in ("email", "email_verified"):
         path: str = getattr(mapping, name)
         if not _EDITABLE.isdisjoint(levels_of(path)):
             raise InvalidProvider(
-                f"Users can change {path} themselves, so it proves nothing. Name a claim that only "
-                "the issuer writes, or leave verified_email_only out.",
+                f"Users can change {path} themselves, so it proves nothing. Use a claim that only "
+                "the issuer can set, or leave verified_email_only out.",
                 field=f"mapping.{name}",
             )
 
@@ -374,7 +377,7 @@ def _clean_limits(limits: ExchangeLimits) -> ExchangeLimits:
     for name, most in (("max_ttl_s", LONGEST_TTL_S), ("max_refresh_s", LONGEST_REFRESH_S)):
         if not SHORTEST_TTL_S <= getattr(limits, name) <= most:
             raise InvalidProvider(
-                f"{name} is a whole number from {SHORTEST_TTL_S} to {most:,} seconds.",
+                f"{name} must be a whole number from {SHORTEST_TTL_S} to {most:,} seconds.",
                 field=f"limits.{name}",
             )
     check_rate(limits.rate)
@@ -382,73 +385,77 @@ def _clean_limits(limits: ExchangeLimits) -> ExchangeLimits:
 
 
 def _clean_issuer(spec: ProviderSpec, *, http_allowed: bool) -> tuple[str, str]:
-    """Return `issuer` and `jwks_uri`; an issuer whose keys are elsewhere need not be a URL."""
+    """Return `issuer` and `jwks_uri`; with a `jwks_uri`, `issuer` need not be a URL."""
     if not spec.jwks_uri.strip():
         issuer = _clean_url(spec.issuer, "issuer", http_allowed=http_allowed)
         return issuer, ""
     issuer = spec.issuer.strip()
     if not 0 < len(issuer) <= _LONGEST_URL or not issuer.isprintable():
         raise InvalidProvider(
-            f"issuer is what iss is in the tokens: 1 to {_LONGEST_URL} characters that can be "
-            "shown.",
+            "issuer must be equal to iss in the tokens, and have 1 to "
+            f"{_LONGEST_URL} printable characters.",
             field="issuer",
         )
     url, _, query = spec.jwks_uri.strip().partition("?")
     url = _clean_url(url, "jwks_uri", http_allowed=http_allowed)
     if len(url) + len(query) > _LONGEST_URL or not _QUERY.fullmatch(query):
         raise InvalidProvider(
-            f"jwks_uri has at most {_LONGEST_URL} characters, and no fragment.", field="jwks_uri"
+            f"jwks_uri must have at most {_LONGEST_URL} characters and no fragment.",
+            field="jwks_uri",
         )
     return issuer, f"{url}?{query}" if query else url
 
 
 def _clean_url(text: str, name: str, *, http_allowed: bool) -> str:
-    """Return a URL as it is, for an issuer is compared character by character."""
+    """Return a valid URL unchanged, because issuers are compared character by character."""
     url = text.strip()
     if len(url) > _LONGEST_URL or not _URL.fullmatch(url):
         raise InvalidProvider(
-            f"{name} is a URL such as https://auth.example.com/realms/acme, the host in lower "
-            "case, without user name, question mark or fragment.",
+            f"{name} must be a URL such as https://auth.example.com/realms/acme, with the host in "
+            "lower case and without user name, question mark or fragment.",
             field=name,
         )
     if url.startswith("http://") and not http_allowed:
         raise InvalidProvider(
-            f"{name} begins with https://. For an issuer of a test, on a private network, the "
-            "operator can allow http:// with `wardkey up --private-issuers`.",
+            f"{name} must start with https://. For a test issuer on a private network, the operator "
+            "can allow http:// with `wardkey up --private-issuers`.",
             field=name,
         )
     port = re.search(r":([0-9]+)\Z", urlsplit(url).netloc)
     if port is not None and not 1 <= int(port[1]) <= _LAST_PORT:
-        raise InvalidProvider(f"{name} has a port that does not exist.", field=name)
+        raise InvalidProvider(f"{name} has a port that does not exist; use 1 to 65535.", field=name)
     return url
 
 
 def _clean_domain(text: str) -> str:
-    """Return a host's name; the console's `https://…/` around it is taken off."""
+    """Return a host name, without the `https://…/` that the console shows around it."""
     domain = text.strip().lower().removeprefix("https://").removesuffix("/")
     if not _DOMAIN.fullmatch(domain):
         raise InvalidProvider(
-            "domain is a host's name such as acme.eu.auth0.com or clerk.acme.example.",
+            "domain must be a host name such as acme.eu.auth0.com or clerk.acme.example.",
             field="domain",
         )
     return domain
 
 
-def _clean_audiences(spec: ProviderSpec, *, needed: bool = True) -> tuple[str, ...]:
-    if needed and not spec.audiences:
+def _clean_audiences(spec: ProviderSpec, *, required: bool = True) -> tuple[str, ...]:
+    if required and not spec.audiences:
         raise InvalidProvider(
-            "Name the audience that the tokens are made for: the API's identifier, or the client "
-            "id; without it, tokens for any other application of the issuer would do.",
+            "audiences is missing; send the audience of the tokens: the API's identifier or the "
+            "client id. Without it, tokens for any other application of the issuer would pass.",
             field="audiences",
         )
     if len(spec.audiences) > MOST_ITEMS:
-        raise TooManyItems(f"A provider takes at most {MOST_ITEMS} audiences.", field="audiences")
-    for place, item in enumerate(spec.audiences):
+        raise TooManyItems(
+            f"There are {len(spec.audiences)} audiences; send at most {MOST_ITEMS}.",
+            field="audiences",
+        )
+    for index, item in enumerate(spec.audiences):
         if not 0 < len(item) <= _LONGEST_TEXT or not item.isprintable() or item != item.strip():
             raise InvalidProvider(
-                f"An audience has 1 to {_LONGEST_TEXT} characters that can be shown, and no space "
+                f"An audience must have 1 to {_LONGEST_TEXT} printable characters, and no space "
                 "around them.",
-                field=f"audiences.{place}",
+                field=f"audiences.{index}",
             )
     return tuple(dict.fromkeys(spec.audiences))
 
@@ -456,23 +463,24 @@ def _clean_audiences(spec: ProviderSpec, *, needed: bool = True) -> tuple[str, .
 def _clean_origins(items: tuple[str, ...]) -> tuple[str, ...]:
     if len(items) > MOST_ITEMS:
         raise TooManyItems(
-            f"A provider takes at most {MOST_ITEMS} allowed origins.", field="allowed_origins"
+            f"There are {len(items)} allowed origins; send at most {MOST_ITEMS}.",
+            field="allowed_origins",
         )
     clean = []
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         try:
             clean.append(parse_origin(item))
         except ValueError as error:
-            raise InvalidOrigin(str(error), field=f"allowed_origins.{place}") from None
+            raise InvalidOrigin(str(error), field=f"allowed_origins.{index}") from None
     return tuple(dict.fromkeys(clean))
 
 
 def _clean_algorithms(items: tuple[str, ...]) -> tuple[str, ...]:
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         if item not in ALGORITHMS:
             raise InvalidProvider(
-                f"Algorithms are {', '.join(ALGORITHMS)}; none, and those with a shared secret, "
-                "are never taken.",
-                field=f"algorithms.{place}",
+                f"algorithms can contain {', '.join(ALGORITHMS)}; none and algorithms with a "
+                "shared secret are never accepted.",
+                field=f"algorithms.{index}",
             )
     return tuple(dict.fromkeys(items)) or ("RS256",)

@@ -1,4 +1,4 @@
-"""Rate limits as arithmetic: the generic cell rate algorithm over given times."""
+"""Rate limiting as pure arithmetic: the generic cell rate algorithm (GCRA)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
-# Times are whole 1/2048 ms. Doubles add and subtract those without rounding up to 2^42 ms (the
-# year 2109), so that no request is won or lost to rounding.
+# Times are multiples of 1/2048 ms. Doubles add and subtract those without rounding up to 2^42 ms
+# (the year 2109), so rounding never admits or rejects a request.
 _GRAINS = 2048
 
 
@@ -16,9 +16,9 @@ _GRAINS = 2048
 class RateLimit:
     """`limit` requests per `period_ms`, of which `burst` may come at once; raises `ValueError`.
 
-    `increment_ms` is what one request takes from the budget, rounded up to 1/2048 ms: a limit
-    above some 20,000 a second admits up to a few per cent less, never more. `tolerance_ms` is how
-    long an empty budget takes to fill.
+    `increment_ms` is the part of the budget that one request uses, rounded up to 1/2048 ms: limits
+    above about 20,000 per second admit up to a few percent less, never more. `tolerance_ms` is the
+    time in which an empty budget fills up.
     """
 
     limit: int
@@ -29,29 +29,31 @@ class RateLimit:
 
     def __post_init__(self) -> None:
         if self.limit < 1 or self.period_ms < 1 or self.burst < 1:
-            raise ValueError("A rate limit's limit, period and burst are whole numbers from 1 on.")
+            raise ValueError(
+                "A rate limit's limit, period and burst must be whole numbers from 1 on."
+            )
         increment = -(-self.period_ms * _GRAINS // self.limit) / _GRAINS
         object.__setattr__(self, "increment_ms", increment)
         object.__setattr__(self, "tolerance_ms", increment * self.burst)
 
 
 @lru_cache(maxsize=4096)
-def share(limit: RateLimit, parts: int, held: int = 1) -> RateLimit:
-    """Return what a holder of `held` of `parts` equal parts of `limit` may grant by itself.
+def share(limit: RateLimit, parts: int, own_parts: int = 1) -> RateLimit:
+    """Return the limit for a verifier that enforces `own_parts` of `parts` equal parts of `limit`.
 
-    All holders together never grant more than the whole over time; at once they grant the burst,
-    or one request each where a holder's part of the burst is smaller than that.
+    Over time, all verifiers together never admit more than the whole limit. At once they admit the
+    burst, or one request each if a verifier's part of the burst is smaller than that.
     """
-    burst = max(1, limit.burst * held // parts)
-    return RateLimit(limit.limit * held, limit.period_ms * parts, burst)
+    burst = max(1, limit.burst * own_parts // parts)
+    return RateLimit(limit.limit * own_parts, limit.period_ms * parts, burst)
 
 
 class Admission(NamedTuple):
-    """What became of one request; `tat` is to be kept for the next one.
+    """The decision on one request; store `tat`, the theoretical arrival time, for the next one.
 
     `remaining` is how many requests of cost 1 would be admitted at the same time. `retry_after_ms`
-    is 0 when admitted, and None when no waiting helps because the cost is above the burst.
-    `reset_ms` is the time until the budget is full again. Both are whole and rounded up.
+    is 0 if admitted, and None if waiting does not help because the cost is above the burst.
+    `reset_ms` is the time until the budget is full again. Both are whole numbers, rounded up.
     """
 
     admitted: bool
@@ -61,29 +63,30 @@ class Admission(NamedTuple):
     reset_ms: int
 
 
-# A named tuple's own constructor takes twice as long.
+# The named tuple's own constructor takes twice as long.
 _new = tuple.__new__
 
 
 def admit(limit: RateLimit, tat_ms: float, now_ms: int, cost: int = 1) -> Admission:
-    """Decide on a request of `cost` at `now_ms`, given the theoretical arrival time kept before.
+    """Decide on a request of `cost` at `now_ms`, given the stored theoretical arrival time.
 
-    Both times are milliseconds of one clock; 0 stands for a caller never seen. A `cost` of 0 asks
-    without spending; a negative one raises `ValueError`. A clock set back grants nothing.
+    Both times are milliseconds of the same clock; 0 means a new caller. A `cost` of 0 checks
+    without using budget; a negative one raises `ValueError`. A clock that is set back admits
+    nothing extra.
 
-    GCRA by virtual scheduling: ATM Forum, Traffic Management 4.0 (af-tm-0056.000), §4.4.2; told
-    for HTTP in https://brandur.org/rate-limiting.
+    GCRA by virtual scheduling: ATM Forum, Traffic Management 4.0 (af-tm-0056.000), §4.4.2; for
+    HTTP see https://brandur.org/rate-limiting.
     """
     if cost < 0:
-        raise ValueError("A request's cost is 0 or more.")
+        raise ValueError("A request's cost must be 0 or more.")
     increment = limit.increment_ms
     tolerance = limit.tolerance_ms
-    # How much of the budget is spent, as time.
+    # The used part of the budget, as time.
     debt = tat_ms - now_ms if tat_ms > now_ms else 0.0
     after = debt + increment * cost
     if after > tolerance:
-        left = int((tolerance - debt) // increment) if debt < tolerance else 0
+        remaining = int((tolerance - debt) // increment) if debt < tolerance else 0
         wait = None if cost > limit.burst else ceil(after - tolerance)
-        return _new(Admission, (False, tat_ms, left, wait, ceil(debt)))
-    left = int((tolerance - after) // increment)
-    return _new(Admission, (True, now_ms + after if cost else tat_ms, left, 0, ceil(after)))
+        return _new(Admission, (False, tat_ms, remaining, wait, ceil(debt)))
+    remaining = int((tolerance - after) // increment)
+    return _new(Admission, (True, now_ms + after if cost else tat_ms, remaining, 0, ceil(after)))

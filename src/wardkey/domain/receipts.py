@@ -1,4 +1,4 @@
-"""What a revocation may claim of the verifiers."""
+"""The confirmed effect of a committed change on verifiers and live sessions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from wardkey.domain.tenants import TenantScope
 
-# Stands for every subject of a tenant scope.
+# Means every subject in a tenant scope.
 ALL_SUBJECTS = "*"
 
 
@@ -22,7 +22,7 @@ class SessionImpact:
 
 
 class Reach(StrEnum):
-    """`everywhere`: nothing accepts it any more; `bounded`: some may, for a stated time."""
+    """`everywhere`: all verifiers apply the change; `bounded`: some may not, for a stated time."""
 
     EVERYWHERE = "everywhere"
     BOUNDED = "bounded"
@@ -30,10 +30,10 @@ class Reach(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EndedSessions:
-    """How many live sessions a change has ended; None while nobody could ask the broker.
+    """The number of live sessions that a change ended; None while the broker is unreachable.
 
-    It is pending until a login that was in flight has been looked for, at `pending_until` (epoch
-    milliseconds) if the broker can be asked. `receipt_id` is empty where no session is concerned.
+    It is pending until logins in flight have been checked, at `pending_until` (epoch milliseconds)
+    if the broker is reachable. `receipt_id` is empty if the change can't affect any session.
     """
 
     receipt_id: str = ""
@@ -44,10 +44,10 @@ class EndedSessions:
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """How far a change has reached when its call returns.
+    """The reach of a change when its call returns.
 
-    `took_ms` is the time from the commit on. `late` verifiers, which chose to answer without the
-    database for up to `staleness_s`, may not know it yet.
+    `took_ms` is the time since the commit. `late` verifiers, which are configured to answer for up
+    to `staleness_s` without the database, may not have applied it yet.
     """
 
     reach: Reach

@@ -1,4 +1,4 @@
-"""The matcher of ACL rules: of those that fit, the first decides; where none fits, it is denied."""
+"""The ACL rule matcher: the first matching rule decides, and without one the action is denied."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from wardkey.domain.acl import (
     Decision,
     Effect,
     SubjectKind,
-    filled_level,
-    fits_pattern,
+    fill_level,
+    matches_pattern,
 )
 
 
-class _Meant(NamedTuple):
-    """Under what an actor's rules are found: subjects by name, and patterns by the user name."""
+class _ActorKeys(NamedTuple):
+    """The keys to find an actor's rules: exact subjects, and the user name for patterns."""
 
     subjects: tuple[tuple[SubjectKind, str], ...]
     username: str
@@ -28,7 +28,7 @@ class _Meant(NamedTuple):
 
 @dataclass(slots=True)
 class _End:
-    """The rules that end at one place, by whom they are for: only the first of each counts."""
+    """The rules whose filter ends at a node, by subject; only the first of each can decide."""
 
     first: dict[tuple[SubjectKind, str], int] = field(default_factory=dict)
     patterns: dict[str, int] = field(default_factory=dict)
@@ -39,25 +39,25 @@ class _End:
         else:
             self.first.setdefault((rule.subject_kind, rule.subject), number)
 
-    def best(self, meant: _Meant, best: int) -> int:
-        """Return the number of the first rule here for somebody, if it is below `best`."""
-        for subject in meant.subjects:
+    def find_best(self, keys: _ActorKeys, best: int) -> int:
+        """Return the number of the first rule here for the actor, or `best` if that is lower."""
+        for subject in keys.subjects:
             best = min(best, self.first.get(subject, best))
-        if self.patterns and meant.username:
+        if self.patterns and keys.username:
             for pattern, number in self.patterns.items():
                 if number >= best:
                     break
-                if fits_pattern(pattern, meant.username):
+                if matches_pattern(pattern, keys.username):
                     return number
         return best
 
 
 @dataclass(slots=True)
 class _Node:
-    """One level of the rules' filters: what may follow it, and which rules end here.
+    """A node for one level of the rules' filters: its children, and the rules that end here.
 
-    A level with variables is kept for allowing and denying rules apart, because what cannot be
-    filled in fits nothing in the one and everything in the other.
+    Levels with variables are separate for allowing and denying rules, because a missing value
+    matches nothing in the former and everything in the latter.
     """
 
     least: int
@@ -73,56 +73,56 @@ class _Node:
         node = self
         for level in rule.filter.split("/"):
             if level == "#":
-                node.hash_ends = _added(node.hash_ends, rule, number)
+                node.hash_ends = _add_to_end(node.hash_ends, rule, number)
                 if rule.effect is Effect.DENY:
-                    node.hash_denies = _added(node.hash_denies, rule, number)
+                    node.hash_denies = _add_to_end(node.hash_denies, rule, number)
                 return
             node = node._child(level, rule, number)
-        node.ends = _added(node.ends, rule, number)
+        node.ends = _add_to_end(node.ends, rule, number)
         if rule.effect is Effect.DENY:
-            node.denies = _added(node.denies, rule, number)
+            node.denies = _add_to_end(node.denies, rule, number)
 
     def _child(self, level: str, rule: AclRule, number: int) -> _Node:
         if level == "+":
             if self.plus is None:
                 self.plus = _Node(number)
             return self.plus
-        place = (level, rule.effect)
+        key = (level, rule.effect)
         if "{" in level:
-            if place not in self.variable:
-                self.variable[place] = _Node(number)
-            return self.variable[place]
+            if key not in self.variable:
+                self.variable[key] = _Node(number)
+            return self.variable[key]
         if level not in self.exact:
             self.exact[level] = _Node(number)
         return self.exact[level]
 
-    def following(self, level: str, actor: Actor) -> Iterator[_Node]:
-        """Yield what fits a level of a topic or filter."""
+    def matching_children(self, level: str, actor: Actor) -> Iterator[_Node]:
+        """Yield the children that match a level of a topic or filter."""
         if self.plus is not None:
             yield self.plus
         if level in self.exact:
             yield self.exact[level]
         for (text, effect), node in self.variable.items():
-            value = filled_level(text, actor)
+            value = fill_level(text, actor)
             if value == level or (value is None and effect is Effect.DENY):
                 yield node
 
 
-def _added(end: _End | None, rule: AclRule, number: int) -> _End:
+def _add_to_end(end: _End | None, rule: AclRule, number: int) -> _End:
     end = end or _End()
     end.add(rule, number)
     return end
 
 
-def _best(end: _End | None, meant: _Meant, best: int) -> int:
-    return best if end is None else end.best(meant, best)
+def _find_best(end: _End | None, keys: _ActorKeys, best: int) -> int:
+    return best if end is None else end.find_best(keys, best)
 
 
 class RuleSet:
-    """The rules of an organization and environment, in the order in which they are asked.
+    """The rules of a tenant scope in evaluation order: by priority, then by id.
 
-    That is by priority, then by id. To find the one that decides takes as long as a topic has
-    levels, not as there are rules. Nothing in it changes, so it may be kept and shared.
+    Finding the deciding rule takes time in proportion to a topic's levels, not to the number of
+    rules. A set is immutable, so it can be cached and shared.
     """
 
     def __init__(self, rules: Iterable[AclRule]) -> None:
@@ -134,51 +134,52 @@ class RuleSet:
                     root.add(rule, number)
 
     def decide(self, actor: Actor, action: Action, topic: str) -> Decision:
-        """Return what the first rule that fits says of publishing to a topic, or subscribing to it.
+        """Return the decision of the first matching rule on publishing or subscribing to a topic.
 
-        A rule fits a subscription's filter if it covers it wholly. Of an accepted one, topics that
-        a rule denies are not delivered; but, as the broker does it, `a/#` is denied as a whole
-        where `a` or `a/+` is, which `a/+/#` denies too.
+        A rule matches a subscription if its filter covers all of it. Denied topics within an
+        allowed subscription are not delivered. But like the broker, this denies `a/#` as a whole
+        if `a` or `a/+` is denied; `a/+/#` denies `a/+` too.
         """
-        meant = _meant(actor)
+        keys = _keys_of(actor)
         best = len(self.rules)
         levels = topic.split("/")
-        # No filter of a rule begins with $, and no wildcard matches it (§4.7.2).
+        # No rule's filter starts with $, and no wildcard matches it (MQTT 3.1.1 §4.7.2).
         todo = [] if topic.startswith("$") else [(self._roots[action], 0)]
         while todo:
             node, depth = todo.pop()
             if node.least >= best:
                 continue
-            best = _best(node.hash_ends, meant, best)
+            best = _find_best(node.hash_ends, keys, best)
             if depth == len(levels):
-                best = _best(node.ends, meant, best)
+                best = _find_best(node.ends, keys, best)
             elif levels[depth] == "#":
-                best = _best(node.denies, meant, best)
-                for following in node.following("+", actor):
-                    best = _best(following.denies, meant, best)
-                    best = _best(following.hash_denies, meant, best)
+                best = _find_best(node.denies, keys, best)
+                for child in node.matching_children("+", actor):
+                    best = _find_best(child.denies, keys, best)
+                    best = _find_best(child.hash_denies, keys, best)
             else:
-                todo += [(found, depth + 1) for found in node.following(levels[depth], actor)]
+                children = node.matching_children(levels[depth], actor)
+                todo += [(child, depth + 1) for child in children]
         rule = self.rules[best] if best < len(self.rules) else None
         return Decision(rule is not None and rule.effect is Effect.ALLOW, rule)
 
 
-def _meant(actor: Actor) -> _Meant:
-    """Return whom rules are for that mean this actor; as `acl.is_for` tells of one rule."""
+def _keys_of(actor: Actor) -> _ActorKeys:
+    """Return the keys of the rules that apply to an actor; consistent with `acl.is_for`."""
     if actor.kind is ActorKind.PUBLISHABLE_KEY:
-        return _Meant(((SubjectKind.PUBLISHABLE, ""),), "")
+        return _ActorKeys(((SubjectKind.PUBLISHABLE, ""),), "")
     everyone = (SubjectKind.EVERYONE, "")
     if actor.kind is ActorKind.SECRET_KEY:
-        return _Meant((everyone,), "")
+        return _ActorKeys((everyone,), "")
     kind = SubjectKind.CLIENT if actor.kind is ActorKind.CLIENT else SubjectKind.PROVIDER
-    named = (SubjectKind.USERNAME, actor.username)
-    return _Meant((everyone, (kind, actor.subject_id), named), actor.username)
+    own_name = (SubjectKind.USERNAME, actor.username)
+    return _ActorKeys((everyone, (kind, actor.subject_id), own_name), actor.username)
 
 
 def decide_with(
     rules: Iterable[AclRule], rule: AclRule, actor: Actor, action: Action, topic: str
 ) -> tuple[Decision, Decision]:
-    """Return what rules decide, and what they would with `rule`, in place of one of its id."""
-    now = RuleSet(rules)
-    then = RuleSet([*(one for one in now.rules if one.id != rule.id), rule])
-    return now.decide(actor, action, topic), then.decide(actor, action, topic)
+    """Return the decision of `rules`, and their decision with `rule` added or replaced by id."""
+    current = RuleSet(rules)
+    changed = RuleSet([*(other for other in current.rules if other.id != rule.id), rule])
+    return current.decide(actor, action, topic), changed.decide(actor, action, topic)

@@ -1,4 +1,4 @@
-"""What callers say of ACL rules, checked; and the presets, sets of rules to begin with."""
+"""Validation of ACL rules from callers, and the presets: sets of rules to start with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PROVIDER = re.compile(r"[a-z]{2,8}_[0-9A-Za-z]{1,55}")
 
 @dataclass(frozen=True, slots=True)
 class RuleSpec:
-    """What a caller says of a rule; `subject` is empty for everyone and publishable keys."""
+    """The fields of a new rule; `subject` is empty for everyone and for publishable keys."""
 
     priority: int
     subject_kind: SubjectKind
@@ -37,7 +37,7 @@ class RuleSpec:
     description: str = ""
 
     def rule(self, rule_id: str) -> AclRule:
-        """Return the rule that this makes."""
+        """Return the rule with this id."""
         return AclRule(
             rule_id,
             self.priority,
@@ -50,7 +50,7 @@ class RuleSpec:
 
 
 def clean_rule(spec: RuleSpec, where: str = "") -> RuleSpec:
-    """Check a rule's parts; `where` stands before the fields that faults name.
+    """Return a rule in canonical form; `where` is a prefix for the field names in errors.
 
     Raises `InvalidTopicFilter`, `InvalidAclSubject`, `InvalidText`.
     """
@@ -72,15 +72,15 @@ def _check_subject(kind: SubjectKind, subject: str, field: str) -> None:
         except ValueError as error:
             raise InvalidAclSubject(str(error), field=field) from None
     elif kind is SubjectKind.CLIENT and not _CLIENT.fullmatch(subject):
-        raise InvalidAclSubject("A client is named by its id, such as cli_0fA3xQ2L.", field=field)
+        raise InvalidAclSubject("Name the client by its id, such as cli_0fA3xQ2L.", field=field)
     elif kind is SubjectKind.PROVIDER and not _PROVIDER.fullmatch(subject):
-        raise InvalidAclSubject("A provider is named by its id, such as idp_0fA3xQ2L.", field=field)
+        raise InvalidAclSubject("Name the provider by its id, such as prv_0fA3xQ2L.", field=field)
     elif kind in (SubjectKind.EVERYONE, SubjectKind.PUBLISHABLE) and subject:
-        raise InvalidAclSubject(f"A rule for {kind} has no value beside it.", field=field)
+        raise InvalidAclSubject(f"A rule for {kind} has no value; leave it out.", field=field)
 
 
 class PresetName(StrEnum):
-    """The sets of rules to begin with."""
+    """The names of the presets."""
 
     ALLOW_ALL = "allow-all"
     NOTIFICATIONS = "notifications"
@@ -90,7 +90,7 @@ class PresetName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A set of rules with a sentence on what it allows."""
+    """A set of rules, with a sentence that describes what it allows."""
 
     says: str
     rules: tuple[RuleSpec, ...]
@@ -105,15 +105,15 @@ def _allow(
 
 PRESETS: Mapping[PresetName, Preset] = {
     PresetName.ALLOW_ALL: Preset(
-        "Every client and grant publishes and subscribes to every topic; publishable keys to none.",
-        (_allow(1_000, "#", Action.BOTH, "Everybody does everything"),),
+        "Every client and grant can publish and subscribe to all topics; publishable keys to none.",
+        (_allow(1_000, "#", Action.BOTH, "Everyone may do everything"),),
     ),
     PresetName.NOTIFICATIONS: Preset(
-        "Everybody reads what is below notifications/all and below notifications/{username} with "
-        "his own user name; those whose user name begins with notifier publish it.",
+        "Everyone can read topics below notifications/all and below notifications/{username} with "
+        "their own user name; users whose name starts with notifier can publish to them.",
         (
-            _allow(1_000, "notifications/all/#", Action.SUBSCRIBE, "What is for all"),
-            _allow(1_010, "notifications/{username}/#", Action.SUBSCRIBE, "What is one's own"),
+            _allow(1_000, "notifications/all/#", Action.SUBSCRIBE, "Notifications for everyone"),
+            _allow(1_010, "notifications/{username}/#", Action.SUBSCRIBE, "A user's notifications"),
             RuleSpec(
                 1_020,
                 SubjectKind.USERNAME,
@@ -121,30 +121,35 @@ PRESETS: Mapping[PresetName, Preset] = {
                 "notifications/#",
                 Action.PUBLISH,
                 Effect.ALLOW,
-                "Those who notify",
+                "Senders of notifications",
             ),
         ),
     ),
     PresetName.AGENT_PIPELINES: Preset(
-        "An agent publishes and reads below agents/{username} with its own user name; everybody "
-        "reads agents/…/state, and publishes and reads below pipelines; publishable keys publish "
-        "to agents/…/state.",
+        "An agent can publish and read below agents/{username} with its own user name. Everyone "
+        "can read agents/…/state, and publish and read below pipelines. Publishable keys can "
+        "publish to agents/…/state.",
         (
             _allow(1_000, "agents/{username}/#", Action.BOTH, "An agent's own topics"),
             _allow(1_010, "agents/+/state", Action.SUBSCRIBE, "The state of every agent"),
-            _allow(1_020, "pipelines/#", Action.BOTH, "What agents pass on to each other"),
-            _allow(1_030, "agents/+/state", Action.PUBLISH, "States told by a page", page=True),
+            _allow(1_020, "pipelines/#", Action.BOTH, "Messages between agents"),
+            _allow(1_030, "agents/+/state", Action.PUBLISH, "States from a web page", page=True),
         ),
     ),
     PresetName.CHAT: Preset(
-        "Everybody reads what is below rooms and publishes to rooms/…/messages/{username} with his "
-        "own user name; only he reads below inbox/{username}, and others publish there to "
-        "inbox/…/{username} with theirs.",
+        "Everyone can read topics below rooms, and publish to rooms/…/messages/{username} with "
+        "their own user name. Only the user can read below inbox/{username}; others can publish "
+        "to inbox/…/{username} with their own user name.",
         (
-            _allow(1_000, "rooms/+/messages/{username}", Action.PUBLISH, "Under one's own name"),
-            _allow(1_010, "rooms/#", Action.SUBSCRIBE, "What is said in rooms"),
-            _allow(1_020, "inbox/{username}/#", Action.SUBSCRIBE, "One's own inbox"),
-            _allow(1_030, "inbox/+/{username}", Action.PUBLISH, "To anybody's inbox"),
+            _allow(
+                1_000,
+                "rooms/+/messages/{username}",
+                Action.PUBLISH,
+                "Messages under one's name",
+            ),
+            _allow(1_010, "rooms/#", Action.SUBSCRIBE, "Messages in all rooms"),
+            _allow(1_020, "inbox/{username}/#", Action.SUBSCRIBE, "The user's own inbox"),
+            _allow(1_030, "inbox/+/{username}", Action.PUBLISH, "Messages to any inbox"),
         ),
     ),
 }

@@ -1,11 +1,11 @@
-"""CSV cells that no spreadsheet runs as a formula, whichever separator its locale uses."""
+"""Escapes CSV cells so no spreadsheet runs them as formulas, whatever separator it uses."""
 
 from __future__ import annotations
 
 import re
 
-# Where a locale separates by `;`, quotes that follow a comma protect nothing: an inner separator or
-# line break then starts a cell. Spaces, quotes and invisible characters may precede the formula.
+# In a locale that separates by `;`, quotes after a comma have no effect, so a separator or line
+# break inside starts a cell. Spaces, quotes and invisible characters may precede the formula.
 _STARTS = re.compile(
     r"(^|[,;|\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029])"
     r"(?=[\s\"\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]*"
@@ -13,8 +13,8 @@ _STARTS = re.compile(
 )
 
 
-def text_cell(text: str) -> str:
-    """Return `text` with an apostrophe wherever a spreadsheet could see a formula begin.
+def escape_cell(text: str) -> str:
+    """Return `text` with an apostrophe wherever a spreadsheet could find the start of a formula.
 
     Source: OWASP, CSV Injection.
     """

@@ -1,4 +1,4 @@
-"""Times as people and JSON write them, over integers of epoch milliseconds."""
+"""Parses and formats times and durations; times are integers of epoch milliseconds."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ SESSION_IDLE_MS = 7 * 86_400_000
 
 
 def iso(ms: int) -> str:
-    """Return RFC 3339 in UTC with milliseconds, such as `2030-01-31T12:00:00.000Z`.
+    """Return a time as RFC 3339 in UTC with milliseconds, such as `2030-01-31T12:00:00.000Z`.
 
     Raises `OverflowError` beyond the years 1 to 9999.
     """
     seconds, thousandths = divmod(ms, 1000)
-    return f"{_second(seconds)}.{thousandths:03d}Z"
+    return f"{_format_second(seconds)}.{thousandths:03d}Z"
 
 
-# Most times that are told are of the same second.
+# Most formatted times are in the same second.
 @lru_cache(maxsize=1024)
-def _second(seconds: int) -> str:
+def _format_second(seconds: int) -> str:
     return (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()
 
 
 def parse_iso(text: str) -> int:
-    """Return epoch milliseconds of an RFC 3339 time; parts of a millisecond are cut off.
+    """Return an RFC 3339 time as epoch milliseconds; fractions of a millisecond are truncated.
 
-    Raises `ValueError` with a sentence for another form, a time without an offset, and one before
-    1970 or after 9999. Leap seconds (`:60`) are refused.
+    Raises `ValueError` with a sentence for any other form, for a time without an offset, and for
+    one before 1970 or after 9999. Leap seconds (`:60`) are rejected.
     """
-    found = _RFC_3339.fullmatch(text)
-    if found is None:
+    match = _RFC_3339.fullmatch(text)
+    if match is None:
         raise ValueError("That is not a time; write it as 2030-01-31T12:00:00Z (RFC 3339).")
-    day, clock, fraction, offset = found.groups()
+    day, clock, fraction, offset = match.groups()
     if offset is None:
-        raise ValueError("The time needs an offset, such as Z or +02:00.")
+        raise ValueError("The time has no offset; add one, such as Z or +02:00.")
     thousandths = int((fraction or "")[:3].ljust(3, "0"))
     try:
         moment = datetime.fromisoformat(f"{day}T{clock}{offset.upper()}")
     except ValueError:
-        raise ValueError("No calendar or clock has that time; check its parts.") from None
+        raise ValueError("That date or time of day does not exist; check its parts.") from None
     ms = (moment - _EPOCH) // timedelta(milliseconds=1) + thousandths
     if not 0 <= ms <= _LAST:
-        raise ValueError("The time is out of range; take one from 1970 to 9999.")
+        raise ValueError("The time is out of range; use one from 1970 to 9999.")
     return ms
 
 
 def parse_duration(text: str) -> int:
-    """Return milliseconds of a text such as `90s`, `30m`, `24h` or `7d`; raises `ValueError`."""
-    found = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
-    if found is None:
-        raise ValueError("A duration is a number and one of s, m, h, d, such as 24h.")
-    return int(found[1]) * _UNITS[found[2]]
+    """Return a duration such as `90s`, `30m`, `24h` or `7d` in ms; raises `ValueError`."""
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    if match is None:
+        raise ValueError("A duration must be a number and one of s, m, h, d, such as 24h.")
+    return int(match[1]) * _UNITS[match[2]]

@@ -20,11 +20,11 @@ _MOST_IN_ONE_EVENT = 100
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
-    """A token that passed: who exchanges it, for whom, and which secret of a key was shown."""
+    """A verified token: who exchanges it, for which grant, and with which secret of a key."""
 
     by: Principal
     provider: TrustedProvider
-    wanted: NewGrant
+    grant: NewGrant
     key_kid: str
 
 
@@ -36,7 +36,7 @@ def mint_together(
     callers = _still_allowed(tx, exchanges, made)
     for places in _events(callers, exchanges):
         by, key_kid = callers[places[0]], exchanges[places[0]].key_kid
-        wanted = [(exchanges[at].wanted, exchanges[at].by.address) for at in places]
+        wanted = [(exchanges[at].grant, exchanges[at].by.address) for at in places]
         try:
             minted = grants.mint(tx, by, wanted, key_kid)
         except WardkeyError as failure:

@@ -1,4 +1,4 @@
-"""Places for costly work: how much of it runs at once, in this process and for one tenant."""
+"""Limits on how much costly work runs at once, in this process and for one organization."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RETRY_S = 5.0
 
 
 class WorkSlots:
-    """At most `most` places in this process, and `most_each` of them for one organization."""
+    """At most `most` slots in this process, and `most_each` of them for one organization."""
 
     def __init__(self, most: int, most_each: int) -> None:
         self._most, self._most_each = most, most_each
@@ -21,14 +21,14 @@ class WorkSlots:
         self._lock = threading.Lock()
 
     def take(self, org_id: str) -> None:
-        """Take a place, which `give_back` frees; raises `Overloaded` where there is none."""
+        """Take a slot, which `give_back` frees; raises `Overloaded` if none is free."""
         with self._lock:
             if self._taken.total() >= self._most or self._taken[org_id] >= self._most_each:
                 raise Overloaded(retry_after_s=_RETRY_S)
             self._taken[org_id] += 1
 
     def give_back(self, org_id: str) -> None:
-        """Free a place that was taken."""
+        """Free a slot that was taken."""
         with self._lock:
             self._taken[org_id] -= 1
             if not self._taken[org_id]:
@@ -36,7 +36,7 @@ class WorkSlots:
 
     @contextmanager
     def reserve(self, org_id: str) -> Iterator[None]:
-        """Hold a place during the block; raises `Overloaded` where there is none."""
+        """Hold a slot during the block; raises `Overloaded` if none is free."""
         self.take(org_id)
         try:
             yield

@@ -1,1 +1,1 @@
-"""The read path of a verdict: known secrets, their freshness, limits and usage."""
+"""The verification hot path: cached secrets, their freshness, rate limits and usage counts."""

@@ -1,4 +1,4 @@
-"""What this process knows of secrets, each answer as fresh as its storage can promise."""
+"""Look-up of secrets by kid, from memory while it is fresh, else from the database."""
 
 from __future__ import annotations
 
@@ -20,32 +20,35 @@ MIB = 1_048_576
 
 
 class Directory:
-    """Known secrets by kid: from memory while it is fresh, else one indexed read.
+    """Finds secrets by kid: from memory while it is fresh, else by one indexed read.
 
-    `hits` and `misses` count look-ups that memory could answer, and those that it could not.
+    `hits` and `misses` count the look-ups that memory could and could not answer.
     """
 
-    def __init__(self, database: Database, me: VerifierIdentity, memory_mib: int = 256) -> None:
+    def __init__(
+        self, database: Database, identity: VerifierIdentity, memory_mib: int = 256
+    ) -> None:
         self.memory = Memory(memory_mib * MIB)
         self.hits = self.misses = 0
         self._lock = threading.Lock()
         self.freshness: SqliteFreshness | PostgresFreshness
         self._leased = database.kind != "sqlite"
         if self._leased:
-            # Late, because on SQLite nothing needs psycopg, which takes a tenth of a second.
+            # Imported here, because SQLite does not need psycopg, which takes 0.1 s to import.
             from wardkey.verify.postgres_freshness import PostgresFreshness
 
-            self.freshness = PostgresFreshness(database, self.memory, self._lock, me)
+            self.freshness = PostgresFreshness(database, self.memory, self._lock, identity)
         else:
             self.freshness = SqliteFreshness(database)
         self.stale_ms, self.close = self.freshness.stale_ms, self.freshness.close
 
-    def remembered(self, kid: str, *, looked: bool = False) -> KnownSecret | None:
-        """Return what memory knows of a secret, without any wait; None where it cannot tell.
+    def find_cached(self, kid: str, *, cache_checked: bool = False) -> KnownSecret | None:
+        """Return a secret from memory, without waiting; None if memory can't answer.
 
-        `looked` says that the same request asked before, so that memory is fresh enough for it.
+        `cache_checked` means that the same request had a verdict already, so on SQLite memory is
+        fresh enough for it.
         """
-        if (looked and not self._leased) or self.freshness.is_fresh():
+        if (cache_checked and not self._leased) or self.freshness.is_fresh():
             known = self.memory.secrets.get(kid)
             if known is not None:
                 self.hits += 1
@@ -53,107 +56,109 @@ class Directory:
         return None
 
     def find(self, kid: str) -> KnownSecret | None:
-        """Return what is known of a secret now, or None; raises `Unavailable` failures."""
+        """Return the secret as of now, or None if unknown; raises `Unavailable` errors."""
         memory = self.memory
         with self._lock:
-            if self.freshness.serves(memory):
+            if self.freshness.refresh(memory):
                 known = memory.secrets.get(kid)
-                if known is not None or kid in memory.strangers:
+                if known is not None or kid in memory.unknown_kids:
                     self.hits += 1
                     return known
-            began = memory.state
+            start_state = memory.state
             self.misses += 1
-        rows = self.freshness.rows(queries.BY_KID, kid)
+        rows = self.freshness.fetch_rows(queries.BY_KID, kid)
         known = known_secret(rows[0]) if rows else None
         with self._lock:
-            memory.keep(kid, known, began)
+            memory.keep(kid, known, start_state)
         return known
 
-    def holds(self, kid: str) -> bool:
-        """Tell whether memory can answer for `kid` now, known or unknown."""
+    def is_cached(self, kid: str) -> bool:
+        """Return whether memory can answer for `kid` now, as known or as unknown."""
         memory = self.memory
         with self._lock:
-            fresh = self.freshness.serves(memory)
+            fresh = self.freshness.refresh(memory)
             return fresh and (
-                kid in memory.secrets or kid in memory.strangers or kid in memory.services
+                kid in memory.secrets or kid in memory.unknown_kids or kid in memory.services
             )
 
     def find_imported(self, digest: bytes) -> KnownSecret | None:
-        """Return the imported secret with that digest of its hash, or None."""
-        rows = self.freshness.rows(queries.BY_DIGEST, digest)
+        """Return the imported secret whose hash has this digest, or None."""
+        rows = self.freshness.fetch_rows(queries.BY_DIGEST, digest)
         return known_secret(rows[0]) if rows else None
 
     def find_service(self, kid: str) -> KnownServiceKey | None:
-        """Return one of the operator's service keys, or None."""
+        """Return the operator's service key with this kid, or None."""
         memory = self.memory
         with self._lock:
-            if self.freshness.serves(memory) and kid in memory.services:
+            if self.freshness.refresh(memory) and kid in memory.services:
                 return memory.services[kid]
-            began = memory.state
-        rows = self.freshness.rows(queries.SERVICE, kid)
+            start_state = memory.state
+        rows = self.freshness.fetch_rows(queries.SERVICE, kid)
         if not rows:
             return None
         known = known_service(rows[0])
         with self._lock:
-            memory.keep_service(known, began)
+            memory.keep_service(known, start_state)
         return known
 
     def import_prefixes(self) -> tuple[str, ...]:
-        """Return the prefixes under which keys from elsewhere were imported, sorted."""
+        """Return the prefixes of imported keys, sorted."""
         memory = self.memory
         with self._lock:
-            if self.freshness.serves(memory) and memory.prefixes is not None:
+            if self.freshness.refresh(memory) and memory.prefixes is not None:
                 return memory.prefixes
-            began = memory.state
-        prefixes = tuple(sorted(row["prefix"] for row in self.freshness.rows(queries.PREFIXES)))
+            start_state = memory.state
+        prefixes = tuple(
+            sorted(row["prefix"] for row in self.freshness.fetch_rows(queries.PREFIXES))
+        )
         with self._lock:
-            if memory.state == began:
+            if memory.state == start_state:
                 memory.prefixes = prefixes
         return prefixes
 
     def has_import_prefix(self, text: str) -> bool:
         """Return whether `text` starts with one of the import prefixes, which don't overlap."""
         prefixes = self.import_prefixes()
-        at = bisect_right(prefixes, text)
-        return at > 0 and text.startswith(prefixes[at - 1])
+        index = bisect_right(prefixes, text)
+        return index > 0 and text.startswith(prefixes[index - 1])
 
     def has_one_organization(self) -> bool:
-        """Tell whether no key of another organization could be meant."""
+        """Return whether the deployment has exactly one organization."""
         memory = self.memory
-        if self.freshness.is_fresh() and (known := memory.has_one) is not None:
-            return known
+        if self.freshness.is_fresh() and (cached := memory.has_one_organization) is not None:
+            return cached
         with self._lock:
-            if self.freshness.serves(memory) and memory.has_one is not None:
-                return memory.has_one
-            began = memory.state
-        has_one = len(self.freshness.rows(queries.TWO_ORGANIZATIONS)) == 1
+            if self.freshness.refresh(memory) and memory.has_one_organization is not None:
+                return memory.has_one_organization
+            start_state = memory.state
+        has_one = len(self.freshness.fetch_rows(queries.TWO_ORGANIZATIONS)) == 1
         with self._lock:
-            if memory.state == began:
-                memory.has_one = has_one
+            if memory.state == start_state:
+                memory.has_one_organization = has_one
         return has_one
 
     def find_organization(self, reference: str) -> str | None:
-        """Return the id of the organization with that id or slug, present or former, or None."""
+        """Return the id of the organization with this id, slug or former slug, or None."""
         memory = self.memory
-        if self.freshness.is_fresh() and (known := memory.organizations.get(reference)):
-            return known
+        if self.freshness.is_fresh() and (cached := memory.organizations.get(reference)):
+            return cached
         with self._lock:
-            if self.freshness.serves(memory) and reference in memory.organizations:
+            if self.freshness.refresh(memory) and reference in memory.organizations:
                 return memory.organizations[reference]
-            began = memory.state
-        rows = self.freshness.rows(queries.ORGANIZATION, reference)
+            start_state = memory.state
+        rows = self.freshness.fetch_rows(queries.ORGANIZATION, reference)
         org_id = rows[0]["id"] if rows else None
         with self._lock:
-            memory.keep_organization(reference, org_id, began)
+            memory.keep_organization(reference, org_id, start_state)
         return org_id
 
     def revision(self) -> int:
-        """Return the newest revision that this process knows of; without a query if none came."""
+        """Return the newest revision this process knows; without a query if nothing changed."""
         with self._lock:
-            self.freshness.serves(self.memory)
+            self.freshness.refresh(self.memory)
             return self.memory.revision
 
     def forget(self, kid: str) -> None:
-        """Drop what is known of one secret, so that it is read again."""
+        """Drop one secret from memory, so the next look-up reads it again."""
         with self._lock:
             self.memory.forget(kid)

@@ -1,4 +1,4 @@
-"""JSON bodies in which null stands for a field that is left out."""
+"""Decodes JSON bodies in which null means that an optional field is omitted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Return the decoded body; a field with a default may be null and has its default then.
+    """Return the decoded body; a null field that has a default gets its default.
 
-    Many clients and brokers send null for a field that they leave empty. Only a body that does
-    not fit as it is pays for the second look. Raises `msgspec.DecodeError`, of which
-    `msgspec.ValidationError` is one, and `UnicodeDecodeError`.
+    Many clients and brokers send null for an empty field. Only a body that is invalid as it is
+    gets decoded a second time. Raises `msgspec.DecodeError` (including its subclass
+    `msgspec.ValidationError`) and `UnicodeDecodeError`.
     """
     try:
         return decoder.decode(body)
@@ -23,7 +23,7 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         if b"null" not in body:
             raise
         try:
-            value = _without_nulls(msgspec.json.decode(body), decoder.type)
+            value = _remove_nulls(msgspec.json.decode(body), decoder.type)
         except RecursionError:
             raise msgspec.DecodeError("The JSON is nested too deeply.") from None
         return decoder.decode(msgspec.json.encode(value))
@@ -31,24 +31,24 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise msgspec.DecodeError("The JSON is nested too deeply.") from None
 
 
-def _without_nulls(value: Any, shape: Any) -> Any:  # noqa: ANN401 - any JSON, any type
+def _remove_nulls(value: Any, target: Any) -> Any:  # noqa: ANN401 - any JSON, any type
     if isinstance(value, list):
-        (inner,) = getattr(shape, "__args__", None) or (None,)
-        return [_without_nulls(item, inner) for item in value]
+        (item_type,) = getattr(target, "__args__", None) or (None,)
+        return [_remove_nulls(item, item_type) for item in value]
     if not isinstance(value, dict) or not (
-        isinstance(shape, type) and issubclass(shape, msgspec.Struct)
+        isinstance(target, type) and issubclass(target, msgspec.Struct)
     ):
         return value
-    known = {field.encode_name: field for field in structs.fields(shape)}
+    fields = {field.encode_name: field for field in structs.fields(target)}
     return {
-        name: _without_nulls(item, known[name].type if name in known else None)
+        name: _remove_nulls(item, fields[name].type if name in fields else None)
         for name, item in value.items()
-        if item is not None or name not in known or known[name].required
+        if item is not None or name not in fields or fields[name].required
     }
 
 
 def or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schema of an optional field, which may be null."""
+    """Return the JSON Schema of an optional field with null allowed."""
     if schema.get("default", 0) is None or {"type": "null"} in schema.get("anyOf", ()):
         return schema
     outer = {name: part for name, part in schema.items() if name in ("default", "description")}

@@ -1,4 +1,4 @@
-"""Merging what all processes wrote of usage, one row a flush, into the tables that are read."""
+"""Merges the pending usage rows of all processes into the tables that readers use."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from wardkey.db.schema import pending
 from wardkey.domain.callers import MOST_CALLERS
 from wardkey.domain.heavy_hitters import Sighting, merge
 
-# How old the oldest pending row may be before a ticker merges.
+# The age of the oldest pending row at which maintenance merges.
 MERGE_MS = 30_000
-# How many rows one transaction merges, so that it takes neither memory nor the lock without bound.
-_AT_ONCE = 1_000
+# Rows merged per transaction, which bounds its memory and how long it holds the lock.
+_BATCH_SIZE = 1_000
 
-Name: TypeAlias = tuple[str, str, str]
+CallerName: TypeAlias = tuple[str, str, str]
 Statements: TypeAlias = Mapping[str, TextClause]
 # Kid, address, product, route, key id, count, first and last time.
 CallerRow: TypeAlias = tuple[str, str, str, str, str, int, int, int]
 
-# What the two databases say differently. SQLite takes bare columns from the row of max().
-_WORDS: Mapping[Kind, Mapping[str, str]] = {
+# The SQL in which the two databases differ. SQLite takes bare columns from the row of max().
+_DIALECTS: Mapping[Kind, Mapping[str, str]] = {
     "sqlite": {
-        "uses": "jsonb_each(jsonb(uses)) AS one",
-        "strangers": "jsonb_each(jsonb(refused)) AS one",
-        "rows": "jsonb_each(jsonb(:rows)) AS one",
-        "people": "jsonb_extract(value, '$[6]')",
-        "person": "jsonb_each(people) AS one",
+        "uses": "jsonb_each(jsonb(uses)) AS item",
+        "rejections": "jsonb_each(jsonb(refused)) AS item",
+        "rows": "jsonb_each(jsonb(:rows)) AS item",
+        "tallies": "jsonb_extract(value, '$[6]')",
+        "each_tally": "jsonb_each(tallies) AS item",
         "ordered": "WITHOUT ROWID",
         "key_id": "key_id",
         "address": "address",
@@ -42,11 +42,11 @@ _WORDS: Mapping[Kind, Mapping[str, str]] = {
         "list": "json_group_array(json_array({caller}))",
     },
     "postgresql": {
-        "uses": "jsonb_array_elements(CAST(uses AS jsonb)) AS one(value)",
-        "strangers": "jsonb_array_elements(CAST(refused AS jsonb)) AS one(value)",
-        "rows": "jsonb_array_elements(CAST(:rows AS jsonb)) AS one(value)",
-        "people": "value->6",
-        "person": "jsonb_array_elements(people) AS one(value)",
+        "uses": "jsonb_array_elements(CAST(uses AS jsonb)) AS item(value)",
+        "rejections": "jsonb_array_elements(CAST(refused AS jsonb)) AS item(value)",
+        "rows": "jsonb_array_elements(CAST(:rows AS jsonb)) AS item(value)",
+        "tallies": "value->6",
+        "each_tally": "jsonb_array_elements(tallies) AS item(value)",
         "ordered": "ON COMMIT DROP",
         "key_id": "(array_agg(key_id ORDER BY last_at DESC))[1]",
         "address": "(array_agg(address ORDER BY last_at DESC))[1]",
@@ -59,31 +59,31 @@ _WORDS: Mapping[Kind, Mapping[str, str]] = {
 }
 _COLUMNS: Mapping[str, str] = {
     "caller": "kid, address, product, route, key_id, count, first_at, last_at",
-    "seen": """
+    "batch_callers": """
       SELECT kid, address, product, route, max(key_id) AS key_id,
         CAST(sum(count) AS BIGINT) AS count, min(first_at) AS first_at, max(last_at) AS last_at
       FROM batch""",
 }
-# Each makes its rows itself: a driver gives up the interpreter's lock, and takes it again, for
-# each row that it is handed, but for a whole statement once.
+# Each statement generates its rows in SQL: a driver releases and retakes the interpreter lock for
+# every row passed to it, but only once per statement.
 _TEXTS: Mapping[str, str] = {
-    # The order of its key lets what follows be grouped without being sorted again.
-    "begin": """
+    # The order of the key lets the following statements group rows without sorting them again.
+    "create_batch": """
       CREATE TEMPORARY TABLE batch (kid TEXT, code TEXT, hour BIGINT, address TEXT,
         user_agent TEXT, route TEXT, product TEXT, key_id TEXT, count BIGINT, first_at BIGINT,
         last_at BIGINT, PRIMARY KEY (kid, code, hour, address, user_agent, route)) {ordered}""",
-    # Materialized, or SQLite would sort each use with the whole group that it came in.
-    "fill": """
-      WITH alike AS MATERIALIZED (
+    # Materialized, because SQLite would otherwise sort each use together with its whole group.
+    "fill_batch": """
+      WITH use_groups AS MATERIALIZED (
         SELECT value->>0 AS code, value->>1 AS address, value->>2 AS user_agent,
           value->>3 AS route, value->>4 AS product, CAST(value->>5 AS BIGINT) AS hour,
-          {people} AS people
+          {tallies} AS tallies
         FROM usage.pending, {uses} WHERE pending.id IN :ids
       ), used AS MATERIALIZED (
         SELECT value->>0 AS kid, code, hour, address, user_agent, route, product,
           value->>1 AS key_id, CAST(value->>2 AS BIGINT) AS count,
           CAST(value->>3 AS BIGINT) AS first_at, CAST(value->>4 AS BIGINT) AS last_at
-        FROM alike, {person}
+        FROM use_groups, {each_tally}
       )
       INSERT INTO batch
       SELECT kid, code, hour, address, user_agent, route, max(product), max(key_id), sum(count),
@@ -109,58 +109,62 @@ _TEXTS: Mapping[str, str] = {
       SELECT hour, code, sum(count) FROM (
         SELECT CAST(value->>0 AS BIGINT) AS hour, value->>1 AS code,
           CAST(value->>2 AS BIGINT) AS count
-        FROM usage.pending, {strangers} WHERE pending.id IN :ids) AS met
+        FROM usage.pending, {rejections} WHERE pending.id IN :ids) AS rejections
       GROUP BY hour, code
       ON CONFLICT (hour, code) DO UPDATE SET count = kept.count + excluded.count""",
     "crowded": """
-      SELECT kid FROM (SELECT kid, count(*) AS arrived FROM batch GROUP BY kid) AS met
-      WHERE arrived + (SELECT count(*) FROM usage.callers AS kept WHERE kept.kid = met.kid)
+      SELECT kid FROM (SELECT kid, count(*) AS added FROM batch GROUP BY kid) AS arrivals
+      WHERE added + (SELECT count(*) FROM usage.callers AS kept WHERE kept.kid = arrivals.kid)
         > :most""",
     "callers": """
       INSERT INTO usage.callers AS kept ({caller})
-      {seen} WHERE kid NOT IN ({kids}) GROUP BY kid, address, product, route
+      {batch_callers} WHERE kid NOT IN ({kids}) GROUP BY kid, address, product, route
       ON CONFLICT (kid, address, product, route) DO UPDATE SET
         count = kept.count + excluded.count,
         first_at = {least}(kept.first_at, excluded.first_at),
         last_at = {greatest}(kept.last_at, excluded.last_at)""",
-    "kept": "SELECT {list} FROM usage.callers WHERE kid IN ({kids})",
-    "arriving": """
+    "stored_callers": "SELECT {list} FROM usage.callers WHERE kid IN ({kids})",
+    "new_callers": """
       SELECT {list} FROM (
-        {seen} WHERE kid IN ({kids}) GROUP BY kid, address, product, route) AS met""",
-    "drop_callers": "DELETE FROM usage.callers WHERE kid IN ({kids})",
-    "put_callers": """
+        {batch_callers} WHERE kid IN ({kids})
+        GROUP BY kid, address, product, route) AS arrivals""",
+    "delete_callers": "DELETE FROM usage.callers WHERE kid IN ({kids})",
+    "insert_callers": """
       INSERT INTO usage.callers ({caller})
       SELECT value->>0, value->>1, value->>2, value->>3, value->>4, CAST(value->>5 AS BIGINT),
         CAST(value->>6 AS BIGINT), CAST(value->>7 AS BIGINT)
       FROM {rows}""",
-    "end": "DROP TABLE batch",
-    "delete": "DELETE FROM usage.pending WHERE id IN :ids",
+    "drop_batch": "DROP TABLE batch",
+    "delete_pending": "DELETE FROM usage.pending WHERE id IN :ids",
 }
 
 
-def _statement(kind: Kind, said: str) -> TextClause:
-    # Twice, for the words that hold words.
-    statement = text(said.format(**_WORDS[kind], **_COLUMNS).format(**_COLUMNS))
-    return statement.bindparams(bindparam("ids", expanding=True)) if ":ids" in said else statement
+def _statement(kind: Kind, template: str) -> TextClause:
+    # Formatted twice, because some replacements contain placeholders themselves.
+    statement = text(template.format(**_DIALECTS[kind], **_COLUMNS).format(**_COLUMNS))
+    if ":ids" not in template:
+        return statement
+    return statement.bindparams(bindparam("ids", expanding=True))
 
 
 _STATEMENTS: Mapping[Kind, Statements] = {
-    kind: {name: _statement(kind, said) for name, said in _TEXTS.items()} for kind in _WORDS
+    kind: {name: _statement(kind, template) for name, template in _TEXTS.items()}
+    for kind in _DIALECTS
 }
 _OLDEST = select(pending.c.at).order_by(pending.c.id).limit(1)
-_IDS = select(pending.c.id).order_by(pending.c.id).limit(_AT_ONCE)
+_IDS = select(pending.c.id).order_by(pending.c.id).limit(_BATCH_SIZE)
 
 
-def merge_pending(database: Database, older_ms: int = 0) -> None:
-    """Merge the pending rows of all processes, once, if the oldest is `older_ms` old.
+def merge_pending(database: Database, min_age_ms: int = 0) -> None:
+    """Merge the pending rows of all processes, each once, if the oldest is `min_age_ms` old.
 
-    Raises the storage's failure; then all stays pending.
+    Raises the storage's error; the rows that were not merged stay pending.
     """
-    # Looked at by a reader, which waits for nobody, since mostly there is nothing to do.
-    with storage_errors(), database.reader.connect() as reading:
-        oldest = reading.execute(_OLDEST).scalar_one_or_none()
-    # A row from a clock that is ahead of this one must not wait until that time comes.
-    if oldest is None or abs(database.clock() - oldest) < older_ms:
+    # Checked by a reader, which takes no lock, because there is usually nothing to do.
+    with storage_errors(), database.reader.connect() as connection:
+        oldest = connection.execute(_OLDEST).scalar_one_or_none()
+    # The absolute age, so a row written by a clock far ahead does not wait until that time.
+    if oldest is None or abs(database.clock() - oldest) < min_age_ms:
         return
     more = True
     while more:
@@ -168,55 +172,57 @@ def merge_pending(database: Database, older_ms: int = 0) -> None:
             ids = connection.execute(_IDS).scalars().all()
             if ids:
                 _merge_rows(connection, _STATEMENTS[database.kind], ids)
-        more = len(ids) == _AT_ONCE
+        more = len(ids) == _BATCH_SIZE
 
 
-def _merge_rows(connection: Connection, say: Statements, ids: Sequence[int]) -> None:
-    named = {"ids": ids}
-    connection.execute(say["begin"])
-    connection.execute(say["fill"], named)
-    connection.execute(say["hours"])
-    connection.execute(say["last_used"])
-    connection.execute(say["refused"], named)
-    crowded = connection.execute(say["crowded"], {"most": MOST_CALLERS}).scalars().all()
+def _merge_rows(connection: Connection, statements: Statements, ids: Sequence[int]) -> None:
+    values = {"ids": ids}
+    connection.execute(statements["create_batch"])
+    connection.execute(statements["fill_batch"], values)
+    connection.execute(statements["hours"])
+    connection.execute(statements["last_used"])
+    connection.execute(statements["refused"], values)
+    crowded = connection.execute(statements["crowded"], {"most": MOST_CALLERS}).scalars().all()
     kids = {"kids": msgspec.json.encode(crowded).decode()}
-    connection.execute(say["callers"], kids)
+    connection.execute(statements["callers"], kids)
     if crowded:
-        _sketch_callers(connection, say, kids)
-    connection.execute(say["end"])
-    connection.execute(say["delete"], named)
+        _sketch_callers(connection, statements, kids)
+    connection.execute(statements["drop_batch"])
+    connection.execute(statements["delete_pending"], values)
 
 
-def _sketch_callers(connection: Connection, say: Statements, kids: Mapping[str, str]) -> None:
-    """Merge the callers of secrets that may have too many of them by the sketch."""
+def _sketch_callers(
+    connection: Connection, statements: Statements, kids: Mapping[str, str]
+) -> None:
+    """Merge the callers of secrets that may exceed the limit with the Space-Saving sketch."""
     key_ids: dict[str, str] = {}
-    kept = _sightings(connection, say["kept"], kids, key_ids)
-    arriving = _sightings(connection, say["arriving"], kids, key_ids)
+    stored = _read_sightings(connection, statements["stored_callers"], kids, key_ids)
+    added = _read_sightings(connection, statements["new_callers"], kids, key_ids)
     rows: list[CallerRow] = [
-        (kid, *name, key_ids[kid], one.count, one.first_at, one.last_at)
-        for kid, new in sorted(arriving.items())
-        for name, one in sorted(merge(kept[kid], new, MOST_CALLERS).items(), key=_by_name)
+        (kid, *name, key_ids[kid], sighting.count, sighting.first_at, sighting.last_at)
+        for kid, new in sorted(added.items())
+        for name, sighting in sorted(merge(stored[kid], new, MOST_CALLERS).items(), key=_name_of)
     ]
-    connection.execute(say["drop_callers"], kids)
-    connection.execute(say["put_callers"], {"rows": msgspec.json.encode(rows).decode()})
+    connection.execute(statements["delete_callers"], kids)
+    connection.execute(statements["insert_callers"], {"rows": msgspec.json.encode(rows).decode()})
 
 
-def _by_name(item: tuple[Name, Sighting]) -> Name:
+def _name_of(item: tuple[CallerName, Sighting]) -> CallerName:
     return item[0]
 
 
-def _sightings(
+def _read_sightings(
     connection: Connection,
     statement: TextClause,
     kids: Mapping[str, str],
     key_ids: dict[str, str],
-) -> defaultdict[str, dict[Name, Sighting]]:
-    """Return who used each secret; put whose secrets they are in `key_ids`."""
-    found: defaultdict[str, dict[Name, Sighting]] = defaultdict(dict)
-    told = connection.execute(statement, kids).scalar_one() or "[]"
-    for kid, address, product, route, key_id, *seen in msgspec.json.decode(
-        told, type=list[CallerRow]
+) -> defaultdict[str, dict[CallerName, Sighting]]:
+    """Return the callers of each secret, and add the secrets' key ids to `key_ids`."""
+    sightings: defaultdict[str, dict[CallerName, Sighting]] = defaultdict(dict)
+    rows = connection.execute(statement, kids).scalar_one() or "[]"
+    for kid, address, product, route, key_id, *counts in msgspec.json.decode(
+        rows, type=list[CallerRow]
     ):
-        found[kid][address, product, route] = Sighting(*seen)
+        sightings[kid][address, product, route] = Sighting(*counts)
         key_ids[kid] = key_id
-    return found
+    return sightings

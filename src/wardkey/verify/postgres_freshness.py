@@ -1,4 +1,4 @@
-"""Freshness on several machines: a lease on PostgreSQL's change feed (Gray and Cheriton, 1989)."""
+"""Freshness on several machines: a lease on PostgreSQL's change feed (Gray and Cheriton 1989)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 RENEW_S = 0.5
 _STEP_S = 1.0
 
-# Times are the server's, so that all nodes agree on who was seen when.
+# Times come from the server's clock, so all nodes agree on them.
 _REGISTER = """
   INSERT INTO usage.verifiers (id, node, pid, started_at, seen_at, released_at, lease_seq, epoch,
     applied_revision, max_staleness_ms, metrics)
@@ -53,24 +53,24 @@ _COUNT = """
     AND seen_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint - 3000
 """
 _FEED = "SELECT epoch, revision, pg_is_in_recovery() AS standby FROM feed"
-_KIDS = "SELECT key_id, kid FROM secrets WHERE key_id = ANY(%(keys)s)"
+_KIDS = "SELECT key_id, kid FROM secrets WHERE key_id = ANY(%(key_ids)s)"
 
 
 class PostgresFreshness:
-    """Memory may serve while this process holds a lease; a thread of its own renews it.
+    """Lets memory answer while this process holds a lease, which a thread of its own renews.
 
-    The order of each renewal is the promise: note the time, commit `lease_seq`, and only then
-    read the changes. A revocation whose commit that reading missed finds the new `lease_seq`
-    and waits; one that it saw is applied.
+    The guarantee depends on the order of each renewal: take the time, commit `lease_seq`, and
+    only then read the changes. A revocation that this read missed sees the new `lease_seq` and
+    waits; one that it saw is applied.
     """
 
     def __init__(
-        self, database: Database, memory: Memory, lock: threading.Lock, me: VerifierIdentity
+        self, database: Database, memory: Memory, lock: threading.Lock, identity: VerifierIdentity
     ) -> None:
-        self._database, self._memory, self._lock, self._me = database, memory, lock, me
+        self._database, self._memory, self._lock, self._identity = database, memory, lock, identity
         self._primary = Primary(database)
         self._until = self._synced = 0
-        self._stale_ns = me.max_staleness_ms * 1_000_000
+        self._stale_ns = identity.max_staleness_ms * 1_000_000
         self._stopped = threading.Event()
         self.live = 1
         self.metrics: Callable[[], str] = str
@@ -78,31 +78,31 @@ class PostgresFreshness:
         self._thread.start()
 
     def is_fresh(self) -> bool:
-        """Tell, without any lock, that the lease holds."""
+        """Return, without any lock, whether the lease is valid."""
         return boottime() < self._until
 
-    def serves(self, memory: Memory) -> bool:  # noqa: ARG002 - the thread brings it up to date
-        """Tell whether memory may answer now."""
+    def refresh(self, memory: Memory) -> bool:  # noqa: ARG002 - the thread updates it
+        """Return whether memory may answer now."""
         return boottime() < self._until + self._stale_ns
 
     def stale_ms(self) -> int:
-        """Tell how old what was just answered may be, in ms.
+        """Return the possible age, in ms, of the data in the last answer.
 
-        0 within the lease; and where memory may serve no more, what was read from the primary.
+        It is 0 within the lease, and also once memory may not answer, as the primary is read then.
         """
-        late = boottime() - self._until
-        return self.age_ms() if 0 <= late < self._stale_ns else 0
+        overdue = boottime() - self._until
+        return self.age_ms() if 0 <= overdue < self._stale_ns else 0
 
     def age_ms(self) -> int:
         """Return the time since the start of the last renewal."""
         return (boottime() - self._synced) // 1_000_000
 
-    def rows(self, statement: str, one: object = None) -> list[dict[str, Any]]:
-        """Run one of `queries` on the primary, in time; raises `StorageUnreachable`."""
-        return self._primary.rows(statement, one)
+    def fetch_rows(self, statement: str, value: object = None) -> list[dict[str, Any]]:
+        """Run one of `queries` on the primary within 250 ms; raises `StorageUnreachable`."""
+        return self._primary.fetch_rows(statement, value)
 
     def close(self) -> None:
-        """Give the lease back and end the thread."""
+        """Release the lease and stop the thread."""
         self._until = 0
         self._stale_ns = 0
         self._stopped.set()
@@ -116,15 +116,17 @@ class PostgresFreshness:
             try:
                 connection = connect_bounded(self._database.url, _STEP_S)
                 connection.row_factory = dict_row
-                self._begin(connection)
+                self._register(connection)
                 pause = 0.05
                 while not self._stopped.is_set():
                     self._renew(connection)
                     self._listen(connection)
                 connection.within(_STEP_S)
-                connection.execute(_RELEASE, self._me.values)
+                connection.execute(_RELEASE, self._identity.values)
             except (psycopg.Error, OSError, StorageUnreachable) as error:
-                log.warning("the lease cannot be renewed: %s", str(error).partition("\n")[0])
+                log.warning(
+                    "the verifier lease can't be renewed: %s", str(error).partition("\n")[0]
+                )
                 self._stopped.wait(pause)
                 pause = min(2 * pause, RENEW_S)
             finally:
@@ -132,40 +134,41 @@ class PostgresFreshness:
                     with suppress(psycopg.Error):
                         connection.pgconn.finish()
 
-    def _begin(self, connection: BoundedConnection) -> None:
+    def _register(self, connection: BoundedConnection) -> None:
         connection.within(_STEP_S)
         connection.execute("SET synchronous_commit = on")
         connection.execute(f"LISTEN {CHANNEL}")
-        connection.execute(_REGISTER, self._me.values)
+        connection.execute(_REGISTER, self._identity.values)
 
     def _renew(self, connection: BoundedConnection) -> None:
-        began = boottime()
+        started = boottime()
         connection.within(_STEP_S)
-        values = self._me.values | {"metrics": self.metrics()}
+        values = self._identity.values | {"metrics": self.metrics()}
         if connection.execute(_RENEW, values).rowcount == 0:
-            # Somebody removed or altered the row: what it promised to others is void.
+            # The row was deleted or changed, so writers no longer wait for this lease.
             self._until = 0
-            connection.execute(_REGISTER, self._me.values)
+            connection.execute(_REGISTER, self._identity.values)
             return
         self._catch_up(connection)
-        self._synced = began
-        self._until = began + LEASE_NS - MARGIN_NS
-        # As soon as another verifier may count on a share of the limits, this one shrinks its own.
-        found = connection.execute(_COUNT).fetchone()
-        self.live = max(1, found["live"]) if found else 1
+        self._synced = started
+        self._until = started + LEASE_NS - MARGIN_NS
+        # Read at each renewal, so this verifier reduces its share of the rate limits at once when
+        # another one starts.
+        row = connection.execute(_COUNT).fetchone()
+        self.live = max(1, row["live"]) if row else 1
 
     def _listen(self, connection: BoundedConnection) -> None:
-        """Apply changes as they are told, until the lease is to be renewed."""
+        """Apply changes as notifications arrive, until the next renewal is due."""
         end = time.monotonic() + RENEW_S
-        while not self._stopped.is_set() and (left := end - time.monotonic()) > 0:
-            ready, _, _ = select.select([connection.fileno()], [], [], left)
+        while not self._stopped.is_set() and (remaining := end - time.monotonic()) > 0:
+            ready, _, _ = select.select([connection.fileno()], [], [], remaining)
             if not ready:
                 return
             connection.pgconn.consume_input()
-            told = False
+            notified = False
             while connection.pgconn.notifies() is not None:
-                told = True
-            if told:
+                notified = True
+            if notified:
                 connection.within(_STEP_S)
                 self._catch_up(connection)
 
@@ -177,24 +180,26 @@ class PostgresFreshness:
         memory = self._memory
         rows: list[dict[str, Any]] = []
         if feed["epoch"] == memory.epoch:
-            statement = queries.CHANGES.replace(":one", "%(one)s")
-            rows = connection.execute(statement, {"one": memory.revision}).fetchall()
+            statement = queries.CHANGES.replace(":value", "%(value)s")
+            rows = connection.execute(statement, {"value": memory.revision}).fetchall()
         kids: dict[str, tuple[str, ...]] = {}
-        keys = [row["subject_id"] for row in rows if row["subject"] == "key"]
-        if keys:
-            for row in connection.execute(_KIDS, {"keys": keys}).fetchall():
+        key_ids = [row["subject_id"] for row in rows if row["subject"] == "key"]
+        if key_ids:
+            for row in connection.execute(_KIDS, {"key_ids": key_ids}).fetchall():
                 kids[row["key_id"]] = (*kids.get(row["key_id"], ()), row["kid"])
-        # Read last, so that a clean-up between the reads is noticed.
+        # Read last, so a cleanup between the reads is detected.
         oldest = connection.execute(queries.OLDEST).fetchone()
-        told = [
-            Change(r["subject"], r["subject_id"], r["org_id"], kids.get(r["subject_id"], ()))
-            for r in rows
+        changes = [
+            Change(
+                row["subject"], row["subject_id"], row["org_id"], kids.get(row["subject_id"], ())
+            )
+            for row in rows
         ]
         with self._lock:
             memory.catch_up(
-                feed["epoch"], feed["revision"], oldest["oldest"] if oldest else None, told
+                feed["epoch"], feed["revision"], oldest["oldest"] if oldest else None, changes
             )
-        # Losing this in a crash of the server costs a revocation its wait, nothing else.
+        # If a server crash loses this write, a revocation only waits longer.
         connection.execute("SET synchronous_commit = off")
-        connection.execute(_APPLIED, {"id": self._me.id, **feed})
+        connection.execute(_APPLIED, {"id": self._identity.id, **feed})
         connection.execute("SET synchronous_commit = on")

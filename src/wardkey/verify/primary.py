@@ -1,4 +1,4 @@
-"""Reads of PostgreSQL's primary that end in time, whatever becomes of the network."""
+"""Time-limited reads from the PostgreSQL primary, which never hang when the network fails."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LONGEST_PAUSE_S = 1.0
 
 
 class Primary:
-    """A few connections that a thread of its own opens, so that no verdict waits for one to open.
+    """A few connections, which a thread of its own opens so no verdict waits for a connect.
 
-    While none can be had, reads fail at once.
+    While the primary is unreachable, reads fail at once.
     """
 
     def __init__(self, database: Database) -> None:
@@ -33,13 +33,16 @@ class Primary:
         self._reachable = threading.Event()
         self._reachable.set()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._open, name="wardkey-primary", daemon=True)
+        self._thread = threading.Thread(
+            target=self._open_connections, name="wardkey-primary", daemon=True
+        )
         self._thread.start()
 
-    def rows(self, statement: str, one: object = None) -> list[dict[str, Any]]:
+    def fetch_rows(self, statement: str, value: object = None) -> list[dict[str, Any]]:
         """Run one of `queries` within 250 ms; raises `StorageUnreachable`.
 
-        When the primary was away, every older connection is dead: the next one is tried then.
+        A connection that fails is dropped and the next one is tried: after an outage of the
+        primary, every older connection is dead.
         """
         end = time.monotonic() + READ_S
         if not self._reachable.is_set():
@@ -52,8 +55,8 @@ class Primary:
             connection.deadline = end
             try:
                 with connection.cursor(row_factory=dict_row) as cursor:
-                    found = cursor.execute(statement.replace(":one", "%(one)s"), {"one": one})
-                    rows: list[dict[str, Any]] = found.fetchall()
+                    cursor.execute(statement.replace(":value", "%(value)s"), {"value": value})
+                    rows: list[dict[str, Any]] = cursor.fetchall()
             except (psycopg.Error, StorageUnreachable) as error:
                 connection.pgconn.finish()
                 self._missing.release()
@@ -66,15 +69,15 @@ class Primary:
                 return rows
 
     def close(self) -> None:
-        """Stop opening connections and close those that are free."""
+        """Stop opening connections and close the free ones."""
         self._stopped.set()
         self._missing.release()
-        # A connection that is just being opened would be left open.
+        # Wait for the thread, or a connection that it is opening would stay open.
         self._thread.join(2 * _CONNECT_S)
         while not self._free.empty():
             self._free.get().close()
 
-    def _open(self) -> None:
+    def _open_connections(self) -> None:
         pause = 0.05
         while not self._stopped.is_set():
             self._missing.acquire()

@@ -1,4 +1,4 @@
-"""The SQL of verdicts, the same on both storages."""
+"""The SQL queries for verification, the same on both storages."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _COLUMNS = """
 """
 _FROM = "FROM secrets s JOIN keys k ON k.id = s.key_id JOIN organizations o ON o.id = s.org_id"
 
-BY_KID = f"SELECT {_COLUMNS} {_FROM} WHERE s.kid = :one"
+BY_KID = f"SELECT {_COLUMNS} {_FROM} WHERE s.kid = :value"
 BY_DIGEST = f"""SELECT {_COLUMNS} {_FROM}
-  JOIN imported i ON i.kid = s.kid WHERE i.digest = :one"""
+  JOIN imported i ON i.kid = s.kid WHERE i.digest = :value"""
 SERVICE = """SELECT kid, name, prefix, digest, pepper_version, allowed_addresses, revoked_at
-  FROM service_keys WHERE kid = :one"""
+  FROM service_keys WHERE kid = :value"""
 TWO_ORGANIZATIONS = "SELECT id FROM organizations WHERE deleted_at IS NULL LIMIT 2"
-# An id, a slug in use or a former one; no id looks like a slug, and no slug has two holders.
-ORGANIZATION = """SELECT id FROM organizations WHERE id = :one OR slug = :one
-  UNION SELECT org_id AS id FROM organization_slugs WHERE slug = :one"""
+# Matches an id, a slug or a former slug; ids never look like slugs, and slugs are unique.
+ORGANIZATION = """SELECT id FROM organizations WHERE id = :value OR slug = :value
+  UNION SELECT org_id AS id FROM organization_slugs WHERE slug = :value"""
 PREFIXES = "SELECT prefix FROM import_prefixes"
 FEED = "SELECT epoch, revision FROM feed"
 OLDEST = "SELECT min(revision) AS oldest FROM changes"
-CHANGES = "SELECT subject, subject_id, org_id FROM changes WHERE revision > :one"
-KIDS = "SELECT kid FROM secrets WHERE key_id = :one"
+CHANGES = "SELECT subject, subject_id, org_id FROM changes WHERE revision > :value"
+KIDS = "SELECT kid FROM secrets WHERE key_id = :value"

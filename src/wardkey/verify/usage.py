@@ -1,4 +1,4 @@
-"""Who uses which secret, and the refused strangers: counted in memory, then one row a flush."""
+"""Counts the uses of secrets and the rejected unknown ones, in memory; each flush is one row."""
 
 from __future__ import annotations
 
@@ -28,53 +28,53 @@ log = logging.getLogger(__name__)
 
 _MOST_PENDING = 100_000
 _MOST_ROWS = 10_000
-_FOLDED_AT_ONCE = 1_000
+_BATCH_SIZE = 1_000
 _COUNT, _FIRST_AT, _LAST_AT, _KEY_ID = range(4)
 
 
-# Kid, code, address, user agent, route and when the hour began: what is counted together, bare,
-# because naming the fields takes longer than counting.
-Noted: TypeAlias = tuple[str, str, str, str, str, int]
+# Kid, code, address, user agent, route and start of the hour: the group of a count. A plain tuple,
+# because creating an object with named fields would take longer than counting.
+Use: TypeAlias = tuple[str, str, str, str, str, int]
 
 
-# Count, first and last time, key id: a list, because it is changed in place for each verdict.
+# Count, first and last time, key id. A list, because each verdict changes it in place.
 Tally: TypeAlias = list[Any]
 
 
 class Usage:
     """Counts of this process; `flush` writes them to the usage database, where they are merged.
 
-    What cannot be written is kept for the next batch, up to a bound; `lost` counts what went
-    over it.
+    Counts that can't be written are kept for the next flush, up to a limit; `lost` is the number
+    of uses dropped beyond it.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lock = threading.Lock()
-        self._noted: deque[tuple[str, str, str, str, str, str, int]] = deque()
-        self._uses: dict[Noted, Tally] = {}
+        self._verdicts: deque[tuple[str, str, str, str, str, str, int]] = deque()
+        self._uses: dict[Use, Tally] = {}
         self.lost = 0
-        self._refused: Counter[tuple[int, str]] = Counter()
-        # Import prefixes as of the last flush, so that texts are masked before they are cut.
+        self._rejections: Counter[tuple[int, str]] = Counter()
+        # Import prefixes as of the last flush, so texts are masked before they are truncated.
         self._prefixes: tuple[str, ...] = ()
         self._has_prefixes = False
 
     def note(  # noqa: PLR0917 - called for each verdict, and names take longer
         self, kid: str, key_id: str, code: str, at: int, address: str, user_agent: str, route: str
     ) -> None:
-        """Count one verdict on a secret whose hash matched; memory only."""
-        # Appending needs no lock, which would take longer than all else here.
-        self._noted.append((kid, code, address, user_agent, route, key_id, at))
-        if len(self._noted) >= _FOLDED_AT_ONCE:
+        """Count a verdict on a secret whose hash matched, in memory only."""
+        # Appending needs no lock; taking one would cost more than everything else here.
+        self._verdicts.append((kid, code, address, user_agent, route, key_id, at))
+        if len(self._verdicts) >= _BATCH_SIZE:
             self._fold()
 
-    def note_stranger(self, at: int, code: str) -> None:
-        """Count one refused credential that belongs to nobody."""
+    def note_unknown(self, at: int, code: str) -> None:
+        """Count a rejected credential that no key has."""
         with self._lock:
-            self._refused[at // HOUR_MS, code] += 1
+            self._rejections[at // HOUR_MS, code] += 1
 
     def flush(self) -> None:
-        """Write what is pending; raises the storage's failure and keeps it all for later."""
+        """Write all counts; on failure, raise the storage's error and keep them for later."""
         try:
             self._read_prefixes()
         except Exception as error:
@@ -82,49 +82,50 @@ class Usage:
         self._fold()
         with self._lock:
             uses, self._uses = self._uses, {}
-            strangers, self._refused = self._refused, Counter()
-        if not uses and not strangers:
+            rejections, self._rejections = self._rejections, Counter()
+        if not uses and not rejections:
             return
         try:
-            self._append(uses, strangers)
+            self._append(uses, rejections)
         except Exception as error:
-            self._put_back(uses, strangers)
+            self._put_back(uses, rejections)
             raise storage_failure(error) or error from error
 
     def catch_up(self) -> None:
-        """Merge what is pending for who reads usage next; where that fails, reading goes on."""
+        """Merge pending usage before it is read; log a failure, so the read still happens."""
         try:
             merge_pending(self._database)
-        except WardkeyError as failure:
-            log.warning("%s: %s", failure.code, failure.detail)
+        except WardkeyError as error:
+            log.warning("%s: %s", error.code, error.detail)
         except Exception:
-            log.exception("pending usage cannot be merged")
+            log.exception("pending usage can't be merged")
 
     def _fold(self) -> None:
-        """Count what was noted. Others may note meanwhile, so only what is there now is taken."""
+        """Count the verdicts queued at the start; others may be queued meanwhile."""
         hour_at = hour_end = 0
         with self._lock:
-            noted, uses = self._noted, self._uses
-            for _ in range(len(noted)):
-                kid, code, address, user_agent, route, key_id, at = noted.popleft()
+            verdicts, uses = self._verdicts, self._uses
+            for _ in range(len(verdicts)):
+                kid, code, address, user_agent, route, key_id, at = verdicts.popleft()
                 if not hour_at <= at < hour_end:
                     hour_at = at - at % HOUR_MS
                     hour_end = hour_at + HOUR_MS
                 use = (kid, code, address, user_agent, route, hour_at)
                 tally = uses.get(use)
                 if tally is None:
-                    tally = self._begin(use, key_id, at)
+                    tally = self._start_tally(use, key_id, at)
                     if tally is None:
                         self.lost += 1
                         continue
                 tally[_COUNT] += 1
-                # Threads come here in another order than they took the time.
+                # Threads may queue verdicts in a different order than they read the clock.
                 tally[_LAST_AT] = max(tally[_LAST_AT], at)
 
-    def _begin(self, use: Noted, key_id: str, at: int) -> Tally | None:
-        """Return the tally of a use in the form that is stored, or None where there is no room.
+    def _start_tally(self, use: Use, key_id: str, at: int) -> Tally | None:
+        """Return the tally of a use in its stored form, or None if the limit is reached.
 
-        What is too long comes by here each time, so that the usual need not be looked at.
+        A use whose text is changed for storage comes here each time, so the common case needs no
+        check.
         """
         kid, code, address, user_agent, route, hour_at = use
         stored = (
@@ -142,11 +143,11 @@ class Usage:
 
     def _put_back(
         self,
-        uses: Mapping[Noted, Tally],
-        strangers: Counter[tuple[int, str]],
+        uses: Mapping[Use, Tally],
+        rejections: Counter[tuple[int, str]],
     ) -> None:
         with self._lock:
-            self._refused += strangers
+            self._rejections += rejections
             for use, tally in uses.items():
                 newer = self._uses.get(use)
                 if newer is not None:
@@ -158,49 +159,47 @@ class Usage:
                     self.lost += tally[_COUNT]
 
     def _read_prefixes(self) -> None:
-        if self._has_prefixes and not self._noted and not self._uses:
+        if self._has_prefixes and not self._verdicts and not self._uses:
             return
         with self._database.read() as tx:
-            found = tx.connection.execute(select(import_prefixes.c.prefix)).scalars()
-            self._prefixes = tuple(sorted(found))
+            prefixes = tx.connection.execute(select(import_prefixes.c.prefix)).scalars()
+            self._prefixes = tuple(sorted(prefixes))
         self._has_prefixes = True
 
-    def _append(
-        self, uses: Mapping[Noted, Tally], strangers: Mapping[tuple[int, str], int]
-    ) -> None:
-        """Write one row, whatever the number of uses; raises `StorageBusy` if nobody merges."""
-        alike: dict[tuple[str, str, str, str, int], list[tuple[Any, ...]]] = {}
+    def _append(self, uses: Mapping[Use, Tally], rejections: Mapping[tuple[int, str], int]) -> None:
+        """Write everything as one row; raises `StorageBusy` if too many rows await merging."""
+        groups: dict[tuple[str, str, str, str, int], list[tuple[Any, ...]]] = {}
         brand, prefixes = self._database.brand, self._prefixes
         for (kid, code, address, user_agent, route, hour_at), tally in uses.items():
             count, first_at, last_at, key_id = tally
             # A prefix may have been registered since the use was noted.
             agent = storable(user_agent, MOST_AGENT, brand, prefixes)
-            who = (code, address, agent, storable_route(route, brand, prefixes), hour_at)
-            one = (kid, key_id, count, first_at, last_at)
-            if who in alike:
-                alike[who].append(one)
+            group = (code, address, agent, storable_route(route, brand, prefixes), hour_at)
+            secret_tally = (kid, key_id, count, first_at, last_at)
+            if group in groups:
+                groups[group].append(secret_tally)
             else:
-                alike[who] = [one]
+                groups[group] = [secret_tally]
         row = {
             "at": self._database.clock(),
-            "uses": _text_of(
+            "uses": _to_json(
                 [
-                    (code, address, agent, route, product_of(agent), hour_at // HOUR_MS, people)
-                    for (code, address, agent, route, hour_at), people in alike.items()
+                    (code, address, agent, route, product_of(agent), hour_at // HOUR_MS, tallies)
+                    for (code, address, agent, route, hour_at), tallies in groups.items()
                 ]
             ),
-            "refused": _text_of([(*of, count) for of, count in strangers.items()]),
+            "refused": _to_json([(*group, count) for group, count in rejections.items()]),
         }
         with storage_errors(), self._database.usage.begin() as connection:
             if not connection.execute(_APPEND, {**row, "most": _MOST_ROWS}).rowcount:
                 raise StorageBusy
 
 
-def _text_of(rows: list[tuple[Any, ...]]) -> str:
+def _to_json(rows: list[tuple[Any, ...]]) -> str:
     return msgspec.json.encode(rows).decode()
 
 
-# Where merges fail for long, memory and `lost` bound what is kept instead of the disk.
+# If merges keep failing, no more rows are added: counts stay in memory, up to `_MOST_PENDING`.
 _APPEND = text("""
   INSERT INTO usage.pending (at, uses, refused)
   SELECT CAST(:at AS BIGINT), CAST(:uses AS TEXT), CAST(:refused AS TEXT)

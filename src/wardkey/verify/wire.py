@@ -9,7 +9,7 @@ import msgspec
 
 from wardkey.domain.callers import MOST_ADDRESS, MOST_ROUTE
 from wardkey.domain.errors import InvalidCost, TooManyItems
-from wardkey.domain.permissions import KeyType, require_askable
+from wardkey.domain.permissions import KeyType, check_permission_names
 from wardkey.domain.secret import Environment
 from wardkey.domain.times import iso
 from wardkey.domain.verdict import KnownSecret, Verdict, VerificationRequest
@@ -189,4 +189,4 @@ def _check(wanted: VerifyRequest, field: str = "permissions") -> None:
         raise TooManyItems(
             f"One question names at most {MOST_ITEMS} permissions.", field="permissions"
         )
-    require_askable(wanted.permissions, field)
+    check_permission_names(wanted.permissions, field)

@@ -154,7 +154,7 @@ def is_caller_cached(incoming: RawRequest, context: AppContext, keys: Sequence[s
         asked = [shown_credential(incoming, context), *map(trim, keys)]
     except WardkeyError:
         return True
-    return all(context.verifier.directory.holds(kid_of(text)) for text in asked)
+    return all(context.verifier.directory.is_cached(kid_of(text)) for text in asked)
 
 
 # A proxy asks with the same few URLs all the time.

@@ -24,7 +24,7 @@ def check_account_password(
     """
     with ctx.runner.database.read() as tx:
         user_id, known = people.password_hash_of(tx, email)
-    device_id = device_id_of(ctx.runner.database.keys, device, user_id, known) if known else ""
+    device_id = device_id_of(ctx.runner.database.vault, device, user_id, known) if known else ""
     counters = (
         (Counter("device", device_id),)
         if device_id

@@ -60,7 +60,7 @@ def verify_chain(
         differing = compare_head(tx, by, org_id, signed_head) if signed_head else []
     ends = None if within_s is None else time.monotonic() + within_s
     links = _links(database, by, org_id, extent, ends)
-    breaks = check(links, database.keys.audit_keys, extent.head)
+    breaks = check(links, database.vault.audit_keys, extent.head)
     return (extent.head[0] if extent.head else 0), breaks + differing
 
 

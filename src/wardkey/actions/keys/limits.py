@@ -33,7 +33,7 @@ def require_within(tx: Transaction, by: Principal, wanted: Limits) -> None:
     """Raise `ExceedsOwnLimits` if a usable key with these limits exceeds the calling key's."""
     if _is_free(by):
         return
-    field = wanted.exceeding(_own_limits(tx, by))
+    field = wanted.find_exceeding_field(_own_limits(tx, by))
     if field:
         raise _exceeds(
             f"The {_NAMES[field]} would allow more than the calling key's; stay within these.",
@@ -58,7 +58,7 @@ def require_changeable(tx: Transaction, by: Principal, before: KeyRecord, after:
         raise _exceeds(
             f"The {_NAMES[changed]} of a key that holds more than the calling key stay.", changed
         )
-    widened = limits_of(after).exceeding(limits_of(before))
+    widened = limits_of(after).find_exceeding_field(limits_of(before))
     if widened:
         raise _exceeds(f"The {_NAMES[widened]} can only be narrowed.", widened)
     if not set(after.permissions) <= set(before.permissions):

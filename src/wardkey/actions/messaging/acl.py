@@ -19,7 +19,7 @@ from wardkey.domain.acl import (
     Effect,
     SubjectKind,
 )
-from wardkey.domain.broker_acl import exception_to, loose_wildcard
+from wardkey.domain.broker_acl import find_exception, find_loose_wildcard
 from wardkey.domain.errors import (
     AclExceptionAboveDenial,
     AclLooseWildcard,
@@ -242,7 +242,7 @@ def _check_set(saved: Sequence[SavedRule]) -> None:
     if len(saved) > MOST_RULES:
         raise TooManyAclRules
     rules = RuleSet(_rules(saved)).rules
-    pair = exception_to(rules)
+    pair = find_exception(rules)
     if pair is not None:
         above, below = map(_named, pair)
         raise AclExceptionAboveDenial(
@@ -250,7 +250,7 @@ def _check_set(saved: Sequence[SavedRule]) -> None:
             "allows more of it; the broker cannot hold such an exception. Move the denying rule "
             "above it, or deny less.",
         )
-    loose = loose_wildcard(rules)
+    loose = find_loose_wildcard(rules)
     if loose is not None:
         whole = f"{loose.filter[:-1]}#"
         raise AclLooseWildcard(

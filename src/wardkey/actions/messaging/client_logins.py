@@ -184,8 +184,8 @@ def begin_login(database: Database, username: str, password: str) -> LoginAttemp
         return LoginAttempt(None, "")
     if row is None or row.digest is None:
         return LoginAttempt(row, password, password_hash=row.password_hash if row else None)
-    known = row.pepper_version in database.keys.peppers
-    matches = known and database.keys.matches(password, bytes(row.digest), row.pepper_version)
+    known = row.pepper_version in database.vault.peppers
+    matches = known and database.vault.matches(password, bytes(row.digest), row.pepper_version)
     return LoginAttempt(row, password, fits=matches)
 
 
@@ -193,7 +193,7 @@ def finish_login(
     database: Database, verified: VerifiedPasswords, attempt: LoginAttempt
 ) -> KnownClient | None:
     """Return the enabled client of an attempt whose password fits."""
-    row, keys = attempt.row, database.keys
+    row, keys = attempt.row, database.vault
     if row is None:
         return None
     known = _known(row)

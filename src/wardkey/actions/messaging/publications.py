@@ -32,7 +32,7 @@ def claim(database: Database, by: Principal, retry: Retry, unconfirmed: bytes) -
     """
     text = check_idempotency_key(retry.key).encode()
     name = f"{by.kind}\0{by.id}\0{by.org_id}\0{by.environment}\0{retry.route}\0".encode()
-    key = database.keys.key_for("publication")
+    key = database.vault.key_for("publication")
     claimed = blake2b(name + text, key=key, digest_size=32).digest()
     # A payload may be guessed from a hash without a key.
     digest = blake2b(retry.body, key=key, digest_size=32).digest()

@@ -11,7 +11,7 @@ from wardkey.db.engine import Transaction
 from wardkey.db.schema import acl_rules, feed
 from wardkey.db.scoped import in_scope
 from wardkey.domain.acl import AclRule, Action, Actor, Effect, SubjectKind
-from wardkey.domain.broker_acl import Subjects, compiled
+from wardkey.domain.broker_acl import Subjects, compile_subjects
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
@@ -29,7 +29,7 @@ class Rights:
 
     def of(self, tx: Transaction, environment: Environment, actor: Actor) -> Subjects:
         """Return what an actor may do in his session."""
-        return compiled(self.rules(tx, TenantScope(actor.org_id, environment)).rules, actor)
+        return compile_subjects(self.rules(tx, TenantScope(actor.org_id, environment)).rules, actor)
 
     def kept(self, scope: TenantScope, revision: int) -> RuleSet | None:
         """Return the rules as of a revision, if they were read since; no query."""

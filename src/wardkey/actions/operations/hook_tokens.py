@@ -44,7 +44,7 @@ def create(
     if (organization is None) is not (environment is None):
         raise InvalidHook
     org_id = None if organization is None else organizations.find(tx, by, organization).id
-    if org_id is None and not kind.keeps_rooms_apart:
+    if org_id is None and not kind.isolates_tenants:
         raise InvalidHook(
             f"A {kind} broker cannot keep organizations apart, so its hook is for one "
             "organization's environment; name both."

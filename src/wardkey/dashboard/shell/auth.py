@@ -17,7 +17,7 @@ from wardkey.actions.accounts import browser_sessions, identities, passkeys, peo
 from wardkey.actions.accounts.browser_sessions import LONGEST_MS, BrowserSession, NewSession
 from wardkey.actions.accounts.people import Membership
 from wardkey.adapters.passkeys import Site
-from wardkey.db.maintenance import see_session
+from wardkey.db.maintenance import touch_session
 from wardkey.domain.addresses import contains
 from wardkey.domain.errors import (
     ForgedForm,
@@ -157,8 +157,8 @@ def person(request: Request, ctx: CurrentContext) -> SignedInUser:
     if now - session.seen_at > _SEEN_EVERY_MS:
         # A page is shown though this cannot be noted.
         with suppress(Unavailable):
-            see_session(ctx.runner.database, session.id, now)
-    key = ctx.runner.database.keys.key_for("csrf")
+            touch_session(ctx.runner.database, session.id, now)
+    key = ctx.runner.database.vault.key_for("csrf")
     csrf = blake2b(text.encode(), key=key, digest_size=24).hexdigest()
     device = request.cookies.get(DEVICE_COOKIE, "")
     return SignedInUser(by, session, memberships, csrf, device)
@@ -341,7 +341,7 @@ def hand_device_cookie(ctx: AppContext, request: Request, response: Response, us
         known = people.password_hash_by_id(tx, user_id)
     if known is None:
         return
-    keys, text = ctx.runner.database.keys, request.cookies.get(DEVICE_COOKIE, "")
+    keys, text = ctx.runner.database.vault, request.cookies.get(DEVICE_COOKIE, "")
     if not device_id_of(keys, text, user_id, known):
         text = new_device(keys, user_id, known)
     response.set_cookie(

@@ -176,4 +176,4 @@ def _site(ctx: AppContext) -> Site:
 
 def _challenge(ctx: AppContext, subject: str) -> bytes:
     database = ctx.runner.database
-    return passkeys.new_challenge(database.keys, subject, database.clock())
+    return passkeys.new_challenge(database.vault, subject, database.clock())

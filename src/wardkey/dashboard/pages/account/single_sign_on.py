@@ -75,7 +75,7 @@ class Journey:
 
     def secret(self, ctx: AppContext, name: str) -> str:
         """Return one of the journey's secrets; nobody without the deployment's key can tell it."""
-        key = ctx.runner.database.keys.key_for("oidc")
+        key = ctx.runner.database.vault.key_for("oidc")
         return blake2b(f"{name} {self.text}".encode(), key=key, digest_size=32).hexdigest()
 
 

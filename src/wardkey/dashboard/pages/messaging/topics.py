@@ -13,7 +13,7 @@ from wardkey.actions.messaging import acl
 from wardkey.dashboard.shell.auth import VerifiedForm, Visiting
 from wardkey.dashboard.shell.rendering import page_router, render, see_other
 from wardkey.db.engine import Transaction
-from wardkey.domain.acl import Action, Actor, ActorKind, Effect, filled, is_for
+from wardkey.domain.acl import Action, Actor, ActorKind, Effect, fill_filter, is_for
 from wardkey.domain.grants import NewGrant
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
@@ -83,5 +83,5 @@ def _readable(rules: list[acl.SavedRule], by: Principal, own: NewGrant) -> list[
             and rule.action is not Action.PUBLISH
             and is_for(rule, actor)
         ):
-            found.append(filled(rule, actor))
+            found.append(fill_filter(rule, actor))
     return list(dict.fromkeys(pattern for pattern in found if pattern))

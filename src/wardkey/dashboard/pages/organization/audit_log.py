@@ -19,7 +19,7 @@ from wardkey.dashboard.shell.pagination import links
 from wardkey.dashboard.shell.rendering import page_router, render, see_other
 from wardkey.domain.audit_chain import Break
 from wardkey.domain.permissions import Permission
-from wardkey.domain.spreadsheets import text_cell
+from wardkey.domain.spreadsheets import escape_cell
 from wardkey.domain.times import iso
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.exports import LONGEST_S, Chunks
@@ -144,7 +144,7 @@ def export_table(request: Request, current: Visiting, ctx: CurrentContext) -> Re
     def line(event: AuditEvent) -> str:
         details = json.dumps(event.details, ensure_ascii=False, sort_keys=True)
         values = {**_fields(event), "details": details}.values()
-        return _row(text_cell(str(value)) for value in values)
+        return _row(escape_cell(str(value)) for value in values)
 
     return _export(request, current, ctx, "csv", "text/csv", _row(_COLUMNS), line)
 
