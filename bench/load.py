@@ -105,7 +105,8 @@ class Server:
         pids = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                if os.getpgid(int(entry.name)) == self.process.pid:
+                # By session, because the broker has its own process group.
+                if os.getsid(int(entry.name)) == self.process.pid:
                     pids.append(int(entry.name))
             except ProcessLookupError:
                 continue

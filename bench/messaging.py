@@ -38,6 +38,7 @@ from wardkey.domain.secret import Environment
 CONCURRENCY = 64
 _PAYLOAD = "x" * 64
 _RULES = 1_000
+_BROKER_START_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +88,17 @@ class Running:
         return response
 
     def broker_pid(self) -> int:
-        """Return the process id of the broker."""
-        return next(
-            pid
-            for pid in self.server.pids()
-            if b"nats-server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
-        )
+        """Return the process id of the broker, which starts once a worker is ready.
+
+        Raises `BenchmarkError`.
+        """
+        end = time.monotonic() + _BROKER_START_S
+        while time.monotonic() < end:
+            for pid in self.server.pids():
+                if b"nats-server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
+                    return pid
+            time.sleep(0.05)
+        raise BenchmarkError("the broker did not start")
 
     def worker_cpu(self) -> float:
         """Return the CPU time of all processes except the broker so far, in seconds."""
