@@ -1,4 +1,4 @@
-"""`python -m bench [PART …] [--quick] [--write] [--keep FOLDER]`; all without a part."""
+"""`python -m bench [PART …] [--quick] [--write] [--keep FOLDER]`; runs all parts by default."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ PARTS = [
 ]  # fmt: skip
 
 
-def told(page: Page, name: str, rates: list[float], unit: str) -> float:
+def add_figure(page: Page, name: str, rates: list[float], unit: str) -> float:
+    """Add a line with the spread of `rates`; return their median."""
     page.say(f"- {name}: {spread(rates, ',.1f')} {unit}")
     return statistics.median(rates)
 
 
 def create(page: Page, runner: Runner, by: Principal, folder: Path, count: int) -> None:
-    """Issue keys durably, in turn with bare durable inserts of as many rows."""
+    """Issue keys durably, alternating with plain durable inserts of as many rows."""
     raw = connect_sqlite(folder / "bare.db", bytes(32))
     for table in range(4):
         raw.execute(f"CREATE TABLE t{table} (id INTEGER PRIMARY KEY, body BLOB)")
@@ -61,23 +62,25 @@ def create(page: Page, runner: Runner, by: Principal, folder: Path, count: int) 
             raw.execute("COMMIT")
         bare.append(count / (time.perf_counter() - began))
     raw.close()
-    mine = told(page, "issue with audit, durable, one thread", ours, "a second")
-    theirs = told(page, "bare durable inserts of four rows", bare, "a second")
-    page.say(f"- the first ÷ the second: {mine / theirs:.2f}")
+    issue_rate = add_figure(page, "issue with audit, durable, one thread", ours, "a second")
+    insert_rate = add_figure(page, "plain durable inserts of four rows", bare, "a second")
+    page.say(f"- the first ÷ the second: {issue_rate / insert_rate:.2f}")
 
 
 def verdict(page: Page, runner: Runner, by: Principal, count: int) -> None:
-    """Time a hot key's verdict in process, and its parts."""
+    """Time the verdict on a cached key in process, and its parts."""
     verifier = Verifier(runner.database, Usage(runner.database))
-    made = runner.write(keys.issue, by, KeySpec("live-bench-hot", KeyType.SECRET, Environment.LIVE))
-    text, vault = made.secret.text, runner.database.vault
-    asked = VerificationRequest(text)
-    known = verifier.directory.find(made.kid)
+    issued = runner.write(
+        keys.issue, by, KeySpec("live-bench-hot", KeyType.SECRET, Environment.LIVE)
+    )
+    text, vault = issued.secret.text, runner.database.vault
+    request = VerificationRequest(text)
+    known = verifier.directory.find(issued.kid)
     assert known is not None
     parts: dict[str, Callable[[], object]] = {
-        "whole verdict, hot": lambda: verifier.verify(asked),
+        "whole verdict, cached key": lambda: verifier.verify(request),
         "parse": lambda: parse(text),
-        "freshness and look-up": lambda: verifier.directory.find_cached(made.kid),
+        "freshness and lookup": lambda: verifier.directory.find_cached(issued.kid),
         "hash and compare": lambda: vault.matches(text, known.digest, known.pepper_version),
     }
     times: dict[str, list[float]] = {name: [] for name in parts}
@@ -87,12 +90,13 @@ def verdict(page: Page, runner: Runner, by: Principal, count: int) -> None:
             for _ in range(count):
                 part()
             times[name].append((time.perf_counter() - began) / count * 1e6)
-    for name, seen in times.items():
-        told(page, name, seen, "µs")
+    for name, samples in times.items():
+        add_figure(page, name, samples, "µs")
     verifier.directory.close()
 
 
-def in_process(page: Page, named: list[str], *, quick: bool) -> None:
+def measure_in_process(page: Page, parts: list[str], *, quick: bool) -> None:
+    """Run the parts that need no server."""
     page.section("In one process")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -105,42 +109,43 @@ def in_process(page: Page, named: list[str], *, quick: bool) -> None:
                 role=Role.OWNER,
                 environment=Environment.LIVE,
             )
-            if "create" in named:
+            if "create" in parts:
                 create(page, runner, by, folder, 200 if quick else 1_000)
-            if "verdict" in named:
+            if "verdict" in parts:
                 verdict(page, runner, by, 2_000 if quick else 20_000)
 
 
 def main() -> None:
-    asked = ArgumentParser(prog="python -m bench")
-    asked.add_argument("named", nargs="*", choices=[[], *PARTS], metavar=" ".join(PARTS))
-    asked.add_argument("--quick", action="store_true", help="short rounds, fewer keys")
-    asked.add_argument("--write", action="store_true", help=f"write {FILE.name}")
-    asked.add_argument("--keep", type=Path, help="keep the filled deployments in this folder")
-    wanted = asked.parse_args()
-    named = wanted.named or PARTS
-    page = Page(quick=wanted.quick)
+    """Run the parts named on the command line."""
+    parser = ArgumentParser(prog="python -m bench")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar=" ".join(PARTS))
+    parser.add_argument("--quick", action="store_true", help="short rounds, fewer keys")
+    parser.add_argument("--write", action="store_true", help=f"write {FILE.name}")
+    parser.add_argument("--keep", type=Path, help="keep the filled deployments in this folder")
+    options = parser.parse_args()
+    parts = options.parts or PARTS
+    page = Page(quick=options.quick)
     page.machine()
     with tempfile.TemporaryDirectory() as place:
-        kept = (wanted.keep or Path(place)).absolute()
-        kept.mkdir(parents=True, exist_ok=True)
-        plan = (quick_plan if wanted.quick else full_plan)(kept)
-        if "http" in named:
+        folder = (options.keep or Path(place)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = (quick_plan if options.quick else full_plan)(folder)
+        if "http" in parts:
             over_http(page, plan)
-        if "peers" in named:
+        if "peers" in parts:
             against_peers(page, plan)
-        if "messaging" in named:
-            messaging(page, quick=wanted.quick)
-        if "exchange" in named:
-            exchange(page, quick=wanted.quick)
-        if "revoke" in named:
+        if "messaging" in parts:
+            messaging(page, quick=options.quick)
+        if "exchange" in parts:
+            exchange(page, quick=options.quick)
+        if "revoke" in parts:
             page.section("Revocation")
-            revoke(page, 500 if wanted.quick else 10_000)
-        if "dashboard" in named:
-            dashboard(page, quick=wanted.quick)
-        if {"create", "verdict"} & set(named):
-            in_process(page, named, quick=wanted.quick)
-    if wanted.write:
+            revoke(page, 500 if options.quick else 10_000)
+        if "dashboard" in parts:
+            dashboard(page, quick=options.quick)
+        if {"create", "verdict"} & set(parts):
+            measure_in_process(page, parts, quick=options.quick)
+    if options.write:
         page.write()
 
 

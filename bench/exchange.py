@@ -1,4 +1,4 @@
-"""What an exchange costs: grants a second on one core, beside the signature's check alone."""
+"""Measures token exchange: grants a second on one core, and the token's validation alone."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from wardkey.domain.providers import ProviderKind, ProviderSpec, token_rules
 from wardkey.domain.secret import Environment
 
 _ALGORITHMS = ("RS256", "ES256")
-_PEOPLE, _QUICK_PEOPLE = 2_000, 200
-_LIVE, _QUICK_LIVE = 100_000, 5_000
-_AT_ONCE = 64
-_LOT = 100
+_USERS, _QUICK_USERS = 2_000, 200
+_GRANTS, _QUICK_GRANTS = 100_000, 5_000
+_CONNECTIONS = 64
+_BATCH = 100
 
 
 class Issuer:
-    """An OIDC issuer on loopback with a key of each kind."""
+    """An OIDC issuer on loopback with an RSA and an EC key."""
 
     def __init__(self) -> None:
         self.keys: dict[str, RSAKey | ECKey] = {
@@ -45,12 +45,12 @@ class Issuer:
         self.key_set = {"keys": [key.as_dict(private=False) for key in self.keys.values()]}
         issuer = self
 
-        class Answering(BaseHTTPRequestHandler):
+        class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                told: object = issuer.key_set
+                body: object = issuer.key_set
                 if self.path.endswith("/openid-configuration"):
-                    told = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
-                raw = json.dumps(told).encode()
+                    body = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
+                raw = json.dumps(body).encode()
                 self.send_response(200)
                 self.send_header("content-length", str(len(raw)))
                 self.send_header("cache-control", "max-age=600")
@@ -58,14 +58,14 @@ class Issuer:
                 self.wfile.write(raw)
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def token(self, algorithm: str, number: int) -> str:
-        """Return a token of one of its people, as long as everybody's."""
+        """Return a token for user `number`; all tokens of an algorithm have the same length."""
         now = int(time.time())
         key = self.keys[algorithm]
         claims = {
@@ -76,15 +76,18 @@ class Issuer:
 
 
 def exchange(page: Page, *, quick: bool) -> None:
-    """Measure exchanges over HTTP, and what many live grants take."""
-    people = _QUICK_PEOPLE if quick else _PEOPLE
+    """Measure exchanges over HTTP, and the disk space of many live grants."""
+    users = _QUICK_USERS if quick else _USERS
     rounds, seconds = (2, 2.0) if quick else (5, 5.0)
     page.section("Token exchange")
-    page.say(f"One worker on one core, {_AT_ONCE} connections; each grant is durable when told.\n")
+    page.say(
+        f"One worker on one core, {_CONNECTIONS} connections; "
+        "each grant is on disk when it is returned.\n"
+    )
     issuer = Issuer()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        key = _filled(folder / "data", issuer, page, _QUICK_LIVE if quick else _LIVE)
+        key = _fill(folder / "data", issuer, page, _QUICK_GRANTS if quick else _GRANTS)
         server = Server(
             "wardkey",
             [sys.executable, "-m", "wardkey", "up", "--data-dir", str(folder / "data"),
@@ -93,8 +96,8 @@ def exchange(page: Page, *, quick: bool) -> None:
         )  # fmt: skip
         cases = []
         for algorithm in _ALGORITHMS:
-            tokens = [issuer.token(algorithm, n) for n in range(people)]
-            asked = [
+            tokens = [issuer.token(algorithm, n) for n in range(users)]
+            requests = [
                 post(
                     "/v2/tokens/exchange",
                     json.dumps({"provider": "oidc", "token": token}),
@@ -102,26 +105,28 @@ def exchange(page: Page, *, quick: bool) -> None:
                 )
                 for token in tokens
             ]
-            size = write_requests(folder / algorithm, asked)
+            size = write_requests(folder / algorithm, requests)
             cases.append(
                 Case(algorithm, server, folder / algorithm, size, '"mqtt_password"',
-                     connections=_AT_ONCE)
+                     connections=_CONNECTIONS)
             )  # fmt: skip
         with running([server]):
             take_turns(cases, rounds, seconds)
-            held = server.memory()
+            memory = server.memory()
     for case in cases:
-        alone = _signature_us(issuer, case.name, 200 if quick else 2_000)
+        alone = _measure_validation_us(issuer, case.name, 200 if quick else 2_000)
         page.say(
             f"- {case.name}: {spread(case.rates)} a second (goal: 2,000), "
-            f"{spread(case.cpu_us, ',.0f')} µs of CPU each, of which {alone:.0f} are the token's "
-            f"check; one alone p50 {spread(case.alone_us)} µs"
+            f"{spread(case.cpu_us, ',.0f')} µs of CPU each, of which {alone:.0f} validate "
+            f"the token; one at a time p50 {spread(case.alone_us)} µs"
         )
-    page.say(f"- memory of its processes afterwards: {held:,.0f} MiB (goal: at most 200)")
+    page.say(
+        f"- memory of the server's processes afterwards: {memory:,.0f} MiB (goal: at most 200)"
+    )
 
 
-def _filled(data_dir: Path, issuer: Issuer, page: Page, live: int) -> str:
-    """Make a deployment with a provider and live grants; return its key."""
+def _fill(data_dir: Path, issuer: Issuer, page: Page, count: int) -> str:
+    """Create a deployment with a provider and live grants; return its key."""
     config = load_config({}, {"data_dir": data_dir})
     with open_deployment(config) as runner:
         first = runner.write(first_start, operator(), "Acme", "owner@acme.example")
@@ -137,14 +142,14 @@ def _filled(data_dir: Path, issuer: Issuer, page: Page, live: int) -> str:
         spec = ProviderSpec(
             ProviderKind.OIDC, issuer=issuer.url, audiences=("bench",), algorithms=_ALGORITHMS
         )
-        made = runner.write(providers.create, by, spec, http_allowed=True)
+        provider = runner.write(providers.create, by, spec, http_allowed=True)
         before = sum(file.stat().st_size for file in data_dir.iterdir() if file.is_file())
         began = time.perf_counter()
-        for number in range(0, live, _LOT):
-            wanted = [
+        for number in range(0, count, _BATCH):
+            new_grants = [
                 (
                     NewGrant(
-                        made.id,
+                        provider.id,
                         f"person-{n}",
                         f"person-{n}@acme.example",
                         f"usr_{n:028}",
@@ -154,20 +159,20 @@ def _filled(data_dir: Path, issuer: Issuer, page: Page, live: int) -> str:
                     ),
                     "127.0.0.1",
                 )
-                for n in range(number, number + _LOT)
+                for n in range(number, number + _BATCH)
             ]
-            runner.write(grants.mint, by, wanted, first.issued.kid)
-        took = time.perf_counter() - began
+            runner.write(grants.mint, by, new_grants, first.issued.kid)
+        seconds = time.perf_counter() - began
     after = sum(file.stat().st_size for file in data_dir.iterdir() if file.is_file())
     page.say(
-        f"- {live:,} live grants: {(after - before) / 2**20:,.0f} MiB on disk with their audit, "
-        f"made {live / took:,.0f} a second in lots of {_LOT}"
+        f"- {count:,} live grants: {(after - before) / 2**20:,.0f} MiB on disk with their audit "
+        f"events, created {count / seconds:,.0f} a second in batches of {_BATCH}"
     )
     return first.issued.secret.text
 
 
-def _signature_us(issuer: Issuer, algorithm: str, count: int) -> float:
-    """Return what the check of a token takes in process, with its key at hand."""
+def _measure_validation_us(issuer: Issuer, algorithm: str, count: int) -> float:
+    """Return the µs of validating a token in process, with its key cached."""
     keys = import_keys(issuer.key_set).keys
     spec = ProviderSpec(
         ProviderKind.OIDC, issuer=issuer.url, audiences=("bench",), algorithms=_ALGORITHMS

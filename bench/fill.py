@@ -1,4 +1,4 @@
-"""Deployments with any number of keys, whose texts follow from a number and are stored nowhere."""
+"""Fills deployments with any number of keys, whose secrets are derived from numbers."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _NOW = 1_790_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A deployment with `count` keys, and the text of one that may ask for verdicts."""
+    """A deployment with `count` keys; `caller` is the secret that sends the verifications."""
 
     data_dir: Path
     count: int
     caller: str
     seconds: float
 
-    def asked(self, most: int) -> list[str]:
-        """Return up to `most` distinct keys from all over the deployment, in no order."""
+    def sample(self, most: int) -> list[str]:
+        """Return up to `most` distinct secrets, evenly spread and shuffled."""
         texts = [text_of(n, self.count) for n in range(0, self.count, -(-self.count // most))]
         random.Random(1).shuffle(texts)
         return texts
 
 
 def text_of(number: int, count: int) -> str:
-    """Return key `number` of `count`; a higher number has a higher kid, so rows are appended."""
+    """Return secret `number` of `count`; kids are in the order of numbers, so rows are appended."""
     drawn = blake2b(b"%d of %d" % (number, count), digest_size=40).digest()
     step = 62**KID_LENGTH // count
     value, kid = number * step + int.from_bytes(drawn[32:], "big") % step, ""
@@ -59,25 +59,25 @@ def text_of(number: int, count: int) -> str:
     return f"{body}{_PAIRS[high]}{_PAIRS[middle]}{_PAIRS[low]}"
 
 
-def filled(place: Path, count: int) -> Filled:
-    """Return the deployment with `count` keys in `place`, made now if it is not there."""
-    data_dir = place / f"keys-{count}"
+def get_deployment(folder: Path, count: int) -> Filled:
+    """Return the deployment with `count` keys in `folder`; create it if it is missing."""
+    data_dir = folder / f"keys-{count}"
     state = data_dir / _STATE
     if state.exists():
-        told = json.loads(state.read_text())
-        return Filled(data_dir, count, told["caller"], told["seconds"])
+        saved = json.loads(state.read_text())
+        return Filled(data_dir, count, saved["caller"], saved["seconds"])
     began = time.perf_counter()
     with open_deployment(load_config({}, {"data_dir": data_dir})) as runner:
-        made = runner.write(first_start, operator(), "Acme", "owner@acme.example")
-        assert made is not None, f"{data_dir} was left half-filled; remove it"
-        vault, org_id = runner.database.vault, made.organization.id
+        first = runner.write(first_start, operator(), "Acme", "owner@acme.example")
+        assert first is not None, f"{data_dir} is only half filled; remove it"
+        vault, org_id = runner.database.vault, first.organization.id
     raw = connect_sqlite(data_dir / "wardkey.db", vault.master.database_key)
-    # No journal: whatever a crash would cost is made anew.
+    # No journal: after a crash the deployment is created again.
     raw.execute("PRAGMA journal_mode = OFF").fetchall()
     raw.execute("PRAGMA synchronous = OFF")
     raw.execute("PRAGMA foreign_keys = OFF")
-    for first in range(0, count, _BATCH):
-        numbers = range(first, min(first + _BATCH, count))
+    for begin in range(0, count, _BATCH):
+        numbers = range(begin, min(begin + _BATCH, count))
         texts = [text_of(n, count) for n in numbers]
         raw.execute("BEGIN IMMEDIATE")
         raw.executemany(_insert(keys, _KEY), _key_rows(numbers, org_id))
@@ -93,7 +93,7 @@ def filled(place: Path, count: int) -> Filled:
     raw.execute("PRAGMA journal_mode = WAL").fetchall()
     raw.close()
     seconds = time.perf_counter() - began
-    caller = made.issued.secret.text
+    caller = first.issued.secret.text
     state.touch(mode=0o600)
     state.write_text(json.dumps({"caller": caller, "seconds": seconds}))
     return Filled(data_dir, count, caller, seconds)

@@ -1,4 +1,4 @@
-"""Servers on one core, wrk on the other, in rounds that take turns."""
+"""Runs servers on one core and wrk on the other, in alternating rounds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _START_S = 120
 
 
-class Broken(Exception):
-    """A server did not answer as it must, so its numbers would mean nothing."""
+class BenchmarkError(Exception):
+    """A server gave a wrong answer, so its numbers would be meaningless."""
 
 
 @dataclass(slots=True)
 class Server:
-    """A server in a process group of its own; `PORT` in its command becomes a free port."""
+    """A server in its own process group; `PORT` in its command becomes a free port."""
 
     name: str
     command: Sequence[str]
@@ -38,7 +38,7 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it on its core."""
+        """Start the server on its core."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         command = [part.replace("PORT", str(self.port)) for part in self.command]
@@ -53,28 +53,28 @@ class Server:
                 start_new_session=True,
             )
 
-    def wait(self, asked: bytes, expected: str) -> float:
-        """Return when it first answered `asked` as expected; raises `Broken`."""
+    def wait(self, request: bytes, expected: str) -> float:
+        """Return the time of the first expected answer to `request`; raises `BenchmarkError`."""
         assert self.process is not None
         end = time.perf_counter() + _START_S
         while time.perf_counter() < end:
             if self.process.poll() is not None:
                 break
             try:
-                answer = self.ask(asked)
+                answer = self.send(request)
             except OSError:
                 time.sleep(0.005)
                 continue
             if expected not in answer.lower():
-                raise Broken(f"{self.name} answered {answer}")
+                raise BenchmarkError(f"{self.name} answered {answer}")
             return time.perf_counter()
         log = (self.folder / "log").read_text()[-2000:]
-        raise Broken(f"{self.name} did not answer:\n{log}")
+        raise BenchmarkError(f"{self.name} did not answer:\n{log}")
 
-    def ask(self, asked: bytes) -> str:
-        """Send one request on a connection of its own; return the answer as it came."""
+    def send(self, request: bytes) -> str:
+        """Send one request on a new connection; return the raw response."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
-            connection.sendall(asked)
+            connection.sendall(request)
             answer = b""
             while not _is_whole(answer):
                 part = connection.recv(65_536)
@@ -83,63 +83,64 @@ class Server:
                 answer += part
         return answer.decode()
 
-    def tell(self, number: signal.Signals) -> None:
-        """Send a signal to all its processes."""
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to all processes of the server."""
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, number)
 
     def stop(self) -> None:
-        """End it."""
-        self.tell(signal.SIGCONT)
-        self.tell(signal.SIGTERM)
+        """Stop the server."""
+        self.send_signal(signal.SIGCONT)
+        self.send_signal(signal.SIGTERM)
         if self.process is not None:
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
-                self.tell(signal.SIGKILL)
+                self.send_signal(signal.SIGKILL)
                 self.process.wait()
 
     def pids(self) -> list[int]:
-        """Return its processes."""
+        """Return the ids of the server's processes."""
         assert self.process is not None
-        found = []
-        for place in Path("/proc").glob("[0-9]*"):
+        pids = []
+        for entry in Path("/proc").glob("[0-9]*"):
             try:
-                if os.getpgid(int(place.name)) == self.process.pid:
-                    found.append(int(place.name))
+                # By session, because the broker has its own process group.
+                if os.getsid(int(entry.name)) == self.process.pid:
+                    pids.append(int(entry.name))
             except ProcessLookupError:
                 continue
-        return found
+        return pids
 
     def cpu(self) -> float:
-        """Return the seconds of CPU that its processes used so far."""
+        """Return the CPU time of the server's processes so far, in seconds."""
         used = 0
         for pid in self.pids():
-            behind_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            used += int(behind_name[11]) + int(behind_name[12])
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            used += int(fields[11]) + int(fields[12])
         return used / _TICKS
 
     def memory(self) -> float:
-        """Return the MiB of memory that are its own: without what it shares, files included."""
+        """Return the private memory of the server's processes, in MiB."""
         kib = 0
         for pid in self.pids():
-            told = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            kib += sum(int(n) for n in re.findall(r"^Private_\w+:\s+(\d+)", told, re.MULTILINE))
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            kib += sum(int(n) for n in re.findall(r"^Private_\w+:\s+(\d+)", rollup, re.MULTILINE))
         return kib / 1024
 
 
 @dataclass(slots=True)
 class Case:
-    """One question to one server: equal-length requests in a file, and what answers contain."""
+    """One workload for one server: requests of equal length in a file, and the expected answer."""
 
     name: str
     server: Server
     requests: Path
     size: int
     expected: str
-    # Each key is asked once before the rounds, so that what a server remembers is remembered.
+    # Send each request once before the rounds, to fill the server's caches.
     warm: bool = False
-    # A slow server needs longer rounds and fewer connections, to answer anything in them.
+    # A slow server needs longer rounds and fewer connections.
     least_s: float = 0
     connections: int = CONNECTIONS
     rates: list[float] = field(default_factory=list)
@@ -153,59 +154,59 @@ class Case:
             return file.read(self.size)
 
     def check(self) -> float:
-        """Ask twenty of the keys; return the mean length of the answers. Raises `Broken`."""
-        answers = [self.server.ask(self.sample(n)) for n in range(20)]
+        """Send twenty requests; return the mean length of the answers. Raises `BenchmarkError`."""
+        answers = [self.server.send(self.sample(n)) for n in range(20)]
         wrong = [answer for answer in answers if self.expected not in answer.lower()]
         if wrong:
-            raise Broken(f"{self.name}: {wrong[0]}")
+            raise BenchmarkError(f"{self.name}: {wrong[0]}")
         return statistics.mean(len(answer) for answer in answers)
 
     @property
     def count(self) -> int:
-        """How many requests there are."""
+        """The number of requests in the file."""
         return self.requests.stat().st_size // self.size
 
     def round(self, seconds: float, first: int, connections: int = 0) -> dict[str, int]:
-        """Load it, from request `first` on; return what wrk counted.
+        """Run wrk, starting at request `first`; return its counts.
 
-        Raises `Broken` if an answer was no success.
+        Raises `BenchmarkError` if an answer was not a success.
         """
-        at_once, lasts = connections or self.connections, max(seconds, self.least_s)
+        concurrency, duration = connections or self.connections, max(seconds, self.least_s)
         done = subprocess.run(
-            ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{at_once}", f"-d{lasts:g}s", "--timeout",
-             "20s", "-s", str(_WRK), f"http://127.0.0.1:{self.server.port}/",
+            ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{concurrency}",
+             f"-d{duration:g}s", "--timeout", "20s", "-s", str(_WRK), f"http://127.0.0.1:{self.server.port}/",
              "--", str(self.requests), str(self.size), str(first % self.count)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            raise Broken(f"{self.name}: wrk: {done.stdout}{done.stderr}")
-        told: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-        if told["refused"] or told["broken"] or not told["requests"]:
-            raise Broken(f"{self.name}: {told}")
-        return told
+            raise BenchmarkError(f"{self.name}: wrk: {done.stdout}{done.stderr}")
+        counts: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+        if counts["refused"] or counts["broken"] or not counts["requests"]:
+            raise BenchmarkError(f"{self.name}: {counts}")
+        return counts
 
     def warm_up(self, seconds: float) -> None:
-        """Load it a first time. Raises `Broken` if answers are not as long as they must be."""
-        expected, asked, answered = self.check(), 0, 0
-        while not asked or (self.warm and asked < self.count):
-            told = self.round(seconds, asked)
-            asked, answered = asked + told["requests"], answered + told["bytes"]
-        # Refusals come with 200 too; their length gives them away.
-        if abs(answered / asked / expected - 1) > 0.02:
-            raise Broken(f"{self.name}: answers of {answered / asked:.0f} bytes under load")
+        """Run the first load. Raises `BenchmarkError` if answers have an unexpected length."""
+        expected, sent, received = self.check(), 0, 0
+        while not sent or (self.warm and sent < self.count):
+            counts = self.round(seconds, sent)
+            sent, received = sent + counts["requests"], received + counts["bytes"]
+        # Refusals have status 200 too, but another length.
+        if abs(received / sent / expected - 1) > 0.02:
+            raise BenchmarkError(f"{self.name}: answers of {received / sent:.0f} bytes under load")
 
     def measure(self, seconds: float, first: int) -> None:
-        """Take one round into account, and a short one of one request at a time."""
+        """Measure one round, and a short one with one request at a time."""
         before = self.server.cpu()
-        told = self.round(seconds, first)
+        counts = self.round(seconds, first)
         used = self.server.cpu() - before
-        self.rates.append(told["requests"] / told["us"] * 1e6)
-        self.cpu_us.append(used / told["requests"] * 1e6)
+        self.rates.append(counts["requests"] / counts["us"] * 1e6)
+        self.cpu_us.append(used / counts["requests"] * 1e6)
         self.alone_us.append(self.round(min(seconds, 1), first, connections=1)["p50"])
 
 
 def write_requests(path: Path, requests: Sequence[bytes]) -> int:
-    """Write requests of one length end to end; return the length."""
+    """Write requests of equal length one after another; return the length."""
     sizes = {len(request) for request in requests}
     assert len(sizes) == 1, f"requests of {path.name} differ in length: {sizes}"
     path.write_bytes(b"".join(requests))
@@ -214,7 +215,7 @@ def write_requests(path: Path, requests: Sequence[bytes]) -> int:
 
 @contextmanager
 def running(servers: Sequence[Server]) -> Iterator[None]:
-    """Run servers until the block ends; raises `Broken`."""
+    """Run servers until the block ends; raises `BenchmarkError`."""
     try:
         for server in servers:
             server.start()
@@ -225,20 +226,20 @@ def running(servers: Sequence[Server]) -> Iterator[None]:
 
 
 def take_turns(cases: Sequence[Case], rounds: int, seconds: float) -> None:
-    """Measure the cases A B C A B C; a server whose turn it is not is stopped dead."""
+    """Measure the cases A B C A B C; the other servers are paused (SIGSTOP)."""
     for case in cases:
         case.server.wait(case.sample(0), case.expected)
     for case in cases:
-        case.server.tell(signal.SIGSTOP)
+        case.server.send_signal(signal.SIGSTOP)
     for number in range(-1, rounds):
         for case in cases:
-            case.server.tell(signal.SIGCONT)
+            case.server.send_signal(signal.SIGCONT)
             if number < 0:
                 case.warm_up(seconds)
             else:
                 case.measure(seconds, number * (case.count // rounds))
                 case.check()
-            case.server.tell(signal.SIGSTOP)
+            case.server.send_signal(signal.SIGSTOP)
 
 
 def _is_whole(answer: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""The small MQTT 3.1.1 client that the benchmarks load a broker with, many to a process."""
+"""A small MQTT 3.1.1 client for loading a broker, many in one process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from struct import pack
 
-from bench.load import Broken
+from bench.load import BenchmarkError
 
 _CONNECT, _CONNACK, _PUBLISH, _SUBSCRIBE, _SUBACK = 0x10, 0x20, 0x30, 0x82, 0x90
 _CLEAN_USER_PASSWORD = 0b11000010
@@ -15,29 +15,29 @@ _QOS_0 = b"\0"
 
 
 class MqttClient(asyncio.Protocol):
-    """One connection without keep-alive; `came` is told the payload of each QoS 0 message."""
+    """One connection without keep-alive; `on_message` gets each QoS 0 message's payload."""
 
-    def __init__(self, came: Callable[[bytes], None] = lambda _: None) -> None:
+    def __init__(self, on_message: Callable[[bytes], None] = lambda _: None) -> None:
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[float] = loop.create_future()
         self._answer: asyncio.Future[bytes] = loop.create_future()
-        self._came, self._rest = came, b""
+        self._on_message, self._rest = on_message, b""
         self._transport: asyncio.Transport | None = None
 
     async def connect(self, port: int, username: str, password: str, client_id: str) -> int:
-        """Connect; return the broker's code, 0 for welcome."""
+        """Connect; return the broker's CONNACK code, 0 if accepted."""
         await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", port)
         fields = (b"MQTT", client_id.encode(), username.encode(), password.encode())
         protocol, *rest = (pack(">H", len(text)) + text for text in fields)
         flags = pack(">BBH", 4, _CLEAN_USER_PASSWORD, 0)
-        return (await self._ask(_CONNECT, protocol, flags, *rest))[1]
+        return (await self._exchange(_CONNECT, protocol, flags, *rest))[1]
 
     async def subscribe(self, pattern: str) -> None:
-        """Subscribe with QoS 0; raises `Broken` where that is refused."""
+        """Subscribe with QoS 0; raises `BenchmarkError` if it is refused."""
         name = pattern.encode()
-        answer = await self._ask(_SUBSCRIBE, pack(">HH", 1, len(name)), name, _QOS_0)
+        answer = await self._exchange(_SUBSCRIBE, pack(">HH", 1, len(name)), name, _QOS_0)
         if answer[2:] != _QOS_0:
-            raise Broken(f"the subscription to {pattern} was refused")
+            raise BenchmarkError(f"the subscription to {pattern} was refused")
 
     def close(self) -> None:
         """End the connection."""
@@ -60,7 +60,7 @@ class MqttClient(asyncio.Protocol):
                 break
             kind, body, data = data[0], data[place : place + length], data[place + length :]
             if kind & 0xF0 == _PUBLISH:
-                self._came(body[2 + (body[0] << 8 | body[1]) :])
+                self._on_message(body[2 + (body[0] << 8 | body[1]) :])
             elif kind in (_CONNACK, _SUBACK) and not self._answer.done():
                 self._answer.set_result(body)
         self._rest = data
@@ -69,10 +69,10 @@ class MqttClient(asyncio.Protocol):
         if not self.ended.done():
             self.ended.set_result(time.perf_counter())
         if not self._answer.done():
-            # What a broker says that hangs up: not authorized.
+            # A broker that closes the connection counts as "not authorized".
             self._answer.set_result(b"\0\5")
 
-    async def _ask(self, head: int, *parts: bytes) -> bytes:
+    async def _exchange(self, head: int, *parts: bytes) -> bytes:
         assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
         body = b"".join(parts)

@@ -1,4 +1,4 @@
-"""Writes docs/pictures/: the main pages of a deployment that is filled as one in use would be."""
+"""Writes docs/pictures/: the main pages of a deployment with realistic data."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 WIDE: ViewportSize = {"width": 1280, "height": 800}
 TALL: ViewportSize = {"width": 1280, "height": 1150}
 NARROW: ViewportSize = {"width": 390, "height": 844}
-ROOM = "/o/acme/live"
-KEYS = f"{ROOM}/settings/api-keys"
+SCOPE_PATH = "/o/acme/live"
+KEYS = f"{SCOPE_PATH}/settings/api-keys"
 
 # Name, type, age in days, requests a day, last address.
-FILLED = (
+SAMPLE_KEYS = (
     ("live-billing-webhooks", "secret", 34, 900, "203.0.113.7"),
     ("live-shop-frontend", "publishable", 61, 2400, "198.51.100.23"),
     ("live-ci-deploys", "secret", 97, 40, "203.0.113.90"),
@@ -48,61 +48,62 @@ FILLED = (
 
 
 def main() -> None:
+    """Start a deployment, fill it and take the pictures."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     for old in PICTURES.glob("*.png"):
         old.unlink()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         with deployment(data) as (_, output), sync_playwright() as playwright:
-            url = found(r"listens on (\S+)", output)
-            with httpx.Client(base_url=url, timeout=30) as anyone:
-                link = {"token": found(r"/setup/(\w+)", output), "password": PASSWORD}
-                token = sent(anyone, "/v2/setup", link)["token"]
+            url = find(r"listens on (\S+)", output)
+            with httpx.Client(base_url=url, timeout=30) as anonymous:
+                link = {"token": find(r"/setup/(\w+)", output), "password": PASSWORD}
+                token = post(anonymous, "/v2/setup", link)["token"]
                 form = {"email": "owner@acme.example", "password": PASSWORD, "next": "/"}
-                cookie = anyone.post("/sign-in", data=form).headers["set-cookie"]
-            made = fill(url, token, data)
+                cookie = anonymous.post("/sign-in", data=form).headers["set-cookie"]
+            issued = fill(url, token, data)
             browser = playwright.chromium.launch(
                 executable_path="/usr/bin/chromium", args=["--no-sandbox"]
             )
             try:
-                take(browser, url, cookie.partition(";")[0], made)
+                take_pictures(browser, url, cookie.partition(";")[0], issued)
             finally:
                 browser.close()
 
 
-def take(browser: Browser, url: str, cookie: str, made: dict[str, Any]) -> None:
-    """Open each page and keep what it looks like."""
-    key = f"{KEYS}/{made['live-billing-webhooks']['key']['id']}"
+def take_pictures(browser: Browser, url: str, cookie: str, issued: dict[str, Any]) -> None:
+    """Open each page and save a picture of it."""
+    key = f"{KEYS}/{issued['live-billing-webhooks']['key']['id']}"
     themes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
     for theme in themes:
-        with signed_in(browser, cookie, theme, WIDE) as page:
+        with signed_in_page(browser, cookie, theme, WIDE) as page:
             for name, path in (
-                ("overview", f"{ROOM}/overview"),
+                ("overview", f"{SCOPE_PATH}/overview"),
                 ("keys", KEYS),
                 ("key", key),
-                ("usage", f"{ROOM}/usage"),
-                ("audit-log", f"{ROOM}/audit-log"),
+                ("usage", f"{SCOPE_PATH}/usage"),
+                ("audit-log", f"{SCOPE_PATH}/audit-log"),
             ):
                 page.set_viewport_size(TALL if name == "overview" else WIDE)
                 page.goto(f"{url}{path}")
-                keep(page, f"{name}-{theme}")
-    with signed_in(browser, cookie, "light", WIDE) as page:
+                save_picture(page, f"{name}-{theme}")
+    with signed_in_page(browser, cookie, "light", WIDE) as page:
         for dialog in ("rotate", "revoke"):
             page.goto(f"{url}{key}?dialog={dialog}")
-            keep(page, f"{dialog}-light", "dialog[open]")
+            save_picture(page, f"{dialog}-light", "dialog[open]")
         page.goto(f"{url}{KEYS}?dialog=create")
         page.fill("#name", "live-invoices-export")
-        keep(page, "create-light", "dialog[open]")
+        save_picture(page, "create-light", "dialog[open]")
         page.get_by_role("button", name="Create key").click()
         page.wait_for_selector("#secret")
-        keep(page, "shown-once-light", "dialog[open]")
-    with signed_in(browser, cookie, "light", NARROW) as page:
+        save_picture(page, "shown-once-light", "dialog[open]")
+    with signed_in_page(browser, cookie, "light", NARROW) as page:
         page.goto(f"{url}{KEYS}")
-        keep(page, "keys-phone")
+        save_picture(page, "keys-phone")
 
 
 @contextmanager
-def signed_in(
+def signed_in_page(
     browser: Browser,
     cookie: str,
     theme: Literal["light", "dark"],
@@ -112,8 +113,8 @@ def signed_in(
         viewport=size, color_scheme=theme, timezone_id="UTC", reduced_motion="reduce"
     )
     name, _, value = cookie.partition("=")
-    where = {"domain": "127.0.0.1", "path": "/", "secure": True, "httpOnly": True}
-    context.add_cookies([{"name": name, "value": value, **where}])  # type: ignore[typeddict-item]
+    attributes = {"domain": "127.0.0.1", "path": "/", "secure": True, "httpOnly": True}
+    context.add_cookies([{"name": name, "value": value, **attributes}])  # type: ignore[typeddict-item]
     page = context.new_page()
     try:
         yield page
@@ -121,9 +122,9 @@ def signed_in(
         context.close()
 
 
-def keep(page: Page, name: str, part: str = "") -> None:
+def save_picture(page: Page, name: str, part: str = "") -> None:
     page.evaluate("document.fonts.ready")
-    # No half-loaded icon.
+    # Icons must be loaded.
     page.wait_for_load_state("networkidle")
     file = PICTURES / f"{name}.png"
     if part:
@@ -137,45 +138,46 @@ def keep(page: Page, name: str, part: str = "") -> None:
 
 
 def fill(url: str, token: str, data: Path) -> dict[str, Any]:
-    """Make keys, rules and people; write down how the keys were used in the last weeks."""
-    made = {}
+    """Create keys and rules, and write the usage of the last weeks."""
+    issued = {}
     with httpx.Client(
         base_url=url,
         timeout=30,
         headers={"Authorization": f"Bearer {token}", "Wardkey-Organization": "acme"},
     ) as program:
-        for name, kind, *_ in FILLED:
-            made[name] = sent(program, "/v2/keys", {"name": name, "type": kind})
-        billing = made["live-billing-webhooks"]["key"]["id"]
+        for name, kind, *_ in SAMPLE_KEYS:
+            issued[name] = post(program, "/v2/keys", {"name": name, "type": kind})
+        billing = issued["live-billing-webhooks"]["key"]["id"]
         changes = {"description": "Tells the shop about payments"}
         assert program.patch(f"/v2/keys/{billing}", json=changes).status_code == 200
-        ended = sent(program, "/v2/keys", {"name": "live-old-importer", "type": "secret"})
+        ended = post(program, "/v2/keys", {"name": "live-old-importer", "type": "secret"})
         (first,) = program.get("/v2/keys?search=bootstrap").json()["keys"]
         for key in (ended["key"], first):
             program.post(f"/v2/keys/{key['id']}/revoke", json={"reason": "superseded"})
         rule = {"priority": 1, "filter": "news/#", "action": "subscribe", "effect": "allow"}
-        sent(program, "/v2/acl/rules", {**rule, "subject": {"kind": "everyone"}})
+        post(program, "/v2/acl/rules", {**rule, "subject": {"kind": "everyone"}})
     with open_deployment(load_config({}, {"data_dir": data})) as runner:
         now = runner.database.clock()
         with runner.database.writer.begin() as connection:
-            for name, _, age, *_ in FILLED:
+            for name, _, age, *_ in SAMPLE_KEYS:
                 then = now - age * DAY_MS
                 values = {"created_at": then, "rotated_at": then}
                 connection.execute(keys.update().where(keys.c.name == name).values(values))
-                of_key = secrets.c.key_id == made[name]["key"]["id"]
+                of_key = secrets.c.key_id == issued[name]["key"]["id"]
                 connection.execute(secrets.update().where(of_key).values(created_at=then))
             ended_names = ("live-old-importer", first["name"])
             values = {"created_at": now - 120 * DAY_MS}
             connection.execute(keys.update().where(keys.c.name.in_(ended_names)).values(values))
         with runner.database.counting() as connection:
-            use(connection, made, now)
-    return made
+            write_usage(connection, issued, now)
+    return issued
 
 
-def use(connection: Connection, made: dict[str, Any], now: int) -> None:
+def write_usage(connection: Connection, issued: dict[str, Any], now: int) -> None:
+    """Write the counters of the last 85 days."""
     drawn = random.Random(6)
-    for name, _, age, a_day, address in FILLED:
-        key = made[name]["key"]
+    for name, _, age, a_day, address in SAMPLE_KEYS:
+        key = issued[name]["key"]
         row = {"kid": key["secrets"][0]["kid"], "key_id": key["id"]}
         days = range(min(age, 85))
         for day in days:
@@ -187,25 +189,29 @@ def use(connection: Connection, made: dict[str, Any], now: int) -> None:
                 if times:
                     values = {**row, "hour": hour, "code": code, "count": times}
                     connection.execute(hours.insert().values(values))
-        used = {"at": now - drawn.randrange(20, 5_000) * 1000, "address": address}
-        told = {"user_agent": "acme/2.1", "verifications": a_day * len(days)}
+        last_use = {"at": now - drawn.randrange(20, 5_000) * 1000, "address": address}
+        details = {"user_agent": "acme/2.1", "verifications": a_day * len(days)}
         caller = {"address": address, "product": "acme/2.1", "route": "verify"}
-        seen = {"first_at": now - age * DAY_MS, "last_at": used["at"], "count": a_day * len(days)}
-        connection.execute(callers.insert().values({**row, **caller, **seen}))
-        connection.execute(last_used.insert().values({**row, **used, **told}))
+        counted = {
+            "first_at": now - age * DAY_MS,
+            "last_at": last_use["at"],
+            "count": a_day * len(days),
+        }
+        connection.execute(callers.insert().values({**row, **caller, **counted}))
+        connection.execute(last_used.insert().values({**row, **last_use, **details}))
 
 
-def sent(program: httpx.Client, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
-    answer = program.post(path, json=body)
+def post(client: httpx.Client, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    answer = client.post(path, json=body)
     assert answer.status_code == 201, answer.text
     return answer.json()
 
 
-def found(pattern: str, output: str) -> str:
-    there = re.search(pattern, output)
-    if there is None:
+def find(pattern: str, output: str) -> str:
+    match = re.search(pattern, output)
+    if match is None:
         sys.exit(f"the deployment did not print {pattern}")
-    return there[1]
+    return match[1]
 
 
 main()

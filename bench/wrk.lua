@@ -1,5 +1,5 @@
--- Sends the requests that a file holds end to end, all of one length, and prints what came of it.
--- They are cut out one by one: a table of 100,000 similar strings hangs LuaJIT's interning.
+-- Sends requests of equal length from a file in order, and prints the counts.
+-- Each request is sliced when needed: a table of 100,000 similar strings hangs LuaJIT's interning.
 local blob, size, count, at = "", 0, 0, 0
 
 function init(args)

@@ -1,1 +1,1 @@
-"""`make demo`: a key lives its whole life on the real thing, before your eyes."""
+"""`make demo`: the life of a key, on a real deployment."""

@@ -1,4 +1,4 @@
-"""Starts a deployment in a temporary folder, tells its steps, and stops or keeps it."""
+"""Starts a deployment in a temporary folder, runs and prints the steps, and stops or keeps it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import httpx2 as httpx
 
 from demo.exchange import exchange
 from demo.messaging import messaging
-from demo.steps import Broken, claim, life_of_a_key
+from demo.steps import DemoError, claim, life_of_a_key
 
 WORKERS = 2
 COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -31,32 +31,34 @@ def main() -> int:
         started = time.perf_counter()
         try:
             with deployment(data_dir) as (process, output):
-                found = re.search(r"/setup/(\w+)", output)
+                setup_token = re.search(r"/setup/(\w+)", output)
                 url = re.search(r"listens on (\S+)", output)
-                assert found is not None
+                assert setup_token is not None
                 assert url is not None
-                tell("start `wardkey up`", f"{WORKERS} workers on {url[1]}", started)
+                print_step("start `wardkey up`", f"{WORKERS} workers on {url[1]}", started)
                 before = time.perf_counter()
-                for title, outcome in life_of_a_key(url[1], found[1], data_dir, process, WORKERS):
-                    tell(title, outcome, before)
+                for title, outcome in life_of_a_key(
+                    url[1], setup_token[1], data_dir, process, WORKERS
+                ):
+                    print_step(title, outcome, before)
                     before = time.perf_counter()
                 port = re.search(r"MQTT: \S+:(\d+),", output)
                 assert port is not None
                 for steps in (messaging, exchange):
                     for title, outcome in steps(url[1], int(port[1])):
-                        tell(title, outcome, before)
+                        print_step(title, outcome, before)
                         before = time.perf_counter()
-                print("\nEvery step held.")
+                print("\nEvery step passed.")
                 if keep:
-                    stay(url[1], output)
-        except Broken as error:
-            print(f"\nThis step did not hold: {error}", file=sys.stderr)
+                    keep_running(url[1], output)
+        except DemoError as error:
+            print(f"\nThe next step failed: {error}", file=sys.stderr)
             return 1
     return 0
 
 
-def tell(title: str, outcome: str, since: float) -> None:
-    """Print a step with the time that it took."""
+def print_step(title: str, outcome: str, since: float) -> None:
+    """Print a step with its duration."""
     took = f"{(time.perf_counter() - since) * 1000:6.0f} ms"
     grey, plain = ("\x1b[2m", "\x1b[0m") if COLOUR else ("", "")
     print(f"{grey}{took}{plain}  {title}: {outcome}", flush=True)
@@ -64,7 +66,7 @@ def tell(title: str, outcome: str, since: float) -> None:
 
 @contextmanager
 def deployment(data_dir: Path) -> Iterator[tuple[int, str]]:
-    """Run `wardkey up` until the block ends; yield its process and output."""
+    """Run `wardkey up` until the block ends; yield its process id and output."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WARDKEY_")}
     log = data_dir.with_name("log")
     with log.open("wb") as sink:
@@ -76,38 +78,38 @@ def deployment(data_dir: Path) -> Iterator[tuple[int, str]]:
             env=clean, stdout=sink, stderr=sink, start_new_session=True,
         )  # fmt: skip
     try:
-        yield process.pid, ready(process, log)
+        yield process.pid, wait_until_ready(process, log)
         process.send_signal(signal.SIGTERM)
-        claim(process.wait(30) == 0, f"it did not stop cleanly:\n{log.read_text()}")
+        claim(process.wait(30) == 0, f"`wardkey up` did not stop cleanly:\n{log.read_text()}")
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Wait until it answers; return its output."""
+def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait until the server is ready; return its output."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         output = log.read_text()
-        claim(process.poll() is None, f"it did not start:\n{output}")
-        found = re.search(r"listens on (\S+)", output)
-        if found is not None:
+        claim(process.poll() is None, f"`wardkey up` did not start:\n{output}")
+        url = re.search(r"listens on (\S+)", output)
+        if url is not None:
             try:
-                if httpx.get(f"{found[1]}/readyz", timeout=2).status_code == 200:
+                if httpx.get(f"{url[1]}/readyz", timeout=2).status_code == 200:
                     return output
             except httpx.TransportError:
                 pass
         time.sleep(0.02)
-    raise Broken("it was not ready within 60 s")
+    raise DemoError("the server was not ready within 60 s")
 
 
-def stay(url: str, output: str) -> None:
-    """Say how to go on, and wait for Ctrl-C."""
+def keep_running(url: str, output: str) -> None:
+    """Print what to try next, and wait for Ctrl-C."""
     key = re.search(r"sk_live_\w+", output)
-    print(f"\nIt keeps running at {url}. Try:\n")
+    print(f"\nThe deployment keeps running at {url}. Try:\n")
     print(f"  curl {url}/v2/keys -H 'Authorization: Bearer {key[0] if key else ''}'")
-    print(f"\nAll routes: {url}/v2/docs   Stop with Ctrl-C; the folder is removed then.")
+    print(f"\nAll routes: {url}/v2/docs   Ctrl-C stops it and removes its folder.")
     try:
         signal.pause()
     except KeyboardInterrupt:

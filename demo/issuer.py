@@ -22,7 +22,7 @@ class Issuer:
         self.key = ECKey.generate_key("P-256", {"kid": "demo-1", "alg": "ES256"})
         issuer = self
 
-        class Answering(BaseHTTPRequestHandler):
+        class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 match self.path:
                     case "/.well-known/openid-configuration":
@@ -33,11 +33,11 @@ class Issuer:
                         self.send_error(404)
 
             def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                if PEOPLE.get(asked["email"]) != asked["password"]:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if PEOPLE.get(body["email"]) != body["password"]:
                     self.send_error(401)
                     return
-                self._send({"id_token": issuer.token(asked["email"])})
+                self._send({"id_token": issuer.token(body["email"])})
 
             def _send(self, body: dict[str, Any]) -> None:
                 raw = json.dumps(body).encode()
@@ -48,14 +48,14 @@ class Issuer:
                 self.wfile.write(raw)
 
             def log_message(self, *_: object) -> None:
-                """Say nothing; the demo tells what happens."""
+                """Log nothing, because the demo prints the steps."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def token(self, email: str) -> str:
-        """Return an ID token of somebody who signed in (OpenID Connect Core 1.0, §2)."""
+        """Return an ID token for a signed-in user (OpenID Connect Core 1.0, §2)."""
         now = int(time.time())
         claims = {
             "iss": self.url,
@@ -69,6 +69,6 @@ class Issuer:
         return jwt.encode({"alg": "ES256", "kid": "demo-1"}, claims, self.key)
 
     def close(self) -> None:
-        """Stop answering."""
+        """Stop the server."""
         self.server.shutdown()
         self.server.server_close()

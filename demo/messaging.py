@@ -1,4 +1,4 @@
-"""The demo's steps over MQTT: a device listens, a page's key publishes, and both are cut off."""
+"""The demo's steps over MQTT: a device subscribes, a page publishes, and both lose access."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TOPIC = "agents/agent-01/state"
 
 
 def messaging(url: str, port: int) -> Iterator[Step]:
-    """Yield the title and the outcome of each step as it is done."""
-    anyone = httpx.Client(base_url=url, timeout=20)
-    signed = anyone.post(
+    """Yield the title and the outcome of each step when it is done."""
+    anonymous = httpx.Client(base_url=url, timeout=20)
+    signed = anonymous.post(
         "/v2/user-tokens", json={"email": "owner@acme.example", "password": PASSWORD}
     ).json()
     owner = httpx.Client(
@@ -33,7 +33,7 @@ def messaging(url: str, port: int) -> Iterator[Step]:
     made = owner.post("/v2/clients", json={"username": "screen"})
     claim(made.status_code == 201, made.text)
     client = made.json()["client"]
-    yield "make two ACL rules and a client", client["mqtt_username"]
+    yield "create two ACL rules and a client", client["mqtt_username"]
 
     # The broker may still be starting.
     wait(lambda: owner.get("/v2/sessions").status_code == 200, "the broker did not answer")
@@ -48,8 +48,8 @@ def messaging(url: str, port: int) -> Iterator[Step]:
     )
     sent = page.post("/publish", json={"topic": TOPIC, "payload": {"status": "idle", "load": 0.12}})
     claim(sent.status_code == 200, sent.text)
-    wait(lambda: screen.messages, "nothing arrived")
-    yield "publish with a publishable key", f"{TOPIC} got {screen.messages[0].decode()}"
+    wait(lambda: screen.messages, "no message arrived")
+    yield "publish with a publishable key", f"{TOPIC} received {screen.messages[0].decode()}"
 
     refused = page.post("/publish", json={"topic": "admin/reset", "payload": 1})
     claim(refused.json()["code"] == "publish_denied", refused.text)
@@ -59,17 +59,17 @@ def messaging(url: str, port: int) -> Iterator[Step]:
     claim(done.status_code == 200, done.text)
     again = page.post("/publish", json={"topic": TOPIC, "payload": 1})
     claim(again.json()["code"] == "revoked", again.text)
-    yield "revoke the key", "publishing is refused at once"
+    yield "revoke the publishable key", "publishing is refused immediately"
 
     began = time.perf_counter()
     owner.patch(f"/v2/clients/{client['id']}", json={"enabled": False})
-    wait(lambda: screen.ended_at, "the session goes on")
+    wait(lambda: screen.ended_at, "the session did not end")
     took = (screen.ended_at - began) * 1000
-    yield "disable the client", f"its live session ended after {took:.0f} ms"
+    yield "disable the client", f"its MQTT session ended after {took:.0f} ms"
 
 
 class Screen:
-    """An MQTT client that keeps what arrives."""
+    """An MQTT client that stores the messages it receives."""
 
     def __init__(
         self, port: int, username: str, password: str, client_id: str = "screen-1"
@@ -84,18 +84,18 @@ class Screen:
         self.paho.username_pw_set(username, password)
         self.paho.on_connect = self._connected
         self.paho.on_disconnect = self._ended
-        self.paho.on_message = self._came
+        self.paho.on_message = self._received
         self.paho.on_subscribe = self._subscribed
         self.paho.connect("127.0.0.1", port)
         self.paho.loop_start()
         wait(lambda: self.code is not None, "no answer to the login")
 
     def subscribe(self, pattern: str) -> None:
-        """Subscribe; the demo stops unless that is granted."""
+        """Subscribe, or stop the demo if the subscription is not granted."""
         claim(self.may_subscribe(pattern), f"{pattern} was not granted")
 
     def may_subscribe(self, pattern: str) -> bool:
-        """Subscribe, and tell whether that was granted."""
+        """Subscribe; return whether the subscription was granted."""
         self.granted = None
         self.paho.subscribe(pattern, 1)
         wait(lambda: self.granted is not None, "no answer to the subscription")
@@ -107,16 +107,16 @@ class Screen:
     def _ended(self, _c: Any, _u: Any, _f: Any, _code: Any, _p: Any) -> None:  # noqa: ANN401
         self.ended_at = time.perf_counter()
 
-    def _came(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:  # noqa: ANN401
+    def _received(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:  # noqa: ANN401
         self.messages.append(bytes(message.payload))
 
     def _subscribed(self, _c: Any, _u: Any, _m: int, codes: Any, _p: Any) -> None:  # noqa: ANN401
         self.granted = all(code.value < 128 for code in codes)
 
 
-def wait(condition: Callable[[], object], what: str, within_s: float = 15) -> None:
-    """Wait until something is so; the demo stops if it is not in time."""
+def wait(condition: Callable[[], object], message: str, within_s: float = 15) -> None:
+    """Wait until `condition` is true, or stop the demo with `message`."""
     end = time.monotonic() + within_s
     while not condition():
-        claim(time.monotonic() < end, what)
+        claim(time.monotonic() < end, message)
         time.sleep(0.005)

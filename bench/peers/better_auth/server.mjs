@@ -1,5 +1,5 @@
-// better-auth's API keys on node:http: `server.mjs fill COUNT FILE` makes keys, `server.mjs serve
-// PORT` verifies them. Its default limit of ten requests a day for each key is switched off.
+// better-auth's API keys on node:http: `server.mjs fill COUNT FILE` creates keys, `server.mjs serve
+// PORT` verifies them. Its default limit of ten requests a day for each key is turned off.
 import { createServer } from "node:http";
 import { writeFileSync } from "node:fs";
 import Database from "better-sqlite3";

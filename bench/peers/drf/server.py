@@ -1,6 +1,6 @@
 """djangorestframework-api-key behind one view: `server.py fill COUNT FILE`, else a WSGI app.
 
-The key comes in `Authorization: Api-Key …`, as that package reads it.
+The key is in `Authorization: Api-Key …`, as that package expects it.
 """
 
 import os
@@ -27,7 +27,7 @@ settings.configure(
     },
     DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
     INSTALLED_APPS=["rest_framework", "rest_framework_api_key"],
-    # Without it there is no Content-Length.
+    # It adds Content-Length.
     MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
     REST_FRAMEWORK={
         "DEFAULT_AUTHENTICATION_CLASSES": [],
@@ -45,17 +45,17 @@ from rest_framework_api_key.permissions import HasAPIKey  # noqa: E402
 
 
 class Verify(APIView):
-    """Answers whoever shows a valid key."""
+    """Answers requests with a valid key."""
 
     permission_classes = [HasAPIKey]  # noqa: RUF012 - Django REST framework's way
 
     def post(self, request: Request) -> Response:  # noqa: ARG002 - the framework's signature
-        """Say yes."""
+        """Return the constant body."""
         return Response({"valid": True})
 
 
 def fill(count: int, file: Path) -> None:
-    """Make the tables and keys; write the keys' texts, a line each."""
+    """Create the tables and keys; write the keys to `file`, one a line."""
     call_command("migrate", verbosity=0)
     made = [APIKey(name=f"bench-{n}") for n in range(count)]
     texts = [APIKey.objects.assign_key(key) for key in made]

@@ -1,4 +1,4 @@
-// A constant over Go's net/http, which reads the body as any verifying server must.
+// A constant response from Go's net/http, which reads the body as any verifying server must.
 package main
 
 import (

@@ -1,7 +1,7 @@
 """keyshield on FastAPI: `server.py fill COUNT FILE`, or `server.py plain|cached PORT` to serve.
 
-The random delay of 0.1 to 0.3 s that it adds to each answer is switched off. `cached` begins with
-all keys in its cache, as if each had been asked before, and they never leave it.
+The random delay of 0.1 to 0.3 s for each response is turned off. `cached` starts with all keys in
+its cache, as if each had been verified before, and they never expire.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from pydantic import BaseModel
 from sqlalchemy import UniqueConstraint, event
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-# While it hashes, a request that writes waits for it longer than SQLite's five seconds.
+# Because of the hashing, a write may wait longer than SQLite's default of five seconds.
 ENGINE = create_async_engine(
     f"sqlite+aiosqlite:///{os.environ['BENCH_DATABASE']}", connect_args={"timeout": 60}
 )
 SESSIONS = async_sessionmaker(ENGINE, expire_on_commit=False)
 HASHER = Argon2ApiKeyHasher(pepper="of the benchmark only")
-# All keys share one secret and so one Argon2 hash: 10,000 of them would take minutes to make, and
-# checking one costs the same.
+# All keys share one secret and so one Argon2 hash: creating 10,000 would take minutes, and checking
+# one costs the same.
 SECRET = "A" * 40 + "b" * 24
 CACHE = SimpleMemoryCache()
 CACHED = sys.argv[1:2] == ["cached"]
@@ -45,12 +45,12 @@ def _fast(connection, _) -> None:  # noqa: ANN001 - SQLAlchemy's types
 
 
 def text_of(number: int) -> str:
-    """Return the text of key `number`."""
+    """Return key `number`."""
     return f"ak_v1-{hashlib.sha256(b'%d' % number).hexdigest()[:16]}-{SECRET}"
 
 
 async def fill(texts: list[str]) -> None:
-    """Make the table and the keys."""
+    """Create the table and the keys."""
     table = ApiKeyModel.__table__
     table.c.key_hash.unique = False
     for rule in list(table.constraints):
@@ -67,8 +67,8 @@ async def fill(texts: list[str]) -> None:
 
 
 @asynccontextmanager
-async def warmed(_: FastAPI) -> AsyncIterator[None]:
-    """Fill the cache the way `CachedApiKeyService` does after a first verification."""
+async def fill_cache(_: FastAPI) -> AsyncIterator[None]:
+    """Fill the cache like `CachedApiKeyService` after a first verification."""
     if CACHED:
         async with SESSIONS() as session:
             repository = SqlAlchemyApiKeyRepository(session)
@@ -78,22 +78,22 @@ async def warmed(_: FastAPI) -> AsyncIterator[None]:
     yield
 
 
-app = FastAPI(lifespan=warmed)
+app = FastAPI(lifespan=fill_cache)
 
 
-class Asked(BaseModel):
-    """The question."""
+class VerifyRequest(BaseModel):
+    """The body of a verification."""
 
     key: str
 
 
 @app.post("/verify")
-async def verify(asked: Asked) -> dict[str, bool]:
-    """Say whether the key is valid."""
+async def verify(body: VerifyRequest) -> dict[str, bool]:
+    """Return 200 if the key is valid, else 401."""
     async with SESSIONS() as session, session.begin():
         service = _service(SqlAlchemyApiKeyRepository(session))
         try:
-            await service.verify_key(asked.key)
+            await service.verify_key(body.key)
         except (InvalidKey, KeyNotFound):
             raise HTTPException(401) from None
     return {"valid": True}

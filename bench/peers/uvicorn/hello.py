@@ -1,4 +1,4 @@
-"""A constant from uvicorn: where its parser delivers the request, or through raw ASGI."""
+"""A constant response from uvicorn: directly in its protocol class, or through raw ASGI."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class InPlace(HttpToolsProtocol):
     """Answers without a task, a cycle or a scope."""
 
     def on_headers_complete(self) -> None:
-        """Make nothing."""
+        """Skip uvicorn's request cycle."""
 
     def on_body(self, body: bytes) -> None:
-        """Throw the body away."""
+        """Ignore the body."""
 
     def on_message_complete(self) -> None:
         """Write the constant."""
