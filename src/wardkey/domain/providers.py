@@ -417,7 +417,7 @@ def _clean_url(text: str, name: str, *, http_allowed: bool) -> str:
         )
     if url.startswith("http://") and not http_allowed:
         raise InvalidProvider(
-            f"{name} must start with https://. For a test issuer on a private network, the operator "
+            f"{name} must start with https://. To test on a private network, the operator "
             "can allow http:// with `wardkey up --private-issuers`.",
             field=name,
         )
