@@ -19,7 +19,7 @@ import httpx2 as httpx
 
 from tests.support.server import NO_CERTIFICATES
 
-HERE = Path(__file__).parent / "node"
+HERE = Path(__file__).parents[1] / "node"
 CLIENT = "my-app"
 REDIRECT = "http://127.0.0.1:9/callback"
 
