@@ -259,7 +259,7 @@ def test_what_could_not_be_saved_is_not_tried(site: Site) -> None:
         ({**RULE, "topic": "x" * 4_000}, 'id="new-try-topic-fault"'),
         ({**RULE, "topic": ""}, 'id="new-try-topic-fault"'),
         ({**RULE, "topic": "a", "claims": "<b>"}, 'id="new-try-claims-fault"'),
-        ({**RULE, "topic": "a", "act": "both"}, "Ask about publish"),
+        ({**RULE, "topic": "a", "act": "both"}, "Choose publish or subscribe"),
         ({**RULE, "topic": "a", "id": "cli_another"}, "No such client"),
     ):
         answer = forms.post(path, **wrong)

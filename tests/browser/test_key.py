@@ -35,7 +35,7 @@ def test_a_rotation_from_its_start_to_its_finish(site: Site, enter: Enter) -> No
     assert "127.0.0.1" in row.inner_text()
     assert "billing/2.1" in row.inner_text()
     page.get_by_role("button", name="Rotate").click()
-    assert "In use now: 3 requests" in page.inner_text("#rotate")
+    assert "In use: 3 requests" in page.inner_text("#rotate")
     assert page.get_by_role("radio", name="24 hours").is_checked()
     page.get_by_role("button", name="Rotate key").click()
     text = page.inner_text("#secret")

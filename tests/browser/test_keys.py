@@ -137,7 +137,7 @@ def test_chosen_permissions_are_those_of_the_type(site: Site, enter: Enter) -> N
     page.locator("summary").click()
     page.fill("[name=limit]", "600")
     page.get_by_role("button", name="Create key").click()
-    page.get_by_label("Add invoices:read, invoices:write to the scopes").check()
+    page.get_by_label("Add invoices:read, invoices:write to this organization's scopes").check()
     page.get_by_role("button", name="Create key").click()
     page.click("dialog[open] .shown-once button")
     (made,) = site.api.get("/v2/keys?search=live-invoices-reader").json()["keys"]

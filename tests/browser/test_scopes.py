@@ -63,10 +63,10 @@ def test_a_new_key_takes_scopes_of_the_catalogue_and_others_once_confirmed(
     assert form.get_by_label("desk:read", exact=True).is_checked()
     passes(page)
     page.fill("#scopes", "desk:write")
-    form.get_by_label("Add desk:raed to the scopes").check()
+    form.get_by_label("Add desk:raed to this organization's scopes").check()
     form.get_by_role("button", name="Create key").click()
     # What was confirmed is another scope than the one that is wanted now.
-    form.get_by_label("Add desk:write to the scopes").check()
+    form.get_by_label("Add desk:write to this organization's scopes").check()
     form.get_by_role("button", name="Create key").click()
     page.wait_for_selector("#secret")
     (made,) = site.api.get("/v2/keys?search=live-desk").json()["keys"]

@@ -74,7 +74,7 @@ def test_the_policy_says_when_keys_are_due(site: Site, enter: Enter) -> None:
     page.get_by_role("button", name="Save changes").click()
     page.wait_for_selector("text=Rotation policy updated.")
     page.goto(site.url(KEYS))
-    assert "rotated every 7 days" in page.inner_text(".note >> nth=0")
+    assert "rotate secret keys every 7 days" in page.inner_text(".note >> nth=0")
     assert site.api.get("/v2/organization").json()["rotation_days"] == 7
     assert site.api.get(f"/v2/keys/{due['key']['id']}").json()["rotation_due"]
     for days in ("0", "3651", "-1", "1.5", "x", "", "99999999999", "\u0667"):

@@ -36,7 +36,7 @@ def test_without_a_rule_the_page_says_that_there_is_nothing(site: Site, enter: E
     passes(page)
     page.fill("#pattern", "private/#")
     page.get_by_role("button", name="Watch").click()
-    page.wait_for_selector("text=The ACL rules do not let you subscribe to private/#.")
+    page.wait_for_selector("text=The ACL rules don't let you subscribe to private/#.")
     assert site.api.get("/v2/tokens").json()["tokens"][0]["user_email"] == site.email("owner")
 
 

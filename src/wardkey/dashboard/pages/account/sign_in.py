@@ -223,5 +223,5 @@ async def take_report(request: Request, ctx: CurrentContext) -> Response:
     ctx.throttle.take(*by_address("report", anonymous_principal(request, ctx).address))
     report = (await request.body())[:_MOST_REPORT]
     ctx.verifier.metrics.count_csp_report()
-    log.warning("a page broke its content security policy: %s", ascii(report))
+    log.warning("a page violated its content security policy: %s", ascii(report))
     return Response(status_code=204)

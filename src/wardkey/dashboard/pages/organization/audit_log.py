@@ -164,7 +164,7 @@ def _page(
         filters=filters,
         link=filters.link(url),
         url=url,
-        checking=check,
+        check=check,
         now=ctx.runner.database.clock(),
         pretty=lambda details: json.dumps(details, indent=2, ensure_ascii=False, sort_keys=True),
     )
