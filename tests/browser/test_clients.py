@@ -52,7 +52,7 @@ def test_a_generated_password_is_shown_once_and_logs_in(site: Site, enter: Enter
     page.fill("#display_name", "Agent 1")
     page.fill("#tags", "agents, hall-b")
     passes(page)
-    page.get_by_role("button", name="Create client", exact=True).click()
+    page.locator("#create").get_by_role("button", name="Create client").click()
     password = page.inner_text("#secret")
     username = page.inner_text("#mqtt-username")
     assert username.startswith("agent-01@org_")
@@ -85,12 +85,12 @@ def test_a_given_password_is_never_shown(site: Site, enter: Enter) -> None:
     page.fill("#username", "agent-given")
     page.get_by_label("Given").check()
     page.fill("#password", "short")
-    page.get_by_role("button", name="Create client", exact=True).click()
+    page.locator("#create").get_by_role("button", name="Create client").click()
     assert "12 to 128 characters" in page.inner_text("#password-fault")
     assert page.input_value("#username") == "agent-given"
     passes(page)
     page.fill("#password", "correct horse battery")
-    page.get_by_role("button", name="Create client", exact=True).click()
+    page.locator("#create").get_by_role("button", name="Create client").click()
     page.wait_for_selector("text=Client created.")
     assert "correct horse battery" not in page.content()
     username = site.api.get("/v2/clients?search=agent-given").json()["clients"][0]["mqtt_username"]

@@ -21,7 +21,7 @@ def test_signing_in_arrives_at_the_overview_whose_list_ticks_what_is_done(
     first = page.get_by_role("region", name="Get started")
     assert "0 of 4 done" in first.inner_text()
     assert "curl" in first.inner_text()
-    assert "Beside the database" in page.inner_text("main")
+    assert "Next to the database" in page.inner_text("main")
     assert re.search(r"\d verifiers? running", page.inner_text("main"))
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
@@ -64,7 +64,7 @@ def test_keys_that_ask_for_care_are_said_on_the_overview(site: Site, enter: Ente
 
 def test_a_member_sees_it_without_what_only_the_operator_mends(site: Site, enter: Enter) -> None:
     page = enter("member", OVERVIEW, viewport={"width": 390, "height": 844})
-    assert "Beside the database" not in page.inner_text("main")
+    assert "Next to the database" not in page.inner_text("main")
     assert page.get_by_role("link", name="Create API key").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert violations(page) == []

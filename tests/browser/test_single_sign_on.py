@@ -101,7 +101,7 @@ def test_whoever_is_new_at_an_allowed_domain_joins_with_the_default_role(
     cookies = {one["name"] for one in page.context.cookies(site.url("/"))}
     assert cookies == {"__Host-wardkey"}
     page.goto(site.url("/account"))
-    assert "You have none, and sign in with Acme" in page.inner_text("main")
+    assert "you sign in with Acme" in page.inner_text("main")
     row = page.locator("section", has_text="Single sign-on").locator("tbody tr")
     assert "Acme" in row.inner_text()
     assert "new@acme.example" in row.inner_text()
@@ -142,7 +142,7 @@ def test_a_known_address_is_linked_and_can_be_unlinked(site: Site, enter: Enter)
     assert page.locator("section", has_text="Password").locator("#current_password").count() == 1
     page.get_by_role("button", name="Unlink").click()
     page.wait_for_selector("text=Account unlinked")
-    assert "You are not linked to Acme yet" in page.inner_text("main")
+    assert "Not linked to Acme yet" in page.inner_text("main")
     assert role_of(site, OWNER) == "owner"
     again = site.forms().post("/account/identities/unlink", issuer="https://other.example")
     assert again.status_code == 404
@@ -243,7 +243,7 @@ def test_who_has_no_password_confirms_at_the_issuer_or_with_a_passkey(
             page.get_by_role("link", name=way).click()
         return opened.value
 
-    tab = confirm("With Acme")
+    tab = confirm("Use Acme")
     at_issuer(tab, OWNER)
     tab.wait_for_selector(f"text={OWNER} is not you")
     tab.goto(site.url("/sign-in/oidc/confirm"))

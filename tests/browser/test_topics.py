@@ -60,7 +60,7 @@ def test_messages_come_as_text_and_are_bounded(
         client.publish("agents/one/state", "unseen")
         page.wait_for_selector("text=Paused; 1 not shown")
         assert page.locator("#messages li").count() == 1
-        page.get_by_role("button", name="Continue").click()
+        page.get_by_role("button", name="Resume").click()
         for number in range(230):
             client.publish("agents/many", f"number {number}", qos=0)
     page.wait_for_selector("#messages li:first-child:has-text('number 229')")

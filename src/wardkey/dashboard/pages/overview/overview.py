@@ -127,6 +127,6 @@ def _health(current: MemberContext, ctx: AppContext) -> list[HealthSign]:
         )
     if ctx.key_beside_data and current.by.holds(Permission.ORGANIZATION_WRITE):
         signs.append(
-            HealthSign("Master key", "warn", "Beside the database", strings.HEALTH["key_beside"])
+            HealthSign("Master key", "warn", "Next to the database", strings.HEALTH["key_beside"])
         )
     return signs
