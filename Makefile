@@ -31,10 +31,11 @@ test: $(INSTALLED) ## run the tests (ARGS="-k rotate" selects some)
 	@$(MAKE) --silent $(NODE_INSTALLED) .venv/bin/traefik
 	@.venv/bin/pytest $(ARGS)
 
-check: $(INSTALLED) ## check lint, format, types, imports and dependencies
+check: $(INSTALLED) ## lint, formatting, types, templates, imports and dependencies
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/djlint --quiet --lint src/wardkey/dashboard/templates
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/deptry --no-ansi src
 

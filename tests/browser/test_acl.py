@@ -57,13 +57,13 @@ def test_a_preset_is_previewed_and_made_with_one_click(site: Site, enter: Enter)
     chat.locator("summary").click()
     assert "rooms/+/messages/{username}" in chat.inner_text()
     passes(page)
-    chat.get_by_role("button", name="Use it").click()
-    page.wait_for_selector("text=The preset's rules are in place.")
+    chat.get_by_role("button", name="Apply preset").click()
+    page.wait_for_selector("text=Preset applied.")
     assert rules(site)[0]["filter"] == "rooms/+/messages/{username}"
     page.get_by_role("button", name="Presets").click()
     allow_all = page.locator("section.preset", has_text="Allow all")
-    allow_all.get_by_role("button", name="Replace the 4 present").click()
-    page.wait_for_selector("text=The preset's rules are in place.")
+    allow_all.get_by_role("button", name="Replace current rules").click()
+    page.wait_for_selector("text=Preset applied.")
     assert [one["filter"] for one in rules(site)] == ["#"]
     # A page that saw no rules replaces none that were made since.
     answer = site.forms().post(f"{ACL}/presets", preset="chat")
@@ -81,7 +81,7 @@ def test_a_rule_is_added_edited_and_deleted(site: Site, enter: Enter) -> None:
     dialog.get_by_label("Named").fill("agent-*")
     passes(page)
     dialog.get_by_role("button", name="Add").click()
-    page.wait_for_selector("text=The rule is added.")
+    page.wait_for_selector("text=Rule added.")
     made = rules(site)[0]
     assert (made["filter"], made["subject"]) == (
         "agents/{username}/#",
@@ -93,7 +93,7 @@ def test_a_rule_is_added_edited_and_deleted(site: Site, enter: Enter) -> None:
     page.locator("#edit").get_by_label("For").select_option("everyone")
     passes(page)
     page.get_by_role("button", name="Save changes").click()
-    page.wait_for_selector("text=The rule is changed.")
+    page.wait_for_selector("text=Rule updated.")
     assert (rules(site)[0]["priority"], rules(site)[0]["subject"]["kind"]) == (7, "everyone")
     page.get_by_role("button", name="Actions for rule").click()
     page.get_by_role("link", name="Delete…").click()
@@ -199,7 +199,7 @@ def test_a_rule_is_tried_before_it_is_saved(site: Site, enter: Enter) -> None:
     dialog.get_by_label("Topic filter").fill("agents/own/#")
     dialog.get_by_label("Priority").fill("7")
     dialog.get_by_label("Description").fill("<script>alert(1)</script>")
-    dialog.locator("summary", has_text="Try it before it is saved").click()
+    dialog.locator("summary", has_text="Try it before you save").click()
     dialog.get_by_label("User name", exact=True).fill("<i>agent")
 
     def tried(topic: str) -> str:
@@ -217,7 +217,7 @@ def test_a_rule_is_tried_before_it_is_saved(site: Site, enter: Enter) -> None:
     assert re.search(r"With this rule: Denied\. .*this rule \(priority 7\)", told)
     passes(page)
     told = tried("agents/secret/x")
-    assert "stays the same" in told
+    assert "doesn't change the answer" in told
     assert told.count(kept[0]["id"]) == 2
     assert "no rule fits" in tried("elsewhere")
     assert dialog.get_by_label("Description").input_value() == "<script>alert(1)</script>"
@@ -228,7 +228,7 @@ def test_a_rule_is_tried_before_it_is_saved(site: Site, enter: Enter) -> None:
     assert rules(site) == kept
     # Enter saves, though the button that tries stands before the one that saves.
     dialog.get_by_label("Topic filter").press("Enter")
-    page.wait_for_selector("text=The rule is added.")
+    page.wait_for_selector("text=Rule added.")
     assert len(rules(site)) == 3
 
 
@@ -237,7 +237,7 @@ def test_a_changed_rule_is_tried_in_the_place_of_the_saved_one(site: Site, enter
     page = enter("owner", f"{ACL}/{kept[0]['id']}", viewport={"width": 390, "height": 844})
     dialog = page.locator("#edit")
     dialog.get_by_label("Topic filter").fill("others/#")
-    dialog.locator("summary", has_text="Try it before it is saved").click()
+    dialog.locator("summary", has_text="Try it before you save").click()
     dialog.get_by_label("Topic", exact=True).fill("agents/x")
     dialog.get_by_role("button", name="Try it").click()
     told = dialog.get_by_role("group", name="What would change").inner_text()
@@ -259,7 +259,7 @@ def test_what_could_not_be_saved_is_not_tried(site: Site) -> None:
         ({**RULE, "topic": "x" * 4_000}, 'id="new-try-topic-fault"'),
         ({**RULE, "topic": ""}, 'id="new-try-topic-fault"'),
         ({**RULE, "topic": "a", "claims": "<b>"}, 'id="new-try-claims-fault"'),
-        ({**RULE, "topic": "a", "act": "both"}, "Ask about publish"),
+        ({**RULE, "topic": "a", "act": "both"}, "Choose publish or subscribe"),
         ({**RULE, "topic": "a", "id": "cli_another"}, "No such client"),
     ):
         answer = forms.post(path, **wrong)

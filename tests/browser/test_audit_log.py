@@ -43,9 +43,9 @@ def test_the_log_is_filtered_paged_and_opened(site: Site, enter: Enter) -> None:
     page.wait_for_url("**actor=owner**")
     assert rows.count() == 1
     page.goto(site.url(f"{LOG}?actor=nobody@acme.example"))
-    assert "No event fits" in page.inner_text("main")
+    assert "No matching events" in page.inner_text("main")
     page.goto(site.url(f"{LOG}?to=2001-01-01"))
-    assert "No event fits" in page.inner_text("main")
+    assert "No matching events" in page.inner_text("main")
     assert page.input_value("[name=to]") == "2001-01-01"
 
 
@@ -93,7 +93,7 @@ def test_the_chain_is_checked_when_asked_and_a_break_is_told(site: Site, enter: 
     page = enter("owner", LOG)
     assert page.locator(".note").count() == 0
     page.get_by_role("button", name="Check the chain").click()
-    page.wait_for_selector("text=Every link holds.")
+    page.wait_for_selector("text=Every link is intact.")
     assert violations(page) == []
     theirs = audit_events.c.target_id == site.made("live-broken")["key"]["id"]
     with database_of(site.server) as connection:

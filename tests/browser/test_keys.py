@@ -43,11 +43,11 @@ def test_a_new_key_is_shown_once_and_never_again(site: Site, enter: Enter) -> No
     assert text in page.inner_text(".snippet:visible")
     # Closing before copying asks.
     page.keyboard.press("Escape")
-    page.wait_for_selector("text=You have not copied the key")
+    page.wait_for_selector("text=You haven't copied the key")
     page.click("text=Go back")
     page.click("dialog[open] .shown-once button")
     assert page.evaluate("navigator.clipboard.readText()") == text
-    page.click("text=I have saved the key")
+    page.click("text=I've saved the key")
     page.wait_for_selector("#reveal", state="detached")
     url = page.url
     assert re.fullmatch(rf".*{KEYS}/key_\w+", url)
@@ -78,7 +78,7 @@ def test_the_same_form_makes_one_key(site: Site) -> None:
     assert again.headers["location"].endswith("?done=sent-before")
     assert "sk_live_" in first.text
     told = forms.get(again.headers["location"])
-    assert "was sent before" in told.text
+    assert "was already sent" in told.text
     found = re.search(r"sk_live_\w{20,}", first.text)
     assert found is not None
     assert found[0] not in told.text
@@ -132,13 +132,13 @@ def test_a_refused_form_comes_back_filled_in(enter: Enter) -> None:
 def test_chosen_permissions_are_those_of_the_type(site: Site, enter: Enter) -> None:
     page = enter("owner", f"{KEYS}?dialog=create")
     page.fill("#name", "live-invoices-reader")
-    page.get_by_label("Chosen ones").check()
+    page.get_by_label("Custom").check()
     page.get_by_role("group", name="API keys").get_by_label("Verify").check()
     page.fill("#scopes", "invoices:read, invoices:write")
     page.locator("summary").click()
     page.fill("[name=limit]", "600")
     page.get_by_role("button", name="Create key").click()
-    page.get_by_label("Add invoices:read, invoices:write to the scopes").check()
+    page.get_by_label("Add invoices:read, invoices:write to this organization's scopes").check()
     page.get_by_role("button", name="Create key").click()
     page.click("dialog[open] .shown-once button")
     (made,) = site.api.get("/v2/keys?search=live-invoices-reader").json()["keys"]
@@ -194,7 +194,7 @@ def test_keys_are_searched_filtered_sorted_and_paged(site: Site, enter: Enter) -
     page.wait_for_url("**type=publishable**")
     assert names.all_inner_texts() == ["live-paged-20", "live-paged-10", "live-paged-00"]
     page.get_by_label("Status", exact=True).select_option("revoked")
-    page.wait_for_selector("text=No key fits")
+    page.wait_for_selector("text=No matching keys")
     # What no filter can mean is left out.
     page.goto(site.url(f"{KEYS}?page=-1&sort=z&type=x&status=<b>&q=live-paged-03"))
     assert names.all_inner_texts() == ["live-paged-03"]
@@ -301,7 +301,7 @@ def test_on_a_phone_the_table_is_sorted_by_choice_and_by_keyboard(site: Site, en
         site.made(name)
     page = enter("owner", f"{KEYS}?q=live-sorted", viewport={"width": 390, "height": 844})
     names = page.locator("table.keys .title a")
-    page.get_by_label("Sort", exact=True).select_option("By name, backwards")
+    page.get_by_label("Sort", exact=True).select_option("By name, reversed")
     page.wait_for_url("**sort=-name**")
     assert names.all_inner_texts() == ["live-sorted-b", "live-sorted-a"]
     # The heads are for screen readers there, until the keyboard comes to one.
@@ -348,7 +348,7 @@ def test_without_a_script_a_key_is_made_and_a_reload_makes_no_other(
     text = page.inner_text("#secret")
     page.get_by_role("radio", name="curl").check()
     assert page.locator(".snippet:visible").inner_text().startswith("curl")
-    page.click("text=I have saved the key")
+    page.click("text=I've saved the key")
     page.wait_for_url("**/key_*")
     assert text not in page.content()
     assert site.names().count("live-without-script") == 1

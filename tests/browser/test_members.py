@@ -34,17 +34,17 @@ def test_an_invitations_link_is_shown_once_and_lets_in(site: Site, enter: Enter)
     page.fill("#email", "new@acme.example")
     page.get_by_role("radio", name="Viewer").check()
     passes(page)
-    page.get_by_role("button", name="Make the link").click()
+    page.get_by_role("button", name="Create link").click()
     link = page.inner_text("#secret")
     assert "/invitations/" in link
     passes(page)
-    page.click("text=I have copied the link")
+    page.click("text=I've copied the link")
     page.wait_for_selector("#unsaved[open]")
     page.get_by_role("button", name="Go back").click()
     page.get_by_role("button", name="Copy", exact=True).click()
     page.wait_for_selector(".copied")
     assert page.evaluate("navigator.clipboard.readText()") == link
-    page.click("text=I have copied the link")
+    page.click("text=I've copied the link")
     page.wait_for_selector("text=Pending invitations")
     assert link not in page.content()
     row = page.locator("section", has_text="Pending invitations").locator("tbody tr")
@@ -84,7 +84,7 @@ def test_a_revoked_invitation_lets_nobody_in(site: Site, enter: Enter) -> None:
     ).json()
     page = enter("owner", MEMBERS)
     page.get_by_role("button", name="Revoke the invitation of gone@acme.example").click()
-    page.wait_for_selector("text=The invitation is revoked")
+    page.wait_for_selector("text=Invitation revoked")
     assert invited(site, "gone@acme.example") == ["revoked"]
     with site.server.client() as anyone:
         assert anyone.get(f"/invitations/{made['link'].rpartition('/')[2]}").status_code == 401
@@ -101,14 +101,14 @@ def test_a_role_is_changed_and_a_member_removed(site: Site, enter: Enter) -> Non
     passes(page)
     page.locator("#role").get_by_role("radio", name="Admin").check()
     page.get_by_role("button", name="Change role").click()
-    page.wait_for_selector("text=The role is changed.")
+    page.wait_for_selector("text=Role changed.")
     assert role_of(site, "viewer@acme.example") == "admin"
     page.get_by_role("button", name="Actions for viewer@acme.example").click()
     page.get_by_role("link", name="Remove…").click()
     page.wait_for_selector("#remove[open]")
     passes(page)
     page.get_by_role("button", name="Remove member").click()
-    page.wait_for_selector("text=The member is removed.")
+    page.wait_for_selector("text=Member removed.")
     assert role_of(site, "viewer@acme.example") == ""
     assert site.forms(cookie).get(MEMBERS).status_code == 404
 
@@ -127,7 +127,7 @@ def test_the_owner_stays_until_another_is(site: Site, enter: Enter) -> None:
     page = enter("owner", f"{MEMBERS}?dialog=role&who={heir}")
     page.locator("#role").get_by_role("radio", name="Owner").check()
     page.get_by_role("button", name="Change role").click()
-    page.wait_for_selector("text=has another owner")
+    page.wait_for_selector("text=Ownership transferred")
     assert role_of(site, "admin@acme.example") == "owner"
     assert role_of(site, "owner@acme.example") == "admin"
     assert admin.post(f"{MEMBERS}/{owner}/role", role="owner").status_code == 303
@@ -168,7 +168,7 @@ def test_a_role_lowered_meanwhile_invites_nobody(site: Site, enter: Enter) -> No
     page.fill("#email", "late@acme.example")
     with database_of(site.server) as connection:
         connection.execute(members.update().where(members.c.user_id == admin).values(role="viewer"))
-    page.get_by_role("button", name="Make the link").click()
+    page.get_by_role("button", name="Create link").click()
     page.wait_for_selector("text=not_permitted")
     assert violations(page) == []
     assert invited(site, "late@acme.example") == []

@@ -18,7 +18,7 @@ def test_signing_in_arrives_at_the_overview_whose_list_ticks_what_is_done(
 ) -> None:
     page = enter("owner", "/")
     assert page.url.endswith(OVERVIEW)
-    first = page.get_by_role("region", name="What to do first")
+    first = page.get_by_role("region", name="Get started")
     assert "0 of 4 done" in first.inner_text()
     assert "curl" in first.inner_text()
     # That is for the operator, whom the dashboard does not know.
@@ -52,7 +52,7 @@ def test_signing_in_arrives_at_the_overview_whose_list_ticks_what_is_done(
     assert invited.status_code == 201, invited.text
     page.reload()
     assert first.count() == 0
-    assert "invited somebody" in page.get_by_role("region", name="Latest changes").inner_text()
+    assert "invited a member" in page.get_by_role("region", name="Latest changes").inner_text()
     assert says("Allowed 1")
 
 

@@ -87,8 +87,8 @@ def sign_in(site: Site, page: Page, email: str = OWNER) -> None:
 def add(page: Page, name: str) -> None:
     page.get_by_role("button", name="Add a passkey").click()
     page.fill("#name", name)
-    page.get_by_role("button", name="Go on").click()
-    page.wait_for_selector("text=The passkey is added")
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_selector("text=Passkey added")
 
 
 def remove_all(site: Site) -> None:
@@ -106,9 +106,9 @@ def test_a_passkey_is_made_named_signs_in_and_is_removed(site: Site, enter: Ente
     page.wait_for_selector("#name")
     passes(page)
     page.fill("#name", "<i>My laptop</i>")
-    page.get_by_role("button", name="Go on").click()
-    page.wait_for_selector("text=The passkey is added")
-    row = page.locator("section[aria-labelledby=passkeys]").locator("tbody tr")
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_selector("text=Passkey added")
+    row = page.locator("section", has_text="Passkeys").locator("tbody tr")
     assert "<i>My laptop</i>" in row.inner_text()
     assert "Never" in row.inner_text()
     page.get_by_role("button", name="Rename the passkey <i>My laptop</i>").click()
@@ -121,12 +121,12 @@ def test_a_passkey_is_made_named_signs_in_and_is_removed(site: Site, enter: Ente
     passes(page)
     dialog.get_by_label("Name").fill("<b>Another</b>")
     dialog.get_by_role("button", name="Save").click()
-    page.wait_for_selector("text=The passkey is renamed")
+    page.wait_for_selector("text=Passkey renamed")
     assert "<b>Another</b>" in row.inner_text()
     page.get_by_role("button", name="Rename the passkey <b>Another</b>").click()
     page.get_by_role("dialog").get_by_label("Name").fill("<i>My laptop</i>")
     page.get_by_role("dialog").get_by_label("Name").press("Enter")
-    page.wait_for_selector("text=The passkey is renamed")
+    page.wait_for_selector("text=Passkey renamed")
     passes(page)
     page.click("text=Sign out everywhere")
     page.wait_for_url("**/sign-in**")
@@ -137,7 +137,7 @@ def test_a_passkey_is_made_named_signs_in_and_is_removed(site: Site, enter: Ente
     page.goto(site.url("/account"))
     assert "just now" in row.inner_text()
     page.get_by_role("button", name="Remove the passkey <i>My laptop</i>").click()
-    page.wait_for_selector("text=The passkey is removed")
+    page.wait_for_selector("text=Passkey removed")
     assert row.count() == 0
     page.click("text=Sign out everywhere")
     page.wait_for_url("**/sign-in**")
@@ -266,11 +266,11 @@ def test_a_passkey_of_somebody_else_is_not_removed(site: Site, enter: Enter) -> 
     # The same device makes no second one, and an old sign-in is confirmed first.
     age(site.server, browser_sessions, "signed_in_at", FRESH_MS)
     page.get_by_role("button", name="Add a passkey").click()
-    page.wait_for_selector("text=Confirm that it is you")
+    page.wait_for_selector("text=Confirm it's you")
     page.fill("#current_password", PASSWORD)
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Continue").click()
     page.fill("#name", "Twice")
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Continue").click()
     page.wait_for_selector("#passkey-fault:visible")
 
 

@@ -89,7 +89,7 @@ def test_a_provider_is_added_with_the_fields_of_its_kind(
     passes(page)
     page.fill("#audiences", "my-app")
     page.locator("#create").get_by_role("button", name="Add").click()
-    page.wait_for_selector("text=The provider is trusted now.")
+    page.wait_for_selector("text=Provider added.")
     assert "{claim.team}" in page.inner_text("main")
     passes(page)
     page.get_by_role("button", name="Edit").click()
@@ -100,7 +100,7 @@ def test_a_provider_is_added_with_the_fields_of_its_kind(
     assert "60" in page.inner_text("#max_ttl_s-fault")
     page.fill("#max_ttl_s", "900")
     page.get_by_role("button", name="Save changes").click()
-    page.wait_for_selector("text=The provider is changed.")
+    page.wait_for_selector("text=Provider updated.")
     found = site.api.get("/v2/auth-providers").json()["auth_providers"][0]
     assert (found["limits"]["max_ttl_s"], found["algorithms"]) == (900, ["ES256"])
     assert found["mapping"]["variables"] == {"team": "app.team"}
@@ -143,13 +143,13 @@ def test_the_test_tool_names_the_claim_that_fails(site: Site, enter: Enter, issu
 
     def tried(text: str) -> str:
         page.fill("#token", text)
-        page.get_by_role("button", name="Test it").click()
+        page.get_by_role("button", name="Run test").click()
         page.wait_for_selector(".steps")
         assert page.input_value("#token") == ""
         return page.inner_text("[aria-labelledby=test] [role=status]")
 
-    assert "The keys are there." in tried("")
-    assert "It would be taken for user-1" in tried(token(issuer))
+    assert "The keys were fetched." in tried("")
+    assert "This token would be accepted for user-1" in tried(token(issuer))
     passes(page)
     wrong = token(issuer, aud="<b>another</b>")
     assert "would be refused" in tried(wrong)
@@ -166,11 +166,11 @@ def test_a_provider_is_tested_before_it_is_saved(site: Site, enter: Enter, issue
 
     def tried(text: str) -> str:
         dialog.locator("summary", has_text="Test with a token").click()
-        dialog.get_by_label("A token of the provider's").fill(text)
-        dialog.get_by_role("button", name="Test it").click()
-        found = dialog.get_by_role("group", name="What the test found")
+        dialog.get_by_label("Provider token").fill(text)
+        dialog.get_by_role("button", name="Run test").click()
+        found = dialog.get_by_role("group", name="Test result")
         found.wait_for()
-        assert dialog.get_by_label("A token of the provider's").input_value() == ""
+        assert dialog.get_by_label("Provider token").input_value() == ""
         assert found.evaluate("one => one === document.activeElement")
         assert hidden_part(found) <= 0
         return found.inner_text()
@@ -181,7 +181,7 @@ def test_a_provider_is_tested_before_it_is_saved(site: Site, enter: Enter, issue
     page.fill("#algorithms", "ES256")
     page.fill("#name", "unsaved")
     page.fill("#issuer", "http://127.0.0.1:9")
-    assert "Its keys cannot be had" in tried("")
+    assert "The keys can't be fetched" in tried("")
     page.fill("#issuer", issuer.url)
     dialog.locator("summary", has_text="Test with a token").click()
     dialog.locator("summary", has_text="Limits").click()
@@ -194,14 +194,14 @@ def test_a_provider_is_tested_before_it_is_saved(site: Site, enter: Enter, issue
     page.fill("#audiences", "my-app")
     page.keyboard.press("Tab")
     dialog.locator("summary", has_text="Test with a token").click()
-    assert "It would be taken for user-1." in tried(good)
+    assert "This token would be accepted for user-1." in tried(good)
     assert page.input_value("#name") == "unsaved"
     assert page.locator("#create [name=keyless_may_exchange]").is_checked()
     names = [one["name"] for one in site.api.get("/v2/auth-providers").json()["auth_providers"]]
     assert "unsaved" not in names
     # Enter saves, though the button that tests stands before the one that saves.
     page.locator("#name").press("Enter")
-    page.wait_for_selector("text=The provider is trusted now.")
+    page.wait_for_selector("text=Provider added.")
     page.get_by_role("button", name="Edit").click()
     dialog = page.locator("#edit")
     page.fill("#audiences", "another-app")
@@ -222,7 +222,8 @@ def test_the_form_of_an_issuer_takes_its_key_set_and_its_audience_claim(
     form |= {"jwks_uri": f"{issuer.url}/jwks", "audience_claim": "client_id", "user_id": "sub"}
     form["algorithms"] = "ES256"
     text = token(issuer, iss="urn:acme", aud=None, client_id="my-app")
-    assert "It would be taken" in forms.post(f"{PROVIDERS}/test", **form, token=text).text
+    answer = forms.post(f"{PROVIDERS}/test", **form, token=text)
+    assert "This token would be accepted" in answer.text
     wrong = forms.post(f"{PROVIDERS}/test", **{**form, "audience_claim": "sub"}, token=text)
     assert 'id="audience_claim-fault"' in wrong.text
     wrong = forms.post(f"{PROVIDERS}/test", **{**form, "jwks_uri": HOSTILE}, token=text)
@@ -280,13 +281,14 @@ def test_a_kept_secret_tests_changes_and_a_typed_one_is_not_shown(site: Site) ->
     path = f"{PROVIDERS}/{made['id']}/test-changes"
     for secret, good, bad in (("", by_kept, by_typed), (typed, by_typed, by_kept)):
         answer = forms.post(path, **form, secret=secret, token=good)
-        assert "It would be taken" in answer.text
-        assert "It would be taken" not in forms.post(path, **form, secret=secret, token=bad).text
+        assert "This token would be accepted" in answer.text
+        refused = forms.post(path, **form, secret=secret, token=bad)
+        assert "This token would be accepted" not in refused.text
         assert typed not in answer.text
         assert kept not in answer.text
-        assert ("type it once more" in answer.text) == bool(secret)
+        assert ("enter it again" in answer.text) == bool(secret)
     fresh = forms.post(f"{PROVIDERS}/test", **form, secret=typed, token=by_typed)
-    assert "It would be taken" in fresh.text
+    assert "This token would be accepted" in fresh.text
     assert 'id="secret-fault"' in forms.post(f"{PROVIDERS}/test", **form, secret="short").text
     assert forms.get(path).status_code == 303
 
@@ -295,7 +297,7 @@ def test_a_disabled_provider_exchanges_nothing(site: Site, enter: Enter, issuer:
     made = trusted(site, issuer, "sleeping")
     page = enter("owner", f"{PROVIDERS}/{made['id']}")
     page.get_by_role("button", name="Disable").click()
-    page.wait_for_selector("text=its tokens are exchanged no more")
+    page.wait_for_selector("text=Its tokens can't be exchanged until")
     passes(page)
     with site.server.client(site.server.first_key) as client:
         wanted = {"provider": "sleeping", "token": token(issuer)}
@@ -309,7 +311,7 @@ def test_deleting_a_provider_ends_its_grants(site: Site, enter: Enter, issuer: I
     made = trusted(site, issuer, "ending")
     grant = granted(site, "ending", token(issuer, sub="leaver"))
     page = enter("owner", f"{PROVIDERS}/{made['id']}?dialog=delete")
-    assert "every grant that it stood for ends" in page.inner_text("#delete")
+    assert "all its grants and their live sessions are ended" in page.inner_text("#delete")
     passes(page)
     name, password = grant["mqtt_username"], grant["mqtt_password"]
     with connected(site.server, name, password, "ending-1") as session:
@@ -342,12 +344,12 @@ def test_grants_are_found_and_revoked_by_one_and_by_user(
     page.keyboard.press("Enter")
     page.wait_for_url("**user=bea**")
     assert page.locator("tbody tr").count() == 3
-    page.get_by_role("button", name="Revoke all of these").click()
+    page.get_by_role("button", name="Revoke all").click()
     passes(page)
     page.locator("#revoke-all").get_by_role("button", name="Revoke all").click()
-    page.wait_for_selector("text=The grants are revoked.")
+    page.wait_for_selector("text=Grants revoked.")
     page.goto(site.url(f"{GRANTS}?user=bea"))
-    page.wait_for_selector("text=No grant fits")
+    page.wait_for_selector("text=No matching grants")
     page.select_option("[name=state]", "all")
     page.wait_for_selector("tbody tr")
     assert page.inner_text("tbody").count("Revoked") == 3

@@ -31,7 +31,7 @@ def test_a_scope_is_added_described_and_deleted(site: Site, enter: Enter) -> Non
     passes(page)
     page.fill("#new-description", "Read all products")
     page.get_by_role("button", name="Save changes").click()
-    page.wait_for_selector("text=Scope changed.")
+    page.wait_for_selector("text=Scope updated.")
     assert "Read all products" in page.inner_text("table")
     made = site.made("live-shop", permissions=["shop:read"])
     page.goto(site.url(f"{SCOPES}/shop:read?dialog=delete"))
@@ -63,10 +63,10 @@ def test_a_new_key_takes_scopes_of_the_catalogue_and_others_once_confirmed(
     assert form.get_by_label("desk:read", exact=True).is_checked()
     passes(page)
     page.fill("#scopes", "desk:write")
-    form.get_by_label("Add desk:raed to the scopes").check()
+    form.get_by_label("Add desk:raed to this organization's scopes").check()
     form.get_by_role("button", name="Create key").click()
     # What was confirmed is another scope than the one that is wanted now.
-    form.get_by_label("Add desk:write to the scopes").check()
+    form.get_by_label("Add desk:write to this organization's scopes").check()
     form.get_by_role("button", name="Create key").click()
     page.wait_for_selector("#secret")
     (made,) = site.api.get("/v2/keys?search=live-desk").json()["keys"]
@@ -75,7 +75,7 @@ def test_a_new_key_takes_scopes_of_the_catalogue_and_others_once_confirmed(
     passes(page)
     page.locator("#edit").get_by_label("desk:write").uncheck()
     page.get_by_role("button", name="Save changes").click()
-    page.wait_for_selector("text=The key is changed")
+    page.wait_for_selector("text=Key updated")
     assert site.api.get(f"/v2/keys/{made['id']}").json()["permissions"] == ["desk:read"]
 
 

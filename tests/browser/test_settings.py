@@ -54,7 +54,7 @@ def test_an_organization_is_renamed_and_its_addresses_follow(site: Site, enter: 
     page.fill("#slug", "new-name")
     page.get_by_role("button", name="Save changes").click()
     page.wait_for_url("**/o/new-name/live/settings/general**")
-    assert "The organization is changed." in page.inner_text("main")
+    assert "Organization updated." in page.inner_text("main")
     assert "<b>New & name</b>" in page.inner_text("aside")
     assert site.forms().get(f"/o/{slug}/live/settings/general").status_code == 404
 
@@ -72,9 +72,9 @@ def test_the_policy_says_when_keys_are_due(site: Site, enter: Enter) -> None:
     assert page.input_value("#rotation_days") == "90"
     page.fill("#rotation_days", "7")
     page.get_by_role("button", name="Save changes").click()
-    page.wait_for_selector("text=The rotation policy is changed.")
+    page.wait_for_selector("text=Rotation policy updated.")
     page.goto(site.url(KEYS))
-    assert "rotated every 7 days" in page.inner_text(".note >> nth=0")
+    assert "rotate secret keys every 7 days" in page.inner_text(".note >> nth=0")
     assert site.api.get("/v2/organization").json()["rotation_days"] == 7
     assert site.api.get(f"/v2/keys/{due['key']['id']}").json()["rotation_due"]
     for days in ("0", "3651", "-1", "1.5", "x", "", "99999999999", "\u0667"):
@@ -120,7 +120,7 @@ def test_a_member_leaves_and_an_owner_cannot(site: Site, enter: Enter) -> None:
     passes(page)
     page.get_by_role("button", name="Leave organization").click()
     page.wait_for_url("**/organizations**")
-    assert "You have left" in page.inner_text("main")
+    assert "You left" in page.inner_text("main")
     assert "No organization yet" in page.inner_text("main")
     passes(page)
     page.goto(site.url("/"))
@@ -143,7 +143,7 @@ def test_an_organization_ends_when_its_owner_types_its_name(site: Site, enter: E
     page.fill("#confirmation", "Ended")
     page.get_by_role("button", name="Delete organization").click()
     page.wait_for_url("**/organizations**")
-    assert "The organization is deleted" in page.inner_text("main")
+    assert "Organization deleted" in page.inner_text("main")
     assert slug not in slugs_of(site, "owner")
     with site.server.client(made["secret"]) as client:
         assert client.get("/v2/organization").status_code == 401

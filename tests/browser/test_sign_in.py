@@ -90,7 +90,7 @@ def test_signing_out_ends_the_session_here_or_everywhere(site: Site, enter: Ente
     page.click("[popovertarget=me]")
     page.click("text=Sign out")
     page.wait_for_url("**/sign-in**")
-    assert "You are signed out." in page.inner_text("main")
+    assert "You're signed out." in page.inner_text("main")
     assert page.context.cookies() == []
     assert site.forms(here).get("/account").status_code == 303
     page = enter("viewer", "/account", cookie=there)
@@ -106,7 +106,7 @@ def test_sessions_are_listed_and_ended(site: Site, enter: Enter) -> None:
     assert rows.count() == 2
     rows.filter(has_not_text="This session").get_by_role("button").click()
     page.wait_for_url("**/account**")
-    assert "The session is ended." in page.inner_text("main")
+    assert "Session ended." in page.inner_text("main")
     assert rows.count() == 1
     assert site.forms(other).get("/account").status_code == 303
     theirs = site.forms(site.cookie()).get("/account").text
@@ -123,11 +123,11 @@ def test_another_password_ends_the_other_sessions(site: Site, enter: Enter) -> N
     page.fill("#current_password", "something else entirely")
     page.fill("#password", PASSWORD)
     page.click("text=Change password")
-    assert "not your password" in page.get_by_role("alert").inner_text()
+    assert "isn't your password" in page.get_by_role("alert").inner_text()
     page.fill("#current_password", PASSWORD)
     page.fill("#password", PASSWORD)
     page.click("text=Change password")
-    page.wait_for_selector("text=The password is changed")
+    page.wait_for_selector("text=Password changed")
     assert site.forms(kept).get("/account").status_code == 200
     assert site.forms(other).get("/account").status_code == 303
 
@@ -167,13 +167,13 @@ def test_an_old_sign_in_is_confirmed_before_a_key_is_made(site: Site, enter: Ent
     page = enter("owner", f"{KEYS}?dialog=create", cookie=cookie)
     page.fill("#name", "live-billing-confirmed")
     page.click("text=Create key")
-    page.wait_for_selector("text=Confirm that it is you")
+    page.wait_for_selector("text=Confirm it's you")
     assert "live-billing-confirmed" not in site.names()
     page.fill("#current_password", "another password")
-    page.get_by_role("button", name="Go on").click()
-    page.wait_for_selector("text=That is not your password")
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_selector("text=That isn't your password")
     page.fill("#current_password", PASSWORD)
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Continue").click()
     page.wait_for_selector("#secret")
     assert site.names().count("live-billing-confirmed") == 1
     page.click("dialog[open] .shown-once button")

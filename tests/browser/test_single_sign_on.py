@@ -101,8 +101,8 @@ def test_whoever_is_new_at_an_allowed_domain_joins_with_the_default_role(
     cookies = {one["name"] for one in page.context.cookies(site.url("/"))}
     assert cookies == {"__Host-wardkey"}
     page.goto(site.url("/account"))
-    assert "You have none, and sign in with Acme" in page.inner_text("main")
-    row = page.locator("section", has_text="Sign-in with an issuer").locator("tbody tr")
+    assert "you sign in with Acme" in page.inner_text("main")
+    row = page.locator("section", has_text="Single sign-on").locator("tbody tr")
     assert "Acme" in row.inner_text()
     assert "new@acme.example" in row.inner_text()
     passes(page)
@@ -143,8 +143,8 @@ def test_a_known_address_is_linked_and_can_be_unlinked(site: Site, enter: Enter)
         page.locator("section[aria-labelledby=passwords]").locator("#current_password").count() == 1
     )
     page.get_by_role("button", name="Unlink").click()
-    page.wait_for_selector("text=It is unlinked")
-    assert "You are not linked to Acme yet" in page.inner_text("main")
+    page.wait_for_selector("text=Account unlinked")
+    assert "Not linked to Acme yet" in page.inner_text("main")
     assert role_of(site, OWNER) == "owner"
     again = site.forms().post("/account/identities/unlink", issuer="https://other.example")
     assert again.status_code == 404
@@ -235,38 +235,38 @@ def test_who_has_no_password_confirms_at_the_issuer_or_with_a_passkey(
         age(site.server, browser_sessions, "signed_in_at", FRESH_MS)
         page.goto(site.url("/account"))
         page.get_by_role("button", name="Remove the passkey Mine").click()
-        page.wait_for_selector("text=Confirm that it is you")
+        page.wait_for_selector("text=Confirm it's you")
         assert page.locator("#current_password").count() == 0
         passes(page)
         # Without a confirmation it stays as it is.
-        page.get_by_role("button", name="Go on").click()
-        page.wait_for_selector("text=Confirm that it is you")
+        page.get_by_role("button", name="Continue").click()
+        page.wait_for_selector("text=Confirm it's you")
         with page.expect_popup() as opened:
             page.get_by_role("link", name=way).click()
         return opened.value
 
-    tab = confirm("With Acme")
+    tab = confirm("Use Acme")
     at_issuer(tab, OWNER)
     tab.wait_for_selector(f"text={OWNER} is not you")
     tab.goto(site.url("/sign-in/oidc/confirm"))
     at_issuer(tab, "new@acme.example")
-    tab.wait_for_selector("text=It is confirmed that it is you")
-    page.get_by_role("button", name="Go on").click()
-    page.wait_for_selector("text=The passkey is removed")
+    tab.wait_for_selector("text=Identity confirmed")
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_selector("text=Passkey removed")
 
     tab.close()
     add(page, "Mine")
-    tab = confirm("With a passkey")
+    tab = confirm("Use a passkey")
     # The new tab has no authenticator of the test's; the page asks as the one for signing in does.
     tab.wait_for_selector("text=Your browser asks which passkey")
     passes(tab)
     tab.close()
     form = page.url
     page.goto(site.url("/account/confirm/passkey"))
-    page.wait_for_selector("text=It is confirmed that it is you")
+    page.wait_for_selector("text=Identity confirmed")
     assert form.endswith("/remove")
     page.get_by_role("button", name="Remove the passkey Mine").click()
-    page.wait_for_selector("text=The passkey is removed")
+    page.wait_for_selector("text=Passkey removed")
 
 
 class Traveller:
@@ -319,12 +319,12 @@ def test_401_an_answer_counts_in_the_browser_that_asked_and_once(
 ) -> None:
     thief, victim = Traveller(site, "192.0.2.6"), Traveller(site, "192.0.2.7")
     state, me = victim.state(), {"iss": issuer.url}
-    refused(thief.back(code="x", state=state, **me), "not begun in this browser")
+    refused(thief.back(code="x", state=state, **me), "started in another browser")
     refused(victim.back(code="x", state="other", **me), "belongs to another sign-in")
     refused(victim.back(code="x", state=state, iss="https://other.example"), "another issuer")
     refused(victim.back(code="x", state=state), "another issuer")
     told = victim.back(error="<b>access_denied</b>", state=state, **me)
-    refused(told, "You did not sign in at Acme")
+    refused(told, "You didn&#39;t sign in at Acme")
     assert "<b>" not in told.text
     refused(victim.back(state=state, **me), "sent no code")
     refused(victim.back(code="invented", state=state, **me), "invalid_grant")

@@ -36,7 +36,7 @@ def test_without_a_rule_the_page_says_that_there_is_nothing(site: Site, enter: E
     passes(page)
     page.fill("#pattern", "private/#")
     page.get_by_role("button", name="Watch").click()
-    page.wait_for_selector("text=The ACL rules do not let you subscribe to private/#.")
+    page.wait_for_selector("text=The ACL rules don't let you subscribe to private/#.")
     assert site.api.get("/v2/tokens").json()["tokens"][0]["user_email"] == site.email("owner")
 
 
@@ -60,14 +60,14 @@ def test_messages_come_as_text_and_are_bounded(
         client.publish("agents/one/state", "unseen")
         page.wait_for_selector("text=Paused; 1 not shown")
         assert page.locator("#messages li").count() == 1
-        page.get_by_role("button", name="Go on").click()
+        page.get_by_role("button", name="Resume").click()
         for number in range(230):
             client.publish("agents/many", f"number {number}", qos=0)
     page.wait_for_selector("#messages li:first-child:has-text('number 229')")
     assert page.locator("#messages li").count() == 200
     page.get_by_role("button", name="Clear").click()
     assert page.locator("#messages li").count() == 0
-    assert page.get_by_text("Nothing has come yet.").is_visible()
+    assert page.get_by_text("No messages yet.").is_visible()
 
 
 def test_the_grant_ends_and_belongs_to_the_member_alone(site: Site) -> None:

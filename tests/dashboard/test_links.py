@@ -10,7 +10,7 @@ from tests.support.server import PASSWORD, Server
 from wardkey.actions.accounts.people import LINK_MS
 from wardkey.db.schema import invitations, setup_links
 
-GONE = "This link does not work"
+GONE = "This link doesn't work"
 
 
 def new_person(server: Server, name: str) -> str:

@@ -1,1 +1,1 @@
-"""What every page builds on: sign-in, rendering, navigation, assets."""
+"""The base of all pages: sign-in, rendering, navigation, assets."""

@@ -1,4 +1,4 @@
-"""Static files: read once, named by their content, compressed at the start, kept for a year."""
+"""Static files: loaded and compressed once, named by content hash, cached for a year."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A static file; `zipped` is empty where compressing gains nothing."""
+    """A static file; `zipped` is empty for formats that are already compressed."""
 
     name: str
     media_type: str
@@ -36,21 +36,22 @@ class Asset:
 
 @lru_cache(maxsize=1)
 def assets() -> dict[str, Asset]:
-    """Return every static file by the name that it has in the folder."""
+    """Return all static files, keyed by their name in the folder."""
     files = sorted(path for path in _STATIC_DIR.iterdir() if path.suffix in _TYPES)
-    found = {path.name: _asset(path.name, path.read_bytes()) for path in files}
-    # A style sheet names its fonts, so it is named after them.
-    for name in [name for name in found if name.endswith(".css")]:
-        body = found[name].body
-        for other in found.values():
-            body = body.replace(b"url(%b)" % _plain(other.name), b"url(%b)" % other.name.encode())
-        found[name] = _asset(name, body)
-    return found
+    by_name = {path.name: _asset(path.name, path.read_bytes()) for path in files}
+    # Style sheets refer to fonts by hashed name, so their own hash comes last.
+    for name in [name for name in by_name if name.endswith(".css")]:
+        body = by_name[name].body
+        for other in by_name.values():
+            plain = _unhashed_name(other.name)
+            body = body.replace(b"url(%b)" % plain, b"url(%b)" % other.name.encode())
+        by_name[name] = _asset(name, body)
+    return by_name
 
 
 @lru_cache(maxsize=128)
 def asset_url(name: str) -> str:
-    """Return the address of a static file."""
+    """Return the URL path of a static file."""
     return f"/static/{assets()[name].name}"
 
 
@@ -61,7 +62,7 @@ def _by_hashed_name() -> dict[str, Asset]:
 
 @router.get("/static/{name}")
 def send_asset(name: str, request: Request) -> Response:
-    """Send a file under its hashed name, which never means anything else."""
+    """Return a file by its hashed name, which always has the same content."""
     asset = _by_hashed_name().get(name)
     if asset is None:
         return problem_response(RouteNotFound(), request)
@@ -79,6 +80,6 @@ def _asset(name: str, body: bytes) -> Asset:
     return Asset(hashed, _TYPES[f".{suffix}"], body, zipped)
 
 
-def _plain(hashed: str) -> bytes:
+def _unhashed_name(hashed: str) -> bytes:
     stem, _, suffix = hashed.rpartition(".")
     return f"{stem.rpartition('.')[0]}.{suffix}".encode()

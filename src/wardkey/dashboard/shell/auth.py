@@ -1,4 +1,4 @@
-"""Who looks at a page: the session behind the cookie, the organization in the address, the form."""
+"""Authentication of pages: sessions, membership, forms and cookies."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.devices import device_id_of, new_device
 from wardkey.web.passwords import check_account_password
 
-# Browsers keep such a cookie to this very host and path and to TLS; loopback counts as safe.
+# Browsers bind __Host- cookies to this host, path / and TLS; loopback counts as secure.
 COOKIE = "__Host-wardkey"
 DEVICE_COOKIE = "__Host-wardkey-device"
-# As long as browsers keep a cookie (RFC 6265bis §5.5); each sign-in renews it.
+# The longest lifetime browsers allow (RFC 6265bis §5.5); each sign-in renews it.
 _DEVICE_S = 400 * 86_400
 _SEEN_EVERY_MS = 300_000
 _NONCE = 32
@@ -51,24 +51,24 @@ _LONGEST_ORIGIN = 100
 
 @dataclass(frozen=True, slots=True)
 class SignedInUser:
-    """Somebody signed in; `csrf` must come back in each form."""
+    """The signed-in user; forms must send `csrf` back."""
 
     by: Principal
     session: BrowserSession
     memberships: tuple[Membership, ...]
     csrf: str = field(repr=False)
-    # The text of the browser's device cookie, which nobody has checked yet.
+    # The unverified text of the browser's device cookie.
     device: str = field(default="", repr=False)
 
     @property
     def initials(self) -> str:
-        """Two letters of the address."""
+        """The first two letters of the e-mail address."""
         return self.by.label[:2].upper()
 
 
 @dataclass(frozen=True, slots=True)
 class MemberContext:
-    """A person in the organization and environment that the address names."""
+    """A member in the organization and environment of the URL."""
 
     person: SignedInUser
     by: Principal
@@ -76,19 +76,19 @@ class MemberContext:
 
     @property
     def root(self) -> str:
-        """What the paths of this organization and environment begin with."""
+        """The path prefix of this organization and environment."""
         return f"/o/{self.membership.slug}/{self.by.environment}"
 
     def url(self, path: str) -> str:
-        """Return the address of a page here."""
+        """Return the URL path of a page in this environment."""
         return f"{self.root}/{path}"
 
     def in_environment(self, environment: str, path: str) -> str:
-        """Return the address of a page of the same organization in `live` or `test`."""
+        """Return the URL path of a page of the same organization in `live` or `test`."""
         return f"/o/{self.membership.slug}/{environment}/{path}"
 
     def why_not(self, permission: Permission, *, seeing: bool = False) -> str:
-        """Return why the visitor may not use `permission`; empty where he may."""
+        """Return why the member can't use `permission`, or "" if they can."""
         if self.by.holds(permission):
             return ""
         *others, last = (f"{role}s" for role in reversed(Role) if permission in ROLE_TABLE[role])
@@ -97,7 +97,7 @@ class MemberContext:
 
 
 class Texts(dict[str, str]):
-    """The texts of a form by name; what it has not is empty, and asking for it adds nothing."""
+    """Form values by name; missing names read as "" and are not inserted."""
 
     def __missing__(self, name: str) -> str:
         return ""
@@ -105,34 +105,34 @@ class Texts(dict[str, str]):
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """What a form sent, after its token was checked."""
+    """The fields of a form whose CSRF token is valid."""
 
     form: FormData
 
     def text(self, name: str) -> str:
-        """Return the one value of that name; raises `InvalidRequest` if it came twice."""
+        """Return the value of a field; raises `InvalidRequest` if it was sent twice."""
         values = self.texts(name)
         if len(values) > 1:
-            raise InvalidRequest(f"The form has {name} twice; load the page again.")
+            raise InvalidRequest(f"The form has {name} twice; reload the page.")
         return values[0] if values else ""
 
     def texts(self, name: str) -> list[str]:
-        """Return every value of that name."""
+        """Return all values of a field."""
         return [value for value in self.form.getlist(name) if isinstance(value, str)]
 
     def lines(self, name: str) -> tuple[str, ...]:
-        """Return the lines of a text area that hold something."""
+        """Return the non-empty lines of a text area."""
         return tuple(line.strip() for line in self.text(name).splitlines() if line.strip())
 
     def nonce(self) -> str:
-        """Return the form's nonce; raises `InvalidRequest` where it has none."""
+        """Return the form's nonce; raises `InvalidRequest` without one."""
         nonce = self.text("once")
         if len(nonce) != _NONCE or not nonce.isalnum() or not nonce.isascii():
-            raise InvalidRequest("The form is incomplete; load the page again.")
+            raise InvalidRequest("The form is incomplete; reload the page.")
         return nonce
 
     def texts_by_name(self) -> Mapping[str, str]:
-        """Return the texts, to fill a form in again; what it did not send is empty."""
+        """Return the values to fill the form in again; missing ones are empty."""
         return Texts((n, value) for n, value in self.form.items() if isinstance(value, str))
 
 
@@ -140,7 +140,7 @@ NOTHING_SENT: Mapping[str, str] = Texts()
 
 
 def person(request: Request, ctx: CurrentContext) -> SignedInUser:
-    """Return who is signed in; raises `SignedOut`."""
+    """Return the signed-in user; raises `SignedOut`."""
     text = request.cookies.get(COOKIE, "")
     origin = anonymous_principal(request, ctx)
     with ctx.runner.database.read() as tx:
@@ -155,7 +155,7 @@ def person(request: Request, ctx: CurrentContext) -> SignedInUser:
         memberships = tuple(people.memberships(tx, by))
     now = ctx.runner.database.clock()
     if now - session.seen_at > _SEEN_EVERY_MS:
-        # A page is shown though this cannot be noted.
+        # The page works even if this can't be recorded.
         with suppress(Unavailable):
             touch_session(ctx.runner.database, session.id, now)
     key = ctx.runner.database.vault.key_for("csrf")
@@ -170,11 +170,11 @@ SignedIn = Annotated[SignedInUser, Depends(person)]
 def load_member_context(
     slug: str, environment: str, request: Request, person: SignedIn, ctx: CurrentContext
 ) -> MemberContext:
-    """Return the person as a member of the organization in the address.
+    """Return the user as a member of the organization in the URL.
 
-    The request keeps him, so that a refusal is told in the organization's frame.
-    Raises `OrganizationNotFound`, `OrganizationSuspended`, and `RouteNotFound` for another
-    environment than the two.
+    Also stores it in the request's state, so that refusals render in the organization's layout.
+    Raises `OrganizationNotFound`, `OrganizationSuspended`, and `RouteNotFound` for an unknown
+    environment.
     """
     try:
         where = Environment(environment)
@@ -196,7 +196,7 @@ Visiting = Annotated[MemberContext, Depends(load_member_context)]
 async def read_form(request: Request) -> FormData:
     """Return the fields of a form; raises `UnsupportedMediaType`, `InvalidRequest`.
 
-    Forms are URL-encoded alone: no page sends files, and multipart parsers are easily led astray.
+    Only URL-encoded forms are read: no page sends files, and multipart parsers are risky.
     """
     body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -219,7 +219,7 @@ def checked(
     person: SignedIn,
     ctx: CurrentContext,
 ) -> Fields:
-    """Return what a form of this very session sent; raises `ForgedForm`."""
+    """Return the fields of a form with this session's CSRF token; raises `ForgedForm`."""
     check_origin(request, ctx)
     token = form.get("csrf")
     if not isinstance(token, str) or not hmac.compare_digest(
@@ -235,7 +235,7 @@ VerifiedForm = Annotated[Fields, Depends(checked)]
 def unsigned(
     request: Request, form: Annotated[FormData, Depends(read_form)], ctx: CurrentContext
 ) -> Fields:
-    """Return what a form sent that needs no session; raises `ForgedForm` for another site's."""
+    """Return the fields of a form that needs no session; raises `ForgedForm` for other sites."""
     check_origin(request, ctx)
     return Fields(form)
 
@@ -244,10 +244,10 @@ AnonymousForm = Annotated[Fields, Depends(unsigned)]
 
 
 def check_origin(request: Request, ctx: AppContext) -> None:
-    """Refuse what a browser says to come from another site; raises `ForgedForm`.
+    """Reject requests from other sites; raises `ForgedForm`.
 
-    `Sec-Fetch-Site` decides where it is sent (W3C Fetch Metadata): no page can set it, and no proxy
-    changes what it means. Over plain HTTP browsers leave it out; then `Origin` has to be ours.
+    `Sec-Fetch-Site` decides if it was sent (W3C Fetch Metadata): pages can't set it, and proxies
+    don't change its meaning. Browsers omit it over plain HTTP; then `Origin` must be ours.
     """
     site = request.headers.get("sec-fetch-site", "")
     if site == "same-origin":
@@ -261,17 +261,17 @@ def check_origin(request: Request, ctx: AppContext) -> None:
     hosts, tls = _own_hosts(request, ctx)
     if shown.netloc not in {*hosts, urlsplit(ctx.public_url).netloc}:
         raise ForgedForm(
-            f"The page is of {origin[:_LONGEST_ORIGIN]}, and Wardkey was asked as "
-            f"{' and '.join(hosts)[:_LONGEST_ORIGIN]}. If a proxy stands between them, have it "
+            f"The page is from {origin[:_LONGEST_ORIGIN]}, but the request reached Wardkey as "
+            f"{' and '.join(hosts)[:_LONGEST_ORIGIN]}. If there is a proxy in between, have it "
             "pass the browser's host (in nginx: proxy_set_header Host $http_host;), or start "
-            "Wardkey with --public-url set to what people open."
+            "Wardkey with --public-url set to the URL that people open."
         )
     if tls and shown.scheme == "http":
         raise ForgedForm
 
 
 def _own_hosts(request: Request, ctx: AppContext) -> tuple[list[str], bool]:
-    """Return as which hosts the browser asked, and whether a trusted proxy says it used TLS."""
+    """Return the requested hosts, and whether a trusted proxy says the browser used TLS."""
     hosts = [request.headers.get("host", "")]
     peer = request.client.host if request.client else ""
     if not contains(ctx.proxies, peer):
@@ -284,9 +284,9 @@ def _own_hosts(request: Request, ctx: AppContext) -> tuple[list[str], bool]:
 
 
 def require_recent_sign_in(ctx: AppContext, person: SignedInUser, fields: Fields) -> None:
-    """Ask who it is again where the sign-in is older than 12 hours.
+    """Require re-authentication if the sign-in is older than 12 hours.
 
-    Raises `PasswordRequired`, on which the form comes back with the ways to confirm it, and
+    Raises `PasswordRequired`, which renders the form again with the ways to confirm, and
     `TooManyAttempts`.
     """
     if person.session.fresh(ctx.runner.database.clock()):
@@ -297,13 +297,13 @@ def require_recent_sign_in(ctx: AppContext, person: SignedInUser, fields: Fields
     try:
         _, known = check_account_password(ctx, person.by, person.by.label, password, person.device)
     except WrongPassword:
-        raise PasswordRequired("That is not your password; try again.") from None
+        raise PasswordRequired("That isn't your password; try again.") from None
     ctx.runner.write(browser_sessions.renew, person.by, person.session.id, known)
 
 
 @dataclass(frozen=True, slots=True)
 class ReauthMethods:
-    """How somebody can confirm that it is he; `issuer` is its name where he is linked to it."""
+    """The ways a user can re-authenticate; `issuer` is the name of the linked issuer, if any."""
 
     password: bool
     passkey: bool
@@ -311,15 +311,15 @@ class ReauthMethods:
 
     @property
     def others(self) -> bool:
-        """Tell whether there is a way besides the password."""
+        """Return whether there is a way besides the password."""
         return self.passkey or bool(self.issuer)
 
 
 def ways_to_confirm(ctx: AppContext, person: SignedInUser) -> ReauthMethods:
-    """Return how a person can confirm that it is he."""
+    """Return the ways the user can re-authenticate."""
     issuer = ctx.sign_in_issuer
     with ctx.runner.database.read() as tx:
-        linked = {one.issuer for one in identities.list_identities(tx, person.by)}
+        linked = {identity.issuer for identity in identities.list_identities(tx, person.by)}
         return ReauthMethods(
             people.has_password(tx, person.by),
             Site.of(ctx.public_url) is not None and bool(passkeys.list_passkeys(tx, person.by)),
@@ -328,7 +328,7 @@ def ways_to_confirm(ctx: AppContext, person: SignedInUser) -> ReauthMethods:
 
 
 def hand_cookies(ctx: AppContext, request: Request, response: Response, begun: NewSession) -> None:
-    """Give the browser its session, and what tells it apart from strangers at the next sign-in."""
+    """Set the session cookie, and the device cookie that gives this browser its own throttle."""
     response.set_cookie(
         COOKIE, begun.text, LONGEST_MS // 1000, path="/", secure=True, httponly=True, samesite="lax"
     )
@@ -336,7 +336,7 @@ def hand_cookies(ctx: AppContext, request: Request, response: Response, begun: N
 
 
 def hand_device_cookie(ctx: AppContext, request: Request, response: Response, user_id: str) -> None:
-    """Give a browser in which the user just signed in its device cookie, or keep the one it has."""
+    """Set or keep the device cookie of a browser in which the user just signed in."""
     with ctx.runner.database.read() as tx:
         known = people.password_hash_by_id(tx, user_id)
     if known is None:
@@ -350,10 +350,10 @@ def hand_device_cookie(ctx: AppContext, request: Request, response: Response, us
 
 
 def clear_session_cookie(response: Response) -> None:
-    """Take the session from the browser."""
+    """Delete the session cookie."""
     response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
 
 
 def take_device_cookie(response: Response) -> None:
-    """Take the device cookie from the browser."""
+    """Delete the device cookie."""
     response.delete_cookie(DEVICE_COOKIE, path="/", secure=True, httponly=True, samesite="lax")

@@ -1,4 +1,4 @@
-"""Bar charts of days as SVG paths; the macros draw them and add a table for screen readers."""
+"""Bar charts of daily counts as SVG paths; macros.html draws them and adds a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNITS = ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k"))
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A line or a tick: where it stands and what it says."""
+    """A grid line or a tick: its position in SVG units and its label."""
 
     at: float
     label: str
@@ -37,21 +37,21 @@ class Chart:
 
 
 def spark(days: Sequence[DayCounts]) -> Chart:
-    """Return bars without axes, for a table's cell."""
+    """Return a chart without axes, for a table cell."""
     top = max((item.allowed + item.denied for item in days), default=0)
-    allowed, denied = _bars(days, top, 0, 84, 24, 0.7)
+    allowed, denied = _bar_paths(days, top, 0, 84, 24, 0.7)
     return _chart(days, (84, 24, 0), allowed, denied)
 
 
 def bars(days: Sequence[DayCounts]) -> Chart:
-    """Return bars with a scale and dates."""
+    """Return a chart with a scale and dates."""
     width, height, left, bottom = 960, 170, 44, 22
-    step = _step(max((item.allowed + item.denied for item in days), default=0))
+    step = _scale_step(max((item.allowed + item.denied for item in days), default=0))
     top = step * 3
     plot_height = height - bottom - 8
-    allowed, denied = _bars(days, top, left, width, plot_height, 0.6, 8)
+    allowed, denied = _bar_paths(days, top, left, width, plot_height, 0.6, 8)
     lines = tuple(
-        Mark(round(8 + plot_height * (1 - level / 3), 1), _short(step * level))
+        Mark(round(8 + plot_height * (1 - level / 3), 1), _abbreviate(step * level))
         for level in range(4)
     )
     slot = (width - left) / max(1, len(days))
@@ -72,40 +72,42 @@ def _chart(  # noqa: PLR0917 - the parts of a chart
     lines: tuple[Mark, ...] = (),
     ticks: tuple[Mark, ...] = (),
 ) -> Chart:
-    good, bad = sum(item.allowed for item in days), sum(item.denied for item in days)
-    summary = f"{good:,} allowed and {bad:,} denied in {len(days)} days"
-    return Chart(*size, allowed, denied, summary, tuple(days), good, bad, lines, ticks)
+    total_allowed = sum(item.allowed for item in days)
+    total_denied = sum(item.denied for item in days)
+    summary = f"{total_allowed:,} allowed and {total_denied:,} denied in {len(days)} days"
+    totals = (total_allowed, total_denied)
+    return Chart(*size, allowed, denied, summary, tuple(days), *totals, lines, ticks)
 
 
-def _bars(  # noqa: PLR0917 - a box and what to draw in it
+def _bar_paths(  # noqa: PLR0917 - the data and the box to draw it in
     days: Sequence[DayCounts],
     top: int,
     left: float,
     width: float,
     plot_height: float,
-    filled: float,
-    above: float = 0,
+    fill: float,
+    offset: float = 0,
 ) -> tuple[str, str]:
     slot = (width - left) / max(1, len(days))
-    bar = round(slot * filled, 2)
+    bar = round(slot * fill, 2)
     allowed: list[str] = []
     denied: list[str] = []
     for index, item in enumerate(days):
         if not item.allowed and not item.denied:
             continue
         x = round(left + slot * index + (slot - bar) / 2, 2)
-        base = above + plot_height
-        for count, into in ((item.allowed, allowed), (item.denied, denied)):
+        base = offset + plot_height
+        for count, paths in ((item.allowed, allowed), (item.denied, denied)):
             if count:
-                # A single refusal must be seen beside a million requests.
-                high = max(1.5, plot_height * count / top)
-                base = max(above, base - high)
-                into.append(f"M{x:g} {base:.1f}h{bar:g}v{high:.1f}h-{bar:g}z")
+                # A single denial must stay visible next to a million requests.
+                length = max(1.5, plot_height * count / top)
+                base = max(offset, base - length)
+                paths.append(f"M{x:g} {base:.1f}h{bar:g}v{length:.1f}h-{bar:g}z")
     return "".join(allowed), "".join(denied)
 
 
-def _step(most: int) -> int:
-    """Return a third of a round number that is at least `most`."""
+def _scale_step(most: int) -> int:
+    """Return a third of the smallest round number that is at least `most`."""
     unit = 1
     while True:
         for tenths in (10, 15, 20, 30, 50):
@@ -114,7 +116,7 @@ def _step(most: int) -> int:
         unit *= 10
 
 
-def _short(count: int) -> str:
+def _abbreviate(count: int) -> str:
     for unit, letter in _UNITS:
         if count >= unit:
             return f"{count / unit:g}{letter}"

@@ -1,6 +1,6 @@
-"""The registry of pages: what the sidebar and the tabs of Settings list, in their order.
+"""The pages listed in the sidebar and in the tabs of Settings, in order.
 
-Whoever adds a page adds its line here; nothing is listed that has no page.
+A new page adds its entry here.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from wardkey.domain.principal import Principal
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of the sidebar or a tab; `path` follows `/o/{slug}/{environment}/`.
+    """A sidebar entry or a tab; `path` is relative to `/o/{slug}/{environment}/`.
 
-    `needs` is what the page reads; whoever lacks some of it does not have it listed. `group` is a
-    heading in the sidebar over entries that belong together.
+    `needs` lists the permissions the page reads with; the entry is hidden from members who lack
+    one of them. `group` is the sidebar heading above the entry.
     """
 
     label: str
@@ -27,13 +27,13 @@ class Entry:
     group: str = ""
 
     def holds(self, path: str) -> bool:
-        """Tell whether `path` is this page or one below it."""
+        """Return whether `path` is this page or one below it."""
         return path == self.path or path.startswith(f"{self.path}/")
 
 
 def open_to(by: Principal, entries: Iterable[Entry]) -> list[Entry]:
-    """Return the entries whose pages somebody may see."""
-    return [one for one in entries if all(by.holds(permission) for permission in one.needs)]
+    """Return the entries whose pages the principal can read."""
+    return [entry for entry in entries if all(by.holds(need) for need in entry.needs)]
 
 
 USAGE = "usage"
@@ -67,5 +67,5 @@ SETTINGS = (
     Entry("Rotation policy", "settings/rotation-policy", _PUBLIC),
 )
 
-# Where somebody arrives in an organization.
+# The first page of an organization.
 HOME = "overview"

@@ -1,4 +1,4 @@
-"""The answer for paths of the dashboard that no page has."""
+"""The catch-all route for dashboard paths without a page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ router = page_router()
 
 
 @router.get("/o/{rest:path}")
-def nowhere(rest: str, _person: SignedIn) -> None:  # noqa: ARG001 - the path decides alone
-    """Say as a page that there is none here."""
+def nowhere(rest: str, _person: SignedIn) -> None:  # noqa: ARG001 - only matches the path
+    """Return the dashboard's 404 page."""
     raise RouteNotFound

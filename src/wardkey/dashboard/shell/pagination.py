@@ -1,4 +1,4 @@
-"""The address of a list: the number of its page, and links that change some of its parameters."""
+"""Pagination of lists: the page number in a URL, and links that change query parameters."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ _MOST_PAGES = 10_000
 
 
 def page_number(query: Mapping[str, str]) -> int:
-    """Return the number of the page that an address asks for; what it cannot mean is the first."""
+    """Return the page number in a query; invalid values mean the first page."""
     number = query.get("page", "1")
     if not (number.isascii() and number.isdecimal() and len(number) <= _DIGITS):
         return 1
     return min(_MOST_PAGES, max(1, int(number)))
 
 
-def links(path: str, now: Mapping[str, object]) -> Callable[..., str]:
-    """Return a function that writes `path` with the parameters of `now`, some of them changed.
+def links(path: str, current: Mapping[str, object]) -> Callable[..., str]:
+    """Return a function that builds links to `path` with the query parameters `current`.
 
-    It takes what stands behind the path, if anything does, and the changes by name. What is empty,
-    and the number of the first page, is left out.
+    The function takes an optional suffix of the path, and parameters to change by name. It omits
+    empty parameters and the number of the first page.
     """
 
-    def write(below: str = "", **changed: object) -> str:
-        wanted = {name: str(value) for name, value in {**now, **changed}.items() if value}
-        if wanted.get("page") == "1":
-            del wanted["page"]
-        return f"{path}{below}?{urlencode(wanted)}" if wanted else f"{path}{below}"
+    def build_link(suffix: str = "", **changes: object) -> str:
+        query = {name: str(value) for name, value in {**current, **changes}.items() if value}
+        if query.get("page") == "1":
+            del query["page"]
+        return f"{path}{suffix}?{urlencode(query)}" if query else f"{path}{suffix}"
 
-    return write
+    return build_link

@@ -1,4 +1,4 @@
-"""How a page leaves: the templates, the headers that make it safe, and failures as pages."""
+"""Page rendering: templates, security headers, and error pages."""
 
 from __future__ import annotations
 
@@ -45,42 +45,42 @@ _OWN_PATH = re.compile(r"/(?:[\w.~%?&=+,;:@-][\w./~%?&=+,;:@-]*)?", re.ASCII)
 
 
 def day(ms: int) -> str:
-    """Return a day as `Aug 30, 2026`."""
-    return _named(ms // _DAY)
+    """Return a date such as `Aug 30, 2026`."""
+    return _format_day(ms // _DAY)
 
 
-# A page names the same few days again and again.
+# A page shows the same few days many times.
 @lru_cache(maxsize=1024)
-def _named(number: int) -> str:
+def _format_day(number: int) -> str:
     at = datetime.fromtimestamp(number * _DAY / 1000, UTC)
     return f"{at:%b} {at.day}, {at.year}"
 
 
 def moment(ms: int) -> str:
-    """Return a time as `Aug 30, 2026, 14:05 UTC`."""
+    """Return a time such as `Aug 30, 2026, 14:05 UTC`."""
     return f"{day(ms)}, {datetime.fromtimestamp(ms / 1000, UTC):%H:%M} UTC"
 
 
 def distance(ms: int, now: int) -> str:
-    """Return a time as `2 minutes ago` or `in 3 days`."""
-    gone = now - ms
-    size = abs(gone)
+    """Return a relative time such as `2 minutes ago` or `in 3 days`."""
+    elapsed = now - ms
+    size = abs(elapsed)
     if size < _MINUTE:
-        return "just now" if gone >= 0 else "in a moment"
+        return "just now" if elapsed >= 0 else "in a moment"
     for unit, name in ((_DAY, "day"), (_HOUR, "hour"), (_MINUTE, "minute")):
         if size >= unit:
             count = size // unit
             words = f"{count} {name}{'' if count == 1 else 's'}"
-            return f"{words} ago" if gone >= 0 else f"in {words}"
+            return f"{words} ago" if elapsed >= 0 else f"in {words}"
     return ""
 
 
-# A macro would take ten times as long, two hundred times a page.
+# Pages use about 200 icons, and a macro would take ten times as long.
 @lru_cache(maxsize=256)
 def icon_of(name: str) -> Markup:
-    """Return an icon, which says nothing to a screen reader."""
-    form = '<svg class="icon" aria-hidden="true"><use href="{}#{}"/></svg>'
-    return Markup(form).format(asset_url("icons.svg"), name)  # noqa: S704 - the form is ours
+    """Return an icon, hidden from screen readers."""
+    svg = '<svg class="icon" aria-hidden="true"><use href="{}#{}"/></svg>'
+    return Markup(svg).format(asset_url("icons.svg"), name)  # noqa: S704 - a constant
 
 
 _templates = Templates(
@@ -97,7 +97,7 @@ _templates.filters.update(
     distance=distance,
     browser=browser_name,
     number=lambda count: f"{count:,}",
-    # `capitalize` would make ACL into acl.
+    # `capitalize` would turn ACL into Acl.
     sentence=lambda text: text[:1].upper() + text[1:],
 )
 _templates.globals.update(
@@ -109,11 +109,11 @@ _templates.globals.update(
 
 
 def render(request: Request, template: str, status: int = 200, /, **values: object) -> HTMLResponse:
-    """Return a page; it is never kept by a cache, and runs and shows nothing but our own.
+    """Return a page that no cache stores and that loads nothing from other sites.
 
-    `values` hold `visitor` for pages in the frame (layout.html), and `tabs` for those of Settings;
-    of both what the visitor may see is listed. Others extend card.html. A page that opens a
-    WebSocket names its address as `socket`.
+    Pages in layout.html pass the member as `current`, and those of Settings also pass `tabs`;
+    both menus list only the pages this member can read. Other pages extend card.html. A page that
+    opens a WebSocket passes its URL as `socket`.
     """
     nonce = secrets.token_urlsafe(16)
     theme = request.cookies.get(THEME_COOKIE, "")
@@ -133,16 +133,16 @@ def render(request: Request, template: str, status: int = 200, /, **values: obje
 
 
 def safe_headers(nonce: str, socket: str = "") -> dict[str, str]:
-    """Return the header fields of every page; `socket` is a WebSocket that it may open."""
+    """Return the security headers of a page; `socket` is a WebSocket URL it may open."""
     parts = urlsplit(socket)
-    reached = f" {parts.scheme}://{parts.netloc}" if socket else ""
+    socket_origin = f" {parts.scheme}://{parts.netloc}" if socket else ""
     policy = (
         "default-src 'none'",
         f"script-src 'nonce-{nonce}'",
         "style-src 'self'",
         "font-src 'self'",
         "img-src 'self'",
-        f"connect-src 'self'{reached}",
+        f"connect-src 'self'{socket_origin}",
         "form-action 'self'",
         "base-uri 'none'",
         "frame-ancestors 'none'",
@@ -152,7 +152,7 @@ def safe_headers(nonce: str, socket: str = "") -> dict[str, str]:
     )
     return {
         "Content-Security-Policy": "; ".join(policy),
-        # A path can hold a one-time link; other sites learn of none.
+        # A path can contain a one-time link, which must not leak to other sites.
         "Referrer-Policy": "same-origin",
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cross-Origin-Resource-Policy": "same-origin",
@@ -163,71 +163,71 @@ def safe_headers(nonce: str, socket: str = "") -> dict[str, str]:
 
 
 def see_other(path: str, **query: str) -> RedirectResponse:
-    """Send the browser to a page of ours; `done` names a sentence to show there."""
+    """Redirect to a page of the dashboard; `done` names a message from strings.DONE."""
     target = f"{path}?{urlencode(query)}" if query else path
     return RedirectResponse(target, 303, {"Cache-Control": "no-store"})
 
 
 def own_path(text: str) -> str:
-    """Return `text` if it is a path of this site, else the front page; for `next=`."""
+    """Return `text` if it is a path of this site, or else `/`; for `next=`."""
     return text if _OWN_PATH.fullmatch(text) else "/"
 
 
 def sign_in_first(request: Request) -> RedirectResponse:
-    """Send somebody to sign in and back: to this page, or to the one whose form he sent."""
+    """Redirect to sign-in, and then back to this page or to the page of the form sent."""
     if request.method == "GET":
         back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return see_other("/sign-in", next=own_path(back))
     referrer = urlsplit(request.headers.get("referer", ""))
-    own = referrer.netloc == request.headers.get("host", "")
-    back = own_path(referrer.path) if own and referrer.path else "/"
+    same_host = referrer.netloc == request.headers.get("host", "")
+    back = own_path(referrer.path) if same_host and referrer.path else "/"
     return see_other("/sign-in", next=back, done="signed-out-midway")
 
 
 async def error_page(request: Request, failure: WardkeyError) -> Response:
-    """Return the page that tells a failure which its route left alone."""
+    """Return the page for a failure that its route did not handle."""
     if isinstance(failure, errors.SignedOut):
         return sign_in_first(request)
     status = status_of(type(failure))
     if isinstance(failure, errors.PasswordRequired):
-        sent = [
+        fields = [
             (name, value)
             for name, value in (await read_form(request)).multi_items()
             if isinstance(value, str) and name != "current_password"
         ]
         ctx = request.app.state.context
-        ways = await run_in_threadpool(_ways, request, ctx)
-        return render(request, "confirm.html", status, sent=sent, failure=failure, ways=ways)
-    response = _refusal(request, failure, status)
+        ways = await run_in_threadpool(_reauth_methods, request, ctx)
+        return render(request, "confirm.html", status, sent=fields, failure=failure, ways=ways)
+    response = _render_failure(request, failure, status)
     for name, value in problem_headers(failure).items():
         if name != "WWW-Authenticate":
             response.headers[name] = value
     return response
 
 
-def _refusal(request: Request, failure: WardkeyError, status: int) -> HTMLResponse:
+def _render_failure(request: Request, failure: WardkeyError, status: int) -> HTMLResponse:
     current = getattr(request.state, "current", None)
     if isinstance(failure, errors.Forbidden) and isinstance(current, MemberContext):
-        return _refused(request, current, failure, status)
-    # Only what nobody expected stands in the log.
+        return _render_refusal(request, current, failure, status)
+    # Only unexpected errors are logged, so only they have a reference to look up.
     reference = request_id_of(request) if isinstance(failure, errors.InternalError) else ""
     return render(
         request, "failure.html", status, failure=failure, status=status, reference=reference
     )
 
 
-def _refused(
+def _render_refusal(
     request: Request, current: MemberContext, failure: WardkeyError, status: int
 ) -> HTMLResponse:
-    """Whoever came as far as an organization stays in its frame, and learns who can."""
-    seeing = request.method == "GET"
+    """Render a refusal in the organization's layout, with the roles that have access."""
+    is_read = request.method == "GET"
     needs = Permission(failure.needs) if failure.needs in set(Permission) else None
-    why_not = current.why_not(needs, seeing=seeing) if needs else ""
+    why_not = current.why_not(needs, seeing=is_read) if needs else ""
     role = current.membership.role
-    asked = next(
-        (one for one in (*SIDEBAR, *SETTINGS) if current.url(one.path) == request.url.path), None
+    entry = next(
+        (page for page in (*SIDEBAR, *SETTINGS) if current.url(page.path) == request.url.path), None
     )
-    members = open_to(current.by, [one for one in SETTINGS if one.path == MEMBERS])
+    members = open_to(current.by, [page for page in SETTINGS if page.path == MEMBERS])
     return render(
         request,
         "refused.html",
@@ -235,64 +235,64 @@ def _refused(
         failure=failure,
         current=current,
         status=status,
-        title=asked.label if seeing and asked else strings.REFUSED["title"],
+        title=entry.label if is_read and entry else strings.REFUSED["title"],
         sentence=why_not or failure.detail,
         more=" ".join(
             text
-            for text, fits in (
+            for text, applies in (
                 (strings.REFUSED["role"].format(role=role, name=current.membership.name), why_not),
                 (strings.REFUSED["change"], why_not and role in (Role.MEMBER, Role.VIEWER)),
-                (strings.REFUSED["nothing"], not seeing),
+                (strings.REFUSED["nothing"], not is_read),
             )
-            if fits
+            if applies
         ),
         members_url=current.url(MEMBERS) if members else "",
     )
 
 
-def _ways(request: Request, ctx: AppContext) -> ReauthMethods:
+def _reauth_methods(request: Request, ctx: AppContext) -> ReauthMethods:
     return ways_to_confirm(ctx, person(request, ctx))
 
 
 class PageRoute(APIRoute):
-    """A route whose failures are told as pages."""
+    """A route that renders failures as pages."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the route's handler with its failures caught."""
+        """Return the route's handler, which renders failures."""
         handle = super().get_route_handler()
 
-        async def answer(request: Request) -> Response:
+        async def handle_request(request: Request) -> Response:
             try:
                 return await handle(request)
             except WardkeyError as failure:
                 return await error_page(request, failure)
             except RequestValidationError:
                 return await error_page(request, errors.InvalidRequest("The form is incomplete."))
-            except Exception as error:  # noqa: BLE001 - the edge: it is logged, and a page says so
+            except Exception as error:  # noqa: BLE001 - logged, and shown as a page
                 return await error_page(request, unexpected(request, error))
 
-        return answer
+        return handle_request
 
 
 def page_router() -> APIRouter:
-    """Return a router for pages, which the OpenAPI document leaves out."""
+    """Return a router for pages, which are not part of the OpenAPI document."""
     return APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 def fault_of(failure: WardkeyError) -> Mapping[str, str]:
-    """Return what a form shows of a failure: its sentence and the field at fault."""
-    named = failure.field or ""
+    """Return a failure as a form shows it: its detail and the field at fault."""
+    path = failure.field or ""
     if isinstance(failure, errors.InvalidRequest) and failure.errors:
-        named = failure.errors[0][0]
-    field = named.partition(".")[0]
-    shown = {"detail": failure.detail, "field": field, "code": failure.code, "scopes": ""}
+        path = failure.errors[0][0]
+    field = path.partition(".")[0]
+    fault = {"detail": failure.detail, "field": field, "code": failure.code, "scopes": ""}
     if isinstance(failure, errors.UnknownScope) and failure.scopes:
         scopes, similar = ", ".join(failure.scopes), " or ".join(failure.similar)
         question = f" Did you mean {similar}?" if similar else ""
-        one = len(failure.scopes) == 1
-        shown["scopes"] = scopes
-        shown["detail"] = (
-            f"{scopes} {'is' if one else 'are'} not among your scopes yet.{question} Correct the "
-            f"text, or tick the box below to add {'it' if one else 'them'}."
+        single = len(failure.scopes) == 1
+        fault["scopes"] = scopes
+        fault["detail"] = (
+            f"{scopes} {'is' if single else 'are'} not among your scopes yet.{question} Correct "
+            f"the text, or tick the box below to add {'it' if single else 'them'}."
         )
-    return shown
+    return fault

@@ -1,4 +1,4 @@
-"""What became of live MQTT sessions, told again on the page that follows a change."""
+"""The notice about ended MQTT sessions on the page after a change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wardkey.web.context import AppContext
 
 
 def receipt_query(confirmed: Confirmation) -> dict[str, str]:
-    """Return what the next page's address says of the sessions that a change ended."""
+    """Return the query parameters that identify the sessions a change ended."""
     if confirmed.sessions is None or not confirmed.sessions.receipt_id:
         return {}
     return {"receipt": confirmed.sessions.receipt_id}
@@ -21,11 +21,11 @@ def receipt_query(confirmed: Confirmation) -> dict[str, str]:
 def ended_sessions(
     request: Request, current: MemberContext, ctx: AppContext
 ) -> EndedSessions | None:
-    """Return the receipt that the address names, if there is one."""
-    named = request.query_params.get("receipt", "")
-    if not named:
+    """Return the ended sessions of the receipt in the URL, or None."""
+    receipt_id = request.query_params.get("receipt", "")
+    if not receipt_id:
         return None
     try:
-        return ctx.runner.read(session_receipts.get, current.by, named)
+        return ctx.runner.read(session_receipts.get, current.by, receipt_id)
     except ReceiptNotFound:
         return None

@@ -1,4 +1,4 @@
-"""The English sentences that Python chooses; what stands still is in the templates."""
+"""UI text chosen by Python code; fixed text is in the templates."""
 
 from __future__ import annotations
 
@@ -7,63 +7,63 @@ from dataclasses import dataclass
 from wardkey.domain.keys import Reason
 from wardkey.domain.permissions import Permission, Role
 
-# Shown once after a redirect, by the name in `?done=`.
+# Shown once after a redirect, keyed by the name in `?done=`.
 DONE = {
-    "signed-out": "You are signed out.",
-    "signed-out-everywhere": "You are signed out everywhere. Your user tokens, live topics and "
-    "the MQTT grants that you made ended too.",
+    "signed-out": "You're signed out.",
+    "signed-out-everywhere": "You're signed out on every device. Your user tokens, live topics and "
+    "the MQTT grants that you made were ended too.",
     "signed-out-midway": "Your session ended before the form was sent. Nothing was changed.",
-    "session-ended": "The session is ended.",
-    "password-changed": "The password is changed, and your other sessions are ended.",
-    "key-changed": "The key is changed.",
-    "key-disabled": "The key is disabled: it is refused everywhere until it is enabled again.",
-    "key-enabled": "The key is enabled again.",
-    "client-created": "The client is created.",
-    "client-changed": "The client is changed.",
-    "client-disabled": "The client is disabled: it logs in no more until it is enabled again.",
-    "client-enabled": "The client is enabled again.",
-    "client-deleted": "The client is deleted, and its user name is free again.",
-    "client-password": "The client has the new password; the old one opens nothing any more.",
-    "client-sent-before": "This form was sent before. What it made is here; a generated password "
-    "was shown then and is not shown again. If nobody saved it, set a new one.",
-    "rule-created": "The rule is added.",
-    "rule-changed": "The rule is changed.",
-    "rule-deleted": "The rule is deleted.",
-    "preset-applied": "The preset's rules are in place.",
-    "provider-created": "The provider is trusted now. Test it with a token.",
-    "provider-changed": "The provider is changed.",
-    "provider-enabled": "The provider is enabled: its tokens are exchanged again.",
-    "provider-disabled": "The provider is disabled: its tokens are exchanged no more.",
-    "provider-deleted": "The provider is deleted, and every grant that it stood for has ended.",
-    "grant-revoked": "The grant is revoked.",
-    "grants-revoked": "The grants are revoked.",
-    "live-session-ended": "The session is ended. The client may log in again unless it is "
-    "disabled.",
-    "client-id-freed": "The client id is free. A program that still uses it takes it again.",
-    "sent-before": "This form was sent before. What it made is here; its secret was shown then "
-    "and is not shown again. If nobody saved it, rotate the key.",
-    "invited-before": "This form was sent before. The invitation is here; its link was shown then "
-    "and is not shown again. If nobody saved it, invite the address again.",
-    "role-changed": "The role is changed.",
-    "ownership-transferred": "The organization has another owner, and you are an admin of it.",
-    "member-removed": "The member is removed.",
-    "invitation-accepted": "The invitation is accepted.",
-    "invitation-revoked": "The invitation is revoked; its link does not work any more.",
-    "organization-changed": "The organization is changed.",
-    "rotation-policy-changed": "The rotation policy is changed.",
-    "organization-deleted": "The organization is deleted, and its keys are revoked.",
+    "session-ended": "Session ended.",
+    "password-changed": "Password changed. Your other sessions were ended.",
+    "key-changed": "Key updated.",
+    "key-disabled": "Key disabled. Every request with it is refused until you enable it again.",
+    "key-enabled": "Key enabled.",
+    "client-created": "Client created.",
+    "client-changed": "Client updated.",
+    "client-disabled": "Client disabled. It can't sign in until you enable it again.",
+    "client-enabled": "Client enabled.",
+    "client-deleted": "Client deleted. Its user name is free again.",
+    "client-password": "Password set. The old one no longer works.",
+    "client-sent-before": "This form was already sent, and this is the client it created. A "
+    "generated password is shown only once; if you didn't save it, set a new one.",
+    "rule-created": "Rule added.",
+    "rule-changed": "Rule updated.",
+    "rule-deleted": "Rule deleted.",
+    "preset-applied": "Preset applied.",
+    "provider-created": "Provider added. Test it with a token.",
+    "provider-changed": "Provider updated.",
+    "provider-enabled": "Provider enabled. Its tokens can be exchanged again.",
+    "provider-disabled": "Provider disabled. Its tokens can't be exchanged until you enable it "
+    "again.",
+    "provider-deleted": "Provider deleted. All its grants were ended.",
+    "grant-revoked": "Grant revoked.",
+    "grants-revoked": "Grants revoked.",
+    "client-id-freed": "Client id freed. A program that still uses it takes it again.",
+    "live-session-ended": "Session ended. The client can sign in again unless you disable it.",
+    "sent-before": "This form was already sent, and this is the key it created. The secret is "
+    "shown only once; if you didn't save it, rotate the key.",
+    "invited-before": "This form was already sent, and the invitation is listed below. Its link is "
+    "shown only once; if you didn't save it, invite the address again.",
+    "role-changed": "Role changed.",
+    "ownership-transferred": "Ownership transferred. You're now an admin of this organization.",
+    "member-removed": "Member removed.",
+    "invitation-accepted": "Invitation accepted.",
+    "invitation-revoked": "Invitation revoked. Its link no longer works.",
+    "organization-changed": "Organization updated.",
+    "rotation-policy-changed": "Rotation policy updated.",
+    "organization-deleted": "Organization deleted. All its keys were revoked.",
     "scope-created": "Scope added. You can grant it to keys now.",
-    "scope-changed": "Scope changed.",
+    "scope-changed": "Scope updated.",
     "scope-deleted": "Scope deleted.",
-    "passkey-added": "The passkey is added; you can sign in with it.",
-    "passkey-renamed": "The passkey is renamed.",
-    "passkey-removed": "The passkey is removed: it signs nobody in any more.",
-    "confirmed": "It is confirmed that it is you. Go on in the tab that you came from.",
-    "identity-unlinked": "It is unlinked. The next sign-in there by your address links it anew.",
-    "left": "You have left the organization.",
+    "passkey-added": "Passkey added. You can sign in with it now.",
+    "passkey-renamed": "Passkey renamed.",
+    "passkey-removed": "Passkey removed. It can't be used to sign in anymore.",
+    "confirmed": "Identity confirmed. Return to the previous tab to continue.",
+    "identity-unlinked": "Account unlinked. Signing in there with your address links it again.",
+    "left": "You left the organization.",
 }
 
-# What a page says that somebody's role keeps from him.
+# Shown on the page that refuses a request because of the member's role.
 REFUSED = {
     "title": "Not allowed",
     "role": "Your role in {name} is {role}.",
@@ -72,18 +72,18 @@ REFUSED = {
 }
 
 ROLES = {
-    Role.OWNER: "Everything, billing and the organization's end too; there is one",
-    Role.ADMIN: "Everything but billing: keys, members, settings",
-    Role.MEMBER: "Sees it all; writes clients, ACL rules and previews, makes no keys",
-    Role.VIEWER: "Sees it all and changes nothing",
+    Role.OWNER: "Full access, including billing and deleting the organization. There is one owner.",
+    Role.ADMIN: "Everything except billing: keys, members, settings.",
+    Role.MEMBER: "Can view everything and edit clients, ACL rules and previews, but not keys.",
+    Role.VIEWER: "Can view everything, but can't change anything.",
 }
 
-# Those of previews and billing have no box, because there is nothing yet that asks for them.
+# Previews and billing do not exist yet, so their permissions are not offered.
 PERMISSIONS = (
     ("Publish", "Send messages over HTTP", (Permission.PUBLISH,)),
     (
         "Organization",
-        "Its public part, its settings",
+        "Public profile and settings",
         (
             Permission.ORGANIZATION_PUBLIC,
             Permission.ORGANIZATION_READ,
@@ -92,7 +92,7 @@ PERMISSIONS = (
     ),
     (
         "Tokens",
-        "Exchange an identity provider's token or make one, see and end grants",
+        "Exchange an identity provider's token or create one; list and end grants",
         (
             Permission.TOKENS_EXCHANGE,
             Permission.TOKENS_CREATE,
@@ -102,7 +102,7 @@ PERMISSIONS = (
     ),
     (
         "API keys",
-        "Write can make more keys, admin can lift the limits of keys: tick them only where needed",
+        "Write can create more keys; admin can lift key limits. Grant these only where needed",
         (
             Permission.KEYS_VERIFY,
             Permission.KEYS_READ,
@@ -112,11 +112,11 @@ PERMISSIONS = (
     ),
     (
         "Scopes",
-        "Grant any scope of your services: tick it only where needed",
+        "Can grant any scope of your services. Grant it only where needed",
         (Permission.SCOPES_GRANT,),
     ),
     ("Clients", "MQTT clients", (Permission.CLIENTS_READ, Permission.CLIENTS_WRITE)),
-    ("ACL rules", "Who may publish and subscribe", (Permission.ACL_READ, Permission.ACL_WRITE)),
+    ("ACL rules", "Who can publish and subscribe", (Permission.ACL_READ, Permission.ACL_WRITE)),
     (
         "Retained messages",
         "What the broker keeps for later subscribers; write can clear it",
@@ -129,33 +129,33 @@ PERMISSIONS = (
     ),
     (
         "Members",
-        "Write can invite people: tick it only where it is needed",
+        "Write can invite people. Grant it only where needed",
         (Permission.MEMBERS_READ, Permission.MEMBERS_WRITE),
     ),
     ("Audit log", "Who did what", (Permission.AUDIT_READ,)),
-    ("Usage", "Counts of requests", (Permission.USAGE_READ,)),
+    ("Usage", "Request counts", (Permission.USAGE_READ,)),
 )
 
 REASONS = {
-    Reason.UNSPECIFIED: "No particular reason",
-    Reason.KEY_COMPROMISE: "The key has leaked",
-    Reason.SUPERSEDED: "Another key took its place",
-    Reason.CESSATION_OF_OPERATION: "What used it was shut down",
-    Reason.AFFILIATION_CHANGED: "Whoever used it has left",
-    Reason.PRIVILEGE_WITHDRAWN: "It may no longer be used",
+    Reason.UNSPECIFIED: "No specific reason",
+    Reason.KEY_COMPROMISE: "The key was leaked",
+    Reason.SUPERSEDED: "Replaced by another key",
+    Reason.CESSATION_OF_OPERATION: "The service that used it was shut down",
+    Reason.AFFILIATION_CHANGED: "The person who used it has left",
+    Reason.PRIVILEGE_WITHDRAWN: "Its access was withdrawn",
 }
 
 GRACES = (
     ("24h", "24 hours", "Recommended"),
     ("1h", "1 hour", "Quick deploys"),
-    ("7d", "7 days", "Many places to change"),
-    ("until_revoked", "Until I finish", "Ended by hand, when nobody uses it"),
-    ("now", "Stop now", "The secret has leaked"),
+    ("7d", "7 days", "Key used in many places"),
+    ("until_revoked", "Until I finish", "End it yourself once it's no longer used"),
+    ("now", "Stop now", "The secret was leaked"),
 )
 
 EXPIRIES = (("never", "Never"), ("30", "30 days"), ("90", "90 days"), ("365", "1 year"))
 
-# What each action of the audit is called after the name of whoever did it.
+# Verb phrases for audit actions; they follow the actor's name.
 ACTIONS = {
     "acl_rule.created": "added an ACL rule",
     "acl_rule.deleted": "deleted an ACL rule",
@@ -172,13 +172,13 @@ ACTIONS = {
     "grant.created": "created a grant",
     "grant.exchanged": "exchanged a token",
     "grant.refreshed": "refreshed a grant",
-    "grant.replayed": "showed a used refresh token again",
+    "grant.replayed": "reused a spent refresh token",
     "grant.revoked": "revoked a grant",
     "grants.revoked": "revoked grants",
     "import_prefix.registered": "registered a prefix for imported keys",
-    "import_prefix.released": "released a prefix of imported keys",
+    "import_prefix.released": "released a prefix for imported keys",
     "invitation.accepted": "accepted an invitation",
-    "invitation.created": "invited somebody",
+    "invitation.created": "invited a member",
     "invitation.revoked": "revoked an invitation",
     "key.disabled": "disabled the key",
     "key.enabled": "enabled the key",
@@ -188,7 +188,7 @@ ACTIONS = {
     "key.revoked": "revoked the key",
     "key.rotated": "rotated the key",
     "key.updated": "edited the key",
-    "member.joined": "joined by the sign-in",
+    "member.joined": "joined by signing in",
     "member.removed": "removed a member",
     "member.role_changed": "changed a member's role",
     "organization.created": "created the organization",
@@ -196,20 +196,20 @@ ACTIONS = {
     "organization.resumed": "resumed the organization",
     "organization.suspended": "suspended the organization",
     "organization.updated": "edited the organization",
-    "ownership.transferred": "transferred the ownership",
+    "ownership.transferred": "transferred ownership",
     "provider.created": "added an auth provider",
     "provider.deleted": "deleted an auth provider",
     "provider.disabled": "disabled an auth provider",
     "provider.enabled": "enabled an auth provider",
     "provider.updated": "edited an auth provider",
-    "receipt.issued": "asked for the receipt again",
+    "receipt.issued": "requested the receipt again",
     "retained.cleared": "cleared retained messages",
     "rotation.finished": "finished the rotation",
     "scope.created": "added a scope",
     "scope.deleted": "deleted a scope",
     "scope.updated": "edited a scope",
-    "secret.ended": "ended one secret",
-    "secret.revoked": "revoked one secret",
+    "secret.ended": "ended a secret",
+    "secret.revoked": "revoked a secret",
     "session.ended": "ended a session",
     "client_id.freed": "freed a client id",
 }
@@ -217,7 +217,7 @@ ACTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class StepText:
-    """What a step of the overview's list says, and where it is done: a path, or a page's label."""
+    """Text of an overview step, and its target: a path or a page's label."""
 
     title: str
     more: str
@@ -229,44 +229,44 @@ class StepText:
 STEPS = {
     "key": StepText(
         "Create an API key",
-        "A key of its own for each service, so that each can be rotated and revoked alone.",
+        "Give each service its own key, so you can rotate and revoke them separately.",
         "Create API key",
         "settings/api-keys?dialog=create",
     ),
     "use": StepText(
         "Use it once",
-        "Put the key in WARDKEY_API_KEY and ask who it is; the answer names your organization.",
+        "Put the key in WARDKEY_API_KEY and run this; the response names your organization.",
     ),
     "rule": StepText(
         "Add an ACL rule",
-        "Over MQTT and with publishable keys nothing is allowed until a rule says so.",
+        "MQTT clients and publishable keys can't do anything until a rule allows it.",
         "Add a rule",
         page="ACL rules",
     ),
     "company": StepText(
-        "Invite somebody",
-        "With two people in the organization, the keys outlive one lost password.",
-        "Invite somebody",
+        "Invite a teammate",
+        "With a second member, one lost password can't lock you out of your keys.",
+        "Invite a teammate",
         page="Members & roles",
     ),
 }
 
 HEALTH = {
-    "messaging_off": "This deployment was started without it.",
-    "broker_reached": "The broker answers.",
-    "broker_lost": "Nobody can log in or publish until it answers again.",
+    "messaging_off": "Messaging is turned off in this deployment.",
+    "broker_reached": "The broker is responding.",
+    "broker_lost": "Clients can't sign in or publish until it responds again.",
 }
 
-# What each verdict code means, for whoever reads the counts.
+# Descriptions of verdict codes for the usage page.
 VERDICTS = {
     "valid": "Allowed",
     "revoked": "The key or its secret was revoked",
     "expired": "The key or its secret had expired",
     "disabled": "The key was disabled",
-    "wrong_environment": "A live key in test, or the other way round",
-    "not_permitted": "The key does not hold the permission",
-    "address_not_allowed": "It came from an address that is not allowed",
-    "origin_not_allowed": "It came from a page that is not allowed",
+    "wrong_environment": "A live key was used in test, or a test key in live",
+    "not_permitted": "The key lacks the permission",
+    "address_not_allowed": "The request came from an address that isn't allowed",
+    "origin_not_allowed": "The request came from an origin that isn't allowed",
     "rate_limited": "The rate limit was reached",
-    "quota_exceeded": "The quota was used up",
+    "quota_exceeded": "The quota is used up",
 }

@@ -1,4 +1,4 @@
-"""What a browser calls itself, in the words of its owner."""
+"""Browser names from user agents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from wardkey.domain.callers import product_of
 
-# In this order: each of them names itself as one of the later ones too.
+# The order matters: each browser's user agent also contains the marks of later ones.
 _BROWSERS = (
     ("Edg", "Edge"),
     ("OPR/", "Opera"),
@@ -31,7 +31,7 @@ _SYSTEMS = (
 
 @lru_cache(maxsize=256)
 def browser_name(user_agent: str) -> str:
-    """Return a browser's and its system's name such as `Firefox on macOS`, else the program's."""
+    """Return a name such as `Firefox on macOS`, or the program's name if it isn't a browser."""
     browser = next((name for mark, name in _BROWSERS if mark in user_agent), "")
     if not browser:
         return product_of(user_agent) or "Unknown browser"

@@ -1,10 +1,10 @@
-// What pages gain with a script: times in the viewer's zone, copying, dialogs, guards before leaving.
+// Optional enhancements: local times, copying, dialogs, warnings before leaving.
 "use strict";
 (() => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-  const say = (text) => { document.getElementById("live").textContent = text; };
+  const announce = (text) => { document.getElementById("live").textContent = text; };
 
-  // Times: the server writes them in UTC or as a distance; here they get the viewer's zone.
+  // Times: the server writes UTC or relative times; convert them to the viewer's zone.
   const exact = new Intl.DateTimeFormat("en", { dateStyle: "full", timeStyle: "long" });
   const day = new Intl.DateTimeFormat("en", { dateStyle: "medium" });
   const moment = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
@@ -15,8 +15,10 @@
     if (time.dataset.as === "moment") time.textContent = moment.format(at);
   }
 
-  // On a phone the tab one is at may be out of sight.
-  for (const tab of all(".tabs [aria-current]")) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 16;
+  // On a phone, the current tab may be scrolled out of view.
+  for (const tab of all(".tabs [aria-current]")) {
+    tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 16;
+  }
 
   // Copying.
   document.addEventListener("click", async (event) => {
@@ -27,46 +29,49 @@
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      const kept = source && document.querySelector(source);
-      if (kept) getSelection().selectAllChildren(kept);
-      say("Copying is not allowed here; the text is selected instead.");
+      const element = source && document.querySelector(source);
+      if (element) getSelection().selectAllChildren(element);
+      announce("Couldn't copy; the text is selected instead.");
       return;
     }
-    say("Copied");
+    announce("Copied");
     button.classList.add("copied");
     setTimeout(() => button.classList.remove("copied"), 1500);
     if (source && document.querySelector(source).hasAttribute("data-secret")) leaving.copied = true;
   });
 
-  // Browsers of before 2026 know no commands of buttons.
+  // Browsers before 2026 don't support button commands.
   if (!("commandForElement" in HTMLButtonElement.prototype)) document.addEventListener("click", (event) => {
     const button = event.target.closest("button[commandfor]");
     const dialog = button && document.getElementById(button.getAttribute("commandfor"));
     if (dialog) button.getAttribute("command") === "close" ? dialog.close() : dialog.showModal();
   });
 
-  // Dialogs that the server wants open become modal.
+  // Dialogs the server rendered open become modal.
   for (const dialog of all("dialog[data-open]")) {
     dialog.close();
     dialog.showModal();
-    // What had the focus before is not scrolled to by itself.
+    // showModal() doesn't scroll to an element that already had focus.
     dialog.querySelector(":focus")?.scrollIntoView({ block: "nearest" });
   }
-  // Their place in the address goes with them, so that a reload does not open them again.
-  const here = new URL(location.href);
-  for (const name of ["dialog", "done", "who"]) here.searchParams.delete(name);
-  if (here.href !== location.href) history.replaceState(null, "", here);
+  // Remove the dialog from the URL, or a reload would open it again.
+  const url = new URL(location.href);
+  for (const name of ["dialog", "done", "who"]) url.searchParams.delete(name);
+  if (url.href !== location.href) history.replaceState(null, "", url);
 
-  // A secret that is shown once: the page behind it takes its place in the history at once.
+  // A secret shown once: replace its history entry with the page behind it.
   const leaving = { copied: true };
   const reveal = document.querySelector("[data-reveal]");
   if (reveal) {
     leaving.copied = false;
     history.replaceState(null, "", reveal.dataset.reveal);
     const unsaved = document.getElementById("unsaved");
-    const close = () => { if (leaving.copied) location.replace(reveal.dataset.reveal); else unsaved.showModal(); };
+    const close = () => {
+      if (leaving.copied) location.replace(reveal.dataset.reveal);
+      else unsaved.showModal();
+    };
     reveal.addEventListener("cancel", (event) => { event.preventDefault(); close(); });
-    // A second Escape closes whatever is said against the first.
+    // A second Escape closes the dialog even if the first was prevented.
     reveal.addEventListener("close", () => { if (!reveal.open) { reveal.showModal(); close(); } });
     reveal.querySelector("[data-close]").addEventListener("click", (event) => { event.preventDefault(); close(); });
     unsaved.querySelector("[data-leave]").addEventListener("click", () => {
@@ -74,12 +79,12 @@
       location.replace(reveal.dataset.reveal);
     });
     addEventListener("beforeunload", (event) => { if (!leaving.copied) event.preventDefault(); });
-    // Neither the back-forward cache nor a restored tab may hold it.
+    // Keep the secret out of the back-forward cache and restored tabs.
     addEventListener("pagehide", () => { for (const node of all("[data-secret]")) node.textContent = ""; });
     addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
   }
 
-  // A form is sent once, and a name is typed before its button works.
+  // Send each form once, and enable a confirmed action once its name is typed.
   document.addEventListener("submit", (event) => {
     const form = event.target;
     if (form.method !== "post") return;
@@ -89,50 +94,54 @@
   addEventListener("pageshow", () => { for (const form of all("form[data-sent]")) delete form.dataset.sent; });
   for (const input of all("input[data-confirm]")) {
     const button = input.form.querySelector("[type=submit]");
-    const look = () => { button.disabled = input.value !== input.dataset.confirm; };
-    input.addEventListener("input", look);
-    look();
+    const update = () => { button.disabled = input.value !== input.dataset.confirm; };
+    input.addEventListener("input", update);
+    update();
   }
 
-  // A passkey: the browser makes or shows one, and its answer goes with the form.
-  const asking = document.querySelector("form[data-passkey]");
-  if (asking) {
-    const ask = async () => {
+  // Passkeys: the browser creates or uses one, and the form submits the result.
+  const passkeyForm = document.querySelector("form[data-passkey]");
+  if (passkeyForm) {
+    const request = async () => {
       const fault = document.getElementById("passkey-fault");
       fault.hidden = true;
       try {
-        const options = JSON.parse(asking.dataset.options);
-        const made = asking.dataset.passkey === "create"
+        const options = JSON.parse(passkeyForm.dataset.options);
+        const credential = passkeyForm.dataset.passkey === "create"
           ? await navigator.credentials.create({ publicKey: PublicKeyCredential.parseCreationOptionsFromJSON(options) })
           : await navigator.credentials.get({ publicKey: PublicKeyCredential.parseRequestOptionsFromJSON(options) });
-        asking.elements.answer.value = JSON.stringify(made);
-        HTMLFormElement.prototype.submit.call(asking);
+        passkeyForm.elements.answer.value = JSON.stringify(credential);
+        HTMLFormElement.prototype.submit.call(passkeyForm);
       } catch {
-        delete asking.dataset.sent;
+        delete passkeyForm.dataset.sent;
         fault.hidden = false;
       }
     };
-    asking.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
-    if (asking.dataset.passkey === "get") ask();
+    passkeyForm.addEventListener("submit", (event) => { event.preventDefault(); request(); });
+    if (passkeyForm.dataset.passkey === "get") request();
   }
 
-  // Filters are sent when they change.
-  for (const select of all("form[data-auto] select")) select.addEventListener("change", () => select.form.requestSubmit());
+  // Submit filters when they change.
+  for (const select of all("form[data-auto] select")) {
+    select.addEventListener("change", () => select.form.requestSubmit());
+  }
 
-  // How long a guess would take, very roughly; the server decides.
+  // A rough estimate of a password's strength; the server decides.
   for (const input of all("input[data-strength]")) {
     const box = document.getElementById(input.dataset.strength);
     const meter = box.querySelector("meter");
-    const words = ["too short", "weak", "fair", "good", "strong"];
-    const look = () => {
+    const labels = ["too short", "weak", "fair", "good", "strong"];
+    const update = () => {
       const text = input.value;
       const kinds = [/[a-z]/, /[A-Z]/, /[0-9]/, /[^a-zA-Z0-9]/].filter((kind) => kind.test(text)).length;
       const different = new Set(text).size;
       let score = text.length < 12 || different < 5 ? 0 : 1;
       if (score && different >= 8) score = Math.min(4, 1 + Math.floor((text.length - 10) / 4) + (kinds > 2 ? 1 : 0));
       meter.value = score;
-      box.querySelector("span").textContent = text ? `Strength: ${words[score]}` : "At least 12 characters; a few words of your own do well.";
+      box.querySelector("span").textContent = text
+        ? `Strength: ${labels[score]}`
+        : "At least 12 characters; a few random words work well.";
     };
-    input.addEventListener("input", look);
+    input.addEventListener("input", update);
   }
 })();

@@ -1,7 +1,7 @@
-// Live messages over MQTT: a grant of ten minutes is asked for, and what comes is shown as text.
+// Live topics: requests a ten-minute grant and shows MQTT messages as text.
 "use strict";
 (() => {
-  const MOST = 200, LONGEST = 2000;
+  const MAX_MESSAGES = 200, MAX_CHARACTERS = 2000;
   const form = document.getElementById("watch");
   const pattern = document.getElementById("pattern");
   const pause = document.getElementById("pause");
@@ -9,63 +9,66 @@
   const nothing = document.getElementById("nothing");
   const decoder = new TextDecoder();
   let client = null, paused = false, missed = 0;
-  const say = (text) => { document.getElementById("state").textContent = text; };
+  const setStatus = (text) => { document.getElementById("state").textContent = text; };
 
   const cell = (name, text) => {
-    const made = document.createElement(name);
-    made.textContent = text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text;
-    return made;
+    const element = document.createElement(name);
+    element.textContent = text.length > MAX_CHARACTERS ? `${text.slice(0, MAX_CHARACTERS)}…` : text;
+    return element;
   };
   const show = (topic, payload) => {
     const item = document.createElement("li");
     const now = new Date();
     const time = cell("time", now.toLocaleTimeString());
     time.dateTime = now.toISOString();
-    item.append(cell("b", topic), cell("span", decoder.decode(payload.subarray(0, LONGEST * 4))), time);
+    item.append(cell("b", topic), cell("span", decoder.decode(payload.subarray(0, MAX_CHARACTERS * 4))), time);
     list.prepend(item);
-    while (list.children.length > MOST) list.lastElementChild.remove();
+    while (list.children.length > MAX_MESSAGES) list.lastElementChild.remove();
     nothing.hidden = true;
   };
   const stop = (text) => {
     if (client) client.end(true);
     client = null;
     pause.disabled = true;
-    say(text);
+    setStatus(text);
   };
 
-  const begin = async (wanted) => {
-    say("Connecting…");
-    let told;
+  const watch = async (filter) => {
+    setStatus("Connecting…");
+    let login;
     try {
-      const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) });
-      if (!answer.ok || answer.redirected) throw new Error();
-      told = await answer.json();
+      const body = new URLSearchParams(new FormData(form));
+      const response = await fetch(form.action, { method: "POST", body });
+      if (!response.ok || response.redirected) throw new Error();
+      login = await response.json();
     } catch {
-      return stop("No login was given; load the page again.");
+      return stop("Couldn't get a login; reload the page.");
     }
-    const mine = mqtt.connect(form.dataset.socket, {
-      username: told.username,
-      password: told.password,
-      clientId: told.client_id,
+    const session = mqtt.connect(form.dataset.socket, {
+      username: login.username,
+      password: login.password,
+      clientId: login.client_id,
       reconnectPeriod: 0,
-      // The policy of this page allows no worker.
+      // The page's CSP doesn't allow workers.
       timerVariant: "native",
     });
-    client = mine;
-    mine.on("connect", () => mine.subscribe(wanted, { qos: 0 }, (fault, granted) => {
-      if (client !== mine) return;
-      if (fault || !granted || !granted.length || granted[0].qos >= 128) return stop(`The ACL rules do not let you subscribe to ${wanted}.`);
+    client = session;
+    session.on("connect", () => session.subscribe(filter, { qos: 0 }, (fault, granted) => {
+      if (client !== session) return;
+      if (fault || !granted || !granted.length || granted[0].qos >= 128) {
+        return stop(`The ACL rules don't let you subscribe to ${filter}.`);
+      }
       pause.disabled = false;
-      say(`Watching ${wanted}`);
+      setStatus(`Watching ${filter}`);
     }));
-    mine.on("message", (topic, payload) => {
-      if (client !== mine) return;
+    session.on("message", (topic, payload) => {
+      if (client !== session) return;
       if (!paused) return show(topic, payload);
       missed += 1;
-      say(`Paused; ${missed} not shown`);
+      setStatus(`Paused; ${missed} not shown`);
     });
-    mine.on("error", () => { if (client === mine) stop("The broker refused the login; try again."); });
-    mine.on("close", () => { if (client === mine) stop("The connection ended; press Watch to go on."); });
+    session.on("error", () => { if (client === session) stop("The broker refused the login; try again."); });
+    session.on("close", () => { if (client === session) stop("The connection ended; press Watch to continue."); });
   };
 
   form.addEventListener("submit", (event) => {
@@ -74,7 +77,7 @@
     event.stopPropagation();
     stop("Connecting…");
     resume();
-    begin(pattern.value.trim());
+    watch(pattern.value.trim());
   });
   const resume = () => {
     paused = false;
@@ -85,12 +88,12 @@
   pause.addEventListener("click", () => {
     if (paused) {
       resume();
-      return say(`Watching ${pattern.value.trim()}`);
+      return setStatus(`Watching ${pattern.value.trim()}`);
     }
     paused = true;
     pause.setAttribute("aria-pressed", "true");
-    pause.querySelector("span").textContent = "Go on";
-    say("Paused");
+    pause.querySelector("span").textContent = "Resume";
+    setStatus("Paused");
   });
   document.getElementById("clear").addEventListener("click", () => {
     list.replaceChildren();

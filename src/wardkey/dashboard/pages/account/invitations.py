@@ -1,4 +1,4 @@
-"""The page behind a one-time link: choose a password, and be signed in."""
+"""One-time links: setting up an account, and accepting an invitation."""
 
 from __future__ import annotations
 
@@ -25,91 +25,91 @@ router = page_router()
 
 _SET_UP = "Set up Wardkey"
 _ACCEPT = "Accept the invitation"
-# A set-up link is for a password, whatever else there is.
-_PLAIN = {"invitation": "", "has_account": False, "issuer": None}
+# Set-up links only ask for a password.
+_SET_UP_VALUES = {"invitation": "", "has_account": False, "issuer": None}
 
 
 @router.get("/setup/{token}")
 def show_setup(token: str, request: Request, ctx: CurrentContext) -> Response:
-    """Ask the owner for a password."""
+    """Show the form for a password."""
     try:
         with ctx.runner.database.read() as tx:
             email = people.link_email(tx, token)
     except InvalidLink as failure:
-        return _gone(request, failure)
-    return render(request, "link.html", title=_SET_UP, email=email, **_PLAIN, fault=None)
+        return _invalid_link_page(request, failure)
+    return render(request, "link.html", title=_SET_UP, email=email, **_SET_UP_VALUES, fault=None)
 
 
 @router.post("/setup/{token}")
 def take_setup(
     token: str, request: Request, fields: AnonymousForm, ctx: CurrentContext
 ) -> Response:
-    """Set the password and begin a session."""
+    """Set the password and sign in."""
     by = anonymous_principal(request, ctx)
     try:
         with ctx.throttle.attempt(*by_address("link", by.address)):
             with ctx.runner.database.read() as tx:
                 people.link_email(tx, token)
             hashed = people.hash_password(fields.text("password"), by.address)
-            before = request.cookies.get(COOKIE, "")
-            begun = ctx.runner.write(
-                browser_sessions.begin_with_setup_link, by, token, hashed, before
+            previous = request.cookies.get(COOKIE, "")
+            session = ctx.runner.write(
+                browser_sessions.begin_with_setup_link, by, token, hashed, previous
             )
     except InvalidLink as failure:
-        return _gone(request, failure)
+        return _invalid_link_page(request, failure)
     except WardkeyError as failure:
         return render(
             request,
             "link.html",
             status_of(type(failure)),
             title=_SET_UP,
-            email=_shown(ctx, token),
-            **_PLAIN,
+            email=_link_email(ctx, token),
+            **_SET_UP_VALUES,
             fault=fault_of(failure),
         )
-    return _signed_in(request, ctx, begun)
+    return _redirect_signed_in(request, ctx, session)
 
 
 @router.get("/invitations/{token}")
 def show_invitation(token: str, request: Request, ctx: CurrentContext) -> Response:
-    """Ask a new user for a password, and a known one to sign in and then to accept."""
+    """Show an invitation: new users set a password, others sign in and accept."""
     try:
         with ctx.runner.database.read() as tx:
-            found = members.invited(tx, token)
+            invited = members.invited(tx, token)
     except InvalidLink as failure:
-        return _gone(request, failure)
-    return _invitation_page(request, ctx, token, found, None)
+        return _invalid_link_page(request, failure)
+    return _invitation_page(request, ctx, token, invited, None)
 
 
 @router.post("/invitations/{token}")
 def take_invitation(
     token: str, request: Request, fields: AnonymousForm, ctx: CurrentContext
 ) -> Response:
-    """Take the place of a new user, with the password that they chose, and begin a session."""
+    """Accept as a new user with the password chosen, and sign in."""
     by = anonymous_principal(request, ctx)
-    found = None
+    invited = None
     try:
         with ctx.throttle.attempt(*by_address("link", by.address)):
             with ctx.runner.database.read() as tx:
-                found = members.invited(tx, token)
-            members.check_new(found)
+                invited = members.invited(tx, token)
+            members.check_new(invited)
             hashed = people.hash_password(fields.text("password"), by.address)
-            before = request.cookies.get(COOKIE, "")
-            begun = ctx.runner.write(
-                browser_sessions.begin_with_invitation, by, token, hashed, before
+            previous = request.cookies.get(COOKIE, "")
+            session = ctx.runner.write(
+                browser_sessions.begin_with_invitation, by, token, hashed, previous
             )
     except InvalidLink as failure:
-        return _gone(request, failure)
+        return _invalid_link_page(request, failure)
     except WardkeyError as failure:
-        if found is None:
+        if invited is None:
             raise
-        return _invitation_page(request, ctx, token, found, failure)
-    return _signed_in(request, ctx, begun)
+        return _invitation_page(request, ctx, token, invited, failure)
+    return _redirect_signed_in(request, ctx, session)
 
 
 @router.get("/invitations/{token}/accept")
 def back_to_invitation(token: str) -> Response:
-    """Go to the invitation from the address of a form that was sent before."""
+    """Redirect to the invitation from the URL of its form, for example after a reload."""
     return see_other(own_path(f"/invitations/{token}"))
 
 
@@ -117,12 +117,12 @@ def back_to_invitation(token: str) -> Response:
 def accept_invitation(
     token: str, request: Request, person: SignedIn, _fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Take the place as the user who is signed in, whose address must be the invited one."""
+    """Accept as the signed-in user, whose address must be the invited one."""
     try:
         with ctx.throttle.attempt(*by_address("link", person.by.address)):
             ctx.runner.write(members.accept_as_user, person.by, token)
     except InvalidLink as failure:
-        return _gone(request, failure)
+        return _invalid_link_page(request, failure)
     return see_other("/organizations", done="invitation-accepted")
 
 
@@ -130,7 +130,7 @@ def _invitation_page(
     request: Request,
     ctx: AppContext,
     token: str,
-    found: members.Invited,
+    invited: members.Invited,
     failure: WardkeyError | None,
 ) -> Response:
     return render(
@@ -138,25 +138,25 @@ def _invitation_page(
         "link.html",
         status_of(type(failure)) if failure else 200,
         title=_ACCEPT,
-        email=found.invitation.email,
+        email=invited.invitation.email,
         invitation=token,
-        has_account=found.has_account,
-        has_password=found.has_password,
-        person=(visiting := _person(request, ctx)),
-        fits=visiting is not None and members.is_for(found, visiting.by.label),
+        has_account=invited.has_account,
+        has_password=invited.has_password,
+        person=(user := _signed_in_user(request, ctx)),
+        fits=user is not None and members.is_for(invited, user.by.label),
         issuer=ctx.sign_in_issuer,
         fault=fault_of(failure) if failure else None,
     )
 
 
-def _person(request: Request, ctx: AppContext) -> SignedInUser | None:
+def _signed_in_user(request: Request, ctx: AppContext) -> SignedInUser | None:
     try:
         return person(request, ctx)
     except SignedOut:
         return None
 
 
-def _shown(ctx: AppContext, token: str) -> str:
+def _link_email(ctx: AppContext, token: str) -> str:
     try:
         with ctx.runner.database.read() as tx:
             return people.link_email(tx, token)
@@ -164,11 +164,13 @@ def _shown(ctx: AppContext, token: str) -> str:
         return ""
 
 
-def _signed_in(request: Request, ctx: AppContext, begun: browser_sessions.NewSession) -> Response:
+def _redirect_signed_in(
+    request: Request, ctx: AppContext, session: browser_sessions.NewSession
+) -> Response:
     response = see_other("/")
-    hand_cookies(ctx, request, response, begun)
+    hand_cookies(ctx, request, response, session)
     return response
 
 
-def _gone(request: Request, failure: WardkeyError) -> Response:
+def _invalid_link_page(request: Request, failure: WardkeyError) -> Response:
     return render(request, "gone.html", status_of(type(failure)), fault=failure.detail)

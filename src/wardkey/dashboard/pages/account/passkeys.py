@@ -1,4 +1,4 @@
-"""Passkeys: made, renamed and removed on the account page, and used to sign in."""
+"""Passkeys: adding, renaming and removing them, and signing in with one."""
 
 from __future__ import annotations
 
@@ -27,37 +27,38 @@ router = page_router()
 @router.get("/account/passkeys")
 @router.get("/account/passkeys/{rest:path}")
 def back_to_account() -> Response:
-    """Go to the account page from the address of a form that was sent before."""
+    """Redirect to the account page from the URL of a form, for example after a reload."""
     return see_other("/account")
 
 
 @router.post("/account/passkeys/new")
 def ask_new(
-    asked: Request, person: SignedIn, fields: VerifiedForm, ctx: CurrentContext
+    http_request: Request, person: SignedIn, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Show the page on which the browser makes a passkey."""
+    """Show the page where the browser creates a passkey."""
     site = _site(ctx)
     require_recent_sign_in(ctx, person, fields)
-    known = [one.credential_id for one in ctx.runner.read(passkeys.list_passkeys, person.by)]
+    existing = ctx.runner.read(passkeys.list_passkeys, person.by)
+    known_ids = [passkey.credential_id for passkey in existing]
     challenge = _challenge(ctx, person.by.id)
     return render(
-        asked,
+        http_request,
         "passkey.html",
         title="Add a passkey",
-        text="Your device or password manager makes it, and asks for your finger, face or PIN.",
+        text="Your device or password manager creates it, and asks for a fingerprint, face or PIN.",
         action="/account/passkeys",
         person=person,
         next="",
         naming=True,
         back="/account",
         kind="create",
-        options=creation(site, challenge, person.by.id, person.by.label, known),
+        options=creation(site, challenge, person.by.id, person.by.label, known_ids),
     )
 
 
 @router.post("/account/passkeys")
 def register(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Response:
-    """Keep the passkey that the browser made."""
+    """Save the passkey that the browser created."""
     answer = check_creation(_site(ctx), fields.text("answer"))
     name = fields.text("name").strip() or "Passkey"
     ctx.runner.write(passkeys.register, person.by, answer, name)
@@ -66,14 +67,18 @@ def register(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Res
 
 @router.post("/account/passkeys/{passkey_id}/rename")
 def rename(
-    passkey_id: str, asked: Request, person: SignedIn, fields: VerifiedForm, ctx: CurrentContext
+    passkey_id: str,
+    http_request: Request,
+    person: SignedIn,
+    fields: VerifiedForm,
+    ctx: CurrentContext,
 ) -> Response:
-    """Call a passkey otherwise."""
+    """Rename a passkey."""
     name = fields.text("name")
     try:
         ctx.runner.write(passkeys.rename, person.by, passkey_id, name)
     except Invalid as failure:
-        return account_page(asked, person, ctx, renaming=Renaming(passkey_id, name, failure))
+        return account_page(http_request, person, ctx, renaming=Renaming(passkey_id, name, failure))
     return see_other("/account", done="passkey-renamed")
 
 
@@ -81,21 +86,21 @@ def rename(
 def remove(
     passkey_id: str, person: SignedIn, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Let a passkey sign in no more."""
+    """Remove a passkey."""
     require_recent_sign_in(ctx, person, fields)
     ctx.runner.write(passkeys.remove, person.by, passkey_id)
     return see_other("/account", done="passkey-removed")
 
 
 @router.get("/account/confirm/passkey")
-def ask_confirmation(asked: Request, person: SignedIn, ctx: CurrentContext) -> Response:
-    """Show the page on which the browser shows one of the person's passkeys."""
+def ask_confirmation(http_request: Request, person: SignedIn, ctx: CurrentContext) -> Response:
+    """Show the page where the browser uses one of the user's passkeys."""
     site = _site(ctx)
     return render(
-        asked,
+        http_request,
         "passkey.html",
-        title="Confirm that it is you",
-        text="Your browser asks which passkey, and for your finger, face or PIN.",
+        title="Confirm it's you",
+        text="Your browser asks which passkey to use, and for a fingerprint, face or PIN.",
         action="/account/confirm/passkey",
         person=person,
         next="",
@@ -108,7 +113,7 @@ def ask_confirmation(asked: Request, person: SignedIn, ctx: CurrentContext) -> R
 
 @router.post("/account/confirm/passkey")
 def confirm(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Response:
-    """Note that the person showed a passkey of his."""
+    """Record that the user confirmed the session with a passkey."""
     site, text = _site(ctx), fields.text("answer")
     with ctx.throttle.attempt(*by_address("passkey", person.by.address)):
         credential_id, user_id = named(text)
@@ -122,22 +127,22 @@ def confirm(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Resp
 @router.get("/sign-in/passkey")
 @router.get("/sign-in/passkey/answer")
 def back_to_sign_in() -> Response:
-    """Go to the form from the address of one that was sent before."""
+    """Redirect to the sign-in form from the URL of a passkey form."""
     return see_other("/sign-in")
 
 
 @router.post("/sign-in/passkey")
-def ask_known(asked: Request, fields: AnonymousForm, ctx: CurrentContext) -> Response:
-    """Show the page on which the browser shows a passkey."""
-    site, onward = _site(ctx), own_path(fields.text("next"))
+def ask_known(http_request: Request, fields: AnonymousForm, ctx: CurrentContext) -> Response:
+    """Show the page where the browser uses a passkey."""
+    site, next_path = _site(ctx), own_path(fields.text("next"))
     return render(
-        asked,
+        http_request,
         "passkey.html",
         title="Sign in with a passkey",
-        text="Your browser asks which one, and for your finger, face or PIN.",
+        text="Your browser asks which passkey to use, and for a fingerprint, face or PIN.",
         action="/sign-in/passkey/answer",
         person=None,
-        next=onward,
+        next=next_path,
         naming=False,
         back="/sign-in",
         kind="get",
@@ -146,28 +151,28 @@ def ask_known(asked: Request, fields: AnonymousForm, ctx: CurrentContext) -> Res
 
 
 @router.post("/sign-in/passkey/answer")
-def sign_in(asked: Request, fields: AnonymousForm, ctx: CurrentContext) -> Response:
-    """Begin a session of whoever has the passkey."""
-    site, onward, text = _site(ctx), own_path(fields.text("next")), fields.text("answer")
-    by = anonymous_principal(asked, ctx)
+def sign_in(http_request: Request, fields: AnonymousForm, ctx: CurrentContext) -> Response:
+    """Sign in the passkey's owner."""
+    site, next_path, text = _site(ctx), own_path(fields.text("next")), fields.text("answer")
+    by = anonymous_principal(http_request, ctx)
     try:
-        # An answer can't be guessed, but checking one costs a signature.
+        # Answers can't be guessed, but checking one costs a signature verification.
         with ctx.throttle.attempt(*by_address("passkey", by.address)):
             credential_id, user_id = named(text)
             with ctx.runner.database.read() as tx:
                 known = passkeys.find(tx, credential_id, user_id)
             answer = check_request(site, text, known.public_key, known.sign_count)
-            before = asked.cookies.get(COOKIE, "")
-            begun = ctx.runner.write(passkeys.sign_in, by, known, answer, before)
+            previous = http_request.cookies.get(COOKIE, "")
+            session = ctx.runner.write(passkeys.sign_in, by, known, answer, previous)
     except (InvalidPasskey, RateLimited) as failure:
-        return sign_in_page(asked, ctx, onward, "", failure)
-    response = see_other(onward)
-    hand_cookies(ctx, asked, response, begun)
+        return sign_in_page(http_request, ctx, next_path, "", failure)
+    response = see_other(next_path)
+    hand_cookies(ctx, http_request, response, session)
     return response
 
 
 def _site(ctx: AppContext) -> Site:
-    """Return for whom passkeys are made; raises `RouteNotFound` where browsers take none."""
+    """Return the site of passkeys; raises `RouteNotFound` if the public URL can't have them."""
     site = Site.of(ctx.public_url)
     if site is None:
         raise RouteNotFound

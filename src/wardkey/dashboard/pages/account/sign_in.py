@@ -1,4 +1,4 @@
-"""Signing in and out with a browser, one's sessions and password, the theme."""
+"""Signing in and out, the account page, the theme, and CSP reports."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _MOST_REPORT = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Renaming:
-    """A passkey's new name that was refused, and why."""
+    """A passkey's rejected new name, and the failure."""
 
     passkey_id: str
     name: str
@@ -63,7 +63,7 @@ class Renaming:
 
 @router.get("/")
 def front(person: SignedIn) -> Response:
-    """Go on to the person's first organization."""
+    """Redirect to the user's first organization."""
     if not person.memberships:
         return see_other("/organizations")
     return see_other(f"/o/{person.memberships[0].slug}/live/{HOME}")
@@ -72,42 +72,44 @@ def front(person: SignedIn) -> Response:
 @router.get("/o/{slug}")
 @router.get("/o/{slug}/{environment}")
 def arrive(slug: str, environment: str = "live") -> Response:
-    """Go on to the first page of an organization."""
+    """Redirect to the first page of an organization."""
     return see_other(own_path(f"/o/{slug}/{environment}/{HOME}"))
 
 
 @router.get("/sign-in")
 def ask_sign_in(request: Request, ctx: CurrentContext, next: str = "/") -> Response:  # noqa: A002 - the parameter's name
-    """Ask for e-mail address and password; whoever is signed in goes on."""
-    onward = own_path(next)
+    """Show the sign-in form, or redirect users who are signed in."""
+    next_path = own_path(next)
     try:
         with ctx.runner.database.read() as tx:
             browser_sessions.find(tx, request.cookies.get(COOKIE, ""))
     except SignedOut:
-        return sign_in_page(request, ctx, onward)
-    return see_other(onward)
+        return sign_in_page(request, ctx, next_path)
+    return see_other(next_path)
 
 
 @router.post("/sign-in")
 def sign_in(request: Request, fields: AnonymousForm, ctx: CurrentContext) -> Response:
-    """Begin a session; the one before, if this browser had one, ends."""
-    email, onward = fields.text("email"), own_path(fields.text("next"))
+    """Sign in with a password; this browser's previous session, if any, ends."""
+    email, next_path = fields.text("email"), own_path(fields.text("next"))
     by = anonymous_principal(request, ctx)
     try:
         password, device = fields.text("password"), request.cookies.get(DEVICE_COOKIE, "")
         user_id, known = check_account_password(ctx, by, email, password, device)
-        before = request.cookies.get(COOKIE, "")
-        begun = ctx.runner.write(browser_sessions.begin_with_password, by, user_id, known, before)
+        previous = request.cookies.get(COOKIE, "")
+        session = ctx.runner.write(
+            browser_sessions.begin_with_password, by, user_id, known, previous
+        )
     except (WrongPassword, RateLimited, Overloaded) as failure:
-        return sign_in_page(request, ctx, onward, email, failure)
-    response = see_other(onward)
-    hand_cookies(ctx, request, response, begun)
+        return sign_in_page(request, ctx, next_path, email, failure)
+    response = see_other(next_path)
+    hand_cookies(ctx, request, response, session)
     return response
 
 
 @router.post("/sign-out")
 def sign_out(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Response:
-    """End this session, or with `everywhere` all of the person's."""
+    """End this session, or with `everywhere` all of the user's sessions."""
     if fields.text("everywhere"):
         ctx.runner.write(browser_sessions.end_all, person.by)
         response = see_other("/sign-in", done="signed-out-everywhere")
@@ -121,7 +123,7 @@ def sign_out(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Res
 
 @router.get("/account")
 def account(request: Request, person: SignedIn, ctx: CurrentContext) -> Response:
-    """Show the person's sessions and a form for another password."""
+    """Show the user's sessions, password, passkeys and linked accounts."""
     return account_page(request, person, ctx)
 
 
@@ -129,7 +131,7 @@ def account(request: Request, person: SignedIn, ctx: CurrentContext) -> Response
 def end_session(
     session_id: str, person: SignedIn, _fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """End one session of the person's own."""
+    """End one of the user's sessions."""
     ctx.runner.write(browser_sessions.end, person.by, session_id)
     if session_id == person.session.id:
         response = see_other("/sign-in", done="signed-out")
@@ -142,15 +144,15 @@ def end_session(
 def change_password(
     request: Request, person: SignedIn, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Take another password; every other session and token of the person ends."""
+    """Change the password, which ends the user's other sessions and tokens."""
     try:
         current = fields.text("current_password")
         _, known = check_account_password(ctx, person.by, person.by.label, current, person.device)
         hashed = people.hash_password(fields.text("password"), person.by.address)
         ctx.runner.write(people.change_password, person.by, known, hashed, person.session.id)
     except WrongPassword:
-        told = WrongPassword("That is not your password; try again.", field="current_password")
-        return account_page(request, person, ctx, told)
+        wrong = WrongPassword("That isn't your password; try again.", field="current_password")
+        return account_page(request, person, ctx, wrong)
     except (Invalid, Conflict, RateLimited, Overloaded) as failure:
         return account_page(request, person, ctx, failure)
     response = see_other("/account", done="password-changed")
@@ -165,13 +167,13 @@ def account_page(
     failure: WardkeyError | None = None,
     renaming: Renaming | None = None,
 ) -> Response:
-    """Return the person's page, with what went wrong with the password or a passkey's name."""
+    """Return the account page, with the failure of a password or of a passkey's name."""
     sessions = ctx.runner.read(browser_sessions.list_sessions, person.by)
-    wrong = renaming.failure if renaming else failure
+    shown_failure = renaming.failure if renaming else failure
     return render(
         request,
         "account.html",
-        status_of(type(wrong)) if wrong else 200,
+        status_of(type(shown_failure)) if shown_failure else 200,
         person=person,
         sessions=sessions,
         passkeys=ctx.runner.read(passkeys.list_passkeys, person.by),
@@ -188,16 +190,16 @@ def account_page(
 def sign_in_page(
     request: Request,
     ctx: AppContext,
-    onward: str,
+    next_path: str,
     email: str = "",
     failure: WardkeyError | None = None,
 ) -> Response:
-    """Return the form, with what went wrong before."""
+    """Return the sign-in form, with the failure of the last attempt."""
     return render(
         request,
         "sign_in.html",
         status_of(type(failure)) if failure else 200,
-        next=onward,
+        next=next_path,
         email=email,
         passkeys_work=Site.of(ctx.public_url) is not None,
         issuer=ctx.sign_in_issuer,
@@ -207,7 +209,7 @@ def sign_in_page(
 
 @router.post("/theme")
 def choose_theme(fields: AnonymousForm) -> Response:
-    """Keep light, dark or the system's choice in a cookie of its own."""
+    """Save the theme in a cookie."""
     response = see_other(own_path(fields.text("next")))
     theme = fields.text("theme")
     if theme in THEMES:
@@ -217,9 +219,9 @@ def choose_theme(fields: AnonymousForm) -> Response:
 
 @router.post("/csp-reports")
 async def take_report(request: Request, ctx: CurrentContext) -> Response:
-    """Note that a page tried what its policy forbids, as often as somebody may guess."""
+    """Log and count a CSP violation report, throttled by address."""
     ctx.throttle.take(*by_address("report", anonymous_principal(request, ctx).address))
     report = (await request.body())[:_MOST_REPORT]
     ctx.verifier.metrics.count_csp_report()
-    log.warning("a page broke its content security policy: %s", ascii(report))
+    log.warning("a page violated its content security policy: %s", ascii(report))
     return Response(status_code=204)

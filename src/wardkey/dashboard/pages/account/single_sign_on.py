@@ -1,4 +1,4 @@
-"""Sign-in with the deployment's OIDC issuer: on the way to it, and back."""
+"""Single sign-on with the deployment's OIDC issuer: the redirect to it and the callback."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from wardkey.web.context import AppContext, CurrentContext
 router = page_router()
 
 _START = "/sign-in/oidc"
-# What a browser takes along to the issuer and back; only it can finish what it began.
+# Binds the flow to the browser that started it.
 _COOKIE = "__Host-wardkey-oidc"
 _LONGEST_S = 600
 _LONGEST_CODE, _LINK = 2_048, 43
@@ -43,140 +43,141 @@ _FRESH_S = FRESH_MS // 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Journey:
-    """A way to the issuer and back: where it leads, and what for.
+class AuthFlow:
+    """A redirect flow to the issuer and back.
 
-    `purpose` is `enter`, `confirm`, or the text of an invitation's link.
+    `purpose` is `enter`, `confirm`, or the token of an invitation's link; `next_path` is where it
+    ends.
     """
 
     seed: str
     purpose: str
-    onward: str
+    next_path: str
 
     @property
     def text(self) -> str:
-        """Return it as the cookie holds it."""
-        onward = base64.urlsafe_b64encode(self.onward.encode()).decode().rstrip("=")
-        return f"{self.seed}.{self.purpose}.{onward}"
+        """Return the cookie's text."""
+        next_path = base64.urlsafe_b64encode(self.next_path.encode()).decode().rstrip("=")
+        return f"{self.seed}.{self.purpose}.{next_path}"
 
     @classmethod
-    def of(cls, request: Request) -> Journey:
-        """Read the browser's; raises `SignInFailed` where it has none."""
+    def of(cls, request: Request) -> AuthFlow:
+        """Read the flow from the browser's cookie; raises `SignInFailed` without one."""
         parts = request.cookies.get(_COOKIE, "").split(".")
         try:
-            seed, purpose, onward = parts
-            path = base64.urlsafe_b64decode(onward + "=" * (-len(onward) % 4)).decode()
+            seed, purpose, next_path = parts
+            path = base64.urlsafe_b64decode(next_path + "=" * (-len(next_path) % 4)).decode()
         except (ValueError, binascii.Error):
             raise SignInFailed(
-                "This sign-in was not begun in this browser, or more than ten minutes ago; sign "
-                "in again."
+                "This sign-in was started in another browser or more than ten minutes ago; sign in "
+                "again."
             ) from None
         return cls(seed, purpose, own_path(path))
 
     def secret(self, ctx: AppContext, name: str) -> str:
-        """Return one of the journey's secrets; nobody without the deployment's key can tell it."""
+        """Return one of the flow's secrets, derived with the deployment's key."""
         key = ctx.runner.database.vault.key_for("oidc")
         return blake2b(f"{name} {self.text}".encode(), key=key, digest_size=32).hexdigest()
 
 
 @router.get(_START)
 def begin(request: Request, ctx: CurrentContext, next: str = "/", invitation: str = "") -> Response:  # noqa: A002 - the parameter's name
-    """Go to the issuer, to sign in or to accept an invitation."""
+    """Redirect to the issuer, to sign in or to accept an invitation."""
     if not (invitation.isalnum() and invitation.isascii() and len(invitation) == _LINK):
         invitation = ""
-    journey = Journey(secrets.token_urlsafe(24), invitation or "enter", own_path(next))
+    flow = AuthFlow(secrets.token_urlsafe(24), invitation or "enter", own_path(next))
     try:
-        return _depart(ctx, journey, _FRESH_S)
+        return _redirect_to_issuer(ctx, flow, _FRESH_S)
     except Unavailable as failure:
-        return sign_in_page(request, ctx, journey.onward, "", failure)
+        return sign_in_page(request, ctx, flow.next_path, "", failure)
 
 
 @router.get(f"{_START}/confirm")
 def confirm(_person: SignedIn, ctx: CurrentContext) -> Response:
-    """Go to the issuer, to sign in there anew."""
-    journey = Journey(secrets.token_urlsafe(24), "confirm", "/account")
-    return _depart(ctx, journey, 0)
+    """Redirect to the issuer, which has to ask the user to sign in again."""
+    flow = AuthFlow(secrets.token_urlsafe(24), "confirm", "/account")
+    return _redirect_to_issuer(ctx, flow, 0)
 
 
 @router.get(CALLBACK)
 def arrive(request: Request, ctx: CurrentContext) -> Response:
-    """Come back from the issuer; the journey ends, however it went."""
+    """Handle the issuer's callback; the flow ends in any case."""
     try:
-        journey = Journey.of(request)
+        flow = AuthFlow.of(request)
     except SignInFailed as failure:
         return sign_in_page(request, ctx, "/", "", failure)
     try:
-        response = _arrived(request, ctx, journey)
+        response = _finish(request, ctx, flow)
     except (InvalidLink, AlreadyMember):
         raise
     except (Unauthenticated, Forbidden, RateLimited, Unavailable) as failure:
-        if journey.purpose == "confirm":
+        if flow.purpose == "confirm":
             raise
-        response = sign_in_page(request, ctx, journey.onward, "", failure)
+        response = sign_in_page(request, ctx, flow.next_path, "", failure)
     response.delete_cookie(_COOKIE, path="/", secure=True, httponly=True, samesite="lax")
     return response
 
 
 @router.post("/account/identities/unlink")
 def unlink(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Response:
-    """Forget who the person is at an issuer."""
+    """Unlink the user's account at an issuer."""
     ctx.runner.write(identities.unlink, person.by, fields.text("issuer"))
     return see_other("/account", done="identity-unlinked")
 
 
-def _depart(ctx: AppContext, journey: Journey, max_age_s: int) -> Response:
-    state, nonce, verifier = (journey.secret(ctx, name) for name in ("state", "nonce", "verifier"))
+def _redirect_to_issuer(ctx: AppContext, flow: AuthFlow, max_age_s: int) -> Response:
+    state, nonce, verifier = (flow.secret(ctx, name) for name in ("state", "nonce", "verifier"))
     response = see_other(_issuer(ctx).address(state, nonce, verifier, max_age_s))
     response.set_cookie(
-        _COOKIE, journey.text, _LONGEST_S, path="/", secure=True, httponly=True, samesite="lax"
+        _COOKIE, flow.text, _LONGEST_S, path="/", secure=True, httponly=True, samesite="lax"
     )
     return response
 
 
-def _arrived(request: Request, ctx: AppContext, journey: Journey) -> Response:
+def _finish(request: Request, ctx: AppContext, flow: AuthFlow) -> Response:
     by, now = anonymous_principal(request, ctx), ctx.runner.database.clock()
-    # Each makes the issuer work, so that they are counted as guesses are.
+    # Each callback costs a request to the issuer, so failures are throttled like guesses.
     counters = by_address("address", by.address)
     with ctx.throttle.attempt(*counters, failed=(SignInFailed, Forbidden)):
-        identity, claims = _proven(request, ctx, journey)
-    if journey.purpose == "confirm":
+        identity, claims = _verify_callback(request, ctx, flow)
+    if flow.purpose == "confirm":
         check_confirmed(claims, now / 1000)
-        who = person(request, ctx)
-        ctx.runner.write(identities.confirm, who.by, who.session.id, identity)
-        return see_other(journey.onward, done="confirmed")
+        user = person(request, ctx)
+        ctx.runner.write(identities.confirm, user.by, user.session.id, identity)
+        return see_other(flow.next_path, done="confirmed")
     check_fresh(claims, now / 1000, _FRESH_S)
-    before, welcome = request.cookies.get(COOKIE, ""), ctx.welcome
-    if journey.purpose == "enter":
-        begun = ctx.runner.write(identities.sign_in, by, identity, welcome, before)
+    previous, policy = request.cookies.get(COOKIE, ""), ctx.welcome
+    if flow.purpose == "enter":
+        session = ctx.runner.write(identities.sign_in, by, identity, policy, previous)
     else:
-        begun = ctx.runner.write(identities.join, by, journey.purpose, identity, welcome, before)
-    response = see_other(journey.onward)
-    hand_cookies(ctx, request, response, begun)
+        session = ctx.runner.write(identities.join, by, flow.purpose, identity, policy, previous)
+    response = see_other(flow.next_path)
+    hand_cookies(ctx, request, response, session)
     return response
 
 
-def _proven(
-    request: Request, ctx: AppContext, journey: Journey
+def _verify_callback(
+    request: Request, ctx: AppContext, flow: AuthFlow
 ) -> tuple[Identity, dict[str, object]]:
-    issuer, told = _issuer(ctx), request.query_params
-    state = journey.secret(ctx, "state")
-    if not hmac.compare_digest(told.get("state", "").encode(), state.encode()):
-        raise SignInFailed("The answer belongs to another sign-in; sign in again.")
-    issuer.check_named(told.get("iss", ""))
-    if "error" in told:
+    issuer, query = _issuer(ctx), request.query_params
+    state = flow.secret(ctx, "state")
+    if not hmac.compare_digest(query.get("state", "").encode(), state.encode()):
+        raise SignInFailed("The response belongs to another sign-in; sign in again.")
+    issuer.check_named(query.get("iss", ""))
+    if "error" in query:
         raise SignInFailed(
-            f"You did not sign in at {issuer.name} ({shown(told['error'])}); try again."
+            f"You didn't sign in at {issuer.name} ({shown(query['error'])}); try again."
         )
-    code = told.get("code", "")
+    code = query.get("code", "")
     if not code or len(code) > _LONGEST_CODE:
         raise SignInFailed(f"{issuer.name} sent no code; sign in again.")
     now_s = ctx.runner.database.clock() / 1000
-    claims = issuer.claims(code, journey.secret(ctx, "verifier"), now_s)
-    return identity_of(claims, issuer.client_id, journey.secret(ctx, "nonce")), claims
+    claims = issuer.claims(code, flow.secret(ctx, "verifier"), now_s)
+    return identity_of(claims, issuer.client_id, flow.secret(ctx, "nonce")), claims
 
 
 def _issuer(ctx: AppContext) -> SignInIssuer:
-    """Return the deployment's issuer; raises `RouteNotFound` where it has none."""
+    """Return the deployment's issuer; raises `RouteNotFound` without one."""
     if ctx.sign_in_issuer is None:
         raise RouteNotFound
     return ctx.sign_in_issuer

@@ -1,4 +1,4 @@
-"""One key: its secrets and who uses them, and everything that can be done to it."""
+"""The page of one key: its secrets, their callers, and its actions."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}/{{key_id}}"
 _DAY = 86_400_000
 _DIALOGS = frozenset({"edit", "rotate", "finish", "revoke"})
 _EVENTS = 15
-# What the forms of keys offer; the catalogue has no more than these.
+# The limit is the catalogue's maximum, so key forms list every scope.
 ALL_SCOPES = scopes.ScopeQuery(limit=scopes.MOST_SCOPES, counts_keys=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What is shown of a key's state: a colour, a word and the reason."""
+    """A key's status as shown: a color, a label and the reason."""
 
     kind: str
     label: str
@@ -73,12 +73,12 @@ class Status:
 
     @classmethod
     def of(cls, key: KeyRecord, now: int) -> Status:
-        """Return the state that matters most."""
+        """Return the most important status."""
         status = key.status(now)
         if status is KeyStatus.REVOKED:
             reason = str(key.revoke_reason)
-            known = {str(name): text for name, text in strings.REASONS.items()}
-            return cls("bad", "Revoked", known.get(reason, reason))
+            labels = {str(name): text for name, text in strings.REASONS.items()}
+            return cls("bad", "Revoked", labels.get(reason, reason))
         if status is KeyStatus.EXPIRED:
             return cls("bad", "Expired", distance(key.expires_at or now, now))
         if status is KeyStatus.DISABLED:
@@ -93,30 +93,30 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How much the live secrets of a key were used in the last 24 hours."""
+    """Usage of a key's live secrets in the last 24 hours."""
 
     requests: int
     callers: int
     last_at: int | None
 
     @classmethod
-    def of(cls, found: Sequence[SecretCallers], now: int) -> Use:
-        """Add up what is known of the live secrets."""
-        live = [item for item in found if item.secret.live(now)]
+    def of(cls, usage: Sequence[SecretCallers], now: int) -> Use:
+        """Add up the usage of the live secrets."""
+        live = [item for item in usage if item.secret.live(now)]
         recent = {
-            (one.address, one.product, one.route)
+            (caller.address, caller.product, caller.route)
             for item in live
-            for one in item.callers
-            if one.last_at > now - _DAY
+            for caller in item.callers
+            if caller.last_at > now - _DAY
         }
-        lasts = [one.last_at for item in live for one in item.callers]
-        counted = sum(sum(hour.counts.values()) for item in live for hour in item.hours)
-        return cls(counted, len(recent), max(lasts, default=None))
+        times = [caller.last_at for item in live for caller in item.callers]
+        requests = sum(sum(hour.counts.values()) for item in live for hour in item.hours)
+        return cls(requests, len(recent), max(times, default=None))
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The receipts of what was just revoked, and how far that has reached."""
+    """The receipts of a revocation, and its confirmation by the verifiers."""
 
     receipts: tuple[Receipt, ...]
     confirmed: Confirmation
@@ -124,7 +124,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class FormResult:
-    """What an action left to show on the key's page: a secret, a proof, or a failure's form."""
+    """The result of an action for the key's page: a secret, a proof, or a failed form."""
 
     issued: Issued | None = None
     proof: Proof | None = None
@@ -136,14 +136,15 @@ class FormResult:
 @router.get(_ROUTE)
 def show_key(key_id: str, request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """Show the key; `?dialog=` opens one of its dialogs."""
-    wanted = request.query_params.get("dialog", "")
-    dialog = wanted if wanted in _DIALOGS and current.by.holds(Permission.KEYS_WRITE) else ""
+    dialog = request.query_params.get("dialog", "")
+    if dialog not in _DIALOGS or not current.by.holds(Permission.KEYS_WRITE):
+        dialog = ""
     return key_page(request, current, ctx, key_id, FormResult(dialog=dialog))
 
 
 @router.get(f"{_ROUTE}/{{verb}}")
 def back_to_key(key_id: str, verb: str, current: Visiting) -> Response:  # noqa: ARG001 - any
-    """Go to the key's page from the address of an action that was sent before."""
+    """Redirect to the key's page from the URL of an action, for example after a reload."""
     return see_other(current.url(f"{PATH}/{key_id}"))
 
 
@@ -151,14 +152,14 @@ def back_to_key(key_id: str, verb: str, current: Visiting) -> Response:  # noqa:
 def edit_key(
     key_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Change what the form says."""
+    """Update the key from the form."""
     try:
         key = ctx.runner.read(keys.get, current.by, key_id)
         changes = read_changes(fields, key, ctx.runner.database.clock())
         ctx.runner.write(keys.change, current.by, key_id, changes, read_new_scopes(fields))
     except (Invalid, Conflict) as failure:
-        outcome = FormResult(dialog="edit", failure=failure, sent=fields)
-        return key_page(request, current, ctx, key_id, outcome)
+        result = FormResult(dialog="edit", failure=failure, sent=fields)
+        return key_page(request, current, ctx, key_id, result)
     return see_other(current.url(f"{PATH}/{key_id}"), done="key-changed")
 
 
@@ -166,7 +167,7 @@ def edit_key(
 def disable_key(
     key_id: str, request: Request, current: Visiting, _fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Stop the key until it is enabled again."""
+    """Disable the key until it is enabled again."""
     try:
         ctx.runner.write(keys.disable, current.by, key_id)
     except Conflict as failure:
@@ -178,7 +179,7 @@ def disable_key(
 def enable_key(
     key_id: str, request: Request, current: Visiting, _fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Let the key work again."""
+    """Enable the key again."""
     try:
         ctx.runner.write(keys.enable, current.by, key_id)
     except Conflict as failure:
@@ -190,27 +191,27 @@ def enable_key(
 def rotate_key(
     key_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Add a secret and show it: in this answer, and never again."""
+    """Add a secret and show it in this response only."""
     current.by.require(Permission.KEYS_WRITE)
     require_recent_sign_in(ctx, current.person, fields)
     try:
-        once, grace = fields.nonce(), fields.text("grace")
+        nonce, grace = fields.nonce(), fields.text("grace")
 
         def rotate(tx: Transaction, by: Principal) -> Issued:
-            def add() -> tuple[str, Issued]:
+            def add_secret() -> tuple[str, Issued]:
                 return key_id, keys.rotate(tx, by, key_id, grace)
 
-            done: Issued = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, once, add
+            result: Issued = browser_sessions.consume_form_nonce(
+                tx, current.person.session.id, nonce, add_secret
             )
-            return done
+            return result
 
         issued = ctx.runner.write(rotate, current.by)
     except FormSentBefore:
         return see_other(current.url(f"{PATH}/{key_id}"), done="sent-before")
     except (Invalid, Conflict) as failure:
-        outcome = FormResult(dialog="rotate", failure=failure, sent=fields)
-        return key_page(request, current, ctx, key_id, outcome)
+        result = FormResult(dialog="rotate", failure=failure, sent=fields)
+        return key_page(request, current, ctx, key_id, result)
     return key_page(request, current, ctx, key_id, FormResult(issued=issued))
 
 
@@ -218,17 +219,17 @@ def rotate_key(
 def finish_rotation(
     key_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Revoke every live secret but the newest, unless an old one is in use."""
+    """Revoke all live secrets except the newest, unless an old one is in use."""
     current.by.require(Permission.KEYS_WRITE)
     require_recent_sign_in(ctx, current.person, fields)
     try:
-        # Where a use may stand that cannot be merged, nothing is finished.
+        # Raises if pending uses can't be merged: an unmerged use may be of an old secret.
         merge_pending(ctx.runner.database)
-        used = ctx.runner.read(rotations.callers_to_finish, current.by, key_id)
-        done, confirmed = ctx.runner.write_confirmed(rotations.finish, current.by, key_id, used)
+        callers = ctx.runner.read(rotations.callers_to_finish, current.by, key_id)
+        done, confirmed = ctx.runner.write_confirmed(rotations.finish, current.by, key_id, callers)
     except Conflict as failure:
-        outcome = FormResult(dialog="finish", failure=failure)
-        return key_page(request, current, ctx, key_id, outcome)
+        result = FormResult(dialog="finish", failure=failure)
+        return key_page(request, current, ctx, key_id, result)
     proof = Proof(done.receipts, confirmed) if done.receipts else None
     return key_page(request, current, ctx, key_id, FormResult(proof=proof))
 
@@ -237,7 +238,7 @@ def finish_rotation(
 def revoke_key(
     key_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Revoke the key, or with `kid` one secret of it; show the receipt."""
+    """Revoke the key, or with `kid` one of its secrets, and show the receipt."""
     current.by.require(Permission.KEYS_WRITE)
     require_recent_sign_in(ctx, current.person, fields)
     reason, comment, kid = fields.text("reason"), fields.text("comment"), fields.text("kid")
@@ -249,22 +250,22 @@ def revoke_key(
         else:
             name = ctx.runner.read(keys.get, current.by, key_id).name
             if fields.text("confirmation").strip() != name:
-                told = "Type the key's name as it stands there."
-                raise InvalidRequest(told, errors=(("confirmation", told),))
+                message = "That isn't the key's name. Type it exactly as shown."
+                raise InvalidRequest(message, errors=(("confirmation", message),))
             receipt, confirmed = ctx.runner.write_confirmed(
                 revocations.revoke, current.by, key_id, reason, comment
             )
     except Invalid as failure:
-        outcome = FormResult(dialog="revoke", failure=failure, sent=fields)
-        return key_page(request, current, ctx, key_id, outcome)
-    outcome = FormResult(proof=Proof((receipt,), confirmed))
-    return key_page(request, current, ctx, key_id, outcome)
+        result = FormResult(dialog="revoke", failure=failure, sent=fields)
+        return key_page(request, current, ctx, key_id, result)
+    result = FormResult(proof=Proof((receipt,), confirmed))
+    return key_page(request, current, ctx, key_id, result)
 
 
 def key_page(
-    request: Request, current: MemberContext, ctx: AppContext, key_id: str, outcome: FormResult
+    request: Request, current: MemberContext, ctx: AppContext, key_id: str, result: FormResult
 ) -> Response:
-    """Return the key's page with what an action left to show."""
+    """Return the key's page with the result of an action."""
     now = ctx.runner.database.clock()
     ctx.usage.catch_up()
 
@@ -278,24 +279,24 @@ def key_page(
             "key": key,
             "used": rotations.list_callers(tx, by, key_id),
             "chart": charts.bars(usage.days_by_key(tx, by, [key_id])[key_id]),
-            "makers": insights.creator_names(
+            "creators": insights.creator_names(
                 tx, by, [key.created_by, *(secret.created_by for secret in key.secrets)]
             ),
             "events": events,
             "catalogue": scopes.list_scopes(tx, by, ALL_SCOPES),
         }
 
-    seen = ctx.runner.read(look, current.by)
-    key: KeyRecord = seen["key"]
-    failure, issued = outcome.failure, outcome.issued
-    old = _old(key, now)
+    values = ctx.runner.read(look, current.by)
+    key: KeyRecord = values["key"]
+    failure, issued = result.failure, result.issued
+    old = _old_kids(key, now)
     return render(
         request,
         "keys/key.html",
         status_of(type(failure)) if failure else 200,
         current=current,
         tabs=SETTINGS,
-        **seen,
+        **values,
         url=current.url(f"{PATH}/{key_id}"),
         list_url=current.url(PATH),
         scopes_url=current.url(SCOPES),
@@ -303,16 +304,16 @@ def key_page(
         status=Status.of(key, now),
         live=sum(secret.live(now) for secret in key.secrets),
         old=old,
-        use=Use.of(seen["used"], now),
+        use=Use.of(values["used"], now),
         why_not=current.why_not(Permission.KEYS_WRITE),
         once=secrets.token_hex(16),
-        dialog=outcome.dialog if _possible(outcome.dialog, key, now) else "",
-        proof=outcome.proof,
+        dialog=result.dialog if _can_open(result.dialog, key, now) else "",
+        proof=result.proof,
         fault=fault_of(failure) if failure else None,
-        blocking=_blocking(failure),
-        sent=outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT,
-        ticked=_ticked(key, outcome.sent),
-        own_scopes=_uncatalogued(current, key, seen["catalogue"]),
+        blocking=_blocking_callers(failure),
+        sent=result.sent.texts_by_name() if result.sent else NOTHING_SENT,
+        ticked=_ticked_permissions(key, result.sent),
+        own_scopes=_uncatalogued_permissions(current, key, values["catalogue"]),
         rows=permission_rows(current.by, key.type),
         periods=PERIODS,
         issued=issued,
@@ -320,30 +321,32 @@ def key_page(
     )
 
 
-def _old(key: KeyRecord, now: int) -> frozenset[str]:
+def _old_kids(key: KeyRecord, now: int) -> frozenset[str]:
     """Return the kids that finishing a rotation would revoke."""
     live = [secret for secret in key.secrets if secret.live(now)]
     return frozenset(secret.kid for secret in live[1:] if key.revoked_at is None)
 
 
-def _possible(dialog: str, key: KeyRecord, now: int) -> bool:
+def _can_open(dialog: str, key: KeyRecord, now: int) -> bool:
     if dialog == "finish":
-        return bool(_old(key, now))
+        return bool(_old_kids(key, now))
     return key.revoked_at is None
 
 
-def _blocking(failure: WardkeyError | None) -> tuple[CallerRecord, ...]:
+def _blocking_callers(failure: WardkeyError | None) -> tuple[CallerRecord, ...]:
     return failure.callers if isinstance(failure, StillInUse) else ()
 
 
-def _ticked(key: KeyRecord, sent: Fields | None) -> frozenset[str]:
+def _ticked_permissions(key: KeyRecord, sent: Fields | None) -> frozenset[str]:
     if sent is not None:
         return frozenset(sent.texts("permissions"))
     return frozenset(f"{key.type}/{name}" for name in key.permissions)
 
 
-def _uncatalogued(current: MemberContext, key: KeyRecord, catalogue: Sequence[scopes.Scope]) -> str:
-    """Return the key's permissions that the form has no box for."""
+def _uncatalogued_permissions(
+    current: MemberContext, key: KeyRecord, catalogue: Sequence[scopes.Scope]
+) -> str:
+    """Return the key's permissions without a checkbox in the form."""
     known = {box.name for row in permission_rows(current.by, key.type) for box in row.boxes}
     known |= {scope.name for scope in catalogue} | UNLISTED
     return ", ".join(name for name in key.permissions if name not in known)

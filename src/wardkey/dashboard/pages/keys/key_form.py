@@ -1,4 +1,4 @@
-"""The form of a key, new or edited: what it offers, and how its texts become a KeySpec."""
+"""The form of a new or edited key: its options, and reading it into a KeySpec."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PERIODS = {"1": "second", "60": "minute", "3600": "hour", "86400": "day"}
 
 @dataclass(frozen=True, slots=True)
 class PermissionBox:
-    """A permission to tick; `held` tells whether the visitor may grant it, `usual` the default."""
+    """A permission's checkbox; `held`: the member can grant it, `usual`: it is a default."""
 
     name: str
     label: str
@@ -39,7 +39,7 @@ class PermissionBox:
 
 @dataclass(frozen=True, slots=True)
 class PermissionRow:
-    """Permissions about one thing."""
+    """The permissions for one kind of resource."""
 
     label: str
     hint: str
@@ -47,7 +47,7 @@ class PermissionRow:
 
 
 def permission_rows(by: Principal, key_type: KeyType) -> list[PermissionRow]:
-    """Return what a key of this type can hold, by thing."""
+    """Return the permissions that a key of this type can hold, by kind of resource."""
     possible = TYPE_TABLE[key_type]
     rows = []
     for label, hint, permissions in strings.PERMISSIONS:
@@ -67,9 +67,9 @@ def permission_rows(by: Principal, key_type: KeyType) -> list[PermissionRow]:
 
 
 def read_spec(fields: Fields, by: Principal, now: int) -> KeySpec:
-    """Return what the form says of a new key.
+    """Return the spec of a new key from the form; the action validates the rest.
 
-    Raises `InvalidRequest`, `InvalidTime`, `InvalidRateLimit`; the rest is the action's to check.
+    Raises `InvalidRequest`, `InvalidTime`, `InvalidRateLimit`.
     """
     if fields.text("type") not in set(KeyType):
         raise InvalidRequest("Choose a type.", errors=(("type", "Choose one."),))
@@ -90,7 +90,7 @@ def read_spec(fields: Fields, by: Principal, now: int) -> KeySpec:
 
 
 def read_changes(fields: Fields, key: KeyRecord, now: int) -> dict[str, Any]:
-    """Return what the form changes of a key; raises what `read_spec` raises."""
+    """Return a key's changes from the form; raises the same errors as `read_spec`."""
     changes: dict[str, Any] = {
         "name": fields.text("name"),
         "description": fields.text("description"),
@@ -107,15 +107,15 @@ def read_changes(fields: Fields, key: KeyRecord, now: int) -> dict[str, Any]:
 
 
 def read_new_scopes(fields: Fields) -> tuple[str, ...]:
-    """Return the scopes that the form confirms to add to the catalogue."""
+    """Return the scopes that the member confirmed to add to the catalogue."""
     return tuple(" ".join(fields.texts("create_scopes")).split())
 
 
 def _new_permissions(fields: Fields, by: Principal, key_type: KeyType) -> tuple[str, ...] | None:
     """Return the permissions of a new key; None for the defaults of its type.
 
-    The scopes of a secret key are chosen beside Wardkey's own permissions, of which it has none,
-    some or the defaults.
+    A secret key's scopes are independent of its Wardkey permissions, which can be none, chosen
+    ones or the defaults.
     """
     chosen, access = _permissions(fields, key_type), fields.text("access")
     if access == "chosen":
@@ -124,21 +124,21 @@ def _new_permissions(fields: Fields, by: Principal, key_type: KeyType) -> tuple[
     if key_type is KeyType.PUBLISHABLE or (access != "none" and not scopes):
         return None
     if access == "none":
-        # A typed text that is no scope is refused, not dropped.
+        # Keep typed text that isn't a scope, so that the action rejects it.
         return tuple(name for name in chosen if name not in set(Permission))
     held = frozenset(p for p in Permission if by.holds(p))
     return (*scopes, *sorted(default_permissions(key_type, held)))
 
 
 def _permissions(fields: Fields, key_type: KeyType) -> tuple[str, ...]:
-    """Return the ticked boxes of this type's list, and the scopes of the user's own services."""
+    """Return the ticked permissions of this key type, and the typed scopes."""
     ticked = [
         name.partition("/")[2]
         for name in fields.texts("permissions")
         if name.startswith(f"{key_type}/")
     ]
-    own = fields.text("scopes").replace(",", " ").split() if key_type is KeyType.SECRET else []
-    return tuple(dict.fromkeys([*ticked, *own]))
+    typed = fields.text("scopes").replace(",", " ").split() if key_type is KeyType.SECRET else []
+    return tuple(dict.fromkeys([*ticked, *typed]))
 
 
 def _kept(key: KeyRecord) -> tuple[str, ...]:
@@ -152,18 +152,18 @@ def _expiry(fields: Fields, now: int) -> int | None:
         return None
     if choice == "date":
         try:
-            last = datetime.strptime(fields.text("expires_on"), "%Y-%m-%d").replace(tzinfo=UTC)
-            # The key works until the day is over.
-            return int((last + timedelta(days=1)).timestamp() * 1000)
+            day = datetime.strptime(fields.text("expires_on"), "%Y-%m-%d").replace(tzinfo=UTC)
+            # The key works until the end of its last day.
+            return int((day + timedelta(days=1)).timestamp() * 1000)
         except (ValueError, OverflowError):
-            raise InvalidTime("Give the last day as a date.", field="expires_on") from None
+            raise InvalidTime("Enter the last day as a date.", field="expires_on") from None
     if choice in {value for value, _ in strings.EXPIRIES}:
         return now + int(choice) * _DAY
     raise InvalidRequest("Choose when the key expires.", errors=(("expires", "Choose one."),))
 
 
 def read_rate(fields: Fields) -> Rate | None:
-    """Return the form's rate limit; None where it has none. Raises `InvalidRateLimit`."""
+    """Return the form's rate limit, or None; raises `InvalidRateLimit`."""
     limit = fields.text("limit").strip()
     if not limit:
         return None

@@ -1,4 +1,4 @@
-"""Settings > API keys: the list, and the form that makes a key."""
+"""Settings > API keys: the list of keys, and the form that creates one."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ router = page_router()
 ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
 _DAY = 86_400_000
-# What the filter "Status" offers beside the statuses themselves.
-_CARES = {
+# Options of the status filter besides the statuses themselves.
+_ALERTS = {
     "rotation_due": "Due for rotation",
     "expiring": "Expiring soon",
     "unused": "Unused for 90 days",
 }
-STATUS_FILTERS = {status.value: status.value.capitalize() for status in KeyStatus} | _CARES
+STATUS_FILTERS = {status.value: status.value.capitalize() for status in KeyStatus} | _ALERTS
 
-# The first is how the list is sorted unless somebody says otherwise.
+# The first is the default.
 SORTS = {
     KeyOrder.CREATED_DOWN: "Newest first",
     KeyOrder.CREATED: "Oldest first",
     KeyOrder.NAME: "By name",
-    KeyOrder.NAME_DOWN: "By name, backwards",
-    KeyOrder.USED_DOWN: "Used last first",
-    KeyOrder.USED: "Unused longest first",
+    KeyOrder.NAME_DOWN: "By name, reversed",
+    KeyOrder.USED_DOWN: "Recently used first",
+    KeyOrder.USED: "Least recently used first",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ListFilters:
-    """What the address asks of the list; what it cannot mean is left out."""
+    """The list's filters, sorting and page from the URL; invalid values are ignored."""
 
     search: str
     type: str
@@ -76,7 +76,7 @@ class ListFilters:
 
     @classmethod
     def of(cls, request: Request) -> ListFilters:
-        """Read it from the query."""
+        """Read the filters from the query."""
         query = request.query_params
         sort = query.get("sort", "")
         return cls(
@@ -89,11 +89,11 @@ class ListFilters:
 
     @property
     def filtered(self) -> bool:
-        """Tell whether this is less than the whole list."""
+        """Return whether any filter is set."""
         return bool(self.search or self.type or self.status)
 
     def query(self) -> KeyQuery:
-        """Return it as the action takes it."""
+        """Return the filters as the action's query."""
         return KeyQuery(
             search=self.search,
             type=KeyType(self.type) if self.type else None,
@@ -107,25 +107,25 @@ class ListFilters:
         )
 
     def link(self, path: str) -> Callable[..., str]:
-        """Return a function that writes this list's address with some parameters changed."""
-        now = {
+        """Return a function that builds links to this list with some parameters changed."""
+        current = {
             "q": self.search,
             "type": self.type,
             "status": self.status,
             "sort": "" if self.sort is KeyOrder.CREATED_DOWN else self.sort,
             "page": self.number,
         }
-        return links(path, now)
+        return links(path, current)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table."""
+    """A row of the table."""
 
     key: KeyRecord
     url: str
     prefix: str
-    maker: str
+    creator: str
     used_at: int | None
     used_address: str
     spark: charts.Chart
@@ -143,23 +143,23 @@ def list_keys(request: Request, current: Visiting, ctx: CurrentContext) -> Respo
 def issue_key(
     request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Make a key and show its secret: in this answer, and never again."""
+    """Create a key and show its secret in this response only."""
     current.by.require(Permission.KEYS_WRITE)
     require_recent_sign_in(ctx, current.person, fields)
     try:
-        once = fields.nonce()
+        nonce = fields.nonce()
         spec = read_spec(fields, current.by, ctx.runner.database.clock())
         new_scopes = read_new_scopes(fields)
 
         def issue(tx: Transaction, by: Principal) -> Issued:
-            def make() -> tuple[str, Issued]:
-                made = keys.issue(tx, by, spec, new_scopes)
-                return made.key.id, made
+            def create() -> tuple[str, Issued]:
+                issued = keys.issue(tx, by, spec, new_scopes)
+                return issued.key.id, issued
 
-            done: Issued = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, once, make
+            result: Issued = browser_sessions.consume_form_nonce(
+                tx, current.person.session.id, nonce, create
             )
-            return done
+            return result
 
         issued = ctx.runner.write(issue, current.by)
     except FormSentBefore as before:
@@ -178,24 +178,24 @@ def _list(
     failure: WardkeyError | None = None,
     sent: Fields | None = None,
 ) -> Response:
-    asked = ListFilters.of(request)
+    filters = ListFilters.of(request)
     now = ctx.runner.database.clock()
     ctx.usage.catch_up()
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
-        query = asked.query()
-        found = keys.list_keys(tx, by, query)[:PAGE]
-        days = usage.days_by_key(tx, by, [key.id for key in found])
-        makers = insights.creator_names(tx, by, [key.created_by for key in found])
+        query = filters.query()
+        records = keys.list_keys(tx, by, query)[:PAGE]
+        days = usage.days_by_key(tx, by, [key.id for key in records])
+        creators = insights.creator_names(tx, by, [key.created_by for key in records])
         return {
-            "rows": [_row(current, key, days[key.id], makers, now) for key in found],
+            "rows": [_row(current, key, days[key.id], creators, now) for key in records],
             "total": keys.count_keys(tx, by, query),
             "chart": charts.bars(usage.days_in_all(tx, by)),
-            "cares": insights.list_alerts(tx, by),
+            "alerts": insights.list_alerts(tx, by),
             "catalogue": scopes.list_scopes(tx, by, ALL_SCOPES),
         }
 
-    seen = ctx.runner.read(look, current.by)
+    values = ctx.runner.read(look, current.by)
     path = current.url(PATH)
     return render(
         request,
@@ -203,9 +203,9 @@ def _list(
         status_of(type(failure)) if failure else 200,
         current=current,
         tabs=SETTINGS,
-        **seen,
-        asked=asked,
-        link=asked.link(path),
+        **values,
+        filters=filters,
+        link=filters.link(path),
         list_url=path,
         scopes_url=current.url(SCOPES),
         size=PAGE,
@@ -217,7 +217,7 @@ def _list(
         fault=fault_of(failure) if failure else None,
         sent=sent.texts_by_name() if sent else NOTHING_SENT,
         ticked=frozenset(sent.texts("permissions")) if sent else frozenset(),
-        permission_rows=_grants(current),
+        permission_rows=_permission_rows(current),
         once=secrets.token_hex(16),
         expiries=_expiries(now),
         periods=PERIODS,
@@ -229,35 +229,35 @@ def _row(
     current: MemberContext,
     key: KeyRecord,
     days: tuple[usage.DayCounts, ...],
-    makers: Mapping[str, str],
+    creators: Mapping[str, str],
     now: int,
 ) -> Row:
-    used = max(
-        (one for one in key.secrets if one.last_used_at is not None),
-        key=lambda one: one.last_used_at or 0,
+    last_used = max(
+        (secret for secret in key.secrets if secret.last_used_at is not None),
+        key=lambda secret: secret.last_used_at or 0,
         default=None,
     )
     return Row(
         key=key,
         url=current.url(f"{PATH}/{key.id}"),
         prefix=key.secrets[0].prefix if key.secrets else "",
-        maker=makers.get(key.created_by, "somebody who left"),
-        used_at=used.last_used_at if used else None,
-        used_address=(used.last_used_address or "") if used else "",
+        creator=creators.get(key.created_by, "a former member"),
+        used_at=last_used.last_used_at if last_used else None,
+        used_address=(last_used.last_used_address or "") if last_used else "",
         spark=charts.spark(days),
         status=Status.of(key, now),
     )
 
 
-def _grants(current: MemberContext) -> dict[KeyType, list[PermissionRow]]:
+def _permission_rows(current: MemberContext) -> dict[KeyType, list[PermissionRow]]:
     return {key_type: permission_rows(current.by, key_type) for key_type in KeyType}
 
 
 def _expiries(now: int) -> list[tuple[str, str]]:
-    def label(value: str, words: str) -> str:
+    def add_date(value: str, label: str) -> str:
         if not value.isdecimal():
-            return words
+            return label
         at = datetime.fromtimestamp((now + int(value) * _DAY) / 1000, UTC)
-        return f"{words} ({at:%b} {at.day}, {at.year})"
+        return f"{label} ({at:%b} {at.day}, {at.year})"
 
-    return [(value, label(value, words)) for value, words in strings.EXPIRIES]
+    return [(value, add_date(value, label)) for value, label in strings.EXPIRIES]

@@ -1,4 +1,4 @@
-"""Settings > Scopes: the catalogue of scopes of the organization's own services."""
+"""Settings > Scopes: the catalogue of scopes for the organization's own services."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from wardkey.web.problems import status_of
 router = page_router()
 _ROUTE = f"/o/{{slug}}/{{environment}}/{SCOPES}"
 _SCOPE = f"{_ROUTE}/{{name}}"
-# A list this short needs no search.
+# Lists up to this length have no search.
 _SHORT = 10
 
 
 @dataclass(frozen=True, slots=True)
 class FormResult:
-    """What to show of the page: an open dialog, its scope, and a failure's form."""
+    """The result of a form: an open dialog, its scope, and a failure."""
 
     dialog: str = ""
     name: str = ""
@@ -40,8 +40,8 @@ class FormResult:
 @router.get(_ROUTE)
 def list_scopes(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """List the organization's scopes, with the number of keys that hold each."""
-    wanted = request.query_params.get("dialog", "")
-    return _page(request, current, ctx, FormResult("create" if wanted == "create" else ""))
+    dialog = request.query_params.get("dialog", "")
+    return _page(request, current, ctx, FormResult("create" if dialog == "create" else ""))
 
 
 @router.post(_ROUTE)
@@ -61,7 +61,7 @@ def create_scope(
 
 @router.get(_SCOPE)
 def show_scope(name: str, request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """Open the form of a scope over the list, or the question before its deletion."""
+    """Open a scope's edit or delete dialog over the list."""
     ctx.runner.read(scopes.get, current.by, name)
     if not current.by.holds(Permission.SCOPES_GRANT):
         return see_other(current.url(SCOPES))
@@ -71,7 +71,7 @@ def show_scope(name: str, request: Request, current: Visiting, ctx: CurrentConte
 
 @router.get(f"{_SCOPE}/{{verb}}")
 def back_to_scopes(name: str, verb: str, current: Visiting) -> Response:  # noqa: ARG001 - any
-    """Go to the list from the address of a form that was sent before."""
+    """Redirect to the list from the URL of a form, for example after a reload."""
     return see_other(current.url(SCOPES))
 
 
@@ -102,7 +102,7 @@ def delete_scope(
 
 
 def _page(
-    request: Request, current: MemberContext, ctx: AppContext, outcome: FormResult
+    request: Request, current: MemberContext, ctx: AppContext, result: FormResult
 ) -> Response:
     search = request.query_params.get("q", "")[:200]
     number = page_number(request.query_params)
@@ -113,10 +113,10 @@ def _page(
             "rows": scopes.list_scopes(tx, by, query)[:PAGE],
             "total": scopes.count_scopes(tx, by, search),
             "in_all": scopes.count_scopes(tx, by),
-            "chosen": scopes.get(tx, by, outcome.name) if outcome.name else None,
+            "chosen": scopes.get(tx, by, result.name) if result.name else None,
         }
 
-    failure = outcome.failure
+    failure = result.failure
     path = current.url(SCOPES)
     return render(
         request,
@@ -133,9 +133,9 @@ def _page(
         url=path,
         keys_url=current.url(KEYS),
         why_not=current.why_not(Permission.SCOPES_GRANT),
-        dialog=outcome.dialog,
+        dialog=result.dialog,
         fault=fault_of(failure) if failure else None,
-        sent=outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT,
-        filled=outcome.sent is not None,
+        sent=result.sent.texts_by_name() if result.sent else NOTHING_SENT,
+        filled=result.sent is not None,
         longest=scopes.LONGEST_DESCRIPTION,
     )

@@ -1,4 +1,4 @@
-"""How a new key is used, in the languages that most people paste from."""
+"""Code snippets for a new key."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ env:
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """A text to paste; `secret` tells that it holds the key itself."""
+    """A snippet to paste; `secret` is true if it contains the key itself."""
 
     label: str
     text: str
@@ -37,9 +37,10 @@ class Snippet:
 
 
 def snippets(url: str, secret: str) -> tuple[Snippet, ...]:
-    """Return the snippets of a new secret; only the first holds it, the others name the variable.
+    """Return the snippets for a new secret.
 
-    So it stands in no shell history and no source file.
+    Only the first contains it; the others use an environment variable, so the secret doesn't end
+    up in shell histories and source files.
     """
     env = f"# .env: never commit this file\nWARDKEY_URL={url}\nWARDKEY_API_KEY={secret}\n"
     return (
@@ -52,5 +53,5 @@ def snippets(url: str, secret: str) -> tuple[Snippet, ...]:
 
 
 def verify_snippet(url: str) -> str:
-    """Return how a key is tried from a shell, its text in a variable."""
+    """Return a shell command that tries the key in an environment variable."""
     return _CURL.format(url=url).rstrip()

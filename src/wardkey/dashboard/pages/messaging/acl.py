@@ -1,4 +1,4 @@
-"""Messaging > ACL rules: the rules in their order, the presets, and the simulator beside them."""
+"""Messaging > ACL rules: the rules in order, the presets, and the simulator."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 _RULE = f"{_ROUTE}/{{rule_id}}"
 
 _DIALOGS = frozenset({"create", "presets"})
-_APART = 10
+_PRIORITY_STEP = 10
 
 
 @dataclass(frozen=True, slots=True)
 class FormResult:
-    """What is to be shown of the page: an open dialog, its rule, and a failure's form."""
+    """The result of a form: an open dialog, its rule, a failure, or a comparison."""
 
     dialog: str = ""
     rule_id: str = ""
@@ -53,9 +53,9 @@ class FormResult:
 
 @router.get(_ROUTE)
 def list_rules(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """List the rules; a question in the address is answered by the simulator."""
-    wanted = request.query_params.get("dialog", "")
-    return _page(request, current, ctx, FormResult(dialog=wanted if wanted in _DIALOGS else ""))
+    """List the rules; the simulator answers a question in the query."""
+    dialog = request.query_params.get("dialog", "")
+    return _page(request, current, ctx, FormResult(dialog=dialog if dialog in _DIALOGS else ""))
 
 
 @router.post(_ROUTE)
@@ -65,17 +65,17 @@ def create_rule(
     """Add a rule."""
     current.by.require(Permission.ACL_WRITE)
     try:
-        once, spec = fields.nonce(), read_rule(fields)
+        nonce, spec = fields.nonce(), read_rule(fields)
 
         def create_rule(tx: Transaction, by: Principal) -> acl.SavedRule:
-            def make() -> tuple[str, acl.SavedRule]:
-                made = acl.create(tx, by, spec)
-                return made.id, made
+            def create() -> tuple[str, acl.SavedRule]:
+                rule = acl.create(tx, by, spec)
+                return rule.id, rule
 
-            done: acl.SavedRule = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, once, make
+            saved: acl.SavedRule = browser_sessions.consume_form_nonce(
+                tx, current.person.session.id, nonce, create
             )
-            return done
+            return saved
 
         _, confirmed = ctx.runner.write_confirmed(create_rule, current.by)
     except FormSentBefore:
@@ -88,7 +88,7 @@ def create_rule(
 @router.get(f"{_ROUTE}/compare")
 @router.get(f"{_ROUTE}/presets")
 def back_to_rules(current: Visiting) -> Response:
-    """Go to the list from the address of a form that was sent before."""
+    """Redirect to the list from the URL of a form, for example after a reload."""
     return see_other(current.url(PATH))
 
 
@@ -96,7 +96,7 @@ def back_to_rules(current: Visiting) -> Response:
 def apply_preset(
     request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Make a preset's rules, instead of those that the form says are there."""
+    """Apply a preset; with `replace` it replaces the existing rules."""
     current.by.require(Permission.ACL_WRITE)
     try:
         if fields.text("preset") not in set(PresetName):
@@ -114,7 +114,7 @@ def apply_preset(
 
 @router.get(_RULE)
 def show_rule(rule_id: str, request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """Open a rule's form over the list, or what asks before it is deleted."""
+    """Open a rule's edit or delete dialog over the list."""
     ctx.runner.read(acl.get, current.by, rule_id)
     if not current.by.holds(Permission.ACL_WRITE):
         return see_other(current.url(PATH))
@@ -124,7 +124,7 @@ def show_rule(rule_id: str, request: Request, current: Visiting, ctx: CurrentCon
 
 @router.get(f"{_RULE}/{{verb}}")
 def back_from_rule(rule_id: str, verb: str, current: Visiting) -> Response:  # noqa: ARG001 - any
-    """Go to the list from the address of an action that was sent before."""
+    """Redirect to the list from the URL of an action, for example after a reload."""
     return see_other(current.url(PATH))
 
 
@@ -132,7 +132,7 @@ def back_from_rule(rule_id: str, verb: str, current: Visiting) -> Response:  # n
 def edit_rule(
     rule_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Change what the form says of a rule."""
+    """Update a rule from the form."""
     current.by.require(Permission.ACL_WRITE)
     try:
         spec = read_rule(fields)
@@ -154,16 +154,16 @@ def edit_rule(
 def compare_new(
     request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Tell what would change with the rule in the form, which stays there unsaved."""
-    return _compared(request, current, ctx, fields, "")
+    """Compare the decision with and without a new rule; nothing is saved."""
+    return _compare_page(request, current, ctx, fields, "")
 
 
 @router.post(f"{_RULE}/compare")
 def compare_changed(
     rule_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Tell what would change if a rule were as the form says; nothing is saved."""
-    return _compared(request, current, ctx, fields, rule_id)
+    """Compare the decision before and after the edit of a rule; nothing is saved."""
+    return _compare_page(request, current, ctx, fields, rule_id)
 
 
 @router.post(f"{_RULE}/delete")
@@ -178,7 +178,7 @@ def delete_rule(
     return see_other(current.url(PATH), done="rule-deleted", **receipt_query(confirmed))
 
 
-def _compared(
+def _compare_page(
     request: Request, current: MemberContext, ctx: AppContext, fields: Fields, rule_id: str
 ) -> Response:
     dialog = "edit" if rule_id else "create"
@@ -190,21 +190,21 @@ def _compared(
         def compare(tx: Transaction, by: Principal) -> Compared:
             return simulator.compare(tx, by, question, spec, rule_id)
 
-        found = ctx.runner.read(compare, current.by)
+        compared = ctx.runner.read(compare, current.by)
     except (Invalid, Conflict, ClientNotFound) as failure:
         return _page(request, current, ctx, FormResult(dialog, rule_id, failure, fields))
-    return _page(request, current, ctx, FormResult(dialog, rule_id, None, fields, found))
+    return _page(request, current, ctx, FormResult(dialog, rule_id, None, fields, compared))
 
 
 def _page(
-    request: Request, current: MemberContext, ctx: AppContext, outcome: FormResult
+    request: Request, current: MemberContext, ctx: AppContext, result: FormResult
 ) -> Response:
     trial = Trial.of(request.query_params)
     rules = ctx.runner.read(acl.list_rules, current.by)
-    simulated, refused = _simulated(current, ctx, trial)
-    failure = outcome.failure
-    rule = next((one for one in rules if one.id == outcome.rule_id), None)
-    last = max((one.spec.priority for one in rules), default=90)
+    simulated, refused = _run_simulator(current, ctx, trial)
+    failure = result.failure
+    rule = next((saved for saved in rules if saved.id == result.rule_id), None)
+    last = max((saved.spec.priority for saved in rules), default=90)
     return render(
         request,
         "acl/list.html",
@@ -214,12 +214,12 @@ def _page(
         url=current.url(PATH),
         why_not=current.why_not(Permission.ACL_WRITE),
         ended=ended_sessions(request, current, ctx),
-        dialog=outcome.dialog if current.by.holds(Permission.ACL_WRITE) else "",
+        dialog=result.dialog if current.by.holds(Permission.ACL_WRITE) else "",
         rule=rule,
         fault=fault_of(failure) if failure else None,
-        sent=outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT,
+        sent=result.sent.texts_by_name() if result.sent else NOTHING_SENT,
         once=secrets.token_hex(16),
-        next_priority=min(MOST_PRIORITY, last + _APART),
+        next_priority=min(MOST_PRIORITY, last + _PRIORITY_STEP),
         most_priority=MOST_PRIORITY,
         presets=PRESETS,
         subject_kinds=SubjectKind,
@@ -227,18 +227,18 @@ def _page(
         effects=Effect,
         actor_kinds=ActorKind,
         trial=trial,
-        unsaved=Trial.of(outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT),
-        compared=outcome.compared,
+        unsaved=Trial.of(result.sent.texts_by_name() if result.sent else NOTHING_SENT),
+        compared=result.compared,
         simulated=simulated,
         refused=fault_of(refused) if refused else None,
     )
 
 
-def _simulated(
+def _run_simulator(
     current: MemberContext, ctx: AppContext, trial: Trial
 ) -> tuple[simulator.Simulated | None, WardkeyError | None]:
-    """Return what the saved rules say to the address's question, or why that cannot be asked."""
-    if not trial.asked:
+    """Return the simulator's answer to the question in the query, or its failure."""
+    if not trial.is_asked:
         return None, None
     try:
         question = trial.question()

@@ -1,4 +1,4 @@
-"""The forms of ACL rules and of the simulator, read."""
+"""Reads the forms of ACL rules and of the simulator."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _MOST_CLAIMS = 50
 
 
 def read_rule(fields: Fields) -> RuleSpec:
-    """Return what the form says of a rule; raises `InvalidRequest`, the rest is the action's."""
+    """Return a rule's spec from the form, validated by the action; raises `InvalidRequest`."""
     kind, action = fields.text("subject_kind"), fields.text("action")
     effect, priority = fields.text("effect"), fields.text("priority").strip()
-    for name, value, known in (
+    for name, value, allowed in (
         ("subject_kind", kind, set(SubjectKind)),
         ("action", action, set(Action)),
         ("effect", effect, set(Effect)),
     ):
-        if value not in known:
-            raise _wrong(name, "Choose one of those in the list.")
-    number = priority.isascii() and priority.isdecimal() and len(priority) <= _LONGEST_NUMBER
-    if not number or int(priority) > MOST_PRIORITY:
-        raise _wrong("priority", f"Give a whole number from 0 to {MOST_PRIORITY:,}.")
+        if value not in allowed:
+            raise _invalid_field(name, "Choose a value from the list.")
+    is_number = priority.isascii() and priority.isdecimal() and len(priority) <= _LONGEST_NUMBER
+    if not is_number or int(priority) > MOST_PRIORITY:
+        raise _invalid_field("priority", f"Enter a whole number from 0 to {MOST_PRIORITY:,}.")
     subject_kind = SubjectKind(kind)
     return RuleSpec(
         int(priority),
         subject_kind,
-        # The field is out of sight for the others.
+        # The field is hidden for other kinds.
         fields.text("subject").strip() if subject_kind in _NAMED else "",
         fields.text("filter"),
         Action(action),
@@ -46,7 +46,7 @@ def read_rule(fields: Fields) -> RuleSpec:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What the address, or the form of a rule, asks the simulator."""
+    """A question to the simulator, from the URL or a rule's form."""
 
     kind: str
     username: str
@@ -55,11 +55,11 @@ class Trial:
     claims: str
     act: str
     topic: str
-    asked: bool
+    is_asked: bool
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> Trial:
-        """Read it from an address's query or from a form's texts."""
+        """Read the question from a query or from form values."""
         return cls(
             query.get("who", ActorKind.CLIENT),
             query.get("username", "")[:_LONGEST],
@@ -72,16 +72,18 @@ class Trial:
         )
 
     def question(self) -> Question:
-        """Return it as the action takes it; raises `InvalidRequest`."""
+        """Return the simulator's input; raises `InvalidRequest`."""
         if self.kind not in set(ActorKind):
-            raise _wrong("who", "Choose one of those in the list.")
+            raise _invalid_field("who", "Choose a value from the list.")
         if self.act not in {Action.PUBLISH, Action.SUBSCRIBE}:
-            raise _wrong("act", "Ask about publish or about subscribe.")
+            raise _invalid_field("act", "Choose publish or subscribe.")
         claims: dict[str, str] = {}
         for line in filter(None, map(str.strip, self.claims.splitlines())):
             name, equals, value = line.partition("=")
             if not equals or len(claims) == _MOST_CLAIMS:
-                raise _wrong("claims", "Write one NAME=value a line, at most 50 of them.")
+                raise _invalid_field(
+                    "claims", f"Enter one NAME=value per line, at most {_MOST_CLAIMS}."
+                )
             claims[name.strip()] = value.strip()[:_LONGEST]
         return Question(
             ActorKind(self.kind),
@@ -94,5 +96,5 @@ class Trial:
         )
 
 
-def _wrong(field: str, told: str) -> InvalidRequest:
-    return InvalidRequest(told, errors=((field, told),))
+def _invalid_field(field: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, errors=((field, message),))

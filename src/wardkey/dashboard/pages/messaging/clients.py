@@ -1,4 +1,4 @@
-"""Messaging > Clients: the list of who may log in on MQTT, and the form that makes a client."""
+"""Messaging > Clients: the list of MQTT clients, and the form that creates one."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ router = page_router()
 ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
 STATE_FILTERS = {"enabled": "Enabled", "disabled": "Disabled"}
-# The first is how the list is sorted unless somebody says otherwise.
+# The first is the default.
 SORTS = {
     ClientOrder.CREATED_DOWN: "Newest first",
     ClientOrder.CREATED: "Oldest first",
     ClientOrder.USERNAME: "By name",
-    ClientOrder.USERNAME_DOWN: "By name, backwards",
-    ClientOrder.CONNECTED_DOWN: "Connected last first",
-    ClientOrder.CONNECTED: "Not connected longest first",
+    ClientOrder.USERNAME_DOWN: "By name, reversed",
+    ClientOrder.CONNECTED_DOWN: "Recently connected first",
+    ClientOrder.CONNECTED: "Least recently connected first",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ListFilters:
-    """What the address asks of the list; what it cannot mean is left out."""
+    """The list's filters, sorting and page from the URL; invalid values are ignored."""
 
     search: str
     state: str
@@ -68,7 +68,7 @@ class ListFilters:
 
     @classmethod
     def of(cls, request: Request) -> ListFilters:
-        """Read it from the query."""
+        """Read the filters from the query."""
         query = request.query_params
         sort = query.get("sort", "")
         return cls(
@@ -81,16 +81,16 @@ class ListFilters:
 
     @property
     def filtered(self) -> bool:
-        """Tell whether this is less than the whole list."""
+        """Return whether any filter is set."""
         return bool(self.search or self.state or self.connected)
 
     def query(self, live: Mapping[str, int] | None) -> ClientQuery:
-        """Return it as the action takes it; `live` are the sessions by user name on the wire."""
+        """Return the filters as the action's query; `live` counts sessions by MQTT user name."""
         enabled = {"enabled": True, "disabled": False}.get(self.state)
         names = None
         if self.connected:
             parsed = map(parse_username, live or ())
-            names = frozenset(one.name for one in parsed if one is not None)
+            names = frozenset(username.name for username in parsed if username is not None)
         return ClientQuery(
             self.search,
             enabled,
@@ -101,15 +101,15 @@ class ListFilters:
         )
 
     def link(self, path: str) -> Callable[..., str]:
-        """Return a function that writes this list's address with some parameters changed."""
-        now = {
+        """Return a function that builds links to this list with some parameters changed."""
+        current = {
             "q": self.search,
             "state": self.state,
             "connected": "now" if self.connected else "",
             "sort": "" if self.sort is ClientOrder.CREATED_DOWN else self.sort,
             "page": self.number,
         }
-        return links(path, now)
+        return links(path, current)
 
 
 @router.get(ROUTE)
@@ -123,10 +123,10 @@ def list_clients(request: Request, current: Visiting, ctx: CurrentContext) -> Re
 def create_client(
     request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Make a client; a generated password is shown in this answer, and never again."""
+    """Create a client; a generated password is shown in this response only."""
     current.by.require(Permission.CLIENTS_WRITE)
     try:
-        once = fields.nonce()
+        nonce = fields.nonce()
         spec = ClientSpec(
             fields.text("username").strip(),
             current.by.environment,
@@ -136,23 +136,23 @@ def create_client(
         password_hash = hashed_of(fields, current, ctx)
 
         def create(tx: Transaction, by: Principal) -> ClientWithPassword:
-            def make() -> tuple[str, ClientWithPassword]:
-                made = clients.create(tx, by, spec, password_hash)
-                return made.client.id, made
+            def create() -> tuple[str, ClientWithPassword]:
+                created = clients.create(tx, by, spec, password_hash)
+                return created.client.id, created
 
-            done: ClientWithPassword = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, once, make
+            result: ClientWithPassword = browser_sessions.consume_form_nonce(
+                tx, current.person.session.id, nonce, create
             )
-            return done
+            return result
 
-        made = ctx.runner.write(create, current.by)
+        created = ctx.runner.write(create, current.by)
     except FormSentBefore as before:
         return see_other(current.url(f"{PATH}/{before.made}"), done="client-sent-before")
     except (Invalid, Conflict) as failure:
         return _list(request, current, ctx, open_dialog=True, failure=failure, sent=fields)
-    if made.password is None:
-        return see_other(current.url(f"{PATH}/{made.client.id}"), done="client-created")
-    return client_page(request, current, ctx, made.client.id, FormResult(made=made))
+    if created.password is None:
+        return see_other(current.url(f"{PATH}/{created.client.id}"), done="client-created")
+    return client_page(request, current, ctx, created.client.id, FormResult(made=created))
 
 
 def _list(
@@ -164,10 +164,10 @@ def _list(
     failure: WardkeyError | None = None,
     sent: Fields | None = None,
 ) -> Response:
-    asked, live = ListFilters.of(request), _live(current, ctx)
+    filters, live = ListFilters.of(request), _count_sessions(current, ctx)
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
-        query = asked.query(live)
+        query = filters.query(live)
         return {
             "rows": clients.list_clients(tx, by, query)[:PAGE],
             "total": clients.count_clients(tx, by, query),
@@ -183,8 +183,8 @@ def _list(
         live=live,
         messaging_off=ctx.link is None,
         ended=ended_sessions(request, current, ctx),
-        asked=asked,
-        link=asked.link(path),
+        filters=filters,
+        link=filters.link(path),
         list_url=path,
         size=PAGE,
         now=ctx.runner.database.clock(),
@@ -198,10 +198,10 @@ def _list(
     )
 
 
-def _live(current: MemberContext, ctx: AppContext) -> Mapping[str, int] | None:
-    """Return how many sessions each user name has now; None while nobody can tell."""
+def _count_sessions(current: MemberContext, ctx: AppContext) -> Mapping[str, int] | None:
+    """Return the number of live sessions by MQTT user name; None if the broker doesn't respond."""
     try:
-        found = list_sessions(ctx.runner, ctx.broker, current.by, subscribed=False)
+        sessions = list_sessions(ctx.runner, ctx.broker, current.by, subscribed=False)
     except (MessagingOff, BrokerUnreachable):
         return None
-    return Counter(one.username for one in found)
+    return Counter(session.username for session in sessions)

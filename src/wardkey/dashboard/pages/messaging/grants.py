@@ -1,4 +1,4 @@
-"""Messaging > Grants: the short-lived logins that tokens were exchanged for, and ending them."""
+"""Messaging > Grants: the logins that users got in exchange for tokens, and their revocation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATH = "messaging/grants"
 _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
 _LONGEST = 255
-_ENDED = {
+_CUTOFF_KINDS = {
     "user": CutoffKind.USER,
     "email": CutoffKind.EMAIL,
     "provider": CutoffKind.PROVIDER,
@@ -35,7 +35,7 @@ _ENDED = {
 
 @dataclass(frozen=True, slots=True)
 class ListFilters:
-    """What the address asks of the list."""
+    """The list's filters and page from the URL."""
 
     user: str
     email: str
@@ -45,7 +45,7 @@ class ListFilters:
 
     @classmethod
     def of(cls, request: Request) -> ListFilters:
-        """Read it from the query."""
+        """Read the filters from the query."""
         query = request.query_params
         return cls(
             query.get("user", "").strip()[:_LONGEST],
@@ -57,18 +57,18 @@ class ListFilters:
 
     @property
     def filtered(self) -> bool:
-        """Tell whether somebody or something is named."""
+        """Return whether a user, an e-mail address or a provider is set."""
         return bool(self.user or self.email or self.provider)
 
     @property
     def one_subject(self) -> tuple[str, str] | None:
-        """Whose grants these are, if exactly one is named: the kind and the subject."""
-        named = {"user": self.user, "email": self.email, "provider": self.provider}
-        given = [(kind, subject) for kind, subject in named.items() if subject]
-        return given[0] if len(given) == 1 else None
+        """The kind and subject of the only filter set, or None."""
+        filters = {"user": self.user, "email": self.email, "provider": self.provider}
+        subjects = [(kind, subject) for kind, subject in filters.items() if subject]
+        return subjects[0] if len(subjects) == 1 else None
 
     def query(self) -> GrantQuery:
-        """Return it as the action takes it."""
+        """Return the filters as the action's query."""
         return GrantQuery(
             self.user,
             self.email,
@@ -79,26 +79,26 @@ class ListFilters:
         )
 
     def link(self, path: str) -> Callable[..., str]:
-        """Return a function that writes this list's address with some parameters changed."""
-        now = {
+        """Return a function that builds links to this list with some parameters changed."""
+        current = {
             "user": self.user,
             "email": self.email,
             "provider": self.provider,
             "state": self.state,
             "page": self.number,
         }
-        return links(path, now)
+        return links(path, current)
 
 
 @router.get(_ROUTE)
 def list_grants(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """List grants, newest first; active ones unless `state=all`."""
-    asked = ListFilters.of(request)
+    filters = ListFilters.of(request)
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
-        found = grants.list_grants(tx, by, asked.query())
-        named = {one.id: one.spec.name for one in providers.list_providers(tx, by)}
-        return {"rows": found[:PAGE], "more": len(found) > PAGE, "providers": named}
+        rows = grants.list_grants(tx, by, filters.query())
+        names = {provider.id: provider.spec.name for provider in providers.list_providers(tx, by)}
+        return {"rows": rows[:PAGE], "more": len(rows) > PAGE, "providers": names}
 
     path = current.url(PATH)
     return render(
@@ -106,8 +106,8 @@ def list_grants(request: Request, current: Visiting, ctx: CurrentContext) -> Res
         "providers/grants.html",
         current=current,
         **ctx.runner.read(look, current.by),
-        asked=asked,
-        link=asked.link(path),
+        filters=filters,
+        link=filters.link(path),
         url=path,
         now=ctx.runner.database.clock(),
         ended=ended_sessions(request, current, ctx),
@@ -117,23 +117,23 @@ def list_grants(request: Request, current: Visiting, ctx: CurrentContext) -> Res
 
 @router.get(f"{_ROUTE}/revoke")
 def back_to_grants(current: Visiting) -> Response:
-    """Go to the list from the address of a form that was sent before."""
+    """Redirect to the list from the URL of a form, for example after a reload."""
     return see_other(current.url(PATH))
 
 
 @router.post(f"{_ROUTE}/revoke")
 def revoke_grants(current: Visiting, fields: VerifiedForm, ctx: CurrentContext) -> Response:
-    """End one grant, or every grant of a user, an e-mail address or a provider."""
+    """Revoke one grant, or all grants of a user, an e-mail address or a provider."""
     current.by.require(Permission.TOKENS_REVOKE)
     subject, kind = fields.text("subject"), fields.text("kind")
     if kind == "grant":
         _, confirmed = ctx.runner.write_confirmed(grants.revoke, current.by, subject)
         done = "grant-revoked"
-    elif kind in _ENDED and subject:
+    elif kind in _CUTOFF_KINDS and subject:
         _, confirmed = ctx.runner.write_confirmed(
-            grants.revoke_all, current.by, _ENDED[kind], subject
+            grants.revoke_all, current.by, _CUTOFF_KINDS[kind], subject
         )
         done = "grants-revoked"
     else:
-        raise InvalidRequest("The form is incomplete; load the page again.")
+        raise InvalidRequest("The form is incomplete; reload the page.")
     return see_other(current.url(PATH), done=done, **receipt_query(confirmed))

@@ -1,4 +1,4 @@
-"""How a client logs in on MQTT, in the programs that most people begin with."""
+"""Code snippets for signing in to MQTT as a client."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ client.on("message", (topic, payload) => console.log(topic, payload.toString()))
 def mqtt_snippets(
     ctx: AppContext, name: str, username: str, password: str = ""
 ) -> tuple[Snippet, ...]:
-    """Return the snippets of a client; only one holds the password, the others name the variable.
+    """Return the snippets of a client, or none without messaging.
 
-    There are none without messaging.
+    Only `.env` contains the password; the others use an environment variable.
     """
     if not ctx.mqtt_url:
         return ()
     parts = urlsplit(ctx.mqtt_url)
     tls = parts.scheme == "mqtts"
-    facts = {
+    values = {
         "host": parts.hostname,
         "port": parts.port,
         "username": username,
@@ -54,7 +54,7 @@ def mqtt_snippets(
     env = f"# .env: never commit this file\nMQTT_USERNAME={username}\nMQTT_PASSWORD={password}\n"
     return (
         *((Snippet(".env", env, secret=True),) if password else ()),
-        Snippet("mosquitto", _MOSQUITTO.format(**facts, tls=" --tls-use-os-certs" * tls)),
-        Snippet("paho", _PAHO.format(**facts, tls="client.tls_set()\n" * tls)),
-        Snippet("MQTT.js", _MQTT_JS.format(**facts)),
+        Snippet("mosquitto", _MOSQUITTO.format(**values, tls=" --tls-use-os-certs" * tls)),
+        Snippet("paho", _PAHO.format(**values, tls="client.tls_set()\n" * tls)),
+        Snippet("MQTT.js", _MQTT_JS.format(**values)),
     )

@@ -1,4 +1,4 @@
-"""The form of an auth provider, new or edited, read and filled in."""
+"""The form of a new or edited auth provider: reading it, and its initial values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from wardkey.domain.providers import (
 _LONGEST_NUMBER = 9
 _LISTS = ("audiences", "allowed_origins", "algorithms")
 _TEXTS = ("project_url", "project_id", "domain", "issuer", "jwks_uri")
-# Each of them stands at a field of the form, and its faults there.
+# The form shows faults of these fields at the field.
 FORM_FIELDS = (
     "name", "secret", *_TEXTS, *_LISTS, "audience_claim", "user_id", "email",
     "verified_email_only", "email_verified", "roles", "variables", "required",
@@ -34,16 +34,16 @@ FORM_FIELDS = (
 
 
 def read_kind(fields: Fields) -> ProviderKind:
-    """Return the kind that the form chose; raises `InvalidRequest`."""
+    """Return the kind chosen in the form; raises `InvalidRequest`."""
     if fields.text("kind") not in set(ProviderKind):
-        raise _wrong("kind", "Choose one of those in the list.")
+        raise _invalid_field("kind", "Choose a value from the list.")
     return ProviderKind(fields.text("kind"))
 
 
 def read_provider(fields: Fields, kind: ProviderKind) -> ProviderSpec:
-    """Return what the form says of a provider, the fields of other kinds left out.
+    """Return a provider's spec from the form's fields for its kind; the action validates the rest.
 
-    Raises `InvalidRequest`, `InvalidRateLimit`; the rest is the action's to check.
+    Raises `InvalidRequest`, `InvalidRateLimit`.
     """
     settings: dict[str, Any] = {}
     for name in FIELDS[kind]:
@@ -71,7 +71,7 @@ def read_provider(fields: Fields, kind: ProviderKind) -> ProviderSpec:
 
 
 def values_of(spec: ProviderSpec) -> Mapping[str, str]:
-    """Return the texts with which the form begins."""
+    """Return the form's initial values."""
     mapping, limits, rate = spec.mapping, spec.limits, spec.limits.rate
     values = {
         "kind": str(spec.kind),
@@ -100,12 +100,12 @@ def values_of(spec: ProviderSpec) -> Mapping[str, str]:
 
 
 def fault_at(failure: WardkeyError) -> Mapping[str, str]:
-    """Return what the form shows of a failure; parts of the mapping and the limits by their own."""
-    told = fault_of(failure)
-    whole, _, part = (failure.field or "").partition(".")
-    if whole in {"mapping", "limits"} and part:
-        return {**told, "field": part.partition(".")[0]}
-    return told
+    """Return a failure as the form shows it; fields in `mapping` and `limits` have no prefix."""
+    fault = fault_of(failure)
+    parent, _, child = (failure.field or "").partition(".")
+    if parent in {"mapping", "limits"} and child:
+        return {**fault, "field": child.partition(".")[0]}
+    return fault
 
 
 def _mapping(fields: Fields) -> ClaimMapping:
@@ -113,7 +113,9 @@ def _mapping(fields: Fields) -> ClaimMapping:
     for line in fields.lines("variables"):
         name, equals, path = line.partition("=")
         if not equals:
-            raise _wrong("variables", "Write one NAME=claim a line, such as team=app.team.")
+            raise _invalid_field(
+                "variables", "Enter one NAME=claim per line, such as team=app.team."
+            )
         variables[name.strip()] = path.strip()
     by_email = fields.text("username_from") == UsernameFrom.EMAIL
     return ClaimMapping(
@@ -131,18 +133,18 @@ def _mapping(fields: Fields) -> ClaimMapping:
 def _audience_claim(fields: Fields) -> AudienceClaim:
     chosen = fields.text("audience_claim") or AudienceClaim.AUD
     if chosen not in set(AudienceClaim):
-        raise _wrong("audience_claim", "Choose one of those in the list.")
+        raise _invalid_field("audience_claim", "Choose a value from the list.")
     return AudienceClaim(chosen)
 
 
-def _seconds(fields: Fields, name: str, usual: int) -> int:
+def _seconds(fields: Fields, name: str, default: int) -> int:
     text = fields.text(name).strip()
     if not text:
-        return usual
+        return default
     if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER):
-        raise _wrong(name, "Give a whole number of seconds.")
+        raise _invalid_field(name, "Enter a whole number of seconds.")
     return int(text)
 
 
-def _wrong(field: str, told: str) -> InvalidRequest:
-    return InvalidRequest(told, errors=((field, told),))
+def _invalid_field(field: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, errors=((field, message),))

@@ -1,4 +1,4 @@
-"""Messaging > Auth providers: whose tokens may be exchanged, and the test of one."""
+"""Messaging > Auth providers: the issuers whose tokens can be exchanged, and their test."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from wardkey.web.problems import status_of
 router = page_router()
 PATH = "messaging/providers"
 _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
-_ONE = f"{_ROUTE}/{{provider_id}}"
+_PROVIDER_ROUTE = f"{_ROUTE}/{{provider_id}}"
 
 _DIALOGS = frozenset({"edit", "delete"})
 _EVENTS = 10
@@ -49,31 +49,31 @@ _EVENTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """What the test found: each step up to the first that failed, and whom the token is for."""
+    """The result of a test: the steps up to the first failure, and the token's user."""
 
     steps: list[Step]
     user_id: str = ""
     username: str = ""
 
     @classmethod
-    def of(cls, steps: list[Step], found: tuple[Identity, str] | None) -> Tested:
-        """Return what `Exchanges` tell of a test."""
-        return cls(steps) if found is None else cls(steps, found[0].user_id, found[1])
+    def of(cls, steps: list[Step], login: tuple[Identity, str] | None) -> Tested:
+        """Convert the result of `ctx.exchanges.dry_run`."""
+        return cls(steps) if login is None else cls(steps, login[0].user_id, login[1])
 
     @property
     def of_token(self) -> bool:
-        """Tell whether a token was looked at, and not the keys alone."""
+        """Return whether a token was checked, not only the keys."""
         return bool(self.steps) and self.steps[-1].name != "keys"
 
     @property
     def ok(self) -> bool:
-        """Tell whether no step failed."""
+        """Return whether all steps passed."""
         return not any(step.fault for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
 class FormResult:
-    """What an action left to show on the provider's page."""
+    """The result of an action, for the provider's page."""
 
     dialog: str = ""
     failure: WardkeyError | None = None
@@ -84,19 +84,19 @@ class FormResult:
 @router.get(_ROUTE)
 def list_providers(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """List the providers of the environment."""
-    wanted = request.query_params.get("dialog", "")
-    return _list(request, current, ctx, FormResult(wanted if wanted == "create" else ""))
+    dialog = request.query_params.get("dialog", "")
+    return _list(request, current, ctx, FormResult(dialog if dialog == "create" else ""))
 
 
 @router.post(_ROUTE)
 def create_provider(
     request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Trust a provider."""
+    """Add a provider."""
     current.by.require(Permission.PROVIDERS_WRITE)
     try:
         spec = read_provider(fields, read_kind(fields))
-        made = ctx.runner.write(
+        provider = ctx.runner.write(
             providers.create,
             current.by,
             spec,
@@ -105,12 +105,12 @@ def create_provider(
         )
     except (Invalid, Conflict) as failure:
         return _list(request, current, ctx, FormResult("create", failure, fields))
-    return see_other(current.url(f"{PATH}/{made.id}"), done="provider-created")
+    return see_other(current.url(f"{PATH}/{provider.id}"), done="provider-created")
 
 
 @router.get(f"{_ROUTE}/test")
 def back_to_providers(current: Visiting) -> Response:
-    """Go to the list from the address of a form that was tested."""
+    """Redirect to the list from the URL of a test, for example after a reload."""
     return see_other(current.url(PATH))
 
 
@@ -118,53 +118,54 @@ def back_to_providers(current: Visiting) -> Response:
 def try_new_provider(
     request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Test the settings in the form for a new provider; they stay in it, unsaved."""
+    """Test the settings in the form of a new provider without saving them."""
     try:
         with ctx.runner.audit_refusals("try_new_provider", current.by):
             current.by.require(Permission.PROVIDERS_WRITE)
             spec = read_provider(fields, read_kind(fields))
-            found = ctx.exchanges.dry_run_unsaved(
+            tested = ctx.exchanges.dry_run_unsaved(
                 current.by, spec, _secret(fields, spec), _token(fields)
             )
     except (Invalid, Overloaded) as failure:
         return _list(request, current, ctx, FormResult("create", failure, fields))
-    return _list(request, current, ctx, FormResult("create", sent=fields, tested=Tested.of(*found)))
+    result = FormResult("create", sent=fields, tested=Tested.of(*tested))
+    return _list(request, current, ctx, result)
 
 
-@router.get(_ONE)
+@router.get(_PROVIDER_ROUTE)
 def show_provider(
     provider_id: str, request: Request, current: Visiting, ctx: CurrentContext
 ) -> Response:
     """Show a provider; `?dialog=` opens one of its dialogs."""
-    wanted = request.query_params.get("dialog", "")
-    may = current.by.holds(Permission.PROVIDERS_WRITE)
-    dialog = wanted if wanted in _DIALOGS and may else ""
+    dialog = request.query_params.get("dialog", "")
+    if dialog not in _DIALOGS or not current.by.holds(Permission.PROVIDERS_WRITE):
+        dialog = ""
     return _page(request, current, ctx, provider_id, FormResult(dialog))
 
 
-@router.get(f"{_ONE}/{{verb}}")
+@router.get(f"{_PROVIDER_ROUTE}/{{verb}}")
 def back_to_provider(provider_id: str, verb: str, current: Visiting) -> Response:  # noqa: ARG001 - any
-    """Go to the provider's page from the address of an action that was sent before."""
+    """Redirect to the provider's page from the URL of an action, for example after a reload."""
     return see_other(current.url(f"{PATH}/{provider_id}"))
 
 
-@router.post(f"{_ONE}/edit")
+@router.post(f"{_PROVIDER_ROUTE}/edit")
 def edit_provider(
     provider_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Change a provider's settings; an empty secret stays what it is."""
+    """Change a provider's settings; an empty secret keeps the current one."""
     current.by.require(Permission.PROVIDERS_WRITE)
     try:
         kind = ctx.runner.read(providers.get, current.by, provider_id).spec.kind
         spec = read_provider(fields, kind)
-        # Not as a dict of plain values: what is nested stays a record.
-        wanted = {one.name: getattr(spec, one.name) for one in dataclass_fields(spec)}
-        del wanted["kind"]
+        # `asdict` would also convert the nested records.
+        changes = {field.name: getattr(spec, field.name) for field in dataclass_fields(spec)}
+        del changes["kind"]
         ctx.runner.write(
             providers.change,
             current.by,
             provider_id,
-            wanted,
+            changes,
             _secret(fields, spec) or None,
             http_allowed=ctx.exchanges.private_issuers,
         )
@@ -173,109 +174,109 @@ def edit_provider(
     return see_other(current.url(f"{PATH}/{provider_id}"), done="provider-changed")
 
 
-@router.post(f"{_ONE}/enable")
+@router.post(f"{_PROVIDER_ROUTE}/enable")
 def enable_provider(
     provider_id: str, current: Visiting, _fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Exchange the provider's tokens again."""
+    """Enable the exchange of the provider's tokens."""
     ctx.runner.write(providers.enable, current.by, provider_id, enabled=True)
     return see_other(current.url(f"{PATH}/{provider_id}"), done="provider-enabled")
 
 
-@router.post(f"{_ONE}/disable")
+@router.post(f"{_PROVIDER_ROUTE}/disable")
 def disable_provider(
     provider_id: str, current: Visiting, _fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Exchange no more of the provider's tokens."""
+    """Disable the exchange of the provider's tokens."""
     ctx.runner.write(providers.enable, current.by, provider_id, enabled=False)
     return see_other(current.url(f"{PATH}/{provider_id}"), done="provider-disabled")
 
 
-@router.post(f"{_ONE}/delete")
+@router.post(f"{_PROVIDER_ROUTE}/delete")
 def delete_provider(
     provider_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Delete the provider, whose name was typed, and end its grants."""
+    """Delete the provider and end its grants; the form must contain its name."""
     current.by.require(Permission.PROVIDERS_WRITE)
     try:
         name = ctx.runner.read(providers.get, current.by, provider_id).spec.name
         if fields.text("confirmation").strip() != name:
-            told = "Type the provider's name as it stands there."
-            raise InvalidRequest(told, errors=(("confirmation", told),))
+            message = "That isn't the provider's name. Type it exactly as shown."
+            raise InvalidRequest(message, errors=(("confirmation", message),))
         _, confirmed = ctx.runner.write_confirmed(providers.remove, current.by, provider_id)
     except Invalid as failure:
         return _page(request, current, ctx, provider_id, FormResult("delete", failure, fields))
     return see_other(current.url(PATH), done="provider-deleted", **receipt_query(confirmed))
 
 
-@router.post(f"{_ONE}/test")
+@router.post(f"{_PROVIDER_ROUTE}/test")
 def try_provider(
     provider_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Fetch the provider's keys, and check a token of its step by step."""
+    """Fetch the provider's keys and check a token step by step."""
     trusted = ctx.runner.read(providers.trusted, current.by, provider_id)
     try:
         token = _token(fields)
     except Invalid as failure:
         return _page(request, current, ctx, provider_id, FormResult(failure=failure))
-    found = ctx.exchanges.dry_run(current.by, trusted.spec, trusted.secret, token, provider_id)
-    return _page(request, current, ctx, provider_id, FormResult(tested=Tested.of(*found)))
+    tested = ctx.exchanges.dry_run(current.by, trusted.spec, trusted.secret, token, provider_id)
+    return _page(request, current, ctx, provider_id, FormResult(tested=Tested.of(*tested)))
 
 
-@router.post(f"{_ONE}/test-changes")
+@router.post(f"{_PROVIDER_ROUTE}/test-changes")
 def try_changes(
     provider_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Test the settings in the form of a provider; they stay in it, unsaved."""
+    """Test the settings in a provider's edit form without saving them."""
     trusted = ctx.runner.read(providers.trusted, current.by, provider_id)
     try:
         spec = read_provider(fields, trusted.spec.kind)
-        found = ctx.exchanges.dry_run_unsaved(
+        tested = ctx.exchanges.dry_run_unsaved(
             current.by, spec, _secret(fields, spec), _token(fields), trusted
         )
     except (Invalid, Overloaded) as failure:
         return _page(request, current, ctx, provider_id, FormResult("edit", failure, fields))
-    outcome = FormResult("edit", sent=fields, tested=Tested.of(*found))
-    return _page(request, current, ctx, provider_id, outcome)
+    result = FormResult("edit", sent=fields, tested=Tested.of(*tested))
+    return _page(request, current, ctx, provider_id, result)
 
 
 def _secret(fields: Fields, spec: ProviderSpec) -> str:
-    """Return the shared secret, whose field is out of sight where none is wanted."""
+    """Return the shared secret, or "" for providers that don't use one."""
     return fields.text("secret") if spec.legacy_secret else ""
 
 
 def _token(fields: Fields) -> str:
     token = fields.text("token").strip()
     if len(token) > LONGEST_TOKEN:
-        told = f"A token has at most {LONGEST_TOKEN:,} characters."
-        raise InvalidRequest(told, errors=(("token", told),))
+        message = f"A token can have at most {LONGEST_TOKEN:,} characters."
+        raise InvalidRequest(message, errors=(("token", message),))
     return token
 
 
 def _list(
-    request: Request, current: MemberContext, ctx: AppContext, outcome: FormResult
+    request: Request, current: MemberContext, ctx: AppContext, result: FormResult
 ) -> Response:
-    found = ctx.runner.read(providers.list_providers, current.by)
-    failure, sent = outcome.failure, outcome.sent
+    records = ctx.runner.read(providers.list_providers, current.by)
+    failure, sent = result.failure, result.sent
     return render(
         request,
         "providers/list.html",
         status_of(type(failure)) if failure else 200,
         current=current,
-        rows=[(one, token_rules(one.spec).issuer) for one in found],
+        rows=[(provider, token_rules(provider.spec).issuer) for provider in records],
         url=current.url(PATH),
         ended=ended_sessions(request, current, ctx),
         why_not=current.why_not(Permission.PROVIDERS_WRITE),
-        open_dialog=outcome.dialog == "create",
-        tested=outcome.tested,
+        open_dialog=result.dialog == "create",
+        tested=result.tested,
         fault=fault_at(failure) if failure else None,
         values=sent.texts_by_name() if sent else values_of(ProviderSpec(ProviderKind.SUPABASE)),
-        **_form(),
+        **_form_options(),
     )
 
 
 def _page(
-    request: Request, current: MemberContext, ctx: AppContext, provider_id: str, outcome: FormResult
+    request: Request, current: MemberContext, ctx: AppContext, provider_id: str, result: FormResult
 ) -> Response:
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         events = []
@@ -284,18 +285,18 @@ def _page(
             events = audit.list_events(tx, by, query)
         return {"provider": providers.get(tx, by, provider_id), "events": events}
 
-    seen = ctx.runner.read(look, current.by)
-    spec: ProviderSpec = seen["provider"].spec
-    failure = outcome.failure
+    values = ctx.runner.read(look, current.by)
+    spec: ProviderSpec = values["provider"].spec
+    failure = result.failure
     fault = None
     if failure is not None:
-        fault = fault_at(failure) if outcome.dialog == "edit" else fault_of(failure)
+        fault = fault_at(failure) if result.dialog == "edit" else fault_of(failure)
     return render(
         request,
         "providers/provider.html",
         status_of(type(failure)) if failure else 200,
         current=current,
-        **seen,
+        **values,
         spec=spec,
         rules=token_rules(spec),
         url=current.url(f"{PATH}/{provider_id}"),
@@ -303,17 +304,17 @@ def _page(
         grants_url=current.url("messaging/grants"),
         now=ctx.runner.database.clock(),
         why_not=current.why_not(Permission.PROVIDERS_WRITE),
-        dialog=outcome.dialog,
+        dialog=result.dialog,
         fault=fault,
-        tested=outcome.tested,
-        values=outcome.sent.texts_by_name()
-        if outcome.sent and outcome.dialog == "edit"
+        tested=result.tested,
+        values=result.sent.texts_by_name()
+        if result.sent and result.dialog == "edit"
         else values_of(spec),
-        **_form(),
+        **_form_options(),
     )
 
 
-def _form() -> dict[str, Any]:
+def _form_options() -> dict[str, Any]:
     return {
         "kinds": ProviderKind,
         "audience_claims": AudienceClaim,

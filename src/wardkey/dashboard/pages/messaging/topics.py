@@ -1,4 +1,4 @@
-"""Messaging > Live topics: messages as they come, through a short grant of the member's own."""
+"""Messaging > Live topics: watches messages through a short-lived grant of the member."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ router = page_router()
 PATH = "messaging/topics"
 _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
-_LASTS_S = 600
+_GRANT_S = 600
 
 
 @router.get(_ROUTE)
 def watch_topics(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """Show the page, which asks for its grant when somebody begins to watch."""
-    own = _own_grant(current.by)
+    """Show the page; its script requests a grant when the member starts watching."""
+    grant = _own_grant(current.by)
     rules = ctx.runner.read(acl.list_rules, current.by)
     return render(
         request,
@@ -39,43 +39,43 @@ def watch_topics(request: Request, current: Visiting, ctx: CurrentContext) -> Re
         url=current.url(PATH),
         socket=ctx.websocket_url,
         why_not=current.why_not(Permission.CLIENTS_WRITE),
-        username=own.username,
-        filters=_readable(rules, current.by, own),
-        lasts_minutes=_LASTS_S // 60,
+        username=grant.username,
+        filters=_readable_filters(rules, current.by, grant),
+        lasts_minutes=_GRANT_S // 60,
     )
 
 
 @router.get(f"{_ROUTE}/grant")
 def back_to_topics(current: Visiting) -> Response:
-    """Go to the page from the address at which its grants are made."""
+    """Redirect to the page from the URL of its grants."""
     return see_other(current.url(PATH))
 
 
 @router.post(f"{_ROUTE}/grant")
 def make_own_grant(current: Visiting, _fields: VerifiedForm, ctx: CurrentContext) -> Response:
-    """Make a grant of ten minutes for the member himself, and hand it to the page's script."""
+    """Create a ten-minute grant for the member, and return it to the page's script."""
 
     def create_own(tx: Transaction, by: Principal) -> grants.MintedGrant:
         return grants.create_own(tx, by, _own_grant(by))
 
     minted = ctx.runner.write(create_own, current.by)
-    told = {
+    login = {
         "username": minted.grant.mqtt_username,
         "password": minted.password.text,
         "client_id": f"watch-{secrets.token_hex(8)}",
     }
-    return JSONResponse(told, headers={"Cache-Control": "no-store"})
+    return JSONResponse(login, headers={"Cache-Control": "no-store"})
 
 
 def _own_grant(by: Principal) -> NewGrant:
-    grant = native_grant(by.org_id, by.label.lower(), "", _LASTS_S)
-    return replace(grant, refreshable_s=_LASTS_S)
+    grant = native_grant(by.org_id, by.label.lower(), "", _GRANT_S)
+    return replace(grant, refreshable_s=_GRANT_S)
 
 
-def _readable(rules: list[acl.SavedRule], by: Principal, own: NewGrant) -> list[str]:
-    """Return the filters that rules let the member subscribe to, to choose from."""
-    actor = Actor(ActorKind.GRANT, by.org_id, own.username, claims=own.claims)
-    found = []
+def _readable_filters(rules: list[acl.SavedRule], by: Principal, grant: NewGrant) -> list[str]:
+    """Return the topic filters that the rules let the member subscribe to."""
+    actor = Actor(ActorKind.GRANT, by.org_id, grant.username, claims=grant.claims)
+    filters = []
     for saved in rules:
         rule = saved.spec.rule(saved.id)
         if (
@@ -83,5 +83,5 @@ def _readable(rules: list[acl.SavedRule], by: Principal, own: NewGrant) -> list[
             and rule.action is not Action.PUBLISH
             and is_for(rule, actor)
         ):
-            found.append(fill_filter(rule, actor))
-    return list(dict.fromkeys(pattern for pattern in found if pattern))
+            filters.append(fill_filter(rule, actor))
+    return list(dict.fromkeys(pattern for pattern in filters if pattern))

@@ -1,4 +1,4 @@
-"""The audit log: who did what, filtered, exported, and its chain checked when somebody asks."""
+"""The audit log page: filters, exports, and the check of the chain."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class ListFilters:
-    """What the address asks of the log; what it cannot mean is left out."""
+    """The log's filters from the URL; invalid values are ignored."""
 
     action: str
     actor: str
@@ -50,15 +50,15 @@ class ListFilters:
 
     @classmethod
     def of(cls, request: Request) -> ListFilters:
-        """Read it from the query; `from` and `to` are days (UTC), both of them included."""
+        """Read the filters from the query; `from` and `to` are inclusive days (UTC)."""
         query = request.query_params
         before = query.get("before", "")
         return cls(
             action=query.get("action", "")[:_LONGEST],
             actor=query.get("actor", "").strip()[:_LONGEST],
             target=query.get("target", "").strip()[:_LONGEST],
-            first=query.get("from", "") if _began(query.get("from", "")) is not None else "",
-            last=query.get("to", "") if _began(query.get("to", "")) is not None else "",
+            first=query.get("from", "") if _start_of_day(query.get("from", "")) is not None else "",
+            last=query.get("to", "") if _start_of_day(query.get("to", "")) is not None else "",
             before=int(before)
             if before.isascii() and before.isdecimal() and len(before) <= _LONGEST_SEQ
             else None,
@@ -66,37 +66,37 @@ class ListFilters:
 
     @property
     def filtered(self) -> bool:
-        """Tell whether this is less than the whole log."""
+        """Return whether any filter is set."""
         return bool(self.action or self.actor or self.target or self.first or self.last)
 
     def query(self) -> AuditQuery:
-        """Return it as the action takes it."""
-        last = _began(self.last)
+        """Return the filters as the action's query."""
+        last = _start_of_day(self.last)
         return AuditQuery(
             action=self.action,
             actor=self.actor,
             target_id=self.target,
-            since=_began(self.first),
+            since=_start_of_day(self.first),
             until=None if last is None else last + _DAY,
             before_seq=self.before,
             limit=_PAGE + 1,
         )
 
     def link(self, path: str) -> Callable[..., str]:
-        """Return a function that writes this log's address with some parameters changed."""
-        now = {
+        """Return a function that builds links to this log with some parameters changed."""
+        current = {
             "action": self.action,
             "actor": self.actor,
             "target": self.target,
             "from": self.first,
             "to": self.last,
         }
-        return links(path, now)
+        return links(path, current)
 
 
 @dataclass(frozen=True, slots=True)
-class Checking:
-    """What a check of the chain found."""
+class ChainCheck:
+    """The result of a check of the chain."""
 
     count: int
     breaks: list[Break]
@@ -105,12 +105,12 @@ class Checking:
 @router.get(_ROUTE)
 def show_log(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """Show the organization's events, newest first."""
-    return _log(request, current, ctx)
+    return _page(request, current, ctx)
 
 
 @router.get(f"{_ROUTE}/check")
 def back_to_log(current: Visiting) -> Response:
-    """Go to the log from the address of a check that was sent before."""
+    """Redirect to the log from the URL of a check, for example after a reload."""
     return see_other(current.url(AUDIT))
 
 
@@ -123,70 +123,70 @@ def check_chain(
     with ctx.runner.audit_refusals("verify_chain", by):
         by.require(Permission.AUDIT_READ)
     with ctx.checks.reserve(by.org_id):
-        found = audit_walks.verify_chain(ctx.runner.database, by, by.org_id, within_s=LONGEST_S)
-    return _log(request, current, ctx, Checking(*found))
+        check = audit_walks.verify_chain(ctx.runner.database, by, by.org_id, within_s=LONGEST_S)
+    return _page(request, current, ctx, ChainCheck(*check))
 
 
 @router.get(f"{_ROUTE}/export.jsonl")
 def export_lines(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """Export what fits the filters, oldest first, one JSON object a line."""
+    """Export the filtered events, oldest first, as one JSON object per line."""
 
-    def line(event: AuditEvent) -> str:
+    def format_line(event: AuditEvent) -> str:
         return json.dumps(_fields(event), ensure_ascii=False) + "\n"
 
-    return _export(request, current, ctx, "jsonl", "application/x-ndjson", "", line)
+    return _export(request, current, ctx, "jsonl", "application/x-ndjson", "", format_line)
 
 
 @router.get(f"{_ROUTE}/export.csv")
 def export_table(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """Export what fits the filters, oldest first, as a table for spreadsheets."""
+    """Export the filtered events, oldest first, as CSV for spreadsheets."""
 
-    def line(event: AuditEvent) -> str:
+    def format_line(event: AuditEvent) -> str:
         details = json.dumps(event.details, ensure_ascii=False, sort_keys=True)
         values = {**_fields(event), "details": details}.values()
-        return _row(escape_cell(str(value)) for value in values)
+        return _csv_row(escape_cell(str(value)) for value in values)
 
-    return _export(request, current, ctx, "csv", "text/csv", _row(_COLUMNS), line)
+    return _export(request, current, ctx, "csv", "text/csv", _csv_row(_COLUMNS), format_line)
 
 
-def _log(
-    request: Request, current: MemberContext, ctx: AppContext, checking: Checking | None = None
+def _page(
+    request: Request, current: MemberContext, ctx: AppContext, check: ChainCheck | None = None
 ) -> Response:
-    asked = ListFilters.of(request)
-    found = ctx.runner.read(audit.list_events, current.by, asked.query())
+    filters = ListFilters.of(request)
+    events = ctx.runner.read(audit.list_events, current.by, filters.query())
     url = current.url(AUDIT)
     return render(
         request,
         "audit_log.html",
         current=current,
-        events=found[:_PAGE],
-        older=found[_PAGE - 1].seq if len(found) > _PAGE else None,
-        asked=asked,
-        link=asked.link(url),
+        events=events[:_PAGE],
+        older=events[_PAGE - 1].seq if len(events) > _PAGE else None,
+        filters=filters,
+        link=filters.link(url),
         url=url,
-        checking=checking,
+        check=check,
         now=ctx.runner.database.clock(),
         pretty=lambda details: json.dumps(details, indent=2, ensure_ascii=False, sort_keys=True),
     )
 
 
-def _export(  # noqa: PLR0917 - what differs between the formats
+def _export(  # noqa: PLR0917 - the parameters of a format
     request: Request,
     current: MemberContext,
     ctx: AppContext,
     suffix: str,
     media_type: str,
-    head: str,
-    line: Callable[[AuditEvent], str],
+    header: str,
+    format_line: Callable[[AuditEvent], str],
 ) -> Response:
     query = replace(ListFilters.of(request).query(), before_seq=None)
     with ctx.runner.audit_refusals("export_events", current.by):
         current.by.require(Permission.AUDIT_READ)
 
     def chunks() -> Chunks:
-        yield head
+        yield header
         for events in audit_walks.export_events(ctx.runner.database, current.by, query):
-            yield "".join(map(line, events))
+            yield "".join(map(format_line, events))
 
     today = datetime.fromtimestamp(ctx.runner.database.clock() / 1000, UTC)
     name = f"audit-{current.membership.slug}-{today:%Y-%m-%d}.{suffix}"
@@ -199,14 +199,14 @@ def _fields(event: AuditEvent) -> dict[str, object]:
     return {name: values[name] for name in _COLUMNS}
 
 
-def _row(values: Iterator[str] | tuple[str, ...]) -> str:
-    into = io.StringIO()
-    csv.writer(into, quoting=csv.QUOTE_ALL).writerow(values)
-    return into.getvalue()
+def _csv_row(values: Iterator[str] | tuple[str, ...]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, quoting=csv.QUOTE_ALL).writerow(values)
+    return buffer.getvalue()
 
 
-def _began(day: str) -> int | None:
-    """Return when a day such as `2026-11-21` began; None for any other text."""
+def _start_of_day(day: str) -> int | None:
+    """Return the start of a day such as `2026-11-21` in ms, or None for any other text."""
     try:
         return int(datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC).timestamp() * 1000)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Settings > Members & roles: who belongs to the organization, and who is invited."""
+"""Settings > Members & roles: members and pending invitations."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ router = page_router()
 PATH = "settings/members"
 _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 _DIALOGS = frozenset({"invite", "role", "remove"})
-# Ownership is transferred, never given as a role.
-GIVEN_ROLES = (Role.ADMIN, Role.MEMBER, Role.VIEWER)
+# Ownership is transferred, not assigned as a role.
+ASSIGNABLE_ROLES = (Role.ADMIN, Role.MEMBER, Role.VIEWER)
 
 
 @dataclass(frozen=True, slots=True)
 class FormResult:
-    """What a form left to show: an invitation's link, or a dialog with its failure."""
+    """The result of a form: an invitation's link, or a dialog with its failure."""
 
     invited: tuple[Invitation, str] | None = None
     dialog: str = ""
@@ -56,46 +56,45 @@ class FormResult:
 
 @router.get(_ROUTE)
 def list_members(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """List members and pending invitations; `?dialog=` opens a form, for the member `who`."""
-    wanted = request.query_params.get("dialog", "")
-    dialog = wanted if wanted in _DIALOGS else ""
-    return _show(
-        request, current, ctx, FormResult(dialog=dialog, who=request.query_params.get("who", ""))
-    )
+    """List members and pending invitations; `?dialog=` opens a dialog, for the member `who`."""
+    query = request.query_params
+    dialog = query.get("dialog", "")
+    result = FormResult(dialog=dialog if dialog in _DIALOGS else "", who=query.get("who", ""))
+    return _page(request, current, ctx, result)
 
 
 @router.post(_ROUTE)
 def invite(
     request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Invite somebody and show the link: in this answer, and never again."""
+    """Invite a member and show the link in this response only."""
     current.by.require(Permission.MEMBERS_WRITE)
     require_recent_sign_in(ctx, current.person, fields)
     try:
-        once, role = fields.nonce(), _role(fields)
+        nonce, role = fields.nonce(), _read_role(fields)
 
         def offer(tx: Transaction, by: Principal) -> tuple[Invitation, str]:
-            def make() -> tuple[str, tuple[Invitation, str]]:
-                made = members.invite(tx, by, fields.text("email"), role)
-                return made[0].id, made
+            def create() -> tuple[str, tuple[Invitation, str]]:
+                invited = members.invite(tx, by, fields.text("email"), role)
+                return invited[0].id, invited
 
-            done: tuple[Invitation, str] = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, once, make
+            result: tuple[Invitation, str] = browser_sessions.consume_form_nonce(
+                tx, current.person.session.id, nonce, create
             )
-            return done
+            return result
 
         invited = ctx.runner.write(offer, current.by)
     except FormSentBefore:
         return see_other(current.url(PATH), done="invited-before")
     except (Invalid, Conflict) as failure:
-        outcome = FormResult(dialog="invite", failure=failure, sent=fields)
-        return _show(request, current, ctx, outcome)
-    return _show(request, current, ctx, FormResult(invited=invited))
+        result = FormResult(dialog="invite", failure=failure, sent=fields)
+        return _page(request, current, ctx, result)
+    return _page(request, current, ctx, FormResult(invited=invited))
 
 
 @router.get(f"{_ROUTE}/{{some_id}}/{{verb}}")
 def back_to_members(current: Visiting) -> Response:
-    """Go to the list from the address of a form that was sent before."""
+    """Redirect to the list from the URL of a form, for example after a reload."""
     return see_other(current.url(PATH))
 
 
@@ -103,17 +102,17 @@ def back_to_members(current: Visiting) -> Response:
 def change_role(
     user_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Give a member another role, or with `owner` the whole organization."""
+    """Change a member's role; `owner` transfers the organization."""
     current.by.require(Permission.MEMBERS_WRITE)
     require_recent_sign_in(ctx, current.person, fields)
     try:
         if fields.text("role") == Role.OWNER:
             ctx.runner.write(members.transfer, current.by, user_id)
             return see_other(current.url(PATH), done="ownership-transferred")
-        ctx.runner.write(members.change_role, current.by, user_id, _role(fields))
+        ctx.runner.write(members.change_role, current.by, user_id, _read_role(fields))
     except (Invalid, Conflict) as failure:
-        outcome = FormResult(dialog="role", who=user_id, failure=failure, sent=fields)
-        return _show(request, current, ctx, outcome)
+        result = FormResult(dialog="role", who=user_id, failure=failure, sent=fields)
+        return _page(request, current, ctx, result)
     return see_other(current.url(PATH), done="role-changed")
 
 
@@ -121,17 +120,17 @@ def change_role(
 def remove(
     user_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Take a member out of the organization."""
+    """Remove a member from the organization."""
     current.by.require(Permission.MEMBERS_WRITE)
     require_recent_sign_in(ctx, current.person, fields)
     try:
         ctx.runner.write(members.remove, current.by, user_id)
     except MemberNotFound:
-        # Another tab was first; what was wanted is so.
+        # Already removed, for example in another tab.
         pass
     except Conflict as failure:
-        outcome = FormResult(dialog="remove", who=user_id, failure=failure)
-        return _show(request, current, ctx, outcome)
+        result = FormResult(dialog="remove", who=user_id, failure=failure)
+        return _page(request, current, ctx, result)
     return see_other(current.url(PATH), done="member-removed")
 
 
@@ -143,59 +142,61 @@ def revoke_invitation(
     _fields: VerifiedForm,
     ctx: CurrentContext,
 ) -> Response:
-    """Take an invitation back."""
+    """Revoke an invitation."""
     try:
         ctx.runner.write(members.revoke_invitation, current.by, invitation_id)
     except Conflict as failure:
-        return _show(request, current, ctx, FormResult(failure=failure))
+        return _page(request, current, ctx, FormResult(failure=failure))
     return see_other(current.url(PATH), done="invitation-revoked")
 
 
-def _show(
-    request: Request, current: MemberContext, ctx: AppContext, outcome: FormResult
+def _page(
+    request: Request, current: MemberContext, ctx: AppContext, result: FormResult
 ) -> Response:
     now = ctx.runner.database.clock()
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
-        pending = [one for one in members.list_invitations(tx, by) if one.status(now) == "pending"]
+        invitations = members.list_invitations(tx, by)
+        pending = [invitation for invitation in invitations if invitation.status(now) == "pending"]
         return {
             "people": members.list_members(tx, by),
             "invitations": pending,
-            "makers": insights.creator_names(tx, by, [one.created_by for one in pending]),
+            "creators": insights.creator_names(tx, by, [item.created_by for item in pending]),
         }
 
-    seen = ctx.runner.read(look, current.by)
+    values = ctx.runner.read(look, current.by)
+    people: list[Member] = values["people"]
     why_not = current.why_not(Permission.MEMBERS_WRITE)
-    chosen = next((one for one in seen["people"] if one.user_id == outcome.who), None)
-    dialog = "" if why_not else outcome.dialog
-    if dialog in {"role", "remove"} and (chosen is None or not _may_change(current, chosen)):
+    chosen = next((member for member in people if member.user_id == result.who), None)
+    dialog = "" if why_not else result.dialog
+    if dialog in {"role", "remove"} and (chosen is None or not _can_change(current, chosen)):
         dialog = ""
-    failure, invited = outcome.failure, outcome.invited
+    failure, invited = result.failure, result.invited
     return render(
         request,
         "members/list.html",
         status_of(type(failure)) if failure else 200,
         current=current,
         tabs=SETTINGS,
-        **seen,
-        changeable=frozenset(one.user_id for one in seen["people"] if _may_change(current, one)),
+        **values,
+        changeable=frozenset(item.user_id for item in people if _can_change(current, item)),
         list_url=current.url(PATH),
         now=now,
         why_not=why_not,
         dialog=dialog,
         chosen=chosen,
         owns=current.by.role is Role.OWNER,
-        roles=GIVEN_ROLES,
+        roles=ASSIGNABLE_ROLES,
         fault=fault_of(failure) if failure else None,
-        sent=outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT,
+        sent=result.sent.texts_by_name() if result.sent else NOTHING_SENT,
         once=secrets.token_hex(16),
         invited=invited[0] if invited else None,
         link=f"{ctx.public_url}/invitations/{invited[1]}" if invited else "",
     )
 
 
-def _may_change(current: MemberContext, member: Member) -> bool:
-    """Tell whether a row offers anything: of others alone, and never of the owner."""
+def _can_change(current: MemberContext, member: Member) -> bool:
+    """Return whether the member can be changed or removed: never the owner or yourself."""
     return (
         current.by.holds(Permission.MEMBERS_WRITE)
         and member.role is not Role.OWNER
@@ -203,9 +204,9 @@ def _may_change(current: MemberContext, member: Member) -> bool:
     )
 
 
-def _role(fields: Fields) -> Role:
+def _read_role(fields: Fields) -> Role:
     try:
         return Role(fields.text("role"))
     except ValueError:
-        told = "Choose a role."
-        raise InvalidRequest(told, errors=(("role", told),)) from None
+        message = "Choose a role."
+        raise InvalidRequest(message, errors=(("role", message),)) from None

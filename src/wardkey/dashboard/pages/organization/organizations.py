@@ -1,4 +1,4 @@
-"""The organizations of whoever is signed in, also where there is none."""
+"""The list of the signed-in user's organizations."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ router = page_router()
 
 @router.get("/organizations")
 def list_organizations(request: Request, person: SignedIn) -> Response:
-    """List the person's memberships, or say how one comes by an organization."""
+    """List the user's organizations, or explain how to get one."""
     return render(request, "organizations.html", person=person)

@@ -35,7 +35,7 @@ router = page_router()
 GENERAL = "settings/general"
 SECURITY = "settings/security"
 ROTATION = "settings/rotation-policy"
-_PLACE = "/o/{slug}/{environment}"
+_BASE = "/o/{slug}/{environment}"
 _DIALOGS = frozenset({"leave", "delete"})
 _HOUR, _DAY = 3_600_000, 86_400_000
 _DIGITS = 5
@@ -43,48 +43,48 @@ _DIGITS = 5
 
 @dataclass(frozen=True, slots=True)
 class FormResult:
-    """What a form left to show: a dialog, the failure and what was sent."""
+    """The result of a form: its dialog, failure and fields."""
 
     dialog: str = ""
     failure: WardkeyError | None = None
     sent: Fields | None = None
 
 
-@router.get(f"{_PLACE}/settings")
+@router.get(f"{_BASE}/settings")
 def arrive(current: Visiting) -> Response:
-    """Go on to the first tab that the visitor may see."""
+    """Redirect to the first tab the member can open."""
     return see_other(current.url(open_to(current.by, SETTINGS)[0].path))
 
 
-@router.get(f"{_PLACE}/{GENERAL}")
-def show_general(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """Show the organization's names; `?dialog=` opens one of the danger zone's."""
-    wanted = request.query_params.get("dialog", "")
-    return _general(request, current, ctx, FormResult(wanted if wanted in _DIALOGS else ""))
+@router.get(f"{_BASE}/{GENERAL}")
+def show_general_page(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
+    """Show the organization's name and slug; `?dialog=` opens a dialog of the danger zone."""
+    dialog = request.query_params.get("dialog", "")
+    return _general_page(request, current, ctx, FormResult(dialog if dialog in _DIALOGS else ""))
 
 
-@router.post(f"{_PLACE}/{GENERAL}")
+@router.post(f"{_BASE}/{GENERAL}")
 def rename(
     request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Change name and slug; the dashboard's addresses follow the slug."""
+    """Change the name and slug; dashboard URLs contain the slug."""
     try:
-        changed = ctx.runner.write(
+        organization = ctx.runner.write(
             organizations.change, current.by, name=fields.text("name"), slug=fields.text("slug")
         )
     except (Invalid, Conflict) as failure:
-        return _general(request, current, ctx, FormResult(failure=failure, sent=fields))
-    place = f"/o/{changed.slug}/{current.by.environment}/{GENERAL}"
-    return see_other(place, done="organization-changed")
+        return _general_page(request, current, ctx, FormResult(failure=failure, sent=fields))
+    path = f"/o/{organization.slug}/{current.by.environment}/{GENERAL}"
+    return see_other(path, done="organization-changed")
 
 
-@router.get(f"{_PLACE}/{GENERAL}/{{verb}}")
+@router.get(f"{_BASE}/{GENERAL}/{{verb}}")
 def back_to_general(current: Visiting) -> Response:
-    """Go to the page from the address of a form that was sent before."""
+    """Redirect to the page from the URL of a form, for example after a reload."""
     return see_other(current.url(GENERAL))
 
 
-@router.post(f"{_PLACE}/{GENERAL}/leave")
+@router.post(f"{_BASE}/{GENERAL}/leave")
 def leave(
     request: Request, current: Visiting, _fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
@@ -92,31 +92,31 @@ def leave(
     try:
         ctx.runner.write(members.remove, current.by, current.by.id)
     except Conflict as failure:
-        return _general(request, current, ctx, FormResult("leave", failure))
+        return _general_page(request, current, ctx, FormResult("leave", failure))
     return see_other("/organizations", done="left")
 
 
-@router.post(f"{_PLACE}/{GENERAL}/delete")
+@router.post(f"{_BASE}/{GENERAL}/delete")
 def delete(
     request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """End the organization for good, after its name was typed."""
+    """Delete the organization; the form must contain its name."""
     require_recent_sign_in(ctx, current.person, fields)
     try:
         name = ctx.runner.read(organizations.public, current.by).name
         if current.by.role is Role.OWNER and fields.text("confirmation").strip() != name:
-            told = "Type the organization's name as it stands there."
-            raise InvalidRequest(told, errors=(("confirmation", told),))
+            message = "That isn't the organization's name. Type it exactly as shown."
+            raise InvalidRequest(message, errors=(("confirmation", message),))
         ctx.runner.write(organizations.close, current.by)
     except Invalid as failure:
-        return _general(request, current, ctx, FormResult("delete", failure))
+        return _general_page(request, current, ctx, FormResult("delete", failure))
     return see_other("/organizations", done="organization-deleted")
 
 
-@router.get(f"{_PLACE}/{SECURITY}")
+@router.get(f"{_BASE}/{SECURITY}")
 def show_security(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """Say how people sign in and how long that holds."""
-    welcome = ctx.welcome
+    """Show the rules for passwords, sign-in and sessions."""
+    policy = ctx.welcome
     return render(
         request,
         "settings/security.html",
@@ -126,22 +126,22 @@ def show_security(request: Request, current: Visiting, ctx: CurrentContext) -> R
         idle_days=SESSION_IDLE_MS // _DAY,
         fresh_hours=browser_sessions.FRESH_MS // _HOUR,
         issuer=ctx.sign_in_issuer,
-        domains=", ".join(sorted(welcome.domains)),
-        joins=welcome.role if welcome.organization == current.membership.slug else "",
+        domains=", ".join(sorted(policy.domains)),
+        joins=policy.role if policy.organization == current.membership.slug else "",
     )
 
 
-@router.get(f"{_PLACE}/{ROTATION}")
-def show_rotation(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """Show after how many days a secret key is due for rotation."""
-    return _rotation(request, current, ctx, FormResult())
+@router.get(f"{_BASE}/{ROTATION}")
+def show_rotation_page(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
+    """Show after how many days secret keys are due for rotation."""
+    return _rotation_page(request, current, ctx, FormResult())
 
 
-@router.post(f"{_PLACE}/{ROTATION}")
+@router.post(f"{_BASE}/{ROTATION}")
 def change_rotation(
     request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Set the days."""
+    """Change after how many days secret keys are due for rotation."""
     current.by.require(Permission.ORGANIZATION_WRITE)
     try:
         days = fields.text("rotation_days").strip()
@@ -149,38 +149,38 @@ def change_rotation(
             raise InvalidRotationPolicy(field="rotation_days")
         ctx.runner.write(organizations.change, current.by, rotation_days=int(days))
     except Invalid as failure:
-        return _rotation(request, current, ctx, FormResult(failure=failure, sent=fields))
+        return _rotation_page(request, current, ctx, FormResult(failure=failure, sent=fields))
     return see_other(current.url(ROTATION), done="rotation-policy-changed")
 
 
-def _general(
-    request: Request, current: MemberContext, ctx: AppContext, outcome: FormResult
+def _general_page(
+    request: Request, current: MemberContext, ctx: AppContext, result: FormResult
 ) -> Response:
-    owns = current.by.role is Role.OWNER
-    # The owner cannot leave, and nobody else can delete.
-    dialog = outcome.dialog if outcome.dialog == ("delete" if owns else "leave") else ""
+    is_owner = current.by.role is Role.OWNER
+    # Only the owner can delete, and only others can leave.
+    dialog = result.dialog if result.dialog == ("delete" if is_owner else "leave") else ""
     return _page(
         request,
         current,
         ctx,
         "settings/general.html",
-        outcome,
+        result,
         url=current.url(GENERAL),
         members_url=current.url("settings/members"),
         dialog=dialog,
-        owns=owns,
+        owns=is_owner,
     )
 
 
-def _rotation(
-    request: Request, current: MemberContext, ctx: AppContext, outcome: FormResult
+def _rotation_page(
+    request: Request, current: MemberContext, ctx: AppContext, result: FormResult
 ) -> Response:
     return _page(
         request,
         current,
         ctx,
         "settings/rotation.html",
-        outcome,
+        result,
         url=current.url(ROTATION),
         keys_url=current.url("settings/api-keys"),
         bounds=ROTATION_BOUNDS,
@@ -192,11 +192,11 @@ def _page(
     current: MemberContext,
     ctx: AppContext,
     template: str,
-    outcome: FormResult,
+    result: FormResult,
     **values: object,
 ) -> Response:
     organization: Organization = ctx.runner.read(organizations.public, current.by)
-    failure = outcome.failure
+    failure = result.failure
     return render(
         request,
         template,
@@ -206,7 +206,7 @@ def _page(
         organization=organization,
         why_not=current.why_not(Permission.ORGANIZATION_WRITE),
         fault=fault_of(failure) if failure else None,
-        sent=outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT,
-        filled=outcome.sent is not None,
+        sent=result.sent.texts_by_name() if result.sent else NOTHING_SENT,
+        filled=result.sent is not None,
         **values,
     )

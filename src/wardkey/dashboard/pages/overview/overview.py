@@ -1,4 +1,4 @@
-"""Where somebody arrives: what to do first, what asks for care, how all runs, how much is asked."""
+"""The overview: first steps, alerts, health, usage and latest changes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from wardkey.web.context import AppContext, CurrentContext
 
 router = page_router()
 
-_PLACES = (*SIDEBAR, *SETTINGS)
+_PAGES = (*SIDEBAR, *SETTINGS)
 _EVENTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something to do first: where, if that has a page, or who can, if the visitor cannot."""
+    """A first step: its page, if any, and `why_not` if the member can't do it."""
 
     name: str
     done: bool
@@ -40,14 +40,14 @@ class Step:
 
     @property
     def path(self) -> str:
-        """Return the path below the organization's environment; empty where there is none."""
+        """Return the path relative to the organization's environment, or ""."""
         text = strings.STEPS[self.name]
-        return text.path or next((one.path for one in _PLACES if one.label == text.page), "")
+        return text.path or next((entry.path for entry in _PAGES if entry.label == text.page), "")
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
-    """A line of the health: how a part is, in a colour, a word and a sentence."""
+class HealthSign:
+    """The health of one part: a color, a label and a sentence."""
 
     part: str
     kind: str
@@ -57,7 +57,7 @@ class Sign:
 
 @router.get(f"/o/{{slug}}/{{environment}}/{HOME}")
 def show_overview(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """Show the organization's environment at a glance."""
+    """Show the overview of an organization's environment."""
     ctx.usage.catch_up()
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
@@ -66,18 +66,18 @@ def show_overview(request: Request, current: Visiting, ctx: CurrentContext) -> R
             events = audit.list_events(tx, by, audit.AuditQuery(limit=_EVENTS))
         return {
             "steps": _steps(tx, by, current),
-            "cares": insights.list_alerts(tx, by),
+            "alerts": insights.list_alerts(tx, by),
             "total": keys.count_keys(tx, by, KeyQuery()),
             "chart": charts.bars(usage.days_in_all(tx, by)),
             "events": events,
         }
 
-    seen = ctx.runner.read(look, current.by)
+    values = ctx.runner.read(look, current.by)
     return render(
         request,
         "overview.html",
         current=current,
-        **seen,
+        **values,
         health=_health(ctx),
         snippet=verify_snippet(ctx.public_url),
         keys_url=current.url(KEYS),
@@ -89,7 +89,7 @@ def show_overview(request: Request, current: Visiting, ctx: CurrentContext) -> R
 
 
 def _steps(tx: Transaction, by: Principal, current: MemberContext) -> list[Step]:
-    """Return what to do first; what the visitor may not even see is left out."""
+    """Return the first steps, except those on pages the member can't see."""
     newest = keys.list_keys(tx, by, KeyQuery(limit=1))
     used = keys.list_keys(tx, by, KeyQuery(limit=1, order=KeyOrder.USED_DOWN))
     steps = [
@@ -98,27 +98,31 @@ def _steps(tx: Transaction, by: Principal, current: MemberContext) -> list[Step]
             any(key.name != FIRST_KEY_NAME for key in newest),
             current.why_not(Permission.KEYS_WRITE),
         ),
-        Step("use", any(one.last_used_at for key in used for one in key.secrets)),
+        Step("use", any(secret.last_used_at for key in used for secret in key.secrets)),
     ]
     if by.holds(Permission.ACL_READ):
         steps.append(
             Step("rule", bool(acl.list_rules(tx, by)), current.why_not(Permission.ACL_WRITE))
         )
     if by.holds(Permission.MEMBERS_READ):
-        company = len(members.list_members(tx, by)) > 1 or bool(members.list_invitations(tx, by))
-        steps.append(Step("company", company, current.why_not(Permission.MEMBERS_WRITE)))
+        has_company = len(members.list_members(tx, by)) > 1 or bool(
+            members.list_invitations(tx, by)
+        )
+        steps.append(Step("company", has_company, current.why_not(Permission.MEMBERS_WRITE)))
     return steps
 
 
-def _health(ctx: AppContext) -> list[Sign]:
-    """Return how the parts are, for tenants; what concerns the operator, `wardkey doctor` says."""
+def _health(ctx: AppContext) -> list[HealthSign]:
+    """Return the health of each part that concerns tenants."""
     live = ctx.verifier.live
-    words = f"{live} verifier{'' if live == 1 else 's'} answer{'s' if live == 1 else ''}"
-    signs = [Sign("Verifying keys", "", "Running", words)]
+    verifiers = f"{live} verifier{'' if live == 1 else 's'} running"
+    signs = [HealthSign("Verifying keys", "", "Running", verifiers)]
     if ctx.link is None:
-        signs.append(Sign("Messaging", "off", "Off", strings.HEALTH["messaging_off"]))
+        signs.append(HealthSign("Messaging", "off", "Off", strings.HEALTH["messaging_off"]))
     elif ctx.link.is_connected:
-        signs.append(Sign("Messaging", "", "Running", strings.HEALTH["broker_reached"]))
+        signs.append(HealthSign("Messaging", "", "Running", strings.HEALTH["broker_reached"]))
     else:
-        signs.append(Sign("Messaging", "bad", "Broker unreachable", strings.HEALTH["broker_lost"]))
+        signs.append(
+            HealthSign("Messaging", "bad", "Broker unreachable", strings.HEALTH["broker_lost"])
+        )
     return signs

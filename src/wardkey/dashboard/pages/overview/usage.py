@@ -1,4 +1,4 @@
-"""Usage: how often keys were asked about, by day, by verdict and by key."""
+"""Usage: verification counts by day, verdict and key."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LONGEST_ID = 40
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One verdict: how often it was given, in all and as a part."""
+    """One verdict: its count and its share in percent."""
 
     code: str
     meaning: str
@@ -38,9 +38,9 @@ class Share:
 
 @router.get(f"/o/{{slug}}/{{environment}}/{USAGE}")
 def show_usage(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
-    """Show the use of all keys, or with `?key=` of one."""
+    """Show the usage of all keys, or with `?key=` of one."""
     query = request.query_params
-    days = next((one for one in _DAYS if str(one) == query.get("days")), _DAYS[0])
+    days = next((choice for choice in _DAYS if str(choice) == query.get("days")), _DAYS[0])
     key_id = query.get("key", "")[:_LONGEST_ID]
     ctx.usage.catch_up()
 
@@ -51,40 +51,40 @@ def show_usage(request: Request, current: Visiting, ctx: CurrentContext) -> Resp
             "by_key": [] if key_id else usage.use_by_key(tx, by, days),
         }
 
-    seen = ctx.runner.read(look, current.by)
-    by_day: tuple[DayVerdicts, ...] = seen["by_day"]
+    values = ctx.runner.read(look, current.by)
+    by_day: tuple[DayVerdicts, ...] = values["by_day"]
     shares = _shares(by_day)
-    now = {"key": key_id, "days": "" if days == _DAYS[0] else days}
+    parameters = {"key": key_id, "days": "" if days == _DAYS[0] else days}
     return render(
         request,
         "usage.html",
         current=current,
-        **seen,
+        **values,
         days=days,
         choices=_DAYS,
-        chart=charts.bars([_counts(item) for item in by_day]),
+        chart=charts.bars([_day_counts(item) for item in by_day]),
         shares=shares,
         codes=[share.code for share in shares],
         most_keys=usage.MOST_KEYS,
-        link=links(current.url(USAGE), now),
+        link=links(current.url(USAGE), parameters),
         keys_url=current.url(KEYS),
     )
 
 
-def _counts(item: DayVerdicts) -> DayCounts:
+def _day_counts(item: DayVerdicts) -> DayCounts:
     allowed = item.counts.get(Verdict.VALID, 0)
     return DayCounts(item.at, allowed, sum(item.counts.values()) - allowed)
 
 
 def _shares(by_day: tuple[DayVerdicts, ...]) -> list[Share]:
-    """Return the verdicts that were given, the most frequent first."""
-    counted: dict[str, int] = {}
+    """Return the verdicts by descending frequency."""
+    counts: dict[str, int] = {}
     for item in by_day:
         for code, count in item.counts.items():
-            counted[code] = counted.get(code, 0) + count
-    total = sum(counted.values())
+            counts[code] = counts.get(code, 0) + count
+    total = sum(counts.values())
     return [
         Share(code, strings.VERDICTS.get(code, code), count, 100 * count / total)
-        for code, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+        for code, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         if count
     ]
