@@ -47,7 +47,7 @@ class BrowserSession:
     address: str
     user_agent: str
 
-    def fresh(self, now: int) -> bool:
+    def is_recent(self, now: int) -> bool:
         """Return whether the sign-in is recent enough to create and revoke keys."""
         return now - self.signed_in_at < FRESH_MS
 

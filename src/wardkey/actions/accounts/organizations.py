@@ -56,9 +56,9 @@ def create(
     Raises `InvalidName`, `InvalidEmail`, `InvalidSlug`, `DuplicateSlug`.
     """
     by.require_operator()
-    name = checked_name(name)
+    name = validate_name(name)
     org_id = new_id("org", tx.now)
-    slug = checked_slug(slug) if slug else _find_free_slug(tx, slug_from(name))
+    slug = validate_slug(slug) if slug else _find_free_slug(tx, slug_from(name))
     _reserve(tx, org_id, slug)
     user_id = ensure_user(tx, owner_email)
     tx.connection.execute(
@@ -181,9 +181,9 @@ def change(
     before = _get(tx, by.org_id)
     values: dict[str, str | int] = {"updated_at": tx.now}
     if name is not None:
-        values["name"] = checked_name(name)
+        values["name"] = validate_name(name)
     if slug is not None and slug != before.slug:
-        values["slug"] = checked_slug(slug)
+        values["slug"] = validate_slug(slug)
         _reserve(tx, by.org_id, slug)
     if rotation_days is not None:
         if not ROTATION_BOUNDS[0] <= rotation_days <= ROTATION_BOUNDS[1]:
@@ -205,7 +205,7 @@ def change(
     return after
 
 
-def checked_name(name: str) -> str:
+def validate_name(name: str) -> str:
     """Return a name, validated and cleaned; raises `InvalidName`."""
     try:
         return clean_name(name)
@@ -213,7 +213,7 @@ def checked_name(name: str) -> str:
         raise InvalidName(str(error), field="name") from None
 
 
-def checked_slug(slug: str) -> str:
+def validate_slug(slug: str) -> str:
     """Return a validated slug; raises `InvalidSlug`."""
     try:
         clean_slug(slug)

@@ -11,7 +11,7 @@ _MIN_LENGTH = 4
 
 
 @lru_cache(maxsize=1)
-def _common() -> frozenset[str]:
+def _load_list() -> frozenset[str]:
     return frozenset(gzip.decompress(_LIST.read_bytes()).decode().split())
 
 
@@ -23,7 +23,7 @@ def is_common(password: str) -> bool:
     folded = password.casefold()
     core = folded.strip("0123456789!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ ")
     return any(
-        len(text) >= _MIN_LENGTH and text in _common()
+        len(text) >= _MIN_LENGTH and text in _load_list()
         for whole in (folded, core)
         for text in (whole, _shortest_period(whole))
     )

@@ -120,13 +120,13 @@ def submit(line: Line, address: str, work: Callable[[], T]) -> Future[T]:
 def verify(known_hash: str | None, password: str) -> bool:
     """Return whether a password matches, hashing in this thread: only for work in `submit`."""
     try:
-        _hasher.verify(known_hash or _unmatched_hash(), password)
+        _hasher.verify(known_hash or _dummy_hash(), password)
     except Argon2Error:
         return False
     return known_hash is not None
 
 
 @cache
-def _unmatched_hash() -> str:
+def _dummy_hash() -> str:
     """Return the hash of a random text, so unknown user names take as long as known ones."""
     return _hasher.hash(random_text(32))
