@@ -345,7 +345,7 @@ def _run_maintenance(
         _run_job(logins.write_connected)
         # At the start too, for what a killed process left.
         _run_job(partial(merge_pending, database, MERGE_MS if ticks and not last else 0))
-        _run_job(partial(context.runner.write_notes, everything=last))
+        _run_job(partial(context.runner.write_aggregated_events, everything=last))
         _run_job(partial(_rehash, context))
         _run_job(partial(_update_live_count, context, workers))
         if ticks % CLEAN_UP_TICKS == 0:

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from tests.support.server import wait_until
-from wardkey.actions.core.hashing import AT_ONCE, HashingGate, Line
+from wardkey.actions.core.hashing import MAX_CONCURRENT, HashingGate, Line
 from wardkey.domain.errors import Overloaded
 
 
@@ -39,8 +39,8 @@ class Held:
 
     def fill(self, address: str, line: Line) -> list[Future[None]]:
         """Occupy every thread and every place of a line."""
-        futures = [self.put(f"{address} {n}", address, line) for n in range(AT_ONCE + line)]
-        wait_until(lambda: self.running == AT_ONCE)
+        futures = [self.put(f"{address} {n}", address, line) for n in range(MAX_CONCURRENT + line)]
+        wait_until(lambda: self.running == MAX_CONCURRENT)
         return futures
 
 
@@ -65,7 +65,7 @@ def test_two_run_at_once_and_beyond_the_places_all_are_refused_at_once(
     assert not any(future.done() for future in futures)
     held.go.set()
     assert [future.result(20) for future in futures] == [None] * len(futures)
-    assert (held.most, "over" in held.done) == (AT_ONCE, False)
+    assert (held.most, "over" in held.done) == (MAX_CONCURRENT, False)
     # All places are free again.
     assert held.put("later").result(20) is None
 
@@ -78,7 +78,7 @@ def test_an_address_that_fills_the_line_makes_room_for_others_and_they_go_first(
     held.go.set()
     other.result(20)
     # Two were running and one address was served before it.
-    assert held.done.index("other") <= AT_ONCE + 2
+    assert held.done.index("other") <= MAX_CONCURRENT + 2
 
 
 def test_addresses_of_one_ipv6_network_share_their_places(held: Held) -> None:
@@ -93,11 +93,11 @@ def test_logins_do_not_hold_up_requests_and_neither_do_requests_logins(held: Hel
     assert not request.done()
     held.go.set()
     request.result(20)
-    assert held.done.index("request") <= AT_ONCE + 2
+    assert held.done.index("request") <= MAX_CONCURRENT + 2
 
 
 def test_what_was_given_up_is_never_hashed_and_a_fault_frees_its_place(held: Held) -> None:
-    first = [held.put("first") for _ in range(AT_ONCE)]
+    first = [held.put("first") for _ in range(MAX_CONCURRENT)]
     given_up = held.put("given up")
     assert given_up.cancel()
     fails = held.gate.submit(Line.REQUEST, "192.0.2.1", lambda: int("nothing"))
@@ -112,10 +112,10 @@ def test_a_coroutine_waits_without_a_thread_and_is_refused_as_well(held: Held) -
     async def count_finished() -> int:
         before = threading.active_count()
         tasks = []
-        for number in range(AT_ONCE + Line.LOGIN + 5):
+        for number in range(MAX_CONCURRENT + Line.LOGIN + 5):
             future = held.put(str(number), line=Line.LOGIN)
             tasks.append(asyncio.wrap_future(future))
-        assert threading.active_count() - before <= AT_ONCE
+        assert threading.active_count() - before <= MAX_CONCURRENT
         held.go.set()
         finished = 0
         for task in tasks:
@@ -124,4 +124,4 @@ def test_a_coroutine_waits_without_a_thread_and_is_refused_as_well(held: Held) -
                 finished += 1
         return finished
 
-    assert asyncio.run(count_finished()) == AT_ONCE + Line.LOGIN
+    assert asyncio.run(count_finished()) == MAX_CONCURRENT + Line.LOGIN

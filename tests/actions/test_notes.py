@@ -33,13 +33,13 @@ def test_notes_survive_a_write_that_fails(runner: Runner) -> None:
 
     event.listen(runner.database.writer, "before_cursor_execute", fill)
     for _ in range(2):
-        runner.notes.aggregate(BY, "attempt.refused", "issue: not_permitted")
+        runner.aggregator.aggregate(BY, "attempt.refused", "issue: not_permitted")
         with pytest.raises(StorageFull):
-            runner.write_notes()
+            runner.write_aggregated_events()
     full[0] = False
-    runner.write_notes()
+    runner.write_aggregated_events()
     assert noted(runner) == [("", "issue: not_permitted", 2)]
-    runner.write_notes()
+    runner.write_aggregated_events()
     assert len(noted(runner)) == 1
 
 
@@ -47,16 +47,16 @@ def test_alike_notes_of_a_minute_become_one_event(runner: Runner) -> None:
     start = runner.database.clock()
     for later, told in ((0, 1), (1, 1), (MINUTE_MS - 1, 1), (MINUTE_MS, 2)):
         runner.database.clock = partial(int, start + later)
-        runner.notes.aggregate(BY, "attempt.refused", "issue: not_permitted")
-        runner.write_notes()
+        runner.aggregator.aggregate(BY, "attempt.refused", "issue: not_permitted")
+        runner.write_aggregated_events()
         assert len(noted(runner)) == told
     assert [count for _, _, count in noted(runner)] == [1, 3]
 
 
 def test_no_text_of_a_caller_holds_up_the_notes_of_others(runner: Runner) -> None:
     odd = replace(BY, address="192.0.2.1\0" + "9" * 100, user_agent="\0" * 300)
-    runner.notes.aggregate(odd, "key.exposed", "first")
-    runner.notes.aggregate(BY, "key.exposed", "second")
-    runner.write_notes()
+    runner.aggregator.aggregate(odd, "key.exposed", "first")
+    runner.aggregator.aggregate(BY, "key.exposed", "second")
+    runner.write_aggregated_events()
     assert [what for _, what, _ in noted(runner)] == ["first", "second"]
     assert noted(runner)[0][0] == "192.0.2.1�" + "9" * 54

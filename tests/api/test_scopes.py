@@ -179,8 +179,8 @@ def test_a_scope_that_keys_hold_stays_until_the_last_of_them_is_gone(owner: http
     [
         ("Orders:Read", "Did you mean orders:read?"),
         ("orders", "resource:action"),
-        ("keys:burn", "The resource keys is Wardkey's own"),
-        ("keys:read", "needs no entry"),
+        ("keys:burn", "Wardkey reserves the resource keys"),
+        ("keys:read", "without adding it to the catalogue"),
         ("a:b:c:d", "resource:action"),
         ("", "resource:action"),
     ],

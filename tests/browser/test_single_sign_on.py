@@ -156,7 +156,7 @@ def test_a_known_address_is_linked_and_can_be_unlinked(site: Site, enter: Enter)
     [
         ("unverified@acme.example", "has not verified your e-mail address"),
         ("somebody@elsewhere.example", "Addresses at elsewhere.example"),
-        ("changed@acme.example", "belongs to another account at the issuer by now"),
+        ("changed@acme.example", "now belongs to another account at the issuer"),
     ],
 )
 def test_403_an_address_that_is_not_welcome_stays_outside(
@@ -247,7 +247,7 @@ def test_who_has_no_password_confirms_at_the_issuer_or_with_a_passkey(
 
     tab = confirm("Use Acme")
     at_issuer(tab, OWNER)
-    tab.wait_for_selector(f"text={OWNER} is not you")
+    tab.wait_for_selector(f"text={OWNER} is not your account")
     tab.goto(site.url("/sign-in/oidc/confirm"))
     at_issuer(tab, "new@acme.example")
     tab.wait_for_selector("text=Identity confirmed")

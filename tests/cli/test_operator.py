@@ -231,7 +231,7 @@ def test_a_chain_that_was_cut_off_or_removed_shows_by_its_head(
     assert data(stopped, "audit", "verify")[1]["events"] == 0
     args = ("audit", "verify", "--head", str(file))
     assert says(stopped, *args, code=6) == "audit_broken"
-    assert "names an event that is gone" in stopped.cli_here(*args).stdout
+    assert "names an event that no longer exists" in stopped.cli_here(*args).stdout
 
 
 def test_the_chain_of_a_deleted_organization_is_still_verified(stopped: Server) -> None:

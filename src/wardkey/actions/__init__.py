@@ -1,1 +1,1 @@
-"""Everything that changes or reads tenant data; an action takes `(tx, by, …)`."""
+"""Actions: the functions that read or change tenant data, called as `(tx, by, …)`."""

@@ -171,7 +171,7 @@ def accept_invitation(wanted: Acceptance, request: Request, ctx: CurrentContext)
         if shown_credential(incoming, ctx):
             return _accept_as_user(wanted.token, incoming, ctx)
         with ctx.runner.database.read() as tx:
-            members.check_new(members.invited(tx, wanted.token))
+            members.require_new_account(members.find_invitation(tx, wanted.token))
         password_hash = people.hash_password(wanted.password, by.address)
         done = ctx.runner.write(members.accept, by, wanted.token, password_hash)
     return _token(done)
@@ -182,7 +182,7 @@ def _accept_as_user(text: str, incoming: RawRequest, ctx: AppContext) -> UserTok
     if caller.by.kind is not PrincipalKind.USER:
         raise errors.InvalidUserToken
     with ctx.runner.database.read() as tx:
-        expires_at = people.token_end(tx, caller.text)
+        expires_at = people.find_token_expiry(tx, caller.text)
     ctx.runner.write(members.accept_as_user, caller.by, text)
     by = caller.by
     return UserToken(token=caller.text, expires_at=iso(expires_at), user_id=by.id, email=by.label)
@@ -230,7 +230,7 @@ def me(caller: AnyCaller, ctx: CurrentContext) -> Me:
     )
 
 
-def _token(done: people.SignedIn) -> UserToken:
+def _token(done: people.NewUserToken) -> UserToken:
     return UserToken(
         token=done.token.text,
         expires_at=iso(done.expires_at),

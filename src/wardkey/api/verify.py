@@ -273,7 +273,7 @@ def _answer(
     by = caller.by
     asked = _question(ctx, caller, wanted)
     if by.kind is PrincipalKind.SERVICE_KEY:
-        ctx.runner.notes.aggregate(by, "service_key.used", "verify")
+        ctx.runner.aggregator.aggregate(by, "service_key.used", "verify")
     # The caller's own verdict came first, so commits before this request are known already.
     answer = ctx.verifier.verify(
         asked,

@@ -193,7 +193,7 @@ def key_principal(known: KnownSecret, address: str, user_agent: str, origin: str
 def note_exposure(context: AppContext, known: KnownSecret, address: str, agent: str) -> None:
     """Say in the audit that a browser sent a secret key, once a minute for each key."""
     by = key_principal(known, address, agent)
-    context.runner.notes.aggregate(by, "key.exposed", f"{known.kid} was sent by a browser")
+    context.runner.aggregator.aggregate(by, "key.exposed", f"{known.kid} was sent by a browser")
 
 
 def identify_caller(incoming: RawRequest, context: AppContext) -> Caller:

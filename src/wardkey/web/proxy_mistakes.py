@@ -34,4 +34,4 @@ class ProxyMistakes:
             self.said[name] = now
         log.error("forward-auth refuses every request of %s: %s", peer, failure.detail)
         by = Principal(PrincipalKind.USER, "", "", address=peer)
-        runner.notes.aggregate(by, MISTAKE, failure.detail)
+        runner.aggregator.aggregate(by, MISTAKE, failure.detail)

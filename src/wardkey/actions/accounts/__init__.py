@@ -1,1 +1,1 @@
-"""Actions on organizations, their members, and people's credentials and browser sessions."""
+"""Actions on organizations, members, and users' credentials and browser sessions."""

@@ -1,4 +1,4 @@
-"""Browser sessions: signing in at the dashboard, the list of one's sessions, and their end."""
+"""Dashboard sessions: signing in, listing, confirming and ending a user's browser sessions."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from wardkey.domain.secret import random_text
 from wardkey.domain.times import SESSION_IDLE_MS
 
 LONGEST_MS = 30 * 86_400_000
-# How old a sign-in may be when keys are made or revoked.
+# The maximum age of a sign-in for creating and revoking keys.
 FRESH_MS = 12 * 3_600_000
-_TEXT = 43
+_COOKIE_LENGTH = 43
 
 
 @dataclass(frozen=True, slots=True)
 class BrowserSession:
-    """Somebody signed in with a browser; times in epoch milliseconds.
+    """A user's sign-in with a browser; times in epoch milliseconds.
 
-    `signed_in_at` is when he last proved who he is, `expires_at` the end that nothing moves.
+    `signed_in_at` is when the user last authenticated; `expires_at` is never extended.
     """
 
     id: str
@@ -47,14 +47,14 @@ class BrowserSession:
     address: str
     user_agent: str
 
-    def fresh(self, now: int) -> bool:
-        """Tell whether the sign-in is young enough to make and revoke keys."""
+    def is_recent(self, now: int) -> bool:
+        """Return whether the sign-in is recent enough to create and revoke keys."""
         return now - self.signed_in_at < FRESH_MS
 
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """A new session with the text of its cookie, which exists here alone."""
+    """A new session with the text of its cookie, which is stored nowhere."""
 
     id: str
     user_id: str
@@ -62,52 +62,53 @@ class NewSession:
 
 
 def begin_with_password(
-    tx: Transaction, by: Principal, user_id: str, checked_hash: str, replaced: str
+    tx: Transaction, by: Principal, user_id: str, checked_hash: str, previous_cookie: str
 ) -> NewSession:
-    """Sign in somebody whose password fitted `checked_hash`; raises `WrongPassword` if it changed.
+    """Sign in a user whose password matched `checked_hash`.
 
-    `replaced` is the text of the browser's cookie before, whose session ends.
+    The session of `previous_cookie`, the browser's cookie so far, ends. Raises `WrongPassword` if
+    the password has changed since it was checked.
     """
     _check_unchanged(tx, user_id, checked_hash)
-    return create_session(tx, by, user_id, "password", replaced)
+    return create_session(tx, by, user_id, "password", previous_cookie)
 
 
 def begin_with_setup_link(
-    tx: Transaction, by: Principal, text: str, password_hash: str, replaced: str
+    tx: Transaction, by: Principal, text: str, password_hash: str, previous_cookie: str
 ) -> NewSession:
-    """Set the password of a set-up link's owner and sign him in; raises `InvalidLink`."""
+    """Set the password of a set-up link's user and sign them in; raises `InvalidLink`."""
     user_id = people.spend_setup_link(tx, by, text, password_hash)
-    return create_session(tx, by, user_id, "set-up link", replaced, "user.set_up")
+    return create_session(tx, by, user_id, "set-up link", previous_cookie, "user.set_up")
 
 
 def begin_with_invitation(
-    tx: Transaction, by: Principal, text: str, password_hash: str, replaced: str
+    tx: Transaction, by: Principal, text: str, password_hash: str, previous_cookie: str
 ) -> NewSession:
-    """Take the place that an invitation offers and sign in; raises what `members.join` raises."""
+    """Accept an invitation as a new user and sign in; raises what `members.join` raises."""
     user_id = members.join(tx, by, text, password_hash)
-    return create_session(tx, by, user_id, "invitation", replaced)
+    return create_session(tx, by, user_id, "invitation", previous_cookie)
 
 
-def create_session(  # noqa: PLR0917 - who, how, and the cookie before
+def create_session(  # noqa: PLR0917 - the user, the method and the previous cookie
     tx: Transaction,
     by: Principal,
     user_id: str,
-    way: str,
-    replaced: str,
+    method: str,
+    previous_cookie: str,
     action: str = "user.signed_in",
 ) -> NewSession:
-    """Write and record a new session of a person whom the caller has identified in some way."""
-    if replaced:
+    """Create and record a session for a user whom the caller has authenticated with `method`."""
+    if previous_cookie:
         tx.connection.execute(
             update(browser_sessions)
             .where(
-                browser_sessions.c.digest.in_(_digests(tx, replaced)),
+                browser_sessions.c.digest.in_(_digests(tx, previous_cookie)),
                 browser_sessions.c.ended_at.is_(None),
             )
             .values(ended_at=tx.now)
         )
     email = tx.connection.execute(select(users.c.email).where(users.c.id == user_id)).scalar_one()
-    session_id, text = new_id("bses", tx.now), random_text(_TEXT)
+    session_id, text = new_id("bses", tx.now), random_text(_COOKIE_LENGTH)
     address, agent = client_of(tx, by)
     tx.connection.execute(
         insert(browser_sessions).values(
@@ -126,18 +127,18 @@ def create_session(  # noqa: PLR0917 - who, how, and the cookie before
     actor = Principal(
         PrincipalKind.USER, user_id, email, address=by.address, user_agent=by.user_agent
     )
-    record(tx, actor, action, Target("browser_session", session_id), {"way": way})
+    record(tx, actor, action, Target("browser_session", session_id), {"way": method})
     return NewSession(session_id, user_id, text)
 
 
 def find(tx: Transaction, text: str) -> BrowserSession:
-    """Return the session behind a cookie's text; raises `SignedOut` where none is open."""
-    if len(text) != _TEXT or not text.isascii():
+    """Return the open session of a cookie's text; raises `SignedOut` if there is none."""
+    if len(text) != _COOKIE_LENGTH or not text.isascii():
         raise SignedOut
     row = tx.connection.execute(
         select(browser_sessions, users.c.email)
         .join(users, users.c.id == browser_sessions.c.user_id)
-        .where(browser_sessions.c.digest.in_(_digests(tx, text)), *_open(tx))
+        .where(browser_sessions.c.digest.in_(_digests(tx, text)), *_open_conditions(tx))
     ).one_or_none()
     if row is None:
         raise SignedOut
@@ -145,35 +146,39 @@ def find(tx: Transaction, text: str) -> BrowserSession:
 
 
 def list_sessions(tx: Transaction, by: Principal) -> list[BrowserSession]:
-    """Return the caller's own open sessions, the last used first."""
+    """Return the caller's own open sessions, most recently used first."""
     return [
         _session(row)
         for row in tx.connection.execute(
             select(browser_sessions, users.c.email)
             .join(users, users.c.id == browser_sessions.c.user_id)
-            .where(browser_sessions.c.user_id == by.id, *_open(tx))
+            .where(browser_sessions.c.user_id == by.id, *_open_conditions(tx))
             .order_by(browser_sessions.c.seen_at.desc(), browser_sessions.c.id)
         )
     ]
 
 
 def renew(tx: Transaction, by: Principal, session_id: str, checked_hash: str) -> None:
-    """Note that the caller showed the password behind `checked_hash` again.
+    """Record that the caller entered the password again and it matched `checked_hash`.
 
-    Raises `WrongPassword` if it was changed since, `BrowserSessionNotFound`.
+    Raises `BrowserSessionNotFound`, and `WrongPassword` if the password has changed since then.
     """
     _check_unchanged(tx, by.id, checked_hash)
     refresh(tx, by, session_id)
 
 
 def refresh(tx: Transaction, by: Principal, session_id: str) -> None:
-    """Note that the caller proved just now who he is; raises `BrowserSessionNotFound`."""
-    renewed = tx.connection.execute(
+    """Record that the caller just authenticated again; raises `BrowserSessionNotFound`."""
+    updated = tx.connection.execute(
         update(browser_sessions)
-        .where(browser_sessions.c.id == session_id, browser_sessions.c.user_id == by.id, *_open(tx))
+        .where(
+            browser_sessions.c.id == session_id,
+            browser_sessions.c.user_id == by.id,
+            *_open_conditions(tx),
+        )
         .values(signed_in_at=tx.now)
     )
-    if not renewed.rowcount:
+    if not updated.rowcount:
         raise BrowserSessionNotFound
     record(tx, by, "user.confirmed", Target("browser_session", session_id))
 
@@ -182,7 +187,11 @@ def end(tx: Transaction, by: Principal, session_id: str) -> None:
     """End one of the caller's sessions; raises `BrowserSessionNotFound`."""
     ended = tx.connection.execute(
         update(browser_sessions)
-        .where(browser_sessions.c.id == session_id, browser_sessions.c.user_id == by.id, *_open(tx))
+        .where(
+            browser_sessions.c.id == session_id,
+            browser_sessions.c.user_id == by.id,
+            *_open_conditions(tx),
+        )
         .values(ended_at=tx.now)
     )
     if not ended.rowcount:
@@ -191,13 +200,13 @@ def end(tx: Transaction, by: Principal, session_id: str) -> None:
 
 
 def end_all(tx: Transaction, by: Principal) -> int:
-    """End every session of the caller, this one too, user tokens and own grants.
+    """End all of the caller's sessions, including this one, and their user tokens and grants.
 
-    Return how many sessions ended. Passkeys stay; they sign in again.
+    Returns the number of sessions ended. Passkeys are kept and can sign in again.
     """
     ended = tx.connection.execute(
         update(browser_sessions)
-        .where(browser_sessions.c.user_id == by.id, *_open(tx))
+        .where(browser_sessions.c.user_id == by.id, *_open_conditions(tx))
         .values(ended_at=tx.now)
     ).rowcount
     tokens = people.end_user_tokens(tx, by.id)
@@ -209,32 +218,34 @@ def end_all(tx: Transaction, by: Principal) -> int:
 
 
 def consume_form_nonce(
-    tx: Transaction, session_id: str, nonce: str, act: Callable[[], tuple[str, Any]]
-) -> Any:  # noqa: ANN401 - what `act` returns
-    """Run `act` for a form that is sent for the first time; it names what it made, and returns it.
+    tx: Transaction, session_id: str, nonce: str, create: Callable[[], tuple[str, Any]]
+) -> Any:  # noqa: ANN401 - the result of `create`
+    """Run `create`, which returns (id, result), unless this form was submitted before.
 
-    Nothing secret is kept. Raises `FormSentBefore`, with the name of what was made then.
+    Only the id is stored, no secret. Raises `FormSentBefore` with the id created then.
     """
-    mine = (spent_forms.c.session_id == session_id, spent_forms.c.nonce == nonce)
-    made = tx.connection.execute(select(spent_forms.c.made).where(*mine)).scalar_one_or_none()
-    if made is not None:
-        raise FormSentBefore(made=made)
-    made, result = act()
+    conditions = (spent_forms.c.session_id == session_id, spent_forms.c.nonce == nonce)
+    earlier_id = tx.connection.execute(
+        select(spent_forms.c.made).where(*conditions)
+    ).scalar_one_or_none()
+    if earlier_id is not None:
+        raise FormSentBefore(made=earlier_id)
+    created_id, result = create()
     tx.connection.execute(
-        insert(spent_forms).values(session_id=session_id, nonce=nonce, made=made, at=tx.now)
+        insert(spent_forms).values(session_id=session_id, nonce=nonce, made=created_id, at=tx.now)
     )
     return result
 
 
 def _check_unchanged(tx: Transaction, user_id: str, checked_hash: str) -> None:
-    now_hash = tx.connection.execute(
+    current_hash = tx.connection.execute(
         select(users.c.password_hash).where(users.c.id == user_id)
     ).scalar_one_or_none()
-    if now_hash != checked_hash:
+    if current_hash != checked_hash:
         raise WrongPassword
 
 
-def _open(tx: Transaction) -> tuple[Any, ...]:
+def _open_conditions(tx: Transaction) -> tuple[Any, ...]:
     return (
         browser_sessions.c.ended_at.is_(None),
         browser_sessions.c.expires_at > tx.now,

@@ -1,4 +1,4 @@
-"""Identities: whom the subjects of the deployment's OIDC issuer are, and signing in as one."""
+"""Linked identities: users of the deployment's OIDC issuer, and signing in with one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import delete, insert, select, update
 
-from wardkey.actions.accounts import browser_sessions
-from wardkey.actions.accounts import members as places
+from wardkey.actions.accounts import browser_sessions, members
 from wardkey.actions.accounts.browser_sessions import NewSession
-from wardkey.actions.accounts.organizations import ensure_user, named
+from wardkey.actions.accounts.organizations import ensure_user, matches_reference
 from wardkey.actions.core.audit import Target, record
 from wardkey.db.engine import Transaction
-from wardkey.db.schema import identities, members, organizations, users
+from wardkey.db.schema import identities, organizations, users
+from wardkey.db.schema import members as memberships
 from wardkey.domain.errors import IdentityNotFound, SignInNotAllowed
 from wardkey.domain.principal import Principal
 from wardkey.domain.single_sign_on import Identity, SignInPolicy
@@ -20,7 +20,7 @@ from wardkey.domain.single_sign_on import Identity, SignInPolicy
 
 @dataclass(frozen=True, slots=True)
 class LinkedIdentity:
-    """A subject as its owner sees it; times in epoch milliseconds."""
+    """An identity as shown to its user; times in epoch milliseconds."""
 
     issuer: str
     email: str
@@ -41,71 +41,74 @@ def list_identities(tx: Transaction, by: Principal) -> list[LinkedIdentity]:
 
 
 def sign_in(
-    tx: Transaction, by: Principal, identity: Identity, welcome: SignInPolicy, replaced: str
+    tx: Transaction, by: Principal, identity: Identity, policy: SignInPolicy, previous_cookie: str
 ) -> NewSession:
-    """Sign in whoever proved an identity; at the first time he is linked, and joins if he may.
+    """Sign in the user of a verified identity; at first, link it and add the member if allowed.
 
-    `replaced` is the text of the browser's cookie before, whose session ends. Raises
-    `SignInNotAllowed`.
+    The session of `previous_cookie`, the browser's cookie so far, ends. Raises `SignInNotAllowed`.
     """
-    welcome.check(identity.email)
-    user_id = _known(tx, identity) or _link(tx, by, identity, _fitting(tx, by, identity, welcome))
-    return _begin(tx, by, identity, user_id, replaced)
+    policy.check(identity.email)
+    user_id = _find_user(tx, identity)
+    if user_id is None:
+        user_id = _link(tx, by, identity, _find_or_create_user(tx, by, identity, policy))
+    return _create_session(tx, by, identity, user_id, previous_cookie)
 
 
-def join(  # noqa: PLR0917 - as `sign_in`, and the link
+def join(  # noqa: PLR0917 - as `sign_in`, plus the link
     tx: Transaction,
     by: Principal,
     text: str,
     identity: Identity,
-    welcome: SignInPolicy,
-    replaced: str,
+    policy: SignInPolicy,
+    previous_cookie: str,
 ) -> NewSession:
-    """Take the place that an invitation offers to an identity's address, and sign in.
+    """Accept an invitation sent to an identity's address, and sign in.
 
     Raises `InvalidLink`, `AlreadyMember`, `SignInNotAllowed`.
     """
-    welcome.check(identity.email)
-    found = places.invited(tx, text)
-    if not places.is_for(found, identity.email):
+    policy.check(identity.email)
+    pending = members.find_invitation(tx, text)
+    if not members.is_for(pending, identity.email):
         raise SignInNotAllowed(
-            f"The invitation is for {found.invitation.email}, and you signed in as "
-            f"{identity.email}; sign in as the invited one."
+            f"The invitation is for {pending.invitation.email}, and you signed in as "
+            f"{identity.email}; sign in with the invited address."
         )
-    known, user_id = _known(tx, identity), places.take_place(tx, by, found)
-    if known is None:
+    linked_id, user_id = _find_user(tx, identity), members.add_invited_member(tx, by, pending)
+    if linked_id is None:
         _link(tx, by, identity, user_id)
-    elif known != user_id:
+    elif linked_id != user_id:
         raise SignInNotAllowed(
-            "Your account has another address by now; ask for an invitation to that one."
+            "Your account now has a different address; ask for an invitation to that address."
         )
-    return _begin(tx, by, identity, user_id, replaced)
+    return _create_session(tx, by, identity, user_id, previous_cookie)
 
 
 def confirm(tx: Transaction, by: Principal, session_id: str, identity: Identity) -> None:
-    """Note that the caller proved his identity again.
+    """Record that the caller authenticated again at the issuer.
 
-    Raises `SignInNotAllowed` if it is another's, `BrowserSessionNotFound`.
+    Raises `BrowserSessionNotFound`, and `SignInNotAllowed` if it was as another user.
     """
-    if _known(tx, identity) != by.id:
-        raise SignInNotAllowed(f"{identity.email} is not you; sign in at the issuer as yourself.")
+    if _find_user(tx, identity) != by.id:
+        raise SignInNotAllowed(
+            f"{identity.email} is not your account; sign in at the issuer with your own."
+        )
     browser_sessions.refresh(tx, by, session_id)
 
 
 def unlink(tx: Transaction, by: Principal, issuer: str) -> None:
-    """Forget who the caller is at an issuer; raises `IdentityNotFound`.
+    """Unlink the caller's identity at an issuer; raises `IdentityNotFound`.
 
-    Whoever has his address there is linked anew at his next sign-in.
+    The next sign-in at the issuer with the caller's address links its identity.
     """
-    gone = tx.connection.execute(
+    deleted = tx.connection.execute(
         delete(identities).where(identities.c.issuer == issuer, identities.c.user_id == by.id)
     )
-    if not gone.rowcount:
+    if not deleted.rowcount:
         raise IdentityNotFound
     record(tx, by, "identity.unlinked", Target("user", by.id), {"issuer": issuer})
 
 
-def _known(tx: Transaction, identity: Identity) -> str | None:
+def _find_user(tx: Transaction, identity: Identity) -> str | None:
     return tx.connection.execute(
         select(identities.c.user_id).where(
             identities.c.issuer == identity.issuer, identities.c.subject == identity.subject
@@ -113,26 +116,30 @@ def _known(tx: Transaction, identity: Identity) -> str | None:
     ).scalar_one_or_none()
 
 
-def _fitting(tx: Transaction, by: Principal, identity: Identity, welcome: SignInPolicy) -> str:
-    """Return whose account an identity's verified address is, made if it is welcome."""
-    known = tx.connection.execute(
+def _find_or_create_user(
+    tx: Transaction, by: Principal, identity: Identity, policy: SignInPolicy
+) -> str:
+    """Return the id of the user with an identity's address, creating one if the policy allows."""
+    user_id = tx.connection.execute(
         select(users.c.id).where(users.c.email_folded == identity.email.lower())
     ).scalar_one_or_none()
-    if known is not None:
-        return str(known)
+    if user_id is not None:
+        return str(user_id)
     org_id = tx.connection.execute(
-        select(organizations.c.id).where(named(welcome.organization))
+        select(organizations.c.id).where(matches_reference(policy.organization))
     ).scalar_one_or_none()
     if org_id is None:
         raise SignInNotAllowed(
-            f"{identity.email} has no account here; ask an admin for an invitation."
+            f"There is no account for {identity.email}; ask an admin for an invitation."
         )
     user_id = ensure_user(tx, identity.email)
     tx.connection.execute(
-        insert(members).values(org_id=org_id, user_id=user_id, role=welcome.role, created_at=tx.now)
+        insert(memberships).values(
+            org_id=org_id, user_id=user_id, role=policy.role, created_at=tx.now
+        )
     )
     actor = replace(by, id=user_id, label=identity.email)
-    details = {"role": welcome.role, "issuer": identity.issuer}
+    details = {"role": policy.role, "issuer": identity.issuer}
     record(tx, actor, "member.joined", Target("member", user_id), details, org_id=org_id)
     return user_id
 
@@ -145,8 +152,8 @@ def _link(tx: Transaction, by: Principal, identity: Identity, user_id: str) -> s
     ).first()
     if other is not None:
         raise SignInNotAllowed(
-            f"{identity.email} belongs to another account at the issuer by now. Its owner unlinks "
-            "that on the account page; otherwise the operator makes a new set-up link."
+            f"{identity.email} now belongs to another account at the issuer. Unlink the earlier "
+            "account on the account page, or ask the operator for a new set-up link."
         )
     tx.connection.execute(
         insert(identities).values(
@@ -164,12 +171,12 @@ def _link(tx: Transaction, by: Principal, identity: Identity, user_id: str) -> s
     return user_id
 
 
-def _begin(
-    tx: Transaction, by: Principal, identity: Identity, user_id: str, replaced: str
+def _create_session(
+    tx: Transaction, by: Principal, identity: Identity, user_id: str, previous_cookie: str
 ) -> NewSession:
     tx.connection.execute(
         update(identities)
         .where(identities.c.issuer == identity.issuer, identities.c.subject == identity.subject)
         .values(last_used_at=tx.now, email=identity.email)
     )
-    return browser_sessions.create_session(tx, by, user_id, identity.issuer, replaced)
+    return browser_sessions.create_session(tx, by, user_id, identity.issuer, previous_cookie)

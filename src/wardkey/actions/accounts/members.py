@@ -1,4 +1,4 @@
-"""Members of an organization: invitations, roles, removal and the transfer of ownership."""
+"""Members of an organization: invitations, roles, removal and ownership transfer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, delete, func, insert, select, update
 
 from wardkey.actions.accounts.organizations import ensure_user
-from wardkey.actions.accounts.people import SignedIn, set_password, sign_in_as
+from wardkey.actions.accounts.people import NewUserToken, set_password, sign_in_as
 from wardkey.actions.core.audit import Target, record
 from wardkey.actions.core.session_impact import end_invitations, end_own_grants
 from wardkey.db.engine import Transaction
@@ -38,7 +38,7 @@ INVITATION_MS = 7 * 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A human in an organization; `created_at` in epoch milliseconds."""
+    """A user in an organization; `created_at` in epoch milliseconds."""
 
     user_id: str
     email: str
@@ -49,7 +49,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """A place that was offered to an e-mail address; times in epoch milliseconds."""
+    """An offer of membership to an e-mail address; times in epoch milliseconds."""
 
     id: str
     email: str
@@ -70,8 +70,8 @@ class Invitation:
 
 
 @dataclass(frozen=True, slots=True)
-class Invited:
-    """A pending invitation, and what the invited person has here already."""
+class PendingInvitation:
+    """A pending invitation, and whether its address has an account and a password."""
 
     invitation: Invitation
     org_id: str
@@ -85,19 +85,19 @@ def list_members(tx: Transaction, by: Principal) -> list[Member]:
     return [
         _member(row)
         for row in tx.connection.execute(
-            _members(by.org_id).order_by(members.c.created_at, users.c.id)
+            _select_members(by.org_id).order_by(members.c.created_at, users.c.id)
         )
     ]
 
 
 def change_role(tx: Transaction, by: Principal, user_id: str, role: Role) -> Member:
-    """Give a member another role; `owner` only through `transfer`.
+    """Change a member's role; only `transfer` can make an owner.
 
     Raises `MemberNotFound`, `OwnerOnly`, `LastOwner`, `ExceedsOwnPermissions`.
     """
     by.require(Permission.MEMBERS_WRITE)
     before = _get(tx, by, user_id)
-    _may_touch(by, before, role)
+    _require_changeable(by, before, role)
     if before.role is role:
         return before
     tx.connection.execute(
@@ -118,7 +118,7 @@ def change_role(tx: Transaction, by: Principal, user_id: str, role: Role) -> Mem
 
 
 def remove(tx: Transaction, by: Principal, user_id: str) -> None:
-    """Take a member out of the organization; keys that he made stay, for they are not his.
+    """Remove a member from the organization, which keeps the keys that the member created.
 
     Raises `MemberNotFound`, `OwnerOnly`, `LastOwner`.
     """
@@ -128,7 +128,7 @@ def remove(tx: Transaction, by: Principal, user_id: str) -> None:
     if before.role is Role.OWNER:
         raise LastOwner
     if by.id != user_id:
-        _may_touch(by, before, before.role)
+        _require_changeable(by, before, before.role)
     tx.connection.execute(
         delete(members).where(members.c.org_id == by.org_id, members.c.user_id == user_id)
     )
@@ -144,13 +144,13 @@ def transfer(tx: Transaction, by: Principal, user_id: str) -> Member:
     """
     if by.role is not Role.OWNER:
         raise OwnerOnly
-    heir = _get(tx, by, user_id)
-    if heir.user_id == by.id:
-        return heir
-    for someone, role in ((by.id, Role.ADMIN), (user_id, Role.OWNER)):
+    new_owner = _get(tx, by, user_id)
+    if new_owner.user_id == by.id:
+        return new_owner
+    for member_id, role in ((by.id, Role.ADMIN), (user_id, Role.OWNER)):
         tx.connection.execute(
             update(members)
-            .where(members.c.org_id == by.org_id, members.c.user_id == someone)
+            .where(members.c.org_id == by.org_id, members.c.user_id == member_id)
             .values(role=role)
         )
     details = {"old_owner": by.id}
@@ -159,27 +159,27 @@ def transfer(tx: Transaction, by: Principal, user_id: str) -> Member:
 
 
 def invite(tx: Transaction, by: Principal, email: str, role: Role) -> tuple[Invitation, str]:
-    """Offer a place; return the invitation and the text of its link, which is shown once.
+    """Invite an address; return the invitation and the text of its link, which is shown once.
 
     Earlier pending invitations of the same address end. Raises `InvalidEmail`, `AlreadyMember`,
     `OwnerOnly`, `ExceedsOwnPermissions`.
     """
     by.require(Permission.MEMBERS_WRITE)
-    _may_grant(by, role)
+    _require_grantable(by, role)
     try:
         email = clean_email(email)
     except ValueError as error:
         raise InvalidEmail(str(error), field="email") from None
-    known = tx.connection.execute(
-        _members(by.org_id).where(users.c.email_folded == email.lower())
+    member = tx.connection.execute(
+        _select_members(by.org_id).where(users.c.email_folded == email.lower())
     ).one_or_none()
-    if known is not None:
+    if member is not None:
         raise AlreadyMember
     tx.connection.execute(
         update(invitations)
         .where(
             invitations.c.org_id == by.org_id,
-            # As accounts are compared; addresses are ASCII.
+            # As accounts are compared: `lower` suffices because addresses are ASCII.
             func.lower(invitations.c.email) == email.lower(),
             invitations.c.accepted_at.is_(None),
             invitations.c.revoked_at.is_(None),
@@ -202,7 +202,7 @@ def invite(tx: Transaction, by: Principal, email: str, role: Role) -> tuple[Invi
     )
     details = {"email": email, "role": role}
     record(tx, by, "invitation.created", Target("invitation", invitation_id), details)
-    return _invitation(tx, by, invitation_id), text
+    return _get_invitation(tx, by, invitation_id), text
 
 
 def list_invitations(tx: Transaction, by: Principal) -> list[Invitation]:
@@ -218,9 +218,9 @@ def list_invitations(tx: Transaction, by: Principal) -> list[Invitation]:
 
 
 def revoke_invitation(tx: Transaction, by: Principal, invitation_id: str) -> Invitation:
-    """Take an invitation back; raises `InvitationNotFound`, `InvitationUsed`."""
+    """Revoke an invitation; raises `InvitationNotFound`, `InvitationUsed`."""
     by.require(Permission.MEMBERS_WRITE)
-    before = _invitation(tx, by, invitation_id)
+    before = _get_invitation(tx, by, invitation_id)
     if before.accepted_at is not None:
         raise InvitationUsed
     if before.revoked_at is not None:
@@ -232,11 +232,11 @@ def revoke_invitation(tx: Transaction, by: Principal, invitation_id: str) -> Inv
     )
     target = Target("invitation", invitation_id)
     record(tx, by, "invitation.revoked", target, {"email": before.email})
-    return _invitation(tx, by, invitation_id)
+    return _get_invitation(tx, by, invitation_id)
 
 
-def invited(tx: Transaction, text: str) -> Invited:
-    """Return the pending invitation behind a link; raises `InvalidLink`."""
+def find_invitation(tx: Transaction, text: str) -> PendingInvitation:
+    """Return the pending invitation of a link's text; raises `InvalidLink`."""
     row = tx.connection.execute(
         select(invitations)
         .join(organizations, organizations.c.id == invitations.c.org_id)
@@ -247,112 +247,116 @@ def invited(tx: Transaction, text: str) -> Invited:
     ).one_or_none()
     if row is None or _read_invitation(row).status(tx.now) != "pending":
         raise InvalidLink
-    known = tx.connection.execute(
+    account = tx.connection.execute(
         select(users.c.password_hash).where(users.c.email_folded == row.email.lower())
     ).one_or_none()
-    return Invited(
+    return PendingInvitation(
         _read_invitation(row),
         row.org_id,
-        known is not None,
-        known is not None and known.password_hash is not None,
+        has_account=account is not None,
+        has_password=account is not None and account.password_hash is not None,
     )
 
 
-def accept(tx: Transaction, by: Principal, text: str, password_hash: str) -> SignedIn:
-    """Take the place that a link offers, once, and get a user token; raises what `join` raises."""
+def accept(tx: Transaction, by: Principal, text: str, password_hash: str) -> NewUserToken:
+    """Accept an invitation as a new user; return a user token. Raises what `join` raises."""
     user_id = join(tx, by, text, password_hash)
     return sign_in_as(tx, by, user_id, "user.signed_in")
 
 
 def join(tx: Transaction, by: Principal, text: str, password_hash: str) -> str:
-    """Take the place that a link offers to someone new, once; return the new user's id.
+    """Accept an invitation as a new user; return the new user's id.
 
-    An existing account accepts with `accept_as_user`, so that a link alone neither takes it over
-    nor lets anyone guess its password. Raises `InvalidLink`, `AccountExists`, `AccountNotSetUp`.
+    An existing account uses `accept_as_user`, because a link alone must neither take over an
+    account nor allow guesses at its password. Raises `InvalidLink`, `AccountExists`,
+    `AccountNotSetUp`.
     """
-    found = invited(tx, text)
-    check_new(found)
-    user_id = take_place(tx, by, found)
+    pending = find_invitation(tx, text)
+    require_new_account(pending)
+    user_id = add_invited_member(tx, by, pending)
     set_password(tx, by, user_id, password_hash)
     return user_id
 
 
-def check_new(found: Invited) -> None:
-    """Refuse an invitation of an existing account; raises `AccountExists`, `AccountNotSetUp`."""
-    if found.has_password:
+def require_new_account(pending: PendingInvitation) -> None:
+    """Raise `AccountExists` or `AccountNotSetUp` if the invited address has an account."""
+    if pending.has_password:
         raise AccountExists
-    if found.has_account:
+    if pending.has_account:
         raise AccountNotSetUp
 
 
 def accept_as_user(tx: Transaction, by: Principal, text: str) -> None:
-    """Take the place that a link offers to the caller, a user who is signed in.
+    """Accept an invitation as the caller, a signed-in user.
 
-    Raises `InvalidLink`, `SignInNotAllowed` for another address than the invited one,
-    `AlreadyMember`.
+    Raises `InvalidLink`, `AlreadyMember`, and `SignInNotAllowed` if another address is invited.
     """
-    found = invited(tx, text)
-    if by.kind is not PrincipalKind.USER or not is_for(found, by.label):
+    pending = find_invitation(tx, text)
+    if by.kind is not PrincipalKind.USER or not is_for(pending, by.label):
         raise SignInNotAllowed(
-            f"The invitation is for {found.invitation.email}, and you are signed in as {by.label}; "
-            "sign in as the invited one."
+            f"The invitation is for {pending.invitation.email}, and you are signed in as "
+            f"{by.label}; sign in with the invited address."
         )
-    take_place(tx, by, found)
+    add_invited_member(tx, by, pending)
 
 
-def is_for(found: Invited, email: str) -> bool:
+def is_for(pending: PendingInvitation, email: str) -> bool:
     """Return whether an invitation is for the account with this address."""
-    return found.invitation.email.lower() == email.strip().lower()
+    return pending.invitation.email.lower() == email.strip().lower()
 
 
-def take_place(tx: Transaction, by: Principal, found: Invited) -> str:
-    """Make the invited person, who has proven who he is, a member; return his id.
+def add_invited_member(tx: Transaction, by: Principal, pending: PendingInvitation) -> str:
+    """Add the invited user, whom the caller has authenticated, as a member; return the user's id.
 
     Raises `InvalidLink`, `AlreadyMember`.
     """
-    invitation = found.invitation
-    taken = tx.connection.execute(
+    invitation = pending.invitation
+    accepted = tx.connection.execute(
         update(invitations)
         .where(invitations.c.id == invitation.id, invitations.c.accepted_at.is_(None))
         .values(accepted_at=tx.now)
     )
-    if not taken.rowcount:
+    if not accepted.rowcount:
         raise InvalidLink
     user_id = ensure_user(tx, invitation.email)
-    present = tx.connection.execute(
-        select(members.c.role).where(members.c.org_id == found.org_id, members.c.user_id == user_id)
+    member = tx.connection.execute(
+        select(members.c.role).where(
+            members.c.org_id == pending.org_id, members.c.user_id == user_id
+        )
     ).one_or_none()
-    if present is not None:
+    if member is not None:
         raise AlreadyMember
     tx.connection.execute(
         insert(members).values(
-            org_id=found.org_id, user_id=user_id, role=invitation.role, created_at=tx.now
+            org_id=pending.org_id, user_id=user_id, role=invitation.role, created_at=tx.now
         )
     )
     target = Target("invitation", invitation.id)
     details = {"email": invitation.email, "role": invitation.role, "user": user_id}
-    record(tx, by, "invitation.accepted", target, details, org_id=found.org_id)
+    record(tx, by, "invitation.accepted", target, details, org_id=pending.org_id)
     return user_id
 
 
-def _may_grant(by: Principal, role: Role) -> None:
+def _require_grantable(by: Principal, role: Role) -> None:
     if role is Role.OWNER:
-        raise OwnerOnly("Ownership is transferred by the owner, not given as a role.")
+        raise OwnerOnly("The role owner can't be assigned; the owner can transfer ownership.")
     beyond = sorted(p for p in ROLE_TABLE[role] if not by.holds(p))
     if beyond:
         raise ExceedsOwnPermissions(
-            f"The role {role} holds what you do not: {', '.join(beyond)}.", needs=beyond[0]
+            f"The role {role} has permissions that you lack: {', '.join(beyond)}. Ask a member who "
+            "has them, or choose another role.",
+            needs=beyond[0],
         )
 
 
-def _may_touch(by: Principal, member: Member, role: Role) -> None:
+def _require_changeable(by: Principal, member: Member, role: Role) -> None:
     if member.role is Role.OWNER:
         raise LastOwner
-    _may_grant(by, member.role)
-    _may_grant(by, role)
+    _require_grantable(by, member.role)
+    _require_grantable(by, role)
 
 
-def _members(org_id: str) -> Any:  # noqa: ANN401 - a select's row type cannot be written
+def _select_members(org_id: str) -> Any:  # noqa: ANN401 - a select's row type cannot be written
     return (
         select(members.c.user_id, users.c.email, users.c.name, members.c.role, members.c.created_at)
         .join(users, users.c.id == members.c.user_id)
@@ -362,7 +366,7 @@ def _members(org_id: str) -> Any:  # noqa: ANN401 - a select's row type cannot b
 
 def _get(tx: Transaction, by: Principal, user_id: str) -> Member:
     row = tx.connection.execute(
-        _members(by.org_id).where(members.c.user_id == user_id)
+        _select_members(by.org_id).where(members.c.user_id == user_id)
     ).one_or_none()
     if row is None:
         raise MemberNotFound
@@ -373,7 +377,7 @@ def _member(row: Row[Any]) -> Member:
     return Member(row.user_id, row.email, row.name, Role(row.role), row.created_at)
 
 
-def _invitation(tx: Transaction, by: Principal, invitation_id: str) -> Invitation:
+def _get_invitation(tx: Transaction, by: Principal, invitation_id: str) -> Invitation:
     row = tx.connection.execute(
         select(invitations).where(
             invitations.c.id == invitation_id, invitations.c.org_id == by.org_id

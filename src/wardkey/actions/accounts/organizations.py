@@ -1,4 +1,4 @@
-"""Organizations: what the operator does with them, and what they say of themselves."""
+"""Organizations: creating, renaming, suspending and deleting them, and their settings."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Organization:
 def create(
     tx: Transaction, by: Principal, name: str, owner_email: str, slug: str = ""
 ) -> tuple[Organization, str]:
-    """Make an organization with its owner, known or new; return it and the owner's user id.
+    """Create an organization with its owner, a new user if needed; return it and the owner's id.
 
     Raises `InvalidName`, `InvalidEmail`, `InvalidSlug`, `DuplicateSlug`.
     """
     by.require_operator()
-    name = checked_name(name)
+    name = validate_name(name)
     org_id = new_id("org", tx.now)
-    slug = checked_slug(slug) if slug else _free_slug(tx, slug_from(name))
+    slug = validate_slug(slug) if slug else _find_free_slug(tx, slug_from(name))
     _reserve(tx, org_id, slug)
     user_id = ensure_user(tx, owner_email)
     tx.connection.execute(
@@ -75,16 +75,16 @@ def create(
 
 
 def ensure_user(tx: Transaction, email: str) -> str:
-    """Return the id of the person with that address, made if new; raises `InvalidEmail`."""
+    """Return the id of the user with this address, a new one if needed; raises `InvalidEmail`."""
     try:
         email = clean_email(email)
     except ValueError as error:
         raise InvalidEmail(str(error), field="email") from None
-    known = tx.connection.execute(
+    existing_id = tx.connection.execute(
         select(users.c.id).where(users.c.email_folded == email.lower())
     ).scalar_one_or_none()
-    if known is not None:
-        return str(known)
+    if existing_id is not None:
+        return str(existing_id)
     user_id = new_id("user", tx.now)
     tx.connection.execute(
         insert(users).values(
@@ -99,7 +99,7 @@ def ensure_user(tx: Transaction, email: str) -> str:
 
 
 def list_all(tx: Transaction, by: Principal) -> list[Organization]:
-    """Return every organization of the deployment that is not deleted, by slug."""
+    """Return the deployment's organizations that are not deleted, by slug."""
     by.require_operator()
     statement = (
         select(organizations)
@@ -110,18 +110,20 @@ def list_all(tx: Transaction, by: Principal) -> list[Organization]:
 
 
 def find(tx: Transaction, by: Principal, reference: str) -> Organization:
-    """Return the organization with that id or slug; raises `OrganizationNotFound`."""
+    """Return the organization with this id or slug; raises `OrganizationNotFound`."""
     by.require_operator()
-    row = tx.connection.execute(select(organizations).where(named(reference))).one_or_none()
+    row = tx.connection.execute(
+        select(organizations).where(matches_reference(reference))
+    ).one_or_none()
     if row is None:
         raise OrganizationNotFound
     return _organization(row)
 
 
-def named(reference: str) -> ColumnElement[bool]:
-    """Return what is true of the organization with that id or slug, unless it is deleted.
+def matches_reference(reference: str) -> ColumnElement[bool]:
+    """Return the condition for the organization with this id or slug that is not deleted.
 
-    An owner can change the slug; nobody can change the id, and no slug looks like one.
+    The two can't be confused: an id never changes, and no slug looks like an id.
     """
     return and_(
         or_(organizations.c.id == reference, organizations.c.slug == reference),
@@ -130,35 +132,35 @@ def named(reference: str) -> ColumnElement[bool]:
 
 
 def suspend(tx: Transaction, by: Principal, org_id: str) -> Organization:
-    """Stop everything of an organization until it is resumed; its keys become `disabled`."""
+    """Suspend an organization until it is resumed; its keys are verified as `disabled`."""
     by.require_operator()
-    return _stop(tx, by, org_id, suspended_at=tx.now)
+    return _set_suspended(tx, by, org_id, suspended_at=tx.now)
 
 
 def resume(tx: Transaction, by: Principal, org_id: str) -> Organization:
-    """Let a suspended organization go on."""
+    """Resume a suspended organization."""
     by.require_operator()
-    return _stop(tx, by, org_id, suspended_at=None)
+    return _set_suspended(tx, by, org_id, suspended_at=None)
 
 
 def delete(tx: Transaction, by: Principal, org_id: str) -> Organization:
-    """End an organization for good: revoke its keys, delete its members and clients.
+    """Delete an organization permanently: revoke its keys, delete its members, clients and rules.
 
-    The audit chain stays, and its slugs stay reserved: a proxy may still ask for its keys.
+    Its audit chain is kept. Its slugs stay reserved, because proxies may still name it by slug.
     """
     by.require_operator()
-    return _end(tx, by, find(tx, by, org_id))
+    return _delete(tx, by, find(tx, by, org_id))
 
 
 def close(tx: Transaction, by: Principal) -> Organization:
-    """End the caller's organization as its owner, as `delete` does; raises `OwnerOnly`."""
+    """Delete the caller's organization, as its owner; raises `OwnerOnly`."""
     if by.role is not Role.OWNER:
         raise OwnerOnly
-    return _end(tx, by, _get(tx, by.org_id))
+    return _delete(tx, by, _get(tx, by.org_id))
 
 
 def public(tx: Transaction, by: Principal) -> Organization:
-    """Return the caller's own organization, of which anyone with a key may see id, slug, name."""
+    """Return the caller's organization; every key may see its id, slug and name."""
     by.require(Permission.ORGANIZATION_PUBLIC)
     return _get(tx, by.org_id)
 
@@ -171,7 +173,7 @@ def change(
     slug: str | None = None,
     rotation_days: int | None = None,
 ) -> Organization:
-    """Rename the caller's organization, or set its rotation policy.
+    """Change the name, slug or rotation policy of the caller's organization.
 
     Raises `InvalidName`, `InvalidSlug`, `DuplicateSlug`, `InvalidRotationPolicy`.
     """
@@ -179,9 +181,9 @@ def change(
     before = _get(tx, by.org_id)
     values: dict[str, str | int] = {"updated_at": tx.now}
     if name is not None:
-        values["name"] = checked_name(name)
+        values["name"] = validate_name(name)
     if slug is not None and slug != before.slug:
-        values["slug"] = checked_slug(slug)
+        values["slug"] = validate_slug(slug)
         _reserve(tx, by.org_id, slug)
     if rotation_days is not None:
         if not ROTATION_BOUNDS[0] <= rotation_days <= ROTATION_BOUNDS[1]:
@@ -203,29 +205,31 @@ def change(
     return after
 
 
-def checked_name(name: str) -> str:
-    """Return a clean name; raises `InvalidName`."""
+def validate_name(name: str) -> str:
+    """Return a name, validated and cleaned; raises `InvalidName`."""
     try:
         return clean_name(name)
     except ValueError as error:
         raise InvalidName(str(error), field="name") from None
 
 
-def checked_slug(slug: str) -> str:
-    """Return a clean slug; raises `InvalidSlug`."""
+def validate_slug(slug: str) -> str:
+    """Return a validated slug; raises `InvalidSlug`."""
     try:
         clean_slug(slug)
     except ValueError as error:
         raise InvalidSlug(str(error), field="slug") from None
     if slug == ANY_ORGANIZATION:
         raise InvalidSlug(
-            "“any” stands for all organizations in the URLs of proxies; choose another slug.",
+            "The slug “any” means every organization in proxy URLs; choose another slug.",
             field="slug",
         )
     return slug
 
 
-def _stop(tx: Transaction, by: Principal, org_id: str, *, suspended_at: int | None) -> Organization:
+def _set_suspended(
+    tx: Transaction, by: Principal, org_id: str, *, suspended_at: int | None
+) -> Organization:
     before = find(tx, by, org_id)
     if (before.suspended_at is None) == (suspended_at is None):
         return before
@@ -239,7 +243,7 @@ def _stop(tx: Transaction, by: Principal, org_id: str, *, suspended_at: int | No
     return _get(tx, before.id)
 
 
-def _end(tx: Transaction, by: Principal, before: Organization) -> Organization:
+def _delete(tx: Transaction, by: Principal, before: Organization) -> Organization:
     tx.connection.execute(
         update(keys)
         .where(keys.c.org_id == before.id, keys.c.revoked_at.is_(None))
@@ -259,7 +263,7 @@ def _end(tx: Transaction, by: Principal, before: Organization) -> Organization:
         .where(organizations.c.id == before.id)
         .values(
             deleted_at=tx.now,
-            slug=_free_slug(tx, before.id.lower().replace("_", "-")),
+            slug=_find_free_slug(tx, before.id.lower().replace("_", "-")),
             updated_at=tx.now,
         )
     )
@@ -269,33 +273,35 @@ def _end(tx: Transaction, by: Principal, before: Organization) -> Organization:
 
 
 def _reserve(tx: Transaction, org_id: str, slug: str) -> None:
-    """Reserve a slug for an organization for good; raises `DuplicateSlug` if another ever had it.
+    """Reserve a slug permanently; raises `DuplicateSlug` if another organization ever had it.
 
-    Proxies name organizations by slug, so a slug must never come to mean another tenant's keys.
+    Proxies name organizations by slug, so a slug must never refer to another tenant later.
     """
-    of_slug = select(organization_slugs.c.org_id).where(organization_slugs.c.slug == slug)
-    holder = tx.connection.execute(of_slug).scalar_one_or_none()
+    holder_query = select(organization_slugs.c.org_id).where(organization_slugs.c.slug == slug)
+    holder = tx.connection.execute(holder_query).scalar_one_or_none()
     if holder not in {None, org_id}:
         raise DuplicateSlug(field="slug")
-    # A deleted organization's row carries a slug made from its id, which is not reserved.
-    in_use = select(organizations.c.id).where(organizations.c.slug == slug)
-    if tx.connection.execute(in_use).scalar_one_or_none() not in {None, org_id}:
+    # A deleted organization has a slug made from its id, which is not reserved.
+    org_query = select(organizations.c.id).where(organizations.c.slug == slug)
+    if tx.connection.execute(org_query).scalar_one_or_none() not in {None, org_id}:
         raise DuplicateSlug(field="slug")
     if holder is None:
         row = {"slug": slug, "org_id": org_id, "taken_at": tx.now}
         tx.connection.execute(insert(organization_slugs).values(row))
 
 
-def _free_slug(tx: Transaction, wanted: str) -> str:
+def _find_free_slug(tx: Transaction, base: str) -> str:
     statements = (
-        select(column).where(column.startswith(wanted[:40], autoescape=True))
+        select(column).where(column.startswith(base[:40], autoescape=True))
         for column in (organization_slugs.c.slug, organizations.c.slug)
     )
-    taken = {slug for one in statements for slug in tx.connection.execute(one).scalars()}
+    taken = {
+        slug for statement in statements for slug in tx.connection.execute(statement).scalars()
+    }
     taken.add(ANY_ORGANIZATION)
-    slug, number = wanted, 2
+    slug, number = base, 2
     while slug in taken:
-        slug, number = f"{wanted[:40]}-{number}", number + 1
+        slug, number = f"{base[:40]}-{number}", number + 1
     return slug
 
 

@@ -1,4 +1,4 @@
-"""Passkeys: registering, listing, renaming and removing one's own, and signing in with one."""
+"""A user's passkeys: registering, listing, renaming, removing and signing in with them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from wardkey.domain.ids import new_id
 from wardkey.domain.names import clean_name
 from wardkey.domain.principal import Principal
 
-# How long a browser may take to answer.
+# The time that a browser has to respond.
 CHALLENGE_MS = 5 * 60_000
 _RANDOM_BYTES, _TIME_BYTES, _TAG_BYTES = 16, 8, 16
-_SAID_BYTES = _RANDOM_BYTES + _TIME_BYTES
-_MOST = 20
+_PAYLOAD_BYTES = _RANDOM_BYTES + _TIME_BYTES
+_MAX_PASSKEYS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Passkey:
-    """A passkey as its owner sees it; times in epoch milliseconds."""
+    """A passkey as shown to its user; times in epoch milliseconds."""
 
     id: str
     name: str
@@ -46,8 +46,8 @@ class Passkey:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownPasskey:
-    """What an answer is checked against."""
+class StoredPasskey:
+    """The stored data that a browser's response is verified against."""
 
     id: str
     user_id: str
@@ -56,13 +56,13 @@ class KnownPasskey:
 
 
 def new_challenge(vault: Vault, subject: str, now: int) -> bytes:
-    """Return what a browser is asked to sign within five minutes; `subject` is who may, or empty.
+    """Return a challenge that a browser must sign within five minutes.
 
-    It states its end and is authenticated by a key of the deployment, so nothing is stored until
-    it was answered.
+    It is bound to the user id `subject`, or to no user if that is empty. It contains its expiry and
+    is authenticated with a key of the deployment, so nothing is stored before the response.
     """
-    said = token_bytes(_RANDOM_BYTES) + (now + CHALLENGE_MS).to_bytes(_TIME_BYTES)
-    return said + _tag(vault, said, subject)
+    payload = token_bytes(_RANDOM_BYTES) + (now + CHALLENGE_MS).to_bytes(_TIME_BYTES)
+    return payload + _tag(vault, payload, subject)
 
 
 def list_passkeys(tx: Transaction, by: Principal) -> list[Passkey]:
@@ -77,30 +77,30 @@ def list_passkeys(tx: Transaction, by: Principal) -> list[Passkey]:
     ]
 
 
-def register(tx: Transaction, by: Principal, answer: Answer, name: str) -> str:
-    """Keep a passkey that the caller made; return its id.
+def register(tx: Transaction, by: Principal, response: Answer, name: str) -> str:
+    """Register a new passkey of the caller; return its id.
 
     Raises `InvalidName`, `InvalidPasskey`, `DuplicatePasskey`, `TooManyItems`.
     """
     name = _clean(name)
-    _spend(tx, answer.challenge, by.id)
-    taken = tx.connection.execute(
+    _spend_challenge(tx, response.challenge, by.id)
+    count = tx.connection.execute(
         select(func.count())
         .select_from(passkeys)
-        .where(passkeys.c.credential_id == answer.credential_id)
+        .where(passkeys.c.credential_id == response.credential_id)
     ).scalar_one()
-    if taken:
+    if count:
         raise DuplicatePasskey
-    if len(list_passkeys(tx, by)) >= _MOST:
-        raise TooManyItems(f"A person has at most {_MOST} passkeys; remove one.")
+    if len(list_passkeys(tx, by)) >= _MAX_PASSKEYS:
+        raise TooManyItems(f"You have {_MAX_PASSKEYS} passkeys, the maximum; remove one first.")
     passkey_id = new_id("pass", tx.now)
     tx.connection.execute(
         insert(passkeys).values(
             id=passkey_id,
             user_id=by.id,
-            credential_id=answer.credential_id,
-            public_key=answer.public_key,
-            sign_count=answer.sign_count,
+            credential_id=response.credential_id,
+            public_key=response.public_key,
+            sign_count=response.sign_count,
             name=name,
             created_at=tx.now,
         )
@@ -112,7 +112,7 @@ def register(tx: Transaction, by: Principal, answer: Answer, name: str) -> str:
 
 
 def rename(tx: Transaction, by: Principal, passkey_id: str, name: str) -> None:
-    """Call one of the caller's passkeys otherwise; raises `InvalidName`, `PasskeyNotFound`."""
+    """Rename one of the caller's passkeys; raises `InvalidName`, `PasskeyNotFound`."""
     own = (
         passkeys.c.id == passkey_id,
         passkeys.c.user_id == by.id,
@@ -130,7 +130,7 @@ def rename(tx: Transaction, by: Principal, passkey_id: str, name: str) -> None:
 
 
 def remove(tx: Transaction, by: Principal, passkey_id: str) -> None:
-    """Let one of the caller's passkeys sign in no more; raises `PasskeyNotFound`."""
+    """Remove one of the caller's passkeys; raises `PasskeyNotFound`."""
     removed = tx.connection.execute(
         update(passkeys)
         .where(
@@ -145,8 +145,8 @@ def remove(tx: Transaction, by: Principal, passkey_id: str) -> None:
     record(tx, by, "passkey.removed", Target("user", by.id), {"passkey": passkey_id})
 
 
-def find(tx: Transaction, credential_id: bytes, user_id: str) -> KnownPasskey:
-    """Return the passkey that an answer names; raises `InvalidPasskey` where there is none."""
+def find(tx: Transaction, credential_id: bytes, user_id: str) -> StoredPasskey:
+    """Return the passkey with this credential id; raises `InvalidPasskey` if there is none."""
     row = tx.connection.execute(
         select(passkeys).where(
             passkeys.c.credential_id == credential_id,
@@ -156,39 +156,41 @@ def find(tx: Transaction, credential_id: bytes, user_id: str) -> KnownPasskey:
     ).one_or_none()
     if row is None:
         raise InvalidPasskey
-    return KnownPasskey(row.id, row.user_id, bytes(row.public_key), row.sign_count)
+    return StoredPasskey(row.id, row.user_id, bytes(row.public_key), row.sign_count)
 
 
 def sign_in(
-    tx: Transaction, by: Principal, known: KnownPasskey, answer: Answer, replaced: str
+    tx: Transaction, by: Principal, passkey: StoredPasskey, response: Answer, previous_cookie: str
 ) -> NewSession:
-    """Sign in whoever's passkey gave `answer`, once; raises `InvalidPasskey`.
+    """Sign in the owner of a passkey with its response, which works once.
 
-    `replaced` is the text of the browser's cookie before, whose session ends.
+    The session of `previous_cookie`, the browser's cookie so far, ends. Raises `InvalidPasskey`.
     """
-    _use(tx, known, answer, "")
-    return browser_sessions.create_session(tx, by, known.user_id, "passkey", replaced)
+    _spend_response(tx, passkey, response, "")
+    return browser_sessions.create_session(tx, by, passkey.user_id, "passkey", previous_cookie)
 
 
 def confirm(
-    tx: Transaction, by: Principal, session_id: str, known: KnownPasskey, answer: Answer
+    tx: Transaction, by: Principal, session_id: str, passkey: StoredPasskey, response: Answer
 ) -> None:
-    """Note that the caller showed one of his passkeys, once.
+    """Record that the caller authenticated again with a passkey; a response works once.
 
     Raises `InvalidPasskey`, `BrowserSessionNotFound`.
     """
-    if known.user_id != by.id:
+    if passkey.user_id != by.id:
         raise InvalidPasskey
-    _use(tx, known, answer, by.id)
+    _spend_response(tx, passkey, response, by.id)
     browser_sessions.refresh(tx, by, session_id)
 
 
-def _use(tx: Transaction, known: KnownPasskey, answer: Answer, subject: str) -> None:
-    _spend(tx, answer.challenge, subject)
+def _spend_response(
+    tx: Transaction, passkey: StoredPasskey, response: Answer, subject: str
+) -> None:
+    _spend_challenge(tx, response.challenge, subject)
     used = tx.connection.execute(
         update(passkeys)
-        .where(passkeys.c.id == known.id, passkeys.c.removed_at.is_(None))
-        .values(last_used_at=tx.now, sign_count=answer.sign_count)
+        .where(passkeys.c.id == passkey.id, passkeys.c.removed_at.is_(None))
+        .values(last_used_at=tx.now, sign_count=response.sign_count)
     )
     if not used.rowcount:
         raise InvalidPasskey
@@ -201,24 +203,24 @@ def _clean(name: str) -> str:
         raise InvalidName(str(error), field="name") from None
 
 
-def _spend(tx: Transaction, challenge: bytes, subject: str) -> None:
-    ends = _end_of(tx.vault, challenge, subject)
-    spent = select(challenges.c.subject).where(challenges.c.challenge == challenge)
-    if ends <= tx.now or tx.connection.execute(spent).first() is not None:
+def _spend_challenge(tx: Transaction, challenge: bytes, subject: str) -> None:
+    expires_at = _expiry_of(tx.vault, challenge, subject)
+    spent_query = select(challenges.c.subject).where(challenges.c.challenge == challenge)
+    if expires_at <= tx.now or tx.connection.execute(spent_query).first() is not None:
         raise InvalidPasskey
     tx.connection.execute(
-        insert(challenges).values(challenge=challenge, subject=subject, expires_at=ends)
+        insert(challenges).values(challenge=challenge, subject=subject, expires_at=expires_at)
     )
 
 
-def _end_of(vault: Vault, challenge: bytes, subject: str) -> int:
-    """Return when a challenge for `subject` ends; 0 if it is not one of ours."""
-    said, tag = challenge[:_SAID_BYTES], challenge[_SAID_BYTES:]
-    if not hmac.compare_digest(tag, _tag(vault, said, subject)):
+def _expiry_of(vault: Vault, challenge: bytes, subject: str) -> int:
+    """Return when a challenge for `subject` expires (epoch ms); 0 if it is not authentic."""
+    payload, tag = challenge[:_PAYLOAD_BYTES], challenge[_PAYLOAD_BYTES:]
+    if not hmac.compare_digest(tag, _tag(vault, payload, subject)):
         return 0
-    return int.from_bytes(said[_RANDOM_BYTES:])
+    return int.from_bytes(payload[_RANDOM_BYTES:])
 
 
-def _tag(vault: Vault, said: bytes, subject: str) -> bytes:
+def _tag(vault: Vault, payload: bytes, subject: str) -> bytes:
     key = vault.key_for("passkey-challenge")
-    return blake2b(said + subject.encode(), key=key, digest_size=_TAG_BYTES).digest()
+    return blake2b(payload + subject.encode(), key=key, digest_size=_TAG_BYTES).digest()

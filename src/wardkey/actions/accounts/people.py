@@ -1,4 +1,4 @@
-"""Humans: set-up links, passwords, user tokens and who somebody is in which organization."""
+"""Users: set-up links, passwords, user tokens and memberships."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ from wardkey.domain.secret import (
 
 LINK_MS = 7 * 86_400_000
 TOKEN_MS = 12 * 3_600_000
-_SHORTEST, _LONGEST = 12, 256
+_MIN_LENGTH, _MAX_LENGTH = 12, 256
 
 
 @dataclass(frozen=True, slots=True)
-class SignedIn:
-    """A user token, whose text exists here alone, and its end in epoch milliseconds."""
+class NewUserToken:
+    """A new user token, whose text is stored nowhere, and its expiry in epoch milliseconds."""
 
     token: SecretText
     expires_at: int
@@ -61,7 +61,7 @@ class SignedIn:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What somebody is in one organization."""
+    """A user's role in one organization."""
 
     org_id: str
     slug: str
@@ -70,9 +70,9 @@ class Membership:
 
 
 def create_setup_link(tx: Transaction, by: Principal, email: str) -> str:
-    """Return the text of a one-time link that lets somebody set a password, valid 7 days.
+    """Create a one-time link to set a user's password, valid for 7 days; return its text.
 
-    Earlier links of the same person end. Raises `UserNotFound`.
+    Earlier links of the same user end. Raises `UserNotFound`.
     """
     by.require_operator()
     user_id = tx.connection.execute(
@@ -101,7 +101,7 @@ def create_setup_link(tx: Transaction, by: Principal, email: str) -> str:
 
 
 def link_email(tx: Transaction, text: str) -> str:
-    """Return whose address an unused set-up link is for; raises `InvalidLink`."""
+    """Return the user's address of an unused set-up link; raises `InvalidLink`."""
     email = tx.connection.execute(
         select(users.c.email)
         .join(setup_links, setup_links.c.user_id == users.c.id)
@@ -116,22 +116,22 @@ def link_email(tx: Transaction, text: str) -> str:
     return str(email)
 
 
-def use_setup_link(tx: Transaction, by: Principal, text: str, password_hash: str) -> SignedIn:
-    """Set the password of the link's owner and give him a user token; the link works once.
+def use_setup_link(tx: Transaction, by: Principal, text: str, password_hash: str) -> NewUserToken:
+    """Set the password of a set-up link's user; return a user token. The link works once.
 
-    `by` says where the call came from. Raises `InvalidLink`.
+    `by` contributes only the client's address and user agent. Raises `InvalidLink`.
     """
     user_id = spend_setup_link(tx, by, text, password_hash)
     return sign_in_as(tx, by, user_id, "user.set_up")
 
 
 def spend_setup_link(tx: Transaction, by: Principal, text: str, password_hash: str) -> str:
-    """Set the password of the link's owner and return who that is; the caller records the sign-in.
+    """Set the password of a set-up link's user; return the user id. The caller records the sign-in.
 
-    The person's tokens, sessions, passkeys and links to issuers' accounts end: this is how an
-    account is recovered, and an attacker may have added any of them. Raises `InvalidLink`.
+    The user's tokens, sessions, passkeys and linked identities are removed: a set-up link recovers
+    an account, and an attacker may have added any of them. Raises `InvalidLink`.
     """
-    used = tx.connection.execute(
+    link = tx.connection.execute(
         update(setup_links)
         .where(
             setup_links.c.digest.in_(_digests(tx, text)),
@@ -141,30 +141,31 @@ def spend_setup_link(tx: Transaction, by: Principal, text: str, password_hash: s
         .values(used_at=tx.now)
         .returning(setup_links.c.user_id)
     ).one_or_none()
-    if used is None:
+    if link is None:
         raise InvalidLink
-    set_password(tx, by, used.user_id, password_hash)
-    # They stay as removed, so that a restore does not bring them back.
+    set_password(tx, by, link.user_id, password_hash)
+    # Keep their rows, marked as removed, so a restore does not bring them back.
     tx.connection.execute(
         update(passkeys)
-        .where(passkeys.c.user_id == used.user_id, passkeys.c.removed_at.is_(None))
+        .where(passkeys.c.user_id == link.user_id, passkeys.c.removed_at.is_(None))
         .values(removed_at=tx.now)
     )
-    tx.connection.execute(delete(identities).where(identities.c.user_id == used.user_id))
-    return str(used.user_id)
+    tx.connection.execute(delete(identities).where(identities.c.user_id == link.user_id))
+    return str(link.user_id)
 
 
 def change_password(
     tx: Transaction, by: Principal, checked_hash: str, password_hash: str, kept_session: str
 ) -> None:
-    """Give the caller, who showed the password behind `checked_hash`, another one.
+    """Change the caller's password after the old one matched `checked_hash`.
 
-    Every token and session but `kept_session` ends. Raises `WrongPassword` if it was changed since.
+    All tokens, and all sessions except `kept_session`, end. Raises `WrongPassword` if the password
+    has changed since it was checked.
     """
-    now_hash = tx.connection.execute(
+    current_hash = tx.connection.execute(
         select(users.c.password_hash).where(users.c.id == by.id)
     ).scalar_one_or_none()
-    if now_hash != checked_hash:
+    if current_hash != checked_hash:
         raise WrongPassword
     set_password(tx, by, by.id, password_hash, kept_session)
     record(tx, by, "user.password_changed", Target("user", by.id))
@@ -173,9 +174,9 @@ def change_password(
 def set_password(
     tx: Transaction, by: Principal, user_id: str, password_hash: str, kept_session: str = ""
 ) -> None:
-    """Store a password's hash and end the person's tokens, sessions and own grants.
+    """Store a password's hash and end the user's tokens, sessions and own grants.
 
-    The caller records it.
+    Sessions end except `kept_session`. The caller records the change.
     """
     email = tx.connection.execute(
         update(users)
@@ -197,7 +198,7 @@ def set_password(
 
 
 def end_user_tokens(tx: Transaction, user_id: str) -> int:
-    """End every user token of a person; return how many had not ended."""
+    """End a user's tokens; return the number of those that were live."""
     return tx.connection.execute(
         update(user_tokens)
         .where(
@@ -210,41 +211,42 @@ def end_user_tokens(tx: Transaction, user_id: str) -> int:
 
 
 def hash_password(password: str, address: str) -> str:
-    """Return the Argon2id hash of a password that is good enough, sent from `address`.
+    """Return the Argon2id hash of a strong enough password, sent from `address`.
 
-    It takes tens of milliseconds and may wait for its turn, so it is called before a transaction
-    is opened. Raises `WeakPassword`, `Overloaded`.
+    Hashing takes tens of milliseconds and may wait in a queue, so call it before opening a
+    transaction. Raises `WeakPassword`, `Overloaded`.
     """
-    if not _SHORTEST <= len(password) <= _LONGEST:
+    if not _MIN_LENGTH <= len(password) <= _MAX_LENGTH:
         raise WeakPassword(
-            f"A password has {_SHORTEST} to {_LONGEST} characters; this one has {len(password)}.",
+            f"The password has {len(password)} characters; choose one of {_MIN_LENGTH} to "
+            f"{_MAX_LENGTH} characters.",
             field="password",
         )
     if len(set(password)) < 5:  # noqa: PLR2004 - "aaaaaaaaaaaa"
-        raise WeakPassword("The password repeats itself; take another.", field="password")
+        raise WeakPassword("The password repeats itself; choose a different one.", field="password")
     if is_common(password):
         raise WeakPassword(
-            "The password is, but for digits and signs around it, one that many people have; "
-            "take a few words of your own.",
+            "The password is a very common one, apart from any digits and symbols around it; "
+            "choose a few words of your own.",
             field="password",
         )
     return hashing.hash_password(password, address)
 
 
 def has_password(tx: Transaction, by: Principal) -> bool:
-    """Tell whether the caller can show a password."""
+    """Return whether the caller has a password."""
     return password_hash_by_id(tx, by.id) is not None
 
 
 def password_hash_by_id(tx: Transaction, user_id: str) -> str | None:
-    """Return the hash of a user's password; None without a password."""
-    known = select(users.c.password_hash).where(users.c.id == user_id)
-    found: str | None = tx.connection.execute(known).scalar_one_or_none()
-    return found
+    """Return the hash of a user's password, or None if there is no password."""
+    statement = select(users.c.password_hash).where(users.c.id == user_id)
+    password_hash: str | None = tx.connection.execute(statement).scalar_one_or_none()
+    return password_hash
 
 
 def password_hash_of(tx: Transaction, email: str) -> tuple[str, str | None]:
-    """Return the user id (empty if unknown) and the password hash behind an address."""
+    """Return the user id ("" if unknown) and the password hash for an e-mail address."""
     row = tx.connection.execute(
         select(users.c.id, users.c.password_hash).where(
             users.c.email_folded == email.strip().lower()
@@ -253,21 +255,21 @@ def password_hash_of(tx: Transaction, email: str) -> tuple[str, str | None]:
     return (row.id, row.password_hash) if row else ("", None)
 
 
-def sign_in(tx: Transaction, by: Principal, user_id: str, checked_hash: str) -> SignedIn:
-    """Return a new user token for somebody whose password fitted `checked_hash`.
+def sign_in(tx: Transaction, by: Principal, user_id: str, checked_hash: str) -> NewUserToken:
+    """Create a user token for a user whose password matched `checked_hash`.
 
-    Raises `WrongPassword` if it was changed since.
+    Raises `WrongPassword` if the password has changed since it was checked.
     """
-    now_hash = tx.connection.execute(
+    current_hash = tx.connection.execute(
         select(users.c.password_hash).where(users.c.id == user_id)
     ).scalar_one_or_none()
-    if now_hash != checked_hash:
+    if current_hash != checked_hash:
         raise WrongPassword
     return sign_in_as(tx, by, user_id, "user.signed_in")
 
 
-def sign_in_as(tx: Transaction, by: Principal, user_id: str, action: str) -> SignedIn:
-    """Write and record a new token of a person whom the caller has identified."""
+def sign_in_as(tx: Transaction, by: Principal, user_id: str, action: str) -> NewUserToken:
+    """Create and record a user token for a user whom the caller has authenticated."""
     email = tx.connection.execute(select(users.c.email).where(users.c.id == user_id)).scalar_one()
     token = generate(SecretKind.USER, None, brand=tx.brand)
     address, agent = client_of(tx, by)
@@ -287,11 +289,11 @@ def sign_in_as(tx: Transaction, by: Principal, user_id: str, action: str) -> Sig
         PrincipalKind.USER, user_id, email, address=by.address, user_agent=by.user_agent
     )
     record(tx, actor, action, Target("user", user_id), {"kid": token.kid})
-    return SignedIn(token, tx.now + TOKEN_MS, user_id, email)
+    return NewUserToken(token, tx.now + TOKEN_MS, user_id, email)
 
 
 def sign_out(tx: Transaction, by: Principal, text: str) -> None:
-    """End the user token with that text; ending it twice is no fault."""
+    """End the user token with this text; repeating it has no effect. Raises `InvalidUserToken`."""
     token = parse(text, brand=tx.brand)
     if isinstance(token, Malformed):
         raise InvalidUserToken
@@ -306,7 +308,7 @@ def sign_out(tx: Transaction, by: Principal, text: str) -> None:
 
 
 def identify(tx: Transaction, token: SecretText) -> Principal:
-    """Return who holds a user token, in no organization yet; raises `InvalidUserToken`."""
+    """Return the user of a user token, without an organization; raises `InvalidUserToken`."""
     row = tx.connection.execute(
         select(user_tokens, users.c.email)
         .join(users, users.c.id == user_tokens.c.user_id)
@@ -322,21 +324,21 @@ def identify(tx: Transaction, token: SecretText) -> Principal:
     return Principal(PrincipalKind.USER, row.user_id, row.email, kid=token.kid)
 
 
-def token_end(tx: Transaction, text: str) -> int:
-    """Return when a user token ends, in epoch milliseconds; raises `InvalidUserToken`."""
+def find_token_expiry(tx: Transaction, text: str) -> int:
+    """Return when a user token expires, in epoch milliseconds; raises `InvalidUserToken`."""
     token = parse(text, brand=tx.brand)
     if isinstance(token, Malformed):
         raise InvalidUserToken
-    end = tx.connection.execute(
+    expires_at = tx.connection.execute(
         select(user_tokens.c.expires_at).where(user_tokens.c.kid == token.kid)
     ).scalar_one_or_none()
-    if end is None:
+    if expires_at is None:
         raise InvalidUserToken
-    return int(end)
+    return int(expires_at)
 
 
 def memberships(tx: Transaction, by: Principal) -> list[Membership]:
-    """Return the organizations that the caller, a person, belongs to, by slug."""
+    """Return the organizations of the caller, a user, by slug."""
     statement = (
         select(organizations.c.id, organizations.c.slug, organizations.c.name, members.c.role)
         .join(members, members.c.org_id == organizations.c.id)
@@ -349,32 +351,37 @@ def memberships(tx: Transaction, by: Principal) -> list[Membership]:
     ]
 
 
-def as_member(tx: Transaction, user: Principal, wanted: str, environment: Environment) -> Principal:
-    """Return the person as a member of the organization with id or slug `wanted`.
+def as_member(
+    tx: Transaction, user: Principal, reference: str, environment: Environment
+) -> Principal:
+    """Return the user as a member of the organization with this id or slug.
 
-    Empty takes the only one. Raises `OrganizationRequired`, `OrganizationNotFound`,
-    `OrganizationSuspended`.
+    If `reference` is empty, the user's only organization is used. Raises `OrganizationRequired`,
+    `OrganizationNotFound`, `OrganizationSuspended`.
     """
-    mine = memberships(tx, user)
-    fitting = [m for m in mine if not wanted or wanted in (m.org_id, m.slug)]
-    if not fitting:
+    candidates = [
+        membership
+        for membership in memberships(tx, user)
+        if not reference or reference in (membership.org_id, membership.slug)
+    ]
+    if not candidates:
         raise OrganizationNotFound
-    if len(fitting) > 1:
+    if len(candidates) > 1:
         raise OrganizationRequired(
             "You belong to several organizations; name one in the Wardkey-Organization header: "
-            f"{', '.join(m.slug for m in fitting)}."
+            f"{', '.join(membership.slug for membership in candidates)}."
         )
-    chosen = fitting[0]
-    suspended = tx.connection.execute(
-        select(organizations.c.suspended_at).where(organizations.c.id == chosen.org_id)
+    membership = candidates[0]
+    suspended_at = tx.connection.execute(
+        select(organizations.c.suspended_at).where(organizations.c.id == membership.org_id)
     ).scalar_one()
-    if suspended is not None:
+    if suspended_at is not None:
         raise OrganizationSuspended
     return member(
         user_id=user.id,
         email=user.label,
-        org_id=chosen.org_id,
-        role=chosen.role,
+        org_id=membership.org_id,
+        role=membership.role,
         environment=environment,
         address=user.address,
         user_agent=user.user_agent,

@@ -1,1 +1,1 @@
-"""What every action builds on: the runner, the audit log, idempotency, tenancy, costly hashing."""
+"""Shared by all actions: the runner, the audit log, idempotency, tenancy and password hashing."""

@@ -1,4 +1,4 @@
-"""Recording what was done, with the change-feed row beside it, and reading it again."""
+"""The audit log: recording events with their change-feed rows, and querying them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from wardkey.domain.principal import Principal
 from wardkey.domain.secret import may_hold_secret
 
 DEPLOYMENT = "deployment"
-# Targets that belong to one environment. Events of all others are live's, even those recorded while
-# a member worked in test.
-_OF_AN_ENVIRONMENT = (
+# Targets that belong to one environment. Events about other targets are hidden from test keys, even
+# if they were recorded while a member worked in test.
+_ENVIRONMENT_TARGETS = (
     *("key", "client", "acl", "provider", "grant", "exchange", "session", "retained"),
 )
-# How many events one short transaction reads of a chain.
+# Events read from a chain in one short transaction.
 PAGE = 500
 
 # Built once: constructing a statement costs more than running it.
@@ -48,7 +48,7 @@ Details = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an action was done to; `kind` is also the change feed's subject."""
+    """The object of an action; `kind` is also the subject in the change feed."""
 
     kind: str
     id: str
@@ -56,7 +56,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """One link of an organization's chain; `at` in epoch milliseconds, `mac` 32 bytes."""
+    """One link of an organization's chain; `at` in epoch milliseconds, `mac` 32 bytes in hex."""
 
     org_id: str
     seq: int
@@ -75,13 +75,13 @@ class AuditEvent:
     mac: str
 
 
-# One link as `check` takes it: number, version of the key, event and mac.
+# A link as `check` expects it: number, key version, event and mac.
 ChainLink = tuple[int, int, Mapping[str, object], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class ChainExtent:
-    """The numbers of a chain's first and last events (1 and 0 of an empty one), and its head."""
+    """The numbers of a chain's first and last events (1 and 0 if it is empty), and its head."""
 
     first: int
     last: int
@@ -90,7 +90,7 @@ class ChainExtent:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """Events of a part of a chain; `end` is the number up to which it was read."""
+    """The matching events of one page; `end` is the number up to which the chain was read."""
 
     events: list[AuditEvent]
     end: int
@@ -98,9 +98,9 @@ class EventPage:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Which events of the organization to list, newest first, below `before_seq`.
+    """Filters for the organization's events, newest first, below `before_seq`.
 
-    `actor` is an id, or what the actor was called when it acted.
+    `actor` is an id, or the actor's label at the time of the event.
     """
 
     action: str = ""
@@ -114,11 +114,11 @@ class AuditQuery:
 
 
 def client_of(tx: Transaction, by: Principal) -> tuple[str, str]:
-    """Return address and user agent of the caller's client as they may be stored."""
+    """Return the client's address and user agent, sanitized for storage."""
     prefixes: tuple[str, ...] = ()
     if may_hold_secret(by.user_agent) or may_hold_secret(by.address):
-        found = tx.connection.execute(select(import_prefixes.c.prefix)).scalars()
-        prefixes = tuple(sorted(found))
+        registered = tx.connection.execute(select(import_prefixes.c.prefix)).scalars()
+        prefixes = tuple(sorted(registered))
     return (
         storable(by.address, MOST_ADDRESS, tx.brand, prefixes),
         storable(by.user_agent, MOST_AGENT, tx.brand, prefixes),
@@ -134,10 +134,10 @@ def record(
     *,
     org_id: str = "",
 ) -> None:
-    """Append the event and the change-feed row of one change of state.
+    """Append one change's audit event and change-feed row, together so neither is forgotten.
 
-    The two are one call so that neither can be forgotten. `org_id` says whose chain it is where
-    that is not the actor's own; the deployment's own chain otherwise.
+    The event goes to the chain of `org_id`, by default of the actor's organization, or of the
+    deployment if the actor has none.
     """
     org_id = org_id or by.org_id or DEPLOYMENT
     tx.position += 1
@@ -174,22 +174,22 @@ def record(
     }
     mac = link(tx.vault.audit_keys[tx.vault.version], head.mac if head else GENESIS, event)
     tx.connection.execute(_ADD_EVENT, {**event, "mac": mac})
-    moved = {"of_org": org_id, "to_seq": event["seq"], "to_mac": mac}
-    tx.connection.execute(_MOVE_HEAD if head else _FIRST_HEAD, moved)
+    new_head = {"of_org": org_id, "to_seq": event["seq"], "to_mac": mac}
+    tx.connection.execute(_MOVE_HEAD if head else _FIRST_HEAD, new_head)
 
 
 def list_events(tx: Transaction, by: Principal, query: AuditQuery) -> list[AuditEvent]:
-    """Return the events that the caller may see and that fit `query`, newest first.
+    """Return the events that match `query` and that the caller may see, newest first.
 
-    Members and live keys see both environments, a test key what concerns test alone.
+    Members and live keys see both environments; a test key sees only events of test.
     """
     by.require(Permission.AUDIT_READ)
-    statement = _filtered(by, query).order_by(audit_events.c.seq.desc()).limit(query.limit)
+    statement = _select_events(by, query).order_by(audit_events.c.seq.desc()).limit(query.limit)
     return [_event(row) for row in tx.connection.execute(statement)]
 
 
 def find_extent(tx: Transaction, by: Principal, org_id: str) -> ChainExtent:
-    """Return where a chain begins and ends now, in one statement and so of one moment."""
+    """Return where a chain begins and ends, read in one statement and therefore consistent."""
     _require_reader(by, org_id)
     events = select(func.min(audit_events.c.seq), func.max(audit_events.c.seq)).where(
         audit_events.c.org_id == org_id
@@ -209,43 +209,42 @@ def find_extent(tx: Transaction, by: Principal, org_id: str) -> ChainExtent:
 def read_events(
     tx: Transaction, by: Principal, query: AuditQuery, after: int, last: int
 ) -> EventPage:
-    """Return the events among the next 500 behind `after`, up to `last`, that fit `query`.
+    """Return the events that match `query` among the next 500 after `after`, up to `last`.
 
-    Where few events fit, a page may be empty though others follow: one call reads no more of the
-    chain than another.
+    A page can be empty although matches follow, because each call reads at most 500 events.
     """
     by.require(Permission.AUDIT_READ)
     end = min(after + PAGE, last)
     seq = audit_events.c.seq
-    statement = _filtered(by, query).where(seq > after, seq <= end).order_by(seq)
-    found = [_event(row) for row in tx.connection.execute(statement)]
-    if not found and end < last:
-        # Where numbers are missing, to go on by PAGE could take for ever.
-        behind = select(func.min(seq)).where(
+    statement = _select_events(by, query).where(seq > after, seq <= end).order_by(seq)
+    events = [_event(row) for row in tx.connection.execute(statement)]
+    if not events and end < last:
+        # Skip to the next existing number: a large gap would take far too many pages.
+        next_query = select(func.min(seq)).where(
             audit_events.c.org_id == by.org_id, seq > end, seq <= last
         )
-        following = tx.connection.execute(behind).scalar_one()
-        end = last if following is None else following - 1
-    return EventPage(found, end)
+        next_seq = tx.connection.execute(next_query).scalar_one()
+        end = last if next_seq is None else next_seq - 1
+    return EventPage(events, end)
 
 
 def list_chains(tx: Transaction, by: Principal) -> list[tuple[str, str]]:
-    """Return (name, organization id) of every chain, those of deleted organizations too."""
+    """Return (name, organization id) of every chain, including those of deleted organizations."""
     by.require_operator()
     slugs = select(organizations.c.id, organizations.c.slug).order_by(organizations.c.slug)
-    named = {row.id: row.slug for row in tx.connection.execute(slugs)}
-    # A head without its organization is one whose rows were removed by hand.
+    names = {row.id: row.slug for row in tx.connection.execute(slugs)}
+    # A head without an organization: its row was deleted by hand.
     heads = tx.connection.execute(select(audit_heads.c.org_id).order_by(audit_heads.c.org_id))
     for org_id in heads.scalars():
-        named.setdefault(org_id, org_id)
-    named.pop(DEPLOYMENT, None)
-    return [(DEPLOYMENT, DEPLOYMENT), *((name, org_id) for org_id, name in named.items())]
+        names.setdefault(org_id, org_id)
+    names.pop(DEPLOYMENT, None)
+    return [(DEPLOYMENT, DEPLOYMENT), *((name, org_id) for org_id, name in names.items())]
 
 
 def read_links(
     tx: Transaction, by: Principal, org_id: str, after: int, last: int
 ) -> list[ChainLink]:
-    """Return the next 500 links of a chain behind `after`, up to `last`.
+    """Return the next 500 links of a chain after `after`, up to `last`.
 
     Raises `LiveKeyRequired` for a test key, because a chain spans both environments.
     """
@@ -259,12 +258,13 @@ def read_links(
         .limit(PAGE)
     )
     return [
-        (r.seq, r.key_version, _chained(r), bytes(r.mac)) for r in tx.connection.execute(statement)
+        (row.seq, row.key_version, _linked_fields(row), bytes(row.mac))
+        for row in tx.connection.execute(statement)
     ]
 
 
 def export_head(tx: Transaction, by: Principal, org_id: str) -> str:
-    """Return the chain's present end, signed, to be kept somewhere else.
+    """Return the chain's current head, signed, to be stored outside the deployment.
 
     Raises `LiveKeyRequired` for a test key.
     """
@@ -284,17 +284,20 @@ def _require_reader(by: Principal, org_id: str) -> None:
 
 
 def compare_head(tx: Transaction, by: Principal, org_id: str, signed_head: str) -> list[Break]:
-    """Return how a chain differs from an earlier `export_head` of it.
+    """Return how a chain differs from a head exported earlier with `export_head`.
 
-    Raises `InvalidRequest` if that head was not signed by this deployment for this chain, and
+    Raises `InvalidRequest` if this deployment did not sign that head for this chain, and
     `LiveKeyRequired` for a test key.
     """
     _require_reader(by, org_id)
     by.require_live()
-    opened = (open_head(key, signed_head) for key in tx.vault.audit_keys.values())
-    head: Head | None = next((h for h in opened if h is not None), None)
+    heads = (open_head(key, signed_head) for key in tx.vault.audit_keys.values())
+    head: Head | None = next((head for head in heads if head is not None), None)
     if head is None or head.org_id != org_id:
-        raise InvalidRequest("That head was not signed by this deployment for this chain.")
+        raise InvalidRequest(
+            "This deployment did not sign that head for this chain; give the unchanged text of a "
+            "head that was exported from it."
+        )
     if head.seq == 0:
         return []
     mac = tx.connection.execute(
@@ -303,26 +306,26 @@ def compare_head(tx: Transaction, by: Principal, org_id: str, signed_head: str) 
         )
     ).scalar_one_or_none()
     if mac is None:
-        return [Break(head.seq, "the exported head names an event that is gone")]
+        return [Break(head.seq, "the exported head names an event that no longer exists")]
     if bytes(mac) != head.mac:
-        return [Break(head.seq, "the exported head names another event than stands there now")]
+        return [Break(head.seq, "the event with this number differs from the exported head")]
     return []
 
 
-def _filtered(by: Principal, query: AuditQuery) -> Select[Any]:
+def _select_events(by: Principal, query: AuditQuery) -> Select[Any]:
     statement = select(audit_events).where(audit_events.c.org_id == by.org_id)
     if by.sees_test_alone:
         statement = statement.where(
             audit_events.c.environment == by.environment,
-            audit_events.c.target_kind.in_(_OF_AN_ENVIRONMENT),
+            audit_events.c.target_kind.in_(_ENVIRONMENT_TARGETS),
         )
     if query.action:
         statement = statement.where(audit_events.c.action == query.action)
     if query.actor_id:
         statement = statement.where(audit_events.c.actor_id == query.actor_id)
     if query.actor:
-        named = (audit_events.c.actor_id, audit_events.c.actor_label)
-        statement = statement.where(or_(*(column == query.actor for column in named)))
+        columns = (audit_events.c.actor_id, audit_events.c.actor_label)
+        statement = statement.where(or_(*(column == query.actor for column in columns)))
     if query.target_id:
         statement = statement.where(audit_events.c.target_id == query.target_id)
     if query.since is not None:
@@ -334,7 +337,7 @@ def _filtered(by: Principal, query: AuditQuery) -> Select[Any]:
     return statement
 
 
-def _chained(row: Row[Any]) -> dict[str, str | int]:
+def _linked_fields(row: Row[Any]) -> dict[str, str | int]:
     return {name: value for name, value in row._mapping.items() if name != "mac"}  # noqa: SLF001
 
 

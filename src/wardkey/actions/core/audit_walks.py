@@ -1,4 +1,4 @@
-"""Walks along whole audit chains, a page at a time, so that no transaction stays open."""
+"""Reading whole audit chains page by page, so no transaction stays open for long."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from wardkey.domain.principal import Principal
 def export_events(
     database: Database, by: Principal, query: AuditQuery
 ) -> Iterator[list[AuditEvent]]:
-    """Yield the organization's events that fit `query`, oldest first, in pages; some are empty.
+    """Yield the organization's events that match `query`, oldest first, in pages; some are empty.
 
-    All events are there that were recorded when the first page is asked for, and no later ones.
-    Between pages no transaction is open: events are only ever added, so nothing is missed. An
-    export may take minutes, so each page is only for a caller who may still read it.
+    Events recorded after the first page was requested are not included. No transaction is open
+    between pages; the log is append-only, so no event is missed. An export can take minutes, so
+    the caller's permissions are checked again for each page.
     """
     with database.read() as tx:
         extent = find_extent(tx, by, by.org_id)
@@ -48,31 +48,30 @@ def verify_chain(
     signed_head: str = "",
     within_s: float | None = None,
 ) -> tuple[int, list[Break]]:
-    """Check every link of one chain; return how many events it has, and each break found.
+    """Check every link of one chain; return the number of its events, and all breaks.
 
-    The chain is checked up to where it ends at the beginning. `signed_head` is an earlier
-    `export_head`: with it, a chain cut off at its end shows too. Raises `InvalidRequest` if that
-    head was not signed by this deployment for this chain, `Overloaded` if the walk takes longer
-    than `within_s` seconds.
+    Events added meanwhile are not checked. `signed_head` is a result of `export_head`; with it, a
+    truncated chain is detected too. Raises `InvalidRequest` if this deployment did not sign that
+    head for this chain, and `Overloaded` if the check takes longer than `within_s` seconds.
     """
     with database.read() as tx:
         extent = find_extent(tx, by, org_id)
-        differing = compare_head(tx, by, org_id, signed_head) if signed_head else []
-    ends = None if within_s is None else time.monotonic() + within_s
-    links = _links(database, by, org_id, extent, ends)
+        differences = compare_head(tx, by, org_id, signed_head) if signed_head else []
+    deadline = None if within_s is None else time.monotonic() + within_s
+    links = _iter_links(database, by, org_id, extent, deadline)
     breaks = check(links, database.vault.audit_keys, extent.head)
-    return (extent.head[0] if extent.head else 0), breaks + differing
+    return (extent.head[0] if extent.head else 0), breaks + differences
 
 
-def _links(
-    database: Database, by: Principal, org_id: str, extent: ChainExtent, ends: float | None
+def _iter_links(
+    database: Database, by: Principal, org_id: str, extent: ChainExtent, deadline: float | None
 ) -> Iterator[ChainLink]:
     after = extent.first - 1
     while after < extent.last:
-        if ends is not None and time.monotonic() > ends:
+        if deadline is not None and time.monotonic() > deadline:
             raise Overloaded(
-                "The chain is too long to be checked in one call; `wardkey audit verify` on the "
-                "server takes the time that it needs."
+                "The chain is too long to check in one call; run `wardkey audit verify` on the "
+                "server, which has no time limit."
             )
         with database.read() as tx:
             page = read_links(tx, by, org_id, after, extent.last)

@@ -1,4 +1,4 @@
-"""Whether the caller still is, in a later transaction, what the door found before it."""
+"""Caller authority: judges an authenticated caller again in the transaction of its action."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.times import SESSION_IDLE_MS
 from wardkey.domain.verdict import page_allowed
 
-_OF: BindParameter[str] = bindparam("of_id")
+_ID: BindParameter[str] = bindparam("of_id")
 _KID: BindParameter[str] = bindparam("of_kid")
 _NOW: BindParameter[int] = bindparam("at", type_=BigInteger)
 _SIGN_INS = (
     exists()
     .where(
         user_tokens.c.kid == _KID,
-        user_tokens.c.user_id == _OF,
+        user_tokens.c.user_id == _ID,
         user_tokens.c.ended_at.is_(None),
         user_tokens.c.expires_at > _NOW,
     )
@@ -49,7 +49,7 @@ _SIGN_INS = (
     exists()
     .where(
         browser_sessions.c.id == bindparam("of_session"),
-        browser_sessions.c.user_id == _OF,
+        browser_sessions.c.user_id == _ID,
         browser_sessions.c.ended_at.is_(None),
         browser_sessions.c.expires_at > _NOW,
         browser_sessions.c.seen_at > _NOW - SESSION_IDLE_MS,
@@ -57,7 +57,7 @@ _SIGN_INS = (
     .label("has_session"),
 )
 # Built once: constructing a statement costs more than running it.
-_PERSON = select(*_SIGN_INS)
+_USER = select(*_SIGN_INS)
 _MEMBER = (
     select(
         members.c.role,
@@ -66,7 +66,7 @@ _MEMBER = (
         *_SIGN_INS,
     )
     .join(organizations, organizations.c.id == members.c.org_id)
-    .where(members.c.user_id == _OF, members.c.org_id == bindparam("of_org"))
+    .where(members.c.user_id == _ID, members.c.org_id == bindparam("of_org"))
 )
 _KEY = (
     select(
@@ -86,51 +86,53 @@ _KEY = (
     )
     .join(organizations, organizations.c.id == keys.c.org_id)
     .outerjoin(secrets, (secrets.c.key_id == keys.c.id) & (secrets.c.kid == _KID))
-    .where(keys.c.id == _OF, keys.c.org_id == bindparam("of_org"))
+    .where(keys.c.id == _ID, keys.c.org_id == bindparam("of_org"))
 )
 _STATEMENTS = {
     PrincipalKind.KEY: _KEY,
     PrincipalKind.MEMBER: _MEMBER,
-    PrincipalKind.USER: _PERSON,
+    PrincipalKind.USER: _USER,
 }
 
 
 @dataclass(slots=True)
 class CallerAuthority:
-    """What callers may do by now, read once each in one transaction.
+    """The current rights of callers, read once per caller in one transaction.
 
-    Writers stand in line, so what one of them reads here stays true until its commit.
+    Writes are serialized, so the rights that a write reads here can't change before its commit.
     """
 
     tx: Transaction
     _rows: dict[tuple[str, ...], Row[Any] | None] = field(default_factory=dict)
 
     def recheck(self, by: Principal) -> Principal:
-        """Return the caller with what is left of the permissions that the door found.
+        """Return the caller with the permissions that remain of those it was authenticated with.
 
-        Raises what a request that came now would be refused with: the credential ended, or is
-        bound to another address or origin; the person is no member any more, or the organization
-        is suspended.
+        Raises the error that a new request would get: the credential has ended or is not allowed
+        from this address or origin, the user is no longer a member, or the organization is
+        suspended.
         """
         if by.kind not in _STATEMENTS or not by.id:
             return by
         name = (by.kind, by.id, by.org_id, by.kid, by.session_id)
         if name not in self._rows:
-            asked = {
+            parameters = {
                 "of_id": by.id,
                 "of_org": by.org_id,
                 "of_kid": by.kid,
                 "of_session": by.session_id,
                 "at": self.tx.now,
             }
-            self._rows[name] = self.tx.connection.execute(_STATEMENTS[by.kind], asked).one_or_none()
+            self._rows[name] = self.tx.connection.execute(
+                _STATEMENTS[by.kind], parameters
+            ).one_or_none()
         row = self._rows[name]
         if by.kind is PrincipalKind.KEY:
-            return _key(by, row, self.tx.now)
-        return _person(by, row)
+            return _recheck_key(by, row, self.tx.now)
+        return _recheck_user(by, row)
 
 
-def _person(by: Principal, row: Row[Any] | None) -> Principal:
+def _recheck_user(by: Principal, row: Row[Any] | None) -> Principal:
     if row is None:
         raise OrganizationNotFound
     if by.kid and not row.has_token:
@@ -149,7 +151,7 @@ def _person(by: Principal, row: Row[Any] | None) -> Principal:
     return replace(by, role=role, permissions=by.permissions & ROLE_TABLE[role])
 
 
-def _key(by: Principal, row: Row[Any] | None, now: int) -> Principal:
+def _recheck_key(by: Principal, row: Row[Any] | None, now: int) -> Principal:
     if row is None or (by.kid and row.kid is None):
         raise Unknown
     if row.revoked_at is not None or row.secret_revoked_at is not None:

@@ -1,4 +1,4 @@
-"""The list of passwords that many people have, which a guess tries first."""
+"""The list of common passwords, the first that an attacker tries."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from functools import lru_cache
 from pathlib import Path
 
 _LIST = Path(__file__).with_name("common_passwords.txt.gz")
-_SHORTEST = 4
+_MIN_LENGTH = 4
 
 
 @lru_cache(maxsize=1)
-def _common() -> frozenset[str]:
+def _load_list() -> frozenset[str]:
     return frozenset(gzip.decompress(_LIST.read_bytes()).decode().split())
 
 
 def is_common(password: str) -> bool:
-    """Tell whether a password is on the list, by itself, repeated, or with digits and signs around.
+    """Return whether a password is common, also when repeated or wrapped in digits and symbols.
 
-    The list has 10,000, in lower case.
+    The list has 10,000 passwords, in lower case.
     """
     folded = password.casefold()
-    bare = folded.strip("0123456789!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ ")
+    core = folded.strip("0123456789!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ ")
     return any(
-        len(text) >= _SHORTEST and text in _common()
-        for whole in (folded, bare)
-        for text in (whole, _repeated(whole))
+        len(text) >= _MIN_LENGTH and text in _load_list()
+        for whole in (folded, core)
+        for text in (whole, _shortest_period(whole))
     )
 
 
-def _repeated(text: str) -> str:
-    """Return the shortest part that `text` is made of by repetition."""
+def _shortest_period(text: str) -> str:
+    """Return the shortest string that gives `text` when repeated."""
     return text[: (text + text).find(text, 1)] if text else text

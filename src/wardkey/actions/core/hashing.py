@@ -1,4 +1,4 @@
-"""Argon2 in this process: how many hashes run at once, and how many may wait for their turn."""
+"""Password hashing with Argon2: limits how many hashes run at once and how many may wait."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ T = TypeVar("T")
 Job = tuple[Future[Any], Callable[[], Any]]
 
 # Each hash takes 64 MiB and a core for tens of milliseconds.
-AT_ONCE = 2
+MAX_CONCURRENT = 2
 _RETRY_S = 2.0
 _hasher = PasswordHasher()
 
 
 class Line(IntEnum):
-    """The two queues of the gate, served alternately; the value is how many may wait.
+    """The gate's two queues, served alternately; the value is the length of the queue.
 
-    A waiting REQUEST holds one of the framework's 40 threads. A waiting LOGIN holds none, but its
-    broker gives up after two seconds, and at most 48 logins are judged at once (`broker_link`).
+    A waiting REQUEST occupies one of the framework's 40 threads. A waiting LOGIN occupies none, but
+    its broker gives up after two seconds, and at most 48 logins are checked at once
+    (`broker_link`).
     """
 
     REQUEST = 16
@@ -38,30 +39,30 @@ class Line(IntEnum):
 
 
 class HashingGate:
-    """Runs password hashes: `AT_ONCE` at a time, those that wait in bounded queues.
+    """Runs at most `MAX_CONCURRENT` password hashes at a time and queues the rest.
 
-    Each address (an IPv6 /64) has an equal share of a full queue. Work beyond that fails at once
-    with `Overloaded`, which says nothing about the password.
+    Addresses (IPv6: /64 networks) share a full queue equally. Work beyond that fails immediately
+    with `Overloaded`, without checking the password.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running = 0
-        self._lines = {line: FairQueue[Job](line) for line in Line}
-        # The line that is served next; each one moves to the end when it was served.
+        self._queues = {line: FairQueue[Job](line) for line in Line}
+        # The first queue is served next; it then moves to the end.
         self._order = list(Line)
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="wardkey-hashing")
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENT, thread_name_prefix="wardkey-hashing")
 
     def submit(self, line: Line, address: str, work: Callable[[], T]) -> Future[T]:
-        """Return the future result of `work`, which hashes; it may fail with `Overloaded`."""
+        """Return the future result of `work`, a hashing job; it may fail with `Overloaded`."""
         future: Future[T] = Future()
         dropped = None
         with self._lock:
-            if self._running < AT_ONCE:
+            if self._running < MAX_CONCURRENT:
                 self._running += 1
                 self._threads.submit(self._run, future, work)
             else:
-                dropped = self._lines[line].put(network_of(address), (future, work))
+                dropped = self._queues[line].put(network_of(address), (future, work))
         # Outside the lock, because callbacks of the future run here.
         if dropped is not None and dropped[0].set_running_or_notify_cancel():
             dropped[0].set_exception(Overloaded(retry_after_s=_RETRY_S))
@@ -75,23 +76,23 @@ class HashingGate:
                 except BaseException as error:  # noqa: BLE001 - belongs to the caller
                     future.set_exception(error)
             with self._lock:
-                following = self._next()
-                if following is None:
+                next_job = self._take_next()
+                if next_job is None:
                     self._running -= 1
                     return
-            future, work = following
+            future, work = next_job
 
-    def _next(self) -> Job | None:
+    def _take_next(self) -> Job | None:
         for line in tuple(self._order):
-            following = self._lines[line].take()
-            if following is not None:
+            job = self._queues[line].take()
+            if job is not None:
                 self._order.remove(line)
                 self._order.append(line)
-                return following
+                return job
         return None
 
 
-# One for the process, because the memory and the cores that it protects are.
+# One per process, like the memory and cores that it protects.
 _gate = HashingGate()
 
 
@@ -104,7 +105,7 @@ def hash_password(password: str, address: str) -> str:
 
 
 def check_password(known_hash: str | None, password: str, address: str) -> bool:
-    """Return whether a password fits; a missing hash takes as long and never fits.
+    """Return whether a password matches; a missing hash takes as long and never matches.
 
     Raises `Overloaded`.
     """
@@ -117,15 +118,15 @@ def submit(line: Line, address: str, work: Callable[[], T]) -> Future[T]:
 
 
 def verify(known_hash: str | None, password: str) -> bool:
-    """Return whether a password fits, hashing in this thread: only for work given to `submit`."""
+    """Return whether a password matches, hashing in this thread: only for work in `submit`."""
     try:
-        _hasher.verify(known_hash or _unmatched_hash(), password)
+        _hasher.verify(known_hash or _dummy_hash(), password)
     except Argon2Error:
         return False
     return known_hash is not None
 
 
 @cache
-def _unmatched_hash() -> str:
-    """Return the hash of an unknown text, so that an unknown name costs as much as a known one."""
+def _dummy_hash() -> str:
+    """Return the hash of a random text, so unknown user names take as long as known ones."""
     return _hasher.hash(random_text(32))

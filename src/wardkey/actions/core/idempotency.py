@@ -1,4 +1,4 @@
-"""Answers kept for ten minutes under an Idempotency-Key, so that a retry gets the same secret."""
+"""Idempotency keys: a repeated request gets the first response again for ten minutes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PLAIN = re.compile(r"[\x21-\x7e]{22,255}")
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """What binds a kept answer: the header's text, the route, the body and the credential."""
+    """The parts of a request that identify a retry: Idempotency-Key, route, body and credential."""
 
     key: str = field(repr=False)
     route: str
@@ -33,14 +33,15 @@ class Retry:
 
 
 def check_idempotency_key(text: str) -> str:
-    """Return a key that can hold 128 bits of randomness; raises `WeakIdempotencyKey`.
+    """Return the key if it can hold 128 bits of randomness; raises `WeakIdempotencyKey`.
 
-    That is 32 hexadecimal digits (a UUID) or 22 other visible ASCII characters, not all alike.
+    It needs 32 hexadecimal digits (a UUID) or 22 other visible ASCII characters, and at least 8
+    different characters.
     """
-    long_enough = _PLAIN.fullmatch(text) is not None
-    if long_enough and _HEX.fullmatch(text):
-        long_enough = len(text.replace("-", "")) >= 32  # noqa: PLR2004 - 4 bits each
-    if not long_enough or len(set(text)) < 8:  # noqa: PLR2004 - "aaaa…" is no randomness
+    is_long_enough = _PLAIN.fullmatch(text) is not None
+    if is_long_enough and _HEX.fullmatch(text):
+        is_long_enough = len(text.replace("-", "")) >= 32  # noqa: PLR2004 - 4 bits each
+    if not is_long_enough or len(set(text)) < 8:  # noqa: PLR2004 - "aaaa…" is not random
         raise WeakIdempotencyKey
     return text
 
@@ -53,24 +54,24 @@ def run_idempotently(
     *,
     needs: Permission,
 ) -> dict[str, object]:
-    """Return `act()`, or what it returned to the same caller's same request before.
+    """Run `act`, or return the stored response of the same caller's same request.
 
-    A kept answer holds a secret, so it too goes only to a caller who has the permission `needs`.
+    A stored response contains a secret, so reading it requires the permission `needs` too.
 
-    The answer is sealed under a key that needs the master key, the Idempotency-Key and the
-    caller's credential, so the row alone gives nobody the secret in it. The same key from another
-    credential is another request. Raises `IdempotencyKeyReused`, `WeakIdempotencyKey`.
+    The response is sealed under a key derived from the master key, the Idempotency-Key and the
+    caller's credential, so the row alone does not reveal the secret. The same key with another
+    credential is a different request. Raises `IdempotencyKeyReused`, `WeakIdempotencyKey`.
     """
     by.require(needs)
     text = check_idempotency_key(retry.key).encode()
     name = f"{by.kind}\0{by.id}\0{by.org_id}\0{by.environment}\0{retry.route}".encode()
-    named = name + b"\0" + retry.credential + text
-    row_id = blake2b(named, key=tx.vault.key_for("idempotency-id"), digest_size=32).digest()
-    bound = blake2b(text + b"\0" + retry.credential, digest_size=32).digest()
-    sealing = tx.vault.key_for("idempotency-answer", bound)
-    # A body may hold a password, which could be guessed from a hash without a key.
-    comparing = tx.vault.key_for("idempotency-body", bound)
-    body_digest = blake2b(retry.body, key=comparing, digest_size=32).digest()
+    identity = name + b"\0" + retry.credential + text
+    row_id = blake2b(identity, key=tx.vault.key_for("idempotency-id"), digest_size=32).digest()
+    context = blake2b(text + b"\0" + retry.credential, digest_size=32).digest()
+    sealing_key = tx.vault.key_for("idempotency-answer", context)
+    # A keyed hash, because the body may contain a password that a plain hash would let one guess.
+    body_key = tx.vault.key_for("idempotency-body", context)
+    body_digest = blake2b(retry.body, key=body_key, digest_size=32).digest()
     tx.connection.execute(
         delete(idempotency).where(idempotency.c.created_at <= tx.now - KEPT_ANSWERS_MS)
     )
@@ -78,15 +79,15 @@ def run_idempotently(
     if row is not None:
         if bytes(row.body_digest) != body_digest:
             raise IdempotencyKeyReused
-        answer: dict[str, object] = json.loads(unseal(sealing, bytes(row.sealed), row_id))
-        return answer
-    answer = act()
+        stored: dict[str, object] = json.loads(unseal(sealing_key, bytes(row.sealed), row_id))
+        return stored
+    response = act()
     tx.connection.execute(
         insert(idempotency).values(
             id=row_id,
             body_digest=body_digest,
-            sealed=seal(sealing, json.dumps(answer).encode(), row_id),
+            sealed=seal(sealing_key, json.dumps(response).encode(), row_id),
             created_at=tx.now,
         )
     )
-    return answer
+    return response

@@ -1,4 +1,4 @@
-"""The one runner of actions: transaction, commit, and the minute notes of what was refused."""
+"""Runs actions: transaction, commit, confirmation, and aggregated audit events for refusals."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ R = TypeVar("R")
 
 @dataclass(slots=True)
 class AuditAggregator:
-    """What known callers do too often for an audit event each: refusals, uses of service keys.
+    """Counts refused attempts and uses of service keys, too frequent for an audit event each.
 
-    One event a minute stands for all that are alike, so that the audit cannot flood the disk.
+    One aggregated event per minute covers all alike, so the audit log can't fill the disk.
     """
 
     pending: dict[tuple[str, str, str, str], tuple[Principal, int]] = field(default_factory=dict)
@@ -33,14 +33,14 @@ class AuditAggregator:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def aggregate(self, by: Principal, action: str, what: str) -> None:
-        """Count one; where the first came from stands for the others of its minute."""
+        """Count an occurrence; the event has the client address of the minute's first one."""
         name = (by.id, by.org_id, action, what)
         with self.lock:
             first, count = self.pending.get(name, (by, 0))
             self.pending[name] = (first, count + 1)
 
     def take(self, now: int, *, everything: bool = False) -> list[tuple[Principal, str, str, int]]:
-        """Return what is due: the first of its kind at once, the rest when its minute is over."""
+        """Return the counts that are due: the first of a kind at once, more after a minute."""
         with self.lock:
             self.written_at = {k: at for k, at in self.written_at.items() if now - at < MINUTE_MS}
             due = [name for name in self.pending if everything or name not in self.written_at]
@@ -52,7 +52,7 @@ class AuditAggregator:
             return taken
 
     def put_back(self, taken: list[tuple[Principal, str, str, int]]) -> None:
-        """Keep for the next time what could not be written."""
+        """Take back the counts that could not be written, for the next attempt."""
         with self.lock:
             for by, action, what, count in taken:
                 name = (by.id, by.org_id, action, what)
@@ -63,16 +63,16 @@ class AuditAggregator:
 
 @dataclass(slots=True)
 class Runner:
-    """Runs an action as somebody: in one transaction, and its refusal noted for the audit.
+    """Runs an action for a principal in one transaction, and counts refusals for the audit.
 
-    `confirm` waits after a commit until every verifier knows it; before, `end_sessions` ends what
-    is live on MQTT of those whom the change concerned. It is None without messaging.
+    After a commit, `end_sessions` ends the affected MQTT sessions (None without messaging); then
+    `confirm` waits until every verifier has applied the change.
     """
 
     database: Database
     confirm: Callable[[str, int], Confirmation]
     end_sessions: Callable[[SessionImpact], EndedSessions] | None = None
-    notes: AuditAggregator = field(default_factory=AuditAggregator)
+    aggregator: AuditAggregator = field(default_factory=AuditAggregator)
 
     def write(
         self,
@@ -81,9 +81,9 @@ class Runner:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run an action that writes; when this returns, what it did binds every verifier.
+        """Run an action that writes; once this returns, its change has reached every verifier.
 
-        Who calls is looked at again first: raises what `CallerAuthority.recheck` raises.
+        The caller is judged again first, so this raises what `CallerAuthority.recheck` raises.
         """
         return self.write_confirmed(action, by, *args, **kwargs)[0]
 
@@ -94,21 +94,21 @@ class Runner:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> tuple[R, Confirmation]:
-        """Run an action as `change` does, and tell how far it has reached."""
+        """Run an action as `write` does; also return the confirmed reach of the change."""
         with self.audit_refusals(action.__name__, by), self.database.write() as tx:
-            done = action(tx, CallerAuthority(tx).recheck(by), *args, **kwargs)
-        # What changed nothing is confirmed too: an earlier caller may still be waiting for it.
+            result = action(tx, CallerAuthority(tx).recheck(by), *args, **kwargs)
+        # Confirm even if nothing changed: the earlier change that did may not be confirmed yet.
         revision = tx.revision - (not tx.position)
         sessions = None if self.end_sessions is None else EndedSessions()
         if self.end_sessions is not None:
-            for other in sorted(tx.affected_scopes):
+            for scope in sorted(tx.affected_scopes):
                 everyone = frozenset({ALL_SUBJECTS})
-                self.end_sessions(SessionImpact(other, tx.epoch, revision, everyone))
+                self.end_sessions(SessionImpact(scope, tx.epoch, revision, everyone))
         if self.end_sessions is not None and tx.affected_subjects:
             sessions = self.end_sessions(
                 SessionImpact(by.scope, tx.epoch, revision, frozenset(tx.affected_subjects))
             )
-        return done, replace(self.confirm(tx.epoch, revision), sessions=sessions)
+        return result, replace(self.confirm(tx.epoch, revision), sessions=sessions)
 
     def read(
         self,
@@ -117,13 +117,13 @@ class Runner:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run an action that only reads, on one snapshot."""
+        """Run an action that only reads, in one snapshot."""
         with self.audit_refusals(action.__name__, by), self.database.read() as tx:
             return action(tx, by, *args, **kwargs)
 
-    def write_notes(self, *, everything: bool = False) -> None:
-        """Write what is due as audit events, each with its count; what fails is kept for later."""
-        due = self.notes.take(self.database.clock(), everything=everything)
+    def write_aggregated_events(self, *, everything: bool = False) -> None:
+        """Write the due counts as audit events; after a failure they are kept for later."""
+        due = self.aggregator.take(self.database.clock(), everything=everything)
         if not due:
             return
         try:
@@ -132,19 +132,19 @@ class Runner:
                     details = {"what": what, "count": count}
                     record(tx, by, action, Target(by.kind, by.id), details)
         except Exception:
-            self.notes.put_back(due)
+            self.aggregator.put_back(due)
             raise
 
     @contextmanager
     def audit_refusals(self, attempt: str, by: Principal) -> Iterator[None]:
-        """Note a refusal of `by` in the block for the audit, and let it go on."""
+        """Count a refusal of `by` within the block for the audit; the error propagates."""
         try:
             yield
-        except Forbidden as failure:
-            self.note_refusal(attempt, by, failure)
+        except Forbidden as error:
+            self.note_refusal(attempt, by, error)
             raise
 
-    def note_refusal(self, attempt: str, by: Principal, failure: Forbidden) -> None:
-        """Note a refusal of `by` for the audit."""
+    def note_refusal(self, attempt: str, by: Principal, error: Forbidden) -> None:
+        """Count a refusal of `by` for the audit; the operator's are not counted."""
         if by.kind is not PrincipalKind.OPERATOR:
-            self.notes.aggregate(by, "attempt.refused", f"{attempt}: {failure.code}")
+            self.aggregator.aggregate(by, "attempt.refused", f"{attempt}: {error.code}")

@@ -1,4 +1,4 @@
-"""Ends what a key or a person made, and live sessions with it, when either ends."""
+"""Ends the grants and invitations of a key or user, and marks the MQTT sessions affected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 
 # Built once: constructing a statement costs more than running it.
-_OF_KEY = (
+_GRANT_OF_KEY = (
     select(grants.c.kid)
     .where(
         grants.c.key_id == bindparam("of_key"),
@@ -28,19 +28,19 @@ _OF_KEY = (
 
 
 def has_live_grants(tx: Transaction, org_id: str, key_id: str) -> bool:
-    """Tell whether a key made grants that have not expired."""
-    asked = {"of_org": org_id, "of_key": key_id, "at": tx.now}
-    return tx.connection.execute(_OF_KEY, asked).first() is not None
+    """Return whether a key made grants that have not expired."""
+    parameters = {"of_org": org_id, "of_key": key_id, "at": tx.now}
+    return tx.connection.execute(_GRANT_OF_KEY, parameters).first() is not None
 
 
 def mark_affected_sessions(tx: Transaction, org_id: str, key_id: str) -> None:
-    """Have live sessions looked at before the change returns, if the key may have opened some."""
+    """Have live sessions checked before the change returns, if the key has live grants."""
     if has_live_grants(tx, org_id, key_id):
         tx.affected_subjects.add(ALL_SUBJECTS)
 
 
 def cut_off(tx: Transaction, by: Principal, kind: CutoffKind, subject: str, revision: int) -> None:
-    """End every grant of a subject up to a revision; the caller has asked and records it."""
+    """End a subject's grants up to a revision; the caller checks permissions and records it."""
     name = {
         "org_id": by.org_id,
         "environment": by.environment,
@@ -48,14 +48,14 @@ def cut_off(tx: Transaction, by: Principal, kind: CutoffKind, subject: str, revi
         "subject": subject,
     }
     values = {"revision": revision, "at": tx.now}
-    there = [grant_cutoffs.c[column] == value for column, value in name.items()]
-    changed = tx.connection.execute(update(grant_cutoffs).where(*there).values(values))
+    conditions = [grant_cutoffs.c[column] == value for column, value in name.items()]
+    changed = tx.connection.execute(update(grant_cutoffs).where(*conditions).values(values))
     if not changed.rowcount:
         tx.connection.execute(insert(grant_cutoffs).values(name | values))
 
 
 def end_grants_of_key(tx: Transaction, by: Principal, key_id: str) -> None:
-    """End all grants that a key made, because it may no longer make them."""
+    """End all grants made with a key that lost the permission to make them."""
     cut_off(tx, by, CutoffKind.KEY, key_id, tx.revision)
     mark_affected_sessions(tx, by.org_id, key_id)
 
@@ -69,25 +69,25 @@ def end_own_grants(
     *,
     keeps_topics: bool = False,
 ) -> None:
-    """End the grants that a person made, such as the ones of live topics.
+    """End the grants that a user made, for example for live topics.
 
-    In one organization, or in all in which that person is a member if `org_id` is empty;
-    `keeps_topics` leaves the grants for the person's own address.
+    They end in `org_id`, or if it is empty in every organization of the user. `keeps_topics` keeps
+    the grants for the user's own address.
     """
-    own = select(members.c.org_id).where(members.c.user_id == user_id)
-    # Grants older than the column name no maker; those for the person's own address count.
-    older = and_(
+    own_orgs = select(members.c.org_id).where(members.c.user_id == user_id)
+    # Grants older than the column `member_id` count if they are for the user's own address.
+    without_maker = and_(
         grants.c.member_id == "",
         grants.c.user_email == email.lower(),
         grants.c.key_id == "",
         grants.c.provider_id == "",
     )
     conditions = [
-        or_(grants.c.member_id == user_id, older),
+        or_(grants.c.member_id == user_id, without_maker),
         grants.c.revoked_at.is_(None),
         or_(grants.c.expires_at > tx.now, grants.c.refreshable_until > tx.now),
     ]
-    conditions.append(grants.c.org_id == org_id if org_id else grants.c.org_id.in_(own))
+    conditions.append(grants.c.org_id == org_id if org_id else grants.c.org_id.in_(own_orgs))
     if keeps_topics:
         conditions.append(grants.c.user_email != email.lower())
     ended = tx.connection.execute(
@@ -96,16 +96,15 @@ def end_own_grants(
         .values(revoked_at=tx.now)
         .returning(grants.c.org_id, grants.c.environment)
     ).all()
-    for (of_org, environment), count in Counter(map(tuple, ended)).items():
+    for (grant_org_id, environment), count in Counter(map(tuple, ended)).items():
         details = {"of": "person", "subject": email.lower(), "live": count}
-        record(
-            tx, by, "grants.revoked", Target("grant", email.lower()[:64]), details, org_id=of_org
-        )
-        tx.affected_scopes.add(TenantScope(of_org, Environment(environment)))
+        target = Target("grant", email.lower()[:64])
+        record(tx, by, "grants.revoked", target, details, org_id=grant_org_id)
+        tx.affected_scopes.add(TenantScope(grant_org_id, Environment(environment)))
 
 
 def end_invitations(tx: Transaction, by: Principal, created_by: str) -> None:
-    """Revoke the pending invitations that a member or a key sent: each is a way back in."""
+    """Revoke the pending invitations of a member or key, who could use them to come back."""
     ended = tx.connection.execute(
         update(invitations)
         .where(

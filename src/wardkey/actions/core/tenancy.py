@@ -1,4 +1,4 @@
-"""The organization that an action changes."""
+"""Loads the organization of an action and checks that it is active."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _ORGANIZATION = select(organizations.c.name, organizations.c.suspended_at).where
 
 
 def open_organization(tx: Transaction, by: Principal) -> str:
-    """Return the name of the caller's organization; raises `OrganizationSuspended`."""
+    """Return the name of the caller's organization.
+
+    Raises `OrganizationSuspended` if it is suspended or deleted.
+    """
     row = tx.connection.execute(_ORGANIZATION, {"of_org": by.org_id}).one_or_none()
     if row is None or row.suspended_at is not None:
         raise OrganizationSuspended

@@ -1,4 +1,4 @@
-"""Moving here: keys issued elsewhere, imported by the hash of their text under a prefix."""
+"""Importing keys issued elsewhere, by the hash of their text, under a registered prefix."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ from wardkey.domain.principal import Principal
 from wardkey.domain.secret import KID_LENGTH, meets_our_heads, random_text
 
 LEAST_BITS = 128
-# Each malformed credential is compared with prefixes, so one tenant can't add any number of them.
-MOST_PREFIXES = 20
+# Every malformed credential is compared with all prefixes, so an organization can have only a few.
+MAX_PREFIXES = 20
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_-]{2,31}")
 # Base64url of `{"`, `{ `, `{\n`, `{\r` and `{\t`. A text with an import prefix counts as a key, so
-# a JWT beside a key of another organization would leave a choice.
+# a request with a JWT and another organization's key would have two keys.
 _JWT_HEADS = ("eyJ", "eyA", "ewo", "ew0", "ewk")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class ImportPrefix:
-    """A prefix whose keys an organization brought along; `created_at` in epoch milliseconds."""
+    """The prefix of an organization's imported keys; `created_at` in epoch milliseconds."""
 
     prefix: str
     created_at: int
@@ -60,9 +60,9 @@ class ImportPrefix:
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One key from elsewhere: the SHA-256 of its text, in hex, and what is known of it.
+    """A key issued elsewhere: its spec, its prefix and the SHA-256 of its text in hex.
 
-    `entropy_bits` is what the former issuer put into it; below 128 a hash can be guessed.
+    `entropy_bits` is the randomness of the text; below 128, it could be guessed from the hash.
     """
 
     spec: KeySpec
@@ -72,7 +72,7 @@ class Import:
 
 
 def register_prefix(tx: Transaction, by: Principal, prefix: str) -> ImportPrefix:
-    """Claim a prefix for the organization; no other may hold one that overlaps with it.
+    """Register a prefix, which must not overlap with any registered one, of any organization.
 
     Raises `InvalidPrefix`, `DuplicatePrefix`, `TooManyPrefixes`.
     """
@@ -82,15 +82,15 @@ def register_prefix(tx: Transaction, by: Principal, prefix: str) -> ImportPrefix
         raise InvalidPrefix(field="prefix")
     if prefix.startswith(_JWT_HEADS):
         raise InvalidPrefix(
-            "JSON Web Tokens begin like this prefix, and every organization may get them beside "
-            "a key; choose a prefix that only your keys have.",
+            f"JSON Web Tokens begin like {prefix}, and requests may contain one beside a key; "
+            "choose a prefix that only your keys have.",
             field="prefix",
         )
     own = select(func.count()).where(import_prefixes.c.org_id == by.org_id)
-    if tx.connection.execute(own).scalar_one() >= MOST_PREFIXES:
+    if tx.connection.execute(own).scalar_one() >= MAX_PREFIXES:
         raise TooManyPrefixes
-    for known in tx.connection.execute(select(import_prefixes.c.prefix)).scalars():
-        if known.startswith(prefix) or prefix.startswith(known):
+    for existing in tx.connection.execute(select(import_prefixes.c.prefix)).scalars():
+        if existing.startswith(prefix) or prefix.startswith(existing):
             raise DuplicatePrefix(field="prefix")
     tx.connection.execute(
         insert(import_prefixes).values(
@@ -113,11 +113,11 @@ def list_prefixes(tx: Transaction, by: Principal) -> list[ImportPrefix]:
 
 
 def release_prefix(tx: Transaction, by: Principal, prefix: str) -> None:
-    """Give a prefix up; raises `PrefixNotFound`, and `PrefixInUse` while live keys have it."""
+    """Release a prefix; raises `PrefixNotFound`, and `PrefixInUse` while live keys have it."""
     by.require(Permission.KEYS_WRITE)
     by.require_live()
-    _own_prefix(tx, by, prefix)
-    used = tx.connection.execute(
+    _require_prefix(tx, by, prefix)
+    is_used = tx.connection.execute(
         select(
             exists().where(
                 secrets.c.org_id == by.org_id,
@@ -129,7 +129,7 @@ def release_prefix(tx: Transaction, by: Principal, prefix: str) -> None:
             )
         )
     ).scalar_one()
-    if used:
+    if is_used:
         raise PrefixInUse
     tx.connection.execute(
         delete(import_prefixes).where(
@@ -140,23 +140,23 @@ def release_prefix(tx: Transaction, by: Principal, prefix: str) -> None:
 
 
 def import_key(
-    tx: Transaction, by: Principal, wanted: Import, create_scopes: Collection[str] = ()
+    tx: Transaction, by: Principal, item: Import, create_scopes: Collection[str] = ()
 ) -> KeyRecord:
-    """Make a secret key whose one secret is the text behind `wanted.sha256`.
+    """Create a secret key whose only secret is the text behind `item.sha256`.
 
-    `create_scopes` are the scopes to add to the catalogue if it lacks them. Raises `InvalidImport`,
-    `WeakImport`, `PrefixNotFound`, `DuplicateImport` and what issuing raises.
+    Missing scopes are added to the catalogue if they are in `create_scopes`. Raises
+    `InvalidImport`, `WeakImport`, `PrefixNotFound`, `DuplicateImport` and what `issue` raises.
     """
     by.require(Permission.KEYS_WRITE)
     open_organization(tx, by)
-    if not _SHA256.fullmatch(wanted.sha256):
+    if not _SHA256.fullmatch(item.sha256):
         raise InvalidImport(field="sha256")
-    if wanted.entropy_bits < LEAST_BITS:
+    if item.entropy_bits < LEAST_BITS:
         raise WeakImport(field="entropy_bits")
-    if wanted.spec.environment is not by.environment:
+    if item.spec.environment is not by.environment:
         raise WrongEnvironment
-    _own_prefix(tx, by, wanted.prefix)
-    spec = clean_spec(replace(wanted.spec, type=KeyType.SECRET), tx.now)
+    _require_prefix(tx, by, item.prefix)
+    spec = clean_spec(replace(item.spec, type=KeyType.SECRET), tx.now)
     permissions = (
         default_permissions(KeyType.SECRET, frozenset(p for p in Permission if by.holds(p)))
         if spec.permissions is None
@@ -165,7 +165,7 @@ def import_key(
     require_known(tx, by, permissions, create_scopes)
     by.require_grantable(permissions)
     require_within(tx, by, limits_of(spec))
-    digests = {v: tx.vault.digest(wanted.sha256, v) for v in tx.vault.peppers}
+    digests = {v: tx.vault.digest(item.sha256, v) for v in tx.vault.peppers}
     if tx.connection.execute(
         select(imported.c.kid).where(imported.c.digest.in_(digests.values()))
     ).one_or_none():
@@ -179,7 +179,7 @@ def import_key(
             key_id=key_id,
             org_id=by.org_id,
             environment=by.environment,
-            prefix=f"{wanted.prefix}…",
+            prefix=f"{item.prefix}…",
             digest=digest,
             pepper_version=tx.vault.version,
             imported=True,
@@ -193,20 +193,20 @@ def import_key(
     details = {
         "name": spec.name,
         "kid": kid,
-        "prefix": wanted.prefix,
+        "prefix": item.prefix,
         "permissions": sorted(permissions),
     }
     record(tx, by, "key.imported", Target("key", key_id), details)
     return get(tx, by, key_id)
 
 
-def _own_prefix(tx: Transaction, by: Principal, prefix: str) -> None:
-    found = tx.connection.execute(
+def _require_prefix(tx: Transaction, by: Principal, prefix: str) -> None:
+    row = tx.connection.execute(
         select(import_prefixes.c.prefix).where(
             import_prefixes.c.prefix == prefix, import_prefixes.c.org_id == by.org_id
         )
     ).one_or_none()
-    if found is None:
+    if row is None:
         raise PrefixNotFound
 
 

@@ -1,4 +1,4 @@
-"""What a person wants to see beside keys: their use by day, who made them, what asks for care."""
+"""Details for lists of keys: the names of their creators, and alerts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 
 UNUSED_DAYS = 90
-_MOST_NAMES = 200
+_MAX_NAMES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class KeyAlert:
-    """Keys of one kind that ask for somebody's care: the first one, and how many there are."""
+    """An alert about keys of one kind: the first such key, and the number of them."""
 
     kind: str
     key: KeyRecord
@@ -30,23 +30,25 @@ class KeyAlert:
 
 
 def creator_names(tx: Transaction, by: Principal, ids: Sequence[str]) -> Mapping[str, str]:
-    """Return what people call those who made keys: an e-mail address, or a key's name.
+    """Return the names of keys' creators by id: a user's e-mail address, or a key's name.
 
-    `ids` come from records of the caller's room.
+    `ids` must come from records in the caller's tenant scope.
     """
     by.require(Permission.KEYS_READ)
-    wanted = list(dict.fromkeys(ids))
-    people = select(users.c.id, users.c.email).where(users.c.id.in_(wanted))
-    programs = select(keys.c.id, keys.c.name).where(keys.c.id.in_(wanted), in_scope(keys, by.scope))
+    unique_ids = list(dict.fromkeys(ids))
+    user_names = select(users.c.id, users.c.email).where(users.c.id.in_(unique_ids))
+    key_names = select(keys.c.id, keys.c.name).where(
+        keys.c.id.in_(unique_ids), in_scope(keys, by.scope)
+    )
     return {
         row[0]: row[1]
-        for statement in (people, programs)
+        for statement in (user_names, key_names)
         for row in tx.connection.execute(statement)
     }
 
 
 def list_alerts(tx: Transaction, by: Principal) -> list[KeyAlert]:
-    """Return what of the caller's keys asks for care, the most urgent first."""
+    """Return the alerts about the keys in the caller's tenant scope, the most urgent first."""
     by.require(Permission.KEYS_READ)
     kinds = {
         "expiring": KeyQuery(expiring=True, limit=1),
@@ -54,16 +56,16 @@ def list_alerts(tx: Transaction, by: Principal) -> list[KeyAlert]:
         "unused": KeyQuery(unused_days=UNUSED_DAYS, limit=1),
     }
     counts = count_each(tx, by, list(kinds.values()))
-    found = [
+    alerts = [
         KeyAlert(kind, list_keys(tx, by, query)[0], count)
         for (kind, query), count in zip(kinds.items(), counts, strict=True)
         if count
     ]
-    return found + _unnamed(tx, by)
+    return alerts + _find_unclear_names(tx, by)
 
 
-def _unnamed(tx: Transaction, by: Principal) -> list[KeyAlert]:
-    """Return the live keys, of the newest 200, whose names tell nobody what they are for."""
+def _find_unclear_names(tx: Transaction, by: Principal) -> list[KeyAlert]:
+    """Return an alert about those of the newest 200 live keys whose names explain nothing."""
     rows = tx.connection.execute(
         select(keys.c.id, keys.c.name)
         .where(
@@ -72,7 +74,7 @@ def _unnamed(tx: Transaction, by: Principal) -> list[KeyAlert]:
             or_(keys.c.expires_at.is_(None), keys.c.expires_at > tx.now),
         )
         .order_by(keys.c.created_at.desc(), keys.c.id.desc())
-        .limit(_MOST_NAMES)
+        .limit(_MAX_NAMES)
     )
     ids = [row.id for row in rows if name_warnings(row.name, by.environment)]
     if not ids:

@@ -1,4 +1,4 @@
-"""Keys: issue, list, change, rotate and revoke, all inside one organization and environment."""
+"""Issuing, listing, updating, disabling and rotating keys in one tenant scope."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ from wardkey.domain.permissions import (
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment, SecretKind, SecretText, generate
 
-KINDS = {KeyType.SECRET: SecretKind.SECRET, KeyType.PUBLISHABLE: SecretKind.PUBLISHABLE}
+_SECRET_KINDS = {KeyType.SECRET: SecretKind.SECRET, KeyType.PUBLISHABLE: SecretKind.PUBLISHABLE}
 
 
 # Built once: constructing a statement costs more than running it.
 _IN_SCOPE = in_bound_scope(keys)
-_KEY = select(keys).where(keys.c.id == bindparam("wanted"), _IN_SCOPE)
+_KEY = select(keys).where(keys.c.id == bindparam("of_key"), _IN_SCOPE)
 _HOLDER = select(keys.c.id, keys.c.expires_at).where(
-    keys.c.live_name == bindparam("wanted"), _IN_SCOPE
+    keys.c.live_name == bindparam("of_name"), _IN_SCOPE
 )
 _SECRETS = (
     select(secrets)
@@ -104,7 +104,7 @@ _ADD_SECRET = insert(secrets).returning(secrets)
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A key with a new secret, whose text exists here and nowhere else."""
+    """A key with a new secret, whose text is stored nowhere."""
 
     key: KeyRecord
     kid: str
@@ -114,7 +114,7 @@ class Issued:
 
 
 class KeyOrder(StrEnum):
-    """How a list of keys is sorted; `-` is downwards."""
+    """The order of a list of keys; `-` means descending."""
 
     CREATED = "created"
     CREATED_DOWN = "-created"
@@ -126,9 +126,10 @@ class KeyOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyQuery:
-    """Which keys to list, after the first `offset`.
+    """Filters, order and page for a list of keys.
 
-    Or after the key at `after` (created_at, id), in the usual order alone.
+    A page starts after `offset` keys or, only in the default order, after the key with the
+    (created_at, id) in `after`.
     """
 
     search: str = ""
@@ -146,17 +147,18 @@ class KeyQuery:
 def issue(
     tx: Transaction, by: Principal, spec: KeySpec, create_scopes: Collection[str] = ()
 ) -> Issued:
-    """Make a key and its first secret; the answer alone holds the text.
+    """Issue a key with its first secret, whose text only the return value contains.
 
-    Without permissions named it gets the type's defaults, as far as the maker holds them.
-    `create_scopes` are the scopes to add to the catalogue if it lacks them. Raises what
-    `clean_spec`, `clean_permissions`, `require_known` raise, `ExceedsOwnPermissions`,
-    `ExceedsOwnLimits`, `DuplicateName`.
+    If the spec has no permissions, the key gets the type's defaults, as far as the caller holds
+    them. Missing scopes are added to the catalogue if they are in `create_scopes`. Raises what
+    `clean_spec`, `clean_permissions`, `require_known` raise, `WrongEnvironment`,
+    `ExceedsOwnPermissions`, `ExceedsOwnLimits`, `DuplicateName`.
     """
     by.require(Permission.KEYS_WRITE)
     if spec.environment is not by.environment:
         raise WrongEnvironment(
-            f"You act in {by.environment}; a {spec.environment} key is made in {spec.environment}.",
+            f"You are working in {by.environment}; switch to {spec.environment}, or use a "
+            f"{spec.environment} key, to create a {spec.environment} key.",
         )
     spec = clean_spec(spec, tx.now)
     organization_name = open_organization(tx, by)
@@ -185,14 +187,14 @@ def issue(
         },
     )
     warnings = (*name_warnings(spec.name, by.environment), *origin_warnings(spec))
-    made = _key(row, (_secret(secret_row, None),))
-    return Issued(made, secret.kid, secret, organization_name, warnings)
+    key = _key(row, (_secret(secret_row, None),))
+    return Issued(key, secret.kid, secret, organization_name, warnings)
 
 
 def insert_key(
     tx: Transaction, by: Principal, key_id: str, spec: KeySpec, permissions: frozenset[str]
 ) -> Row[Any]:
-    """Write the row of a checked `spec` under a free name; raises `DuplicateName`."""
+    """Insert the row of a validated `spec`; raises `DuplicateName`."""
     live_name = _claim_name(tx, by, spec.name)
     return tx.connection.execute(
         _ADD_KEY,
@@ -220,9 +222,9 @@ def insert_key(
 
 
 def list_keys(tx: Transaction, by: Principal, query: KeyQuery) -> list[KeyRecord]:
-    """Return the keys that fit `query`, one more than `limit` if there are more."""
+    """Return the keys that match `query`, one more than `limit` if there are more."""
     by.require(Permission.KEYS_READ)
-    conditions = [in_scope(keys, by.scope), *_fitting(query, tx.now)]
+    conditions = [in_scope(keys, by.scope), *_filter_conditions(query, tx.now)]
     if query.after is not None:
         conditions.append(tuple_(keys.c.created_at, keys.c.id) < query.after)
     rows = tx.connection.execute(
@@ -248,14 +250,14 @@ def change(
     changes: Mapping[str, Any],
     create_scopes: Collection[str] = (),
 ) -> tuple[KeyRecord, tuple[str, ...]]:
-    """Change the named fields of a live key; return it with warnings about a new name or origins.
+    """Change fields of a live key; return it with warnings about a new name or new origins.
 
-    `changes` maps fields of `KeySpec`, but not type and environment, to new values. Permissions
-    that the key already holds may stay though the caller holds less. Raises what `issue` and
-    `require_changeable` raise, `KeyNotFound`, `KeyRevoked`.
+    `changes` maps fields of `KeySpec`, except type and environment, to new values. The key can keep
+    permissions that the caller lacks. Raises what `issue` and `require_changeable` raise,
+    `InvalidRequest`, `KeyNotFound`, `KeyRevoked`.
     """
     by.require(Permission.KEYS_WRITE)
-    before = _live(tx, by, key_id)
+    before = _get_live(tx, by, key_id)
     spec = clean_spec(_spec_of(before, changes, tx.now), tx.now)
     expires_at: int | None = changes.get("expires_at", before.expires_at)
     values: dict[str, Any] = {
@@ -310,45 +312,45 @@ def change(
 
 
 def disable(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:
-    """Stop a key until it is enabled again; raises `KeyNotFound`, `KeyRevoked`."""
+    """Disable a key until it is enabled again; raises `KeyNotFound`, `KeyRevoked`."""
     by.require(Permission.KEYS_WRITE)
-    before = _live(tx, by, key_id)
+    before = _get_live(tx, by, key_id)
     if before.disabled_at is not None and by.kind is not PrincipalKind.KEY:
-        # From now on a person disabled it, so the key that did before can't enable it.
+        # Record that a person disabled it too, so the key that did so first can't enable it.
         if find_disabler(tx, by, key_id)[0] == PrincipalKind.KEY:
             record(tx, by, "key.disabled", Target("key", key_id))
         return before
-    return _switch(tx, by, key_id, disabled_at=tx.now)
+    return _set_disabled(tx, by, key_id, disabled_at=tx.now)
 
 
 def enable(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:
-    """Let a disabled key work again; raises `KeyNotFound`, `KeyRevoked`, `ExceedsOwnLimits`."""
+    """Enable a disabled key; raises `KeyNotFound`, `KeyRevoked`, `ExceedsOwnLimits`."""
     by.require(Permission.KEYS_WRITE)
-    if _live(tx, by, key_id).disabled_at is not None:
+    if _get_live(tx, by, key_id).disabled_at is not None:
         require_enabling(tx, by, key_id)
-    return _switch(tx, by, key_id, disabled_at=None)
+    return _set_disabled(tx, by, key_id, disabled_at=None)
 
 
 def rotate(tx: Transaction, by: Principal, key_id: str, grace: str) -> Issued:
-    """Add a secret to a live key; the older ones end after `grace` (see `grace_end`).
+    """Add a secret to a live key; the older secrets end after `grace` (see `grace_end`).
 
-    A secret that already ends earlier keeps its end. Raises `KeyNotFound`, `KeyRevoked`,
+    A secret that would end earlier anyway still does. Raises `KeyNotFound`, `KeyRevoked`,
     `InvalidGrace`, `TooManySecrets`, `ExceedsOwnPermissions`, `ExceedsOwnLimits`, and
     `ExpiryInPast` for an expired key.
     """
     by.require(Permission.KEYS_WRITE)
     organization_name = open_organization(tx, by)
-    before = _live(tx, by, key_id)
+    before = _get_live(tx, by, key_id)
     by.require_grantable(frozenset(before.permissions))
     require_within(tx, by, limits_of(before))
     if before.status(tx.now) is KeyStatus.EXPIRED:
-        raise ExpiryInPast("The key has expired; give it a later expiry before it is rotated.")
+        raise ExpiryInPast("The key has expired; give it a later expiry before you rotate it.")
     end = grace_end(grace, tx.now)
     live = [secret for secret in before.secrets if secret.live(tx.now)]
     if end != tx.now and len(live) >= MOST_LIVE_SECRETS:
         raise TooManySecrets
     _end_secrets(tx, by, before, end)
-    # The newest stays the newest though the clock stood still or was set back.
+    # The new secret must be the newest even if the clock stopped or was set back.
     newest = max((old.created_at for old in before.secrets), default=0)
     secret, _ = _insert_secret(tx, by, key_id, before.type, max(tx.now, newest + 1))
     tx.connection.execute(
@@ -372,12 +374,12 @@ def rotate(tx: Transaction, by: Principal, key_id: str, grace: str) -> Issued:
 
 
 def clean_reason(reason: str, comment: str) -> tuple[Reason, str]:
-    """Check a revocation's reason and comment; raises `InvalidReason`, `InvalidText`."""
+    """Validate a revocation's reason and comment; raises `InvalidReason`, `InvalidText`."""
     try:
         clean = Reason(reason)
     except ValueError:
         raise InvalidReason(
-            f"A reason is one of {', '.join(Reason)} (RFC 5280).", field="reason"
+            f"The reason must be one of {', '.join(Reason)} (RFC 5280).", field="reason"
         ) from None
     try:
         return clean, clean_text(comment, 500)
@@ -385,7 +387,7 @@ def clean_reason(reason: str, comment: str) -> tuple[Reason, str]:
         raise InvalidText(str(error), field="comment") from None
 
 
-def _fitting(query: KeyQuery, now: int) -> list[ColumnElement[bool]]:
+def _filter_conditions(query: KeyQuery, now: int) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if query.search:
         text = query.search.strip()
@@ -439,7 +441,7 @@ _ORDER: Mapping[KeyOrder, tuple[ColumnElement[Any], ...]] = {
     KeyOrder.USED_DOWN: (_USED.desc(), keys.c.id.desc()),
 }
 _STATUS: Mapping[KeyStatus, Callable[[int], ColumnElement[bool]]] = {
-    KeyStatus.REVOKED: lambda now: keys.c.revoked_at.is_not(None),  # noqa: ARG005 - one shape
+    KeyStatus.REVOKED: lambda now: keys.c.revoked_at.is_not(None),  # noqa: ARG005 - same signature
     KeyStatus.EXPIRED: lambda now: and_(keys.c.revoked_at.is_(None), keys.c.expires_at <= now),
     KeyStatus.DISABLED: lambda now: and_(
         keys.c.revoked_at.is_(None),
@@ -455,22 +457,23 @@ _STATUS: Mapping[KeyStatus, Callable[[int], ColumnElement[bool]]] = {
 
 
 def _get(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:
-    asked = {"wanted": key_id, **bind_scope(by.scope)}
-    rows = tx.connection.execute(_KEY, asked).all()
+    rows = tx.connection.execute(_KEY, {"of_key": key_id, **bind_scope(by.scope)}).all()
     if not rows:
         raise KeyNotFound
     return _records(tx, rows)[0]
 
 
-def _live(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:
+def _get_live(tx: Transaction, by: Principal, key_id: str) -> KeyRecord:
     key = _get(tx, by, key_id)
     if key.revoked_at is not None:
         raise KeyRevoked
     return key
 
 
-def _switch(tx: Transaction, by: Principal, key_id: str, *, disabled_at: int | None) -> KeyRecord:
-    before = _live(tx, by, key_id)
+def _set_disabled(
+    tx: Transaction, by: Principal, key_id: str, *, disabled_at: int | None
+) -> KeyRecord:
+    before = _get_live(tx, by, key_id)
     if (before.disabled_at is None) == (disabled_at is None):
         return before
     tx.connection.execute(
@@ -486,10 +489,10 @@ def _switch(tx: Transaction, by: Principal, key_id: str, *, disabled_at: int | N
 
 
 def _claim_name(tx: Transaction, by: Principal, name: str, key_id: str = "") -> str:
-    """Take `name` for a live key; an expired key that still holds it gives it up."""
+    """Claim `name` for a live key; an expired key that still has it loses it."""
     folded = fold_name(name)
-    asked = {"wanted": folded, **bind_scope(by.scope)}
-    holder = tx.connection.execute(_HOLDER, asked).one_or_none()
+    parameters = {"of_name": folded, **bind_scope(by.scope)}
+    holder = tx.connection.execute(_HOLDER, parameters).one_or_none()
     if holder is not None and holder.id != key_id:
         if holder.expires_at is None or holder.expires_at > tx.now:
             raise DuplicateName(
@@ -508,21 +511,21 @@ def _claim_name(tx: Transaction, by: Principal, name: str, key_id: str = "") -> 
 def _end_secrets(tx: Transaction, by: Principal, key: KeyRecord, end: int | None) -> None:
     if end is None:
         return
-    mine = and_(
+    is_unrevoked = and_(
         secrets.c.key_id == key.id, secrets.c.org_id == by.org_id, secrets.c.revoked_at.is_(None)
     )
     if end == tx.now:
         values = {"revoked_at": tx.now, "revoke_reason": Reason.SUPERSEDED, "revoke_comment": ""}
-        tx.connection.execute(update(secrets).where(mine).values(values))
+        tx.connection.execute(update(secrets).where(is_unrevoked).values(values))
         return
-    later = or_(secrets.c.expires_at.is_(None), secrets.c.expires_at > end)
-    tx.connection.execute(update(secrets).where(mine, later).values(expires_at=end))
+    ends_later = or_(secrets.c.expires_at.is_(None), secrets.c.expires_at > end)
+    tx.connection.execute(update(secrets).where(is_unrevoked, ends_later).values(expires_at=end))
 
 
 def _insert_secret(
     tx: Transaction, by: Principal, key_id: str, key_type: KeyType, created_at: int
 ) -> tuple[SecretText, Row[Any]]:
-    secret = generate(KINDS[key_type], by.environment, brand=tx.brand)
+    secret = generate(_SECRET_KINDS[key_type], by.environment, brand=tx.brand)
     row = tx.connection.execute(
         _ADD_SECRET,
         {
@@ -544,14 +547,14 @@ def _insert_secret(
 def _spec_of(key: KeyRecord, changes: Mapping[str, Any], now: int) -> KeySpec:
     unknown = sorted(set(changes) - _CHANGEABLE)
     if unknown:
-        raise InvalidRequest(f"{unknown[0]} of a key cannot be changed.")
-    # An expiry that has passed already is no fault of this change.
-    kept = key.expires_at if key.expires_at is not None and key.expires_at > now else None
+        raise InvalidRequest(f"The {unknown[0]} of a key can't be changed; leave it out.")
+    # Leave out an expiry in the past, which `clean_spec` would reject although it didn't change.
+    expires_at = key.expires_at if key.expires_at is not None and key.expires_at > now else None
     spec = KeySpec(
         name=key.name,
         type=key.type,
         environment=key.environment,
-        expires_at=kept,
+        expires_at=expires_at,
         description=key.description,
         allowed_addresses=key.allowed_addresses,
         allowed_origins=key.allowed_origins,
@@ -572,17 +575,17 @@ def _rate_json(rate: Rate | None) -> dict[str, int] | None:
 
 
 def _records(tx: Transaction, rows: Sequence[Row[Any]]) -> list[KeyRecord]:
-    owned: dict[str, list[SecretRecord]] = {row.id: [] for row in rows}
-    if not owned:
+    secrets_by_key: dict[str, list[SecretRecord]] = {row.id: [] for row in rows}
+    if not secrets_by_key:
         return []
-    found = tx.connection.execute(_SECRETS, {"of_keys": list(owned)}).all()
-    # Writers on SQLite do not see the usage file; what they answer has no last use yet.
-    uses = {} if tx.revision else _uses(tx, [row.kid for row in found])
-    for row in found:
-        owned[row.key_id].append(_secret(row, uses.get(row.kid)))
-    # All rows are of one organization.
+    secret_rows = tx.connection.execute(_SECRETS, {"of_keys": list(secrets_by_key)}).all()
+    # Write transactions on SQLite can't read the usage file, so they return no last use.
+    uses = {} if tx.revision else _find_last_uses(tx, [row.kid for row in secret_rows])
+    for row in secret_rows:
+        secrets_by_key[row.key_id].append(_secret(row, uses.get(row.kid)))
+    # All rows belong to one organization.
     days = tx.connection.execute(_ROTATION_DAYS, {"of_org": rows[0].org_id}).scalar_one()
-    return [_key(row, tuple(owned[row.id]), days) for row in rows]
+    return [_key(row, tuple(secrets_by_key[row.id]), days) for row in rows]
 
 
 def _secret(row: Row[Any], use: Row[Any] | None) -> SecretRecord:
@@ -602,13 +605,13 @@ def _secret(row: Row[Any], use: Row[Any] | None) -> SecretRecord:
     )
 
 
-def _uses(tx: Transaction, kids: list[str]) -> dict[str, Row[Any]]:
+def _find_last_uses(tx: Transaction, kids: list[str]) -> dict[str, Row[Any]]:
     statement = select(last_used).where(last_used.c.kid.in_(kids))
     return {row.kid: row for row in tx.connection.execute(statement)}
 
 
 def _key(
-    row: Row[Any], owned: tuple[SecretRecord, ...], rotation_days: int = ROTATION_DAYS
+    row: Row[Any], key_secrets: tuple[SecretRecord, ...], rotation_days: int = ROTATION_DAYS
 ) -> KeyRecord:
     return KeyRecord(
         id=row.id,
@@ -632,26 +635,26 @@ def _key(
         revoked_at=row.revoked_at,
         revoke_reason=row.revoke_reason,
         revoke_comment=row.revoke_comment,
-        secrets=owned,
+        secrets=key_secrets,
         rotation_days=rotation_days,
     )
 
 
 def count_keys(tx: Transaction, by: Principal, query: KeyQuery) -> int:
-    """Return how many keys fit `query` in all."""
+    """Return the number of all keys that match `query`."""
     by.require(Permission.KEYS_READ)
     statement = (
         select(func.count())
         .select_from(keys)
-        .where(in_scope(keys, by.scope), *_fitting(query, tx.now))
+        .where(in_scope(keys, by.scope), *_filter_conditions(query, tx.now))
     )
     return int(tx.connection.execute(statement).scalar_one())
 
 
 def count_each(tx: Transaction, by: Principal, queries: Sequence[KeyQuery]) -> list[int]:
-    """Return how many keys fit each of the queries, read in one go."""
+    """Return the number of keys that match each query, in one statement."""
     by.require(Permission.KEYS_READ)
-    counts = (func.count(case((and_(*_fitting(query, tx.now)), 1))) for query in queries)
+    counts = (func.count(case((and_(*_filter_conditions(query, tx.now)), 1))) for query in queries)
     row = tx.connection.execute(
         select(*counts).select_from(keys).where(in_scope(keys, by.scope))
     ).one()

@@ -1,6 +1,6 @@
-"""What a key may do to keys: nothing that works from where, when or how often it does not itself.
+"""Limits on keys that manage keys: a key can't create or widen a key beyond its own limits.
 
-Members and keys with `keys:admin` are free of these rules.
+Members, and keys with `keys:admin`, are exempt.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _NAMES = {
 }
 
 
-def require_within(tx: Transaction, by: Principal, wanted: Limits) -> None:
-    """Raise `ExceedsOwnLimits` if a usable key with these limits exceeds the calling key's."""
-    if _is_free(by):
+def require_within(tx: Transaction, by: Principal, limits: Limits) -> None:
+    """Raise `ExceedsOwnLimits` if these limits of a usable key exceed the calling key's."""
+    if _is_exempt(by):
         return
-    field = wanted.find_exceeding_field(_own_limits(tx, by))
+    field = limits.find_exceeding_field(_own_limits(tx, by))
     if field:
         raise _exceeds(
-            f"The {_NAMES[field]} would allow more than the calling key's; stay within these.",
+            f"The {_NAMES[field]} would exceed the calling key's; stay within its limits.",
             field,
         )
 
@@ -44,35 +44,37 @@ def require_within(tx: Transaction, by: Principal, wanted: Limits) -> None:
 def require_changeable(tx: Transaction, by: Principal, before: KeyRecord, after: KeyRecord) -> None:
     """Raise `ExceedsOwnLimits` unless the calling key may change `before` to `after`.
 
-    It may narrow other keys that hold no more than it does. To give one more permissions, that key
-    must be within its own limits.
+    The calling key may narrow other keys whose permissions it holds. It may add permissions to a
+    key whose limits are within its own.
     """
-    if _is_free(by):
+    if _is_exempt(by):
         return
     changed = next((name for name in _NAMES if getattr(before, name) != getattr(after, name)), "")
     if not changed:
         return
     if before.id == by.id:
-        raise _exceeds(f"A key never changes its own {_NAMES[changed]}.", changed)
+        raise _exceeds(f"A key can't change its own {_NAMES[changed]}.", changed)
     if not all(by.may_grant(permission) for permission in before.permissions):
         raise _exceeds(
-            f"The {_NAMES[changed]} of a key that holds more than the calling key stay.", changed
+            f"You can't change the {_NAMES[changed]} of a key with permissions that the calling "
+            "key lacks.",
+            changed,
         )
     widened = limits_of(after).find_exceeding_field(limits_of(before))
     if widened:
-        raise _exceeds(f"The {_NAMES[widened]} can only be narrowed.", widened)
+        raise _exceeds(f"A key can't widen the {_NAMES[widened]} of another key.", widened)
     if not set(after.permissions) <= set(before.permissions):
         require_within(tx, by, limits_of(after))
 
 
 def require_enabling(tx: Transaction, by: Principal, key_id: str) -> None:
-    """Raise `ExceedsOwnLimits` if another than the calling key disabled that key last."""
-    if not _is_free(by) and find_disabler(tx, by, key_id) != (PrincipalKind.KEY, by.id):
+    """Raise `ExceedsOwnLimits` unless the calling key was the last to disable that key."""
+    if not _is_exempt(by) and find_disabler(tx, by, key_id) != (PrincipalKind.KEY, by.id):
         raise _exceeds("The calling key did not disable that key, so it can't enable it.")
 
 
 def find_disabler(tx: Transaction, by: Principal, key_id: str) -> tuple[str, str]:
-    """Return kind and id of the actor that disabled a key last; empty if there was none."""
+    """Return the kind and id of the actor that last disabled a key; empty if there is none."""
     row = tx.connection.execute(
         select(audit_events.c.actor_kind, audit_events.c.actor_id)
         .where(
@@ -86,12 +88,12 @@ def find_disabler(tx: Transaction, by: Principal, key_id: str) -> tuple[str, str
     return ("", "") if row is None else (row.actor_kind, row.actor_id)
 
 
-def _is_free(by: Principal) -> bool:
+def _is_exempt(by: Principal) -> bool:
     return by.kind is not PrincipalKind.KEY or by.holds(Permission.KEYS_ADMIN)
 
 
 def _own_limits(tx: Transaction, by: Principal) -> Limits:
-    """Return the calling key's limits now; a secret in its grace ends sooner than its key."""
+    """Return the calling key's limits; `expires_at` is the end of its secret if that is earlier."""
     row = tx.connection.execute(
         select(keys.c.allowed_addresses, keys.c.rate_limit, keys.c.expires_at).where(
             keys.c.id == by.id, in_scope(keys, by.scope)
@@ -106,6 +108,6 @@ def _own_limits(tx: Transaction, by: Principal) -> Limits:
     return replace(own, expires_at=min(ends, default=None))
 
 
-def _exceeds(why: str, field: str | None = None) -> ExceedsOwnLimits:
-    detail = f"{why} Only a member, or a key with keys:admin, can do that."
+def _exceeds(problem: str, field: str | None = None) -> ExceedsOwnLimits:
+    detail = f"{problem} Only a member, or a key with keys:admin, can do that."
     return ExceedsOwnLimits(detail, field=field, needs=Permission.KEYS_ADMIN)

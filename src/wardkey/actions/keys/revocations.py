@@ -1,4 +1,4 @@
-"""Revoking keys and single secrets, and the receipts that prove it."""
+"""Revoking keys and single secrets, with receipts as proof."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from wardkey.domain.principal import Principal
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof of a revocation: the change-feed revision from which nothing accepts the key.
+    """Proof of a revocation: the change-feed revision from which no verifier accepts the key.
 
-    `kid` is empty where the whole key was revoked; `revoked_at` in epoch milliseconds.
+    `kid` is empty if the whole key was revoked; `revoked_at` in epoch milliseconds.
     """
 
     id: str
@@ -36,16 +36,15 @@ class Receipt:
 
 
 def revoke(tx: Transaction, by: Principal, key_id: str, reason: str, comment: str = "") -> Receipt:
-    """Revoke a key with all its secrets, for good; again returns the same receipt.
+    """Revoke a key and all its secrets permanently; repeating it returns the same receipt.
 
     Raises `KeyNotFound`, `InvalidReason`, `InvalidText`.
     """
     by.require(Permission.KEYS_WRITE)
     reason, comment = clean_reason(reason, comment)
-    mine = (keys.c.id == key_id, in_scope(keys, by.scope))
-    changed = tx.connection.execute(
+    revoked = tx.connection.execute(
         update(keys)
-        .where(*mine, keys.c.revoked_at.is_(None))
+        .where(keys.c.id == key_id, in_scope(keys, by.scope), keys.c.revoked_at.is_(None))
         .values(
             revoked_at=tx.now,
             revoke_reason=reason,
@@ -55,9 +54,9 @@ def revoke(tx: Transaction, by: Principal, key_id: str, reason: str, comment: st
         )
         .returning(keys.c.name)
     ).one_or_none()
-    if changed is None:
-        return _earlier(tx, by, key_id, "")
-    receipt = _prove(tx, by, key_id, "", reason)
+    if revoked is None:
+        return _find_or_issue_receipt(tx, by, key_id, "")
+    receipt = _issue_receipt(tx, by, key_id, "", reason)
     mark_affected_sessions(tx, by.org_id, key_id)
     end_invitations(tx, by, key_id)
     record(
@@ -65,34 +64,34 @@ def revoke(tx: Transaction, by: Principal, key_id: str, reason: str, comment: st
         by,
         "key.revoked",
         Target("key", key_id),
-        {"name": changed.name, "reason": reason, "comment": comment, "receipt": receipt.id},
+        {"name": revoked.name, "reason": reason, "comment": comment, "receipt": receipt.id},
     )
     return receipt
 
 
-def revoke_secret(  # noqa: PLR0917 - key, secret, reason and comment are four things
+def revoke_secret(  # noqa: PLR0917 - an action's arguments
     tx: Transaction, by: Principal, key_id: str, kid: str, reason: str, comment: str = ""
 ) -> Receipt:
-    """Revoke one secret of a key, for good; its other secrets go on.
+    """Revoke one secret of a key permanently; its other secrets stay valid.
 
     Raises `KeyNotFound`, `SecretNotFound`, `InvalidReason`, `InvalidText`.
     """
     by.require(Permission.KEYS_WRITE)
     reason, comment = clean_reason(reason, comment)
-    mine = (
-        secrets.c.kid == kid,
-        secrets.c.key_id == key_id,
-        in_scope(secrets, by.scope),
-    )
-    changed = tx.connection.execute(
+    revoked = tx.connection.execute(
         update(secrets)
-        .where(*mine, secrets.c.revoked_at.is_(None))
+        .where(
+            secrets.c.kid == kid,
+            secrets.c.key_id == key_id,
+            in_scope(secrets, by.scope),
+            secrets.c.revoked_at.is_(None),
+        )
         .values(revoked_at=tx.now, revoke_reason=reason, revoke_comment=comment)
         .returning(secrets.c.kid)
     ).one_or_none()
-    if changed is None:
-        return _earlier(tx, by, key_id, kid)
-    receipt = _prove(tx, by, key_id, kid, reason)
+    if revoked is None:
+        return _find_or_issue_receipt(tx, by, key_id, kid)
+    receipt = _issue_receipt(tx, by, key_id, kid, reason)
     mark_affected_sessions(tx, by.org_id, key_id)
     record(
         tx,
@@ -105,7 +104,7 @@ def revoke_secret(  # noqa: PLR0917 - key, secret, reason and comment are four t
 
 
 def get_receipt(tx: Transaction, by: Principal, receipt_id: str) -> Receipt:
-    """Return a receipt again; raises `ReceiptNotFound`."""
+    """Return a stored receipt; raises `ReceiptNotFound`."""
     by.require(Permission.KEYS_READ)
     row = tx.connection.execute(
         select(receipts).where(
@@ -118,11 +117,11 @@ def get_receipt(tx: Transaction, by: Principal, receipt_id: str) -> Receipt:
     return _receipt(row)
 
 
-def _earlier(tx: Transaction, by: Principal, key_id: str, kid: str) -> Receipt:
-    """Return the receipt of what is revoked already, making one where there is none.
+def _find_or_issue_receipt(tx: Transaction, by: Principal, key_id: str, kid: str) -> Receipt:
+    """Return the receipt of a key or secret revoked earlier, issuing one if it has none.
 
-    A rotation without grace revokes the old secrets, and a restore carries revocations over;
-    neither leaves a receipt for each.
+    A rotation without grace revokes old secrets, and a restore keeps later revocations, without
+    receipts.
     """
     key = tx.connection.execute(
         select(keys.c.revoke_reason).where(keys.c.id == key_id, in_scope(keys, by.scope))
@@ -140,16 +139,16 @@ def _earlier(tx: Transaction, by: Principal, key_id: str, kid: str) -> Receipt:
         ).scalar_one_or_none()
         if reason is None:
             raise SecretNotFound
-    found = tx.connection.execute(
+    row = tx.connection.execute(
         select(receipts).where(
             receipts.c.key_id == key_id,
             receipts.c.kid == kid,
             in_scope(receipts, by.scope),
         )
     ).one_or_none()
-    if found is not None:
-        return _receipt(found)
-    receipt = _prove(tx, by, key_id, kid, reason)
+    if row is not None:
+        return _receipt(row)
+    receipt = _issue_receipt(tx, by, key_id, kid, reason)
     record(tx, by, "receipt.issued", Target("key", key_id), {"kid": kid, "receipt": receipt.id})
     return receipt
 
@@ -158,7 +157,7 @@ def _receipt(row: Row[Any]) -> Receipt:
     return Receipt(row.id, row.key_id, row.kid, row.epoch, row.revision, row.revoked_at, row.reason)
 
 
-def _prove(tx: Transaction, by: Principal, key_id: str, kid: str, reason: str) -> Receipt:
+def _issue_receipt(tx: Transaction, by: Principal, key_id: str, kid: str, reason: str) -> Receipt:
     receipt = Receipt(
         new_id("rcpt", tx.now), key_id, kid, tx.epoch, tx.revision, tx.now, str(reason)
     )

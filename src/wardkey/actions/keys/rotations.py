@@ -1,4 +1,4 @@
-"""The end of a rotation: who still uses which secret, and revoking the old ones."""
+"""Finishing rotations: listing the callers of each secret, and revoking the old secrets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from wardkey.domain.keys import Reason, SecretRecord
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 
-SHOWN_HOURS = 24
+_VERDICT_HOURS = 24
 _MINUTE_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class HourCounts:
-    """How many verdicts of each code there were in the hour that began at `at`."""
+    """The number of verdicts by code in the hour that began at `at` (epoch ms)."""
 
     at: int
     counts: Mapping[str, int]
@@ -33,7 +33,7 @@ class HourCounts:
 
 @dataclass(frozen=True, slots=True)
 class SecretCallers:
-    """Who used one secret, the latest first, and its verdicts of the last 24 hours."""
+    """The callers of one secret, most recent first, and its verdicts of the last 24 hours."""
 
     secret: SecretRecord
     callers: tuple[CallerRecord, ...]
@@ -42,7 +42,7 @@ class SecretCallers:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRotation:
-    """The one secret that goes on (empty: none was live), and the receipts of the others."""
+    """The kid of the secret that stays valid ("" if none is live), and receipts of the others."""
 
     kept: str
     receipts: tuple[Receipt, ...]
@@ -51,45 +51,46 @@ class FinishedRotation:
 def list_callers(
     tx: Transaction, by: Principal, key_id: str, kid: str = ""
 ) -> tuple[SecretCallers, ...]:
-    """Return who used each secret of a key, or the one `kid`, whatever the verdict was.
+    """Return the callers of each secret of a key, or of only `kid`, whatever their verdicts.
 
-    The newest secret stands first. Raises `KeyNotFound`, `SecretNotFound`.
+    The newest secret comes first. Raises `KeyNotFound`, `SecretNotFound`.
     """
     by.require(Permission.KEYS_READ)
-    owned = keys.get(tx, by, key_id).secrets
-    asked = [secret for secret in owned if kid in ("", secret.kid)]
-    if not asked:
+    all_secrets = keys.get(tx, by, key_id).secrets
+    secrets = [secret for secret in all_secrets if kid in ("", secret.kid)]
+    if not secrets:
         raise SecretNotFound
-    kids = [secret.kid for secret in asked]
-    used, counted = _callers(tx, kids), _hours(tx, kids)
+    kids = [secret.kid for secret in secrets]
+    callers_by_kid, verdicts = _list_callers(tx, kids), _count_verdicts(tx, kids)
     return tuple(
-        SecretCallers(secret, tuple(used[secret.kid]), tuple(counted[secret.kid]))
-        for secret in asked
+        SecretCallers(secret, tuple(callers_by_kid[secret.kid]), tuple(verdicts[secret.kid]))
+        for secret in secrets
     )
 
 
 def callers_to_finish(
     tx: Transaction, by: Principal, key_id: str
 ) -> Mapping[str, Sequence[CallerRecord]]:
-    """Return for each live secret of a key who used it within the last hour, for `finish`.
+    """Return the last hour's callers of each live secret of a key, as input for `finish`.
 
-    It is a read of its own because writers on SQLite do not see usage. Raises `KeyNotFound`.
+    This is a separate read because write transactions on SQLite can't read usage. Raises
+    `KeyNotFound`.
     """
     by.require(Permission.KEYS_WRITE)
-    owned = keys.get(tx, by, key_id).secrets
-    kids = [secret.kid for secret in owned if secret.live(tx.now)]
-    used = _callers(tx, kids, since=tx.now - HOUR_MS)
-    return {kid: used[kid] for kid in kids}
+    secrets = keys.get(tx, by, key_id).secrets
+    kids = [secret.kid for secret in secrets if secret.live(tx.now)]
+    callers_by_kid = _list_callers(tx, kids, since=tx.now - HOUR_MS)
+    return {kid: callers_by_kid[kid] for kid in kids}
 
 
 def finish(
     tx: Transaction, by: Principal, key_id: str, used: Mapping[str, Sequence[CallerRecord]]
 ) -> FinishedRotation:
-    """End a rotation: revoke every live secret of a key but the newest.
+    """Finish a rotation: revoke every live secret of a key except the newest.
 
-    `used` is what `callers_to_finish` returned; a secret made since then stays. Where nothing
-    is old nothing changes. Raises `KeyNotFound`, `KeyRevoked`, and `StillInUse` if an old
-    secret was used within the last hour.
+    `used` is the result of `callers_to_finish`; a secret added since then is kept. Without old
+    secrets, nothing changes. Raises `KeyNotFound`, `KeyRevoked`, and `StillInUse` if an old secret
+    was used within the last hour.
     """
     by.require(Permission.KEYS_WRITE)
     key = keys.get(tx, by, key_id)
@@ -98,9 +99,9 @@ def finish(
     live = [secret for secret in key.secrets if secret.live(tx.now)]
     live.sort(key=lambda secret: secret.created_at, reverse=True)
     old = [secret for secret in live[1:] if secret.kid in used]
-    using = [caller for secret in old for caller in used[secret.kid]]
-    if using:
-        raise _still_in_use(using, tx.now)
+    old_callers = [caller for secret in old for caller in used[secret.kid]]
+    if old_callers:
+        raise _still_in_use(old_callers, tx.now)
     receipts = tuple(revoke_secret(tx, by, key_id, secret.kid, Reason.SUPERSEDED) for secret in old)
     kept = live[0].kid if live else ""
     if receipts:
@@ -109,23 +110,23 @@ def finish(
     return FinishedRotation(kept, receipts)
 
 
-def _still_in_use(using: list[CallerRecord], now: int) -> StillInUse:
-    using.sort(key=lambda caller: caller.last_at, reverse=True)
-    minutes = max(0, now - using[0].last_at) // _MINUTE_MS
+def _still_in_use(old_callers: list[CallerRecord], now: int) -> StillInUse:
+    old_callers.sort(key=lambda caller: caller.last_at, reverse=True)
+    minutes = max(0, now - old_callers[0].last_at) // _MINUTE_MS
     ago = f"{minutes} minute{'' if minutes == 1 else 's'} ago" if minutes else "just now"
-    by_whom = f"{len(using)} callers" if len(using) > 1 else "one caller"
+    count = f"{len(old_callers)} callers" if len(old_callers) > 1 else "one caller"
     return StillInUse(
-        f"An old secret was last used {ago}; {by_whom} used it in the last hour. Move them to the "
-        "new secret and finish an hour later, or revoke the old secret, which nothing holds up.",
-        callers=tuple(using),
+        f"An old secret was last used {ago}; {count} used it in the last hour. Move them to the "
+        "new secret and finish an hour later, or revoke the old secret itself, which always works.",
+        callers=tuple(old_callers),
     )
 
 
-def _callers(
+def _list_callers(
     tx: Transaction, kids: Sequence[str], since: int = 0
 ) -> Mapping[str, list[CallerRecord]]:
-    """Return who used each secret after `since`, the latest first."""
-    found: defaultdict[str, list[CallerRecord]] = defaultdict(list)
+    """Return the callers of each secret after `since`, most recent first."""
+    callers_by_kid: defaultdict[str, list[CallerRecord]] = defaultdict(list)
     for row in tx.connection.execute(
         select(
             callers.c.kid,
@@ -139,21 +140,21 @@ def _callers(
         .where(callers.c.kid.in_(kids), callers.c.last_at > since)
         .order_by(callers.c.last_at.desc(), callers.c["count"].desc())
     ):
-        found[row.kid].append(CallerRecord(*row))
-    return found
+        callers_by_kid[row.kid].append(CallerRecord(*row))
+    return callers_by_kid
 
 
-def _hours(tx: Transaction, kids: Sequence[str]) -> Mapping[str, list[HourCounts]]:
-    """Return the verdicts on each secret in each of the last hours, the latest first."""
+def _count_verdicts(tx: Transaction, kids: Sequence[str]) -> Mapping[str, list[HourCounts]]:
+    """Return each secret's verdicts by hour for the last 24 hours, most recent first."""
     rows = tx.connection.execute(
         select(hours.c.kid, hours.c.hour, hours.c.code, hours.c["count"])
-        .where(hours.c.kid.in_(kids), hours.c.hour > tx.now // HOUR_MS - SHOWN_HOURS)
+        .where(hours.c.kid.in_(kids), hours.c.hour > tx.now // HOUR_MS - _VERDICT_HOURS)
         .order_by(hours.c.hour.desc(), hours.c.code)
     )
-    counted: defaultdict[tuple[str, int], dict[str, int]] = defaultdict(dict)
+    counts_by_hour: defaultdict[tuple[str, int], dict[str, int]] = defaultdict(dict)
     for kid, hour, code, count in rows:
-        counted[kid, hour][code] = count
-    found: defaultdict[str, list[HourCounts]] = defaultdict(list)
-    for (kid, hour), counts in counted.items():
-        found[kid].append(HourCounts(hour * HOUR_MS, counts))
-    return found
+        counts_by_hour[kid, hour][code] = count
+    verdicts: defaultdict[str, list[HourCounts]] = defaultdict(list)
+    for (kid, hour), counts in counts_by_hour.items():
+        verdicts[kid].append(HourCounts(hour * HOUR_MS, counts))
+    return verdicts

@@ -1,4 +1,4 @@
-"""The catalogue of an organization's own scopes, which live and test share."""
+"""The catalogue of an organization's scopes, shared by live and test."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MOST_SCOPES = 1000
 class Scope:
     """A scope of the organization's own services; `created_at` in epoch milliseconds.
 
-    `keys` counts the keys of both environments that hold it and are not revoked.
+    `keys` is the number of keys in both environments that hold it and are not revoked.
     """
 
     id: str
@@ -65,9 +65,9 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class ScopeQuery:
-    """Which scopes to list, by name: those behind the name `after`, or after the first `offset`.
+    """Search and page for a list of scopes by name, after the name `after` or `offset` scopes.
 
-    Counting the keys that hold them reads every key, so it can be left out.
+    `counts_keys` can be turned off because counting the keys with each scope reads every key.
     """
 
     search: str = ""
@@ -87,16 +87,16 @@ def create(tx: Transaction, by: Principal, name: str, description: str = "") -> 
     if not is_scope(name):
         raise _invalid_name(name)
     description = _clean_description(description)
-    if _known(tx, by, [name]):
+    if _find_known(tx, by, [name]):
         raise DuplicateScope(field="name")
     return _add(tx, by, name, description)
 
 
 def list_scopes(tx: Transaction, by: Principal, query: ScopeQuery) -> list[Scope]:
-    """Return the scopes that fit `query` by name, one more than `limit` if there are more."""
+    """Return the scopes that match `query` by name, one more than `limit` if there are more."""
     by.require(Permission.KEYS_READ)
     rows = tx.connection.execute(
-        _fitting(by, query.search)
+        _select_matching(by, query.search)
         .where(scopes.c.name > query.after)
         .order_by(scopes.c.name)
         .limit(query.limit + 1)
@@ -107,10 +107,10 @@ def list_scopes(tx: Transaction, by: Principal, query: ScopeQuery) -> list[Scope
 
 
 def count_scopes(tx: Transaction, by: Principal, search: str = "") -> int:
-    """Return how many scopes fit `search`."""
+    """Return the number of scopes that match `search`."""
     by.require(Permission.KEYS_READ)
-    fitting = _fitting(by, search).subquery()
-    return int(tx.connection.execute(select(func.count()).select_from(fitting)).scalar_one())
+    matches = _select_matching(by, search).subquery()
+    return int(tx.connection.execute(select(func.count()).select_from(matches)).scalar_one())
 
 
 def get(tx: Transaction, by: Principal, name: str) -> Scope:
@@ -120,7 +120,7 @@ def get(tx: Transaction, by: Principal, name: str) -> Scope:
 
 
 def change(tx: Transaction, by: Principal, name: str, description: str) -> Scope:
-    """Describe a scope in other words; raises `ScopeNotFound`, `InvalidText`."""
+    """Change a scope's description; raises `ScopeNotFound`, `InvalidText`."""
     by.require(Permission.SCOPES_GRANT)
     by.require_live()
     before = _get(tx, by, name)
@@ -139,28 +139,29 @@ def remove(tx: Transaction, by: Principal, name: str) -> None:
     """Delete a scope that no key holds; raises `ScopeNotFound`, `ScopeInUse`."""
     by.require(Permission.SCOPES_GRANT)
     by.require_live()
-    found = _get(tx, by, name)
-    if found.keys:
-        holders = "1 key holds" if found.keys == 1 else f"{found.keys} keys hold"
+    scope = _get(tx, by, name)
+    if scope.keys:
+        holders = "1 key holds" if scope.keys == 1 else f"{scope.keys} keys hold"
+        pronoun = "it" if scope.keys == 1 else "them"
         raise ScopeInUse(
-            f"{holders} {name}. Take it from {'it' if found.keys == 1 else 'them'}, or revoke "
-            f"{'it' if found.keys == 1 else 'them'}, then delete the scope."
+            f"{holders} {name}. Remove it from {pronoun} or revoke {pronoun}, then delete "
+            "the scope."
         )
     tx.connection.execute(delete(scopes).where(scopes.c.org_id == by.org_id, scopes.c.name == name))
-    record(tx, by, "scope.deleted", Target("scope", found.id), {"name": name})
+    record(tx, by, "scope.deleted", Target("scope", scope.id), {"name": name})
 
 
 def require_known(
     tx: Transaction, by: Principal, permissions: Collection[str], create_scopes: Collection[str]
 ) -> None:
-    """Check that each scope among `permissions` is in the catalogue; add those of `create_scopes`.
+    """Require each scope among `permissions` to be in the catalogue, adding any in `create_scopes`.
 
-    Raises `UnknownScope`, `TooManyScopes`, and unless nothing is to be added `NotPermitted` and
+    Raises `UnknownScope`, and if scopes are to be added, `TooManyScopes`, `NotPermitted` and
     `LiveKeyRequired`.
     """
-    wanted = sorted(name for name in permissions if is_scope(name))
-    known = _known(tx, by, wanted)
-    missing = [name for name in wanted if name not in known]
+    names = sorted(name for name in permissions if is_scope(name))
+    known = _find_known(tx, by, names)
+    missing = [name for name in names if name not in known]
     unknown = tuple(name for name in missing if name not in create_scopes)
     if unknown:
         raise _unknown_scope(tx, by, unknown)
@@ -182,10 +183,10 @@ def _add(tx: Transaction, by: Principal, name: str, description: str) -> Scope:
     own = select(func.count()).where(scopes.c.org_id == by.org_id)
     if tx.connection.execute(own).scalar_one() >= MOST_SCOPES:
         raise TooManyScopes
-    made = Scope(new_id("scope", tx.now), name, description, tx.now, by.id)
+    scope = Scope(new_id("scope", tx.now), name, description, tx.now, by.id)
     tx.connection.execute(
         insert(scopes).values(
-            id=made.id,
+            id=scope.id,
             org_id=by.org_id,
             name=name,
             description=description,
@@ -193,11 +194,11 @@ def _add(tx: Transaction, by: Principal, name: str, description: str) -> Scope:
             created_by=by.id,
         )
     )
-    record(tx, by, "scope.created", Target("scope", made.id), {"name": name})
-    return made
+    record(tx, by, "scope.created", Target("scope", scope.id), {"name": name})
+    return scope
 
 
-def _known(tx: Transaction, by: Principal, names: Sequence[str]) -> set[str]:
+def _find_known(tx: Transaction, by: Principal, names: Sequence[str]) -> set[str]:
     if not names:
         return set()
     statement = select(scopes.c.name).where(scopes.c.org_id == by.org_id, scopes.c.name.in_(names))
@@ -206,14 +207,14 @@ def _known(tx: Transaction, by: Principal, names: Sequence[str]) -> set[str]:
 
 def _unknown_scope(tx: Transaction, by: Principal, unknown: tuple[str, ...]) -> UnknownScope:
     catalogue: Sequence[str] = ()
-    # The names of the catalogue are for those who may read it.
+    # Suggest names only to a caller who may read the catalogue.
     if by.holds(Permission.KEYS_READ):
         statement = select(scopes.c.name).where(scopes.c.org_id == by.org_id)
         catalogue = tx.connection.execute(statement).scalars().all()
-    one = len(unknown) == 1
+    is_single = len(unknown) == 1
     return UnknownScope(
-        f"{', '.join(unknown)} {'is' if one else 'are'} not in the organization's catalogue of "
-        f"scopes.{suggest(unknown[0], catalogue)} To add {'it' if one else 'them'}, call "
+        f"{', '.join(unknown)} {'is' if is_single else 'are'} not in the organization's scope "
+        f"catalogue.{suggest(unknown[0], catalogue)} To add {'it' if is_single else 'them'}, call "
         'POST /v2/scopes, or send "create_scopes": true with this request.',
         field="permissions",
         scopes=unknown,
@@ -224,22 +225,22 @@ def _unknown_scope(tx: Transaction, by: Principal, unknown: tuple[str, ...]) -> 
 def _invalid_name(name: str) -> InvalidScopeName:
     if is_permission(name):
         return InvalidScopeName(
-            f"{name} is a permission of Wardkey's own, which needs no entry in the catalogue.",
+            f"{name} is a permission of Wardkey; use it without adding it to the catalogue.",
             field="name",
         )
     resource = name.partition(":")[0]
-    ours = is_scope(f"{resource}x:read") and not is_scope(f"{resource}:read")
-    reason = f" The resource {resource} is Wardkey's own; choose another." if ours else ""
-    if spelled := respell(name):
-        reason = f" Did you mean {spelled}?"
+    is_reserved = is_scope(f"{resource}x:read") and not is_scope(f"{resource}:read")
+    hint = f" Wardkey reserves the resource {resource}; choose another." if is_reserved else ""
+    if spelling := respell(name):
+        hint = f" Did you mean {spelling}?"
     return InvalidScopeName(
         "A scope is resource:action in lower case, such as invoices:read, with up to 32 "
-        f"characters of a-z, 0-9, _, . and - in each part.{reason}",
+        f"characters of a-z, 0-9, _, . and - in each part.{hint}",
         field="name",
     )
 
 
-def _fitting(by: Principal, search: str) -> Select[Any]:
+def _select_matching(by: Principal, search: str) -> Select[Any]:
     text = search.strip()
     conditions: list[ColumnElement[bool]] = [scopes.c.org_id == by.org_id]
     if text:
@@ -262,29 +263,29 @@ def _get(tx: Transaction, by: Principal, name: str) -> Scope:
 
 
 def _count_holders(tx: Transaction, by: Principal, names: Sequence[str]) -> dict[str, int]:
-    """Return how many keys that are not revoked hold each of `names`, in both environments."""
+    """Return the number of keys in both environments, unless revoked, that hold each scope."""
     if not names:
         return {}
-    held = _permissions_of_keys(tx)
+    permissions = _permissions_of_keys(tx)
     rows = tx.connection.execute(
-        select(held.c.value, func.count())
+        select(permissions.c.value, func.count())
         .select_from(keys)
         .where(
             and_(keys.c.org_id == by.org_id, keys.c.revoked_at.is_(None)),
-            held.c.value.in_(names),
+            permissions.c.value.in_(names),
         )
-        .group_by(held.c.value)
+        .group_by(permissions.c.value)
     )
     return {name: int(count) for name, count in rows}
 
 
 def _permissions_of_keys(tx: Transaction) -> TableValuedAlias:
-    """Return a table of `value` with each permission of the row of `keys` beside it."""
+    """Return a lateral table with a `value` for each permission of a row of `keys`."""
     if tx.connection.dialect.name == "postgresql":
-        each = func.jsonb_array_elements_text(keys.c.permissions)
+        elements = func.jsonb_array_elements_text(keys.c.permissions)
     else:
-        each = func.json_each(keys.c.permissions)
-    return each.table_valued("value", joins_implicitly=True)
+        elements = func.json_each(keys.c.permissions)
+    return elements.table_valued("value", joins_implicitly=True)
 
 
 def _scope(row: Row[Any], holders: int) -> Scope:

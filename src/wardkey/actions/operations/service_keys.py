@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row, insert
 
-from wardkey.actions.accounts.organizations import checked_name
+from wardkey.actions.accounts.organizations import validate_name
 from wardkey.actions.core.audit import Target, record
 from wardkey.actions.operations.operator_tokens import list_tokens, revoke_token
 from wardkey.db.engine import Transaction
@@ -38,7 +38,7 @@ def create(
     Raises `InvalidName`, `InvalidAddress`.
     """
     by.require_operator()
-    name = checked_name(name)
+    name = validate_name(name)
     addresses = clean_addresses(allowed_addresses)
     if not addresses:
         raise InvalidAddress("A service key is bound to at least one address or network.")

@@ -289,7 +289,7 @@ def require_recent_sign_in(ctx: AppContext, person: SignedInUser, fields: Fields
     Raises `PasswordRequired`, which renders the form again with the ways to confirm, and
     `TooManyAttempts`.
     """
-    if person.session.fresh(ctx.runner.database.clock()):
+    if person.session.is_recent(ctx.runner.database.clock()):
         return
     password = fields.text("current_password")
     if not password:

@@ -75,7 +75,7 @@ def show_invitation(token: str, request: Request, ctx: CurrentContext) -> Respon
     """Show an invitation: new users set a password, others sign in and accept."""
     try:
         with ctx.runner.database.read() as tx:
-            invited = members.invited(tx, token)
+            invited = members.find_invitation(tx, token)
     except InvalidLink as failure:
         return _invalid_link_page(request, failure)
     return _invitation_page(request, ctx, token, invited, None)
@@ -91,8 +91,8 @@ def take_invitation(
     try:
         with ctx.throttle.attempt(*by_address("link", by.address)):
             with ctx.runner.database.read() as tx:
-                invited = members.invited(tx, token)
-            members.check_new(invited)
+                invited = members.find_invitation(tx, token)
+            members.require_new_account(invited)
             hashed = people.hash_password(fields.text("password"), by.address)
             previous = request.cookies.get(COOKIE, "")
             session = ctx.runner.write(
@@ -130,7 +130,7 @@ def _invitation_page(
     request: Request,
     ctx: AppContext,
     token: str,
-    invited: members.Invited,
+    invited: members.PendingInvitation,
     failure: WardkeyError | None,
 ) -> Response:
     return render(
