@@ -151,8 +151,8 @@ def apply_preset(
     count = len(_load_rules(tx, by))
     if count and not replace_existing:
         raise AclRulesExist(
-            f"{by.environment} already has {count} rules; send replace: true to replace them with "
-            "the preset, or add single rules.",
+            f"There are already {count} rules in {by.environment}; send replace: true to replace "
+            "them with the preset, or add single rules.",
         )
     return _replace(tx, by, PRESETS[preset].rules, {"preset": preset})
 
