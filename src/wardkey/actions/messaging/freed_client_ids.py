@@ -32,7 +32,7 @@ _SCAN_AGE_MS = 60_000
 
 # The holder can't return: a deleted client, or a user without a grant that can log in or be
 # refreshed. A foreign broker's client ids stay held, because we can't remove its sessions.
-_HOLDER_GONE = and_(
+_ORPHANED = and_(
     mqtt_ids.c.server != "",
     ~select(clients.c.id)
     .where(
@@ -66,7 +66,7 @@ def free_if_abandoned(database: Database, claim: IdClaim, holder: Holder) -> boo
     if now - holder.seen_at < KEPT_MS:
         with database.read() as tx:
             abandoned = select(mqtt_ids.c.mqtt_id).where(
-                in_scope(mqtt_ids, claim.scope), mqtt_ids.c.mqtt_id == claim.mqtt_id, _HOLDER_GONE
+                in_scope(mqtt_ids, claim.scope), mqtt_ids.c.mqtt_id == claim.mqtt_id, _ORPHANED
             )
             if tx.connection.execute(abandoned, {"now": now}).first() is None:
                 return False
@@ -84,7 +84,7 @@ def free_orphaned(
     now = database.clock()
     query = select(
         mqtt_ids.c.org_id, mqtt_ids.c.environment, mqtt_ids.c.mqtt_id, mqtt_ids.c.seen_at
-    ).where(mqtt_ids.c.freed_at.is_(None), _HOLDER_GONE)
+    ).where(mqtt_ids.c.freed_at.is_(None), _ORPHANED)
     if scope is not None:
         query = query.where(in_scope(mqtt_ids, scope))
     if subjects is not None and len(subjects) <= _BATCH_SIZE:
@@ -104,16 +104,16 @@ def free_orphaned(
 def free_unused(database: Database) -> None:
     """Free client ids unused for 90 days, and the oldest ones of holders with too many."""
     now = database.clock()
-    held = mqtt_ids.c.freed_at.is_(None)
+    is_held = mqtt_ids.c.freed_at.is_(None)
     free = update(mqtt_ids).values(freed_at=now, leased_until=None)
     names = (mqtt_ids.c.org_id, mqtt_ids.c.environment, mqtt_ids.c.subject_id)
     with database.counting() as connection:
-        connection.execute(free.where(held, mqtt_ids.c.seen_at < now - UNUSED_MS))
+        connection.execute(free.where(is_held, mqtt_ids.c.seen_at < now - UNUSED_MS))
         over_limit = (
-            select(*names).where(held).group_by(*names).having(func.count() > MAX_PER_HOLDER)
+            select(*names).where(is_held).group_by(*names).having(func.count() > MAX_PER_HOLDER)
         )
         for row in connection.execute(over_limit).all():
-            of_holder = and_(held, *(n == v for n, v in zip(names, row, strict=True)))
+            of_holder = and_(is_held, *(n == v for n, v in zip(names, row, strict=True)))
             seen = mqtt_ids.c.seen_at
             ordered = select(seen).where(of_holder).order_by(seen.desc())
             first_excess = ordered.offset(MAX_PER_HOLDER).limit(1)
@@ -127,11 +127,11 @@ def free_unused(database: Database) -> None:
 def scopes_to_scan(database: Database) -> list[TenantScope]:
     """Return the tenant scopes where a client id with a live session might be freed."""
     names = (mqtt_ids.c.org_id, mqtt_ids.c.environment)
-    held = mqtt_ids.c.freed_at.is_(None)
-    old = select(*names).where(held, mqtt_ids.c.seen_at < database.clock() - KEPT_MS // 7)
+    is_held = mqtt_ids.c.freed_at.is_(None)
+    old = select(*names).where(is_held, mqtt_ids.c.seen_at < database.clock() - KEPT_MS // 7)
     over_limit = (
         select(*names)
-        .where(held)
+        .where(is_held)
         .group_by(*names, mqtt_ids.c.subject_id)
         .having(func.count() > MAX_PER_HOLDER)
     )

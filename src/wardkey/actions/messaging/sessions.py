@@ -122,15 +122,15 @@ def changes_since(
     nothing), these are all scopes with a stored client id or an open receipt.
     """
     with database.read() as tx:
-        epoch, now = feed_state(tx)
-        if now == revision:
-            return AffectedScopes(epoch, now, frozenset(), organizations=False)
+        epoch, current = feed_state(tx)
+        if current == revision:
+            return AffectedScopes(epoch, current, frozenset(), organizations=False)
         rows = tx.connection.execute(
             select(
                 changes.c.subject, changes.c.subject_id, changes.c.org_id, changes.c.revision
-            ).where(changes.c.revision > (now if revision < 0 else revision))
+            ).where(changes.c.revision > (current if revision < 0 else revision))
         ).all()
-        if now < revision or len({row.revision for row in rows}) < now - revision:
+        if current < revision or len({row.revision for row in rows}) < current - revision:
             scopes = tx.connection.execute(
                 select(mqtt_ids.c.org_id, mqtt_ids.c.environment).union(
                     select(session_receipts.c.org_id, session_receipts.c.environment).where(
@@ -141,14 +141,14 @@ def changes_since(
             all_scopes = frozenset(
                 TenantScope(row.org_id, Environment(row.environment)) for row in scopes
             )
-            return AffectedScopes(epoch, now, all_scopes, organizations=True)
+            return AffectedScopes(epoch, current, all_scopes, organizations=True)
         new_rows = [row for row in rows if row.revision not in known]
         org_ids = {row.org_id for row in new_rows if row.subject in _ENDING_SUBJECTS}
         keys = {(row.org_id, row.subject_id) for row in new_rows if row.subject == "key"}
         org_ids |= {org_id for org_id, key_id in keys if has_live_grants(tx, org_id, key_id)}
     return AffectedScopes(
         epoch,
-        now,
+        current,
         frozenset(
             TenantScope(org_id, environment) for org_id in org_ids for environment in Environment
         ),

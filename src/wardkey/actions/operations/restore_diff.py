@@ -43,7 +43,7 @@ class LostRecord:
 
 @dataclass(frozen=True, slots=True)
 class KeptRules:
-    """A tenant scope's current rules, kept because they differ from the `replaced` backup rules."""
+    """A tenant scope's current rules, kept instead of the backup's; `replaced` counts the latter."""
 
     org_id: str
     environment: str
