@@ -43,7 +43,7 @@ class LostRecord:
 
 @dataclass(frozen=True, slots=True)
 class KeptRules:
-    """A tenant scope's current rules, kept instead of the backup's; `replaced` counts the latter."""
+    """A tenant scope's current rules, kept over the backup's, whose number is `replaced`."""
 
     org_id: str
     environment: str
