@@ -394,7 +394,7 @@ def test_the_simulator_takes_the_user_name_of_a_client_from_its_record(
         who = {"kind": "client", "id": client["id"], **sent}
         told = asked(owner, f"a/{name}", who=who, rules=rules)
         assert told["allowed"]
-        assert told["sentence"].startswith(f"{name} may publish")
+        assert told["sentence"].startswith(f"{name} can publish")
         assert not asked(owner, "a/agent-01", who=who, rules=rules)["allowed"]
 
 
