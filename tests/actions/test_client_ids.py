@@ -14,16 +14,16 @@ from wardkey.actions.messaging import clients, held_client_ids
 from wardkey.actions.messaging.client_ids import ClientIds, IdClaim
 from wardkey.actions.messaging.freed_client_ids import (
     KEPT_MS,
-    MOST_EACH,
+    MAX_PER_HOLDER,
     end_lease,
-    free_by_hand,
-    free_gone,
-    free_if_over,
+    force_free,
+    free_if_abandoned,
+    free_orphaned,
     free_unused,
     lease,
     list_freed,
-    note_live,
-    rooms_to_look_at,
+    mark_live,
+    scopes_to_scan,
 )
 from wardkey.actions.messaging.held_client_ids import HeldQuery
 from wardkey.actions.messaging.sessions import Owner, find_owners
@@ -65,7 +65,7 @@ def takes(runner: Runner, claim: IdClaim) -> bool:
     holder = ClientIds(runner.database).take(claim)
     if holder is None:
         return True
-    if not free_if_over(runner.database, claim, holder):
+    if not free_if_abandoned(runner.database, claim, holder):
         return False
     until = lease(runner.database, claim.scope, claim.mqtt_id)
     return ClientIds(runner.database).take(replace(claim, lease=until)) is None
@@ -107,7 +107,7 @@ def test_a_client_id_at_a_foreign_broker_stays_held_for_a_week(
     assert takes(runner, claim)
     runner.write(clients.remove, owner, first)
     assert not takes(runner, replace(claim, subject_id=make_client(runner, owner, "second")))
-    assert free_gone(runner.database) == 0
+    assert free_orphaned(runner.database) == 0
 
 
 def minted(runner: Runner, by: Principal, refreshable_s: int = 3_600) -> MintedGrant:
@@ -125,11 +125,11 @@ def test_a_users_client_ids_are_free_once_no_grant_logs_in_or_is_refreshed(
     assert takes(runner, claim)
     # It has expired, but its password still refreshes it.
     runner.database.clock = lambda: now + 3_599_999
-    assert free_gone(runner.database) == 0
+    assert free_orphaned(runner.database) == 0
     runner.database.clock = lambda: now + 3_600_000
     clean_up_grants(runner.database)
-    assert free_gone(runner.database, TenantScope(owner.org_id, Environment.TEST)) == 0
-    assert free_gone(runner.database, owner.scope) == 1
+    assert free_orphaned(runner.database, TenantScope(owner.org_id, Environment.TEST)) == 0
+    assert free_orphaned(runner.database, owner.scope) == 1
 
 
 @pytest.mark.parametrize("how", ["grant", "user"])
@@ -140,11 +140,11 @@ def test_a_users_client_ids_are_free_when_all_grants_are_ended(
     assert takes(runner, IdClaim(owner.scope, "page-1", "key-of-ann", b"", ("NODE", 1)))
     if how == "grant":
         runner.write(grants.revoke, owner, first.grant.token_id)
-        assert free_gone(runner.database) == 0
+        assert free_orphaned(runner.database) == 0
         runner.write(grants.revoke, owner, second.grant.token_id)
     else:
         runner.write(grants.revoke_all, owner, CutoffKind.USER, "u1")
-    assert free_gone(runner.database) == 1
+    assert free_orphaned(runner.database) == 1
     assert [one.mqtt_id for one in list_freed(runner.database, 9)] == ["page-1"]
 
 
@@ -153,15 +153,15 @@ def test_of_a_client_a_thousand_ids_stay_and_those_that_are_connected(
 ) -> None:
     now = runner.database.clock()
     client = make_client(runner, owner, "fleet")
-    for number in range(MOST_EACH + 3):
+    for number in range(MAX_PER_HOLDER + 3):
         runner.database.clock = lambda number=number: now - 400_000 + number  # type: ignore[misc]
         name = f"device-{number}"
         assert takes(runner, IdClaim(owner.scope, name, client, b"", ("NODE", number)))
     runner.database.clock = lambda: now
-    assert rooms_to_look_at(runner.database) == [owner.scope]
+    assert scopes_to_scan(runner.database) == [owner.scope]
     # The second connection is not the one that has the client id.
     live = [("device-1", ("NODE", 1)), ("device-2", ("NODE", 7))]
-    note_live(runner.database, owner.scope, live)
+    mark_live(runner.database, owner.scope, live)
     free_unused(runner.database)
     freed = {one.mqtt_id for one in list_freed(runner.database, 9)}
     assert freed == {"device-0", "device-2", "device-3"}
@@ -174,7 +174,7 @@ def test_only_who_has_the_lease_takes_or_forgets_a_freed_client_id(
     runner.database.clock = lambda: now
     scope, claim = owner.scope, IdClaim(owner.scope, "device-1", "cli_b", b"", ("NODE", 1))
     assert takes(runner, replace(claim, subject_id="cli_a"))
-    free_by_hand(runner.database, scope, "device-1")
+    force_free(runner.database, scope, "device-1")
     until = lease(runner.database, scope, "device-1")
     assert until is not None
     assert lease(runner.database, scope, "device-1") is None

@@ -15,9 +15,9 @@ from wardkey.actions.core.hashing import Line
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.messaging import clients
 from wardkey.actions.messaging.client_logins import (
+    CACHED_S,
+    MAX_CACHED,
     MINUTE_MS,
-    MOST_REMEMBERED,
-    REMEMBERED_S,
     KnownClient,
     VerifiedPasswords,
     find_login,
@@ -220,7 +220,7 @@ def test_a_verified_password_is_remembered_for_five_minutes(hashings: list[str])
     now = [1000.0]
     verified = VerifiedPasswords(clock=lambda: now[0])
     known = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(GIVEN)
-    for later, asked in ((0, 1), (REMEMBERED_S - 0.1, 1), (0.1, 2), (1, 2)):
+    for later, asked in ((0, 1), (CACHED_S - 0.1, 1), (0.1, 2), (1, 2)):
         now[0] += later
         assert fits(verified, known, GIVEN)
         assert len(hashings) == asked
@@ -235,13 +235,13 @@ def test_no_more_than_ten_thousand_passwords_are_remembered(hashings: list[str])
     known = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(GIVEN)
     assert fits(verified, known, GIVEN)
     later = time.monotonic() + 60
-    others = {n.to_bytes(32, "big"): later for n in range(MOST_REMEMBERED - 1)}
-    verified.ends.update(others)
+    others = {n.to_bytes(32, "big"): later for n in range(MAX_CACHED - 1)}
+    verified.expiries.update(others)
     assert fits(verified, known, GIVEN)
     assert len(hashings) == 1
     second = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(OTHER)
     assert fits(verified, second, OTHER)
-    assert len(verified.ends) == MOST_REMEMBERED
+    assert len(verified.expiries) == MAX_CACHED
     assert fits(verified, known, GIVEN)
     assert len(hashings) == 3
 

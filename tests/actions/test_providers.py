@@ -52,7 +52,7 @@ def grant_of(runner: Runner, owner: Principal, provider_id: str = "") -> MintedG
 
 def trusted(runner: Runner, owner: Principal) -> dict[str, tuple[bool, bytes]]:
     """Return whom an exchange finds, with what it would check a token with."""
-    found = TrustedProviders().of(runner.database, owner.scope, 0)
+    found = TrustedProviders().get(runner.database, owner.scope, 0)
     return {one.id: (one.enabled, one.secret) for one in found}
 
 

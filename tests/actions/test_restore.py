@@ -13,7 +13,7 @@ from wardkey.actions.core.audit_walks import verify_chain
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.messaging import acl, clients
 from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_login
-from wardkey.actions.messaging.rule_cache import Rights
+from wardkey.actions.messaging.rule_cache import RuleCache
 from wardkey.actions.operations import master_keys
 from wardkey.actions.operations.restore import Restored, restore
 from wardkey.adapters.passkeys import Answer
@@ -67,7 +67,7 @@ def allowed(runner: Runner, by: Principal) -> set[str]:
     """Return the topics that a client of the room may publish to."""
     actor = Actor(ActorKind.CLIENT, by.org_id, "agent", "agent-1", "cli_1")
     with runner.database.read() as tx:
-        rules = Rights().rules(tx, by.scope)
+        rules = RuleCache().rules(tx, by.scope)
     return {topic for topic in TOPICS if rules.decide(actor, Action.PUBLISH, topic).allowed}
 
 

@@ -334,10 +334,10 @@ def test_the_simulator_names_the_saved_rule_that_decides(owner: httpx.Client) ->
     assert told["allowed"] is True
     assert (told["rule"]["id"], told["rule"]["position"]) == (allow["id"], None)
     assert allow["id"] in told["sentence"]
-    assert told["sentence"].startswith("agent-01 may publish to agents/agent-01/state: ")
+    assert told["sentence"].startswith("agent-01 can publish to agents/agent-01/state: ")
     told = asked(owner, "agents/agent-02/state")
     assert (told["allowed"], told["rule"]) == (False, None)
-    assert "no rule fits" in told["sentence"]
+    assert "no rule matches" in told["sentence"]
     deny = made(owner, "agents/+/secret", "deny", 1)
     told = asked(owner, "agents/agent-01/secret", "subscribe")
     assert (told["allowed"], told["rule"]["id"]) == (False, deny["id"])
@@ -394,7 +394,7 @@ def test_the_simulator_takes_the_user_name_of_a_client_from_its_record(
         who = {"kind": "client", "id": client["id"], **sent}
         told = asked(owner, f"a/{name}", who=who, rules=rules)
         assert told["allowed"]
-        assert told["sentence"].startswith(f"{name} may publish")
+        assert told["sentence"].startswith(f"{name} can publish")
         assert not asked(owner, "a/agent-01", who=who, rules=rules)["allowed"]
 
 

@@ -172,7 +172,7 @@ def test_the_simulator_shows_the_rule_that_decides(site: Site, enter: Enter) -> 
     assert "agents/secret/#" in page.inner_text("tr.decides")
     page.fill("#topic", "elsewhere")
     page.get_by_role("button", name="Try it").click()
-    assert "no rule fits" in page.inner_text("form [role=status]")
+    assert "no rule matches" in page.inner_text("form [role=status]")
     assert page.locator("tr.decides").count() == 0
     page.locator("summary", has_text="Claims").or_(page.locator("form summary").first).first.click()
     page.select_option("#who", "grant")
@@ -219,7 +219,7 @@ def test_a_rule_is_tried_before_it_is_saved(site: Site, enter: Enter) -> None:
     told = tried("agents/secret/x")
     assert "doesn't change the answer" in told
     assert told.count(kept[0]["id"]) == 2
-    assert "no rule fits" in tried("elsewhere")
+    assert "no rule matches" in tried("elsewhere")
     assert dialog.get_by_label("Description").input_value() == "<script>alert(1)</script>"
     dialog.get_by_label("Topic", exact=True).fill("a/#")
     dialog.get_by_role("button", name="Try it").click()
@@ -241,7 +241,7 @@ def test_a_changed_rule_is_tried_in_the_place_of_the_saved_one(site: Site, enter
     dialog.get_by_label("Topic", exact=True).fill("agents/x")
     dialog.get_by_role("button", name="Try it").click()
     told = dialog.get_by_role("group", name="What would change").inner_text()
-    assert re.search(r"(?s)Now: Allowed\..*With this rule: Denied\. .*no rule fits", told)
+    assert re.search(r"(?s)Now: Allowed\..*With this rule: Denied\. .*no rule matches", told)
     assert dialog.get_by_label("Topic filter").input_value() == "others/#"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     passes(page)

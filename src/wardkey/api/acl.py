@@ -338,7 +338,7 @@ def simulate_acl(wanted: Simulation, caller: CurrentCaller, ctx: CurrentContext)
             "Ask about publish or about subscribe.", errors=(("action", "Not both at once."),)
         )
     who = wanted.who
-    question = simulator.Question(
+    question = simulator.SimulationQuery(
         who.kind,
         wanted.action,
         wanted.topic,
@@ -385,7 +385,7 @@ def apply_acl_preset(
 ) -> ChangedRuleList:
     """Make a preset's rules; where there are rules already, only with `replace`."""
     made = ctx.runner.write_confirmed(
-        acl.apply_preset, caller.by, wanted.preset, over_others=wanted.replace
+        acl.apply_preset, caller.by, wanted.preset, replace_existing=wanted.replace
     )
     return _changed_list(made)
 

@@ -161,7 +161,7 @@ def _sent(
     """Send a message; None, and nothing was sent, where something must be waited for."""
     by, ctx, rules = asked.by, asked.ctx, _NO_RULES
     if by.key_type is KeyType.PUBLISHABLE:
-        kept = ctx.rights.kept(by.scope, ctx.verifier.directory.revision())
+        kept = ctx.rights.get_cached(by.scope, ctx.verifier.directory.revision())
         if kept is None:
             return None
         rules = kept

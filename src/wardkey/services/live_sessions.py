@@ -8,7 +8,7 @@ from anyio.from_thread import run
 
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.messaging import freed_client_ids, held_client_ids, sessions
-from wardkey.actions.messaging.client_ids import Connected
+from wardkey.actions.messaging.client_ids import ConnectionId
 from wardkey.adapters.broker_link import BrokerLink, Session
 from wardkey.adapters.publishers import BRIDGE
 from wardkey.domain.errors import BrokerUnreachable, SessionNotFound
@@ -51,7 +51,7 @@ def end_session(runner: Runner, link: BrokerLink, by: Principal, session_id: str
 
 def live_connections(
     runner: Runner, link: BrokerLink | None, by: Principal
-) -> set[Connected] | None:
+) -> set[ConnectionId] | None:
     """Return the live connections, as client ids name them; None if they are not known."""
     if link is None:
         return None
@@ -70,7 +70,7 @@ def free_client_id(
         by.require(Permission.CLIENTS_WRITE)
     held = runner.read(held_client_ids.get_held, by, mqtt_id)
     runner.write(held_client_ids.note_freed, by, held)
-    freed_client_ids.free_by_hand(runner.database, by.scope, mqtt_id)
+    freed_client_ids.force_free(runner.database, by.scope, mqtt_id)
     if remover is not None:
         remover.clear(by.scope, mqtt_id)
 

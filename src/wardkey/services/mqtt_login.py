@@ -19,7 +19,7 @@ from wardkey.actions.grants.logins import KnownGrant, find_grant, is_grant_passw
 from wardkey.actions.messaging import freed_client_ids
 from wardkey.actions.messaging.client_ids import (
     ClientIds,
-    Connected,
+    ConnectionId,
     Holder,
     IdClaim,
     holder_name,
@@ -32,7 +32,7 @@ from wardkey.actions.messaging.client_logins import (
     finish_login,
     mark_connected,
 )
-from wardkey.actions.messaging.rule_cache import Rights
+from wardkey.actions.messaging.rule_cache import RuleCache
 from wardkey.adapters.broker_link import Admitted, Login
 from wardkey.adapters.publishers import BRIDGE
 from wardkey.db.engine import Database
@@ -66,10 +66,10 @@ class MqttLogins:
     database: Database
     throttle: Throttle
     verified: VerifiedPasswords
-    rights: Rights
+    rights: RuleCache
     ids: ClientIds = field(init=False)
     # Learns of each session that a grant lets in at this product's broker.
-    watch: Callable[[TenantScope, Connected, str, int], None] | None = None
+    watch: Callable[[TenantScope, ConnectionId, str, int], None] | None = None
     remover: SessionRemover | None = None
     # Who connected since it was last written down.
     _connected: dict[str, KnownClient] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class MqttLogins:
             return self._settle(login, found)
         begun = begin_login(database, login.username, login.password)
         attempt = _Attempt(login, begun)
-        return self._finish(attempt, fits=True) if begun.fits else attempt
+        return self._finish(attempt, fits=True) if begun.matches else attempt
 
     def _finish(self, attempt: _Attempt, *, fits: bool) -> Admitted | None:
         database, verified = self.database, self.verified
@@ -149,7 +149,7 @@ class MqttLogins:
             raise WrongPassword
         scope = TenantScope(known.org_id, known.environment)
         with database.read() as tx:
-            rights = self.rights.of(tx, known.environment, known.actor(login.client_id))
+            rights = self.rights.compile(tx, known.environment, known.actor(login.client_id))
         kid = known.kid if isinstance(known, KnownGrant) else None
         connection = login.server, login.cid
         claim = IdClaim(scope, login.client_id, known.id, mark_of(rights), connection, kid)
@@ -172,7 +172,7 @@ class MqttLogins:
             holder = self.ids.take(claim)
             if holder is None:
                 return True
-            if not freed_client_ids.free_if_over(database, claim, holder):
+            if not freed_client_ids.free_if_abandoned(database, claim, holder):
                 self._log_held(claim, username, holder)
                 return False
             lease = freed_client_ids.lease(database, claim.scope, claim.mqtt_id)

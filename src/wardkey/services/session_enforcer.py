@@ -16,8 +16,8 @@ from anyio.to_thread import run_sync
 
 from wardkey.actions.grants.logins import KnownGrant, expired_grants, live_grants
 from wardkey.actions.messaging import session_receipts
-from wardkey.actions.messaging.client_ids import Connected
-from wardkey.actions.messaging.rule_cache import Rights
+from wardkey.actions.messaging.client_ids import ConnectionId
+from wardkey.actions.messaging.rule_cache import RuleCache
 from wardkey.actions.messaging.session_receipts import SessionToClose
 from wardkey.actions.messaging.sessions import (
     ConnectedClient,
@@ -61,7 +61,7 @@ class SessionEnforcer:
     database: Database
     verifier: Verifier
     link: BrokerLink
-    rights: Rights
+    rights: RuleCache
     loop: asyncio.AbstractEventLoop
     # Told of rooms where a client or a user may be gone for good.
     freeing: SessionRemover | None = None
@@ -70,8 +70,8 @@ class SessionEnforcer:
     # Rooms that a call could not cut, or that are to be looked at now.
     _owed: set[TenantScope] = field(default_factory=set)
     # Sessions that grants let in, and when to look whether those are over.
-    _watched: dict[Connected, tuple[TenantScope, str, int]] = field(default_factory=dict)
-    _expiries: list[tuple[int, Connected]] = field(default_factory=list)
+    _watched: dict[ConnectionId, tuple[TenantScope, str, int]] = field(default_factory=dict)
+    _expiries: list[tuple[int, ConnectionId]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def disconnect_affected(self, concern: SessionImpact) -> EndedSessions:
@@ -236,10 +236,12 @@ class SessionEnforcer:
             known.password_set_at > parse_iso(session.started_at)
         ):
             return False
-        now = self.rights.of(tx, known.environment, known.actor(session.client_id))
+        now = self.rights.compile(tx, known.environment, known.actor(session.client_id))
         return mark_of(now) == owner.rights
 
-    def watch(self, scope: TenantScope, connection: Connected, kid: str, expires_at: int) -> None:
+    def watch(
+        self, scope: TenantScope, connection: ConnectionId, kid: str, expires_at: int
+    ) -> None:
         """End a session that a grant let in once it expires, unless it was refreshed by then.
 
         From any thread; `expires_at` is in epoch milliseconds.
@@ -273,7 +275,7 @@ class SessionEnforcer:
                     self.watch(scope, connection, kid, 0)
                 await asyncio.sleep(1)
 
-    def _take_due(self, now: int) -> dict[Connected, tuple[TenantScope, str]]:
+    def _take_due(self, now: int) -> dict[ConnectionId, tuple[TenantScope, str]]:
         due = {}
         with self._lock:
             while self._expiries and self._expiries[0][0] <= now:
@@ -283,7 +285,7 @@ class SessionEnforcer:
                     due[connection] = watched[:2]
         return due
 
-    def _over(self, due: Mapping[Connected, tuple[TenantScope, str]]) -> list[Connected]:
+    def _over(self, due: Mapping[ConnectionId, tuple[TenantScope, str]]) -> list[ConnectionId]:
         """Return whose grants are over, and watch for the end of the others."""
         by_scope: defaultdict[TenantScope, set[str]] = defaultdict(set)
         for scope, kid in due.values():

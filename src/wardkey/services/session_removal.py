@@ -86,7 +86,7 @@ class SessionRemover:
             try:
                 for scope, subjects in concerned.items():
                     some = None if ALL_SUBJECTS in subjects else subjects
-                    await run_sync(freed_client_ids.free_gone, self.database, scope, some)
+                    await run_sync(freed_client_ids.free_orphaned, self.database, scope, some)
                 if self.loop.time() - swept >= _SWEEP_S:
                     await self._sweep()
                     swept = self.loop.time()
@@ -109,15 +109,15 @@ class SessionRemover:
     async def _sweep(self) -> None:
         """Free what no call freed: grants that ran out, client ids that are not used any more."""
         link = self.publishers.link
-        for scope in await run_sync(freed_client_ids.rooms_to_look_at, self.database):
+        for scope in await run_sync(freed_client_ids.scopes_to_scan, self.database):
             live = [
                 (one.client_id, (one.server, one.cid))
                 for one in await link.sessions(*scope, subscribed=False)
                 if one.username != BRIDGE
             ]
-            await run_sync(freed_client_ids.note_live, self.database, scope, live)
+            await run_sync(freed_client_ids.mark_live, self.database, scope, live)
         await run_sync(freed_client_ids.free_unused, self.database)
-        await run_sync(freed_client_ids.free_gone, self.database)
+        await run_sync(freed_client_ids.free_orphaned, self.database)
 
     async def _remove_freed(self) -> float:
         """Remove sessions of freed client ids; return after how many seconds to look again."""

@@ -253,12 +253,12 @@ class TokenExchange:
             made = mint_together(tx, exchanges)
         # A transaction that was rolled back leaves its revision to another.
         if tx.position:
-            self.providers.passed(tx.revision)
+            self.providers.skip_revision(tx.revision)
         return made
 
     def _trusted(self, org_id: str, environment: Environment) -> Sequence[TrustedProvider]:
         revision = self.verifier.directory.revision()
-        return self.providers.of(self.database, TenantScope(org_id, environment), revision)
+        return self.providers.get(self.database, TenantScope(org_id, environment), revision)
 
     def verify(
         self, by: Principal, key_kid: str, unverified: UnverifiedToken, ttl: int | None

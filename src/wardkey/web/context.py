@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from wardkey.actions.core.runner import Runner
 from wardkey.actions.messaging.client_logins import VerifiedPasswords
-from wardkey.actions.messaging.rule_cache import Rights
+from wardkey.actions.messaging.rule_cache import RuleCache
 from wardkey.adapters.broker_link import BrokerLink
 from wardkey.adapters.publishers import Publishers
 from wardkey.adapters.single_sign_on import SignInIssuer
@@ -60,7 +60,7 @@ class AppContext:
     publishers: Publishers | None = None
     session_remover: SessionRemover | None = None
     verified: VerifiedPasswords = field(default_factory=VerifiedPasswords)
-    rights: Rights = field(default_factory=Rights)
+    rights: RuleCache = field(default_factory=RuleCache)
     proxy_mistakes: ProxyMistakes = field(default_factory=ProxyMistakes)
     exports: Exports = field(default_factory=Exports)
     # For checks of audit chains.

@@ -1,4 +1,4 @@
-"""Grants: mint, list and end the short-lived MQTT credentials of people elsewhere."""
+"""Actions that mint, list and end grants, the temporary MQTT credentials of users."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from wardkey.domain.secret import (
     generate,
 )
 
-# What the change feed says: of these sessions may end, of the other they never do.
+# Change-feed subjects: ENDED may terminate sessions, MINTED never does.
 ENDED, MINTED = "grant", "exchange"
 
 EXPIRED = "it has expired"
@@ -73,7 +73,7 @@ _CUT_OFF = (
     )
     .exists()
 )
-GRANT = (
+SELECT_GRANT = (
     select(
         grants,
         _CUT_OFF.label("cut_off"),
@@ -99,18 +99,18 @@ GRANT = (
     .outerjoin(keys, (keys.c.id == grants.c.key_id) & (keys.c.org_id == grants.c.org_id))
     .outerjoin(secrets, (secrets.c.kid == grants.c.key_kid) & (secrets.c.org_id == grants.c.org_id))
 )
-BY_KID = GRANT.where(grants.c.kid == bindparam("of_kid"))
-# Over for good, whatever the time and though a key is enabled again.
-_ENDED = or_(
+SELECT_BY_KID = SELECT_GRANT.where(grants.c.kid == bindparam("of_kid"))
+# Permanently ended: neither time nor enabling a key again changes this.
+_PERMANENTLY_ENDED = or_(
     grants.c.revoked_at.is_not(None),
     _CUT_OFF,
     (grants.c.provider_id != "") & auth_providers.c.id.is_(None),
     (grants.c.key_id != "") & or_(keys.c.id.is_(None), keys.c.revoked_at.is_not(None)),
     secrets.c.revoked_at.is_not(None) & (secrets.c.revoke_reason != Reason.SUPERSEDED),
 )
-# Of grants that log in or can be refreshed, now or once their key or provider is enabled again.
-MAY_RETURN = GRANT.with_only_columns(grants.c.kid).where(
-    ~_ENDED,
+# Grants that can log in or be refreshed, now or once their key or provider is enabled again.
+SELECT_RETURNABLE = SELECT_GRANT.with_only_columns(grants.c.kid).where(
+    ~_PERMANENTLY_ENDED,
     or_(
         grants.c.expires_at > bindparam("now"),
         grants.c.replaced_by.is_(None) & (grants.c.refreshable_until > bindparam("now")),
@@ -121,7 +121,7 @@ MAY_RETURN = GRANT.with_only_columns(grants.c.kid).where(
 
 @dataclass(frozen=True, slots=True)
 class MintedGrant:
-    """A grant with its password, whose text exists here alone."""
+    """A new grant with its password, which is available only here."""
 
     grant: GrantRecord
     password: SecretText = field(repr=False)
@@ -142,62 +142,67 @@ class GrantQuery:
 
 
 def mint(
-    tx: Transaction, by: Principal, wanted: Sequence[tuple[NewGrant, str]], key_kid: str = ""
+    tx: Transaction, by: Principal, requests: Sequence[tuple[NewGrant, str]], key_kid: str = ""
 ) -> list[MintedGrant]:
-    """Make grants for people whom a provider vouches for, with one event for all of them.
+    """Create grants for users authenticated by a provider, with one audit event for all.
 
-    Beside each stands the address that asked for it; `key_kid` is which secret of the key was
-    shown. Raises `OrganizationSuspended`.
+    Each request has the address it came from; `key_kid` is the kid of the caller's secret.
+    Raises `OrganizationSuspended`.
     """
     by.require(Permission.TOKENS_EXCHANGE)
-    return _mint(tx, by, wanted, key_kid, "grant.exchanged")
+    return _mint(tx, by, requests, key_kid, "grant.exchanged")
 
 
 def create(
-    tx: Transaction, by: Principal, wanted: NewGrant, key_kid: str = "", *, replace: bool = False
+    tx: Transaction,
+    by: Principal,
+    new_grant: NewGrant,
+    key_kid: str = "",
+    *,
+    replace: bool = False,
 ) -> MintedGrant:
-    """Make a grant for a user whom the caller vouches for; `replace` ends his earlier ones.
+    """Create a grant for a user named by the caller; `replace` ends the user's earlier grants.
 
     Raises `OrganizationSuspended`, `ProviderNotFound`.
     """
     by.require(Permission.TOKENS_CREATE)
-    if wanted.provider_id:
-        _require_provider(tx, by, wanted.provider_id)
+    if new_grant.provider_id:
+        _require_provider(tx, by, new_grant.provider_id)
     if replace:
-        cut_off(tx, by, CutoffKind.EMAIL, wanted.user_email, tx.revision - 1)
+        cut_off(tx, by, CutoffKind.EMAIL, new_grant.user_email, tx.revision - 1)
         tx.affected_subjects.add(ALL_SUBJECTS)
-        target = Target(ENDED, wanted.user_key)
-        record(tx, by, "grants.revoked", target, {"user_email": wanted.user_email})
-    return _mint(tx, by, [(wanted, by.address)], key_kid, "grant.created")[0]
+        target = Target(ENDED, new_grant.user_key)
+        record(tx, by, "grants.revoked", target, {"user_email": new_grant.user_email})
+    return _mint(tx, by, [(new_grant, by.address)], key_kid, "grant.created")[0]
 
 
-def create_own(tx: Transaction, by: Principal, wanted: NewGrant) -> MintedGrant:
-    """Make a grant for the caller himself, with which a page shows him live messages.
+def create_own(tx: Transaction, by: Principal, new_grant: NewGrant) -> MintedGrant:
+    """Create a grant for the caller, for a page that shows live messages.
 
-    He could make a client and log in with it just as well, so no more is asked of him. Raises
+    It requires no more than creating a client, with which the caller could log in as well. Raises
     `OrganizationSuspended`.
     """
     by.require(Permission.CLIENTS_WRITE)
-    if wanted.user_email != by.label.lower():
+    if new_grant.user_email != by.label.lower():
         by.require(Permission.TOKENS_CREATE)
-    return _mint(tx, by, [(wanted, by.address)], "", "grant.created")[0]
+    return _mint(tx, by, [(new_grant, by.address)], "", "grant.created")[0]
 
 
 def list_grants(tx: Transaction, by: Principal, query: GrantQuery) -> list[GrantRecord]:
-    """Return the grants that fit `query`, newest first, one more than `limit` if there are."""
+    """Return the grants that match `query`, newest first, and one more if there are more."""
     by.require(Permission.TOKENS_READ)
     conditions = [in_scope(grants, by.scope)]
     for column in (grants.c.user_id, grants.c.user_email, grants.c.provider_id, grants.c.key_id):
-        wanted = getattr(query, column.name)
-        if wanted:
-            conditions.append(column == wanted)
+        value = getattr(query, column.name)
+        if value:
+            conditions.append(column == value)
     if query.active is not None:
-        ended = inactive_clause(tx.now)
-        conditions.append(~ended if query.active else ended)
+        inactive = inactive_clause(tx.now)
+        conditions.append(~inactive if query.active else inactive)
     if query.after is not None:
         conditions.append(tuple_(grants.c.created_at, grants.c.kid) < query.after)
     rows = tx.connection.execute(
-        GRANT.where(*conditions)
+        SELECT_GRANT.where(*conditions)
         .order_by(grants.c.created_at.desc(), grants.c.kid.desc())
         .limit(query.limit + 1)
         .offset(query.offset)
@@ -212,7 +217,7 @@ def get(tx: Transaction, by: Principal, token_id: str) -> GrantRecord:
 
 
 def revoke(tx: Transaction, by: Principal, token_id: str) -> GrantRecord:
-    """End one grant for good; ending it twice is no fault. Raises `GrantNotFound`."""
+    """End one grant permanently; a second call changes nothing. Raises `GrantNotFound`."""
     by.require(Permission.TOKENS_REVOKE)
     row = _get(tx, by, token_id)
     changed = tx.connection.execute(
@@ -227,14 +232,14 @@ def revoke(tx: Transaction, by: Principal, token_id: str) -> GrantRecord:
 
 
 def revoke_all(tx: Transaction, by: Principal, kind: CutoffKind, subject: str) -> int:
-    """End every grant of a user, an e-mail address, a provider or a key; return how many live.
+    """End all grants of a user, address, provider or key; return how many were active.
 
     Raises `ProviderNotFound`, `KeyNotFound`.
     """
     by.require(Permission.TOKENS_REVOKE)
     if kind is CutoffKind.PROVIDER:
         _require_provider(tx, by, subject)
-    if kind is CutoffKind.KEY and not _holds_key(tx, by, subject):
+    if kind is CutoffKind.KEY and not _has_key(tx, by, subject):
         raise KeyNotFound
     column = {
         CutoffKind.USER: grants.c.user_id,
@@ -243,48 +248,51 @@ def revoke_all(tx: Transaction, by: Principal, kind: CutoffKind, subject: str) -
         CutoffKind.KEY: grants.c.key_id,
         CutoffKind.FAMILY: grants.c.family,
     }[kind]
-    live = len(
+    active = len(
         tx.connection.execute(
-            GRANT.where(
+            SELECT_GRANT.where(
                 in_scope(grants, by.scope), column == subject, ~inactive_clause(tx.now)
             ).with_only_columns(grants.c.kid)
         ).all()
     )
     cut_off(tx, by, kind, subject, tx.revision)
     tx.affected_subjects.add(ALL_SUBJECTS)
-    details = {"of": str(kind), "subject": subject, "live": live}
+    details = {"of": str(kind), "subject": subject, "live": active}
     record(tx, by, "grants.revoked", Target(ENDED, subject[:64]), details)
-    return live
+    return active
 
 
 def inactive_reason(row: Row[Any], now: int, *, refreshing: bool = False) -> str:
-    """Return why a grant logs nobody in, or cannot be refreshed, as part of a sentence; or ""."""
-    faults = (
+    """Return why a grant can't log in, or be refreshed, as a clause; "" if it can."""
+    reasons = (
         (row.revoked_at is not None or bool(row.cut_off), "it was revoked"),
         (bool(row.provider_id) and row.provider is None, "its provider was deleted"),
         (row.suspended_at is not None, "its organization is suspended"),
         (row.deleted_at is not None, "its organization was deleted"),
-        (_key_is_over(row, now), "the key that it was made with was revoked, disabled or expired"),
+        (
+            _has_key_ended(row, now),
+            "the key that created it was revoked or disabled, or has expired",
+        ),
         (
             refreshing and bool(row.provider_id) and not row.provider_enabled,
             "its provider is disabled",
         ),
         (refreshing and now >= row.refreshable_until, "it is too old"),
-        (not refreshing and now >= end_of(row), EXPIRED),
+        (not refreshing and now >= expiry_of(row), EXPIRED),
     )
-    return next((why for is_so, why in faults if is_so), "")
+    return next((reason for applies, reason in reasons if applies), "")
 
 
-def end_of(row: Row[Any]) -> int:
-    """Return when a grant ends, epoch milliseconds: it never outlives the key that made it."""
-    ends: list[int] = [row.expires_at]
+def expiry_of(row: Row[Any]) -> int:
+    """Return when a grant ends (epoch milliseconds): no later than the key that created it."""
+    expiries: list[int] = [row.expires_at]
     if row.key_expires_at is not None:
-        ends.append(row.key_expires_at)
-    return min(ends)
+        expiries.append(row.key_expires_at)
+    return min(expiries)
 
 
-def acting_as_grant(row: Row[Any], by: Principal) -> Principal:
-    """Return the Principal of whoever shows a grant's password, coming from where `by` does."""
+def grant_principal(row: Row[Any], by: Principal) -> Principal:
+    """Return the principal that a grant's password authenticates, at the address of `by`."""
     return Principal(
         PrincipalKind.GRANT,
         token_id_of(row.kid),
@@ -297,7 +305,7 @@ def acting_as_grant(row: Row[Any], by: Principal) -> Principal:
 
 
 def grant_record(row: Row[Any], now: int) -> GrantRecord:
-    """Return the record of a row of grants with what may have ended it."""
+    """Return the record of a row of `SELECT_GRANT`."""
     ended = inactive_reason(row, now) not in ("", EXPIRED)
     return GrantRecord(
         kid=row.kid,
@@ -313,7 +321,7 @@ def grant_record(row: Row[Any], now: int) -> GrantRecord:
         family=row.family,
         ttl_s=row.ttl_s,
         created_at=row.created_at,
-        expires_at=end_of(row),
+        expires_at=expiry_of(row),
         refreshable_until=row.refreshable_until,
         replaced_by=row.replaced_by,
         revoked=ended,
@@ -324,61 +332,68 @@ def grant_record(row: Row[Any], now: int) -> GrantRecord:
 def _mint(
     tx: Transaction,
     by: Principal,
-    wanted: Sequence[tuple[NewGrant, str]],
+    requests: Sequence[tuple[NewGrant, str]],
     key_kid: str,
     action: str,
 ) -> list[MintedGrant]:
     open_organization(tx, by)
     key_id = by.id if by.kind is PrincipalKind.KEY else ""
-    until = _key_expiry(tx, by) if key_id else None
-    minted = insert_grants(tx, by, [one for one, _ in wanted], key_id, key_kid, until=until)
+    key_expires_at = _key_expiry(tx, by) if key_id else None
+    new_grants = [new_grant for new_grant, _ in requests]
+    minted = insert_grants(tx, by, new_grants, key_id, key_kid, key_expires_at=key_expires_at)
     details = {
         "count": len(minted),
-        # One event stands for all, so where each came from is told here.
+        # One event covers all grants, so each entry has its own address.
         "grants": [
-            [one.grant.token_id, one.grant.user_id, address]
-            for one, (_, address) in zip(minted, wanted, strict=True)
+            [item.grant.token_id, item.grant.user_id, address]
+            for item, (_, address) in zip(minted, requests, strict=True)
         ],
-        "providers": sorted({one.provider_id for one, _ in wanted}),
+        "providers": sorted({new_grant.provider_id for new_grant in new_grants}),
     }
     record(tx, by, action, Target(MINTED, minted[0].grant.token_id), details)
     return minted
 
 
-def insert_grants(  # noqa: PLR0917 - whose grants, what they are and what they were made with
+def insert_grants(  # noqa: PLR0917 - the columns shared by all the rows
     tx: Transaction,
     by: Principal,
-    wanted: Sequence[NewGrant],
+    new_grants: Sequence[NewGrant],
     key_id: str,
     key_kid: str,
-    of: Row[Any] | None = None,
-    until: int | None = None,
+    refreshed: Row[Any] | None = None,
+    key_expires_at: int | None = None,
 ) -> list[MintedGrant]:
-    """Write grants; `until` is when the key ends that they are made with."""
+    """Insert grants, in the family of the `refreshed` one if given."""
     rows, minted, stamp = [], [], stamp_of(tx.now)
-    member_id = of.member_id if of else by.id if by.kind is PrincipalKind.MEMBER else ""
-    for one in wanted:
+    if refreshed:
+        member_id = refreshed.member_id
+    else:
+        member_id = by.id if by.kind is PrincipalKind.MEMBER else ""
+    limits = [] if key_expires_at is None else [key_expires_at]
+    for new_grant in new_grants:
         password = generate(SecretKind.GRANT, None, brand=tx.brand, stamp=stamp)
-        refreshable = of.refreshable_until if of else tx.now + one.refreshable_s * 1000
+        refreshable_until = (
+            refreshed.refreshable_until if refreshed else tx.now + new_grant.refreshable_s * 1000
+        )
         grant = GrantRecord(
             kid=password.kid,
             org_id=by.org_id,
             environment=by.environment,
-            provider_id=one.provider_id,
-            user_id=one.user_id,
-            user_email=one.user_email,
-            user_key=one.user_key,
-            username=one.username,
+            provider_id=new_grant.provider_id,
+            user_id=new_grant.user_id,
+            user_email=new_grant.user_email,
+            user_key=new_grant.user_key,
+            username=new_grant.username,
             key_id=key_id,
             key_kid=key_kid,
-            family=of.family if of else password.kid,
-            ttl_s=one.ttl_s,
+            family=refreshed.family if refreshed else password.kid,
+            ttl_s=new_grant.ttl_s,
             created_at=tx.now,
-            expires_at=min([tx.now + one.ttl_s * 1000, *([] if until is None else [until])]),
-            refreshable_until=refreshable,
+            expires_at=min([tx.now + new_grant.ttl_s * 1000, *limits]),
+            refreshable_until=refreshable_until,
             replaced_by=None,
             revoked=False,
-            claims=one.claims,
+            claims=new_grant.claims,
         )
         minted.append(MintedGrant(grant, password))
         rows.append(
@@ -402,7 +417,7 @@ def insert_grants(  # noqa: PLR0917 - whose grants, what they are and what they 
                 "ttl_s": grant.ttl_s,
                 "created_at": tx.now,
                 "expires_at": grant.expires_at,
-                "refreshable_until": refreshable,
+                "refreshable_until": refreshable_until,
                 "replaced_by": None,
                 "refreshed_at": None,
                 "used_at": None,
@@ -414,24 +429,24 @@ def insert_grants(  # noqa: PLR0917 - whose grants, what they are and what they 
 
 
 def inactive_clause(now: int) -> ColumnElement[bool]:
-    """Return the condition under which `why_over` has an answer; of organizations none is asked."""
+    """Return the SQL condition of `inactive_reason`, except for the organization's state."""
     return or_(
-        _ENDED,
+        _PERMANENTLY_ENDED,
         grants.c.expires_at <= now,
         keys.c.disabled_at.is_not(None),
-        # Without a look at NULL, the negation would be NULL for keys that never expire.
+        # Without the NULL check, the negation would be NULL for keys that never expire.
         and_(keys.c.expires_at.is_not(None), keys.c.expires_at <= now),
     )
 
 
-def _key_is_over(row: Row[Any], now: int) -> bool:
+def _has_key_ended(row: Row[Any], now: int) -> bool:
     if not row.key_id:
         return False
     if row.key is None or row.key_revoked_at is not None or row.key_disabled_at is not None:
         return True
     if row.key_expires_at is not None and row.key_expires_at <= now:
         return True
-    # A rotation supersedes a secret; what else revokes it, a leak above all, ends what it made.
+    # A rotation supersedes a secret but keeps its grants; any other reason ends them.
     return row.secret_revoked_at is not None and row.secret_revoke_reason != Reason.SUPERSEDED
 
 
@@ -445,34 +460,29 @@ def _key_expiry(tx: Transaction, by: Principal) -> int | None:
 
 def _get(tx: Transaction, by: Principal, token_id: str) -> Row[Any]:
     row = tx.connection.execute(
-        GRANT.where(grants.c.kid == kid_of_token(token_id), in_scope(grants, by.scope))
+        SELECT_GRANT.where(grants.c.kid == kid_of_token(token_id), in_scope(grants, by.scope))
     ).one_or_none()
     if row is None:
         raise GrantNotFound
     return row
 
 
-def _fits(tx: Transaction, row: Row[Any], password: str) -> bool:
-    known = row.pepper_version in tx.vault.peppers
-    return known and tx.vault.matches(password, bytes(row.digest), row.pepper_version)
-
-
 def _require_provider(tx: Transaction, by: Principal, provider_id: str) -> None:
-    found = tx.connection.execute(
+    row = tx.connection.execute(
         select(auth_providers.c.id).where(
             auth_providers.c.id == provider_id,
             in_scope(auth_providers, by.scope),
         )
     ).first()
-    if found is None:
+    if row is None:
         raise ProviderNotFound
 
 
-def _holds_key(tx: Transaction, by: Principal, key_id: str) -> bool:
-    found = tx.connection.execute(
+def _has_key(tx: Transaction, by: Principal, key_id: str) -> bool:
+    row = tx.connection.execute(
         select(keys.c.id).where(
             keys.c.id == key_id,
             in_scope(keys, by.scope),
         )
     ).first()
-    return found is not None
+    return row is not None

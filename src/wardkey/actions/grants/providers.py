@@ -1,4 +1,4 @@
-"""Auth providers: whose tokens an organization trusts, and the secrets of those that have one."""
+"""Actions on the auth providers whose tokens an organization accepts, and their secrets."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from wardkey.domain.receipts import ALL_SUBJECTS
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 
-MOST_PROVIDERS = 50
-_MOST_ROOMS = 1_000
-_SEALING = "provider secrets"
+MAX_PROVIDERS = 50
+_MAX_SCOPES = 1_000
+_SEALING_PURPOSE = "provider secrets"
 _SUBJECT = "provider"
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderRecord:
-    """A provider as its organization sees it; the shared secret is never shown again."""
+    """A provider without its shared secret; times in epoch milliseconds."""
 
     id: str
     environment: Environment
@@ -62,7 +62,7 @@ class ProviderRecord:
 
 @dataclass(frozen=True, slots=True)
 class TrustedProvider:
-    """What an exchange needs of a provider; `secret` is empty where keys are fetched."""
+    """A provider with what token verification needs; `secret` is empty if keys are fetched."""
 
     id: str
     enabled: bool
@@ -73,7 +73,7 @@ class TrustedProvider:
 
     @property
     def key_set(self) -> str:
-        """The name of its key set: after each change the keys are fetched anew."""
+        """The name of its key set; each update changes it, so the keys are fetched again."""
         return f"{self.id} {self.updated_at}"
 
 
@@ -85,15 +85,19 @@ def create(
     *,
     http_allowed: bool = False,
 ) -> ProviderRecord:
-    """Trust a provider from now on; raises what `clean_provider` raises, `TooManyProviders`."""
+    """Add a provider.
+
+    Raises what `clean_provider` raises, `InvalidProvider`, `DuplicateProvider`,
+    `TooManyProviders`, `OrganizationSuspended`.
+    """
     by.require(Permission.PROVIDERS_WRITE)
     spec = clean_provider(spec, http_allowed=http_allowed)
-    secret = _clean_secret(spec, secret, has_one=False) or ""
+    secret = _clean_secret(spec, secret, has_secret=False) or ""
     open_organization(tx, by)
     count = (
         select(func.count()).select_from(auth_providers).where(in_scope(auth_providers, by.scope))
     )
-    if tx.connection.execute(count).scalar_one() >= MOST_PROVIDERS:
+    if tx.connection.execute(count).scalar_one() >= MAX_PROVIDERS:
         raise TooManyProviders
     _check_name(tx, by, spec.name, "")
     provider_id = new_id("prv", tx.now)
@@ -107,7 +111,7 @@ def create(
             "kind": spec.kind,
             "enabled": True,
             "settings": _settings(spec),
-            **_sealed(tx, provider_id, secret),
+            **_sealed_columns(tx, provider_id, secret),
             "created_at": tx.now,
             "created_by": by.id,
             "updated_at": tx.now,
@@ -138,31 +142,31 @@ def change(
     tx: Transaction,
     by: Principal,
     provider_id: str,
-    wanted: Mapping[str, Any],
+    new_values: Mapping[str, Any],
     secret: str | None = None,
     *,
     http_allowed: bool = False,
 ) -> ProviderRecord:
-    """Give a provider other settings, and another shared secret unless that is None.
+    """Change a provider's settings, and its shared secret unless that is None.
 
-    `wanted` has values of `ProviderSpec` by name, all but its kind; those that it lacks stay.
-    Grants that it stood for go on. Raises what `create` raises, `ProviderNotFound`.
+    `new_values` has fields of `ProviderSpec` except `kind`; missing ones don't change. The
+    provider's grants continue. Raises what `create` raises, `ProviderNotFound`.
     """
     by.require(Permission.PROVIDERS_WRITE)
     row = _get(tx, by, provider_id)
     spec = _record(row).spec
     before = _settings(spec)
-    spec = clean_provider(replace(spec, **wanted), http_allowed=http_allowed)
-    secret = _clean_secret(spec, secret, has_one=row.sealed is not None)
+    spec = clean_provider(replace(spec, **new_values), http_allowed=http_allowed)
+    secret = _clean_secret(spec, secret, has_secret=row.sealed is not None)
     after = _settings(spec)
     if after == before and secret is None:
         return _record(row)
     _check_name(tx, by, spec.name, provider_id)
     values: dict[str, Any] = {"name": spec.name, "settings": after}
     if not spec.legacy_secret:
-        values |= _sealed(tx, provider_id, "")
+        values |= _sealed_columns(tx, provider_id, "")
     elif secret is not None:
-        values |= _sealed(tx, provider_id, secret)
+        values |= _sealed_columns(tx, provider_id, secret)
     _update(tx, by, row, values)
     changed = sorted(name for name in after if after[name] != before.get(name))
     details = {"changed": changed, "secret": secret is not None, "settings": after}
@@ -171,7 +175,7 @@ def change(
 
 
 def enable(tx: Transaction, by: Principal, provider_id: str, *, enabled: bool) -> ProviderRecord:
-    """Let a provider's tokens be exchanged, or not; grants that there are go on either way.
+    """Enable or disable exchanges of a provider's tokens; its grants continue either way.
 
     Raises `ProviderNotFound`.
     """
@@ -185,7 +189,7 @@ def enable(tx: Transaction, by: Principal, provider_id: str, *, enabled: bool) -
 
 
 def remove(tx: Transaction, by: Principal, provider_id: str) -> None:
-    """Delete a provider, and with it every grant that it stood for; raises `ProviderNotFound`."""
+    """Delete a provider and end all its grants; raises `ProviderNotFound`."""
     by.require(Permission.PROVIDERS_WRITE)
     row = _get(tx, by, provider_id)
     tx.connection.execute(
@@ -200,7 +204,7 @@ def remove(tx: Transaction, by: Principal, provider_id: str) -> None:
 
 
 def purge_keys(tx: Transaction, by: Principal, provider_id: str) -> None:
-    """Have every process fetch a provider's keys anew; raises `ProviderNotFound`."""
+    """Make every process fetch a provider's keys again; raises `ProviderNotFound`."""
     by.require(Permission.PROVIDERS_WRITE)
     row = _get(tx, by, provider_id)
     _update(tx, by, row, {})
@@ -208,79 +212,76 @@ def purge_keys(tx: Transaction, by: Principal, provider_id: str) -> None:
 
 
 def trusted(tx: Transaction, by: Principal, provider_id: str) -> TrustedProvider:
-    """Return a provider with its secret, for checking a token; raises `ProviderNotFound`."""
+    """Return a provider with its secret, to verify a token; raises `ProviderNotFound`."""
     by.require(Permission.PROVIDERS_WRITE)
-    return _trusted(tx, _get(tx, by, provider_id))
+    return _trusted_provider(tx, _get(tx, by, provider_id))
 
 
-def require_unchanged(tx: Transaction, by: Principal, judged: TrustedProvider) -> None:
-    """Raise unless a provider is as it was when a token was held against it.
+def require_unchanged(tx: Transaction, by: Principal, verified_with: TrustedProvider) -> None:
+    """Raise if a provider changed since a token was verified with it.
 
     Raises `ProviderNotFound`, `ProviderDisabled`, `ProviderChanged`.
     """
-    row = _get(tx, by, judged.id)
+    row = _get(tx, by, verified_with.id)
     if not row.enabled:
         raise ProviderDisabled(f"The auth provider {row.name} is disabled; an admin can enable it.")
-    if row.updated_at != judged.updated_at:
+    if row.updated_at != verified_with.updated_at:
         raise ProviderChanged(retry_after_s=1)
 
 
 def reseal(tx: Transaction) -> None:
-    """Seal every shared secret under the pepper that is the current one now."""
-    rows = select(auth_providers).where(auth_providers.c.sealed.is_not(None))
-    for row in tx.connection.execute(rows).all():
+    """Reseal every shared secret under the current pepper."""
+    query = select(auth_providers).where(auth_providers.c.sealed.is_not(None))
+    for row in tx.connection.execute(query).all():
         tx.connection.execute(
             update(auth_providers)
             .where(auth_providers.c.id == row.id)
-            .values(_sealed(tx, row.id, _secret(tx, row).decode()))
+            .values(_sealed_columns(tx, row.id, _secret(tx, row).decode()))
         )
 
 
 @dataclass(slots=True)
 class TrustedProviders:
-    """Each room's providers, read once for each change of one of them."""
+    """A cache of each tenant scope's providers, reloaded when one of them changes."""
 
-    _kept: dict[TenantScope, tuple[int, Sequence[TrustedProvider]]] = field(default_factory=dict)
+    _cache: dict[TenantScope, tuple[int, Sequence[TrustedProvider]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def of(
+    def get(
         self, database: Database, scope: TenantScope, revision: int
     ) -> Sequence[TrustedProvider]:
-        """Return a room's providers as they are at `revision`, which the caller knows is fresh.
-
-        Raises the storage's failure.
-        """
+        """Return a tenant scope's providers as of `revision` or later; raises storage errors."""
         with self._lock:
-            kept = self._kept.get(scope)
-        if kept is not None and kept[0] >= revision:
-            return kept[1]
+            cached = self._cache.get(scope)
+        if cached is not None and cached[0] >= revision:
+            return cached[1]
         with database.read() as tx:
             now = int(tx.connection.execute(select(feed.c.revision)).scalar_one())
-            if kept is not None and not _changed(tx, scope, kept[0], now):
-                found = kept[1]
+            if cached is not None and not _has_changed(tx, scope, cached[0], now):
+                providers = cached[1]
             else:
                 rows = tx.connection.execute(
                     select(auth_providers)
                     .where(in_scope(auth_providers, scope))
                     .order_by(auth_providers.c.created_at, auth_providers.c.id)
                 ).all()
-                found = tuple(_trusted(tx, row) for row in rows)
+                providers = tuple(_trusted_provider(tx, row) for row in rows)
         with self._lock:
-            if len(self._kept) >= _MOST_ROOMS:
-                self._kept.clear()
-            self._kept[scope] = (now, found)
-        return found
+            if len(self._cache) >= _MAX_SCOPES:
+                self._cache.clear()
+            self._cache[scope] = (now, providers)
+        return providers
 
-    def passed(self, revision: int) -> None:
-        """Take note of a commit of this process that made grants, which alter no provider."""
+    def skip_revision(self, revision: int) -> None:
+        """Mark the cache as fresh at a commit of this process that only created grants."""
         with self._lock:
-            for scope, (known, found) in self._kept.items():
-                if known == revision - 1:
-                    self._kept[scope] = (revision, found)
+            for scope, (cached_at, providers) in self._cache.items():
+                if cached_at == revision - 1:
+                    self._cache[scope] = (revision, providers)
 
 
-def _changed(tx: Transaction, scope: TenantScope, since: int, now: int) -> bool:
-    """Tell whether a provider may have changed; a feed that was cut or rewound says yes."""
+def _has_changed(tx: Transaction, scope: TenantScope, since: int, now: int) -> bool:
+    """Return whether a provider may have changed; true if the feed was truncated or rewound."""
     if now < since:
         return True
     rows = tx.connection.execute(
@@ -294,8 +295,8 @@ def _changed(tx: Transaction, scope: TenantScope, since: int, now: int) -> bool:
 
 
 def _settings(spec: ProviderSpec) -> dict[str, Any]:
-    built: dict[str, Any] = msgspec.to_builtins(spec)
-    return built
+    settings: dict[str, Any] = msgspec.to_builtins(spec)
+    return settings
 
 
 def _record(row: Row[Any]) -> ProviderRecord:
@@ -311,17 +312,17 @@ def _record(row: Row[Any]) -> ProviderRecord:
     )
 
 
-def _trusted(tx: Transaction, row: Row[Any]) -> TrustedProvider:
+def _trusted_provider(tx: Transaction, row: Row[Any]) -> TrustedProvider:
     spec = msgspec.convert(row.settings, ProviderSpec)
     rules = token_rules(spec)
     return TrustedProvider(row.id, row.enabled, spec, rules, _secret(tx, row), row.updated_at)
 
 
-def _sealed(tx: Transaction, provider_id: str, secret: str) -> dict[str, Any]:
-    """Return the columns of a shared secret, or of none."""
+def _sealed_columns(tx: Transaction, provider_id: str, secret: str) -> dict[str, Any]:
+    """Return the columns for a shared secret; NULL for an empty one."""
     if not secret:
         return {"sealed": None, "pepper_version": None}
-    key = derive(tx.vault.peppers[tx.vault.version], _SEALING)
+    key = derive(tx.vault.peppers[tx.vault.version], _SEALING_PURPOSE)
     sealed = seal(key, secret.encode(), provider_id.encode())
     return {"sealed": sealed, "pepper_version": tx.vault.version}
 
@@ -329,26 +330,26 @@ def _sealed(tx: Transaction, provider_id: str, secret: str) -> dict[str, Any]:
 def _secret(tx: Transaction, row: Row[Any]) -> bytes:
     if row.sealed is None:
         return b""
-    key = derive(tx.vault.peppers[row.pepper_version], _SEALING)
+    key = derive(tx.vault.peppers[row.pepper_version], _SEALING_PURPOSE)
     return unseal(key, bytes(row.sealed), row.id.encode())
 
 
-def _clean_secret(spec: ProviderSpec, secret: str | None, *, has_one: bool) -> str | None:
-    """Return a shared secret in canonical form; None says that the one there is stays."""
+def _clean_secret(spec: ProviderSpec, secret: str | None, *, has_secret: bool) -> str | None:
+    """Return a shared secret in canonical form; None keeps the current one."""
     if secret and not spec.legacy_secret:
         raise InvalidProvider(
-            "A shared secret is for a Supabase project with legacy_secret: true only.",
+            "Only a Supabase project with legacy_secret: true has a shared secret; omit secret.",
             field="secret",
         )
-    if not spec.legacy_secret or (secret is None and has_one):
+    if not spec.legacy_secret or (secret is None and has_secret):
         return secret
     return clean_shared_secret(secret or "").decode("ascii")
 
 
-def _check_name(tx: Transaction, by: Principal, name: str, but: str) -> None:
+def _check_name(tx: Transaction, by: Principal, name: str, own_id: str) -> None:
     taken = select(auth_providers.c.id).where(
         auth_providers.c.name == name,
-        auth_providers.c.id != but,
+        auth_providers.c.id != own_id,
         in_scope(auth_providers, by.scope),
     )
     if tx.connection.execute(taken).first() is not None:
@@ -360,7 +361,7 @@ def _check_name(tx: Transaction, by: Principal, name: str, but: str) -> None:
 
 
 def _update(tx: Transaction, by: Principal, row: Row[Any], values: dict[str, Any]) -> None:
-    # It tells versions apart, so it grows with two changes in a millisecond too.
+    # It identifies a version, so it must grow even with two changes in a millisecond.
     updated_at = max(tx.now, row.updated_at + 1)
     tx.connection.execute(
         update(auth_providers)

@@ -1,4 +1,4 @@
-"""Refreshes: a grant's password becomes a new grant once, and once more if its answer was lost."""
+"""Refreshing grants: once per password, and again if the response to the refresh was lost."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sqlalchemy import ColumnElement, Row, update
 from wardkey.actions.core.audit import Target, record
 from wardkey.actions.core.session_impact import cut_off
 from wardkey.actions.grants.grants import (
-    BY_KID,
     ENDED,
+    SELECT_BY_KID,
     MintedGrant,
-    acting_as_grant,
+    grant_principal,
     inactive_reason,
     insert_grants,
 )
@@ -32,33 +32,32 @@ from wardkey.domain.secret import Malformed, parse
 
 
 def check_refresh(tx: Transaction, _by: Principal, token_id: str, password: str) -> None:
-    """Raise `InvalidToken` for what cannot be refreshed, without a turn among the writers.
+    """Raise `InvalidToken` for a grant that can't be refreshed, without waiting for a write.
 
     A password that was refreshed before passes, because `refresh` has to end its family.
     """
-    row = _shown(tx, token_id, password)
+    row = _find_grant(tx, token_id, password)
     if row.replaced_by is None or row.cut_off:
         _require_refreshable(row, tx.now)
 
 
 def refresh(tx: Transaction, by: Principal, token_id: str, password: str) -> MintedGrant | None:
-    """Replace a grant by a new one for as long again; the old password stops soon afterwards.
+    """Replace a grant with a new one of the same length; the old password stops working soon.
 
-    `by` says where the call came from; whoever shows the password acts as the grant. The same
-    password again gives another new grant in place of the first, if that was not used and not
-    long ago. Otherwise two have the password: the family of grants ends, and None is returned.
-    Raises `InvalidToken` for whatever else does not refresh.
+    `by` has the address; the password authenticates as the grant. Repeating a recent refresh
+    replaces the new grant if that is still unused. Otherwise two parties have the password: this
+    ends the family and returns None. Raises `InvalidToken` if the grant can't be refreshed.
     """
-    row = _shown(tx, token_id, password)
-    by = acting_as_grant(row, by)
+    row = _find_grant(tx, token_id, password)
+    by = grant_principal(row, by)
     if row.replaced_by is None or row.cut_off:
         _require_refreshable(row, tx.now)
-        return _renewed(tx, by, row, {"refreshed_at": tx.now})
-    if not _may_retry(row, tx.now) or not _supersede(tx, row.replaced_by, {"expires_at": tx.now}):
+        return _renew(tx, by, row, {"refreshed_at": tx.now})
+    if not _can_retry(row, tx.now) or not _supersede(tx, row.replaced_by, {"expires_at": tx.now}):
         _end_family(tx, by, row)
         return None
     _require_refreshable(row, tx.now)
-    minted = _renewed(tx, by, row, {}, instead_of=row.replaced_by)
+    minted = _renew(tx, by, row, {}, instead_of=row.replaced_by)
     tx.connection.execute(
         update(grants).where(grants.c.kid == row.replaced_by).values(replaced_by=minted.grant.kid)
     )
@@ -66,10 +65,9 @@ def refresh(tx: Transaction, by: Principal, token_id: str, password: str) -> Min
 
 
 def note_use(database: Database, row: Row[Any]) -> bool:
-    """Note the first use of a grant that is live, and tell whether it may be used.
+    """Record the first use of an active grant; return whether it can be used.
 
-    As long as the refresh that it came of could be asked for again, the use is written down
-    before it counts.
+    While the refresh that created it could still be repeated, the use is stored before it counts.
     """
     if row.family == row.kid or row.used_at is not None:
         return True
@@ -77,52 +75,54 @@ def note_use(database: Database, row: Row[Any]) -> bool:
     if now >= row.created_at + RETRY_MS:
         return True
     with storage_errors(), database.writer.begin() as connection:
-        noted = update(grants).where(*_unused(row.kid)).values(used_at=now)
-        if connection.execute(noted).rowcount:
+        mark_used = update(grants).where(*_unused(row.kid)).values(used_at=now)
+        if connection.execute(mark_used).rowcount:
             return True
-        # Another use was first, or it was refreshed, or another answer was asked for just now.
-        again = connection.execute(BY_KID, {"of_kid": row.kid}).one()
-    return not _is_superseded(again) and again.revoked_at is None
+        # Meanwhile it was used, refreshed, revoked or superseded.
+        current = connection.execute(SELECT_BY_KID, {"of_kid": row.kid}).one()
+    return not _is_superseded(current) and current.revoked_at is None
 
 
 def end_if_superseded(database: Database, row: Row[Any], address: str = "") -> None:
-    """End the family of a grant in whose place another answer was given.
+    """End the family of a superseded grant that was used.
 
-    It is used all the same, so both answers arrived, at two places.
+    Its use shows that both responses to the refresh arrived, at two places.
     """
     if not _is_superseded(row) or row.cut_off:
         return
     origin = Principal(PrincipalKind.USER, "", "", address=address)
     with database.write() as tx:
-        _end_family(tx, acting_as_grant(row, origin), row)
+        _end_family(tx, grant_principal(row, origin), row)
 
 
-def _shown(tx: Transaction, token_id: str, password: str) -> Row[Any]:
+def _find_grant(tx: Transaction, token_id: str, password: str) -> Row[Any]:
     """Return the grant with that id and password; raises `InvalidToken`."""
     text = parse(password, brand=tx.brand)
     row = None
     if not isinstance(text, Malformed) and text.kid == kid_of_token(token_id):
-        row = tx.connection.execute(BY_KID, {"of_kid": text.kid}).one_or_none()
+        row = tx.connection.execute(SELECT_BY_KID, {"of_kid": text.kid}).one_or_none()
     if (
         row is None
         or row.pepper_version not in tx.vault.peppers
         or not tx.vault.matches(password, bytes(row.digest), row.pepper_version)
     ):
-        raise InvalidToken("There is no grant with that id and password; exchange anew.")
+        raise InvalidToken("No grant has this id and password; repeat the token exchange.")
     return row
 
 
 def _require_refreshable(row: Row[Any], now: int) -> None:
-    why = inactive_reason(row, now, refreshing=True)
-    if why:
-        raise InvalidToken(f"This grant cannot be refreshed, because {why}; exchange anew.")
+    reason = inactive_reason(row, now, refreshing=True)
+    if reason:
+        raise InvalidToken(
+            f"This grant can't be refreshed because {reason}; repeat the token exchange."
+        )
 
 
 def _is_superseded(row: Row[Any]) -> bool:
     return row.replaced_by is not None and row.refreshed_at is None
 
 
-def _may_retry(row: Row[Any], now: int) -> bool:
+def _can_retry(row: Row[Any], now: int) -> bool:
     return row.refreshed_at is not None and now < row.refreshed_at + RETRY_MS
 
 
@@ -136,15 +136,15 @@ def _unused(kid: str) -> tuple[ColumnElement[bool], ...]:
 
 
 def _supersede(tx: Transaction, kid: str, values: dict[str, Any]) -> bool:
-    """End a grant that was never used, unless its first use was noted just now."""
-    ended = update(grants).where(*_unused(kid)).values(values)
-    return tx.connection.execute(ended).rowcount == 1
+    """End a grant unless it has been used; return whether it ended."""
+    statement = update(grants).where(*_unused(kid)).values(values)
+    return tx.connection.execute(statement).rowcount == 1
 
 
-def _renewed(
-    tx: Transaction, by: Principal, row: Row[Any], more: dict[str, Any], instead_of: str = ""
+def _renew(
+    tx: Transaction, by: Principal, row: Row[Any], values: dict[str, Any], instead_of: str = ""
 ) -> MintedGrant:
-    again = NewGrant(
+    new_grant = NewGrant(
         row.provider_id,
         row.user_id,
         row.user_email,
@@ -153,13 +153,12 @@ def _renewed(
         row.claims,
         row.ttl_s,
     )
-    until = row.key_expires_at
-    minted = insert_grants(tx, by, [again], row.key_id, row.key_kid, of=row, until=until)[0]
-    overlap = min(row.expires_at, tx.now + OVERLAP_MS)
+    [minted] = insert_grants(tx, by, [new_grant], row.key_id, row.key_kid, row, row.key_expires_at)
+    overlap_end = min(row.expires_at, tx.now + OVERLAP_MS)
     tx.connection.execute(
         update(grants)
         .where(grants.c.kid == row.kid)
-        .values(replaced_by=minted.grant.kid, expires_at=overlap, **more)
+        .values(replaced_by=minted.grant.kid, expires_at=overlap_end, **values)
     )
     details = {"to": minted.grant.token_id}
     if instead_of:

@@ -1,4 +1,4 @@
-"""ACL rules of one organization and environment: written, read, and planned."""
+"""Actions that read, change and plan the ACL rules of a tenant scope."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from wardkey.domain.receipts import ALL_SUBJECTS
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.rule_specs import PRESETS, PresetName, RuleSpec, clean_rule
 
-_CHANGE = "acl"
+_TARGET = "acl"
 
 
 @dataclass(frozen=True, slots=True)
 class SavedRule:
-    """A rule as its organization sees it; times in epoch milliseconds."""
+    """A rule as it is saved; times in epoch milliseconds."""
 
     id: str
     spec: RuleSpec
@@ -51,7 +51,7 @@ class SavedRule:
 
 @dataclass(frozen=True, slots=True)
 class RuleChanges:
-    """What to change of a rule; None stays."""
+    """The new values of a rule; None leaves a value unchanged."""
 
     priority: int | None = None
     subject: tuple[SubjectKind, str] | None = None
@@ -62,21 +62,25 @@ class RuleChanges:
 
 
 def create(tx: Transaction, by: Principal, spec: RuleSpec) -> SavedRule:
-    """Add a rule; raises what `clean_rule` raises, and what the set as a whole breaks."""
+    """Add a rule.
+
+    Raises what `clean_rule` raises, `TooManyAclRules`, `AclExceptionAboveDenial`,
+    `AclLooseWildcard`.
+    """
     by.require(Permission.ACL_WRITE)
-    spec = _clean(tx, by, spec)
-    made = _made(tx, by, [spec])
-    _check_set([*_saved(tx, by), *made])
-    _insert(tx, by, made)
+    spec = _clean_spec(tx, by, spec)
+    [rule] = _new_rules(tx, by, [spec])
+    _check_set([*_load_rules(tx, by), rule])
+    _insert(tx, by, [rule])
     tx.affected_subjects.add(ALL_SUBJECTS)
-    record(tx, by, "acl_rule.created", Target(_CHANGE, made[0].id), _details(spec))
-    return made[0]
+    record(tx, by, "acl_rule.created", Target(_TARGET, rule.id), _details(spec))
+    return rule
 
 
 def list_rules(tx: Transaction, by: Principal) -> list[SavedRule]:
-    """Return the rules in the order in which they are asked."""
+    """Return the rules in the order in which they are evaluated."""
     by.require(Permission.ACL_READ)
-    return _saved(tx, by)
+    return _load_rules(tx, by)
 
 
 def get(tx: Transaction, by: Principal, rule_id: str) -> SavedRule:
@@ -85,24 +89,24 @@ def get(tx: Transaction, by: Principal, rule_id: str) -> SavedRule:
     return _get(tx, by, rule_id)
 
 
-def change(tx: Transaction, by: Principal, rule_id: str, wanted: RuleChanges) -> SavedRule:
+def change(tx: Transaction, by: Principal, rule_id: str, changes: RuleChanges) -> SavedRule:
     """Change a rule; raises `AclRuleNotFound`, and what `create` raises."""
     by.require(Permission.ACL_WRITE)
     before = _get(tx, by, rule_id)
-    kind, subject = wanted.subject or (before.spec.subject_kind, before.spec.subject)
+    kind, subject = changes.subject or (before.spec.subject_kind, before.spec.subject)
     spec = RuleSpec(
-        before.spec.priority if wanted.priority is None else wanted.priority,
+        before.spec.priority if changes.priority is None else changes.priority,
         kind,
         subject,
-        before.spec.filter if wanted.filter is None else wanted.filter,
-        wanted.action or before.spec.action,
-        wanted.effect or before.spec.effect,
-        before.spec.description if wanted.description is None else wanted.description,
+        before.spec.filter if changes.filter is None else changes.filter,
+        changes.action or before.spec.action,
+        changes.effect or before.spec.effect,
+        before.spec.description if changes.description is None else changes.description,
     )
-    after = replace(before, spec=_clean(tx, by, spec), updated_at=tx.now)
+    after = replace(before, spec=_clean_spec(tx, by, spec), updated_at=tx.now)
     if after.spec == before.spec:
         return before
-    _check_set([*(rule for rule in _saved(tx, by) if rule.id != rule_id), after])
+    _check_set([*(rule for rule in _load_rules(tx, by) if rule.id != rule_id), after])
     tx.connection.execute(
         update(acl_rules)
         .where(acl_rules.c.id == rule_id, in_scope(acl_rules, by.scope))
@@ -110,109 +114,115 @@ def change(tx: Transaction, by: Principal, rule_id: str, wanted: RuleChanges) ->
     )
     details = {**_details(after.spec), "old": _details(before.spec)}
     tx.affected_subjects.add(ALL_SUBJECTS)
-    record(tx, by, "acl_rule.updated", Target(_CHANGE, rule_id), details)
+    record(tx, by, "acl_rule.updated", Target(_TARGET, rule_id), details)
     return after
 
 
 def remove(tx: Transaction, by: Principal, rule_id: str) -> None:
-    """Delete a rule; raises `AclRuleNotFound`, `AclLooseWildcard` for those that stay."""
+    """Delete a rule.
+
+    Raises `AclRuleNotFound`, and `AclExceptionAboveDenial` or `AclLooseWildcard` if the remaining
+    rules can't be enforced by the broker.
+    """
     by.require(Permission.ACL_WRITE)
     before = _get(tx, by, rule_id)
-    _check_set([rule for rule in _saved(tx, by) if rule.id != rule_id])
+    _check_set([rule for rule in _load_rules(tx, by) if rule.id != rule_id])
     tx.connection.execute(
         delete(acl_rules).where(acl_rules.c.id == rule_id, in_scope(acl_rules, by.scope))
     )
     tx.affected_subjects.add(ALL_SUBJECTS)
-    record(tx, by, "acl_rule.deleted", Target(_CHANGE, rule_id), _details(before.spec))
+    record(tx, by, "acl_rule.deleted", Target(_TARGET, rule_id), _details(before.spec))
 
 
 def put_rules(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[SavedRule]:
-    """Replace every rule, or none; of equal priorities the one that stands first is asked first.
+    """Replace all rules atomically; rules with equal priorities are evaluated in the given order.
 
-    Raises what `create` raises, the fields under `rules`.
+    Raises what `create` raises, with fields named below `rules`.
     """
     by.require(Permission.ACL_WRITE)
     return _replace(tx, by, specs, {})
 
 
 def apply_preset(
-    tx: Transaction, by: Principal, preset: PresetName, *, over_others: bool = False
+    tx: Transaction, by: Principal, preset: PresetName, *, replace_existing: bool = False
 ) -> list[SavedRule]:
-    """Make a preset's rules, instead of the present ones if that is said; `AclRulesExist`."""
+    """Create a preset's rules; raises `AclRulesExist` if there are rules that it can't replace."""
     by.require(Permission.ACL_WRITE)
-    count = len(_saved(tx, by))
-    if count and not over_others:
+    count = len(_load_rules(tx, by))
+    if count and not replace_existing:
         raise AclRulesExist(
-            f"There are {count} rules in {by.environment} already; send replace: true to have the "
-            "preset in their stead, or add single rules.",
+            f"There are already {count} rules in {by.environment}; send replace: true to replace "
+            "them with the preset, or add single rules.",
         )
     return _replace(tx, by, PRESETS[preset].rules, {"preset": preset})
 
 
-def planned(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[SavedRule]:
-    """Return the rules that `put_rules` would make; raises what it raises, and writes nothing."""
+def plan_rules(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[SavedRule]:
+    """Return the rules that `put_rules` would save; raises what it raises, writes nothing."""
     by.require(Permission.ACL_READ)
-    return _planned(tx, by, specs)
+    return _plan_rules(tx, by, specs)
 
 
-def planned_one(tx: Transaction, by: Principal, spec: RuleSpec, rule_id: str = "") -> SavedRule:
-    """Return the rule that would be added, or would stand in place of `rule_id`.
+def plan_rule(tx: Transaction, by: Principal, spec: RuleSpec, rule_id: str = "") -> SavedRule:
+    """Return the rule that would be added, or that would replace `rule_id`; writes nothing.
 
-    Raises what `create` and `change` raise, and writes nothing.
+    Raises what `create` and `change` raise.
     """
     by.require(Permission.ACL_READ)
-    spec = _clean(tx, by, spec)
-    rule = replace(_get(tx, by, rule_id), spec=spec) if rule_id else _made(tx, by, [spec])[0]
-    _check_set([*(one for one in _saved(tx, by) if one.id != rule.id), rule])
+    spec = _clean_spec(tx, by, spec)
+    rule = replace(_get(tx, by, rule_id), spec=spec) if rule_id else _new_rules(tx, by, [spec])[0]
+    _check_set([*(saved for saved in _load_rules(tx, by) if saved.id != rule.id), rule])
     return rule
 
 
 def _replace(
-    tx: Transaction, by: Principal, specs: Sequence[RuleSpec], more: dict[str, object]
+    tx: Transaction, by: Principal, specs: Sequence[RuleSpec], extra_details: dict[str, object]
 ) -> list[SavedRule]:
-    made = _planned(tx, by, specs)
-    gone = tx.connection.execute(delete(acl_rules).where(in_scope(acl_rules, by.scope))).rowcount
-    _insert(tx, by, made)
-    details = {"rules": len(made), "old_rules": gone, **more}
+    new_rules = _plan_rules(tx, by, specs)
+    deleted = tx.connection.execute(delete(acl_rules).where(in_scope(acl_rules, by.scope)))
+    _insert(tx, by, new_rules)
+    details = {"rules": len(new_rules), "old_rules": deleted.rowcount, **extra_details}
     tx.affected_subjects.add(ALL_SUBJECTS)
-    record(tx, by, "acl_rules.replaced", Target(_CHANGE, by.environment), details)
-    return sorted(made, key=_order)
+    record(tx, by, "acl_rules.replaced", Target(_TARGET, by.environment), details)
+    return sorted(new_rules, key=_sort_key)
 
 
-def _planned(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[SavedRule]:
-    made = _made(tx, by, _clean_all(tx, by, specs))
-    _check_set(made)
-    return made
+def _plan_rules(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[SavedRule]:
+    new_rules = _new_rules(tx, by, _clean_specs(tx, by, specs))
+    _check_set(new_rules)
+    return new_rules
 
 
-def _clean_all(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[RuleSpec]:
+def _clean_specs(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[RuleSpec]:
     if len(specs) > MOST_RULES:
-        raise TooManyAclRules(f"That are {len(specs)} rules; {MOST_RULES:,} are the most.")
+        raise TooManyAclRules(
+            f"{len(specs):,} rules were given; at most {MOST_RULES:,} are allowed."
+        )
     clean = [clean_rule(spec, f"rules.{number}.") for number, spec in enumerate(specs)]
-    named = {spec.subject for spec in clean if spec.subject_kind is SubjectKind.CLIENT}
+    client_ids = {spec.subject for spec in clean if spec.subject_kind is SubjectKind.CLIENT}
     known = set(
         tx.connection.execute(
             select(clients.c.id).where(
-                clients.c.id.in_(named),
+                clients.c.id.in_(client_ids),
                 in_scope(clients, by.scope),
             )
         ).scalars()
     )
     for number, spec in enumerate(clean):
         if spec.subject_kind is SubjectKind.CLIENT and spec.subject not in known:
-            raise _no_client(spec, f"rules.{number}.")
+            raise _unknown_client(spec, f"rules.{number}.")
     return clean
 
 
-def _clean(tx: Transaction, by: Principal, spec: RuleSpec) -> RuleSpec:
+def _clean_spec(tx: Transaction, by: Principal, spec: RuleSpec) -> RuleSpec:
     spec = clean_rule(spec)
     if spec.subject_kind is SubjectKind.CLIENT and _username(tx, by, spec.subject) is None:
-        raise _no_client(spec)
+        raise _unknown_client(spec)
     return spec
 
 
 def _username(tx: Transaction, by: Principal, client_id: str) -> str | None:
-    """Return the user name of a client that is here."""
+    """Return the user name of a client in the caller's tenant scope."""
     return tx.connection.execute(
         select(clients.c.username).where(
             clients.c.id == client_id,
@@ -221,15 +231,16 @@ def _username(tx: Transaction, by: Principal, client_id: str) -> str | None:
     ).scalar_one_or_none()
 
 
-def _no_client(spec: RuleSpec, where: str = "") -> InvalidAclSubject:
+def _unknown_client(spec: RuleSpec, field_prefix: str = "") -> InvalidAclSubject:
     return InvalidAclSubject(
-        f"There is no client {spec.subject} here; make it first, or name user names by a pattern.",
-        field=f"{where}subject.value",
+        f"This environment has no client {spec.subject}; create it first, or use a user name "
+        "pattern.",
+        field=f"{field_prefix}subject.value",
     )
 
 
-def _made(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[SavedRule]:
-    """Return new rules whose ids stand in the order of `specs`."""
+def _new_rules(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[SavedRule]:
+    """Return new rules whose ids sort in the order of `specs`."""
     ids = sorted(new_id("acl", tx.now) for _ in specs)
     return [
         SavedRule(rule_id, spec, tx.now, by.id, tx.now)
@@ -238,35 +249,36 @@ def _made(tx: Transaction, by: Principal, specs: Sequence[RuleSpec]) -> list[Sav
 
 
 def _check_set(saved: Sequence[SavedRule]) -> None:
-    """Raise what the broker could not hold, and `TooManyAclRules`."""
+    """Raise `TooManyAclRules`, or an error for rules that the broker can't enforce."""
     if len(saved) > MOST_RULES:
         raise TooManyAclRules
-    rules = RuleSet(_rules(saved)).rules
+    rules = RuleSet(_acl_rules(saved)).rules
     pair = find_exception(rules)
     if pair is not None:
-        above, below = map(_named, pair)
+        above, below = map(_describe, pair)
         raise AclExceptionAboveDenial(
-            f"{above} allows some of what {below}, further down, denies, while a rule below that "
-            "allows more of it; the broker cannot hold such an exception. Move the denying rule "
+            f"{above} allows part of what {below}, further down, denies, and a rule below that "
+            "allows more of it; the broker can't enforce such an exception. Move the denying rule "
             "above it, or deny less.",
         )
     loose = find_loose_wildcard(rules)
     if loose is not None:
-        whole = f"{loose.filter[:-1]}#"
+        widened = f"{loose.filter[:-1]}#"
         raise AclLooseWildcard(
-            f"With {_named(loose)} the broker would take a subscription to {whole}, because the "
-            f"level above it and topics below it are allowed too; write {whole}, or leave one out.",
+            f"{_describe(loose)} would make the broker accept a subscription to {widened}, because "
+            "the level above it and topics below it are allowed too; allow "
+            f"{widened}, or remove one of these rules.",
         )
 
 
-def _named(rule: AclRule) -> str:
-    return f"The rule {rule.id} (priority {rule.priority}, {rule.effect} {rule.filter})"
+def _describe(rule: AclRule) -> str:
+    return f"Rule {rule.id} (priority {rule.priority}, {rule.effect} {rule.filter})"
 
 
-def _saved(tx: Transaction, by: Principal) -> list[SavedRule]:
-    found = tx.connection.execute(select(acl_rules).where(in_scope(acl_rules, by.scope)))
-    # Sorted here, because databases order texts by different collations.
-    return sorted(map(_rule, found), key=_order)
+def _load_rules(tx: Transaction, by: Principal) -> list[SavedRule]:
+    rows = tx.connection.execute(select(acl_rules).where(in_scope(acl_rules, by.scope)))
+    # Sorted here, because databases use different collations.
+    return sorted(map(_saved_rule, rows), key=_sort_key)
 
 
 def _get(tx: Transaction, by: Principal, rule_id: str) -> SavedRule:
@@ -275,11 +287,11 @@ def _get(tx: Transaction, by: Principal, rule_id: str) -> SavedRule:
     ).one_or_none()
     if row is None:
         raise AclRuleNotFound
-    return _rule(row)
+    return _saved_rule(row)
 
 
-def _insert(tx: Transaction, by: Principal, made: Sequence[SavedRule]) -> None:
-    if made:
+def _insert(tx: Transaction, by: Principal, new_rules: Sequence[SavedRule]) -> None:
+    if new_rules:
         scope = {"org_id": by.org_id, "environment": by.environment}
         tx.connection.execute(
             insert(acl_rules),
@@ -292,7 +304,7 @@ def _insert(tx: Transaction, by: Principal, made: Sequence[SavedRule]) -> None:
                     "created_by": rule.created_by,
                     "updated_at": rule.updated_at,
                 }
-                for rule in made
+                for rule in new_rules
             ],
         )
 
@@ -313,7 +325,7 @@ def _details(spec: RuleSpec) -> dict[str, object]:
     return {name: value for name, value in _columns(spec).items() if name != "description"}
 
 
-def _rule(row: Row[Any]) -> SavedRule:
+def _saved_rule(row: Row[Any]) -> SavedRule:
     spec = RuleSpec(
         row.priority,
         SubjectKind(row.subject_kind),
@@ -326,9 +338,9 @@ def _rule(row: Row[Any]) -> SavedRule:
     return SavedRule(row.id, spec, row.created_at, row.created_by, row.updated_at)
 
 
-def _rules(saved: Sequence[SavedRule]) -> list[AclRule]:
+def _acl_rules(saved: Sequence[SavedRule]) -> list[AclRule]:
     return [rule.spec.rule(rule.id) for rule in saved]
 
 
-def _order(rule: SavedRule) -> tuple[int, str]:
+def _sort_key(rule: SavedRule) -> tuple[int, str]:
     return rule.spec.priority, rule.id

@@ -1,4 +1,4 @@
-"""MQTT client ids: whose each one is, for another's session must not be taken over."""
+"""The holder of each MQTT client id, so that no one can take over another's session."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from wardkey.db.scoped import bind_scope, in_bound_scope, in_scope
 from wardkey.domain.errors import WardkeyError
 from wardkey.domain.tenants import TenantScope
 
-# The broker's node and its number for a connection, which no other ever has; a foreign broker
-# tells neither, and no session of ours is called so.
-Connected = tuple[str, int]
+# A node of our broker and its number for a connection, which it never reuses; ("", 0) for a
+# foreign broker, which sends neither.
+ConnectionId = tuple[str, int]
 
 # Built once: constructing a statement costs more than running it.
 _IN_SCOPE = in_bound_scope(mqtt_ids)
-_OWNERS = select(mqtt_ids).where(
-    _IN_SCOPE, mqtt_ids.c.mqtt_id.in_(bindparam("wanted", expanding=True))
+_SELECT_ROWS = select(mqtt_ids).where(
+    _IN_SCOPE, mqtt_ids.c.mqtt_id.in_(bindparam("mqtt_ids", expanding=True))
 )
-# Both storages read these words; SQLAlchemy has a construct of its own for each.
-_KEEP = text(
+# Raw SQL that both databases accept; SQLAlchemy would need a construct for each.
+_UPSERT = text(
     """INSERT INTO usage.mqtt_ids AS held
          (org_id, environment, mqtt_id, subject_id, rights, grant_kid, server, cid, seen_at,
           taken_at)
-       VALUES (:of_org, :of_environment, :wanted, :subject, :may, :grant, :server, :cid, :at, :at)
+       VALUES (:of_org, :of_environment, :mqtt_id, :subject_id, :rights, :grant_kid, :server,
+         :cid, :at, :at)
        ON CONFLICT (org_id, environment, mqtt_id) DO UPDATE SET
          taken_at = CASE WHEN held.subject_id = excluded.subject_id AND held.freed_at IS NULL
                     THEN coalesce(held.taken_at, held.seen_at) ELSE excluded.taken_at END,
@@ -41,28 +42,28 @@ _KEEP = text(
 
 @dataclass(frozen=True, slots=True)
 class IdClaim:
-    """A session that a login asks for under an MQTT client id, and what it may do.
+    """A login's request for an MQTT client id, with the rights of its session.
 
-    `lease` is of the process that removed the former holder's session.
+    `lease` is set if this process removed the previous holder's session.
     """
 
     scope: TenantScope
     mqtt_id: str
     subject_id: str
     rights: bytes
-    connection: Connected
+    connection: ConnectionId
     grant_kid: str | None = None
     lease: int | None = None
 
     @property
     def row(self) -> dict[str, object]:
-        """The columns of its row, the time apart."""
+        """The row's values, except the time."""
         return {
             **bind_scope(self.scope),
-            "wanted": self.mqtt_id,
-            "subject": self.subject_id,
-            "may": self.rights,
-            "grant": self.grant_kid,
+            "mqtt_id": self.mqtt_id,
+            "subject_id": self.subject_id,
+            "rights": self.rights,
+            "grant_kid": self.grant_kid,
             "server": self.connection[0],
             "cid": self.connection[1],
         }
@@ -70,9 +71,9 @@ class IdClaim:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Whose a client id is, times in epoch milliseconds.
+    """The holder of a client id; times in epoch milliseconds.
 
-    Once freed it has no holder, but the broker may still have a session under it.
+    A freed client id has no holder, but the broker may still have its session.
     """
 
     subject_id: str
@@ -80,97 +81,97 @@ class Holder:
     freed_at: int | None = None
     leased_until: int | None = None
 
-    def gives_way(self, claim: IdClaim) -> bool:
-        """Tell whether the claim may have the client id."""
+    def can_yield_to(self, claim: IdClaim) -> bool:
+        """Return whether the claim can have the client id."""
         if self.freed_at is not None:
             return claim.lease is not None and claim.lease == self.leased_until
         return self.subject_id == claim.subject_id
 
 
 @dataclass(slots=True)
-class _Turn:
+class _PendingClaim:
     claim: IdClaim
     holder: Holder | None = None
-    is_over: bool = False
-    fault: WardkeyError | None = None
+    is_done: bool = False
+    error: WardkeyError | None = None
 
 
 @dataclass(slots=True)
 class ClientIds:
-    """Gives MQTT client ids to the first that asks; what is asked at once shares a transaction."""
+    """Gives each MQTT client id to its first claimant; concurrent claims share a transaction."""
 
     database: Database
-    _asked: list[_Turn] = field(default_factory=list)
+    _pending: list[_PendingClaim] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _writing: threading.Lock = field(default_factory=threading.Lock)
+    _write_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, claim: IdClaim) -> Holder | None:
-        """Give a client id to the subject that asks, or return the holder that keeps it.
+        """Give a client id to the claim's subject, or return the holder that keeps it.
 
-        Raises the storage's failure.
+        Raises storage errors.
         """
-        turn = _Turn(claim)
+        own = _PendingClaim(claim)
         with self._lock:
-            self._asked.append(turn)
-        with self._writing:
-            if not turn.is_over:
+            self._pending.append(own)
+        with self._write_lock:
+            if not own.is_done:
                 with self._lock:
-                    turns, self._asked = self._asked, []
-                self._write_all(turns)
-        if turn.fault is not None:
-            raise turn.fault
-        return turn.holder
+                    batch, self._pending = self._pending, []
+                self._write_batch(batch)
+        if own.error is not None:
+            raise own.error
+        return own.holder
 
-    def _write_all(self, turns: Sequence[_Turn]) -> None:
+    def _write_batch(self, batch: Sequence[_PendingClaim]) -> None:
         try:
-            holders = self._write([turn.claim for turn in turns])
+            holders = self._write([pending.claim for pending in batch])
         except WardkeyError as error:
-            # Each who asked raises it.
-            for turn in turns:
-                turn.fault, turn.is_over = error, True
+            # Each waiting thread raises it.
+            for pending in batch:
+                pending.error, pending.is_done = error, True
             return
-        for turn, holder in zip(turns, holders, strict=True):
-            turn.holder, turn.is_over = holder, True
+        for pending, holder in zip(batch, holders, strict=True):
+            pending.holder, pending.is_done = holder, True
 
     def _write(self, claims: Sequence[IdClaim]) -> list[Holder | None]:
-        """Decide in the order in which they were asked, and write what is to be kept."""
+        """Decide the claims in order and store the granted ones; return the conflicting holders."""
         now = self.database.clock()
-        answers, kept = list[Holder | None](), dict[tuple[TenantScope, str], IdClaim]()
+        conflicts, granted = list[Holder | None](), dict[tuple[TenantScope, str], IdClaim]()
         with self.database.counting() as connection:
-            found = _find_rows(connection, claims)
+            holders = _find_holders(connection, claims)
             for claim in claims:
                 name = claim.scope, claim.mqtt_id
-                holder = found.get(name)
-                if holder is not None and not holder.gives_way(claim):
-                    answers.append(holder)
+                holder = holders.get(name)
+                if holder is not None and not holder.can_yield_to(claim):
+                    conflicts.append(holder)
                     continue
-                answers.append(None)
-                found[name] = Holder(claim.subject_id, now)
-                kept[name] = claim
-            rows = [{**claim.row, "at": now} for claim in kept.values()]
+                conflicts.append(None)
+                holders[name] = Holder(claim.subject_id, now)
+                granted[name] = claim
+            rows = [{**claim.row, "at": now} for claim in granted.values()]
             if rows:
-                connection.execute(_KEEP, rows)
-        return answers
+                connection.execute(_UPSERT, rows)
+        return conflicts
 
 
-def _find_rows(
+def _find_holders(
     connection: Connection, claims: Sequence[IdClaim]
 ) -> dict[tuple[TenantScope, str], Holder]:
-    found = {}
+    holders = {}
     by_scope: defaultdict[TenantScope, set[str]] = defaultdict(set)
     for claim in claims:
         by_scope[claim.scope].add(claim.mqtt_id)
     for scope, ids in by_scope.items():
-        asked = {**bind_scope(scope), "wanted": list(ids)}
-        for row in connection.execute(_OWNERS, asked):
-            found[scope, row.mqtt_id] = Holder(
+        parameters = {**bind_scope(scope), "mqtt_ids": list(ids)}
+        for row in connection.execute(_SELECT_ROWS, parameters):
+            holders[scope, row.mqtt_id] = Holder(
                 row.subject_id, row.seen_at, row.freed_at, row.leased_until
             )
-    return found
+    return holders
 
 
 def holder_name(tx: Transaction, scope: TenantScope, subject_id: str) -> str:
-    """Return the name of a client or user and its id, or the id alone of one that is gone."""
+    """Return the name and id of a client or user, or only the id if it no longer exists."""
     for table, column in ((clients, clients.c.id), (grants, grants.c.user_key)):
         name = tx.connection.execute(
             select(table.c.username).where(column == subject_id, in_scope(table, scope)).limit(1)

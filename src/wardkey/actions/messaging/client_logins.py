@@ -1,4 +1,4 @@
-"""Logins of clients: whose a user name and password are, without paying Argon2 each time."""
+"""MQTT logins of clients by user name and password, with verified passwords cached."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 from wardkey.domain.usernames import on_the_wire, parse_username
 
-REMEMBERED_S = 300
-MOST_REMEMBERED = 10_000
+CACHED_S = 300
+MAX_CACHED = 10_000
 MINUTE_MS = 60_000
 
 # Built once: constructing a statement costs more than running it.
@@ -35,14 +35,14 @@ _CLIENT = (
     .join(organizations, organizations.c.id == clients.c.org_id)
     .where(
         in_bound_scope(clients),
-        clients.c.username == bindparam("wanted"),
+        clients.c.username == bindparam("name"),
         organizations.c.deleted_at.is_(None),
     )
 )
-_MARK = (
+_MARK_CONNECTED = (
     update(clients)
     .where(
-        clients.c.id == bindparam("wanted"),
+        clients.c.id == bindparam("client_id"),
         in_bound_scope(clients),
         or_(
             clients.c.last_connected_at.is_(None),
@@ -56,7 +56,7 @@ _MARK = (
 
 @dataclass(frozen=True, slots=True)
 class KnownClient:
-    """A client whose password fitted; `last_connected_at` in epoch milliseconds."""
+    """An authenticated client; `last_connected_at` in epoch milliseconds."""
 
     id: str
     org_id: str
@@ -68,67 +68,66 @@ class KnownClient:
 
     @property
     def mqtt_username(self) -> str:
-        """The user name as it stands on the wire."""
+        """The user name that the client sends in CONNECT."""
         return on_the_wire(self.username, self.org_id, self.environment)
 
     def actor(self, mqtt_id: str) -> Actor:
-        """Return whom ACL rules see in a session with that client id."""
+        """Return the actor that ACL rules apply to in a session with this client id."""
         return Actor(ActorKind.CLIENT, self.org_id, self.username, mqtt_id, self.id)
 
 
 @dataclass(slots=True)
 class VerifiedPasswords:
-    """Passwords that fitted an Argon2 hash in the last five minutes, as keyed hashes.
+    """Caches, as keyed hashes, passwords that matched an Argon2 hash in the last five minutes.
 
-    Each is bound to the hash that it fitted, which has a salt of its own, so a password that was
-    replaced is never found here. The key exists in this process alone. Generated passwords have a
-    digest instead; `rehashes` are the new ones of those that fitted under an older pepper.
+    Each entry is bound to the salted hash that it matched, so a replaced password never matches.
+    The key exists only in this process. Generated passwords have a digest instead; `rehashes` has
+    the new digests of those that matched under an older pepper.
     """
 
     clock: Callable[[], float] = time.monotonic
     key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
-    # In the order in which they end.
-    ends: dict[bytes, float] = field(default_factory=dict, repr=False)
-    # By client: the digest, and the version that it takes the place of.
+    # Expiry by digest, earliest first.
+    expiries: dict[bytes, float] = field(default_factory=dict, repr=False)
+    # By client: the new digest, and the pepper version of the old one.
     rehashes: dict[str, tuple[bytes, int]] = field(default_factory=dict, repr=False)
-    # By digest: checks that wait or run. Many logins at once with one password wait for one hash.
+    # Queued and running checks by digest; concurrent logins with one password share a check.
     checks: dict[bytes, Future[bool]] = field(default_factory=dict, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def check(
         self, password_hash: str | None, password: str, address: str, line: Line
     ) -> Future[bool]:
-        """Return the future answer whether a password from `address` fits.
+        """Return a future of whether a password sent from `address` matches.
 
-        A missing hash takes as long and never fits. The future may be shared, so it is not to be
-        cancelled; it may fail with `Overloaded`.
+        A missing hash takes as long and never matches. The future may be shared, so don't cancel
+        it; it may raise `Overloaded`.
         """
         name = blake2b(f"{password_hash}\0{password}".encode(), key=self.key, digest_size=32)
         digest = name.digest()
-        known: Future[bool]
-        if self._remembers(digest):
-            known = Future()
-            known.set_result(True)
-            return known
+        if self._is_cached(digest):
+            done = Future[bool]()
+            done.set_result(True)
+            return done
         with self.lock:
             running = self.checks.get(digest)
         if running is not None:
             return running
         work = partial(self._verify, digest, password_hash, password)
-        begun = hashing.submit(line, address, work)
+        check = hashing.submit(line, address, work)
         with self.lock:
-            self.checks[digest] = begun
-        begun.add_done_callback(partial(self._forget_check, digest))
-        return begun
+            self.checks[digest] = check
+        check.add_done_callback(partial(self._forget_check, digest))
+        return check
 
     def _verify(self, digest: bytes, password_hash: str | None, password: str) -> bool:
-        # Another check of the same password may have begun at the same moment.
-        if self._remembers(digest):
+        # Another check of the same password may have run at the same time.
+        if self._is_cached(digest):
             return True
-        fits = hashing.verify(password_hash, password)
-        if fits:
-            self._remember(digest)
-        return fits
+        matches = hashing.verify(password_hash, password)
+        if matches:
+            self._cache(digest)
+        return matches
 
     def _forget_check(self, digest: bytes, check: Future[bool]) -> None:
         with self.lock:
@@ -136,96 +135,96 @@ class VerifiedPasswords:
                 del self.checks[digest]
 
     def note_rehash(self, client_id: str, digest: bytes, old_version: int) -> None:
-        """Keep the digest of a generated password under the current pepper, to be stored."""
+        """Queue a generated password's digest under the current pepper for storing."""
         with self.lock:
             self.rehashes[client_id] = digest, old_version
 
     def take_rehashes(self) -> dict[str, tuple[bytes, int]]:
-        """Return what was noted since the last time."""
+        """Return and clear the queued digests."""
         with self.lock:
-            taken, self.rehashes = self.rehashes, {}
-        return taken
+            rehashes, self.rehashes = self.rehashes, {}
+        return rehashes
 
-    def _remembers(self, digest: bytes) -> bool:
+    def _is_cached(self, digest: bytes) -> bool:
         with self.lock:
-            return self.ends.get(digest, 0) > self.clock()
+            return self.expiries.get(digest, 0) > self.clock()
 
-    def _remember(self, digest: bytes) -> None:
+    def _cache(self, digest: bytes) -> None:
         with self.lock:
             now = self.clock()
-            self.ends.pop(digest, None)
-            self.ends[digest] = now + REMEMBERED_S
+            self.expiries.pop(digest, None)
+            self.expiries[digest] = now + CACHED_S
             while True:
-                oldest, end = next(iter(self.ends.items()))
-                if end > now and len(self.ends) <= MOST_REMEMBERED:
+                oldest, end = next(iter(self.expiries.items()))
+                if end > now and len(self.expiries) <= MAX_CACHED:
                     return
-                del self.ends[oldest]
+                del self.expiries[oldest]
 
 
 @dataclass(frozen=True, slots=True)
 class LoginAttempt:
-    """A user name that was looked up, and which hash has to be compared with the password.
+    """The client found for a user name, and the hash to compare with the password.
 
-    `fits` is true where a digest has answered already; otherwise Argon2 has to.
+    `matches` is true if the password matched a digest; otherwise Argon2 has to compare it.
     """
 
     row: Row[Any] | None
     password: str = field(repr=False)
-    fits: bool = False
+    matches: bool = False
     password_hash: str | None = field(default=None, repr=False)
 
 
 def begin_login(database: Database, username: str, password: str) -> LoginAttempt:
-    """Look a user name up, as it is on the wire; raises the storage's failure."""
+    """Look up a user name as sent in CONNECT; raises storage errors."""
     with database.read() as tx:
-        row = _find(tx, username)
+        row = _find_row(tx, username)
     if len(password) > LONGEST_PASSWORD or not password.isprintable():
-        # No client has such a password, and not every hash takes such a text.
+        # No client has such a password, and not every hash function accepts it.
         return LoginAttempt(None, "")
     if row is None or row.digest is None:
         return LoginAttempt(row, password, password_hash=row.password_hash if row else None)
-    known = row.pepper_version in database.vault.peppers
-    matches = known and database.vault.matches(password, bytes(row.digest), row.pepper_version)
-    return LoginAttempt(row, password, fits=matches)
+    has_pepper = row.pepper_version in database.vault.peppers
+    matches = has_pepper and database.vault.matches(password, bytes(row.digest), row.pepper_version)
+    return LoginAttempt(row, password, matches=matches)
 
 
 def finish_login(
     database: Database, verified: VerifiedPasswords, attempt: LoginAttempt
 ) -> KnownClient | None:
-    """Return the enabled client of an attempt whose password fits."""
-    row, keys = attempt.row, database.vault
+    """Return the enabled client of an attempt whose password matched."""
+    row, vault = attempt.row, database.vault
     if row is None:
         return None
-    known = _known(row)
-    if known is not None and row.digest is not None and row.pepper_version != keys.version:
-        verified.note_rehash(row.id, keys.digest(attempt.password), row.pepper_version)
+    known = _known_client(row)
+    if known is not None and row.digest is not None and row.pepper_version != vault.version:
+        verified.note_rehash(row.id, vault.digest(attempt.password), row.pepper_version)
     return known
 
 
 def find_login(
     database: Database, verified: VerifiedPasswords, username: str, password: str, address: str = ""
 ) -> KnownClient | None:
-    """Return the enabled client whose user name, as on the wire, and password these are.
+    """Return the enabled client with this user name, as sent in CONNECT, and password.
 
-    Every refusal takes as long as a wrong password. The transaction ends before a password is
-    hashed, so a client that is disabled in between is still found: whoever disables one looks for
-    its sessions once more afterwards. Raises `Overloaded` and the storage's failure.
+    Every refusal takes as long as a wrong password. The transaction ends before the password is
+    hashed, so a client disabled in between is still returned; disabling a client checks for its
+    sessions again afterwards. Raises `Overloaded` and storage errors.
     """
     attempt = begin_login(database, username, password)
-    if not attempt.fits:
-        hashed = attempt.password_hash
-        if not verified.check(hashed, attempt.password, address, Line.REQUEST).result():
+    if not attempt.matches:
+        check = verified.check(attempt.password_hash, attempt.password, address, Line.REQUEST)
+        if not check.result():
             return None
     return finish_login(database, verified, attempt)
 
 
 def find_client(tx: Transaction, username: str) -> KnownClient | None:
-    """Return the enabled client with this user name as on the wire, whose login was judged."""
-    row = _find(tx, username)
-    return None if row is None else _known(row)
+    """Return the enabled client with this user name, as sent in an accepted CONNECT."""
+    row = _find_row(tx, username)
+    return None if row is None else _known_client(row)
 
 
-def _known(row: Row[Any]) -> KnownClient | None:
+def _known_client(row: Row[Any]) -> KnownClient | None:
     if not row.enabled or row.suspended_at is not None:
         return None
     return KnownClient(
@@ -242,7 +241,7 @@ def _known(row: Row[Any]) -> KnownClient | None:
 def mark_connected(database: Database, connected: Iterable[KnownClient]) -> None:
     """Store that these clients connected just now, each at most once a minute.
 
-    Like the last use of a key, that stands neither in the audit nor in the change feed.
+    Like a key's last use, this goes neither to the audit log nor to the change feed.
     """
     now = database.clock()
     due = {
@@ -254,21 +253,21 @@ def mark_connected(database: Database, connected: Iterable[KnownClient]) -> None
         return
     rows = [
         {
-            "wanted": client.id,
+            "client_id": client.id,
             **bind_scope(TenantScope(client.org_id, client.environment)),
             "before": now - MINUTE_MS,
             "at": now,
         }
-        # In one order, so that two processes on PostgreSQL never wait for each other.
+        # In a fixed order, so that two processes on PostgreSQL can't deadlock.
         for client in sorted(due.values(), key=lambda client: client.id)
     ]
     with storage_errors(), database.writer.begin() as connection:
-        connection.execute(_MARK, rows)
+        connection.execute(_MARK_CONNECTED, rows)
 
 
-def _find(tx: Transaction, username: str) -> Row[Any] | None:
+def _find_row(tx: Transaction, username: str) -> Row[Any] | None:
     parsed = parse_username(username)
     if parsed is None:
         return None
-    parameters = {"wanted": parsed.name, **bind_scope(parsed.scope)}
+    parameters = {"name": parsed.name, **bind_scope(parsed.scope)}
     return tx.connection.execute(_CLIENT, parameters).one_or_none()

@@ -1,4 +1,4 @@
-"""Clients: make, list, change and delete who may log in on MQTT, in one organization's room."""
+"""Actions that create, list, change and delete the MQTT clients of a tenant scope."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment, random_text
 
-_GENERATED = 32
+_PASSWORD_LENGTH = 32
 _CHANGEABLE = frozenset({"display_name", "tags", "enabled"})
-_NAME = func.lower(clients.c.username)
-# Those that never connected come first, whatever a storage thinks of NULL.
-_CONNECTED = func.coalesce(clients.c.last_connected_at, 0)
+_USERNAME_KEY = func.lower(clients.c.username)
+# Clients that never connected sort first, however a database orders NULL.
+_LAST_CONNECTED = func.coalesce(clients.c.last_connected_at, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class ClientWithPassword:
-    """A client whose password was set; its text is here, and nowhere else, if it was generated."""
+    """A client whose password was set; a generated password is returned only here."""
 
     client: ClientRecord
     password: str | None = field(default=None, repr=False)
 
 
 class ClientOrder(StrEnum):
-    """How a list of clients is sorted; `-` is downwards."""
+    """How a list of clients is sorted; `-` means descending."""
 
     CREATED = "created"
     CREATED_DOWN = "-created"
@@ -78,8 +78,8 @@ class ClientOrder(StrEnum):
 class ClientQuery:
     """Which clients to list, after the first `offset`.
 
-    `after` (created_at, id) goes on behind that client and fits CREATED_DOWN alone. `usernames`
-    are those of whom some are wanted, without the organization; None is everybody.
+    `after` is the (created_at, id) of the last client seen, for CREATED_DOWN only. `usernames` are
+    user names without the organization; None means all.
     """
 
     search: str = ""
@@ -94,17 +94,17 @@ class ClientQuery:
 _ORDER: Mapping[ClientOrder, tuple[ColumnElement[Any], ...]] = {
     ClientOrder.CREATED: (clients.c.created_at, clients.c.id),
     ClientOrder.CREATED_DOWN: (clients.c.created_at.desc(), clients.c.id.desc()),
-    ClientOrder.USERNAME: (_NAME, clients.c.id),
-    ClientOrder.USERNAME_DOWN: (_NAME.desc(), clients.c.id.desc()),
-    ClientOrder.CONNECTED: (_CONNECTED, clients.c.id),
-    ClientOrder.CONNECTED_DOWN: (_CONNECTED.desc(), clients.c.id.desc()),
+    ClientOrder.USERNAME: (_USERNAME_KEY, clients.c.id),
+    ClientOrder.USERNAME_DOWN: (_USERNAME_KEY.desc(), clients.c.id.desc()),
+    ClientOrder.CONNECTED: (_LAST_CONNECTED, clients.c.id),
+    ClientOrder.CONNECTED_DOWN: (_LAST_CONNECTED.desc(), clients.c.id.desc()),
 }
 
 
 def hash_password(by: Principal, password: str) -> str:
-    """Return the Argon2id hash of a password that somebody chose; raises `WeakPassword`.
+    """Return the Argon2id hash of a chosen password; raises `WeakPassword`.
 
-    It takes tens of milliseconds, so it is called before a transaction is opened.
+    It takes tens of milliseconds, so call it before opening a transaction.
     """
     by.require(Permission.CLIENTS_WRITE)
     check_client_password(password)
@@ -114,14 +114,14 @@ def hash_password(by: Principal, password: str) -> str:
 def create(
     tx: Transaction, by: Principal, spec: ClientSpec, password_hash: str | None = None
 ) -> ClientWithPassword:
-    """Make a client; without a password's hash it gets a generated one, which the answer holds.
+    """Create a client; without a password hash, a password is generated and returned.
 
     Raises what `clean_client` raises, `UsernameTaken`, `OrganizationSuspended`.
     """
     by.require(Permission.CLIENTS_WRITE)
     if spec.environment is not by.environment:
         raise WrongEnvironment(
-            f"You act in {by.environment}; a {spec.environment} client is made in "
+            f"This request acts in {by.environment}; create {spec.environment} clients in "
             f"{spec.environment}.",
         )
     spec = clean_client(spec)
@@ -159,13 +159,13 @@ def create(
         "generated": password is not None,
     }
     record(tx, by, "client.created", Target("client", client_id), details)
-    return ClientWithPassword(_client(row), password)
+    return ClientWithPassword(_client_record(row), password)
 
 
 def list_clients(tx: Transaction, by: Principal, query: ClientQuery) -> list[ClientRecord]:
-    """Return the clients that fit `query`, one more than `limit` if there are."""
+    """Return the clients that match `query`, and one more than `limit` if there are more."""
     by.require(Permission.CLIENTS_READ)
-    conditions = [in_scope(clients, by.scope), *_fitting(query)]
+    conditions = [in_scope(clients, by.scope), *_conditions(query)]
     if query.after is not None:
         conditions.append(tuple_(clients.c.created_at, clients.c.id) < query.after)
     rows = tx.connection.execute(
@@ -175,16 +175,16 @@ def list_clients(tx: Transaction, by: Principal, query: ClientQuery) -> list[Cli
         .limit(query.limit + 1)
         .offset(query.offset)
     )
-    return [_client(row) for row in rows]
+    return [_client_record(row) for row in rows]
 
 
 def count_clients(tx: Transaction, by: Principal, query: ClientQuery) -> int:
-    """Return how many clients fit `query` in all."""
+    """Return the total number of clients that match `query`."""
     by.require(Permission.CLIENTS_READ)
     statement = (
         select(func.count())
         .select_from(clients)
-        .where(in_scope(clients, by.scope), *_fitting(query))
+        .where(in_scope(clients, by.scope), *_conditions(query))
     )
     return int(tx.connection.execute(statement).scalar_one())
 
@@ -198,7 +198,7 @@ def get(tx: Transaction, by: Principal, client_id: str) -> ClientRecord:
 def change(
     tx: Transaction, by: Principal, client_id: str, changes: Mapping[str, Any]
 ) -> ClientRecord:
-    """Change the named ones of `display_name`, `tags` and `enabled`.
+    """Change any of `display_name`, `tags` and `enabled`.
 
     Raises `ClientNotFound`, `InvalidName`, `InvalidTag`, `TooManyItems`.
     """
@@ -208,7 +208,9 @@ def change(
         tx.affected_subjects.add(client_id)
     unknown = sorted(set(changes) - _CHANGEABLE)
     if unknown:
-        raise InvalidRequest(f"{unknown[0]} of a client cannot be changed.")
+        raise InvalidRequest(
+            f"A client's {unknown[0]} can't be changed; change display_name, tags or enabled."
+        )
     values = dict(changes)
     if "display_name" in values:
         values["display_name"] = clean_display_name(values["display_name"])
@@ -232,9 +234,9 @@ def change(
 def set_password(
     tx: Transaction, by: Principal, client_id: str, password_hash: str | None = None
 ) -> ClientWithPassword:
-    """Give a client the password of that hash, or a generated one, which the answer holds.
+    """Set a client's password by its hash, or generate one and return it.
 
-    The old one ends at once. Raises `ClientNotFound`, `OrganizationSuspended`.
+    The old password stops working immediately. Raises `ClientNotFound`, `OrganizationSuspended`.
     """
     by.require(Permission.CLIENTS_WRITE)
     open_organization(tx, by)
@@ -247,25 +249,25 @@ def set_password(
 
 
 def remove(tx: Transaction, by: Principal, client_id: str) -> None:
-    """Delete a client, whose user name is free from then on; raises `ClientNotFound`."""
+    """Delete a client, which frees its user name; raises `ClientNotFound`."""
     by.require(Permission.CLIENTS_WRITE)
-    gone = tx.connection.execute(
+    deleted = tx.connection.execute(
         delete(clients)
         .where(clients.c.id == client_id, in_scope(clients, by.scope))
         .returning(clients.c.username)
     ).one_or_none()
-    if gone is None:
+    if deleted is None:
         raise ClientNotFound
     tx.affected_subjects.add(client_id)
-    details = {"username": gone.username}
+    details = {"username": deleted.username}
     record(tx, by, "client.deleted", Target("client", client_id), details)
 
 
-def _fitting(query: ClientQuery) -> list[ColumnElement[bool]]:
+def _conditions(query: ClientQuery) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     text = query.search.strip()
     if text:
-        # A user name is searched for as it stands on the wire, too.
+        # The search also accepts a user name as sent in CONNECT (name@organization).
         name = text.partition("@")[0] or text
         conditions.append(
             or_(
@@ -278,7 +280,7 @@ def _fitting(query: ClientQuery) -> list[ColumnElement[bool]]:
     if query.enabled is not None:
         conditions.append(clients.c.enabled.is_(query.enabled))
     if query.usernames is not None:
-        # Written into the statement, because databases bound how many parameters it has.
+        # Literals, because databases limit the number of parameters.
         names: BindParameter[list[str]] = bindparam(
             "names", sorted(query.usernames), expanding=True, literal_execute=True
         )
@@ -287,11 +289,11 @@ def _fitting(query: ClientQuery) -> list[ColumnElement[bool]]:
 
 
 def _password(tx: Transaction, password_hash: str | None) -> tuple[str | None, dict[str, Any]]:
-    """Return the text of a generated password, if one was, and the columns of either kind."""
+    """Return the generated password, if any, and the columns to store."""
     if password_hash is not None:
         columns = {"password_hash": password_hash, "digest": None, "pepper_version": None}
         return None, {**columns, "password_set_at": tx.now}
-    text = random_text(_GENERATED)
+    text = random_text(_PASSWORD_LENGTH)
     return text, {
         "password_hash": None,
         "digest": tx.vault.digest(text),
@@ -306,7 +308,7 @@ def _get(tx: Transaction, by: Principal, client_id: str) -> ClientRecord:
     ).one_or_none()
     if row is None:
         raise ClientNotFound
-    return _client(row)
+    return _client_record(row)
 
 
 def _update(
@@ -320,10 +322,10 @@ def _update(
     ).one_or_none()
     if row is None:
         raise ClientNotFound
-    return _client(row)
+    return _client_record(row)
 
 
-def _client(row: Row[Any]) -> ClientRecord:
+def _client_record(row: Row[Any]) -> ClientRecord:
     return ClientRecord(
         id=row.id,
         org_id=row.org_id,

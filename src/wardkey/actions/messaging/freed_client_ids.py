@@ -1,4 +1,4 @@
-"""MQTT client ids that are free for another, once the broker has no session under them."""
+"""Frees MQTT client ids, which others can take once the broker has removed their sessions."""
 
 from __future__ import annotations
 
@@ -7,33 +7,32 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, or_, select, update
 
-from wardkey.actions.grants.grants import MAY_RETURN
-from wardkey.actions.messaging.client_ids import Connected, Holder, IdClaim
+from wardkey.actions.grants.grants import SELECT_RETURNABLE
+from wardkey.actions.messaging.client_ids import ConnectionId, Holder, IdClaim
 from wardkey.db.engine import Database
 from wardkey.db.schema import clients, grants, mqtt_ids
 from wardkey.db.scoped import in_scope
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 
-# A client id is its first user's until it was not shown for so long.
+# A holder keeps its client id for this long after its last use, even if another wants it.
 KEPT_MS = 7 * 86_400_000
-# Without any login for so long it is freed, whether another wants it or not.
+# After this long without a login, it is freed whether another wants it or not.
 UNUSED_MS = 90 * 86_400_000
-# Of one client or user; those that were shown longest ago are freed first.
-MOST_EACH = 1_000
-# How long a process may be at removing a session; its credential for that ends before.
+# Client ids of one client or user; the least recently used are freed first.
+MAX_PER_HOLDER = 1_000
+# How long a process can take to remove a session; its credential for that expires earlier.
 LEASE_MS = 5_000
-# By when a login that was in flight when its client id was freed is there or never, and was ended
-# and counted by those who follow changes.
+# After this time, a login in flight when its client id was freed has connected or failed, and the
+# session enforcer has ended and counted it.
 SETTLED_MS = 3_000
-_AT_ONCE = 500
-# How old the last look at live sessions may be when client ids are freed by it.
-_LOOKED_MS = 60_000
+_BATCH_SIZE = 500
+# The maximum age of the scan of live sessions by which client ids are freed.
+_SCAN_AGE_MS = 60_000
 
-# The holder will not come back: a client that was deleted, or a user without any grant that logs
-# in or can be refreshed. What a foreign broker has under the client id we cannot remove, so there
-# it stays held.
-_HOLDER_GONE = and_(
+# The holder can't return: a deleted client, or a user without a grant that can log in or be
+# refreshed. A foreign broker's client ids stay held, because we can't remove its sessions.
+_ORPHANED = and_(
     mqtt_ids.c.server != "",
     ~select(clients.c.id)
     .where(
@@ -42,7 +41,7 @@ _HOLDER_GONE = and_(
         clients.c.environment == mqtt_ids.c.environment,
     )
     .exists(),
-    ~MAY_RETURN.where(
+    ~SELECT_RETURNABLE.where(
         grants.c.org_id == mqtt_ids.c.org_id,
         grants.c.environment == mqtt_ids.c.environment,
         grants.c.user_key == mqtt_ids.c.subject_id,
@@ -52,101 +51,104 @@ _HOLDER_GONE = and_(
 
 @dataclass(frozen=True, slots=True)
 class FreedId:
-    """A client id that was freed, and when to remove the session that the broker may have."""
+    """A freed client id, and when to remove the session that the broker may still have."""
 
     scope: TenantScope
     mqtt_id: str
     due_at: int
 
 
-def free_if_over(database: Database, claim: IdClaim, holder: Holder) -> bool:
-    """Free a client id whose holder is gone or has not shown it for a week; return whether so."""
+def free_if_abandoned(database: Database, claim: IdClaim, holder: Holder) -> bool:
+    """Free a client id if its holder is gone or hasn't used it for a week; return whether freed."""
     if holder.freed_at is not None:
         return True
     now = database.clock()
     if now - holder.seen_at < KEPT_MS:
         with database.read() as tx:
-            gone = select(mqtt_ids.c.mqtt_id).where(
-                in_scope(mqtt_ids, claim.scope), mqtt_ids.c.mqtt_id == claim.mqtt_id, _HOLDER_GONE
+            abandoned = select(mqtt_ids.c.mqtt_id).where(
+                in_scope(mqtt_ids, claim.scope), mqtt_ids.c.mqtt_id == claim.mqtt_id, _ORPHANED
             )
-            if tx.connection.execute(gone, {"now": now}).first() is None:
+            if tx.connection.execute(abandoned, {"now": now}).first() is None:
                 return False
     with database.counting() as connection:
         return bool(_free(connection, [(claim.scope, claim.mqtt_id, holder.seen_at)], now))
 
 
-def free_gone(
+def free_orphaned(
     database: Database, scope: TenantScope | None = None, subjects: Collection[str] | None = None
 ) -> int:
-    """Free the client ids of deleted clients and of users whose grants are over; return how many.
+    """Free the client ids whose holders can't return; return how many.
 
-    Of one room or of all; of some clients and users or of all.
+    `scope` and `subjects` limit this to a tenant scope and to some clients and users.
     """
     now = database.clock()
-    wanted = select(
+    query = select(
         mqtt_ids.c.org_id, mqtt_ids.c.environment, mqtt_ids.c.mqtt_id, mqtt_ids.c.seen_at
-    ).where(mqtt_ids.c.freed_at.is_(None), _HOLDER_GONE)
+    ).where(mqtt_ids.c.freed_at.is_(None), _ORPHANED)
     if scope is not None:
-        wanted = wanted.where(in_scope(mqtt_ids, scope))
-    if subjects is not None and len(subjects) <= _AT_ONCE:
-        wanted = wanted.where(mqtt_ids.c.subject_id.in_(subjects))
+        query = query.where(in_scope(mqtt_ids, scope))
+    if subjects is not None and len(subjects) <= _BATCH_SIZE:
+        query = query.where(mqtt_ids.c.subject_id.in_(subjects))
     with database.read() as tx:
-        found = [
+        rows = [
             (TenantScope(row.org_id, Environment(row.environment)), row.mqtt_id, row.seen_at)
-            for row in tx.connection.execute(wanted, {"now": now})
+            for row in tx.connection.execute(query, {"now": now})
         ]
     count = 0
-    for start in range(0, len(found), _AT_ONCE):
+    for start in range(0, len(rows), _BATCH_SIZE):
         with database.counting() as connection:
-            count += _free(connection, found[start : start + _AT_ONCE], now)
+            count += _free(connection, rows[start : start + _BATCH_SIZE], now)
     return count
 
 
 def free_unused(database: Database) -> None:
-    """Free client ids that were not shown for 90 days, and the oldest of each that has too many."""
+    """Free client ids unused for 90 days, and the oldest ones of holders with too many."""
     now = database.clock()
-    held = mqtt_ids.c.freed_at.is_(None)
+    is_held = mqtt_ids.c.freed_at.is_(None)
     free = update(mqtt_ids).values(freed_at=now, leased_until=None)
     names = (mqtt_ids.c.org_id, mqtt_ids.c.environment, mqtt_ids.c.subject_id)
     with database.counting() as connection:
-        connection.execute(free.where(held, mqtt_ids.c.seen_at < now - UNUSED_MS))
-        many = select(*names).where(held).group_by(*names).having(func.count() > MOST_EACH)
-        for row in connection.execute(many).all():
-            mine = and_(held, *(n == v for n, v in zip(names, row, strict=True)))
+        connection.execute(free.where(is_held, mqtt_ids.c.seen_at < now - UNUSED_MS))
+        over_limit = (
+            select(*names).where(is_held).group_by(*names).having(func.count() > MAX_PER_HOLDER)
+        )
+        for row in connection.execute(over_limit).all():
+            of_holder = and_(is_held, *(n == v for n, v in zip(names, row, strict=True)))
             seen = mqtt_ids.c.seen_at
-            last = select(seen).where(mine).order_by(seen.desc()).offset(MOST_EACH).limit(1)
-            oldest = connection.execute(last).scalar_one_or_none()
+            ordered = select(seen).where(of_holder).order_by(seen.desc())
+            first_excess = ordered.offset(MAX_PER_HOLDER).limit(1)
+            oldest = connection.execute(first_excess).scalar_one_or_none()
             if oldest is not None:
-                # What was shown a moment ago may be connected.
-                until = min(oldest, now - _LOOKED_MS)
-                connection.execute(free.where(mine, seen <= until))
+                # A client id used a moment ago may be connected.
+                until = min(oldest, now - _SCAN_AGE_MS)
+                connection.execute(free.where(of_holder, seen <= until))
 
 
-def rooms_to_look_at(database: Database) -> list[TenantScope]:
-    """Return rooms where some client id might be freed though a session under it lives."""
+def scopes_to_scan(database: Database) -> list[TenantScope]:
+    """Return the tenant scopes where a client id with a live session might be freed."""
     names = (mqtt_ids.c.org_id, mqtt_ids.c.environment)
-    held = mqtt_ids.c.freed_at.is_(None)
-    old = select(*names).where(held, mqtt_ids.c.seen_at < database.clock() - KEPT_MS // 7)
-    many = (
+    is_held = mqtt_ids.c.freed_at.is_(None)
+    old = select(*names).where(is_held, mqtt_ids.c.seen_at < database.clock() - KEPT_MS // 7)
+    over_limit = (
         select(*names)
-        .where(held)
+        .where(is_held)
         .group_by(*names, mqtt_ids.c.subject_id)
-        .having(func.count() > MOST_EACH)
+        .having(func.count() > MAX_PER_HOLDER)
     )
     with database.read() as tx:
         return [
             TenantScope(org, Environment(kind))
-            for org, kind in tx.connection.execute(old.union(many))
+            for org, kind in tx.connection.execute(old.union(over_limit))
         ]
 
 
-def note_live(
-    database: Database, scope: TenantScope, live: Iterable[tuple[str, Connected]]
+def mark_live(
+    database: Database, scope: TenantScope, live: Iterable[tuple[str, ConnectionId]]
 ) -> None:
-    """Note that these client ids are connected now, each by the connection that has it."""
+    """Record that these client ids are connected now, each with its connection."""
     now = database.clock()
     rows = [
-        {"wanted": mqtt_id, "of_server": server, "of_cid": cid}
+        {"of_mqtt_id": mqtt_id, "of_server": server, "of_cid": cid}
         for mqtt_id, (server, cid) in sorted(live)
     ]
     if not rows:
@@ -156,7 +158,7 @@ def note_live(
             update(mqtt_ids)
             .where(
                 in_scope(mqtt_ids, scope),
-                mqtt_ids.c.mqtt_id == bindparam("wanted"),
+                mqtt_ids.c.mqtt_id == bindparam("of_mqtt_id"),
                 mqtt_ids.c.server == bindparam("of_server"),
                 mqtt_ids.c.cid == bindparam("of_cid"),
                 mqtt_ids.c.freed_at.is_(None),
@@ -166,8 +168,8 @@ def note_live(
         )
 
 
-def free_by_hand(database: Database, scope: TenantScope, mqtt_id: str) -> None:
-    """Free a client id, whether its holder may return or not."""
+def force_free(database: Database, scope: TenantScope, mqtt_id: str) -> None:
+    """Free a client id, even if its holder could return."""
     now = database.clock()
     with database.counting() as connection:
         connection.execute(
@@ -182,9 +184,9 @@ def free_by_hand(database: Database, scope: TenantScope, mqtt_id: str) -> None:
 
 
 def list_freed(database: Database, limit: int) -> list[FreedId]:
-    """Return freed client ids, the oldest first.
+    """Return freed client ids, oldest first.
 
-    A session is removed once logins in flight are settled, and no other process is at it.
+    A session is due once logins in flight have settled and no other process is removing it.
     """
     statement = (
         select(mqtt_ids)
@@ -204,10 +206,13 @@ def list_freed(database: Database, limit: int) -> list[FreedId]:
 
 
 def lease(database: Database, scope: TenantScope, mqtt_id: str) -> int | None:
-    """Take the removal of a freed client id's session; None if another process has it."""
+    """Lease the removal of a freed client id's session; return the lease's end (epoch ms).
+
+    Returns None if another process has it.
+    """
     now = database.clock()
     with database.counting() as connection:
-        took = connection.execute(
+        leased = connection.execute(
             update(mqtt_ids)
             .where(
                 in_scope(mqtt_ids, scope),
@@ -217,14 +222,14 @@ def lease(database: Database, scope: TenantScope, mqtt_id: str) -> int | None:
             )
             .values(leased_until=now + LEASE_MS)
         )
-    return now + LEASE_MS if took.rowcount else None
+    return now + LEASE_MS if leased.rowcount else None
 
 
 def end_lease(
     database: Database, scope: TenantScope, mqtt_id: str, until: int, *, forget: bool
 ) -> None:
-    """Give a lease back; `forget` deletes the row, whose session is gone for good."""
-    mine = (
+    """Release a lease; `forget` deletes the row, because its session has been removed."""
+    own_row = (
         in_scope(mqtt_ids, scope),
         mqtt_ids.c.mqtt_id == mqtt_id,
         mqtt_ids.c.freed_at.is_not(None),
@@ -232,21 +237,21 @@ def end_lease(
     )
     with database.counting() as connection:
         if forget:
-            connection.execute(delete(mqtt_ids).where(*mine))
+            connection.execute(delete(mqtt_ids).where(*own_row))
         else:
-            connection.execute(update(mqtt_ids).where(*mine).values(leased_until=None))
+            connection.execute(update(mqtt_ids).where(*own_row).values(leased_until=None))
 
 
 def forget_freed(database: Database) -> None:
-    """Delete the rows of freed client ids, where no broker of ours has sessions under them."""
+    """Delete the rows of freed client ids, if no broker of ours can have their sessions."""
     with database.counting() as connection:
         connection.execute(delete(mqtt_ids).where(mqtt_ids.c.freed_at.is_not(None)))
 
 
-def _free(connection: Connection, found: Sequence[tuple[TenantScope, str, int]], now: int) -> int:
-    """Free client ids unless they were shown since they were read; return how many."""
+def _free(connection: Connection, ids: Sequence[tuple[TenantScope, str, int]], now: int) -> int:
+    """Free client ids unless they were used since they were read; return how many."""
     count = 0
-    for scope, mqtt_id, seen_at in found:
+    for scope, mqtt_id, seen_at in ids:
         changed = connection.execute(
             update(mqtt_ids)
             .where(

@@ -1,4 +1,4 @@
-"""The list of MQTT client ids that are held, and freeing one by hand."""
+"""Actions that list held MQTT client ids, and record that one was freed manually."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, func, select
 
 from wardkey.actions.core.audit import Target, record
-from wardkey.actions.messaging.client_ids import Connected
+from wardkey.actions.messaging.client_ids import ConnectionId
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import clients, grants, mqtt_ids
 from wardkey.db.scoped import in_scope
@@ -19,14 +19,15 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.usernames import on_the_wire, parse_username
 
-_TARGET = 64
+_TARGET_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True)
 class HeldId:
     """A client id and its holder, a client or a user with grants; times in epoch milliseconds.
 
-    `holder_id` is the client's id or the user's; of a user without any grant left nothing is known.
+    `holder_id` is the client's or user's id; `holder_id` and `username` are empty for a user
+    without any grant left.
     """
 
     mqtt_id: str
@@ -35,12 +36,12 @@ class HeldId:
     username: str
     taken_at: int
     seen_at: int
-    connection: Connected
+    connection: ConnectionId
 
 
 @dataclass(frozen=True, slots=True)
 class HeldQuery:
-    """Which client ids to list, by their text, after `after`; `username` short or on the wire."""
+    """Which client ids to list, sorted, after `after`; `username` is short or as in CONNECT."""
 
     search: str = ""
     username: str = ""
@@ -49,21 +50,21 @@ class HeldQuery:
 
 
 def list_held(tx: Transaction, by: Principal, query: HeldQuery) -> list[HeldId]:
-    """Return the held client ids that fit `query`, one more than `limit` if there are."""
+    """Return the held client ids that match `query`, and one more if there are more."""
     by.require(Permission.CLIENTS_READ)
-    conditions = _fitting(tx, by, query)
+    conditions = _conditions(tx, by, query)
     if query.after:
         conditions.append(mqtt_ids.c.mqtt_id > query.after)
     rows = tx.connection.execute(
         select(mqtt_ids).where(*conditions).order_by(mqtt_ids.c.mqtt_id).limit(query.limit + 1)
     ).all()
-    return _held(tx, by, rows)
+    return _held_ids(tx, by, rows)
 
 
 def count_held(tx: Transaction, by: Principal, query: HeldQuery) -> int:
-    """Return how many client ids fit `query` in all."""
+    """Return the total number of held client ids that match `query`."""
     by.require(Permission.CLIENTS_READ)
-    statement = select(func.count()).select_from(mqtt_ids).where(*_fitting(tx, by, query))
+    statement = select(func.count()).select_from(mqtt_ids).where(*_conditions(tx, by, query))
     return int(tx.connection.execute(statement).scalar_one())
 
 
@@ -71,43 +72,43 @@ def get_held(tx: Transaction, by: Principal, mqtt_id: str) -> HeldId:
     """Return one held client id; raises `ClientIdNotFound`."""
     by.require(Permission.CLIENTS_READ)
     row = tx.connection.execute(
-        select(mqtt_ids).where(*_held_by_scope(by), mqtt_ids.c.mqtt_id == mqtt_id)
+        select(mqtt_ids).where(*_held_in_scope(by), mqtt_ids.c.mqtt_id == mqtt_id)
     ).one_or_none()
     if row is None:
         raise ClientIdNotFound
-    return _held(tx, by, [row])[0]
+    return _held_ids(tx, by, [row])[0]
 
 
 def note_freed(tx: Transaction, by: Principal, held: HeldId) -> None:
-    """Note in the audit that a client id was freed by hand."""
+    """Record in the audit log that a client id was freed manually."""
     by.require(Permission.CLIENTS_WRITE)
     details = {"client_id": held.mqtt_id, "username": held.username}
-    record(tx, by, "client_id.freed", Target("client_id", held.mqtt_id[:_TARGET]), details)
+    record(tx, by, "client_id.freed", Target("client_id", held.mqtt_id[:_TARGET_LENGTH]), details)
 
 
-def _held_by_scope(by: Principal) -> list[ColumnElement[bool]]:
+def _held_in_scope(by: Principal) -> list[ColumnElement[bool]]:
     return [in_scope(mqtt_ids, by.scope), mqtt_ids.c.freed_at.is_(None)]
 
 
-def _fitting(tx: Transaction, by: Principal, query: HeldQuery) -> list[ColumnElement[bool]]:
-    conditions = _held_by_scope(by)
+def _conditions(tx: Transaction, by: Principal, query: HeldQuery) -> list[ColumnElement[bool]]:
+    conditions = _held_in_scope(by)
     if query.search:
         conditions.append(mqtt_ids.c.mqtt_id.contains(query.search, autoescape=True))
     if query.username:
-        conditions.append(mqtt_ids.c.subject_id.in_(_subjects_named(tx, by, query.username)))
+        conditions.append(mqtt_ids.c.subject_id.in_(_find_subjects(tx, by, query.username)))
     return conditions
 
 
-def _subjects_named(tx: Transaction, by: Principal, username: str) -> list[str]:
+def _find_subjects(tx: Transaction, by: Principal, username: str) -> list[str]:
     name = username
     if "@" in username:
         parsed = parse_username(username)
         if parsed is None or parsed.scope != by.scope:
             return []
         name = parsed.name
-    found: list[str] = []
+    subject_ids: list[str] = []
     for table, column in ((clients, clients.c.id), (grants, grants.c.user_key)):
-        found += tx.connection.execute(
+        subject_ids += tx.connection.execute(
             select(column)
             .where(
                 table.c.username == name,
@@ -115,16 +116,16 @@ def _subjects_named(tx: Transaction, by: Principal, username: str) -> list[str]:
             )
             .distinct()
         ).scalars()
-    return found
+    return subject_ids
 
 
-def _held(tx: Transaction, by: Principal, rows: Iterable[Row[Any]]) -> list[HeldId]:
+def _held_ids(tx: Transaction, by: Principal, rows: Iterable[Row[Any]]) -> list[HeldId]:
     rows = list(rows)
-    names = _names(tx, by, {row.subject_id for row in rows})
-    found = []
+    names = _holders(tx, by, {row.subject_id for row in rows})
+    held_ids = []
     for row in rows:
         kind, holder_id, username = names.get(row.subject_id, (ActorKind.GRANT, "", ""))
-        found.append(
+        held_ids.append(
             HeldId(
                 mqtt_id=row.mqtt_id,
                 kind=kind,
@@ -135,31 +136,31 @@ def _held(tx: Transaction, by: Principal, rows: Iterable[Row[Any]]) -> list[Held
                 connection=(row.server or "", row.cid or 0),
             )
         )
-    return found
+    return held_ids
 
 
-def _names(
+def _holders(
     tx: Transaction, by: Principal, subjects: Iterable[str]
 ) -> Mapping[str, tuple[ActorKind, str, str]]:
-    """Return of each holder its kind, id and user name."""
-    wanted = sorted(subjects)
-    found = {
+    """Return each holder's kind, id and user name."""
+    subject_ids = sorted(subjects)
+    holders = {
         row.id: (ActorKind.CLIENT, row.id, row.username)
         for row in tx.connection.execute(
             select(clients.c.id, clients.c.username).where(
-                clients.c.id.in_(wanted),
+                clients.c.id.in_(subject_ids),
                 in_scope(clients, by.scope),
             )
         )
     }
-    people = (
+    users = (
         select(grants.c.user_key, grants.c.user_id, grants.c.username)
         .where(
-            grants.c.user_key.in_(wanted),
+            grants.c.user_key.in_(subject_ids),
             in_scope(grants, by.scope),
         )
         .distinct()
     )
-    for row in tx.connection.execute(people):
-        found[row.user_key] = ActorKind.GRANT, row.user_id, row.username
-    return found
+    for row in tx.connection.execute(users):
+        holders[row.user_key] = ActorKind.GRANT, row.user_id, row.username
+    return holders

@@ -1,4 +1,4 @@
-"""What was published under an Idempotency-Key, kept for a day so that it is not sent twice."""
+"""Publications by Idempotency-Key, kept for a day so that a retry isn't sent again."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ from wardkey.domain.principal import Principal
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to publish once; `answer` is what an earlier request with the key got, if any."""
+    """A claimed idempotency key; `answer` is the response to an earlier request with it, if any."""
 
     id: bytes = field(repr=False)
     answer: bytes | None
 
 
 def claim(database: Database, by: Principal, retry: Retry, unconfirmed: bytes) -> Claim:
-    """Take the right to publish under a key, before anything is sent.
+    """Claim an idempotency key before anything is sent.
 
-    Until `settle` the key's answer is `unconfirmed`, so that a process that dies in between has
-    not promised anything. Raises `IdempotencyKeyReused`, `WeakIdempotencyKey`.
+    Until `settle`, the key's response is `unconfirmed`, so a process that dies in between leaves
+    no false promise. Raises `IdempotencyKeyReused`, `WeakIdempotencyKey`.
     """
     text = check_idempotency_key(retry.key).encode()
     name = f"{by.kind}\0{by.id}\0{by.org_id}\0{by.environment}\0{retry.route}\0".encode()
     key = database.vault.key_for("publication")
-    claimed = blake2b(name + text, key=key, digest_size=32).digest()
-    # A payload may be guessed from a hash without a key.
+    claim_id = blake2b(name + text, key=key, digest_size=32).digest()
+    # Keyed, because a plain hash would let a payload be guessed.
     digest = blake2b(retry.body, key=key, digest_size=32).digest()
     now = database.clock()
-    row = {"id": claimed, "body_digest": digest, "answer": unconfirmed, "created_at": now}
+    row = {"id": claim_id, "body_digest": digest, "answer": unconfirmed, "created_at": now}
     try:
         with storage_errors(), database.usage.begin() as connection:
             connection.execute(
                 delete(publications).where(
-                    publications.c.id == claimed,
+                    publications.c.id == claim_id,
                     publications.c.created_at <= now - KEPT_PUBLICATIONS_MS,
                 )
             )
             connection.execute(insert(publications).values(row))
     except IntegrityError:
         with storage_errors(), database.usage.connect() as connection:
-            kept = connection.execute(
-                select(publications).where(publications.c.id == claimed)
+            earlier = connection.execute(
+                select(publications).where(publications.c.id == claim_id)
             ).one_or_none()
-        if kept is None or bytes(kept.body_digest) != digest:
+        if earlier is None or bytes(earlier.body_digest) != digest:
             raise IdempotencyKeyReused from None
-        return Claim(claimed, bytes(kept.answer))
-    return Claim(claimed, None)
+        return Claim(claim_id, bytes(earlier.answer))
+    return Claim(claim_id, None)
 
 
-def settle(database: Database, held: Claim, answer: bytes | None) -> None:
-    """Keep the answer of what was published, or forget the claim where nothing was sent."""
+def settle(database: Database, claimed: Claim, answer: bytes | None) -> None:
+    """Store the response for a publication, or release the claim (None) if nothing was sent."""
     with storage_errors(), database.usage.begin() as connection:
-        mine = publications.c.id == held.id
+        own_row = publications.c.id == claimed.id
         if answer is None:
-            connection.execute(delete(publications).where(mine))
+            connection.execute(delete(publications).where(own_row))
         else:
-            connection.execute(update(publications).where(mine).values(answer=answer))
+            connection.execute(update(publications).where(own_row).values(answer=answer))

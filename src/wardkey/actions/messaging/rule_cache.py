@@ -1,4 +1,4 @@
-"""What a client may do on MQTT now, by the rules of its organization and environment."""
+"""A cache of ACL rules by tenant scope, from which the rights of MQTT sessions are compiled."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 
-_MOST_ROOMS = 1_000
+_MAX_SCOPES = 1_000
 _REVISION = select(feed.c.revision)
 
 
 @dataclass(slots=True)
-class Rights:
-    """Reads rules once for each commit, however many clients log in in between."""
+class RuleCache:
+    """Caches each tenant scope's rules until the next commit."""
 
-    _kept: dict[TenantScope, tuple[int, RuleSet]] = field(default_factory=dict)
+    _cache: dict[TenantScope, tuple[int, RuleSet]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def of(self, tx: Transaction, environment: Environment, actor: Actor) -> Subjects:
-        """Return what an actor may do in his session."""
+    def compile(self, tx: Transaction, environment: Environment, actor: Actor) -> Subjects:
+        """Return the subjects that an actor can use in a session."""
         return compile_subjects(self.rules(tx, TenantScope(actor.org_id, environment)).rules, actor)
 
-    def kept(self, scope: TenantScope, revision: int) -> RuleSet | None:
-        """Return the rules as of a revision, if they were read since; no query."""
-        kept = self._kept.get(scope)
-        return kept[1] if kept is not None and kept[0] == revision else None
+    def get_cached(self, scope: TenantScope, revision: int) -> RuleSet | None:
+        """Return the cached rules if they are those of a revision; runs no query."""
+        cached = self._cache.get(scope)
+        return cached[1] if cached is not None and cached[0] == revision else None
 
     def rules(self, tx: Transaction, scope: TenantScope) -> RuleSet:
-        """Return what decides in an organization's environment."""
+        """Return the rules of a tenant scope as of the transaction's revision."""
         revision = int(tx.connection.execute(_REVISION).scalar_one())
         with self._lock:
-            kept = self._kept.get(scope)
-        if kept is not None and kept[0] == revision:
-            return kept[1]
+            cached = self._cache.get(scope)
+        if cached is not None and cached[0] == revision:
+            return cached[1]
         rows = tx.connection.execute(select(acl_rules).where(in_scope(acl_rules, scope)))
         rules = RuleSet(
             AclRule(
@@ -57,7 +57,7 @@ class Rights:
             for row in rows
         )
         with self._lock:
-            if len(self._kept) >= _MOST_ROOMS:
-                self._kept.clear()
-            self._kept[scope] = (revision, rules)
+            if len(self._cache) >= _MAX_SCOPES:
+                self._cache.clear()
+            self._cache[scope] = (revision, rules)
         return rules

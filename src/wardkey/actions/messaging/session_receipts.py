@@ -1,4 +1,4 @@
-"""Session receipts: how many live sessions a change ended, whichever process ended them."""
+"""Session receipts: the number of live sessions a change ended, across all processes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from wardkey.domain.principal import Principal
 from wardkey.domain.receipts import ALL_SUBJECTS, EndedSessions, SessionImpact
 from wardkey.domain.tenants import TenantScope
 
-# By when a login that was in flight is there or never, and was looked for.
+# After this time, a login in flight has connected or failed, and has been checked.
 PENDING_MS = 2_100
 KEPT_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
 class SessionToClose:
-    """A live session that may not stay as it is; `subject_id` is empty where nobody has it."""
+    """A live session to end; `subject_id` is empty if no client or user has its client id."""
 
     server: str
     cid: int
@@ -38,49 +38,53 @@ def note_ended(
     scope: TenantScope,
     epoch: str,
     revision: int,
-    wrong: Iterable[SessionToClose],
+    sessions: Iterable[SessionToClose],
 ) -> None:
-    """Keep sessions that are being ended, judged by `revision`; each counts once."""
+    """Store the sessions being ended because of changes up to `revision`; each counts once."""
     with database.counting() as connection:
         now = database.clock()
         connection.execute(delete(ended_sessions).where(ended_sessions.c.at <= now - KEPT_MS))
-        for one in wrong:
-            this = (ended_sessions.c.server == one.server) & (ended_sessions.c.cid == one.cid)
-            if connection.execute(select(ended_sessions.c.at).where(this)).first() is None:
+        for session in sessions:
+            same = (ended_sessions.c.server == session.server) & (
+                ended_sessions.c.cid == session.cid
+            )
+            if connection.execute(select(ended_sessions.c.at).where(same)).first() is None:
                 connection.execute(
                     insert(ended_sessions).values(
-                        server=one.server,
-                        cid=one.cid,
+                        server=session.server,
+                        cid=session.cid,
                         org_id=scope.org_id,
                         environment=scope.environment,
                         epoch=epoch,
                         revision=revision,
-                        subject_id=one.subject_id,
+                        subject_id=session.subject_id,
                         at=now,
                     )
                 )
 
 
-def issue(database: Database, concern: SessionImpact, *, reached: bool) -> EndedSessions:
-    """Make the receipt of a change; `reached` says that its sessions were looked for once."""
+def issue(database: Database, impact: SessionImpact, *, reached: bool) -> EndedSessions:
+    """Create a change's receipt; `reached` means its sessions have been checked once."""
     now = database.clock()
     row = {
         "id": new_id("srcp", now),
-        "org_id": concern.scope.org_id,
-        "environment": concern.scope.environment,
-        "epoch": concern.epoch,
-        "revision": concern.revision,
-        "subjects": json.dumps(sorted(concern.subjects)),
+        "org_id": impact.scope.org_id,
+        "environment": impact.scope.environment,
+        "epoch": impact.epoch,
+        "revision": impact.revision,
+        "subjects": json.dumps(sorted(impact.subjects)),
         "at": now,
         "reached": reached,
     }
     with database.counting() as connection:
-        made = connection.execute(insert(session_receipts).returning(session_receipts), row).one()
-        return _receipt(connection, made)
+        inserted = connection.execute(
+            insert(session_receipts).returning(session_receipts), row
+        ).one()
+        return _receipt(connection, inserted)
 
 
 def settle(database: Database, scope: TenantScope, epoch: str, revision: int) -> None:
-    """Fix the counts of changes up to `revision`, whose logins in flight have been looked for."""
+    """Finalize the counts of changes up to `revision`; their logins in flight have been checked."""
     due = (
         session_receipts.c.ended.is_(None),
         session_receipts.c.epoch == epoch,
@@ -97,7 +101,7 @@ def settle(database: Database, scope: TenantScope, epoch: str, revision: int) ->
 
 
 def get(tx: Transaction, by: Principal, receipt_id: str) -> EndedSessions:
-    """Return a session receipt again; raises `ReceiptNotFound`."""
+    """Return a session receipt by its id; raises `ReceiptNotFound`."""
     by.require(Permission.CLIENTS_READ)
     row = tx.connection.execute(
         select(session_receipts).where(
@@ -111,7 +115,7 @@ def get(tx: Transaction, by: Principal, receipt_id: str) -> EndedSessions:
 
 
 def of_revision(tx: Transaction, by: Principal, epoch: str, revision: int) -> EndedSessions:
-    """Return what became of the sessions that the change of a revision concerned, if any."""
+    """Return how many sessions the change of a revision ended; 0 if it affected none."""
     by.require(Permission.KEYS_READ)
     row = tx.connection.execute(
         select(session_receipts).where(
@@ -134,7 +138,7 @@ def _receipt(connection: Connection, row: Row[Any]) -> EndedSessions:
 
 
 def _count(connection: Connection, row: Row[Any]) -> int:
-    """Count the ended sessions of those whom a change concerned, judged by it or a later one."""
+    """Count the affected subjects' sessions that this change or a later one ended."""
     conditions = [
         ended_sessions.c.org_id == row.org_id,
         ended_sessions.c.environment == row.environment,
@@ -144,5 +148,5 @@ def _count(connection: Connection, row: Row[Any]) -> int:
     subjects = json.loads(row.subjects)
     if ALL_SUBJECTS not in subjects:
         conditions.append(ended_sessions.c.subject_id.in_(subjects))
-    counted = select(func.count()).select_from(ended_sessions).where(*conditions)
-    return int(connection.execute(counted).scalar_one())
+    query = select(func.count()).select_from(ended_sessions).where(*conditions)
+    return int(connection.execute(query).scalar_one())

@@ -1,4 +1,4 @@
-"""MQTT sessions: whose they are now, what changes for them, the audit of what is ended."""
+"""Owners of MQTT sessions, changes that affect them, and the audit of ended ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from wardkey.actions.core.audit import Target, record
 from wardkey.actions.core.session_impact import has_live_grants
-from wardkey.actions.messaging.client_ids import Connected
+from wardkey.actions.messaging.client_ids import ConnectionId
 from wardkey.db.engine import Database, Transaction
 from wardkey.db.schema import changes, clients, feed, mqtt_ids, organizations, session_receipts
 from wardkey.db.scoped import in_scope
@@ -19,13 +19,14 @@ from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 
-# What the change feed calls changes that may end sessions, beside those of keys with grants.
-_ENDING = frozenset({"client", "acl", "grant", "provider"})
+# Change-feed subjects that may end sessions, besides keys with live grants.
+_ENDING_SUBJECTS = frozenset({"client", "acl", "grant", "provider"})
+_BATCH_SIZE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectedClient:
-    """A client that may be connected, as it is now."""
+    """The current state of a client that may be connected."""
 
     id: str
     org_id: str
@@ -34,30 +35,32 @@ class ConnectedClient:
     password_set_at: int
 
     def actor(self, mqtt_id: str) -> Actor:
-        """Return whom ACL rules see in a session with that client id."""
+        """Return the actor that ACL rules apply to in a session with this client id."""
         return Actor(ActorKind.CLIENT, self.org_id, self.username, mqtt_id, self.id)
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose an MQTT client id is, as he is now, and what the last login with it was allowed.
+    """The current owner of an MQTT client id, and the rights granted at its last login.
 
-    `client` is None for one that is disabled or gone, and for people with grants; `grant_kid` is
-    the grant that was shown. Neither is there once the client id was freed. `rights` and
-    `grant_kid` are of the connection `(server, cid)` alone: another login may have been judged
-    since a session with this client id began.
+    `client` is None if disabled or deleted, and for a user with a grant, whose kid is `grant_kid`;
+    both are None once the client id is freed. `rights` and `grant_kid` apply only to `connection`:
+    another login may have been accepted since an older session with this client id began.
     """
 
     subject_id: str
     grant_kid: str | None
     client: ConnectedClient | None
     rights: bytes
-    connection: Connected
+    connection: ConnectionId
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
-    """What the change feed says since a revision: rooms whose sessions to look at."""
+class AffectedScopes:
+    """Tenant scopes whose sessions may be affected by changes since a revision.
+
+    `organizations` is true if an organization may have been suspended or deleted.
+    """
 
     epoch: str
     revision: int
@@ -66,23 +69,23 @@ class Changed:
 
 
 def note_ended(tx: Transaction, by: Principal, mqtt_id: str, username: str) -> None:
-    """Say in the audit that a live session was ended."""
+    """Record in the audit log that a live session was ended."""
     by.require(Permission.CLIENTS_WRITE)
     record(tx, by, "session.ended", Target("session", mqtt_id[:64]), {"username": username})
 
 
 def note_cleared(tx: Transaction, by: Principal, pattern: str, count: int) -> None:
-    """Say in the audit that retained messages are cleared."""
+    """Record in the audit log that retained messages are cleared."""
     by.require(Permission.RETAINED_WRITE)
     details = {"filter": pattern, "count": count}
     record(tx, by, "retained.cleared", Target("retained", pattern[:64]), details)
 
 
 def find_owners(tx: Transaction, scope: TenantScope, ids: Sequence[str]) -> Mapping[str, Owner]:
-    """Return whose MQTT client ids these are."""
-    found = {}
-    for start in range(0, len(ids), 500):
-        some = ids[start : start + 500]
+    """Return the owners of MQTT client ids, by client id."""
+    owners = {}
+    for start in range(0, len(ids), _BATCH_SIZE):
+        batch = ids[start : start + _BATCH_SIZE]
         for row in tx.connection.execute(
             select(mqtt_ids, clients.c.username, clients.c.enabled, clients.c.password_set_at)
             .select_from(
@@ -91,17 +94,17 @@ def find_owners(tx: Transaction, scope: TenantScope, ids: Sequence[str]) -> Mapp
                     (clients.c.id == mqtt_ids.c.subject_id) & in_scope(clients, scope),
                 )
             )
-            .where(in_scope(mqtt_ids, scope), mqtt_ids.c.mqtt_id.in_(some))
+            .where(in_scope(mqtt_ids, scope), mqtt_ids.c.mqtt_id.in_(batch))
         ):
             client, is_held = None, row.freed_at is None
             if row.enabled and is_held:
                 client = ConnectedClient(row.subject_id, *scope, row.username, row.password_set_at)
             connection = row.server or "", row.cid or 0
             grant_kid = row.grant_kid if is_held else None
-            found[row.mqtt_id] = Owner(
+            owners[row.mqtt_id] = Owner(
                 row.subject_id, grant_kid, client, bytes(row.rights), connection
             )
-    return found
+    return owners
 
 
 def feed_state(tx: Transaction) -> tuple[str, int]:
@@ -112,22 +115,22 @@ def feed_state(tx: Transaction) -> tuple[str, int]:
 
 def changes_since(
     database: Database, revision: int, known: frozenset[int] = frozenset()
-) -> Changed:
-    """Return what changed for sessions since `revision`, but for revisions that are `known`.
+) -> AffectedScopes:
+    """Return the scopes affected since `revision`, ignoring `known` revisions.
 
-    Where the feed was cut or rewound, and for a negative `revision`, which stands for a process
-    that has seen nothing, every room with a known client id, or an open receipt, has changed.
+    After a truncated or rewound feed, and for a negative `revision` (a process that has read
+    nothing), these are all scopes with a stored client id or an open receipt.
     """
     with database.read() as tx:
-        epoch, now = feed_state(tx)
-        if now == revision:
-            return Changed(epoch, now, frozenset(), organizations=False)
+        epoch, current = feed_state(tx)
+        if current == revision:
+            return AffectedScopes(epoch, current, frozenset(), organizations=False)
         rows = tx.connection.execute(
             select(
                 changes.c.subject, changes.c.subject_id, changes.c.org_id, changes.c.revision
-            ).where(changes.c.revision > (now if revision < 0 else revision))
+            ).where(changes.c.revision > (current if revision < 0 else revision))
         ).all()
-        if now < revision or len({row.revision for row in rows}) < now - revision:
+        if current < revision or len({row.revision for row in rows}) < current - revision:
             scopes = tx.connection.execute(
                 select(mqtt_ids.c.org_id, mqtt_ids.c.environment).union(
                     select(session_receipts.c.org_id, session_receipts.c.environment).where(
@@ -135,19 +138,19 @@ def changes_since(
                     )
                 )
             )
-            every = frozenset(
+            all_scopes = frozenset(
                 TenantScope(row.org_id, Environment(row.environment)) for row in scopes
             )
-            return Changed(epoch, now, every, organizations=True)
-        told = [row for row in rows if row.revision not in known]
-        touched = {row.org_id for row in told if row.subject in _ENDING}
-        keys = {(row.org_id, row.subject_id) for row in told if row.subject == "key"}
-        touched |= {org_id for org_id, key_id in keys if has_live_grants(tx, org_id, key_id)}
-    return Changed(
+            return AffectedScopes(epoch, current, all_scopes, organizations=True)
+        new_rows = [row for row in rows if row.revision not in known]
+        org_ids = {row.org_id for row in new_rows if row.subject in _ENDING_SUBJECTS}
+        keys = {(row.org_id, row.subject_id) for row in new_rows if row.subject == "key"}
+        org_ids |= {org_id for org_id, key_id in keys if has_live_grants(tx, org_id, key_id)}
+    return AffectedScopes(
         epoch,
-        now,
+        current,
         frozenset(
-            TenantScope(org_id, environment) for org_id in touched for environment in Environment
+            TenantScope(org_id, environment) for org_id in org_ids for environment in Environment
         ),
         organizations=any(row.subject == "organization" for row in rows),
     )
@@ -156,9 +159,9 @@ def changes_since(
 def stopped_organizations(database: Database) -> frozenset[str]:
     """Return the ids of organizations that are suspended or deleted."""
     with database.read() as tx:
-        found = tx.connection.execute(
+        rows = tx.connection.execute(
             select(organizations.c.id).where(
                 organizations.c.suspended_at.is_not(None) | organizations.c.deleted_at.is_not(None)
             )
         )
-        return frozenset(found.scalars())
+        return frozenset(rows.scalars())

@@ -1,4 +1,4 @@
-"""The simulator of ACL rules: what they say of somebody and a topic, saved or not."""
+"""The ACL simulator: what saved or proposed rules decide for an actor and a topic."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from wardkey.domain.topics import clean_filter, clean_topic
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """May somebody do this with that topic, or filter? Without rules the saved ones are asked."""
+class SimulationQuery:
+    """An actor, an action, and a topic or filter; `rules` replace the saved rules if given."""
 
     kind: ActorKind
     action: Action
@@ -32,8 +32,8 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Simulated:
-    """What the rules say; `position` of an unsaved rule counts from 0."""
+class SimulationResult:
+    """The decision of the rules; `position` is the index of the deciding unsaved rule, from 0."""
 
     decision: Decision
     sentence: str
@@ -41,97 +41,97 @@ class Simulated:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """What the saved rules say, and what they would say with a rule that is not saved."""
+class RuleComparison:
+    """The decision of the saved rules, without and with an unsaved rule."""
 
-    now: Simulated
-    then: Simulated
+    now: SimulationResult
+    then: SimulationResult
 
     @property
     def changes(self) -> bool:
-        """Tell whether the rule turns the answer around."""
+        """Whether the unsaved rule reverses the decision."""
         return self.now.decision.allowed is not self.then.decision.allowed
 
 
-def simulate(tx: Transaction, by: Principal, question: Question) -> Simulated:
-    """Tell whether somebody may publish to a topic or subscribe to a filter, and by which rule.
+def simulate(tx: Transaction, by: Principal, query: SimulationQuery) -> SimulationResult:
+    """Return whether an actor can publish to a topic or subscribe to a filter, and by which rule.
 
-    Of a client that is named by its id, the user name is the record's. Raises `InvalidTopic`,
+    A client given by its id is evaluated with its stored user name. Raises `InvalidTopic`,
     `InvalidTopicFilter`, `ClientNotFound`, and for unsaved rules what `acl.put_rules` raises.
     """
     by.require(Permission.ACL_READ)
-    question, actor = _asked(tx, by, question)
-    if question.rules is None:
-        rules = acl.list_rules(tx, by)
-    else:
-        rules = acl.planned(tx, by, question.rules)
-    decision = RuleSet(_rules(rules)).decide(actor, question.action, question.topic)
-    if decision.rule is None or question.rules is None:
-        return Simulated(decision, _sentence(question, decision))
+    query, actor = _resolve_actor(tx, by, query)
+    unsaved = query.rules
+    rules = acl.list_rules(tx, by) if unsaved is None else acl.plan_rules(tx, by, unsaved)
+    decision = RuleSet(_acl_rules(rules)).decide(actor, query.action, query.topic)
+    if decision.rule is None or unsaved is None:
+        return SimulationResult(decision, _explain(query, decision))
     position = [rule.id for rule in rules].index(decision.rule.id)
-    which = f"rule {position + 1} of those sent"
-    return Simulated(decision, _sentence(question, decision, which), position)
+    label = f"rule {position + 1} of those sent"
+    return SimulationResult(decision, _explain(query, decision, label), position)
 
 
 def compare(
-    tx: Transaction, by: Principal, question: Question, spec: RuleSpec, rule_id: str = ""
-) -> Compared:
-    """Tell what the saved rules say, and what they would say with another, which is not written.
+    tx: Transaction, by: Principal, query: SimulationQuery, spec: RuleSpec, rule_id: str = ""
+) -> RuleComparison:
+    """Return the decision of the saved rules, without and with a rule that is not saved.
 
-    The other is added, or stands in place of `rule_id`. Raises what `simulate` raises, and what
-    saving the rule would.
+    The rule is added, or replaces `rule_id`. Raises what `simulate` raises, and what saving the
+    rule would raise.
     """
     by.require(Permission.ACL_READ)
-    question, actor = _asked(tx, by, question)
+    query, actor = _resolve_actor(tx, by, query)
     saved = acl.list_rules(tx, by)
-    rule = acl.planned_one(tx, by, spec, rule_id)
+    rule = acl.plan_rule(tx, by, spec, rule_id)
     now, then = decide_with(
-        _rules(saved), rule.spec.rule(rule.id), actor, question.action, question.topic
+        _acl_rules(saved), rule.spec.rule(rule.id), actor, query.action, query.topic
     )
-    by_it = then.rule is not None and then.rule.id == rule.id
-    return Compared(
-        Simulated(now, _sentence(question, now)),
-        Simulated(then, _sentence(question, then, "this rule" if by_it else "")),
+    decided_by_it = then.rule is not None and then.rule.id == rule.id
+    return RuleComparison(
+        SimulationResult(now, _explain(query, now)),
+        SimulationResult(then, _explain(query, then, "this rule" if decided_by_it else "")),
     )
 
 
-def _asked(tx: Transaction, by: Principal, question: Question) -> tuple[Question, Actor]:
-    """Return the question with the user name of the client that it names, and who is meant."""
-    if question.action is Action.PUBLISH:
+def _resolve_actor(
+    tx: Transaction, by: Principal, query: SimulationQuery
+) -> tuple[SimulationQuery, Actor]:
+    """Check the topic; return the query with the client's stored user name, and its actor."""
+    if query.action is Action.PUBLISH:
         try:
-            clean_topic(question.topic)
+            clean_topic(query.topic)
         except ValueError as error:
             raise InvalidTopic(str(error), field="topic") from None
     else:
         try:
-            clean_filter(question.topic)
+            clean_filter(query.topic)
         except ValueError as error:
             raise InvalidTopicFilter(str(error), field="topic") from None
-    if question.kind is ActorKind.CLIENT and question.subject_id:
-        username = clients.get(tx, by, question.subject_id).username
-        question = replace(question, username=username)
-    return question, Actor(
-        question.kind,
+    if query.kind is ActorKind.CLIENT and query.subject_id:
+        username = clients.get(tx, by, query.subject_id).username
+        query = replace(query, username=username)
+    return query, Actor(
+        query.kind,
         by.org_id,
-        question.username,
-        question.client_id,
-        question.subject_id,
-        question.claims,
+        query.username,
+        query.client_id,
+        query.subject_id,
+        query.claims,
     )
 
 
-def _rules(saved: Iterable[SavedRule]) -> list[AclRule]:
+def _acl_rules(saved: Iterable[SavedRule]) -> list[AclRule]:
     return [rule.spec.rule(rule.id) for rule in saved]
 
 
-def _sentence(question: Question, decision: Decision, which: str = "") -> str:
-    does = "publish" if question.action is Action.PUBLISH else "subscribe"
-    may = "may" if decision.allowed else "may not"
-    who = question.username or question.kind.replace("_", " ")
+def _explain(query: SimulationQuery, decision: Decision, rule_label: str = "") -> str:
+    verb = "publish" if query.action is Action.PUBLISH else "subscribe"
+    can = "can" if decision.allowed else "can't"
+    actor = query.username or query.kind.replace("_", " ")
     rule = decision.rule
     if rule is None:
-        why = "no rule fits, and what no rule allows is denied"
+        why = "no rule matches, and access that no rule allows is denied"
     else:
-        verb = "allows" if decision.allowed else "denies"
-        why = f"{which or f'rule {rule.id}'} (priority {rule.priority}) {verb} {rule.filter}"
-    return f"{who} {may} {does} to {question.topic}: {why}."
+        effect = "allows" if decision.allowed else "denies"
+        why = f"{rule_label or f'rule {rule.id}'} (priority {rule.priority}) {effect} {rule.filter}"
+    return f"{actor} {can} {verb} to {query.topic}: {why}."

@@ -1,1 +1,1 @@
-"""The operator's actions: first start, master keys, service keys, restore."""
+"""The operator's actions: first start, master keys, service keys, hook tokens, restore."""

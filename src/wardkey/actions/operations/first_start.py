@@ -1,4 +1,4 @@
-"""The first start of a deployment: its first organization, owner and key."""
+"""The first start of a deployment, which creates an organization, its owner and a key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST_KEY_NAME = "live-wardkey-bootstrap"
 
 @dataclass(frozen=True, slots=True)
 class FirstStart:
-    """What the first start made, with the two texts that are shown once."""
+    """The result of the first start; the set-up link and the secret are shown only once."""
 
     organization: Organization
     owner_email: str
@@ -30,7 +30,7 @@ class FirstStart:
 
 
 def is_new(tx: Transaction, by: Principal) -> bool:
-    """Tell whether no organization was ever made."""
+    """Return whether no organization was ever created."""
     by.require_operator()
     count = tx.connection.execute(select(func.count()).select_from(organizations)).scalar_one()
     return bool(count == 0)
@@ -39,8 +39,8 @@ def is_new(tx: Transaction, by: Principal) -> bool:
 def owners_without_sign_in(tx: Transaction, by: Principal) -> list[str]:
     """Return the e-mail addresses of owners who can't sign in yet, at most five, oldest first."""
     by.require_operator()
-    ways = (passkeys, identities)
-    has_none = [~exists().where(way.c.user_id == users.c.id) for way in ways]
+    credentials = (passkeys, identities)
+    has_none = [~exists().where(table.c.user_id == users.c.id) for table in credentials]
     query = (
         select(users.c.email)
         .join(members, members.c.user_id == users.c.id)
@@ -52,10 +52,10 @@ def owners_without_sign_in(tx: Transaction, by: Principal) -> list[str]:
 
 
 def first_start(tx: Transaction, by: Principal, name: str, owner_email: str) -> FirstStart | None:
-    """Make the first organization, its owner and a secret key, all or nothing.
+    """Create the first organization, its owner and a secret key atomically.
 
-    Returns None if another process was first. The key may make keys and grant every scope, so that
-    a new deployment can be used from the command line at once.
+    Returns None if another process was first. The key can create keys and grant every scope, so
+    that the command line works immediately in a new deployment.
     """
     by.require_operator()
     if not is_new(tx, by):
@@ -69,13 +69,13 @@ def first_start(tx: Transaction, by: Principal, name: str, owner_email: str) -> 
         role=Role.OWNER,
         environment=Environment.LIVE,
     )
-    usable = {Permission.KEYS_WRITE, Permission.SCOPES_GRANT}
-    permissions = tuple(sorted((frozenset(Permission) - TICKED_EXPLICITLY) | usable))
+    needed = {Permission.KEYS_WRITE, Permission.SCOPES_GRANT}
+    permissions = tuple(sorted((frozenset(Permission) - TICKED_EXPLICITLY) | needed))
     spec = KeySpec(
         name=FIRST_KEY_NAME,
         type=KeyType.SECRET,
         environment=Environment.LIVE,
         permissions=permissions,
-        description="Made by the first start. Revoke it once you have keys of your own.",
+        description="Created by the first start. Revoke it once you have your own keys.",
     )
     return FirstStart(organization, owner_email, link, issue(tx, owner, spec))

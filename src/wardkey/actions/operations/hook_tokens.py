@@ -1,4 +1,4 @@
-"""Hook tokens, with which the operator's own brokers ask about logins and topics."""
+"""Hook tokens, which authenticate your own brokers when they check logins and topics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def create(
     organization: str | None,
     environment: Environment | None,
 ) -> tuple[HookToken, SecretText]:
-    """Make a token for one kind of broker; only the result contains its text.
+    """Create a token for one kind of broker; only the result contains its text.
 
     Raises `InvalidHook`, `OrganizationNotFound`.
     """
@@ -46,8 +46,8 @@ def create(
     org_id = None if organization is None else organizations.find(tx, by, organization).id
     if org_id is None and not kind.isolates_tenants:
         raise InvalidHook(
-            f"A {kind} broker cannot keep organizations apart, so its hook is for one "
-            "organization's environment; name both."
+            f"A {kind} broker can't isolate organizations, so its hook belongs to one "
+            "organization's environment; send both."
         )
     secret = generate(SecretKind.HOOK, None, brand=tx.brand)
     tx.connection.execute(

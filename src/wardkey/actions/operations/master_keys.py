@@ -1,4 +1,4 @@
-"""The master keys that a deployment had: taking a new one, and what still stands under which."""
+"""Actions that rotate the master key, and that count the rows hashed under each version."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class MasterKeyVersion:
 
 
 def rotate(
-    tx: Transaction, by: Principal, following: MasterKey, *, new_broker_keys: bool = False
+    tx: Transaction, by: Principal, new_key: MasterKey, *, new_broker_keys: bool = False
 ) -> int:
-    """Make `following` the database's master key; return its version.
+    """Make `new_key` the database's master key; return its version.
 
-    What earlier master keys derived is kept, sealed under the new one, so that secrets go on and
-    chains still verify, and the broker finds its messages and sessions unless it takes new keys,
-    too. Kept answers go, since only the old key opens them. Raises `InvalidMasterKey` for a key
-    that was in use before.
+    Keys derived from earlier master keys are kept, sealed under the new one: secrets and audit
+    chains still verify, and the broker keeps its messages and sessions unless `new_broker_keys`.
+    Stored idempotent responses are deleted, since only the old key opens them. Raises
+    `InvalidMasterKey` for a key that was used before.
     """
     by.require_operator()
-    used = tx.connection.execute(select(master_keys.c.tag)).scalars()
-    if following.tag in {bytes(tag) for tag in used}:
-        raise InvalidMasterKey("That master key was in use before; take a new one.")
-    sealing, old = sealing_key(following), tx.vault
+    earlier_tags = tx.connection.execute(select(master_keys.c.tag)).scalars()
+    if new_key.tag in {bytes(tag) for tag in earlier_tags}:
+        raise InvalidMasterKey("This master key was used before; use a new one.")
+    sealing, old = sealing_key(new_key), tx.vault
     for version, pepper in old.peppers.items():
         tx.connection.execute(
             update(master_keys)
@@ -56,13 +56,13 @@ def rotate(
     tx.connection.execute(
         insert(master_keys).values(
             version=version,
-            tag=following.tag,
+            tag=new_key.tag,
             sealed_broker_root=root and seal(sealing, root),
             created_at=tx.now,
         )
     )
     tx.connection.execute(delete(idempotency))
-    tx.vault = Vault.of(following, version, old.peppers, old.audit_keys, root)
+    tx.vault = Vault.of(new_key, version, old.peppers, old.audit_keys, root)
     reseal(tx)
     target = Target("deployment", DEPLOYMENT)
     details = {"version": version, "new_broker_keys": new_broker_keys}
@@ -76,14 +76,16 @@ def versions(tx: Transaction, by: Principal) -> list[MasterKeyVersion]:
     rows = tx.connection.execute(select(master_keys).order_by(master_keys.c.version)).all()
     counts: dict[int, dict[str, int]] = {row.version: {} for row in rows}
     for table in PEPPERED:
-        found = tx.connection.execute(
+        counted = tx.connection.execute(
             select(table.c.pepper_version, func.count())
             .where(table.c.pepper_version.is_not(None))
             .group_by(table.c.pepper_version)
         )
-        for version, count in found:
+        for version, count in counted:
             counts.setdefault(version, {})[table.name] = count
     return [
-        MasterKeyVersion(r.version, r.created_at, r.version == tx.vault.version, counts[r.version])
-        for r in rows
+        MasterKeyVersion(
+            row.version, row.created_at, row.version == tx.vault.version, counts[row.version]
+        )
+        for row in rows
     ]

@@ -1,4 +1,4 @@
-"""What service keys and hook tokens, the operator's credentials, share."""
+"""The actions that service keys and hook tokens, the operator's credentials, share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def list_tokens(tx: Transaction, by: Principal, table: Table) -> Sequence[Row[An
 def revoke_token(
     tx: Transaction, by: Principal, table: Table, kind: str, kid: str
 ) -> Row[Any] | None:
-    """Revoke a token; return its row, or None if there is none. A second call changes nothing."""
+    """Revoke a token; return its row, or None if unknown. A second call changes nothing."""
     by.require_operator()
     revoked = tx.connection.execute(
         update(table)

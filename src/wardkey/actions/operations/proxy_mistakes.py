@@ -1,4 +1,4 @@
-"""Forward-auth URLs that name an unknown organization, or none where they have to name one."""
+"""Reports forward-auth URLs whose organization is unknown, or missing where required."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wardkey.db.schema import audit_events
 from wardkey.domain.principal import Principal
 
 MISTAKE = "forward_auth.misconfigured"
-_MOST = 5
+_MAX_MISTAKES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class ProxyMistake:
 
 
 def list_mistakes(tx: Transaction, by: Principal, since: int) -> list[ProxyMistake]:
-    """Return the mistakes that proxies made since a time (epoch ms), each once, latest first."""
+    """Return distinct mistakes of proxies since a time (epoch ms), latest first, at most five."""
     by.require_operator()
     columns = audit_events.c.details, audit_events.c.address, audit_events.c.at
     statement = (
@@ -39,8 +39,8 @@ def list_mistakes(tx: Transaction, by: Principal, since: int) -> list[ProxyMista
         .order_by(audit_events.c.seq.desc())
         .limit(1000)
     )
-    found: dict[tuple[str, str], ProxyMistake] = {}
+    mistakes: dict[tuple[str, str], ProxyMistake] = {}
     for row in tx.connection.execute(statement):
         what = str(json.loads(row.details).get("what", ""))
-        found.setdefault((what, row.address), ProxyMistake(what, row.address, row.at))
-    return list(found.values())[:_MOST]
+        mistakes.setdefault((what, row.address), ProxyMistake(what, row.address, row.at))
+    return list(mistakes.values())[:_MAX_MISTAKES]

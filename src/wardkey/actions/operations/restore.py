@@ -1,4 +1,4 @@
-"""Putting a backup in the database's place so that nothing that was revoked comes back."""
+"""Restores a backup without undoing the revocations made since."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from wardkey.actions.operations.restore_diff import (
     CarriedRestriction,
     KeptRules,
     LostRecord,
-    Survey,
+    RestorePlan,
 )
-from wardkey.actions.operations.restore_plan import survey
+from wardkey.actions.operations.restore_plan import plan_restore
 from wardkey.db.backup import COPIED, Backup
 from wardkey.db.engine import Transaction
 from wardkey.db.master_key import vault_of
@@ -46,17 +46,17 @@ from wardkey.domain.permissions import Role
 from wardkey.domain.principal import Principal
 from wardkey.domain.secret import Environment
 
-# The feed goes on from the higher of the two counters, under a new epoch.
-_KEPT = (feed, changes)
+# Not copied: the feed continues from the higher of the two counters, under a new epoch.
+_NOT_COPIED = (feed, changes)
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore did; times in epoch milliseconds.
+    """The result of a restore; times in epoch milliseconds.
 
-    `carried` narrows as it did before; `kept_rules` are as before; `lost` is gone; `widened` is as
-    at the time of the backup though it was edited since; `lost_events` counts the audit events
-    written to the file beside.
+    `carried` are the restrictions carried over, `kept_rules` the rules left unchanged, `lost` the
+    objects created since, `widened` the objects whose edits since are undone, and `lost_events` the
+    number of audit events written to the file.
     """
 
     created_at: int
@@ -77,24 +77,24 @@ def restore(
     *,
     accept_lost_revocations: bool = False,
 ) -> Restored:
-    """Replace everything by the backup's rows, but for what narrowed since, under a new epoch.
+    """Replace all rows with the backup's under a new epoch; carry over restrictions made since.
 
-    Audit events that the backup lacks are written to `lost_events`, a line of JSON each, and are
-    on the disk before this returns. Raises `RevocationsUnknown` for an empty database.
+    Audit events that the backup lacks are written to `lost_events` as JSON lines, and are on disk
+    before this returns. Raises `RevocationsUnknown` for an empty database, unless accepted.
     """
     by.require_operator()
-    known = tx.connection.execute(select(func.count()).select_from(organizations)).scalar_one()
-    if not known and not accept_lost_revocations:
+    org_count = tx.connection.execute(select(func.count()).select_from(organizations)).scalar_one()
+    if not org_count and not accept_lost_revocations:
         raise RevocationsUnknown(
-            "The database is empty, so what was revoked since the backup is not known here. "
-            "--accept-lost-revocations restores all the same; revoke again what must stay dead."
+            "The database is empty, so revocations made since the backup are unknown. To restore "
+            "anyway, use --accept-lost-revocations and revoke those keys again."
         )
-    seen = survey(tx, backup)
-    events = _write_lost(tx, backup, lost_events)
-    present = tx.connection.execute(select(master_keys)).all()
+    plan = plan_restore(tx, backup)
+    lost_count = _write_lost(tx, backup, lost_events)
+    current_keys = tx.connection.execute(select(master_keys)).all()
     _replace(tx, backup)
     _renew_feed(tx, backup)
-    _keep_master_key(tx, by, backup, present)
+    _keep_master_key(tx, by, backup, current_keys)
     ended = tx.connection.execute(
         update(user_tokens).where(user_tokens.c.ended_at.is_(None)).values(ended_at=tx.now)
     ).rowcount
@@ -103,36 +103,36 @@ def restore(
         .where(browser_sessions.c.ended_at.is_(None))
         .values(ended_at=tx.now)
     )
-    for narrowing in seen.narrowed:
-        _narrow(tx, by, narrowing)
-    for kept in seen.kept_rules:
+    for restriction in plan.restrictions:
+        _apply_restriction(tx, by, restriction)
+    for kept in plan.kept_rules:
         _keep_rules(tx, by, kept)
-    _keep_owners(tx, by, seen)
-    _keep_receipts(tx, seen)
-    # A slug taken since the backup stays reserved, though its organization may be lost.
-    if seen.slugs:
-        tx.connection.execute(insert(organization_slugs), seen.slugs)
+    _keep_owners(tx, by, plan)
+    _keep_receipts(tx, plan)
+    # A slug taken since the backup stays reserved, even if its organization is lost.
+    if plan.slugs:
+        tx.connection.execute(insert(organization_slugs), plan.slugs)
     details = {
         "backup_created_at": backup.head.created_at,
         "backup_epoch": backup.head.epoch,
         "backup_revision": backup.head.revision,
-        "carried_over": len(seen.narrowed),
-        "acl_rules_kept": sum(len(kept.rules) for kept in seen.kept_rules),
-        "lost": len(seen.lost),
-        "lost_audit_events": events,
+        "carried_over": len(plan.restrictions),
+        "acl_rules_kept": sum(len(kept.rules) for kept in plan.kept_rules),
+        "lost": len(plan.lost),
+        "lost_audit_events": lost_count,
         "user_tokens_ended": ended,
-        "revocations_known": bool(known),
+        "revocations_known": bool(org_count),
     }
     record(tx, by, "deployment.restored", Target("deployment", DEPLOYMENT), details)
     return Restored(
         backup.head.created_at,
         tx.epoch,
         tx.revision,
-        tuple(seen.narrowed),
-        tuple(seen.kept_rules),
-        tuple(seen.lost),
-        tuple(seen.widened),
-        events,
+        tuple(plan.restrictions),
+        tuple(plan.kept_rules),
+        tuple(plan.lost),
+        tuple(plan.widened),
+        lost_count,
     )
 
 
@@ -141,25 +141,27 @@ def _replace(tx: Transaction, backup: Backup) -> None:
         if table is not feed:
             tx.connection.execute(delete(table))
     for table in COPIED:
-        if table in _KEPT:
+        if table in _NOT_COPIED:
             continue
         for rows in backup.batches(table):
             tx.connection.execute(insert(table), [dict(row._mapping) for row in rows])  # noqa: SLF001
 
 
 def _keep_master_key(
-    tx: Transaction, by: Principal, backup: Backup, present: Sequence[Row[Any]]
+    tx: Transaction, by: Principal, backup: Backup, current_keys: Sequence[Row[Any]]
 ) -> None:
-    """Leave the deployment under its present master key, whichever one the backup was made under.
+    """Keep the deployment's current master key, whatever key the backup was made under.
 
-    Where the backup's key is an earlier one of this deployment, all that it derived is kept here
-    already, sealed under the present one. Otherwise the present key follows the backup's.
+    If the backup's key is an earlier one of this deployment, its derived keys are already stored
+    here, sealed under the current one. Otherwise rotate from the backup's key to the current one.
     """
     restored = tx.connection.execute(select(master_keys)).all()
     newest = max(restored, key=lambda row: row.version)
-    if (newest.version, bytes(newest.tag)) in {(row.version, bytes(row.tag)) for row in present}:
+    if (newest.version, bytes(newest.tag)) in {
+        (row.version, bytes(row.tag)) for row in current_keys
+    }:
         tx.connection.execute(delete(master_keys))
-        tx.connection.execute(insert(master_keys), [dict(row._mapping) for row in present])  # noqa: SLF001
+        tx.connection.execute(insert(master_keys), [dict(row._mapping) for row in current_keys])  # noqa: SLF001
         return
     master = tx.vault.master
     tx.vault = vault_of(backup.master, restored)
@@ -168,27 +170,29 @@ def _keep_master_key(
 
 
 def _renew_feed(tx: Transaction, backup: Backup) -> None:
-    """Take a new epoch and a revision above both, so that no reader trusts what it knew."""
-    # The transaction's own revision is the present one plus 1 already.
+    """Start a new epoch at a revision above both, so that every cache is discarded."""
+    # The transaction's revision is already the current one plus 1.
     tx.revision = max(backup.head.revision + 1, tx.revision)
     tx.epoch = randomness.token_hex(12)
     tx.connection.execute(update(feed).values(epoch=tx.epoch, revision=tx.revision))
 
 
-def _narrow(tx: Transaction, by: Principal, narrowing: CarriedRestriction) -> None:
-    columns = narrowing.table.primary_key.columns
-    where = [column == value for column, value in zip(columns, narrowing.name, strict=True)]
-    if narrowing.values is None:
-        tx.connection.execute(delete(narrowing.table).where(*where))
+def _apply_restriction(tx: Transaction, by: Principal, restriction: CarriedRestriction) -> None:
+    columns = restriction.table.primary_key.columns
+    where = [
+        column == value for column, value in zip(columns, restriction.primary_key, strict=True)
+    ]
+    if restriction.values is None:
+        tx.connection.execute(delete(restriction.table).where(*where))
     else:
-        tx.connection.execute(update(narrowing.table).where(*where).values(narrowing.values))
-    actor = replace(by, environment=Environment(narrowing.environment or by.environment))
-    details = {**narrowing.details, "carried_over_restore": True}
-    record(tx, actor, narrowing.action, narrowing.target, details, org_id=narrowing.org_id)
+        tx.connection.execute(update(restriction.table).where(*where).values(restriction.values))
+    actor = replace(by, environment=Environment(restriction.environment or by.environment))
+    details = {**restriction.details, "carried_over_restore": True}
+    record(tx, actor, restriction.action, restriction.target, details, org_id=restriction.org_id)
 
 
 def _keep_rules(tx: Transaction, by: Principal, kept: KeptRules) -> None:
-    """Put a room's rules back in the place of the backup's: they are what was decided last."""
+    """Replace a tenant scope's restored rules with its current ones, which are newer."""
     tx.connection.execute(
         delete(acl_rules).where(
             acl_rules.c.org_id == kept.org_id, acl_rules.c.environment == kept.environment
@@ -203,27 +207,27 @@ def _keep_rules(tx: Transaction, by: Principal, kept: KeptRules) -> None:
     record(tx, actor, "acl_rules.replaced", target, details, org_id=kept.org_id)
 
 
-def _keep_owners(tx: Transaction, by: Principal, seen: Survey) -> None:
-    """Leave no organization without an owner where the backup's owner is no longer theirs."""
-    for person, membership in seen.owners:
+def _keep_owners(tx: Transaction, by: Principal, plan: RestorePlan) -> None:
+    """Restore the current owners of organizations whose owner in the backup no longer is one."""
+    for user, membership in plan.owners:
         org_id = membership["org_id"]
-        known = tx.connection.execute(
-            select(users.c.id).where(users.c.email_folded == person["email_folded"])
+        existing_id = tx.connection.execute(
+            select(users.c.id).where(users.c.email_folded == user["email_folded"])
         ).scalar_one_or_none()
-        if known is None:
-            tx.connection.execute(insert(users).values(person))
-        user_id = known or person["id"]
-        mine = (members.c.org_id == org_id, members.c.user_id == user_id)
-        raised = tx.connection.execute(update(members).where(*mine).values(role=Role.OWNER))
-        if not raised.rowcount:
+        if existing_id is None:
+            tx.connection.execute(insert(users).values(user))
+        user_id = existing_id or user["id"]
+        own_row = (members.c.org_id == org_id, members.c.user_id == user_id)
+        promoted = tx.connection.execute(update(members).where(*own_row).values(role=Role.OWNER))
+        if not promoted.rowcount:
             tx.connection.execute(insert(members).values({**membership, "user_id": user_id}))
         target, details = Target("member", user_id), {"carried_over_restore": True}
         record(tx, by, "ownership.transferred", target, details, org_id=org_id)
 
 
-def _keep_receipts(tx: Transaction, seen: Survey) -> None:
-    """Put back proofs of revocations that were handed out after the backup."""
-    for receipt in seen.receipts:
+def _keep_receipts(tx: Transaction, plan: RestorePlan) -> None:
+    """Restore the receipts of revocations that were issued after the backup."""
+    for receipt in plan.receipts:
         same = (receipts.c.key_id == receipt["key_id"], receipts.c.kid == receipt["kid"])
         key = tx.connection.execute(select(keys.c.id).where(keys.c.id == receipt["key_id"]))
         if key.first() is None or tx.connection.execute(select(receipts.c.id).where(*same)).first():
@@ -243,24 +247,26 @@ def _write_lost(tx: Transaction, backup: Backup, out: TextIO) -> int:
 
 
 def _lost_events(tx: Transaction, backup: Backup) -> Iterator[Row[Any]]:
-    """Yield the events that the backup lacks: each chain's, from where the two part."""
+    """Yield the audit events that the backup lacks: each chain's, from where the two diverge."""
     heads = tx.connection.execute(select(audit_heads).order_by(audit_heads.c.org_id)).all()
     for head in heads:
-        then = backup.find(audit_heads, [(head.org_id,)]).get((head.org_id,))
-        both = min(head.seq, then.seq) if then is not None else 0
-        # A link covers all links before it, so the chains are alike up to one place.
-        parted = bisect_right(
-            range(1, both + 1), False, key=lambda seq: not _alike(tx, backup, head.org_id, seq)
+        backup_head = backup.find(audit_heads, [(head.org_id,)]).get((head.org_id,))
+        shared_length = min(head.seq, backup_head.seq) if backup_head is not None else 0
+        # Each link covers all earlier ones, so the chains are equal up to exactly one place.
+        last_equal = bisect_right(
+            range(1, shared_length + 1),
+            False,
+            key=lambda seq: not _is_equal(tx, backup, head.org_id, seq),
         )
         yield from tx.connection.execute(
             select(audit_events)
-            .where(audit_events.c.org_id == head.org_id, audit_events.c.seq > parted)
+            .where(audit_events.c.org_id == head.org_id, audit_events.c.seq > last_equal)
             .order_by(audit_events.c.seq),
             execution_options={"yield_per": 500},
         )
 
 
-def _alike(tx: Transaction, backup: Backup, org_id: str, seq: int) -> bool:
+def _is_equal(tx: Transaction, backup: Backup, org_id: str, seq: int) -> bool:
     def mac(connection: Connection) -> bytes | None:
         return connection.execute(
             select(audit_events.c.mac).where(

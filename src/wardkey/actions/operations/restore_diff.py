@@ -1,4 +1,4 @@
-"""What a database that a restore replaces knows beyond the backup, and how the two are compared."""
+"""The differences between a backup and the database that it replaces, and row comparison."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class CarriedRestriction:
-    """A row to narrow once the backup's rows are in: new values, or (None) its deletion."""
+    """A restriction to apply to a restored row: new values, or its deletion if None."""
 
     table: Table
-    name: tuple[Any, ...]
+    primary_key: tuple[Any, ...]
     values: Fields | None
     action: str
     target: Target
@@ -31,7 +31,7 @@ class CarriedRestriction:
 
 @dataclass(frozen=True, slots=True)
 class LostRecord:
-    """Something that is gone, or wider again, after the restore; `label` is what people call it."""
+    """An object that a restore loses, or whose edits it undoes; `label` is its display name."""
 
     kind: str
     id: str
@@ -43,7 +43,7 @@ class LostRecord:
 
 @dataclass(frozen=True, slots=True)
 class KeptRules:
-    """A room's ACL rules, which differ from the backup's and stay; `replaced` counts the latter."""
+    """A tenant scope's current rules, kept over the backup's, whose number is `replaced`."""
 
     org_id: str
     environment: str
@@ -52,42 +52,42 @@ class KeptRules:
 
 
 @dataclass(slots=True)
-class Survey:
-    """All that the replaced database knows beyond the backup, before anything is replaced."""
+class RestorePlan:
+    """What a restore carries over, keeps and loses, collected before rows are replaced."""
 
-    narrowed: list[CarriedRestriction] = field(default_factory=list)
+    restrictions: list[CarriedRestriction] = field(default_factory=list)
     lost: list[LostRecord] = field(default_factory=list)
     widened: list[LostRecord] = field(default_factory=list)
     kept_rules: list[KeptRules] = field(default_factory=list)
     receipts: list[Fields] = field(default_factory=list)
-    # Slugs that organizations took after the backup.
+    # Slugs taken after the backup.
     slugs: list[Fields] = field(default_factory=list)
-    # Owners of organizations whose owner in the backup is no longer theirs: (person, member).
+    # (user, member) rows of current owners, where the owner in the backup no longer is one.
     owners: list[tuple[Fields, Fields]] = field(default_factory=list)
 
 
-def pairs(
+def paired_rows(
     tx: Transaction, backup: Backup, table: Table
 ) -> Iterator[tuple[Row[Any], Row[Any] | None]]:
-    """Yield each row of the database with the backup's of the same name."""
+    """Yield each row of the database with the backup's row of the same primary key, or None."""
     for rows in batches(tx.connection, table):
-        known = backup.find(table, [name_of(table, row) for row in rows])
+        old_rows = backup.find(table, [name_of(table, row) for row in rows])
         for row in rows:
-            yield row, known.get(name_of(table, row))
+            yield row, old_rows.get(name_of(table, row))
 
 
 def missing_rows(tx: Transaction, backup: Backup, table: Table) -> Iterator[Row[Any]]:
-    """Yield each row of the backup that the database does not have."""
+    """Yield each row of the backup that the database no longer has."""
     for rows in backup.batches(table):
-        known = find(tx.connection, table, [name_of(table, row) for row in rows])
-        yield from (row for row in rows if name_of(table, row) not in known)
+        current_rows = find(tx.connection, table, [name_of(table, row) for row in rows])
+        yield from (row for row in rows if name_of(table, row) not in current_rows)
 
 
-def set_after_backup(now: Row[Any], then: Row[Any], column: Column[Any]) -> bool:
-    """Tell whether something was set after the backup."""
-    return getattr(now, column.name) is not None and getattr(then, column.name) is None
+def set_after_backup(current: Row[Any], old: Row[Any], column: Column[Any]) -> bool:
+    """Return whether a column was set after the backup."""
+    return getattr(current, column.name) is not None and getattr(old, column.name) is None
 
 
-def ends_earlier(now: int | None, then: int | None) -> bool:
-    """Tell whether something ends sooner than it did at the backup; None is never."""
-    return now is not None and (then is None or now < then)
+def ends_earlier(current: int | None, old: int | None) -> bool:
+    """Return whether an expiry is earlier than the backup's; None means never."""
+    return current is not None and (old is None or current < old)

@@ -1,4 +1,4 @@
-"""What a restore carries over from the database that it replaces, table by table, and what not."""
+"""Plans a restore: what it carries over from the replaced database, and what it loses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from wardkey.actions.operations.restore_diff import (
     Fields,
     KeptRules,
     LostRecord,
-    Survey,
+    RestorePlan,
     ends_earlier,
     missing_rows,
-    pairs,
+    paired_rows,
     set_after_backup,
 )
 from wardkey.db.backup import Backup, find
@@ -45,10 +45,10 @@ from wardkey.domain.permissions import Role
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 
-# What there is to decide about a provider.
-_DECIDED = ("name", "enabled", "settings", "sealed", "pepper_version")
-# Of an edited key only an earlier expiry is carried over; the operator is told of the rest.
-_EDITED = (
+# The columns of a provider that a restore keeps.
+_PROVIDER_COLUMNS = ("name", "enabled", "settings", "sealed", "pepper_version")
+# Edits of these columns of a key are undone and reported; an earlier expiry is carried over.
+_KEY_COLUMNS = (
     "name",
     "permissions",
     "allowed_addresses",
@@ -60,127 +60,137 @@ _EDITED = (
 _RANKS = (Role.VIEWER, Role.MEMBER, Role.ADMIN, Role.OWNER)
 
 
-def survey(tx: Transaction, backup: Backup) -> Survey:
-    """Compare every row of the two; holds only what differs."""
-    seen = Survey()
-    lost_orgs = _organizations(tx, backup, seen)
-    _users(tx, backup, seen)
-    _members(tx, backup, seen, lost_orgs)
-    prefixes = _secrets(tx, backup, seen, lost_orgs)
-    _keys(tx, backup, seen, prefixes)
-    _operators_own(tx, backup, seen, service_keys, "service_key")
-    _operators_own(tx, backup, seen, hook_tokens, "hook_token")
-    _clients(tx, backup, seen, lost_orgs)
-    _rules(tx, backup, seen, lost_orgs)
-    _providers(tx, backup, seen, lost_orgs)
-    _invitations(tx, backup, seen, lost_orgs)
-    _links(tx, backup, seen)
-    _passkeys(tx, backup, seen)
-    _prefixes(tx, backup, seen)
-    _scopes(tx, backup, seen, lost_orgs)
-    seen.receipts = [dict(now._mapping) for now, then in pairs(tx, backup, receipts) if not then]  # noqa: SLF001
-    taken = pairs(tx, backup, organization_slugs)
-    seen.slugs = [dict(now._mapping) for now, then in taken if then is None]  # noqa: SLF001
-    return seen
+def plan_restore(tx: Transaction, backup: Backup) -> RestorePlan:
+    """Compare all rows of the database and the backup, keeping only the differences in memory."""
+    plan = RestorePlan()
+    lost_orgs = _compare_organizations(tx, backup, plan)
+    _compare_users(tx, backup, plan)
+    _compare_members(tx, backup, plan, lost_orgs)
+    prefixes = _compare_secrets(tx, backup, plan, lost_orgs)
+    _compare_keys(tx, backup, plan, prefixes)
+    _compare_tokens(tx, backup, plan, service_keys, "service_key")
+    _compare_tokens(tx, backup, plan, hook_tokens, "hook_token")
+    _compare_clients(tx, backup, plan, lost_orgs)
+    _compare_rules(tx, backup, plan, lost_orgs)
+    _compare_providers(tx, backup, plan, lost_orgs)
+    _compare_invitations(tx, backup, plan, lost_orgs)
+    _compare_setup_links(tx, backup, plan)
+    _compare_passkeys(tx, backup, plan)
+    _compare_import_prefixes(tx, backup, plan)
+    _compare_scopes(tx, backup, plan, lost_orgs)
+    plan.receipts = _added_rows(tx, backup, receipts)
+    plan.slugs = _added_rows(tx, backup, organization_slugs)
+    return plan
 
 
-def _organizations(tx: Transaction, backup: Backup, seen: Survey) -> set[str]:
+def _added_rows(tx: Transaction, backup: Backup, table: Table) -> list[Fields]:
+    """Return the rows that the backup lacks."""
+    return [dict(row._mapping) for row, old in paired_rows(tx, backup, table) if old is None]  # noqa: SLF001
+
+
+def _compare_organizations(tx: Transaction, backup: Backup, plan: RestorePlan) -> set[str]:
     lost = set()
-    for now, then in pairs(tx, backup, organizations):
-        target = Target("organization", now.id)
-        if then is None:
-            lost.add(now.id)
-            seen.lost.append(LostRecord("organization", now.id, now.name, now.id))
-        elif set_after_backup(now, then, organizations.c.deleted_at):
-            values = {"deleted_at": now.deleted_at, "slug": now.slug}
+    for current, old in paired_rows(tx, backup, organizations):
+        target = Target("organization", current.id)
+        if old is None:
+            lost.add(current.id)
+            plan.lost.append(LostRecord("organization", current.id, current.name, current.id))
+        elif set_after_backup(current, old, organizations.c.deleted_at):
+            values = {"deleted_at": current.deleted_at, "slug": current.slug}
             action = "organization.deleted"
-            seen.narrowed.append(
-                CarriedRestriction(organizations, (now.id,), values, action, target, now.id)
+            plan.restrictions.append(
+                CarriedRestriction(organizations, (current.id,), values, action, target, current.id)
             )
         else:
-            if set_after_backup(now, then, organizations.c.suspended_at):
-                values = {"suspended_at": now.suspended_at}
+            if set_after_backup(current, old, organizations.c.suspended_at):
+                values = {"suspended_at": current.suspended_at}
                 action = "organization.suspended"
-                seen.narrowed.append(
-                    CarriedRestriction(organizations, (now.id,), values, action, target, now.id)
+                plan.restrictions.append(
+                    CarriedRestriction(
+                        organizations, (current.id,), values, action, target, current.id
+                    )
                 )
-            changed = tuple(n for n in ("name", "slug") if getattr(now, n) != getattr(then, n))
+            changed = tuple(n for n in ("name", "slug") if getattr(current, n) != getattr(old, n))
             if changed:
-                seen.widened.append(
-                    LostRecord("organization", now.id, now.name, now.id, fields=changed)
+                plan.widened.append(
+                    LostRecord("organization", current.id, current.name, current.id, fields=changed)
                 )
     return lost
 
 
-def _users(tx: Transaction, backup: Backup, seen: Survey) -> None:
-    for now, then in pairs(tx, backup, users):
-        if then is None:
-            seen.lost.append(LostRecord("user", now.id, now.email))
-        elif now.password_hash not in (None, then.password_hash):
-            values = {"password_hash": now.password_hash}
-            target = Target("user", now.id)
-            seen.narrowed.append(
-                CarriedRestriction(users, (now.id,), values, "user.password_set", target)
+def _compare_users(tx: Transaction, backup: Backup, plan: RestorePlan) -> None:
+    for current, old in paired_rows(tx, backup, users):
+        if old is None:
+            plan.lost.append(LostRecord("user", current.id, current.email))
+        elif current.password_hash not in (None, old.password_hash):
+            values = {"password_hash": current.password_hash}
+            target = Target("user", current.id)
+            plan.restrictions.append(
+                CarriedRestriction(users, (current.id,), values, "user.password_set", target)
             )
 
 
-def _members(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
+def _compare_members(
+    tx: Transaction, backup: Backup, plan: RestorePlan, lost_orgs: set[str]
+) -> None:
     ownerless = set()
-    for now, then in pairs(tx, backup, members):
-        target, name = Target("member", now.user_id), (now.org_id, now.user_id)
-        if then is None:
-            if now.org_id not in lost_orgs:
-                seen.lost.append(
-                    LostRecord("member", now.user_id, _email(tx, now.user_id), now.org_id)
+    for current, old in paired_rows(tx, backup, members):
+        target, name = Target("member", current.user_id), (current.org_id, current.user_id)
+        if old is None:
+            if current.org_id not in lost_orgs:
+                plan.lost.append(
+                    LostRecord(
+                        "member", current.user_id, _email(tx, current.user_id), current.org_id
+                    )
                 )
-        elif _RANKS.index(now.role) < _RANKS.index(then.role):
-            details = {"role": now.role, "old_role": then.role}
-            seen.narrowed.append(
+        elif _RANKS.index(current.role) < _RANKS.index(old.role):
+            details = {"role": current.role, "old_role": old.role}
+            plan.restrictions.append(
                 CarriedRestriction(
                     members,
                     name,
-                    {"role": now.role},
+                    {"role": current.role},
                     "member.role_changed",
                     target,
-                    now.org_id,
+                    current.org_id,
                     details=details,
                 )
             )
-            if then.role == Role.OWNER:
-                ownerless.add(now.org_id)
-        elif now.role != then.role:
-            email = _email(tx, now.user_id)
-            seen.widened.append(
-                LostRecord("member", now.user_id, email, now.org_id, fields=("role",))
+            if old.role == Role.OWNER:
+                ownerless.add(current.org_id)
+        elif current.role != old.role:
+            email = _email(tx, current.user_id)
+            plan.widened.append(
+                LostRecord("member", current.user_id, email, current.org_id, fields=("role",))
             )
-    ownerless |= _removed_members(tx, backup, seen)
+    ownerless |= _compare_removed_members(tx, backup, plan)
     for org_id in sorted(ownerless):
-        seen.owners += _owners(tx, org_id)
+        plan.owners += _current_owners(tx, org_id)
 
 
-def _removed_members(tx: Transaction, backup: Backup, seen: Survey) -> set[str]:
-    """Take out again who is gone since; return whose owner that was."""
+def _compare_removed_members(tx: Transaction, backup: Backup, plan: RestorePlan) -> set[str]:
+    """Plan to remove the members removed since; return organizations whose owner was removed."""
     ownerless = set()
-    known: dict[str, bool] = {}
-    for then in missing_rows(tx, backup, members):
-        if then.org_id not in known:
-            known[then.org_id] = bool(find(tx.connection, organizations, [(then.org_id,)]))
-        if known[then.org_id]:
-            target, name = Target("member", then.user_id), (then.org_id, then.user_id)
-            seen.narrowed.append(
-                CarriedRestriction(members, name, None, "member.removed", target, then.org_id)
+    exists: dict[str, bool] = {}
+    for old in missing_rows(tx, backup, members):
+        if old.org_id not in exists:
+            exists[old.org_id] = bool(find(tx.connection, organizations, [(old.org_id,)]))
+        if exists[old.org_id]:
+            target, name = Target("member", old.user_id), (old.org_id, old.user_id)
+            plan.restrictions.append(
+                CarriedRestriction(members, name, None, "member.removed", target, old.org_id)
             )
-            if then.role == Role.OWNER:
-                ownerless.add(then.org_id)
+            if old.role == Role.OWNER:
+                ownerless.add(old.org_id)
     return ownerless
 
 
-def _owners(tx: Transaction, org_id: str) -> list[tuple[Fields, Fields]]:
-    found = tx.connection.execute(
+def _current_owners(tx: Transaction, org_id: str) -> list[tuple[Fields, Fields]]:
+    rows = tx.connection.execute(
         select(members).where(members.c.org_id == org_id, members.c.role == Role.OWNER)
     ).all()
-    people = find(tx.connection, users, [(row.user_id,) for row in found])
-    return [(dict(people[row.user_id,]._mapping), dict(row._mapping)) for row in found]  # noqa: SLF001
+    owners = find(tx.connection, users, [(row.user_id,) for row in rows])
+    return [(dict(owners[row.user_id,]._mapping), dict(row._mapping)) for row in rows]  # noqa: SLF001
 
 
 def _email(tx: Transaction, user_id: str) -> str:
@@ -189,132 +199,150 @@ def _email(tx: Transaction, user_id: str) -> str:
     )
 
 
-def _secrets(
-    tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]
+def _compare_secrets(
+    tx: Transaction, backup: Backup, plan: RestorePlan, lost_orgs: set[str]
 ) -> dict[str, list[str]]:
-    """Compare secrets; return the prefixes of those that are lost, by key."""
+    """Compare secrets; return the prefixes of lost ones, by key id."""
     lost: dict[str, list[str]] = {}
-    for now, then in pairs(tx, backup, secrets):
-        if then is None:
-            lost.setdefault(now.key_id, []).append(now.prefix)
-            if now.org_id not in lost_orgs:
-                loss = LostRecord("secret", now.kid, now.key_id, now.org_id, (now.prefix,))
-                seen.lost.append(loss)
+    for current, old in paired_rows(tx, backup, secrets):
+        if old is None:
+            lost.setdefault(current.key_id, []).append(current.prefix)
+            if current.org_id not in lost_orgs:
+                loss = LostRecord(
+                    "secret", current.kid, current.key_id, current.org_id, (current.prefix,)
+                )
+                plan.lost.append(loss)
             continue
         changes: list[tuple[str, dict[str, Any]]] = []
-        if set_after_backup(now, then, secrets.c.revoked_at):
-            changes.append(("secret.revoked", _revocation(now)))
-        if ends_earlier(now.expires_at, then.expires_at):
-            changes.append(("secret.ended", {"expires_at": now.expires_at}))
+        if set_after_backup(current, old, secrets.c.revoked_at):
+            changes.append(("secret.revoked", _revocation_columns(current)))
+        if ends_earlier(current.expires_at, old.expires_at):
+            changes.append(("secret.ended", {"expires_at": current.expires_at}))
         for action, values in changes:
-            target = Target("key", now.key_id)
-            seen.narrowed.append(
+            target = Target("key", current.key_id)
+            plan.restrictions.append(
                 CarriedRestriction(
                     secrets,
-                    (now.kid,),
+                    (current.kid,),
                     values,
                     action,
                     target,
-                    now.org_id,
-                    now.environment,
-                    {**values, "kid": now.kid},
+                    current.org_id,
+                    current.environment,
+                    {**values, "kid": current.kid},
                 )
             )
     return lost
 
 
-def _revocation(now: Row[Any]) -> dict[str, Any]:
+def _revocation_columns(current: Row[Any]) -> dict[str, Any]:
     return {
-        "revoked_at": now.revoked_at,
-        "revoke_reason": now.revoke_reason,
-        "revoke_comment": now.revoke_comment,
+        "revoked_at": current.revoked_at,
+        "revoke_reason": current.revoke_reason,
+        "revoke_comment": current.revoke_comment,
     }
 
 
-def _keys(tx: Transaction, backup: Backup, seen: Survey, prefixes: Mapping[str, list[str]]) -> None:
+def _compare_keys(
+    tx: Transaction, backup: Backup, plan: RestorePlan, prefixes: Mapping[str, list[str]]
+) -> None:
     lost = set()
-    for now, then in pairs(tx, backup, keys):
-        if then is None:
-            lost.add(now.id)
-            kids = tuple(prefixes.get(now.id, ()))
-            seen.lost.append(LostRecord("key", now.id, now.name, now.org_id, kids))
+    for current, old in paired_rows(tx, backup, keys):
+        if old is None:
+            lost.add(current.id)
+            own_prefixes = tuple(prefixes.get(current.id, ()))
+            plan.lost.append(
+                LostRecord("key", current.id, current.name, current.org_id, own_prefixes)
+            )
             continue
         changes: list[tuple[str, dict[str, Any]]] = []
-        if set_after_backup(now, then, keys.c.revoked_at):
-            changes.append(("key.revoked", {**_revocation(now), "live_name": None}))
-        if set_after_backup(now, then, keys.c.disabled_at):
-            changes.append(("key.disabled", {"disabled_at": now.disabled_at}))
-        if ends_earlier(now.expires_at, then.expires_at):
-            changes.append(("key.updated", {"expires_at": now.expires_at}))
+        if set_after_backup(current, old, keys.c.revoked_at):
+            changes.append(("key.revoked", {**_revocation_columns(current), "live_name": None}))
+        if set_after_backup(current, old, keys.c.disabled_at):
+            changes.append(("key.disabled", {"disabled_at": current.disabled_at}))
+        if ends_earlier(current.expires_at, old.expires_at):
+            changes.append(("key.updated", {"expires_at": current.expires_at}))
         for action, values in changes:
-            target, details = Target("key", now.id), {"name": then.name, **values}
+            target, details = Target("key", current.id), {"name": old.name, **values}
             details.pop("live_name", None)
-            where = (now.org_id, now.environment, details)
+            where = (current.org_id, current.environment, details)
             row = {**values, "updated_at": tx.now}
-            seen.narrowed.append(CarriedRestriction(keys, (now.id,), row, action, target, *where))
-        if now.revoked_at is None and then.revoked_at is None:
-            fields = _edits(now, then)
+            plan.restrictions.append(
+                CarriedRestriction(keys, (current.id,), row, action, target, *where)
+            )
+        if current.revoked_at is None and old.revoked_at is None:
+            fields = _undone_edits(current, old)
             if fields:
-                seen.widened.append(LostRecord("key", now.id, then.name, now.org_id, fields=fields))
-    # The secrets of a lost key are named with it.
-    seen.lost = [x for x in seen.lost if not (x.kind == "secret" and x.label in lost)]
+                plan.widened.append(
+                    LostRecord("key", current.id, old.name, current.org_id, fields=fields)
+                )
+    # A lost key's record already lists its secrets.
+    plan.lost = [
+        record for record in plan.lost if not (record.kind == "secret" and record.label in lost)
+    ]
 
 
-def _edits(now: Row[Any], then: Row[Any]) -> tuple[str, ...]:
-    """Name the fields of a key that are as before an edit again."""
-    fields = [name for name in _EDITED if getattr(now, name) != getattr(then, name)]
-    if now.expires_at != then.expires_at and not ends_earlier(now.expires_at, then.expires_at):
+def _undone_edits(current: Row[Any], old: Row[Any]) -> tuple[str, ...]:
+    """Return the names of a key's columns whose edits the restore undoes."""
+    fields = [name for name in _KEY_COLUMNS if getattr(current, name) != getattr(old, name)]
+    if current.expires_at != old.expires_at and not ends_earlier(
+        current.expires_at, old.expires_at
+    ):
         fields.append("expires_at")
-    if now.disabled_at is None and then.disabled_at is not None:
+    if current.disabled_at is None and old.disabled_at is not None:
         fields.append("disabled_at")
     return tuple(fields)
 
 
-def _operators_own(tx: Transaction, backup: Backup, seen: Survey, table: Table, kind: str) -> None:
-    for now, then in pairs(tx, backup, table):
-        if then is None:
-            label = now.name if kind == "service_key" else now.kind
-            seen.lost.append(LostRecord(kind, now.kid, label, prefixes=(now.prefix,)))
-        elif set_after_backup(now, then, table.c.revoked_at):
-            values, target = {"revoked_at": now.revoked_at}, Target(kind, now.kid)
-            seen.narrowed.append(
-                CarriedRestriction(table, (now.kid,), values, f"{kind}.revoked", target)
+def _compare_tokens(
+    tx: Transaction, backup: Backup, plan: RestorePlan, table: Table, kind: str
+) -> None:
+    for current, old in paired_rows(tx, backup, table):
+        if old is None:
+            label = current.name if kind == "service_key" else current.kind
+            plan.lost.append(LostRecord(kind, current.kid, label, prefixes=(current.prefix,)))
+        elif set_after_backup(current, old, table.c.revoked_at):
+            values, target = {"revoked_at": current.revoked_at}, Target(kind, current.kid)
+            plan.restrictions.append(
+                CarriedRestriction(table, (current.kid,), values, f"{kind}.revoked", target)
             )
 
 
-def _clients(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
-    for now, then in pairs(tx, backup, clients):
-        if then is None:
-            if now.org_id not in lost_orgs:
-                seen.lost.append(LostRecord("client", now.id, now.username, now.org_id))
+def _compare_clients(
+    tx: Transaction, backup: Backup, plan: RestorePlan, lost_orgs: set[str]
+) -> None:
+    for current, old in paired_rows(tx, backup, clients):
+        if old is None:
+            if current.org_id not in lost_orgs:
+                plan.lost.append(LostRecord("client", current.id, current.username, current.org_id))
             continue
         changes: list[tuple[str, dict[str, Any]]] = []
-        if _is_another(_password(now), _password(then)):
-            changes.append(("client.password_set", _password(now)))
-        if then.enabled and not now.enabled:
+        if _has_new_password(_password_columns(current), _password_columns(old)):
+            changes.append(("client.password_set", _password_columns(current)))
+        if old.enabled and not current.enabled:
             changes.append(("client.disabled", {"enabled": False}))
         for action, values in changes:
-            where = (Target("client", now.id), now.org_id, now.environment)
-            row, details = {**values, "updated_at": tx.now}, {"username": now.username}
-            seen.narrowed.append(
-                CarriedRestriction(clients, (now.id,), row, action, *where, details)
+            where = (Target("client", current.id), current.org_id, current.environment)
+            row, details = {**values, "updated_at": tx.now}, {"username": current.username}
+            plan.restrictions.append(
+                CarriedRestriction(clients, (current.id,), row, action, *where, details)
             )
-        if now.enabled and not then.enabled:
+        if current.enabled and not old.enabled:
             fields = ("enabled",)
-            seen.widened.append(
-                LostRecord("client", now.id, now.username, now.org_id, fields=fields)
+            plan.widened.append(
+                LostRecord("client", current.id, current.username, current.org_id, fields=fields)
             )
-    for then in missing_rows(tx, backup, clients):
-        # What an organization that the database never knew had is as the backup says.
-        if find(tx.connection, organizations, [(then.org_id,)]):
-            where = (Target("client", then.id), then.org_id, then.environment)
-            details = {"username": then.username}
-            seen.narrowed.append(
-                CarriedRestriction(clients, (then.id,), None, "client.deleted", *where, details)
+    for old in missing_rows(tx, backup, clients):
+        # An organization that the database never had is restored as the backup has it.
+        if find(tx.connection, organizations, [(old.org_id,)]):
+            where = (Target("client", old.id), old.org_id, old.environment)
+            details = {"username": old.username}
+            plan.restrictions.append(
+                CarriedRestriction(clients, (old.id,), None, "client.deleted", *where, details)
             )
 
 
-def _password(row: Row[Any]) -> dict[str, Any]:
+def _password_columns(row: Row[Any]) -> dict[str, Any]:
     return {
         "password_hash": row.password_hash,
         "digest": None if row.digest is None else bytes(row.digest),
@@ -323,22 +351,22 @@ def _password(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _is_another(now: Fields, then: Fields) -> bool:
-    """Tell whether a password was set since; one that was only hashed anew is the same."""
-    anew = now["pepper_version"] != then["pepper_version"]
-    changed = {name for name in now if now[name] != then[name]}
-    return bool(changed - ({"digest", "pepper_version"} if anew else set()))
+def _has_new_password(current: Fields, old: Fields) -> bool:
+    """Return whether a password was set since; rehashing under a new pepper doesn't count."""
+    rehashed = current["pepper_version"] != old["pepper_version"]
+    changed = {name for name in current if current[name] != old[name]}
+    return bool(changed - ({"digest", "pepper_version"} if rehashed else set()))
 
 
-def _rules(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
-    """Keep the rules of each room as they are: which of two sets is the wider, nobody can tell."""
+def _compare_rules(tx: Transaction, backup: Backup, plan: RestorePlan, lost_orgs: set[str]) -> None:
+    """Keep each tenant scope's current rules: two sets can't be compared for strictness."""
     scopes = {
         TenantScope(row.org_id, Environment(row.environment))
         for row in missing_rows(tx, backup, acl_rules)
     }
-    for now, then in pairs(tx, backup, acl_rules):
-        if then is None or tuple(now) != tuple(then):
-            scopes.add(TenantScope(now.org_id, Environment(now.environment)))
+    for current, old in paired_rows(tx, backup, acl_rules):
+        if old is None or tuple(current) != tuple(old):
+            scopes.add(TenantScope(current.org_id, Environment(current.environment)))
     for scope in sorted(scopes):
         org_id, environment = scope
         if org_id in lost_orgs or not find(tx.connection, organizations, [(org_id,)]):
@@ -348,106 +376,118 @@ def _rules(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -
         replaced = backup.connection.execute(
             select(func.count()).select_from(acl_rules).where(of_scope)
         ).scalar_one()
-        kept = tuple(dict(row) for row in rows)
-        seen.kept_rules.append(KeptRules(org_id, environment, kept, replaced))
+        rules = tuple(dict(row) for row in rows)
+        plan.kept_rules.append(KeptRules(org_id, environment, rules, replaced))
 
 
-def _providers(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
-    """Keep what was decided last of a provider; of two settings nobody can tell the wider."""
-    for now, then in pairs(tx, backup, auth_providers):
-        if then is None:
-            if now.org_id not in lost_orgs:
-                seen.lost.append(LostRecord("provider", now.id, now.name, now.org_id))
+def _compare_providers(
+    tx: Transaction, backup: Backup, plan: RestorePlan, lost_orgs: set[str]
+) -> None:
+    """Keep each provider's current settings: two can't be compared for strictness."""
+    for current, old in paired_rows(tx, backup, auth_providers):
+        if old is None:
+            if current.org_id not in lost_orgs:
+                plan.lost.append(LostRecord("provider", current.id, current.name, current.org_id))
             continue
-        kept = {name: getattr(now, name) for name in _DECIDED}
-        if kept != {name: getattr(then, name) for name in _DECIDED}:
-            where = (Target("provider", now.id), now.org_id, now.environment)
-            details = {"name": now.name, "enabled": now.enabled}
-            row = {**kept, "updated_at": tx.now}
-            seen.narrowed.append(
+        values = {name: getattr(current, name) for name in _PROVIDER_COLUMNS}
+        if values != {name: getattr(old, name) for name in _PROVIDER_COLUMNS}:
+            where = (Target("provider", current.id), current.org_id, current.environment)
+            details = {"name": current.name, "enabled": current.enabled}
+            row = {**values, "updated_at": tx.now}
+            plan.restrictions.append(
                 CarriedRestriction(
-                    auth_providers, (now.id,), row, "provider.updated", *where, details
+                    auth_providers, (current.id,), row, "provider.updated", *where, details
                 )
             )
-    for then in missing_rows(tx, backup, auth_providers):
-        if find(tx.connection, organizations, [(then.org_id,)]):
-            where = (Target("provider", then.id), then.org_id, then.environment)
-            details = {"name": then.name}
-            seen.narrowed.append(
+    for old in missing_rows(tx, backup, auth_providers):
+        if find(tx.connection, organizations, [(old.org_id,)]):
+            where = (Target("provider", old.id), old.org_id, old.environment)
+            details = {"name": old.name}
+            plan.restrictions.append(
                 CarriedRestriction(
-                    auth_providers, (then.id,), None, "provider.deleted", *where, details
+                    auth_providers, (old.id,), None, "provider.deleted", *where, details
                 )
             )
 
 
-def _invitations(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
-    for now, then in pairs(tx, backup, invitations):
-        if then is None:
-            if now.org_id not in lost_orgs:
-                seen.lost.append(LostRecord("invitation", now.id, now.email, now.org_id))
+def _compare_invitations(
+    tx: Transaction, backup: Backup, plan: RestorePlan, lost_orgs: set[str]
+) -> None:
+    for current, old in paired_rows(tx, backup, invitations):
+        if old is None:
+            if current.org_id not in lost_orgs:
+                plan.lost.append(
+                    LostRecord("invitation", current.id, current.email, current.org_id)
+                )
             continue
         for column in (invitations.c.accepted_at, invitations.c.revoked_at):
-            if set_after_backup(now, then, column):
-                seen.narrowed.append(
+            if set_after_backup(current, old, column):
+                plan.restrictions.append(
                     CarriedRestriction(
                         invitations,
-                        (now.id,),
-                        {column.name: getattr(now, column.name)},
+                        (current.id,),
+                        {column.name: getattr(current, column.name)},
                         f"invitation.{column.name.removesuffix('_at')}",
-                        Target("invitation", now.id),
-                        now.org_id,
-                        details={"email": now.email},
+                        Target("invitation", current.id),
+                        current.org_id,
+                        details={"email": current.email},
                     )
                 )
 
 
-def _links(tx: Transaction, backup: Backup, seen: Survey) -> None:
-    for now, then in pairs(tx, backup, setup_links):
-        if then is not None and set_after_backup(now, then, setup_links.c.used_at):
-            values = {"used_at": now.used_at}
-            target = Target("user", now.user_id)
-            seen.narrowed.append(
-                CarriedRestriction(setup_links, (now.id,), values, "setup_link.used", target)
+def _compare_setup_links(tx: Transaction, backup: Backup, plan: RestorePlan) -> None:
+    for current, old in paired_rows(tx, backup, setup_links):
+        if old is not None and set_after_backup(current, old, setup_links.c.used_at):
+            values = {"used_at": current.used_at}
+            target = Target("user", current.user_id)
+            plan.restrictions.append(
+                CarriedRestriction(setup_links, (current.id,), values, "setup_link.used", target)
             )
 
 
-def _passkeys(tx: Transaction, backup: Backup, seen: Survey) -> None:
-    for now, then in pairs(tx, backup, passkeys):
-        if then is None:
-            seen.lost.append(LostRecord("passkey", now.id, now.name))
-        elif set_after_backup(now, then, passkeys.c.removed_at):
-            values = {"removed_at": now.removed_at}
-            target = Target("user", now.user_id)
-            seen.narrowed.append(
-                CarriedRestriction(passkeys, (now.id,), values, "passkey.removed", target)
+def _compare_passkeys(tx: Transaction, backup: Backup, plan: RestorePlan) -> None:
+    for current, old in paired_rows(tx, backup, passkeys):
+        if old is None:
+            plan.lost.append(LostRecord("passkey", current.id, current.name))
+        elif set_after_backup(current, old, passkeys.c.removed_at):
+            values = {"removed_at": current.removed_at}
+            target = Target("user", current.user_id)
+            plan.restrictions.append(
+                CarriedRestriction(passkeys, (current.id,), values, "passkey.removed", target)
             )
 
 
-def _prefixes(tx: Transaction, backup: Backup, seen: Survey) -> None:
-    for now, then in pairs(tx, backup, import_prefixes):
-        if then is None:
-            seen.lost.append(LostRecord("import_prefix", now.prefix, now.prefix, now.org_id))
-    for then in missing_rows(tx, backup, import_prefixes):
+def _compare_import_prefixes(tx: Transaction, backup: Backup, plan: RestorePlan) -> None:
+    for current, old in paired_rows(tx, backup, import_prefixes):
+        if old is None:
+            plan.lost.append(
+                LostRecord("import_prefix", current.prefix, current.prefix, current.org_id)
+            )
+    for old in missing_rows(tx, backup, import_prefixes):
         fields = ("released",)
-        seen.widened.append(
-            LostRecord("import_prefix", then.prefix, then.prefix, then.org_id, fields=fields)
+        plan.widened.append(
+            LostRecord("import_prefix", old.prefix, old.prefix, old.org_id, fields=fields)
         )
 
 
-def _scopes(tx: Transaction, backup: Backup, seen: Survey, lost_orgs: set[str]) -> None:
-    """Name the scopes that the catalogue loses, and those that come back to it.
+def _compare_scopes(
+    tx: Transaction, backup: Backup, plan: RestorePlan, lost_orgs: set[str]
+) -> None:
+    """Record scopes that the catalogue loses, and scopes that return to it.
 
-    A deleted scope comes back, because keys of the backup may hold it.
+    A deleted scope returns, because keys of the backup may have it.
     """
-    for now, then in pairs(tx, backup, scopes):
-        if now.org_id in lost_orgs:
+    for current, old in paired_rows(tx, backup, scopes):
+        if current.org_id in lost_orgs:
             continue
-        if then is None:
-            seen.lost.append(LostRecord("scope", now.id, now.name, now.org_id))
-        elif now.description != then.description:
+        if old is None:
+            plan.lost.append(LostRecord("scope", current.id, current.name, current.org_id))
+        elif current.description != old.description:
             fields = ("description",)
-            seen.widened.append(LostRecord("scope", now.id, now.name, now.org_id, fields=fields))
-    for then in missing_rows(tx, backup, scopes):
-        if find(tx.connection, organizations, [(then.org_id,)]):
+            plan.widened.append(
+                LostRecord("scope", current.id, current.name, current.org_id, fields=fields)
+            )
+    for old in missing_rows(tx, backup, scopes):
+        if find(tx.connection, organizations, [(old.org_id,)]):
             fields = ("deleted",)
-            seen.widened.append(LostRecord("scope", then.id, then.name, then.org_id, fields=fields))
+            plan.widened.append(LostRecord("scope", old.id, old.name, old.org_id, fields=fields))

@@ -1,4 +1,4 @@
-"""Service keys of the operator, which verify keys of any organization and do nothing else."""
+"""Actions on service keys, the operator's keys that can only verify keys."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ServiceKey:
 def create(
     tx: Transaction, by: Principal, name: str, allowed_addresses: tuple[str, ...]
 ) -> tuple[ServiceKey, SecretText]:
-    """Make a service key bound to addresses; only the result contains its text.
+    """Create a service key bound to addresses; only the result contains its text.
 
     Raises `InvalidName`, `InvalidAddress`.
     """
@@ -41,7 +41,9 @@ def create(
     name = validate_name(name)
     addresses = clean_addresses(allowed_addresses)
     if not addresses:
-        raise InvalidAddress("A service key is bound to at least one address or network.")
+        raise InvalidAddress(
+            "A service key needs at least one allowed address or network; add one."
+        )
     secret = generate(SecretKind.SERVICE, None, brand=tx.brand)
     tx.connection.execute(
         insert(service_keys).values(

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.messaging import acl, simulator
-from wardkey.actions.messaging.simulator import Compared
+from wardkey.actions.messaging.simulator import RuleComparison
 from wardkey.dashboard.pages.messaging.acl_form import Trial, read_rule
 from wardkey.dashboard.shell.auth import NOTHING_SENT, Fields, MemberContext, VerifiedForm, Visiting
 from wardkey.dashboard.shell.rendering import fault_of, page_router, render, see_other
@@ -48,7 +48,7 @@ class FormResult:
     rule_id: str = ""
     failure: WardkeyError | None = None
     sent: Fields | None = None
-    compared: Compared | None = None
+    compared: RuleComparison | None = None
 
 
 @router.get(_ROUTE)
@@ -105,7 +105,7 @@ def apply_preset(
             acl.apply_preset,
             current.by,
             PresetName(fields.text("preset")),
-            over_others=fields.text("replace") == "1",
+            replace_existing=fields.text("replace") == "1",
         )
     except (Invalid, Conflict) as failure:
         return _page(request, current, ctx, FormResult("presets", failure=failure))
@@ -187,7 +187,7 @@ def _compare_page(
             current.by.require(Permission.ACL_WRITE)
         spec, question = read_rule(fields), Trial.of(fields.texts_by_name()).question()
 
-        def compare(tx: Transaction, by: Principal) -> Compared:
+        def compare(tx: Transaction, by: Principal) -> RuleComparison:
             return simulator.compare(tx, by, question, spec, rule_id)
 
         compared = ctx.runner.read(compare, current.by)
@@ -236,14 +236,14 @@ def _page(
 
 def _run_simulator(
     current: MemberContext, ctx: AppContext, trial: Trial
-) -> tuple[simulator.Simulated | None, WardkeyError | None]:
+) -> tuple[simulator.SimulationResult | None, WardkeyError | None]:
     """Return the simulator's answer to the question in the query, or its failure."""
     if not trial.is_asked:
         return None, None
     try:
         question = trial.question()
 
-        def simulate(tx: Transaction, by: Principal) -> simulator.Simulated:
+        def simulate(tx: Transaction, by: Principal) -> simulator.SimulationResult:
             return simulator.simulate(tx, by, question)
 
         return ctx.runner.read(simulate, current.by), None

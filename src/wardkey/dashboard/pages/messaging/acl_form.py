@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wardkey.actions.messaging.simulator import Question
+from wardkey.actions.messaging.simulator import SimulationQuery
 from wardkey.dashboard.shell.auth import Fields
 from wardkey.domain.acl import Action, ActorKind, Effect, SubjectKind
 from wardkey.domain.errors import InvalidRequest
@@ -71,7 +71,7 @@ class Trial:
             "topic" in query,
         )
 
-    def question(self) -> Question:
+    def question(self) -> SimulationQuery:
         """Return the simulator's input; raises `InvalidRequest`."""
         if self.kind not in set(ActorKind):
             raise _invalid_field("who", "Choose a value from the list.")
@@ -85,7 +85,7 @@ class Trial:
                     "claims", f"Enter one NAME=value per line, at most {_MOST_CLAIMS}."
                 )
             claims[name.strip()] = value.strip()[:_LONGEST]
-        return Question(
+        return SimulationQuery(
             ActorKind(self.kind),
             Action(self.act),
             self.topic,
