@@ -135,8 +135,8 @@ def unknown_field(shape: Shape, path: Sequence[str | int]) -> tuple[str, str]:
     """Return the path of a field that doesn't exist, and an error detail with those that do."""
     *above, last = path
     parent, parent_name = shape.at(above)
-    shown = shown_name(str(last))
-    name = f"{parent_name}.{shown}" if parent_name else shown
+    field = shown_name(str(last))
+    name = f"{parent_name}.{field}" if parent_name else field
     known = list(parent.fields())
     return name, unknown_name(
         f"There is no field {name}.", str(last), known, parent_name or "The body"
@@ -172,7 +172,7 @@ def similar_names(name: str, known: Iterable[str]) -> list[str]:
     names = list(known)
     if folded in names:
         return [folded]
-    meant = [known for known in names if folded in _ALIASES.get(known, ())]
+    meant = [candidate for candidate in names if folded in _ALIASES.get(candidate, ())]
     return meant or get_close_matches(folded, names, n=2, cutoff=0.7)
 
 
