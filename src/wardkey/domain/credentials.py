@@ -165,7 +165,7 @@ def explain_malformed(text: str) -> str | None:
     if _BEARER.match(text):
         return "The key begins with “Bearer ”; send the key alone, without it."
     if any(char in _STRIPPED for char in text):
-        return "The key has white space or invisible characters inside; copy it again, whole."
+        return "The key has white space or invisible characters inside; copy all of it again."
     return _explain_foreign(text)
 
 
