@@ -199,7 +199,7 @@ def test_a_usage_file_that_does_not_open_stops_nobody(start: Callable[..., Serve
             return listed[0]["secrets"][0]["last_used"]
 
         wait_until(counted)
-    assert "usage.db does not open" in server.output
+    assert "usage.db can't be opened" in server.output
     assert len(list(server.data_dir.glob("usage.db.unreadable-*"))) == 1
 
 

@@ -57,7 +57,7 @@ def test_a_problem_of_another_name_than_its_verdict_names_it(verdict: Verdict) -
 
 def test_every_field_of_a_key_is_in_the_guide() -> None:
     guide = (PAGES.parent / "guide" / "developer.md").read_text()
-    section = guide.partition("\n## What a key has\n")[2].partition("\n## ")[0]
+    section = guide.partition("\n## Fields of a key\n")[2].partition("\n## ")[0]
     for name in (*NewKey.model_fields, *RateShape.model_fields):
         assert f"`{name}`" in section, name
 

@@ -151,7 +151,7 @@ def test_the_credential_of_another_system_is_not_called_mistyped(text: str, name
         (["Token abc"], [], "Token"),
         (["Basic abc"], [], "Basic"),
         (["Bearer "], [], "Bearer"),
-        (["abc"], [], "without a scheme"),
+        (["abc"], [], "no known scheme"),
         ([], [("X-API-Key", "abc")], "X-API-Key"),
         ([], [("x-auth-token", "abc")], "x-auth-token"),
         ([], [("x-mine", KEY)], "x-mine"),

@@ -200,7 +200,7 @@ def test_the_prefix_has_the_brand_and_four_characters_of_the_kid(
 def test_a_kind_without_its_environment_is_not_made(
     kind: SecretKind, environment: Environment | None
 ) -> None:
-    with pytest.raises(ValueError, match="does not go with the environment"):
+    with pytest.raises(ValueError, match="can't have the environment"):
         generate(kind, environment)
 
 

@@ -353,7 +353,7 @@ def test_a_stranger_hears_no_more_than_that_the_text_opens_nothing(verdict: Verd
 def test_a_wrong_environment_names_both_and_the_prefix() -> None:
     failure = said(Verdict.WRONG_ENVIRONMENT, environment=Environment.TEST)
     assert failure.detail == (
-        "This is a live key (sk_live_7QdR…) and what it was sent to is test; use the test key."
+        "This is a live key (sk_live_7QdR…), but test is required; use the test key."
     )
 
 

@@ -141,7 +141,7 @@ class _Reader:
             said = parameter.get("description") or schema.get("description", "")
             yield Field(
                 f"{parameter['name']} ({parameter['in']})",
-                Shape(schema, self._parts).takes(),
+                Shape(schema, self._parts).accepted(),
                 parameter.get("required", False),
                 said,
             )
@@ -182,7 +182,7 @@ class _Reader:
                 is_object = any("properties" in one.schema for one in shape.options())
                 yield Field(
                     path,
-                    "an object" if is_object else shape.takes(),
+                    "an object" if is_object else shape.accepted(),
                     name in required,
                     below.get("description", ""),
                 )

@@ -83,7 +83,7 @@ def backup(config: Config, file: Path, *, force: bool, as_json: bool) -> None:
     ):
         open_vault(database)
         with _scratch(config.data_dir, "stdout") if to_stream else nullcontext(file) as path:
-            head = write_backup(database, path, force=force, tell=_progress)
+            head = write_backup(database, path, force=force, progress=_progress)
             size = path.stat().st_size
             if to_stream:
                 _send(path)

@@ -1,4 +1,4 @@
-"""The backup file: an encrypted copy of every table from one snapshot, written and read again."""
+"""Writes and reads backup files: an encrypted copy of every table from one snapshot."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from wardkey.domain.errors import (
 )
 
 FORMAT = 1
-# The first bytes of each file; a random salt of an older backup begins so once in 2**48 times.
-_NAMED = b"wardkb"
-_SALT = 16
+# The first bytes of each file; an older backup's random salt begins so once in 2**48 times.
+_SALT_PREFIX = b"wardkb"
+_SALT_BYTES = 16
 BATCH = 500
-# Sealed answers live for ten minutes only; a backup would keep them for years. Grants live for
-# hours, and whoever restores could not say which of them were ended since.
-_PASSING = (idempotency, grants, grant_cutoffs)
-COPIED = tuple(table for table in metadata.sorted_tables if table not in _PASSING)
+# Stored responses last for ten minutes, but would stay in a backup for years. Grants last for
+# hours, and a restore couldn't know which of them were ended since.
+_NOT_COPIED = (idempotency, grants, grant_cutoffs)
+COPIED = tuple(table for table in metadata.sorted_tables if table not in _NOT_COPIED)
 
 _backup = Table(
     "backup",
@@ -68,12 +68,12 @@ _backup = Table(
     Column("rows", Json, nullable=False),
 )
 
-Tell = Callable[[str, int], None]
+Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class BackupHead:
-    """What a backup says of itself; `created_at` in epoch milliseconds, `rows` by table."""
+    """A backup's own description; `created_at` in epoch milliseconds, `rows` by table."""
 
     format: int
     schema_version: str
@@ -86,7 +86,7 @@ class BackupHead:
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """An opened backup whose every page was checked, with this version's tables."""
+    """An opened backup with this version's tables; every page was checked."""
 
     head: BackupHead
     connection: Connection
@@ -102,7 +102,7 @@ class Backup:
 
 
 def batches(connection: Connection, table: Table) -> Iterator[Sequence[Row[Any]]]:
-    """Yield a table's rows, a few hundred at a time, holding no more than these."""
+    """Yield a table's rows, a few hundred at a time, with only these in memory."""
     result = connection.execute(select(table), execution_options={"yield_per": BATCH})
     yield from result.partitions()
 
@@ -127,28 +127,28 @@ def name_of(table: Table, row: Row[Any]) -> tuple[Any, ...]:
 
 
 def write_backup(
-    database: Database, path: Path, *, force: bool = False, tell: Tell | None = None
+    database: Database, path: Path, *, force: bool = False, progress: Progress | None = None
 ) -> BackupHead:
-    """Copy every table from one snapshot to a new encrypted file; servers may go on meanwhile.
+    """Copy every table from one snapshot to a new encrypted file; servers can keep running.
 
-    The file appears under its name when it is whole. `tell` hears the table and its number of
-    rows so far. Raises `UnwritableFile`, `StorageFull`, `UnhealthyDeployment`.
+    The file gets its name once it is complete. `progress` is called with a table's name and the
+    number of its rows so far. Raises `UnwritableFile`, `StorageFull`, `UnhealthyDeployment`.
     """
     if path.is_dir():
         raise UnwritableFile(f"{path} is a folder; name a file in it.")
     if path.exists() and not force:
-        raise UnwritableFile(f"{path} exists already; choose another name, or say --force.")
+        raise UnwritableFile(f"{path} already exists; choose another name, or add --force.")
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     make_private(partial)
     try:
-        head = _copy(database, partial, tell)
+        head = _copy(database, partial, progress)
         put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return head
 
 
-def _copy(database: Database, path: Path, tell: Tell | None) -> BackupHead:
+def _copy(database: Database, path: Path, progress: Progress | None) -> BackupHead:
     engine = _engine(path, database.master, "rw", _salt(database.vault.version))
     try:
         with storage_errors(), database.reader.connect() as source, engine.connect() as target:
@@ -158,15 +158,15 @@ def _copy(database: Database, path: Path, tell: Tell | None) -> BackupHead:
                 version = _version(source)
                 upgrade(target)
                 _backup.create(target)
-                now = source.execute(select(feed)).one()
+                feed_row = source.execute(select(feed)).one()
                 head = BackupHead(
                     FORMAT,
                     version,
-                    now.epoch,
-                    now.revision,
+                    feed_row.epoch,
+                    feed_row.revision,
                     database.clock(),
                     database.vault.version,
-                    {table.name: _copy_table(source, target, table, tell) for table in COPIED},
+                    {table.name: _copy_table(source, target, table, progress) for table in COPIED},
                 )
                 values = {name: getattr(head, name) for name in BackupHead.__slots__}
                 target.execute(insert(_backup).values(values))
@@ -175,13 +175,15 @@ def _copy(database: Database, path: Path, tell: Tell | None) -> BackupHead:
         engine.dispose()
 
 
-def _copy_table(source: Connection, target: Connection, table: Table, tell: Tell | None) -> int:
+def _copy_table(
+    source: Connection, target: Connection, table: Table, progress: Progress | None
+) -> int:
     count = 0
     for rows in batches(source, table):
         target.execute(insert(table), [dict(row._mapping) for row in rows])  # noqa: SLF001
         count += len(rows)
-        if tell is not None:
-            tell(table.name, count)
+        if progress is not None:
+            progress(table.name, count)
     return count
 
 
@@ -189,26 +191,26 @@ def _version(source: Connection) -> str:
     state = migration_state(source)
     if state.current is None or state.pending:
         raise UnhealthyDeployment(
-            f"The database is of version {state.current} and lacks {', '.join(state.pending)}. "
-            "Start this Wardkey once so that it migrates, or back up with the one that runs."
+            f"The database has version {state.current} and lacks {', '.join(state.pending)}. "
+            "Start this Wardkey once to migrate it, or back up with the version that is running."
         )
     return state.current
 
 
 def named_version(path: Path) -> int | None:
-    """Return the version of the master key that a backup names in its first bytes, unproven.
+    """Return the master key version in a backup's first bytes, unauthenticated, or None.
 
-    SQLCipher keeps a file's salt there in the clear. Backups made before have a random one.
+    SQLCipher stores a file's salt there in the clear; that of older backups is random.
     """
     with path.open("rb") as file:
-        salt = file.read(_SALT)
-    if not salt.startswith(_NAMED):
+        salt = file.read(_SALT_BYTES)
+    if not salt.startswith(_SALT_PREFIX):
         return None
-    return int.from_bytes(salt[len(_NAMED) : len(_NAMED) + 2])
+    return int.from_bytes(salt[len(_SALT_PREFIX) : len(_SALT_PREFIX) + 2])
 
 
 def opens(path: Path, master: MasterKey) -> bool:
-    """Tell whether a master key opens a file's first page."""
+    """Return whether a master key opens a file's first page."""
     engine = _engine(path, master, "ro")
     try:
         with engine.connect() as connection:
@@ -224,15 +226,15 @@ def opens(path: Path, master: MasterKey) -> bool:
 def open_backup(path: Path, master: MasterKey, scratch: Path) -> Iterator[Backup]:
     """Open and check a backup of this version or an older one, which is migrated in a copy.
 
-    The copy lies in the folder `scratch` and is encrypted like the backup. Raises
-    `InvalidBackup`, `DatabaseNewer`.
+    The copy is in the folder `scratch` and encrypted like the backup. Raises `InvalidBackup`,
+    `DatabaseNewer`.
     """
     if not path.is_file():
-        raise InvalidBackup(f"There is no file {path}.")
+        raise InvalidBackup(f"{path} doesn't exist; check the name.")
     engine = _engine(path, master, "ro")
     copy = scratch / f"backup-{secrets.token_hex(4)}.part"
     try:
-        with engine.connect() as connection, _judging(path):
+        with engine.connect() as connection, _backup_errors(path):
             head, pending = _check(connection, path)
         if pending:
             engine.dispose()
@@ -249,48 +251,48 @@ def open_backup(path: Path, master: MasterKey, scratch: Path) -> Iterator[Backup
 
 
 def _check(connection: Connection, path: Path) -> tuple[BackupHead, bool]:
-    """Check every page's MAC, the tables' numbers of rows and the version."""
+    """Check every page's MAC, the tables' row counts and the version."""
     if connection.exec_driver_sql("PRAGMA cipher_integrity_check").all():
-        raise InvalidBackup(f"{path} was edited, or this master key does not open it.")
+        raise InvalidBackup(f"{path} was edited, or this master key doesn't open it.")
     if not inspect(connection).has_table(_backup.name):
         raise InvalidBackup(f"{path} is not a backup of Wardkey.")
     row = connection.execute(select(_backup)).one_or_none()
     if row is None or row.format != FORMAT:
-        raise InvalidBackup(f"{path} has a form that this Wardkey does not read.")
+        raise InvalidBackup(f"{path} has a format that this Wardkey can't read.")
     head = BackupHead(*row)
     for name, count in head.rows.items():
-        there = select(func.count()).select_from(named_table(name))
-        if connection.execute(there).scalar_one() != count:
-            raise InvalidBackup(f"{path} lacks rows of {name}.")
+        row_count = select(func.count()).select_from(named_table(name))
+        if connection.execute(row_count).scalar_one() != count:
+            raise InvalidBackup(f"{path} is missing rows of {name}.")
     try:
         return head, bool(migration_state(connection).pending)
     except DatabaseNewer:
         raise DatabaseNewer(
-            f"The backup is of version {head.schema_version}, which this Wardkey does not know; "
+            f"The backup has version {head.schema_version}, which this Wardkey doesn't know; "
             "upgrade this installation."
         ) from None
 
 
 @contextmanager
-def _judging(path: Path) -> Iterator[None]:
-    """Tell a file that SQLCipher cannot read as what it is here: no backup of ours."""
+def _backup_errors(path: Path) -> Iterator[None]:
+    """Raise `InvalidBackup` for a file that SQLCipher can't read."""
     try:
         yield
     except exc.DBAPIError as error:
         raise InvalidBackup(
-            f"{path} is cut off, edited, not a backup of Wardkey, or was made under another "
+            f"{path} is truncated, edited, not a backup of Wardkey, or was made under another "
             f"master key ({error.orig}). Name the file of that key with --backup-key-file."
         ) from None
 
 
 def _salt(version: int) -> bytes:
-    """Return the salt of a new backup: random, but for the version of the key that opens it."""
-    named = _NAMED + min(version, 0xFFFF).to_bytes(2)
-    return named + secrets.token_bytes(_SALT - len(named))
+    """Return a new backup's salt: random except for the version of the key that opens it."""
+    prefix = _SALT_PREFIX + min(version, 0xFFFF).to_bytes(2)
+    return prefix + secrets.token_bytes(_SALT_BYTES - len(prefix))
 
 
 def _engine(path: Path, master: MasterKey, mode: str, salt: bytes = b"") -> Engine:
-    # Without a salt here, the file's own is taken.
+    # Without a salt here, SQLCipher uses the file's own.
     key = derive(master.raw, "backup").hex() + salt.hex()
 
     def connect() -> Any:  # noqa: ANN401 - sqlcipher3 has no types
@@ -303,7 +305,7 @@ def _engine(path: Path, master: MasterKey, mode: str, salt: bytes = b"") -> Engi
         connection.execute("PRAGMA cipher_log_level = NONE")
         connection.execute(f"PRAGMA key = \"x'{key}'\"")
         if mode == "rw":
-            # An unfinished file is thrown away as a whole, so it needs no journal of its own.
+            # An unfinished file is discarded as a whole, so it needs no journal.
             connection.execute("PRAGMA journal_mode = OFF").fetchall()
             connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA temp_store = MEMORY")

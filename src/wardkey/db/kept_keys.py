@@ -1,4 +1,4 @@
-"""Master keys that a rotation replaced, kept beside the one in use for older backups."""
+"""Replaced master keys, kept beside the current one for the backups of their time."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from wardkey.domain.errors import InvalidMasterKey, UnwritableFile
 
 
 def kept_file(file: Path, version: int) -> Path:
-    """Return where the master key number `version` is kept; `file` holds the one in use."""
+    """Return the file of the kept master key `version`; `file` contains the current one."""
     return file.with_name(f"{file.name}.{version}")
 
 
 def kept_files(file: Path) -> dict[int, Path]:
-    """Return the kept master keys' files by version, oldest first."""
-    named = re.compile(re.escape(file.name) + r"\.([1-9][0-9]{0,8})")
-    found = ((named.fullmatch(path.name), path) for path in file.parent.glob(f"{file.name}.*"))
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    """Return the files of kept master keys by version, oldest first."""
+    pattern = re.compile(re.escape(file.name) + r"\.([1-9][0-9]{0,8})")
+    matches = ((pattern.fullmatch(path.name), path) for path in file.parent.glob(f"{file.name}.*"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 def keep_key(file: Path, version: int, key: MasterKey) -> Path:
-    """Keep a master key beside the one in use, through to the disk; return its file.
+    """Write a master key beside the current one and sync it to disk; return its file.
 
-    Raises `UnwritableFile` where another key is kept under that version.
+    Raises `UnwritableFile` if the file of that version contains another key.
     """
     path = kept_file(file, version)
     if path.exists():
         if path.read_text("utf-8", "replace").strip() == key.text:
             return path
         raise UnwritableFile(
-            f"{path} holds another master key; move it away, then rotate again. Nothing was "
+            f"{path} contains another master key; move it away, then rotate again. Nothing was "
             "changed."
         )
-    made = path.with_name(path.name + ".next")
-    made.unlink(missing_ok=True)
-    make_private(made)
-    made.write_text(key.text + "\n")
-    put_in_place(made, path)
+    temporary = path.with_name(path.name + ".next")
+    temporary.unlink(missing_ok=True)
+    make_private(temporary)
+    temporary.write_text(key.text + "\n")
+    put_in_place(temporary, path)
     return path
 
 
@@ -49,12 +49,14 @@ def read_key(path: Path) -> MasterKey:
         return MasterKey.parse(path.read_text("ascii"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise InvalidMasterKey(f"{path} cannot be read as a master key: {reason}.") from None
+        raise InvalidMasterKey(f"{path} can't be read as a master key: {reason}.") from None
     except InvalidMasterKey:
-        raise InvalidMasterKey(f"{path} holds no master key: 64 hexadecimal digits.") from None
+        raise InvalidMasterKey(
+            f"{path} doesn't contain a master key, which has 64 hexadecimal digits."
+        ) from None
 
 
 def forget_key(path: Path) -> None:
-    """Remove a kept master key for good, through to the disk."""
+    """Delete a kept master key and sync the folder to disk."""
     path.unlink()
     sync_folder(path.parent)

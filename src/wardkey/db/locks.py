@@ -1,4 +1,4 @@
-"""Who uses a deployment: servers share it, and what needs them stopped takes it alone."""
+"""Deployment locks: shared by servers, exclusive for commands that need them stopped."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _LOCK = 0x77617265
 
 
 def check_folder(data_dir: Path) -> None:
-    """Raise `StorageReadOnly`, with its name, for a data folder that cannot be written."""
+    """Raise `StorageReadOnly`, naming the data folder, if it isn't writable."""
     if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
         raise StorageReadOnly(
             f"The data folder {data_dir} cannot be written by the user of this process; change its "
-            "owner or its permissions, or name another with --data-dir."
+            "owner or permissions, or choose another folder with --data-dir."
         )
 
 
 @contextmanager
 def hold_folder(data_dir: Path, *, alone: bool) -> Iterator[None]:
-    """Hold the data folder until the block ends.
+    """Lock the data folder until the block ends.
 
-    Raises `AlreadyRunning` if it cannot be had, `StorageReadOnly` if it cannot be written. It is
-    held before the database is opened, since a rotation of the master key puts other files in
-    the place of those that one would have opened.
+    Raises `AlreadyRunning` if another process holds the lock, `StorageReadOnly` if the folder
+    isn't writable. Lock before opening the database, because a rotation of the master key
+    replaces its files.
     """
     check_folder(data_dir)
     with storage_errors():
@@ -46,17 +46,17 @@ def hold_folder(data_dir: Path, *, alone: bool) -> Iterator[None]:
 
 @contextmanager
 def hold_database(database: Database, *, alone: bool) -> Iterator[None]:
-    """Hold a PostgreSQL, whose other servers have folders elsewhere, by an advisory lock.
+    """Lock a PostgreSQL database, whose servers have separate folders, with an advisory lock.
 
-    Raises `AlreadyRunning`. An SQLite file is held with its folder.
+    Raises `AlreadyRunning`. The lock on the folder covers an SQLite file.
     """
     if database.kind == "sqlite":
         yield
         return
     with database.writer.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")
-        which = "pg_try_advisory_lock" if alone else "pg_try_advisory_lock_shared"
-        took = connection.execute(text(f"SELECT {which}(:lock)"), {"lock": _LOCK})
-        if not took.scalar_one():
+        function = "pg_try_advisory_lock" if alone else "pg_try_advisory_lock_shared"
+        result = connection.execute(text(f"SELECT {function}(:lock)"), {"lock": _LOCK})
+        if not result.scalar_one():
             raise AlreadyRunning
         yield

@@ -1,4 +1,4 @@
-"""Bringing a database to this version's tables, and telling how far it is."""
+"""Migrates a database to this version's tables, and returns its current version."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from wardkey.domain.errors import DatabaseDamaged, DatabaseNewer, WrongMasterKey
 
 log = logging.getLogger(__name__)
 
-# Two processes that start at once on PostgreSQL migrate one after the other.
+# Processes that start at the same time on PostgreSQL migrate one after the other.
 _LOCK = 0x77617264
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationState:
-    """The version that a database has (None: empty) and those that it lacks."""
+    """A database's version (None: empty) and its pending migrations."""
 
     current: str | None
     pending: tuple[str, ...]
 
 
 def migration_state(connection: Connection) -> MigrationState:
-    """Return how far the database is; raises `DatabaseNewer` if this code does not know it."""
+    """Return the migration state; raises `DatabaseNewer` for a version this code doesn't know."""
     script = ScriptDirectory.from_config(_alembic())
     known = [revision.revision for revision in script.walk_revisions()][::-1]
     current = MigrationContext.configure(connection).get_current_revision()
@@ -41,8 +41,8 @@ def migration_state(connection: Connection) -> MigrationState:
         return MigrationState(None, tuple(known))
     if current not in known:
         raise DatabaseNewer(
-            f"The database is of version {current}, which this Wardkey does not know; upgrade "
-            "this installation, or restore a backup from before."
+            f"The database has version {current}, which this Wardkey doesn't know; upgrade this "
+            "installation, or restore a backup from before."
         )
     return MigrationState(current, tuple(known[known.index(current) + 1 :]))
 
@@ -53,7 +53,7 @@ def migrate(database: Database) -> MigrationState:
         if database.kind == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         state = upgrade(connection)
-    make_usage(database)
+    create_usage_tables(database)
     return state
 
 
@@ -67,34 +67,36 @@ def upgrade(connection: Connection) -> MigrationState:
     return state
 
 
-def make_usage(database: Database) -> None:
-    """Make the usage tables where they are missing; they hold nothing that must last.
+def create_usage_tables(database: Database) -> None:
+    """Create missing usage tables; they contain nothing that must last.
 
-    A usage file that does not open is set aside, since verdicts must go on without it.
+    A usage file that doesn't open is set aside, because verdicts must continue without it.
     """
     aside = set_aside_usage(database)
     if aside is not None:
-        log.warning("usage.db does not open; it is kept as %s and begun anew", aside.name)
+        log.warning(
+            "usage.db can't be opened; it was renamed to %s and a new one created", aside.name
+        )
     with database.usage.begin() as connection:
         if database.kind == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             connection.execute(text("CREATE SCHEMA IF NOT EXISTS usage"))
-        there = inspect(connection)
-        present = there.get_table_names(schema="usage")
+        inspector = inspect(connection)
+        present = inspector.get_table_names(schema="usage")
         missing = [table for table in usage.sorted_tables if table.name not in present]
         usage.create_all(connection, tables=missing, checkfirst=False)
         for table in usage.sorted_tables:
             if table not in missing:
-                known = {column["name"] for column in there.get_columns(table.name, "usage")}
+                known = {column["name"] for column in inspector.get_columns(table.name, "usage")}
                 _add_columns(connection, table, known)
-                indexes = {index["name"] for index in there.get_indexes(table.name, "usage")}
+                indexes = {index["name"] for index in inspector.get_indexes(table.name, "usage")}
                 for index in sorted(table.indexes, key=lambda index: str(index.name)):
                     if index.name not in indexes:
                         index.create(connection)
 
 
 def _add_columns(connection: Connection, table: Table, known: set[str]) -> None:
-    """Add the columns that a table of an earlier version lacks; they may be null."""
+    """Add the columns that an earlier version's table lacks; they are nullable."""
     for column in table.columns:
         if column.name not in known:
             spec = CreateColumn(column).compile(dialect=connection.dialect)
@@ -102,9 +104,9 @@ def _add_columns(connection: Connection, table: Table, known: set[str]) -> None:
 
 
 def set_aside_usage(database: Database) -> Path | None:
-    """Rename a usage file that the master key does not open; return its new place, if so.
+    """Rename a usage file that the master key doesn't open; return its new path, or None.
 
-    A rotation that was cut off between the two files leaves one under the old key.
+    A rotation that was interrupted between the two files leaves this one under the old key.
     """
     path = Path(database.url.database or "").with_name("usage.db")
     if database.kind != "sqlite" or not path.exists():

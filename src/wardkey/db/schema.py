@@ -452,9 +452,9 @@ grants = Table(
     Column("expires_at", BigInteger, nullable=False),
     Column("refreshable_until", BigInteger, nullable=False),
     Column("replaced_by", String(12)),
-    # When it was refreshed first; null with a `replaced_by` in the one whose answer was lost.
+    # When it was first refreshed; null with a `replaced_by` if its response was lost (superseded).
     Column("refreshed_at", BigInteger),
-    # The first login of one that came of a refresh, noted while the refresh can be asked again.
+    # The first use of a grant from a refresh, recorded while the refresh can be repeated.
     Column("used_at", BigInteger),
     Column("revoked_at", BigInteger),
     Index("ix_grants_room", "org_id", "environment", "created_at", "kid"),
@@ -627,8 +627,8 @@ mqtt_ids = Table(
     Column("cid", BigInteger),
     # Null in rows older than the column.
     Column("taken_at", BigInteger),
-    # From when on it has no holder; the row goes once the broker has no session under it. The
-    # process that removes that has until `leased_until`.
+    # When it lost its holder. The row is deleted once the broker has no session under it; the
+    # process that removes that session has a lease until `leased_until`.
     Column("freed_at", BigInteger),
     Column("leased_until", BigInteger),
     Index("ix_mqtt_ids_subject_id", "org_id", "environment", "subject_id"),

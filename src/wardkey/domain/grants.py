@@ -1,4 +1,4 @@
-"""Grants: short-lived MQTT credentials, how long they last, and when one is over."""
+"""Grants: temporary MQTT credentials, their lifetime and status."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from wardkey.domain.usernames import on_the_wire
 
 DEFAULT_TTL_S, SHORTEST_TTL_S, LONGEST_TTL_S = 3_600, 30, 86_400
 REFRESHABLE_S = 30 * 86_400
-# How long the old password still logs in after a refresh, for a client that is just connecting.
+# How long the old password can still log in after a refresh, for a client that is connecting.
 OVERLAP_MS = 30_000
-# How long a refresh can be asked for again whose answer was lost; see decision 41.
+# How long a refresh can be repeated after its response was lost; see decision 41.
 RETRY_MS = 120_000
 
 
 class GrantStatus(StrEnum):
-    """What a list shows of a grant; only `active` ones log in."""
+    """The status of a grant in lists; only `active` ones can log in."""
 
     ACTIVE = "active"
     EXPIRED = "expired"
@@ -28,7 +28,7 @@ class GrantStatus(StrEnum):
 
 
 class CutoffKind(StrEnum):
-    """By what many grants are ended at once; a family is what one grant was refreshed to."""
+    """What the grants that a cutoff ends have in common; a family is a grant and its refreshes."""
 
     USER = "user"
     EMAIL = "email"
@@ -39,9 +39,9 @@ class CutoffKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewGrant:
-    """What a grant is to be; `user_key` names the person behind whatever grants he has.
+    """The values of a grant to create; `user_key` identifies the user across grants.
 
-    `claims` are the variables of ACL rules, `username` is without the organization.
+    `claims` are the variables of ACL rules; `username` is without the organization.
     """
 
     provider_id: str
@@ -56,7 +56,7 @@ class NewGrant:
 
 @dataclass(frozen=True, slots=True)
 class GrantRecord:
-    """A grant as its organization sees it, never with its password; times in epoch ms."""
+    """A grant as its organization sees it, without its password; times in epoch ms."""
 
     kid: str
     org_id: str
@@ -84,11 +84,11 @@ class GrantRecord:
 
     @property
     def mqtt_username(self) -> str:
-        """The user name as it stands on the wire."""
+        """The user name in MQTT."""
         return on_the_wire(self.username, self.org_id, self.environment)
 
     def status(self, now: int) -> GrantStatus:
-        """Return its status at `now`; the strongest reason wins."""
+        """Return the status at `now` (epoch ms); the strongest reason wins."""
         if self.revoked:
             return GrantStatus.REVOKED
         if self.replaced_by is not None and now >= self.expires_at:
@@ -97,9 +97,9 @@ class GrantRecord:
 
 
 def stamp_of(now: int) -> str:
-    """Return how the kids of grants begin that are made at `now` (epoch ms): four characters.
+    """Return the first four characters of the kids of grants created at `now` (epoch ms).
 
-    They grow for half a year, and then begin anew, so that rows made together stand together.
+    They grow for half a year and then start again, so rows created together are stored together.
     """
     seconds, text = now // 1000, ""
     for _ in range(4):
@@ -114,25 +114,25 @@ def token_id_of(kid: str) -> str:
 
 
 def kid_of_token(token_id: str) -> str:
-    """Return the kid in a grant's id; of a text that is none, nothing that exists."""
+    """Return the kid in a grant id, or "" if the text is not one."""
     return token_id.removeprefix("tok_") if token_id.startswith("tok_") else ""
 
 
-def choose_ttl(wanted: int | None, longest: int) -> int:
-    """Return for how many seconds a grant lasts: as asked for, never beyond `longest`.
+def choose_ttl(requested: int | None, longest: int) -> int:
+    """Return a grant's lifetime in seconds: the requested one, at most `longest`.
 
-    Raises `InvalidTtl` for what no provider could give.
+    Raises `InvalidTtl` for a lifetime that no provider can allow.
     """
-    if wanted is None:
+    if requested is None:
         return min(DEFAULT_TTL_S, longest)
-    if not SHORTEST_TTL_S <= wanted <= LONGEST_TTL_S:
+    if not SHORTEST_TTL_S <= requested <= LONGEST_TTL_S:
         raise InvalidTtl(
-            f"ttl is {SHORTEST_TTL_S} to {LONGEST_TTL_S:,} seconds; {wanted:,} was asked for.",
+            f"ttl is {requested:,}; send {SHORTEST_TTL_S} to {LONGEST_TTL_S:,} seconds.",
             field="ttl",
         )
-    return min(wanted, longest)
+    return min(requested, longest)
 
 
 def recommended_refresh(created_at: int, expires_at: int) -> int:
-    """Return when to refresh a grant, epoch ms: after four fifths of its time."""
+    """Return when to refresh a grant, epoch ms: after four fifths of its lifetime."""
     return created_at + (expires_at - created_at) * 4 // 5

@@ -1,4 +1,4 @@
-"""Whoever a request acts as, and what that allows."""
+"""The authenticated identity behind a request, and its permissions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from wardkey.domain.tenants import TenantScope
 class PrincipalKind(StrEnum):
     """Members act for themselves, keys for their organization, the operator for the deployment.
 
-    A provider acts where somebody exchanges its token without a key, a grant where it is refreshed.
+    A provider is the principal of an exchange without a key, a grant that of its own refresh.
     """
 
     MEMBER = "member"
@@ -42,12 +42,12 @@ class PrincipalKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who acts, in which organization and environment, and with which permissions.
+    """An identity with its organization, environment and permissions.
 
-    `org_id` is empty for the operator, for service keys and for a user outside an organization;
-    `address` and `user_agent` say where the request came from, for the audit. `expires_at` is when
-    the presented secret of a key ends, by expiry or grace, in epoch milliseconds. `kid` is that of
-    the presented secret or user token, `session_id` the browser session's; `origin` is the page's.
+    `org_id` is empty for the operator, for service keys and for a user outside an organization.
+    `address` and `user_agent` are the request's, for the audit log, and `origin` is the page's.
+    `expires_at` is the end of a key's presented secret, by expiry or grace, in epoch ms. `kid` is
+    that of the presented secret or user token, `session_id` that of the browser session.
     """
 
     kind: PrincipalKind
@@ -66,22 +66,22 @@ class Principal:
     origin: str = ""
 
     def holds(self, permission: str) -> bool:
-        """Return whether this principal may use `permission`."""
+        """Return whether this principal has `permission`; the operator has all."""
         return permission in self.permissions or self.kind is PrincipalKind.OPERATOR
 
     def may_grant(self, permission: str) -> bool:
         """Return whether this principal may grant `permission` to a key.
 
-        It grants what it holds, and with `scopes:grant` every scope of the user's own services.
+        It can grant what it holds, and with `scopes:grant` every scope of its own services.
         """
         return self.holds(permission) or (
             is_scope(permission) and self.holds(Permission.SCOPES_GRANT)
         )
 
     def require(self, permission: Permission) -> None:
-        """Raise `SecretKeyRequired` or `NotPermitted`, naming what is missing, unless held.
+        """Raise `SecretKeyRequired` or `NotPermitted`, naming `permission`, unless it is held.
 
-        Raises `LiveKeyRequired` for a key of test where the environments share what is asked for.
+        Raises `LiveKeyRequired` for a test key if live and test share the data in question.
         """
         if self.holds(permission):
             if permission in LIVE_ONLY:
@@ -89,23 +89,23 @@ class Principal:
             return
         if self.key_type is KeyType.PUBLISHABLE and permission not in TYPE_TABLE[self.key_type]:
             detail = (
-                f"This needs {permission}, which a publishable key never holds; call from a "
+                f"This requires {permission}, which publishable keys can't have; call from a "
                 "server with a secret key (sk_)."
             )
             raise SecretKeyRequired(detail, needs=permission)
-        who = "This key" if self.kind is PrincipalKind.KEY else f"A {self.role or self.kind}"
+        holder = "This key" if self.kind is PrincipalKind.KEY else f"A {self.role or self.kind}"
         raise NotPermitted(
-            f"{who} lacks {permission}; an admin of the organization can grant it.",
+            f"{holder} lacks {permission}; an admin of the organization can grant it.",
             needs=permission,
         )
 
     @property
     def sees_test_alone(self) -> bool:
-        """Return whether this is a key of the test environment; members may act in both."""
+        """Return whether this is a test key; members can act in both environments."""
         return self.kind is PrincipalKind.KEY and self.environment is Environment.TEST
 
     def require_live(self) -> None:
-        """Raise `LiveKeyRequired` if this is a key of the test environment."""
+        """Raise `LiveKeyRequired` if this is a test key."""
         if self.sees_test_alone:
             raise LiveKeyRequired
 
@@ -115,17 +115,17 @@ class Principal:
             raise OperatorOnly
 
     def require_verifying(self) -> None:
-        """Raise unless this may verify keys: a service key may, and can do nothing else."""
+        """Raise unless this may verify keys; service keys may, and can do nothing else."""
         if self.kind is not PrincipalKind.SERVICE_KEY:
             self.require(Permission.KEYS_VERIFY)
 
     def require_grantable(self, permissions: frozenset[str]) -> None:
         """Raise `ExceedsOwnPermissions` if this principal can't grant one of `permissions`."""
-        beyond = sorted(p for p in permissions if not self.may_grant(p))
-        if not beyond:
+        missing = sorted(p for p in permissions if not self.may_grant(p))
+        if not missing:
             return
-        scopes = [p for p in beyond if is_scope(p)]
-        own = [p for p in beyond if p not in scopes]
+        scopes = [p for p in missing if is_scope(p)]
+        own = [p for p in missing if p not in scopes]
         sentences = []
         if own:
             sentences.append(
@@ -150,7 +150,7 @@ class Principal:
 
 
 def operator(address: str = "") -> Principal:
-    """Return whoever holds the master key: the person at the deployment's own command line."""
+    """Return the operator, who has the master key and uses the deployment's command line."""
     return Principal(PrincipalKind.OPERATOR, "operator", "operator", address=address)
 
 
@@ -166,7 +166,7 @@ def member(
     kid: str = "",
     session_id: str = "",
 ) -> Principal:
-    """Return a human in an organization, with the permissions of the role."""
+    """Return a member of an organization, with the permissions of the role."""
     return Principal(
         PrincipalKind.MEMBER,
         user_id,

@@ -1,4 +1,4 @@
-"""The text of a secret: how it is made, recognised without a look-up, and shown masked."""
+"""Secret texts: generated, parsed without a lookup, and masked."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from zlib import crc32
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _DIGITS = bytes(ALPHABET[byte % 62].encode()[0] for byte in range(256))
-_THROWN_AWAY = bytes(range(248, 256))
+_REJECTED_BYTES = bytes(range(248, 256))
 KID_LENGTH = 12
 RANDOM_LENGTH = 32
 CRC_LENGTH = 6
 _TAIL = KID_LENGTH + 1 + RANDOM_LENGTH + CRC_LENGTH
-_MOST = 96
+_MAX_LENGTH = 96
 _BRAND = re.compile(r"[a-z][a-z0-9]{1,15}")
 _BODY = r"(?:(?:sk|pk)_(?:live|test)|wsk|wht|ut|tkn)_[0-9A-Za-z]{12}_[0-9A-Za-z]{38}"
 _HEAD_OF_ANY_BRAND = re.compile(
@@ -27,24 +27,25 @@ _HEAD_OF_ANY_BRAND = re.compile(
 )
 _OF_ANY_BRAND = re.compile(rf"(?:{_BRAND.pattern}_)?{_BODY}")
 
-# Base62 read and written two digits at a time: a third of the steps, and tables of 3,844 entries.
+# Base62 is read and written two digits at a time, in a third of the steps; each table has 3,844
+# entries.
 _PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
 _LOW = {int.from_bytes(pair.encode(), "big"): value for value, pair in enumerate(_PAIRS)}
 _MIDDLE = {pair: value * 62**2 for pair, value in _LOW.items()}
 _HIGH = {pair: value * 62**4 for pair, value in _LOW.items()}
-# What stands behind the head: kid, `_`, random, and the CRC as three of those pairs.
+# The part after the head: kid, `_`, random characters, and the CRC as three of those pairs.
 _unpack_tail = Struct(f">{KID_LENGTH}sc{RANDOM_LENGTH}sHHH").unpack_from
 
 
 class Environment(StrEnum):
-    """The two halves of an organization, neither of which sees the other."""
+    """The two halves of an organization; neither can access the other."""
 
     LIVE = "live"
     TEST = "test"
 
 
 class SecretKind(StrEnum):
-    """What a secret opens: a key, a door of the operator's, a user's session, MQTT for a while."""
+    """The kinds of secrets: keys, the operator's tokens, user tokens and MQTT grants."""
 
     SECRET = "sk"
     PUBLISHABLE = "pk"
@@ -55,7 +56,7 @@ class SecretKind(StrEnum):
 
 
 class Malformed(StrEnum):
-    """Why a text is no secret of this deployment, found out without any look-up."""
+    """Why a text is not a secret of this deployment, determined without any lookup."""
 
     EMPTY = "empty"
     TOO_LONG = "too_long"
@@ -64,10 +65,10 @@ class Malformed(StrEnum):
     BRAND = "brand"
 
 
-# Not frozen: that would double the time of a parse.
+# Not frozen, because that would double the time to parse.
 @dataclass(slots=True, repr=False)
 class SecretText:
-    """A well-formed secret, which prints as its prefix; only `.text` gives the whole of it."""
+    """A well-formed secret; it prints as its prefix, and only `.text` is the complete secret."""
 
     kind: SecretKind
     environment: Environment | None
@@ -82,21 +83,21 @@ class SecretText:
 
     @property
     def prefix(self) -> str:
-        """The start that lists show, such as `sk_live_7QdR…`."""
+        """The start shown in lists, such as `sk_live_7QdR…`."""
         return f"{self.text[: len(self.text) - _TAIL + 4]}…"
 
 
 def clean_brand(brand: str) -> str:
     """Return `brand`, 2 to 16 characters of a-z and 0-9, or empty; raises `ValueError`."""
     if brand and not _BRAND.fullmatch(brand):
-        raise ValueError("A brand has 2 to 16 characters of a-z and 0-9 and starts with a letter.")
+        raise ValueError("A brand has 2 to 16 characters of a-z and 0-9, and starts with a letter.")
     if brand in {kind.value for kind in SecretKind}:
-        raise ValueError(f"{brand} cannot be a brand, because it is the name of a kind of secret.")
+        raise ValueError(f"{brand} can't be a brand, because it is the prefix of a kind of secret.")
     return brand
 
 
 class _Heads(dict[str, dict[str, tuple[SecretKind, Environment | None]]]):
-    """What may stand before the kid, by brand; made when a brand is first asked for."""
+    """The possible texts before the kid, by brand; built on a brand's first use."""
 
     def __missing__(self, brand: str) -> dict[str, tuple[SecretKind, Environment | None]]:
         start = f"{clean_brand(brand)}_" if brand else ""
@@ -117,17 +118,17 @@ _HEADS = _Heads()
 
 
 def random_text(length: int, entropy: Callable[[int], bytes] = secrets.token_bytes) -> str:
-    """Return `length` base62 characters without bias: bytes from 248 = 4 × 62 on are thrown away.
+    """Return `length` base62 characters without bias: bytes from 248 = 4 × 62 on are discarded.
 
-    `entropy` gives that many random bytes; raises `ValueError` if it gives fewer.
+    `entropy` returns that many random bytes; raises `ValueError` if it returns fewer.
     """
-    found = b""
-    while len(found) < length:
-        drawn = entropy(2 * length)
-        if len(drawn) < 2 * length:
-            raise ValueError("The source of randomness gave fewer bytes than it was asked for.")
-        found += drawn.translate(_DIGITS, _THROWN_AWAY)
-    return found[:length].decode()
+    digits = b""
+    while len(digits) < length:
+        random_bytes = entropy(2 * length)
+        if len(random_bytes) < 2 * length:
+            raise ValueError("The source of randomness returned fewer bytes than requested.")
+        digits += random_bytes.translate(_DIGITS, _REJECTED_BYTES)
+    return digits[:length].decode()
 
 
 def generate(
@@ -138,16 +139,16 @@ def generate(
     stamp: str = "",
     entropy: Callable[[int], bytes] = secrets.token_bytes,
 ) -> SecretText:
-    """Return a new secret with 190 bits of randomness behind its public kid.
+    """Return a new secret with 190 bits of randomness after its public kid.
 
-    The kid begins with `stamp`: texts that grow with time are kept together in an index.
-    Keys (`sk`, `pk`) take an environment, all others None; raises
-    `ValueError` otherwise, and for a brand that `clean_brand` refuses.
+    The kid begins with `stamp`: kids that grow with time are adjacent in an index. Keys (`sk`,
+    `pk`) have an environment, all others None; raises `ValueError` otherwise, and for a brand that
+    `clean_brand` refuses.
     """
     meanings = _HEADS[brand].items()
     head = next((head for head, meaning in meanings if meaning == (kind, environment)), None)
     if head is None:
-        raise ValueError(f"A secret of kind {kind} does not go with the environment {environment}.")
+        raise ValueError(f"A secret of kind {kind} can't have the environment {environment}.")
     kid = stamp + random_text(KID_LENGTH - len(stamp), entropy)
     body = f"{head}{kid}_{random_text(RANDOM_LENGTH, entropy)}"
     upper, low = divmod(crc32(body.encode("ascii")), 62**2)
@@ -157,23 +158,23 @@ def generate(
 
 
 def parse(text: str, *, brand: str = "") -> SecretText | Malformed:
-    """Read a presented text; no look-up, no hash.
+    """Parse a presented text, without a lookup or a hash.
 
     A truncated text gives `SHAPE`, an edited one or one with a swapped environment `CHECKSUM`, one
-    that is well-formed but for its brand `BRAND`. Raises `ValueError` if `brand` itself is none.
+    that is well-formed except for its brand `BRAND`. Raises `ValueError` if `brand` is invalid.
     """
-    if len(text) > _MOST:
+    if len(text) > _MAX_LENGTH:
         return Malformed.TOO_LONG
     try:
         ascii_bytes = text.encode("ascii")
-        # Bare numbers, because names cost a tenth of the time: 51 is _TAIL.
+        # Literal numbers, because global names cost a tenth of the time: 51 is _TAIL.
         kind, environment = _HEADS[brand][text[:-51]]
-        kid, joint, random, high, middle, low = _unpack_tail(ascii_bytes, -51)
+        kid, separator, random, high, middle, low = _unpack_tail(ascii_bytes, -51)
         claimed = _HIGH[high] + _MIDDLE[middle] + _LOW[low]
     except (UnicodeEncodeError, KeyError):
-        return _why(text)
-    # Of bytes, isalnum knows ASCII only.
-    if joint != b"_" or not kid.isalnum() or not random.isalnum():
+        return _malformed_reason(text)
+    # For bytes, isalnum accepts ASCII only.
+    if separator != b"_" or not kid.isalnum() or not random.isalnum():
         return Malformed.SHAPE
     if claimed != crc32(ascii_bytes[:-6]):
         return Malformed.CHECKSUM
@@ -181,29 +182,29 @@ def parse(text: str, *, brand: str = "") -> SecretText | Malformed:
 
 
 def kid_of(text: str) -> str:
-    """Return what stands where a secret has its kid; of a text that is none, anything."""
+    """Return the characters at the position of a secret's kid; arbitrary if it is not a secret."""
     return text[-51:-39]
 
 
-def _why(text: str) -> Malformed:
+def _malformed_reason(text: str) -> Malformed:
     if not text:
         return Malformed.EMPTY
-    # The caller found that it does not start as secrets of this brand do.
+    # The caller has checked that it doesn't start like a secret of this brand.
     return Malformed.BRAND if _OF_ANY_BRAND.fullmatch(text) else Malformed.SHAPE
 
 
 def looks_like_ours(text: str, *, brand: str = "") -> bool:
-    """Tell whether `text` starts as our secrets do, however its rest looks."""
+    """Return whether `text` starts like one of our secrets, whatever follows."""
     return text.startswith(tuple(_HEADS[brand]))
 
 
 def has_shape_of_any_brand(text: str) -> bool:
-    """Return whether `text` has the whole form of a secret, of this deployment or another."""
+    """Return whether `text` has the complete form of a secret, of this deployment or another."""
     return _OF_ANY_BRAND.fullmatch(text) is not None
 
 
 def is_whole(text: str) -> bool:
-    """Return whether `text` is a secret of some deployment, its checksum included."""
+    """Return whether `text` is a secret of any deployment, with a correct checksum."""
     if not has_shape_of_any_brand(text):
         return False
     ascii_bytes = text.encode("ascii")
@@ -212,62 +213,62 @@ def is_whole(text: str) -> bool:
 
 
 def head_of_any_brand(text: str) -> str:
-    """Return what stands before the kid of a secret, or may once more of `text` is there.
+    """Return the part before the kid of a secret; a truncated `text` may be only a part of that.
 
-    Empty if `text` does not begin as a secret does, with a brand or without.
+    Empty if `text` doesn't begin like a secret, with or without a brand.
     """
-    found = _HEAD_OF_ANY_BRAND.match(text)
-    if found is not None:
-        return found[0]
+    match = _HEAD_OF_ANY_BRAND.match(text)
+    if match is not None:
+        return match[0]
     return text if meets_our_heads(text) else ""
 
 
 def meets_our_heads(prefix: str, *, brand: str = "") -> bool:
-    """Return whether a text with `prefix` could be one of our secrets, with the brand or without.
+    """Return whether a text with `prefix` could be one of our secrets, with or without the brand.
 
-    A deployment may get a brand, or lose it, after the prefix was registered.
+    A deployment's brand may be added or removed after the prefix was registered.
     """
     heads = (*_HEADS[""], *_HEADS[brand])
     return any(prefix.startswith(head) or head.startswith(prefix) for head in heads)
 
 
 def fingerprint_regex(brand: str = "") -> str:
-    r"""Return the regular expression by which a leak scanner recognises our secrets.
+    r"""Return the regular expression with which a leak scanner finds our secrets.
 
-    Only what RE2, Hyperscan and PCRE share is used. What it finds, `parse` checks offline.
+    It uses only syntax that RE2, Hyperscan and PCRE share. `parse` can check matches offline.
     """
     start = f"{clean_brand(brand)}_" if brand else ""
     return rf"\b{start}{_BODY}\b"
 
 
-# What ends a text within a URL, a header field or a sentence.
+# Characters that end a text within a URL, a header or a sentence.
 _END = r"\s/?#&;,\"'<>()="
 _OURS_WITHIN = r"(?:[sp]k_(?:live|test)|wsk|wht|ut|tkn)_[0-9A-Za-z]{12}_[0-9A-Za-z]*"
-# An imported text has 128 bits at least; a short word after its prefix may be anything.
+# An imported text has at least 128 bits; a short word after its prefix may be anything.
 _IMPORTED_WITHIN = r"[0-9A-Za-z_.~+-]{12,}"
 _LONG_RUN = re.compile(r"[0-9A-Za-z_.~+%-]{16}")
 
 
 def may_hold_secret(text: str) -> bool:
-    """Return whether `text` is such that `mask_secrets` with import prefixes could change it."""
+    """Return whether `mask_secrets` with import prefixes could change `text`."""
     return _LONG_RUN.search(text) is not None
 
 
 def mask_secrets(text: str, *, brand: str = "", prefixes: tuple[str, ...] = ()) -> str:
-    """Return `text` with … for all in it that has the shape of a secret, percent-encoded or not.
+    """Return `text` with … in place of everything shaped like a secret, percent-encoded or not.
 
-    `prefixes` are those under which keys were imported. A text in which a secret was
-    percent-encoded is returned decoded.
+    `prefixes` are import prefixes. If a secret was percent-encoded, the text
+    is returned decoded.
     """
     decoded = text
-    while "%" in decoded and (once := unquote(decoded)) != decoded:
-        decoded = once
-    masked = _masking(brand, prefixes).sub("…", decoded)
+    while "%" in decoded and (unquoted := unquote(decoded)) != decoded:
+        decoded = unquoted
+    masked = _secret_pattern(brand, prefixes).sub("…", decoded)
     return text if masked == decoded else masked
 
 
 @lru_cache(maxsize=64)
-def _masking(brand: str, prefixes: tuple[str, ...]) -> re.Pattern[str]:
+def _secret_pattern(brand: str, prefixes: tuple[str, ...]) -> re.Pattern[str]:
     heads = "|".join(map(re.escape, _HEADS[brand]))
     forms = [rf"(?<![0-9A-Za-z])(?:{heads})[^{_END}]*", rf"(?:{_BRAND.pattern}_)?{_OURS_WITHIN}"]
     if prefixes:
@@ -277,8 +278,8 @@ def _masking(brand: str, prefixes: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def mask(text: str) -> str:
-    """Return all that a log may show of a presented text: its kid, or `…` if it has none.
+    """Return the part of a presented text that may be logged: its kid, or `…` if it has none.
 
-    A text that is not wholly of our shape may be somebody's other secret, so none of it shows.
+    A text that isn't completely of our shape may be another system's secret, so it is hidden.
     """
     return text[-_TAIL : KID_LENGTH - _TAIL] if _OF_ANY_BRAND.fullmatch(text) else "…"

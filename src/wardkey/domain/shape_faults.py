@@ -1,4 +1,4 @@
-"""Sentences about input of another shape than a JSON Schema asks for: what it takes, what came."""
+"""Error details for input that doesn't match a JSON Schema: what was sent, and what to send."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from wardkey.domain.secret import mask_secrets
 
 Schema = Mapping[str, Any]
 
-_LONGEST_NAME = 64
-_MOST_LISTED = 24
-_MOST_OPTIONS = 3
-_MOST_SHOWN = 10**15
-# What other APIs call a field of ours, folded; it is suggested only where the field is known.
+_MAX_NAME_LENGTH = 64
+_MAX_LISTED_NAMES = 24
+_MAX_OPTIONS = 3
+_MAX_SHOWN_NUMBER = 10**15
+# Other APIs' names for our fields, in snake case; suggested only where the field exists.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "permissions": ("scope", "scopes", "permission", "roles", "abilities"),
     "expires_at": ("expires", "expiry", "expiration", "expires_in", "expire_at", "valid_until"),
@@ -45,16 +45,16 @@ _FORMATS: Mapping[str, str] = {
     "origin": "an origin such as “https://app.example.com”",
     "email": "an e-mail address",
 }
-# Seconds since 1970; a number a thousand times as large is taken for milliseconds.
+# Seconds since 1970; a number a thousand times larger is read as milliseconds.
 _FROM_2001 = 10**9
 _UNTIL_2286 = 10**10
-# In the place of a value that cannot be looked at.
+# Stands for a value that couldn't be read.
 UNREAD = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A JSON Schema, with the schemas that its references name."""
+    """A JSON Schema, with the schemas that it refers to."""
 
     schema: Schema
     parts: Mapping[str, Schema]
@@ -62,53 +62,54 @@ class Shape:
     def at(self, path: Sequence[str | int]) -> tuple[Shape, str]:
         """Return the schema at a path, and the path in dots.
 
-        A step that the schema does not know, such as the name of a union's option, is left out.
+        A step that the schema doesn't contain, such as the name of a union's option, is left out.
         """
-        ctx, named = self, []
+        shape, names = self, []
         for step in path:
-            below = ctx.below(step)
+            below = shape.below(step)
             if below is not None:
-                ctx = below
-                named.append(shown_name(str(step)))
-        return ctx, ".".join(named)
+                shape = below
+                names.append(shown_name(str(step)))
+        return shape, ".".join(names)
 
     def fields(self) -> dict[str, Schema]:
-        """Return the fields of an object, of every option that is one."""
-        found: dict[str, Schema] = {}
+        """Return the fields of an object, from every option that is an object."""
+        fields: dict[str, Schema] = {}
         for option in self.options():
-            found |= _properties(option.schema)
-        return found
+            fields |= _properties(option.schema)
+        return fields
 
-    def takes(self) -> str:
-        """Return what a value has to be, as a noun phrase."""
+    def accepted(self) -> str:
+        """Return a noun phrase for the accepted values."""
         options = self.options()
-        phrases = list(dict.fromkeys(_takes(option) for option in options))
-        return " or ".join(phrases[:_MOST_OPTIONS]) or "another value"
+        phrases = list(dict.fromkeys(_accepted(option) for option in options))
+        return " or ".join(phrases[:_MAX_OPTIONS]) or "another value"
 
     def choices(self) -> list[str]:
-        """Return the strings that a value is to be one of, if it is."""
-        options = (option.schema for option in self.options())
-        return [one for schema in options for one in schema.get("enum", ()) if isinstance(one, str)]
+        """Return the accepted strings, if only certain strings are accepted."""
+        schemas = (option.schema for option in self.options())
+        values = (value for schema in schemas for value in schema.get("enum", ()))
+        return [value for value in values if isinstance(value, str)]
 
     def is_time(self) -> bool:
-        """Return whether a value has to be a time."""
+        """Return whether the value must be a time."""
         return any(option.schema.get("format") == "date-time" for option in self.options())
 
     def options(self) -> list[Shape]:
-        """Return the schema without references and unions; null is left out beside others."""
+        """Return the schemas without references and unions; null is left out beside others."""
         schema = self.schema
         if "$ref" in schema:
             schema = self.parts.get(str(schema["$ref"]).rpartition("/")[2], {})
             return Shape(schema, self.parts).options()
         for union in ("anyOf", "oneOf", "allOf"):
             if union in schema:
-                nested = [Shape(one, self.parts).options() for one in schema[union]]
-                found = [option for options in nested for option in options]
-                return [one for one in found if one.schema.get("type") != "null"] or found
+                nested = [Shape(member, self.parts).options() for member in schema[union]]
+                shapes = [shape for options in nested for shape in options]
+                return [shape for shape in shapes if shape.schema.get("type") != "null"] or shapes
         return [self]
 
     def below(self, step: str | int) -> Shape | None:
-        """Return the schema of a field or of a list's items; None if there is none."""
+        """Return the schema of a field or of a list's items, or None."""
         for option in self.options():
             schema = option.schema
             if isinstance(step, int):
@@ -123,72 +124,74 @@ class Shape:
 
 
 def missing_field(shape: Shape, path: Sequence[str | int]) -> tuple[str, str]:
-    """Return the path of a field that is missing, and a sentence about it."""
-    ctx, name = shape.at(path)
+    """Return the path of a missing field, and the error detail."""
+    expected, name = shape.at(path)
     if not name:
         return "body", "The body is missing or null; send a JSON object."
-    return name, f"{name} is missing; it takes {ctx.takes()}."
+    return name, f"{name} is missing; send {expected.accepted()}."
 
 
 def unknown_field(shape: Shape, path: Sequence[str | int]) -> tuple[str, str]:
-    """Return the path of a field that does not exist, and a sentence that names those that do."""
+    """Return the path of a field that doesn't exist, and an error detail with those that do."""
     *above, last = path
     parent, parent_name = shape.at(above)
-    shown = shown_name(str(last))
-    name = f"{parent_name}.{shown}" if parent_name else shown
-    taken = list(parent.fields())
+    field = shown_name(str(last))
+    name = f"{parent_name}.{field}" if parent_name else field
+    known = list(parent.fields())
     return name, unknown_name(
-        f"There is no field {name}.", str(last), taken, parent_name or "The body"
+        f"There is no field {name}.", str(last), known, parent_name or "The body"
     )
 
 
-def unknown_name(said: str, name: str, known: Sequence[str], holder: str) -> str:
-    """Return `said` with the known name that was meant, and the names that `holder` takes."""
-    listed = ", ".join(known[:_MOST_LISTED]) + (" and more" if len(known) > _MOST_LISTED else "")
-    return f"{said}{_question(similar_names(name, known))} {holder} takes {listed or 'none'}."
+def unknown_name(problem: str, name: str, known: Sequence[str], holder: str) -> str:
+    """Return `problem` with the names that may have been meant and those that `holder` accepts."""
+    listed = ", ".join(known[:_MAX_LISTED_NAMES]) + (
+        " and more" if len(known) > _MAX_LISTED_NAMES else ""
+    )
+    return f"{problem}{_question(similar_names(name, known))} {holder} accepts {listed or 'none'}."
 
 
 def wrong_value(shape: Shape, path: Sequence[str | int], value: object) -> tuple[str, str]:
-    """Return the path of a value of the wrong shape, and a sentence on what it takes."""
-    ctx, name = shape.at(path)
-    said = f"{name or 'The body'} takes {ctx.takes()}"
+    """Return the path of a value of the wrong shape, and an error detail with the accepted ones."""
+    expected, name = shape.at(path)
+    detail = f"{name or 'The body'} must be {expected.accepted()}"
     if value is not UNREAD:
-        said += f", and {_came(value)} came"
-    if ctx.is_time() and isinstance(value, int | float):
-        said += _as_time(value)
+        detail += f", but {_sent(value)} was sent"
+    if expected.is_time() and isinstance(value, int | float):
+        detail += _as_time(value)
     elif isinstance(value, str):
-        question = _question(get_close_matches(value.lower()[:_LONGEST_NAME], ctx.choices(), n=1))
-        return name or "body", f"{said}.{question}"
-    return name or "body", f"{said}."
+        close = get_close_matches(value.lower()[:_MAX_NAME_LENGTH], expected.choices(), n=1)
+        return name or "body", f"{detail}.{_question(close)}"
+    return name or "body", f"{detail}."
 
 
 def similar_names(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that `name` may have meant, whatever its case and separators."""
-    folded = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name[:_LONGEST_NAME])
+    """Return the known names that `name` may stand for, ignoring case and separators."""
+    folded = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name[:_MAX_NAME_LENGTH])
     folded = re.sub(r"[^a-z0-9]+", "_", folded.lower()).strip("_")
     names = list(known)
     if folded in names:
         return [folded]
-    meant = [one for one in names if folded in _ALIASES.get(one, ())]
+    meant = [candidate for candidate in names if folded in _ALIASES.get(candidate, ())]
     return meant or get_close_matches(folded, names, n=2, cutoff=0.7)
 
 
-def _question(found: Sequence[str]) -> str:
-    return f" Did you mean {' or '.join(found)}?" if found else ""
+def _question(names: Sequence[str]) -> str:
+    return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
 def shown_name(name: str) -> str:
-    """Return a name that a client made up, as a sentence may show it."""
-    cut = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+    """Return a name that a client sent, shortened, escaped and masked for an error detail."""
+    cut = name if len(name) <= _MAX_NAME_LENGTH else f"{name[:_MAX_NAME_LENGTH]}…"
     return mask_secrets(cut.encode("unicode_escape").decode("ascii"))
 
 
-def _takes(shape: Shape) -> str:  # noqa: PLR0911 - a line for each kind of schema
+def _accepted(shape: Shape) -> str:  # noqa: PLR0911 - a line for each kind of schema
     schema = shape.schema
     if "const" in schema:
         return _choice(schema["const"])
     if "enum" in schema:
-        listed = [_choice(one) for one in schema["enum"] if one is not None]
+        listed = [_choice(value) for value in schema["enum"] if value is not None]
         return listed[0] if len(listed) == 1 else f"one of {', '.join(listed)}"
     match schema.get("type"):
         case "string":
@@ -200,23 +203,25 @@ def _takes(shape: Shape) -> str:  # noqa: PLR0911 - a line for each kind of sche
             return "true or false"
         case "array":
             items = schema.get("items")
-            each = f", each item {Shape(items, shape.parts).takes()}" if items else ""
+            each = f", each item {Shape(items, shape.parts).accepted()}" if items else ""
             return f"a list{_length(schema)}{each}"
         case "object":
-            names = list(_properties(schema))[:_MOST_LISTED]
+            names = list(_properties(schema))[:_MAX_LISTED_NAMES]
             return f"an object with {', '.join(names)}" if names else "an object"
         case list() as kinds:
             options = [Shape({**schema, "type": kind}, shape.parts) for kind in kinds]
-            return " or ".join(_takes(one) for one in options if one.schema["type"] != "null")
+            return " or ".join(
+                _accepted(option) for option in options if option.schema["type"] != "null"
+            )
         case "null":
             return "null"
     return "any JSON value"
 
 
 def _properties(schema: Schema) -> dict[str, Schema]:
-    """Return the fields of an object, those that are required first."""
-    found, required = schema.get("properties", {}), schema.get("required", ())
-    return {name: found[name] for name in sorted(found, key=lambda one: one not in required)}
+    """Return the fields of an object, required ones first."""
+    fields, required = schema.get("properties", {}), schema.get("required", ())
+    return {name: fields[name] for name in sorted(fields, key=lambda name: name not in required)}
 
 
 def _choice(value: object) -> str:
@@ -224,19 +229,21 @@ def _choice(value: object) -> str:
 
 
 def _length(schema: Schema) -> str:
-    lists = schema.get("type") == "array"
-    unit = "items" if lists else "characters"
-    noun = "Items" if lists else "Length"
-    said = _bounds(schema, f"min{noun}", f"max{noun}")
-    if not said:
+    is_list = schema.get("type") == "array"
+    unit = "items" if is_list else "characters"
+    noun = "Items" if is_list else "Length"
+    bounds = _bounds(schema, f"min{noun}", f"max{noun}")
+    if not bounds:
         return ""
-    return f"{said} {unit}" if said.startswith(" of") else f" of{said.removeprefix(' from')} {unit}"
+    if not bounds.startswith(" of"):
+        bounds = f" of{bounds.removeprefix(' from')}"
+    return f"{bounds} {unit}"
 
 
-def _bounds(schema: Schema, least: str, most: str) -> str:
-    # Some writers of schemas make every number a float.
-    bounds = (schema.get(least), schema.get(most))
-    low, high = (int(one) if isinstance(one, float) and one.is_integer() else one for one in bounds)
+def _bounds(schema: Schema, minimum: str, maximum: str) -> str:
+    # Some schema generators write every number as a float.
+    bounds = (schema.get(minimum), schema.get(maximum))
+    low, high = (int(n) if isinstance(n, float) and n.is_integer() else n for n in bounds)
     if low is not None and high is not None:
         return f" from {low:,} to {high:,}"
     if low is not None:
@@ -244,15 +251,15 @@ def _bounds(schema: Schema, least: str, most: str) -> str:
     return "" if high is None else f" of at most {high:,}"
 
 
-def _came(value: object) -> str:  # noqa: PLR0911 - a line for each kind of JSON
-    """Return what came; nothing of a string is shown, because it may be a secret."""
+def _sent(value: object) -> str:  # noqa: PLR0911 - a line for each kind of JSON
+    """Return a noun phrase for the value; strings aren't shown, because they may be secrets."""
     match value:
         case None:
             return "null"
         case bool():
             return str(value).lower()
         case int() | float():
-            return str(value) if abs(value) < _MOST_SHOWN else "a number that cannot be taken"
+            return str(value) if abs(value) < _MAX_SHOWN_NUMBER else "a number of that size"
         case str():
             if not value:
                 return "an empty string"
@@ -265,8 +272,8 @@ def _came(value: object) -> str:  # noqa: PLR0911 - a line for each kind of JSON
 
 
 def _as_time(value: float) -> str:
-    """Return, of seconds or milliseconds since 1970, the time that they stand for."""
+    """Return the same time in the accepted form, for seconds or milliseconds since 1970."""
     if not _FROM_2001 <= value < _UNTIL_2286 and not _FROM_2001 <= value / 1000 < _UNTIL_2286:
         return ""
     seconds = int(value if value < _UNTIL_2286 else value / 1000)
-    return f" (in that form “{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}”)"
+    return f" (in this form: “{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}”)"

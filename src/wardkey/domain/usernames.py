@@ -1,4 +1,4 @@
-"""User names on MQTT: a name, and behind `@` the organization whose it is."""
+"""MQTT user names: a name, `@`, and the organization it belongs to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TEST = ".test"
 
 
 class Username(NamedTuple):
-    """The parts of a user name as it stands on the wire."""
+    """The parts of a user name in MQTT."""
 
     name: str
     org_id: str
@@ -27,35 +27,35 @@ class Username(NamedTuple):
 
     @property
     def scope_suffix(self) -> str:
-        """The organization as it follows the `@`, with `.test` in the test environment."""
+        """The part after `@`: the organization, with `.test` appended in the test environment."""
         return on_the_wire("", self.org_id, self.environment)[1:]
 
 
 def clean_client_name(text: str) -> str:
     """Return a client's user name, 1 to 64 characters of a-z, A-Z, 0-9, `_`, `.` and `-`.
 
-    Raises `ValueError` with a sentence that says how to mend it.
+    Raises `ValueError` with a message that says how to fix it.
     """
     if not _NAME.fullmatch(text):
         raise ValueError(
             "A user name has 1 to 64 characters of a-z, A-Z, 0-9, _, . and -; the organization "
-            "is put behind it."
+            "is appended to it."
         )
     return text
 
 
 def on_the_wire(name: str, org_id: str, environment: Environment) -> str:
-    """Return `{name}@{organization}`, with `.test` behind it in the test environment."""
+    """Return `{name}@{organization}`, with `.test` appended in the test environment."""
     return f"{name}@{org_id}{_TEST if environment is Environment.TEST else ''}"
 
 
 def with_organization(name: str, org_id: str, environment: Environment) -> str:
-    """Return a user name as it is on the wire, whether its organization was left out or not."""
+    """Return a user name with its organization, which may be left out in `name`."""
     return name if not name or "@" in name else on_the_wire(name, org_id, environment)
 
 
 def parse_username(text: str) -> Username | None:
-    """Read a user name from the wire; None if it is none of ours."""
+    """Parse an MQTT user name; return None if it isn't one of ours."""
     name, at, rest = text.rpartition("@")
     if not at or not _NAME.fullmatch(name):
         return None

@@ -1,4 +1,4 @@
-"""The decision on a presented key: a pure function of what is known, what is asked and the time."""
+"""The verdict on a presented key: a pure function of its record, the request and the time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from wardkey.domain.secret import Environment
 
 
 class Verdict(StrEnum):
-    """The outcome of a verification, in the order in which the reasons are looked at."""
+    """The outcome of a verification, in the order in which the reasons are checked."""
 
     VALID = "valid"
     MALFORMED = "malformed"
@@ -47,14 +47,14 @@ class Verdict(StrEnum):
     QUOTA_EXCEEDED = "quota_exceeded"
 
 
-# An enum's member takes several times as long to reach as a name of the module (Python 3.11).
+# Accessing an enum member takes several times as long as a module global (Python 3.11).
 _VALID = Verdict.VALID
 _PUBLISHABLE = KeyType.PUBLISHABLE
 
 
 @dataclass(frozen=True, slots=True)
 class KnownSecret:
-    """What a decision and its answer need of a secret, its key and its organization."""
+    """The fields of a secret, its key and its organization that a verdict and its response need."""
 
     kid: str
     key_id: str
@@ -80,11 +80,11 @@ class KnownSecret:
     key_disabled_at: int | None
     key_revoked_at: int | None
     org_stopped: bool
-    # When the key got a newer secret, with which the grace of this one began.
+    # When the key got a newer secret, which started this one's grace.
     superseded_at: int | None = None
-    # Every slug the organization ever had; no other organization can take one of them.
+    # Every slug the organization ever had; no other organization can use them.
     org_slugs: frozenset[str] = frozenset()
-    # What answers say of it, as JSON members; made once with the record.
+    # JSON members for verification responses, rendered once per record.
     rendered_fields: bytes = field(default=b"", repr=False, compare=False)
 
     def is_of(self, organization: str) -> bool:
@@ -100,14 +100,14 @@ class KnownSecret:
         return grace
 
 
-# Made for each request, and a frozen one takes longer to make than to decide.
+# Created for each request; creating a frozen one takes longer than the decision.
 @dataclass(slots=True)
 class VerificationRequest:
-    """What the asking side wants to know of a presented text.
+    """A presented text, and the requirements that its key has to meet.
 
-    `organization` (an id, or a slug it has or had) narrows to the keys of one (empty: any);
-    `environment` and `type` None take either; `address` and `origin` are the end client's, empty
-    where unknown; `browser` says that a browser sent the key.
+    `organization` (an id, or a current or former slug) accepts only its keys (empty: any);
+    `environment` and `type` None accept both; `address` and `origin` are the end client's, empty
+    if unknown; `browser` is true if a browser sent the key.
     """
 
     text: str = field(repr=False)
@@ -122,12 +122,12 @@ class VerificationRequest:
     cost: int = 1
 
 
-def decide(known: KnownSecret, asked: VerificationRequest, now: int) -> Verdict:  # noqa: PLR0911 - a ladder
-    """Judge a secret whose hash matched, all but its rate; `now` in epoch milliseconds.
+def decide(known: KnownSecret, request: VerificationRequest, now: int) -> Verdict:  # noqa: PLR0911 - a ladder
+    """Return the verdict on a secret whose hash matched, except for its rate; `now` in epoch ms.
 
-    A key of another organization than the one asked for is `unknown` there.
+    A key of an organization other than the requested one is `unknown`.
     """
-    if asked.organization and not known.is_of(asked.organization):
+    if request.organization and not known.is_of(request.organization):
         return Verdict.UNKNOWN
     if known.key_revoked_at is not None or known.secret_revoked_at is not None:
         return Verdict.REVOKED
@@ -136,25 +136,25 @@ def decide(known: KnownSecret, asked: VerificationRequest, now: int) -> Verdict:
         return Verdict.EXPIRED
     if known.key_disabled_at is not None or known.org_stopped:
         return Verdict.DISABLED
-    if asked.environment is not None and asked.environment is not known.environment:
+    if request.environment is not None and request.environment is not known.environment:
         return Verdict.WRONG_ENVIRONMENT
-    if asked.type is not None and asked.type is not known.type:
+    if request.type is not None and request.type is not known.type:
         return Verdict.NOT_PERMITTED
-    if asked.permissions and not known.permissions.issuperset(asked.permissions):
+    if request.permissions and not known.permissions.issuperset(request.permissions):
         return Verdict.NOT_PERMITTED
-    if known.networks and not contains(known.networks, asked.address):
+    if known.networks and not contains(known.networks, request.address):
         return Verdict.ADDRESS_NOT_ALLOWED
-    return _VALID if _from_allowed_origin(known, asked) else Verdict.ORIGIN_NOT_ALLOWED
+    return _VALID if _is_origin_allowed(known, request) else Verdict.ORIGIN_NOT_ALLOWED
 
 
-def _from_allowed_origin(known: KnownSecret, asked: VerificationRequest) -> bool:
+def _is_origin_allowed(known: KnownSecret, request: VerificationRequest) -> bool:
     if known.type is not _PUBLISHABLE:
-        return asked.browser_allowed or not (asked.browser or asked.origin)
-    return page_allowed(known.origins, asked.origin, allow_native=known.allow_native)
+        return request.browser_allowed or not (request.browser or request.origin)
+    return page_allowed(known.origins, request.origin, allow_native=known.allow_native)
 
 
 def page_allowed(origins: tuple[str, ...], origin: str, *, allow_native: bool) -> bool:
-    """Return whether a publishable key works from a page, or outside one (`origin` is empty)."""
+    """Return whether a publishable key works on a page, or outside of pages (`origin` is empty)."""
     if not origins:
         return True
     if not origin:
@@ -165,55 +165,58 @@ def page_allowed(origins: tuple[str, ...], origin: str, *, allow_native: bool) -
 def failure_of(  # noqa: PLR0911 - one line a verdict
     verdict: Verdict,
     known: KnownSecret | None,
-    asked: VerificationRequest,
+    request: VerificationRequest,
     retry_after_s: float | None = None,
 ) -> WardkeyError:
-    """Return the failure that says why `verdict` was not valid, in a sentence that mends it."""
+    """Return the error for a verdict that is not valid, with a detail that says how to fix it."""
     if known is None:
         if verdict is Verdict.RATE_LIMITED:
             return TooManyAttempts(retry_after_s=retry_after_s)
         if verdict is Verdict.MALFORMED:
-            return Malformed(explain_malformed(asked.text))
+            return Malformed(explain_malformed(request.text))
         return Unknown()
     match verdict:
         case Verdict.WRONG_ENVIRONMENT:
             return WrongEnvironment(
-                f"This is a {known.environment} key ({known.prefix}) and what it was sent to is "
-                f"{asked.environment}; use the {asked.environment} key."
+                f"This is a {known.environment} key ({known.prefix}), but {request.environment} is "
+                f"required; use the {request.environment} key."
             )
-        case Verdict.NOT_PERMITTED if asked.type is not None and asked.type is not known.type:
+        case Verdict.NOT_PERMITTED if request.type is not None and request.type is not known.type:
             if known.type is KeyType.PUBLISHABLE:
                 return SecretKeyRequired(
-                    "A publishable key (pk_) came where a secret key (sk_) is needed; call from "
-                    "a server with a secret key."
+                    "A secret key (sk_) is required, but a publishable key (pk_) was sent; call "
+                    "from a server with a secret key."
                 )
-            return NotPermitted("A secret key (sk_) came where only publishable ones are taken.")
-        case Verdict.NOT_PERMITTED:
-            lacks = next((p for p in asked.permissions if p not in known.permissions), "")
             return NotPermitted(
-                f"The key lacks {lacks}; an admin of {known.org_name} can grant it.", needs=lacks
+                "A publishable key (pk_) is required, but a secret key (sk_) was sent; send a "
+                "publishable key."
+            )
+        case Verdict.NOT_PERMITTED:
+            missing = next((p for p in request.permissions if p not in known.permissions), "")
+            return NotPermitted(
+                f"The key lacks {missing}; an admin of {known.org_name} can grant it.",
+                needs=missing,
             )
         case Verdict.ORIGIN_NOT_ALLOWED:
-            return _origin_failure(known, asked)
+            return _origin_failure(known, request)
         case Verdict.RATE_LIMITED:
             return RateLimitExceeded(retry_after_s=retry_after_s)
         case _:
             return PROBLEMS[verdict]()
 
 
-def _origin_failure(known: KnownSecret, asked: VerificationRequest) -> WardkeyError:
+def _origin_failure(known: KnownSecret, request: VerificationRequest) -> WardkeyError:
     if known.type is KeyType.SECRET:
         return SecretKeyInBrowser()
-    if asked.origin:
+    if request.origin:
         return OriginNotAllowed()
     return OriginNotAllowed(
         "The key is limited to pages of its allowed origins, and the request has no Origin header, "
-        "which pages send by themselves. To use the key in an app or on a server, set its "
-        "allow_native."
+        "which browsers add. To use the key in an app or on a server, set its allow_native."
     )
 
 
-# What the document of a refusal is called where its verdict is all that is known.
+# The error for each verdict, where nothing else is known.
 PROBLEMS: dict[Verdict, type[WardkeyError]] = {
     Verdict.MALFORMED: Malformed,
     Verdict.UNKNOWN: Unknown,

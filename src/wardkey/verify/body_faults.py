@@ -1,4 +1,4 @@
-"""What is wrong with a body that msgspec refused, in the sentences that the whole API has."""
+"""Error details for bodies that msgspec rejects, in the same words as the rest of the API."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from wardkey.domain.errors import InvalidRequest, WardkeyError
 from wardkey.domain.json_faults import malformed_json
 from wardkey.domain.shape_faults import UNREAD, Shape, missing_field, unknown_field, wrong_value
 
-# msgspec has no other form of its faults than these sentences; a test holds each of them.
+# msgspec reports errors only as these sentences; a test pins each of them.
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 
 
-def body_failure(body: bytes, shape: Any, fault: Exception) -> WardkeyError:  # noqa: ANN401 - any type
-    """Return why `body` was not read as `shape`: `MalformedJson` or `InvalidRequest`."""
-    if not isinstance(fault, msgspec.ValidationError):
+def body_failure(body: bytes, type_: Any, error: Exception) -> WardkeyError:  # noqa: ANN401 - any type
+    """Return the error for a `body` that isn't a `type_`: `MalformedJson` or `InvalidRequest`."""
+    if not isinstance(error, msgspec.ValidationError):
         return malformed_json(body)
-    said, _, at = str(fault).rpartition(" - at `$")
-    if not said:
-        said, at = at, ""
-    path = [name or int(index) for name, index in _STEP.findall(at.rstrip("`"))]
-    described = _shape(shape)
-    if found := _UNKNOWN.match(said):
-        named = unknown_field(described, [*path, found[1]])
-    elif found := _MISSING.match(said):
-        named = missing_field(described, [*path, found[1]])
+    message, _, location = str(error).rpartition(" - at `$")
+    if not message:
+        message, location = location, ""
+    path = [name or int(index) for name, index in _STEP.findall(location.rstrip("`"))]
+    shape = _shape(type_)
+    if match := _UNKNOWN.match(message):
+        field_error = unknown_field(shape, [*path, match[1]])
+    elif match := _MISSING.match(message):
+        field_error = missing_field(shape, [*path, match[1]])
     else:
-        named = wrong_value(described, path, _value(body, path))
-    return InvalidRequest(named[1], errors=(named,))
+        field_error = wrong_value(shape, path, _value(body, path))
+    return InvalidRequest(field_error[1], errors=(field_error,))
 
 
 @lru_cache(maxsize=64)
-def _shape(shape: Any) -> Shape:  # noqa: ANN401 - any type
-    made, parts = msgspec.json.schema_components([shape], ref_template="#/{name}")
-    return Shape(made[0], parts)
+def _shape(type_: Any) -> Shape:  # noqa: ANN401 - any type
+    schemas, parts = msgspec.json.schema_components([type_], ref_template="#/{name}")
+    return Shape(schemas[0], parts)
 
 
 def _value(body: bytes, path: Sequence[str | int]) -> object:

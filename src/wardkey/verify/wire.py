@@ -1,4 +1,4 @@
-"""The bytes of a verification: questions read strictly, answers written, without any framework."""
+"""Request and response bodies of verification, parsed strictly without the framework."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from wardkey.verify.verifier import VerificationResult
 
 T = TypeVar("T")
 
-MOST_ITEMS = 100
-MOST_COST = 1_000_000
-# More than servers take in one header; what is kept of it is shorter.
-MOST_ASKED_AGENT = 8_192
+MAX_ITEMS = 100
+MAX_COST = 1_000_000
+# More than servers accept in one header; the stored part is shorter.
+MAX_USER_AGENT = 8_192
 
 
 class VerifyRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What `POST /v2/keys/verify` takes; all but `key` narrows the question."""
+    """The body of `POST /v2/keys/verify`; every field but `key` adds a requirement."""
 
     key: str
     permissions: list[str] = []
@@ -35,38 +35,40 @@ class VerifyRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     organization: str = ""
     address: Annotated[str, msgspec.Meta(max_length=MOST_ADDRESS)] = ""
     origin: str = ""
-    user_agent: Annotated[str, msgspec.Meta(max_length=MOST_ASKED_AGENT)] = ""
+    user_agent: Annotated[str, msgspec.Meta(max_length=MAX_USER_AGENT)] = ""
     route: Annotated[str, msgspec.Meta(max_length=MOST_ROUTE)] = ""
     cost: int = 1
 
     def __repr__(self) -> str:
-        """Show nothing of the key."""
+        """Hide the key."""
         return "VerifyRequest(…)"
 
 
 class VerifyBatch(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Up to a hundred questions, answered in their order."""
+    """Up to a hundred requests, answered in their order."""
 
     items: list[VerifyRequest]
 
 
 _DESCRIPTIONS = {
-    "key": "The text that your client presented. White space around it does not count.",
-    "permissions": "What the key must hold, all of them, such as your scope invoices:read; without "
-    "them any live key is valid. A text that no key can ever hold is a fault: unknown_permission.",
-    "environment": "Where the key must belong. A key that asks has its own as the default, and "
-    "may ask about no other; a service key without it takes both.",
-    "type": "Which type of key you take; without it either.",
-    "organization": "Whose keys you take, by id. A key and a person ask about their own alone; a "
-    "service key names one here (a slug will do), or leaves it out to take keys of all.",
-    "address": "The address of your client, against the key's allowed_addresses. Without it a key "
-    "with allowed addresses is refused.",
-    "origin": "The Origin header of your client, if it sent one, against a publishable key's "
-    "allowed_origins. A secret key with an origin came from a browser and is refused.",
+    "key": "The text that your client presented. White space around it is ignored.",
+    "permissions": "The permissions that the key must have, all of them, such as your scope "
+    "invoices:read; without them any live key is valid. A text that no key can ever have is an "
+    "error: unknown_permission.",
+    "environment": "The environment that the key must belong to. The default for a calling key is "
+    "its own, and it can't send the other; without it a service key accepts both.",
+    "type": "The type of key that you accept; without it both.",
+    "organization": "The organization whose keys you accept, by id. A key and a person can only "
+    "verify keys of their own; a service key names one here (a slug works too), or leaves it out "
+    "to accept keys of all.",
+    "address": "The address of your client, checked against the key's allowed_addresses. Without "
+    "it a key with allowed addresses is refused.",
+    "origin": "The Origin header of your client, if it sent one, checked against a publishable "
+    "key's allowed_origins. A secret key with an origin came from a browser and is refused.",
     "user_agent": "The User-Agent of your client, for the list of a key's callers.",
     "route": "What the key was used for, such as GET /v1/invoices, for the list of its callers; "
-    "verify if left out.",
-    "cost": "How many requests this one counts as against the key's rate limit; 0 asks without "
+    "the default is verify.",
+    "cost": "How many requests this one counts as against the key's rate limit; 0 verifies without "
     "counting.",
 }
 _request = msgspec.json.Decoder(VerifyRequest)
@@ -76,43 +78,40 @@ _VALID = Verdict.VALID
 
 
 def read_request(body: bytes) -> VerifyRequest:
-    """Read one question.
+    """Parse one request.
 
     Raises `MalformedJson`, `InvalidRequest`, `InvalidCost`, `TooManyItems`, `UnknownPermission`.
     """
-    wanted = _decode(_request, body)
-    _check(wanted)
-    return wanted
+    request = _decode(_request, body)
+    _check(request)
+    return request
 
 
 def read_batch(body: bytes) -> list[VerifyRequest]:
-    """Read a batch; raises what `read_request` raises."""
+    """Parse a batch; raises the same errors as `read_request`."""
     batch = _decode(_batch, body)
-    if len(batch.items) > MOST_ITEMS:
-        raise TooManyItems(f"A batch takes at most {MOST_ITEMS} items.", field="items")
+    if len(batch.items) > MAX_ITEMS:
+        raise TooManyItems(f"A batch can have at most {MAX_ITEMS} items; split it.", field="items")
     for index, item in enumerate(batch.items):
         _check(item, f"items.{index}.permissions")
     return batch.items
 
 
-def render(answer: VerificationResult, asked: VerificationRequest) -> bytes:
-    """Return an answer as JSON.
-
-    Only a secret whose hash matched is told of: its key, and why it was refused.
-    """
-    known = answer.known
-    if answer.verdict is _VALID:
-        said = b'{"valid":true,"code":"valid"'
+def render(result: VerificationResult, request: VerificationRequest) -> bytes:
+    """Return a result as JSON; the key and the reason only for a secret whose hash matched."""
+    known = result.known
+    if result.verdict is _VALID:
+        start = b'{"valid":true,"code":"valid"'
     else:
-        detail = _encoder.encode(answer.failure(asked).detail)
-        said = b'{"valid":false,"code":"%b","detail":%b' % (answer.verdict.encode(), detail)
-    stale = b',"stale_s":%.1f' % (answer.stale_ms / 1000) if answer.stale_ms else b""
-    as_of = iso(answer.as_of).encode()
+        detail = _encoder.encode(result.failure(request).detail)
+        start = b'{"valid":false,"code":"%b","detail":%b' % (result.verdict.encode(), detail)
+    stale = b',"stale_s":%.1f' % (result.stale_ms / 1000) if result.stale_ms else b""
+    as_of = iso(result.as_of).encode()
     if known is None:
-        return b'%b%b,"as_of":"%b"}' % (said, stale, as_of)
-    limits = b"null" if answer.admission is None else _encoder.encode(_limits(answer))
+        return b'%b%b,"as_of":"%b"}' % (start, stale, as_of)
+    limits = b"null" if result.admission is None else _encoder.encode(_limits(result))
     return b'%b,%b,"limits":%b%b,"as_of":"%b"}' % (
-        said,
+        start,
         known.rendered_fields,
         limits,
         stale,
@@ -121,15 +120,15 @@ def render(answer: VerificationResult, asked: VerificationRequest) -> bytes:
 
 
 def render_batch(items: list[bytes]) -> bytes:
-    """Return rendered answers as one JSON object."""
+    """Return rendered results as one JSON object."""
     return b'{"items":[%b]}' % b",".join(items)
 
 
 def grace_fields(known: KnownSecret | None) -> dict[str, str]:
-    """Return the header fields that tell a proxy of a secret's grace; none without a newer one.
+    """Return the headers with a secret's grace; none unless the key has a newer secret.
 
-    `Deprecation` (RFC 9745) is when the grace began, `Sunset` (RFC 8594) when it ends; a grace
-    until the secret is revoked has no end yet.
+    `Deprecation` (RFC 9745) is the start of the grace, `Sunset` (RFC 8594) its end; a grace until
+    the secret is revoked has no `Sunset`.
     """
     if known is None or known.superseded_at is None or known.secret_revoked_at is not None:
         return {}
@@ -140,30 +139,30 @@ def grace_fields(known: KnownSecret | None) -> dict[str, str]:
 
 
 def schemas() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the JSON Schemas of the two questions, and the components that they refer to."""
-    made, parts = msgspec.json.schema_components(
+    """Return the JSON Schemas of the two requests, and the components that they refer to."""
+    bodies, parts = msgspec.json.schema_components(
         [VerifyRequest, VerifyBatch], ref_template="#/components/schemas/{name}"
     )
-    one = parts["VerifyRequest"]["properties"]
-    one["cost"] |= {"minimum": 0, "maximum": MOST_COST}
-    one["permissions"]["maxItems"] = MOST_ITEMS
-    one["permissions"]["items"]["format"] = "permission"
-    for name in one:
+    fields = parts["VerifyRequest"]["properties"]
+    fields["cost"] |= {"minimum": 0, "maximum": MAX_COST}
+    fields["permissions"]["maxItems"] = MAX_ITEMS
+    fields["permissions"]["items"]["format"] = "permission"
+    for name in fields:
         if name != "key":
-            one[name] = or_null(one[name])
-        # Beside a reference a description counts too (JSON Schema 2020-12).
-        one[name] |= {"description": _DESCRIPTIONS[name]}
-    parts["VerifyBatch"]["properties"]["items"]["maxItems"] = MOST_ITEMS
+            fields[name] = or_null(fields[name])
+        # A description next to a reference is allowed (JSON Schema 2020-12).
+        fields[name] |= {"description": _DESCRIPTIONS[name]}
+    parts["VerifyBatch"]["properties"]["items"]["maxItems"] = MAX_ITEMS
     parts["VerifyRequest"]["example"] = {"key": "sk_live_…", "permissions": ["invoices:read"]}
-    # These two are in the document already, with the routes that answer them.
+    # Environment and KeyType are already in the document, from the routes that return them.
     shared = {name: part for name, part in parts.items() if name.startswith("Verify")}
-    return made[0], made[1], shared
+    return bodies[0], bodies[1], shared
 
 
-def _limits(answer: VerificationResult) -> dict[str, Any] | None:
-    if answer.admission is None or answer.known is None or answer.known.rate is None:
+def _limits(result: VerificationResult) -> dict[str, Any] | None:
+    if result.admission is None or result.known is None or result.known.rate is None:
         return None
-    rate, admission = answer.known.rate, answer.admission
+    rate, admission = result.known.rate, result.admission
     wait = admission.retry_after_ms
     return {
         "limit": rate.limit,
@@ -182,11 +181,12 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise body_failure(body, decoder.type, error) from None
 
 
-def _check(wanted: VerifyRequest, field: str = "permissions") -> None:
-    if not 0 <= wanted.cost <= MOST_COST:
+def _check(request: VerifyRequest, field: str = "permissions") -> None:
+    if not 0 <= request.cost <= MAX_COST:
         raise InvalidCost(field="cost")
-    if len(wanted.permissions) > MOST_ITEMS:
+    if len(request.permissions) > MAX_ITEMS:
         raise TooManyItems(
-            f"One question names at most {MOST_ITEMS} permissions.", field="permissions"
+            f"One request can have at most {MAX_ITEMS} permissions; leave some out.",
+            field="permissions",
         )
-    check_permission_names(wanted.permissions, field)
+    check_permission_names(request.permissions, field)
