@@ -210,7 +210,7 @@ async def exchange_token(request: Request, ctx: CurrentContext) -> Response:
     incoming = RawRequest.of(request, await request.body())
     try:
         exchange = await run_in_threadpool(check_exchange, incoming, ctx)
-        minted = await ctx.exchanges.mint(exchange)
+        minted = await ctx.token_exchange.mint(exchange)
     except errors.WardkeyError as failure:
         return _refused(failure, incoming).response()
     return _granted(minted, ctx, exchange.provider.spec.name).response()
@@ -228,7 +228,7 @@ def exchange_on_fast_path(
     began = perf_counter()
     try:
         held = _with_key(incoming, ctx)
-        exchange = held.checked(ctx) if ctx.exchanges.has_cached_keys(held.shown) else None
+        exchange = held.checked(ctx) if ctx.token_exchange.has_cached_keys(held.shown) else None
         return asyncio.create_task(_minted_later(held, exchange, incoming, ctx, began))
     except errors.WardkeyError as failure:
         out = _refused(failure, incoming)
@@ -249,7 +249,7 @@ async def _minted_later(
     try:
         if exchange is None:
             exchange = await run_in_threadpool(held.checked, ctx)
-        minted = await ctx.exchanges.mint(exchange)
+        minted = await ctx.token_exchange.mint(exchange)
         return _granted(minted, ctx, exchange.provider.spec.name)
     except errors.WardkeyError as failure:
         return _refused(failure, incoming)
@@ -324,7 +324,7 @@ class _PendingExchange:
 
     def checked(self, ctx: AppContext) -> VerifiedToken:
         """Return what to mint; raises what is wrong with the token."""
-        return ctx.exchanges.verify(self.caller.by, self.caller.kid, self.shown, self.ttl)
+        return ctx.token_exchange.verify(self.caller.by, self.caller.kid, self.shown, self.ttl)
 
 
 def _with_key(incoming: RawRequest, ctx: AppContext) -> _PendingExchange:
@@ -335,7 +335,9 @@ def _with_key(incoming: RawRequest, ctx: AppContext) -> _PendingExchange:
     name = wanted.provider or wanted.integration_id
     with ctx.runner.audit_refusals("exchange_token", caller.by):
         return _PendingExchange(
-            caller, ctx.exchanges.find_provider(caller.by, name, trim(wanted.token)), wanted.ttl
+            caller,
+            ctx.token_exchange.find_provider(caller.by, name, trim(wanted.token)),
+            wanted.ttl,
         )
 
 
@@ -352,7 +354,7 @@ def check_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
     counters = by_address("exchange", address, Limit.SHARED)
     with ctx.throttle.failures(*counters, failed=_GUESSED):
         try:
-            return ctx.exchanges.verify_keyless(stranger, name, trim(wanted.token), wanted.ttl)
+            return ctx.token_exchange.verify_keyless(stranger, name, trim(wanted.token), wanted.ttl)
         except errors.InvalidToken:
             if wanted.organization_id:
                 raise
@@ -419,7 +421,7 @@ def _refused(failure: errors.WardkeyError, incoming: RawRequest) -> RawResponse:
 def _granted(minted: MintedGrant, ctx: AppContext, provider: str = "") -> RawResponse:
     grant, password = minted.grant, minted.password.text
     if not provider and grant.provider_id:
-        provider = ctx.exchanges.name_of(grant)
+        provider = ctx.token_exchange.name_of(grant)
     answer = {
         "mqtt_username": grant.mqtt_username,
         "mqtt_password": password,
@@ -479,7 +481,7 @@ def with_fields(
         incoming.peer,
         incoming.body if body is None else body,
         incoming.request_id,
-        incoming.seen,
+        incoming.cache,
         incoming.route,
     )
 

@@ -63,7 +63,7 @@ async def oauth_token(request: Request, ctx: CurrentContext) -> Response:
             )
         else:
             exchange = await run_in_threadpool(check_exchange, _from_form(incoming, form), ctx)
-            minted = await ctx.exchanges.mint(exchange)
+            minted = await ctx.token_exchange.mint(exchange)
     except errors.WardkeyError as failure:
         return _oauth_refusal(failure, refreshing=refreshing).response()
     grant, password = minted.grant, minted.password.text
