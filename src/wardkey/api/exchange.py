@@ -40,14 +40,14 @@ from wardkey.web.caller import (
     Caller,
     caller_in_organization,
     client_address,
-    is_ordinary,
-    no_credential,
-    shown_credential,
+    find_credential,
+    has_simple_credential,
+    missing_credentials_error,
 )
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.fast_path import FastRoute
-from wardkey.web.pages import OPEN_TO_PAGES, preflight_fields
-from wardkey.web.problems import problem_outgoing, problem_responses, require_json_body
+from wardkey.web.pages import CORS_HEADERS, preflight_headers
+from wardkey.web.problems import problem_responses, raw_problem_response, require_json_body
 from wardkey.web.raw_http import RawRequest, RawResponse
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def _answers(*failures: type[errors.WardkeyError]) -> dict[int | str, dict[str, 
 @router.options("/v2/tokens/refresh", include_in_schema=False)
 def preflight() -> Response:
     """Answer a browser's question; it carries no key, so the origin is checked on the request."""
-    return Response(status_code=204, headers=preflight_fields("POST"))
+    return Response(status_code=204, headers=preflight_headers("POST"))
 
 
 @router.post(
@@ -223,7 +223,7 @@ def exchange_on_fast_path(
 
     None for what comes without a key.
     """
-    if not is_ordinary(incoming, ctx) or not shown_credential(incoming, ctx):
+    if not has_simple_credential(incoming, ctx) or not find_credential(incoming, ctx):
         return None
     began = perf_counter()
     try:
@@ -344,7 +344,7 @@ def _with_key(incoming: RawRequest, ctx: AppContext) -> _PendingExchange:
 def check_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
     """Identify whoever asks, and check the token; a stranger's failure counts for his address."""
     # Whoever shows a key is never held up for strangers at his address, nor for his users' tokens.
-    if shown_credential(incoming, ctx):
+    if find_credential(incoming, ctx):
         return _with_key(incoming, ctx).checked(ctx)
     require_json_body(incoming)
     wanted = _decode(_exchange, incoming.body)
@@ -358,7 +358,7 @@ def check_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
         except errors.InvalidToken:
             if wanted.organization_id:
                 raise
-            missing = no_credential(incoming, ctx).detail
+            missing = missing_credentials_error(incoming, ctx).detail
             raise errors.MissingCredentials(
                 f"{missing} Without a key, name organization_id (at /oauth/token: audience)."
             ) from None
@@ -413,8 +413,8 @@ def _answered(
 
 
 def _refused(failure: errors.WardkeyError, incoming: RawRequest) -> RawResponse:
-    out = problem_outgoing(failure, incoming.request_id)
-    out.headers = {**out.headers, **OPEN_TO_PAGES}
+    out = raw_problem_response(failure, incoming.request_id)
+    out.headers = {**out.headers, **CORS_HEADERS}
     return out
 
 
@@ -436,7 +436,7 @@ def _granted(minted: MintedGrant, ctx: AppContext, provider: str = "") -> RawRes
         "user_id": grant.user_id,
         "user_email": grant.user_email,
     }
-    return RawResponse(200, _encoder.encode(answer), JSON, OPEN_TO_PAGES)
+    return RawResponse(200, _encoder.encode(answer), JSON, CORS_HEADERS)
 
 
 def _stranger(incoming: RawRequest, organization: str, address: str) -> Principal:

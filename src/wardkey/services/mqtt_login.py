@@ -151,7 +151,7 @@ class MqttLogins:
             rights = self.rights.of(tx, known.environment, known.actor(login.client_id))
         kid = known.kid if isinstance(known, KnownGrant) else None
         connection = login.server, login.cid
-        claim = IdClaim(scope, login.client_id, known.id, mark_of(rights), connection, kid)
+        claim = IdClaim(scope, login.client_id, known.id, rights_digest(rights), connection, kid)
         if not self._take_id(claim, known.mqtt_username):
             return None
         if isinstance(known, KnownClient):
@@ -219,7 +219,7 @@ class MqttLogins:
             raise
 
 
-def mark_of(rights: Subjects) -> bytes:
+def rights_digest(rights: Subjects) -> bytes:
     """Return a digest of the rights, to compare them."""
     return hashlib.sha256(repr(rights).encode()).digest()
 

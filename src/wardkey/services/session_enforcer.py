@@ -35,7 +35,7 @@ from wardkey.domain.receipts import EndedSessions, SessionImpact
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 from wardkey.domain.times import parse_iso
-from wardkey.services.mqtt_login import mark_of
+from wardkey.services.mqtt_login import rights_digest
 from wardkey.services.session_removal import SessionRemover
 from wardkey.verify.verifier import Verifier
 
@@ -246,7 +246,7 @@ class SessionEnforcer:
         ):
             return False
         rights = self.rights.of(tx, known.environment, known.actor(session.client_id))
-        return mark_of(rights) == owner.rights
+        return rights_digest(rights) == owner.rights
 
     def watch(self, scope: TenantScope, connection: Connected, kid: str, expires_at: int) -> None:
         """End a session once its grant expires, unless the grant is refreshed before.

@@ -87,7 +87,7 @@ def client_address(incoming: RawRequest, ctx: AppContext) -> str:
     return address[:64]
 
 
-def shown_credential(incoming: RawRequest, ctx: AppContext) -> str:
+def find_credential(incoming: RawRequest, ctx: AppContext) -> str:
     """Return the one credential in the request's headers, or "" if there is none.
 
     Raises `AmbiguousCredentials`, `CredentialInUrl`.
@@ -112,7 +112,7 @@ def shown_credential(incoming: RawRequest, ctx: AppContext) -> str:
     return texts[0] if len(texts) == 1 else choose_credential(texts, is_ours)
 
 
-def no_credential(incoming: RawRequest, ctx: AppContext) -> MissingCredentials:
+def missing_credentials_error(incoming: RawRequest, ctx: AppContext) -> MissingCredentials:
     """Return the error for a request without a credential, naming what it sent instead."""
     brand, read = ctx.runner.database.brand, (b"authorization", *ctx.key_names)
     others = [
@@ -126,7 +126,7 @@ def no_credential(incoming: RawRequest, ctx: AppContext) -> MissingCredentials:
     return MissingCredentials(detail)
 
 
-def is_ordinary(incoming: RawRequest, ctx: AppContext) -> bool:
+def has_simple_credential(incoming: RawRequest, ctx: AppContext) -> bool:
     """Return whether at most one header carries a credential, as Bearer or as a key.
 
     Other forms may need the import prefixes, or hide a user token from the fast path, so they are
@@ -148,10 +148,10 @@ def is_ordinary(incoming: RawRequest, ctx: AppContext) -> bool:
 
 def is_caller_cached(incoming: RawRequest, ctx: AppContext, keys: Sequence[str] = ()) -> bool:
     """Return whether the caller's credential and `keys` are cached, so no network is needed."""
-    if not is_ordinary(incoming, ctx):
+    if not has_simple_credential(incoming, ctx):
         return False
     try:
-        secrets = [shown_credential(incoming, ctx), *map(trim, keys)]
+        secrets = [find_credential(incoming, ctx), *map(trim, keys)]
     except WardkeyError:
         return True
     return all(ctx.verifier.directory.is_cached(kid_of(text)) for text in secrets)
@@ -167,7 +167,7 @@ def _has_credential(query: bytes, brand: str) -> bool:
     )
 
 
-def from_browser(incoming: RawRequest) -> bool:
+def is_from_browser(incoming: RawRequest) -> bool:
     """Return whether a browser sent the request; Node's fetch sends neither of these headers."""
     return b"origin" in incoming.named or b"sec-fetch-site" in incoming.named
 
@@ -190,7 +190,7 @@ def key_principal(known: KnownSecret, address: str, user_agent: str, origin: str
     )
 
 
-def note_exposure(ctx: AppContext, known: KnownSecret, address: str, agent: str) -> None:
+def audit_exposure(ctx: AppContext, known: KnownSecret, address: str, agent: str) -> None:
     """Audit that a browser sent a secret key, once a minute for each key."""
     by = key_principal(known, address, agent)
     ctx.runner.notes.aggregate(by, "key.exposed", f"{known.kid} was sent by a browser")
@@ -204,9 +204,9 @@ def identify_caller(incoming: RawRequest, ctx: AppContext) -> Caller:
         by = caller.by
         if ctx.verifier.revalidate(cache.known, by.address, by.user_agent, incoming.route):
             return caller
-    text = shown_credential(incoming, ctx)
+    text = find_credential(incoming, ctx)
     if not text:
-        raise no_credential(incoming, ctx)
+        raise missing_credentials_error(incoming, ctx)
     address = client_address(incoming, ctx)
     agent = incoming.header(b"user-agent")[:MOST_TAKEN]
     secret = parse(text, brand=ctx.runner.database.brand)
@@ -230,13 +230,13 @@ def identify_caller(incoming: RawRequest, ctx: AppContext) -> Caller:
         text,
         address=address,
         origin=incoming.header(b"origin"),
-        browser=from_browser(incoming),
+        browser=is_from_browser(incoming),
     )
     result = ctx.verifier.verify(request, agent, incoming.route)
     if result.verdict is not Verdict.VALID or result.known is None:
         error = result.failure(request)
         if isinstance(error, SecretKeyInBrowser) and result.known is not None:
-            note_exposure(ctx, result.known, address, agent)
+            audit_exposure(ctx, result.known, address, agent)
         raise error
     by = key_principal(result.known, address, agent, request.origin)
     caller = Caller(by, text, result.known)
@@ -307,7 +307,7 @@ def _is_cache_valid(incoming: RawRequest, ctx: AppContext) -> bool:
 def _caller(request: Request, ctx: CurrentContext) -> Caller:
     incoming = RawRequest.of(request)
     # A missing credential is reported before unknown parameters.
-    if shown_credential(incoming, ctx):
+    if find_credential(incoming, ctx):
         _reject_unknown_parameters(request)
     return identify_caller(incoming, ctx)
 
@@ -355,7 +355,7 @@ def _in_organization(
 CurrentCaller = Annotated[Caller, Depends(_in_organization)]
 
 
-def asks_credential(route: object) -> bool:
+def requires_credential(route: object) -> bool:
     """Return whether a route authenticates its caller, for the OpenAPI document."""
     stack = [getattr(route, "dependant", None)]
     while stack:

@@ -21,7 +21,7 @@ from wardkey.domain.errors import InternalError, WardkeyError
 from wardkey.web.access_log import log_access
 from wardkey.web.connection import Connection
 from wardkey.web.context import AppContext
-from wardkey.web.problems import problem_outgoing
+from wardkey.web.problems import raw_problem_response
 from wardkey.web.raw_http import CallerCache, RawRequest, RawResponse, header_lines, next_request_id
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class FastPathProtocol(Connection):
     def write_refusal(self, error: WardkeyError) -> None:
         """Write the response for `error`, the last of this connection."""
         request_id = next_request_id()
-        self._write(problem_outgoing(error, request_id), request_id, keep_alive=False)
+        self._write(raw_problem_response(error, request_id), request_id, keep_alive=False)
 
     def _answer(
         self,
@@ -263,7 +263,7 @@ class FastPathProtocol(Connection):
             fields = header_lines(response.headers) if response.headers else ""
         except ValueError:
             log.exception("the response to request %s can't be sent", request_id)
-            response = problem_outgoing(InternalError(), request_id)
+            response = raw_problem_response(InternalError(), request_id)
             fields = header_lines(response.headers)
         if self._dated is not self.server_state.default_headers:
             # uvicorn replaces the list every second, for its date.

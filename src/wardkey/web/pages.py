@@ -5,13 +5,13 @@ from __future__ import annotations
 # In addition to the headers every page can read; without Retry-After a page would retry at once.
 _READABLE = "Retry-After, RateLimit, RateLimit-Policy, Wardkey-Request-Id, WWW-Authenticate"
 # For errors too. Any origin is safe, because these routes ignore cookies.
-OPEN_TO_PAGES = {
+CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": _READABLE,
 }
 
 
-def preflight_fields(methods: str, *more: str) -> dict[str, str]:
+def preflight_headers(methods: str, *more: str) -> dict[str, str]:
     """Return the headers of a preflight response; `more` names additional request headers."""
     return {
         "Access-Control-Allow-Origin": "*",

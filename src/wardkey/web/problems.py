@@ -20,7 +20,7 @@ from wardkey.domain.callers import CallerRecord
 from wardkey.domain.errors import WardkeyError
 from wardkey.domain.rate import Admission, RateLimit
 from wardkey.domain.times import iso
-from wardkey.web.pages import OPEN_TO_PAGES
+from wardkey.web.pages import CORS_HEADERS
 from wardkey.web.raw_http import RawRequest, RawResponse
 from wardkey.web.request_faults import unreadable_failure, validation_failure
 
@@ -179,7 +179,7 @@ def problem_response(error: WardkeyError, request: Request) -> JSONResponse:
     """Return the problem response for `error`."""
     headers = problem_headers(error)
     if request.scope["path"] in request.app.state.open_to_pages:
-        headers |= OPEN_TO_PAGES
+        headers |= CORS_HEADERS
     return JSONResponse(
         problem_body(error, request_id_of(request)),
         status_of(type(error)),
@@ -200,7 +200,7 @@ def unexpected(request: Request, exc: Exception) -> WardkeyError:
     return errors.InternalError()
 
 
-def problem_outgoing(error: WardkeyError, request_id: str) -> RawResponse:
+def raw_problem_response(error: WardkeyError, request_id: str) -> RawResponse:
     """Return the problem response for `error`, as bytes."""
     body = json.dumps(
         problem_body(error, request_id), ensure_ascii=False, separators=(",", ":")
