@@ -162,7 +162,7 @@ def create_app() -> FastAPI:
     app = FastAPI(
         title="Wardkey",
         version=__version__,
-        summary="API keys whose revocations are true when they return.",
+        summary="API keys whose revocation has taken effect when the call returns.",
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -353,7 +353,7 @@ def _run_maintenance(
         if ticks % CLEAN_UP_USAGE_TICKS == 0:
             _run_job(partial(clean_up_usage, database))
             if ctx.link is None:
-                # With a broker, `SessionRemover` removes the sessions before it frees their ids.
+                # With a broker, `SessionRemover` does this, after it has removed the sessions.
                 _run_job(partial(free_unused, database))
                 _run_job(partial(forget_freed, database))
             _run_job(partial(clean_up_grants, database))

@@ -351,11 +351,11 @@ def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = 
                 f"{name} is not a Wardkey setting; `wardkey up --help` lists them all.",
                 field=name,
             )
-        values[setting] = _read(name, text, type(getattr(Config(), setting)))
+        values[setting] = _parse_value(name, text, type(getattr(Config(), setting)))
     for setting, value in (options or {}).items():
         if isinstance(value, str):
             name = "--" + setting.replace("_", "-")
-            values[setting] = _read(name, value, type(getattr(Config(), setting)))
+            values[setting] = _parse_value(name, value, type(getattr(Config(), setting)))
         elif value is not None:
             values[setting] = value
     config = Config(**values)
@@ -369,7 +369,7 @@ def ignored_variables(environ: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environ if _KUBERNETES.fullmatch(name) and name not in known)
 
 
-def _read(name: str, text: str, kind: type) -> object:
+def _parse_value(name: str, text: str, kind: type) -> object:
     if kind is bool:
         if text.lower() not in _BOOLEANS:
             raise InvalidSetting(f"{name} is {text!r}; set 1 or 0.", field=name)
@@ -400,7 +400,7 @@ def _check(config: Config) -> None:
         ("mqtt_brokers", ("mqtt", "mqtts"), "mqtt://127.0.0.1:1883"),
     ):
         for url in getattr(config, name):
-            parts = _split(url)
+            parts = _split_url(url)
             if parts is None or parts.scheme not in schemes or not parts.hostname or not parts.port:
                 raise InvalidSetting(
                     f"{url!r} is not a broker's address, such as {example}; separate several "
@@ -445,7 +445,7 @@ def _check_names(config: Config) -> None:
                 f"{header!r} is not a header name, such as X-Api-Key.", field="key_headers"
             )
     if config.public_url:
-        parts = _split(config.public_url)
+        parts = _split_url(config.public_url)
         is_web = parts is not None and parts.scheme in ("http", "https") and bool(parts.netloc)
         if parts is None or not is_web or parts.query or parts.fragment:
             raise InvalidSetting(
@@ -468,7 +468,7 @@ def _check_oidc(config: Config) -> None:
                     field=f"oidc_{name}",
                 )
         return
-    parts = _split(config.oidc_issuer)
+    parts = _split_url(config.oidc_issuer)
     host = parts.hostname or "" if parts else ""
     is_safe = parts is not None and (
         parts.scheme == "https"
@@ -505,7 +505,7 @@ def _addresses(text: str) -> tuple[str, ...]:
     return (first, *more) if first else ()
 
 
-def _split(url: str) -> SplitResult | None:
+def _split_url(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
         _ = parts.port  # parsed on access
@@ -515,7 +515,7 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _check_database(config: Config) -> None:
-    parts = _split(config.storage_url)
+    parts = _split_url(config.storage_url)
     file = config.storage_url.removeprefix("sqlite:///") if config.embedded else ""
     if config.embedded and file not in ("", ":memory:", config.storage_url):
         return

@@ -45,8 +45,8 @@ from wardkey.web.caller import (
     missing_credentials_error,
 )
 from wardkey.web.context import AppContext, CurrentContext
+from wardkey.web.cors import CORS_HEADERS, preflight_headers
 from wardkey.web.fast_path import FastRoute
-from wardkey.web.pages import CORS_HEADERS, preflight_headers
 from wardkey.web.problems import problem_responses, raw_problem_response, require_json_body
 from wardkey.web.raw_http import RawRequest, RawResponse
 

@@ -22,7 +22,7 @@ from wardkey.domain.credentials import basic_pair, form_decoded, trim
 from wardkey.domain.grants import token_id_of
 from wardkey.domain.secret import kid_of
 from wardkey.web.context import CurrentContext
-from wardkey.web.pages import CORS_HEADERS, preflight_headers
+from wardkey.web.cors import CORS_HEADERS, preflight_headers
 from wardkey.web.problems import status_of
 from wardkey.web.raw_http import RawRequest, RawResponse
 

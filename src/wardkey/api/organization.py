@@ -14,7 +14,7 @@ from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.times import iso
 from wardkey.web.caller import CurrentCaller
 from wardkey.web.context import AppContext, CurrentContext
-from wardkey.web.pages import CORS_HEADERS, preflight_headers
+from wardkey.web.cors import CORS_HEADERS, preflight_headers
 from wardkey.web.problems import problem_responses, require_json
 
 router = APIRouter(tags=["organization"], dependencies=[Depends(require_json)])

@@ -32,8 +32,8 @@ from wardkey.web.caller import (
     is_caller_cached,
 )
 from wardkey.web.context import AppContext, CurrentContext
+from wardkey.web.cors import CORS_HEADERS, preflight_headers
 from wardkey.web.fast_path import FastRoute
-from wardkey.web.pages import CORS_HEADERS, preflight_headers
 from wardkey.web.problems import (
     problem_body,
     problem_responses,

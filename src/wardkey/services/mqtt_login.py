@@ -82,7 +82,7 @@ class MqttLogins:
         self.ids = ClientIds(self.database)
 
     async def judge(self, login: Login) -> Admitted | None:
-        """Return the rights of an admitted login, or None if it is refused.
+        """Return the identity and rights of an admitted client, or None if it is refused.
 
         A login that waits for its password to be hashed doesn't occupy a thread; if it is
         cancelled, it isn't counted, because it learns nothing. Raises `TooManyAttempts`,
@@ -227,8 +227,8 @@ def rights_digest(rights: Subjects) -> bytes:
 def _counters_of(login: Login) -> list[Counter]:
     """Return the counters for a wrong password.
 
-    They are of the user name at this address, so others can't lock it out from elsewhere; and, if
-    the broker sends it, of the address, which many devices may share.
+    They count the user name at this address, so other addresses can't lock it out, and the address
+    itself, if the broker sends it. Many devices may share the address.
     """
     counters = [
         Counter("login", f"{counter.name} {login.username}", weight=counter.weight)

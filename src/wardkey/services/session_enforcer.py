@@ -104,8 +104,7 @@ class SessionEnforcer:
 
     async def follow(self) -> None:
         """Enforce changes until cancelled; what fails is retried at the next poll."""
-        # Starts before the first revision: the process that should have ended a session may have
-        # died.
+        # -1 checks all scopes: the process that should have ended a session may have died.
         seen, stopped = -1, frozenset[str]()
         while True:
             await asyncio.sleep(_POLL_S)

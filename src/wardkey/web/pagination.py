@@ -24,24 +24,24 @@ Cursor = Annotated[
 ]
 
 
-def write_cursor(vault: Vault, bound: str, position: list[Any]) -> str:
-    """Return `position` as a cursor that is valid only for the same `bound` (list and filters)."""
+def write_cursor(vault: Vault, binding: str, position: list[Any]) -> str:
+    """Return `position` as a cursor that is valid only for the same `binding` (list and filters)."""
     body = json.dumps(position).encode()
-    return base64.urlsafe_b64encode(_tag(vault, bound, body) + body).decode().rstrip("=")
+    return base64.urlsafe_b64encode(_tag(vault, binding, body) + body).decode().rstrip("=")
 
 
-def read_cursor(vault: Vault, bound: str, text: str) -> list[Any]:
+def read_cursor(vault: Vault, binding: str, text: str) -> list[Any]:
     """Return the position in a cursor; raises `InvalidCursor` for a forged or unrelated cursor."""
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except ValueError:
         raise InvalidCursor(field="cursor") from None
-    if not hmac.compare_digest(_tag(vault, bound, raw[_TAG_BYTES:]), raw[:_TAG_BYTES]):
+    if not hmac.compare_digest(_tag(vault, binding, raw[_TAG_BYTES:]), raw[:_TAG_BYTES]):
         raise InvalidCursor(field="cursor")
     position: list[Any] = json.loads(raw[_TAG_BYTES:])
     return position
 
 
-def _tag(vault: Vault, bound: str, body: bytes) -> bytes:
+def _tag(vault: Vault, binding: str, body: bytes) -> bytes:
     key = vault.key_for("cursor")
-    return blake2b(bound.encode() + b"\0" + body, key=key, digest_size=_TAG_BYTES).digest()
+    return blake2b(binding.encode() + b"\0" + body, key=key, digest_size=_TAG_BYTES).digest()

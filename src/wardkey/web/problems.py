@@ -20,7 +20,7 @@ from wardkey.domain.callers import CallerRecord
 from wardkey.domain.errors import WardkeyError
 from wardkey.domain.rate import Admission, RateLimit
 from wardkey.domain.times import iso
-from wardkey.web.pages import CORS_HEADERS
+from wardkey.web.cors import CORS_HEADERS
 from wardkey.web.raw_http import RawRequest, RawResponse
 from wardkey.web.request_faults import unreadable_failure, validation_failure
 
@@ -178,7 +178,7 @@ def rate_headers(limit: RateLimit, admission: Admission) -> dict[str, str]:
 def problem_response(error: WardkeyError, request: Request) -> JSONResponse:
     """Return the problem response for `error`."""
     headers = problem_headers(error)
-    if request.scope["path"] in request.app.state.open_to_pages:
+    if request.scope["path"] in request.app.state.cors_paths:
         headers |= CORS_HEADERS
     return JSONResponse(
         problem_body(error, request_id_of(request)),
@@ -349,7 +349,7 @@ def install(app: FastAPI) -> None:
 
     Routes that answer preflights let pages of other sites read their errors too.
     """
-    app.state.open_to_pages = frozenset(
+    app.state.cors_paths = frozenset(
         route.path
         for route in iter_route_contexts(app.routes)
         if "OPTIONS" in (getattr(route, "methods", None) or ())
