@@ -25,7 +25,7 @@ Cursor = Annotated[
 
 
 def write_cursor(vault: Vault, binding: str, position: list[Any]) -> str:
-    """Return `position` as a cursor that is valid only for the same `binding` (list and filters)."""
+    """Return a cursor with `position`, valid only for the same `binding` (list and filters)."""
     body = json.dumps(position).encode()
     return base64.urlsafe_b64encode(_tag(vault, binding, body) + body).decode().rstrip("=")
 
