@@ -331,16 +331,13 @@ def _in_organization(
         str,
         Header(
             max_length=64,
-            description="Slug or id of the organization, for users who are members of several. "
-            "A key acts in its own organization; any other is rejected.",
+            description="Slug or id of the organization, for users in several. A key acts only in "
+            "its own.",
         ),
     ] = "",
     wardkey_environment: Annotated[
         Environment,
-        Header(
-            description="The environment, for users. A key acts in its own environment; the other "
-            "is rejected."
-        ),
+        Header(description="The environment, for users. A key acts only in its own."),
     ] = Environment.LIVE,
 ) -> Caller:
     """Return the caller in an organization: a key's own, or the one a user's headers name."""

@@ -246,7 +246,7 @@ def _response_schema(
         headers["Retry-After"] = HEADERS["Retry-After"]
     return {
         "description": ", ".join(f"`{code}`" for code in own_codes)
-        + (", or an error common to most routes." if len(own_codes) < len(codes) else ""),
+        + (", or one common to most routes." if len(own_codes) < len(codes) else ""),
         "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}},
         **({"headers": headers} if headers else {}),
     }
@@ -259,7 +259,7 @@ def problem_example(error: type[WardkeyError]) -> dict[str, Any]:
 
 HEADERS: dict[str, dict[str, Any]] = {
     "Retry-After": {
-        "description": "Seconds to wait before retrying.",
+        "description": "Seconds to wait.",
         "schema": {"type": "integer", "minimum": 1},
         "example": 1,
     },
