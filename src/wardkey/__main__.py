@@ -1,4 +1,4 @@
-"""`python -m wardkey` is the command line."""
+"""The entry point of `python -m wardkey`."""
 
 from wardkey.cli import main
 

@@ -1,4 +1,4 @@
-"""The composition root: a Config becomes an open deployment and its ASGI application."""
+"""The composition root: opens a deployment from its Config and builds the ASGI application."""
 
 from __future__ import annotations
 
@@ -100,21 +100,21 @@ from wardkey.web.request_limits import Limits
 log = logging.getLogger(__name__)
 
 FLUSH_S = 0.5
-# How long a start waits for the broker beside it; without it, it goes on and tries again.
+# How long startup waits for the local broker; after that it continues, and the link keeps retrying.
 _BROKER_S = 5
 CLEAN_UP_TICKS = 120
 CLEAN_UP_USAGE_TICKS = 7200
 
 
 def create_app() -> FastAPI:
-    """Return the application of one worker process, its settings read from the environment.
+    """Return the application of one worker process, configured by the environment.
 
-    The deployment was made by `wardkey up` before; this only opens it.
+    `wardkey up` has created the deployment; this only opens it.
     """
     config = load_config(os.environ)
     configure_logging(config)
-    # As the document lists them.
-    described = (
+    # In the order of the OpenAPI document.
+    documented = (
         keys,
         rotations,
         scopes,
@@ -134,8 +134,8 @@ def create_app() -> FastAPI:
         people,
         audit,
     )
-    doors = (*described, health, metrics, docs, emqx, mosquitto, rabbitmq, vernemq)
-    # A path in the dashboard that no page has is answered by the last.
+    api = (*documented, health, metrics, docs, emqx, mosquitto, rabbitmq, vernemq)
+    # The last answers dashboard paths that match no page.
     pages = (
         assets,
         invitations,
@@ -162,15 +162,15 @@ def create_app() -> FastAPI:
     app = FastAPI(
         title="Wardkey",
         version=__version__,
-        summary="API keys whose revocations are true when they return.",
+        summary="API keys whose revocation has taken effect when the call returns.",
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan(config),
-        # A path with another slash is another path; a redirect would lose the body.
+        # A path with an extra slash is a different path; a redirect would lose the body.
         redirect_slashes=False,
-        # `include_router` would make each route a second time, for half a second of CPU.
-        routes=[route for module in (*doors, *pages) for route in module.router.routes],
+        # `include_router` would build each route again, which takes half a second of CPU.
+        routes=[route for module in (*api, *pages) for route in module.router.routes],
     )
     problems.install(app)
     app.add_middleware(Limits)
@@ -187,8 +187,8 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
         ):
             open_vault(database)
             usage = Usage(database)
-            me = VerifierIdentity.local_process(database.clock(), config.max_staleness * 1000)
-            verifier = Verifier(database, usage, me, config.directory_memory)
+            identity = VerifierIdentity.local_process(database.clock(), config.max_staleness * 1000)
+            verifier = Verifier(database, usage, identity, config.directory_memory)
             verifier.live = config.workers
             if database.kind == "sqlite":
                 file = Path(database.url.database or "").with_name("rates")
@@ -196,11 +196,11 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 file = Path(config.data_dir) / "rates"
                 verifier.shared_parts = config.workers
             verifier.shared_rates = SharedRates(file)
-            confirming = CommitBarrier(database, observe=verifier.metrics.observe)
+            commit_barrier = CommitBarrier(database, observe=verifier.metrics.observe)
             if not isinstance(verifier.directory.freshness, SqliteFreshness):
                 verifier.directory.freshness.metrics = verifier.snapshot
-            context = AppContext(
-                runner=Runner(database, confirming),
+            ctx = AppContext(
+                runner=Runner(database, commit_barrier),
                 verifier=verifier,
                 usage=usage,
                 throttle=Throttle(config.data_dir / "attempts"),
@@ -211,49 +211,49 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 proxies=config.proxies,
                 key_headers=config.extra_key_headers,
                 metrics_token=config.metrics_token,
-                exchanges=TokenExchange(
+                token_exchange=TokenExchange(
                     database,
                     verifier,
                     KeySets(Fetch(config.private_issuers).get),
                     config.private_issuers,
                 ),
                 sign_in_issuer=sign_in_issuer(config),
-                welcome=config.welcome,
+                sign_in_policy=config.sign_in_policy,
                 link=(link := _link(config, database)),
-                publishers=None if link is None else _publishers(config, link, me),
+                publishers=None if link is None else _publishers(config, link, identity),
             )
             enforcer = None
             if link is not None:
                 loop = asyncio.get_running_loop()
-                assert context.publishers is not None  # noqa: S101 - made with the link
-                remover = SessionRemover(database, context.publishers, loop)
-                context.session_remover = remover
-                enforcer = SessionEnforcer(database, verifier, link, context.rights, loop, remover)
-                context.runner.end_sessions = enforcer.disconnect_affected
-            app.state.context = context
-            # One of them for the broker beside this and for others, so that guesses count together.
+                assert ctx.publishers is not None  # noqa: S101 - made with the link
+                remover = SessionRemover(database, ctx.publishers, loop)
+                ctx.session_remover = remover
+                enforcer = SessionEnforcer(database, verifier, link, ctx.rights, loop, remover)
+                ctx.runner.end_sessions = enforcer.disconnect_affected
+            app.state.context = ctx
+            # The local broker and hooks share it, so failed attempts are counted together.
             watch = None if enforcer is None else enforcer.watch
             logins = MqttLogins(
                 database,
-                context.throttle,
-                context.verified,
-                context.rights,
+                ctx.throttle,
+                ctx.verified,
+                ctx.rights,
                 watch=watch,
-                remover=context.session_remover,
+                remover=ctx.session_remover,
             )
-            app.state.hooks = Hooks(context, logins)
+            app.state.hooks = Hooks(ctx, logins)
             app.state.hot_routes = verify.FAST_ROUTES | publish.FAST_ROUTES | exchange.FAST_ROUTES
             stop = threading.Event()
             ticker = threading.Thread(
                 target=_run_maintenance,
-                args=(context, logins, config.workers, stop),
+                args=(ctx, logins, config.workers, stop),
                 name="wardkey-ticker",
             )
             ticker.start()
             _tune_gc()
-            messaging = asyncio.create_task(_messaging(context, logins, enforcer))
+            messaging = asyncio.create_task(_messaging(ctx, logins, enforcer))
             try:
-                # The broker beside this waits for a worker; ready, one can log in there too.
+                # The local broker needs a worker for logins; ready means that both work.
                 if link is not None and config.broker_dir:
                     await link.wait_until_open(_BROKER_S)
                 yield
@@ -262,7 +262,7 @@ def _lifespan(config: Config) -> Callable[[FastAPI], AbstractAsyncContextManager
                 await asyncio.gather(messaging, return_exceptions=True)
                 stop.set()
                 await anyio.to_thread.run_sync(ticker.join)
-                context.verifier.directory.close()
+                ctx.verifier.directory.close()
 
     return lifespan
 
@@ -271,42 +271,40 @@ def _link(config: Config, database: Database) -> BrokerLink | None:
     if not config.messaging or not config.broker:
         return None
     keys = BrokerKeys(database.vault.broker_root)
-    tls = _trust(config) if config.broker.startswith("tls:") else None
+    tls = _broker_tls(config) if config.broker.startswith("tls:") else None
     return BrokerLink(config.brokers, keys, database.clock, tls)
 
 
-def _publishers(config: Config, link: BrokerLink, me: VerifierIdentity) -> Publishers:
-    parts = [urlsplit(url) for url in config.mqtt_brokers]
-    tls = _trusting(config) if parts[0].scheme == "mqtts" else None
-    addresses = [(part.hostname or "", part.port or 0) for part in parts]
+def _publishers(config: Config, link: BrokerLink, identity: VerifierIdentity) -> Publishers:
+    urls = [urlsplit(url) for url in config.mqtt_brokers]
+    tls = _broker_tls_factory(config) if urls[0].scheme == "mqtts" else None
+    addresses = [(url.hostname or "", url.port or 0) for url in urls]
     folder = Path(config.broker_dir) if config.broker_dir else None
-    return Publishers(link, addresses, me.id, tls, folder)
+    return Publishers(link, addresses, identity.id, tls, folder)
 
 
-def _trusting(config: Config) -> Callable[[], ssl.SSLContext]:
-    """Return what gives the context of a connection; a renewed certificate is read each time."""
+def _broker_tls_factory(config: Config) -> Callable[[], ssl.SSLContext]:
+    """Return a factory of TLS contexts; for a local broker it reads a renewed certificate."""
     if config.broker_dir:
-        return partial(_trust, config)
-    # With all the system's certificates this takes 50 ms.
-    trust = _trust(config)
-    return lambda: trust
+        return partial(_broker_tls, config)
+    # Loading all the system's certificates takes 50 ms, so they are loaded once.
+    tls = _broker_tls(config)
+    return lambda: tls
 
 
-def _trust(config: Config) -> ssl.SSLContext:
+def _broker_tls(config: Config) -> ssl.SSLContext:
     tls = ssl.create_default_context(cafile=config.broker_ca or None)
     if config.broker_ca and config.broker_ca == config.tls_cert:
-        # The broker shows the very certificate that is named here, whatever its name, and its
-        # file need not hold who signed it.
+        # The broker uses exactly this certificate, so its host name doesn't matter, and the file
+        # need not contain the issuer.
         tls.check_hostname = False
         tls.verify_flags = ssl.VERIFY_X509_PARTIAL_CHAIN
     return tls
 
 
-async def _messaging(
-    context: AppContext, logins: MqttLogins, enforcer: SessionEnforcer | None
-) -> None:
-    """Answer the broker's logins and keep sessions to what is allowed, until cancelled."""
-    link, publishers = context.link, context.publishers
+async def _messaging(ctx: AppContext, logins: MqttLogins, enforcer: SessionEnforcer | None) -> None:
+    """Answer the broker's login requests and enforce changes on sessions, until cancelled."""
+    link, publishers = ctx.link, ctx.publishers
     if link is None or publishers is None or enforcer is None:
         return
     try:
@@ -314,17 +312,17 @@ async def _messaging(
             group.create_task(link.keep(logins.judge))
             group.create_task(enforcer.follow())
             group.create_task(enforcer.end_expired())
-            if enforcer.freeing is not None:
-                group.create_task(enforcer.freeing.run())
+            if enforcer.remover is not None:
+                group.create_task(enforcer.remover.run())
     finally:
         await publishers.close()
         await link.close()
 
 
 def _tune_gc() -> None:
-    """Let the collector look at young objects in larger lots, and never again at what is loaded.
+    """Freeze startup objects and raise the GC thresholds.
 
-    Nearly everything that a verdict makes is freed by its reference count.
+    Reference counting frees nearly all objects of a request.
     """
     gc.collect()
     gc.freeze()
@@ -332,66 +330,67 @@ def _tune_gc() -> None:
 
 
 def _run_maintenance(
-    context: AppContext, logins: MqttLogins, workers: int, stop: threading.Event
+    ctx: AppContext, logins: MqttLogins, workers: int, stop: threading.Event
 ) -> None:
-    """Write counters, notes and rehashes twice a second, and a last time when stopping."""
-    database, watcher, ticks = context.runner.database, parent_process(), 0
+    """Write counters, audit events and rehashes twice a second, and once more when stopping."""
+    database, supervisor, ticks = ctx.runner.database, parent_process(), 0
     while True:
         last = stop.wait(FLUSH_S)
-        if watcher is not None and not watcher.is_alive() and not last:
-            # The process that watches over the workers was killed; nobody would stop this one.
+        if supervisor is not None and not supervisor.is_alive() and not last:
+            # The supervisor was killed, so nothing else would stop this worker.
             os.kill(os.getpid(), signal.SIGTERM)
-        _run_job(context.usage.flush)
+        _run_job(ctx.usage.flush)
         _run_job(logins.write_connected)
-        # At the start too, for what a killed process left.
+        # Also at the start, for uses that a killed process left behind.
         _run_job(partial(merge_pending, database, MERGE_MS if ticks and not last else 0))
-        _run_job(partial(context.runner.write_aggregated_events, everything=last))
-        _run_job(partial(_rehash, context))
-        _run_job(partial(_update_live_count, context, workers))
+        _run_job(partial(ctx.runner.write_aggregated_events, everything=last))
+        _run_job(partial(_rehash, ctx))
+        _run_job(partial(_update_live_count, ctx, workers))
         if ticks % CLEAN_UP_TICKS == 0:
             _run_job(partial(clean_up, database))
             if database.kind == "postgresql":
                 _run_job(partial(prune_dead, database))
         if ticks % CLEAN_UP_USAGE_TICKS == 0:
             _run_job(partial(clean_up_usage, database))
-            if context.link is None:
-                # With a broker of ours its sessions go first.
+            if ctx.link is None:
+                # With a broker, `SessionRemover` does this, after it has removed the sessions.
                 _run_job(partial(free_unused, database))
                 _run_job(partial(forget_freed, database))
             _run_job(partial(clean_up_grants, database))
         ticks += 1
         if last:
             if database.kind == "sqlite":
-                _run_job(partial(deregister, database, context.verifier.identity))
+                _run_job(partial(deregister, database, ctx.verifier.identity))
             return
 
 
-def _update_live_count(context: AppContext, workers: int) -> None:
-    """Say that this verifier is here, and learn with how many it shares the rate limits."""
-    verifier = context.verifier
+def _update_live_count(ctx: AppContext, workers: int) -> None:
+    """Record this verifier's heartbeat, and update how many share the rate limits."""
+    verifier = ctx.verifier
     freshness = verifier.directory.freshness
     if not isinstance(freshness, SqliteFreshness):
         verifier.live = max(workers, freshness.live)
     else:
         freshness.check()
-        told = verifier.snapshot()
-        verifier.live = max(workers, heartbeat(context.runner.database, verifier.identity, told))
+        metrics = verifier.snapshot()
+        live = heartbeat(ctx.runner.database, verifier.identity, metrics)
+        verifier.live = max(workers, live)
 
 
-def _rehash(context: AppContext) -> None:
-    """Store new digests; who has them in memory reads them again, or would note them for ever."""
-    taken = context.verifier.take_rehashes()
-    rehash(context.runner.database, taken)
-    for kid in taken:
-        context.verifier.directory.forget(kid)
-    rehash_passwords(context.runner.database, context.verified.take_rehashes())
+def _rehash(ctx: AppContext) -> None:
+    """Store the new digests and evict the old ones, so they aren't queued for rehashing again."""
+    digests = ctx.verifier.take_rehashes()
+    rehash(ctx.runner.database, digests)
+    for kid in digests:
+        ctx.verifier.directory.forget(kid)
+    rehash_passwords(ctx.runner.database, ctx.verified.take_rehashes())
 
 
 def _run_job(job: Callable[[], None]) -> None:
-    """Run a job beside the requests; what failed is kept by the job and tried again."""
+    """Run a background job; a job keeps what failed and retries it at its next run."""
     try:
         job()
-    except WardkeyError as failure:
-        log.warning("%s: %s", failure.code, failure.detail)
+    except WardkeyError as error:
+        log.warning("%s: %s", error.code, error.detail)
     except Exception:
-        log.exception("a job beside the requests failed")
+        log.exception("a background job failed")

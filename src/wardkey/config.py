@@ -1,4 +1,4 @@
-"""The settings of a deployment: one frozen record, read from WARDKEY_* names and options."""
+"""The settings of a deployment, read from WARDKEY_* variables and command-line options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wardkey.domain.secret import clean_brand
 from wardkey.domain.single_sign_on import SignInPolicy
 
 PREFIX = "WARDKEY_"
-# Variables of the command line as a client, not of the server.
+# Variables of the command line's client commands, not of the server.
 _CLIENT_NAMES = frozenset({"WARDKEY_API_KEY", "WARDKEY_ORG", "WARDKEY_URL"})
 # Kubernetes sets these in each pod for a Service named `wardkey` or `wardkey-…`.
 _KUBERNETES = re.compile(
@@ -33,7 +33,7 @@ _DOMAIN = re.compile(
     r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]"
 )
 _HEADER_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_")
-_YES = {
+_BOOLEANS = {
     "1": True,
     "true": True,
     "yes": True,
@@ -48,14 +48,14 @@ _YES = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the command line, the docs and the checks derive from a setting's declaration.
+    """The declaration of a setting, used by the command line, the docs and the checks.
 
     A secret has a variable and no option, because options are visible in the process list.
     """
 
     help: str
     secret: bool = False
-    # Least and greatest value of a number, and its unit.
+    # Minimum and maximum of a number, and its unit.
     bounds: tuple[int, int] | None = None
     unit: str = ""
     choices: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Every setting with its default; field `x` is option `--x` and variable `WARDKEY_X`."""
+    """All settings with their defaults; field `x` is option `--x` and variable `WARDKEY_X`."""
 
     data_dir: Annotated[Path, Setting("Folder of the database and the master key.")] = Path(
         "wardkey-data"
@@ -72,7 +72,7 @@ class Config:
         str, Setting("postgresql://… for several machines, or sqlite:///path.")
     ] = ""
     database_encrypted_by_operator: Annotated[
-        bool, Setting("Confirm that a PostgreSQL elsewhere is encrypted at rest.")
+        bool, Setting("Confirm that a remote PostgreSQL database is encrypted at rest.")
     ] = False
     listen: Annotated[str, Setting("Address and port to listen on.")] = "127.0.0.1:8787"
     tls_cert: Annotated[str, Setting("Certificate chain (PEM).")] = ""
@@ -217,7 +217,7 @@ class Config:
 
     @property
     def port(self) -> int:
-        """The port to listen on; 0 takes a free one."""
+        """The port to listen on; 0 means any free port."""
         return int(self.listen.rpartition(":")[2])
 
     @property
@@ -255,18 +255,18 @@ class Config:
             return ""
         if not self.broker_dir:
             return self.mqtt_brokers[0]
-        return f"{'mqtts' if self.tls_cert else 'mqtt'}://{self._named(self.mqtt_listen)}"
+        return f"{'mqtts' if self.tls_cert else 'mqtt'}://{self._public_address(self.mqtt_listen)}"
 
     @property
     def websocket_url(self) -> str:
-        """The URL of MQTT over WebSocket, or "" where it is not known: a broker elsewhere."""
+        """The URL of MQTT over WebSocket, or "" for an external broker, whose URL is unknown."""
         if not self.messaging or not self.broker_dir:
             return ""
         # A page loaded over TLS may only open wss:, so the proxy that terminates TLS serves it.
         scheme = "wss" if self.tls_cert or self.url.startswith("https:") else "ws"
-        return f"{scheme}://{self._named(self.websocket_listen)}/mqtt"
+        return f"{scheme}://{self._public_address(self.websocket_listen)}/mqtt"
 
-    def _named(self, listen: str) -> str:
+    def _public_address(self, listen: str) -> str:
         host, port = urlsplit(self.url).hostname or "", listen.rpartition(":")[2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -287,7 +287,7 @@ class Config:
 
     @property
     def key_beside_data(self) -> bool:
-        """Whether one folder holds both the database and the key that opens it."""
+        """Whether one folder contains both the database and its master key."""
         if not self.embedded or self.master_key or self.master_key_command:
             return False
         return self.master_key_path.absolute().parent == self.data_dir.absolute()
@@ -300,8 +300,8 @@ class Config:
         return parse_networks(item for item in self.trusted_proxies.split(",") if item.strip())
 
     @property
-    def welcome(self) -> SignInPolicy:
-        """Which users of the OIDC issuer may sign in, and as what."""
+    def sign_in_policy(self) -> SignInPolicy:
+        """Which users of the OIDC issuer may sign in, and the role of new members."""
         domains = (item.strip().lower() for item in self.oidc_domains.split(","))
         return SignInPolicy(
             frozenset(item for item in domains if item),
@@ -351,11 +351,11 @@ def load_config(environ: Mapping[str, str], options: Mapping[str, Any] | None = 
                 f"{name} is not a Wardkey setting; `wardkey up --help` lists them all.",
                 field=name,
             )
-        values[setting] = _read(name, text, type(getattr(Config(), setting)))
+        values[setting] = _parse_value(name, text, type(getattr(Config(), setting)))
     for setting, value in (options or {}).items():
         if isinstance(value, str):
             name = "--" + setting.replace("_", "-")
-            values[setting] = _read(name, value, type(getattr(Config(), setting)))
+            values[setting] = _parse_value(name, value, type(getattr(Config(), setting)))
         elif value is not None:
             values[setting] = value
     config = Config(**values)
@@ -369,18 +369,18 @@ def ignored_variables(environ: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environ if _KUBERNETES.fullmatch(name) and name not in known)
 
 
-def _read(name: str, text: str, kind: type) -> object:
+def _parse_value(name: str, text: str, kind: type) -> object:
     if kind is bool:
-        if text.lower() not in _YES:
+        if text.lower() not in _BOOLEANS:
             raise InvalidSetting(f"{name} is {text!r}; set 1 or 0.", field=name)
-        return _YES[text.lower()]
+        return _BOOLEANS[text.lower()]
     if kind is int:
         if not text.isascii() or not text.isdecimal():
-            raise InvalidSetting(f"{name} is {text!r}; it takes a whole number.", field=name)
+            raise InvalidSetting(f"{name} is {text!r}; set a whole number.", field=name)
         return int(text)
     if issubclass(kind, Path):
         if not text:
-            raise InvalidSetting(f"{name} is empty; it takes a folder.", field=name)
+            raise InvalidSetting(f"{name} is empty; set the path of a folder.", field=name)
         return Path(text)
     return text
 
@@ -394,13 +394,13 @@ def _check(config: Config) -> None:
                 f"{text!r} is not an address and port; write 127.0.0.1:8787 or [::1]:8787.",
                 field=name,
             )
-    # In this order: the second may come from the first.
+    # In this order, because the second defaults to the first.
     for name, schemes, example in (
         ("brokers", ("nats", "tls"), "nats://127.0.0.1:4222"),
         ("mqtt_brokers", ("mqtt", "mqtts"), "mqtt://127.0.0.1:1883"),
     ):
         for url in getattr(config, name):
-            parts = _split(url)
+            parts = _split_url(url)
             if parts is None or parts.scheme not in schemes or not parts.hostname or not parts.port:
                 raise InvalidSetting(
                     f"{url!r} is not a broker's address, such as {example}; separate several "
@@ -420,8 +420,10 @@ def _check_bounds(config: Config) -> None:
         value = getattr(config, name)
         if declared.bounds is not None and not declared.bounds[0] <= value <= declared.bounds[1]:
             unit = f" of {declared.unit}" if declared.unit else ""
-            least, most = declared.bounds
-            raise InvalidSetting(f"{name} is a number{unit} from {least} to {most}.", field=name)
+            minimum, maximum = declared.bounds
+            raise InvalidSetting(
+                f"{name} is {value}; set a number{unit} from {minimum} to {maximum}.", field=name
+            )
         if declared.choices and value not in declared.choices:
             raise InvalidSetting(
                 f"{value!r} is not a {name}; choose {', '.join(declared.choices)}.", field=name
@@ -443,9 +445,9 @@ def _check_names(config: Config) -> None:
                 f"{header!r} is not a header name, such as X-Api-Key.", field="key_headers"
             )
     if config.public_url:
-        parts = _split(config.public_url)
-        web = parts is not None and parts.scheme in ("http", "https") and bool(parts.netloc)
-        if parts is None or not web or parts.query or parts.fragment:
+        parts = _split_url(config.public_url)
+        is_web = parts is not None and parts.scheme in ("http", "https") and bool(parts.netloc)
+        if parts is None or not is_web or parts.query or parts.fragment:
             raise InvalidSetting(
                 f"{config.public_url!r} is not a URL such as https://keys.example.com.",
                 field="public_url",
@@ -462,17 +464,17 @@ def _check_oidc(config: Config) -> None:
         for name in ("client_id", "client_secret", "name", "domains", "organization"):
             if getattr(config, f"oidc_{name}"):
                 raise InvalidSetting(
-                    "oidc_ settings are given without oidc_issuer; set it, or remove them.",
+                    "oidc_ settings require oidc_issuer; set it, or remove them.",
                     field=f"oidc_{name}",
                 )
         return
-    parts = _split(config.oidc_issuer)
+    parts = _split_url(config.oidc_issuer)
     host = parts.hostname or "" if parts else ""
-    safe = parts is not None and (
+    is_safe = parts is not None and (
         parts.scheme == "https"
         or (parts.scheme == "http" and (host == "localhost" or is_loopback(host)))
     )
-    if parts is None or not host or not safe or parts.query or parts.fragment:
+    if parts is None or not host or not is_safe or parts.query or parts.fragment:
         raise InvalidSetting(
             f"{config.oidc_issuer!r} is not an issuer's URL, such as https://login.acme.example.",
             field="oidc_issuer",
@@ -482,7 +484,7 @@ def _check_oidc(config: Config) -> None:
             "oidc_issuer needs oidc_client_id: the client id of this deployment at the issuer.",
             field="oidc_client_id",
         )
-    for domain in config.welcome.domains:
+    for domain in config.sign_in_policy.domains:
         if not _DOMAIN.fullmatch(domain):
             raise InvalidSetting(
                 f"{domain!r} is not an e-mail domain, such as acme.example.",
@@ -503,7 +505,7 @@ def _addresses(text: str) -> tuple[str, ...]:
     return (first, *more) if first else ()
 
 
-def _split(url: str) -> SplitResult | None:
+def _split_url(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
         _ = parts.port  # parsed on access
@@ -513,25 +515,25 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _check_database(config: Config) -> None:
-    parts = _split(config.storage_url)
+    parts = _split_url(config.storage_url)
     file = config.storage_url.removeprefix("sqlite:///") if config.embedded else ""
     if config.embedded and file not in ("", ":memory:", config.storage_url):
         return
     if parts is None or parts.scheme not in ("postgresql", "postgres"):
         raise InvalidSetting(
-            "The database URL is sqlite:///path or postgresql://…", field="database_url"
+            "The database URL must be sqlite:///path or postgresql://…", field="database_url"
         )
-    local = parts.hostname in (None, "localhost") or is_loopback(parts.hostname or "")
-    if local:
+    is_local = parts.hostname in (None, "localhost") or is_loopback(parts.hostname or "")
+    if is_local:
         return
     if "sslmode=verify-full" not in parts.query:
         raise UnsafeDatabase(
-            "A PostgreSQL on another machine needs sslmode=verify-full in its URL.",
+            "PostgreSQL on another machine needs TLS; add sslmode=verify-full to its URL.",
             field="database_url",
         )
     if not config.database_encrypted_by_operator:
         raise UnsafeDatabase(
-            "Wardkey does not encrypt a PostgreSQL at rest; confirm with "
+            "Wardkey doesn't encrypt a PostgreSQL database at rest; confirm with "
             "--database-encrypted-by-operator that its disk is encrypted.",
             field="database_url",
         )

@@ -1,4 +1,4 @@
-"""Opening a deployment, new or not: its folder, its master key and its migrated database."""
+"""Opens a deployment: its folder, master key and database, created or migrated if necessary."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 
 def master_key_source(config: Config) -> MasterKeySource:
-    """Return where the deployment's master key comes from."""
+    """Return the source of the deployment's master key."""
     return MasterKeySource(config.master_key_path, config.master_key, config.master_key_command)
 
 
 @contextmanager
 def open_deployment(config: Config, *, alone: bool = False) -> Iterator[Runner]:
-    """Open a deployment, new or not: folder, master key, migrated database; yield its runner.
+    """Open a deployment, creating or migrating it if necessary; yield its runner.
 
-    `alone` refuses while servers use it. Raises the failures of each of these.
+    `alone` refuses while servers use it. Raises the errors of the folder, the master key and the
+    database.
     """
-    # Late, because a worker finds its database migrated and does without Alembic.
+    # Imported late: a worker's database is already migrated, so it doesn't need Alembic.
     from wardkey.db.migrate import migrate
 
     make_folder(config.data_dir)
@@ -48,7 +49,7 @@ def open_deployment(config: Config, *, alone: bool = False) -> Iterator[Runner]:
 
 
 def has_deployment(config: Config) -> bool:
-    """Tell whether a deployment was made; raises `StorageReadOnly` for a folder without rights."""
+    """Return whether the deployment exists; raises `StorageReadOnly` if it can't be written."""
     if not config.data_dir.is_dir():
         return False
     check_folder(config.data_dir)
@@ -57,11 +58,11 @@ def has_deployment(config: Config) -> bool:
 
 @contextmanager
 def open_existing(config: Config) -> Iterator[Runner]:
-    """Open a deployment that was made before; raises `DeploymentNotFound` if there is none."""
+    """Open an existing deployment; raises `DeploymentNotFound` if it doesn't exist."""
     if not has_deployment(config):
         raise DeploymentNotFound(
-            f"There is no deployment in {config.data_dir}; name its folder with --data-dir, or "
-            "make one with `wardkey up`."
+            f"{config.data_dir} contains no deployment; set its folder with --data-dir, or create "
+            "one with `wardkey up`."
         )
     with open_deployment(config) as runner:
         yield runner
@@ -69,7 +70,7 @@ def open_existing(config: Config) -> Iterator[Runner]:
 
 @contextmanager
 def open_storage(config: Config) -> Iterator[Database]:
-    """Open the database with the master key that fits it, as it is; made if it is new."""
+    """Open the database with its master key, without migrating it; create the key if it is new."""
     master = resolve_master_key(master_key_source(config), config.storage_url)
     database = open_database(config.storage_url, master, config.brand)
     try:
@@ -79,24 +80,26 @@ def open_storage(config: Config) -> Iterator[Database]:
 
 
 def make_folder(path: Path) -> None:
-    """Make the data folder, for its owner alone; an existing one is left as it is.
+    """Create the data folder, accessible only to its owner; an existing one is left unchanged.
 
-    Raises `StorageReadOnly`, and `InvalidSetting` where something else has its name.
+    Raises `StorageReadOnly`, or `InvalidSetting` if part of the path is a file.
     """
     try:
         with storage_errors():
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InvalidSetting(
-            f"{path} cannot be the data folder: a part of its path is a file.", field="data_dir"
+            f"{path} can't be the data folder, because part of its path is a file; choose another "
+            "folder.",
+            field="data_dir",
         ) from None
 
 
 def sign_in_issuer(config: Config) -> SignInIssuer | None:
-    """Return the OIDC issuer by which people sign in to the dashboard, if there is one."""
+    """Return the OIDC issuer for single sign-on to the dashboard, if one is configured."""
     if not config.oidc_issuer:
         return None
-    # Late, because most commands start without what checks tokens.
+    # Imported late, because most commands don't check tokens.
     from wardkey.adapters.fetch import Fetch
     from wardkey.adapters.single_sign_on import CALLBACK, SignInIssuer
 
@@ -106,6 +109,6 @@ def sign_in_issuer(config: Config) -> SignInIssuer | None:
         config.oidc_client_secret,
         f"{config.url}{CALLBACK}",
         config.oidc_name or urlsplit(config.oidc_issuer).netloc,
-        # The operator chose it, so it may be in his own network.
+        # The operator chose the issuer, so it may be in a private network.
         Fetch(private_allowed=True),
     )

@@ -1,4 +1,4 @@
-"""Log records on stderr, as lines of text or of JSON: time, level, request id, message."""
+"""Logging to stderr, as text or JSON lines: time, level, request id, message."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 from wardkey.config import Config
 from wardkey.web.raw_http import current_request_id
 
-# Chatty at info, and of no use to an operator.
+# Their info records are frequent and don't help operators.
 _QUIET = ("alembic", "httpx", "httpcore", "asyncio")
 
 
 class RequestId(logging.Filter):
-    """Adds the id of the request that is being answered to each record."""
+    """Adds the current request's id to each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record through."""
+        """Add the id, and keep the record."""
         record.request_id = getattr(record, "request_id", "") or current_request_id.get()
         return True
 
@@ -27,7 +27,7 @@ class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO message [req_…]`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a record as text; a traceback follows on lines of its own."""
+        """Return a record as text; a traceback follows on separate lines."""
         line = f"{_time(record)} {record.levelname} {super().format(record)}"
         request_id: str = getattr(record, "request_id", "")
         if not request_id:
@@ -37,7 +37,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with `exception` where there is a traceback."""
+    """One JSON object per line, with `exception` if there is a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as JSON."""
@@ -56,7 +56,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(config: Config) -> None:
-    """Send the records of this process to stderr, as the settings say."""
+    """Log this process's records to stderr in the configured format and level."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if config.log_format == "json" else TextFormatter())
     handler.addFilter(RequestId())
@@ -65,10 +65,10 @@ def configure_logging(config: Config) -> None:
     root.setLevel(config.log_level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # uvicorn speaks of each worker's start and stop at info.
+    # At info, uvicorn logs each worker's start and stop.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 def _time(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    created = datetime.fromtimestamp(record.created, UTC)
+    return created.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""What must hold before the server listens: nothing in the clear, a certificate that can serve."""
+"""Checks before the server listens: no plain-text connections, and a usable certificate."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from wardkey.domain.errors import InvalidSetting, UnsafeBroker, UnsafeListen
 
 
 def check_listening(config: Config) -> None:
-    """Refuse to carry keys over a network in the clear; raises `UnsafeListen`, `UnsafeBroker`."""
+    """Reject settings that would send secrets in plain text over a network.
+
+    Raises `UnsafeListen`, `UnsafeBroker`.
+    """
     names = ["listen"]
     if config.messaging and not config.broker:
         names += ["mqtt_listen", "websocket_listen"]
     for name in names:
-        text = getattr(config, name)
-        host = text.rpartition(":")[0].strip("[]")
+        listen = getattr(config, name)
+        host = listen.rpartition(":")[0].strip("[]")
         loopback = host == "localhost" or is_loopback(host)
         if not (loopback or config.tls_cert or config.behind_proxy):
             raise UnsafeListen(
-                f"{text} is beyond loopback, where keys would travel in the clear. Give "
-                "--tls-cert and --tls-key, or --behind-proxy if a proxy in front ends TLS.",
+                f"{listen} isn't a loopback address, so keys would be sent in plain text; set "
+                "--tls-cert and --tls-key, or --behind-proxy if a proxy terminates TLS.",
                 field=name,
             )
     _check_broker_is_safe(config)
@@ -40,8 +43,8 @@ def _check_broker_is_safe(config: Config) -> None:
             local = parts.hostname == "localhost" or is_loopback(parts.hostname or "")
             if not local and parts.scheme not in ("tls", "mqtts"):
                 raise UnsafeBroker(
-                    f"{url} is beyond loopback, where passwords would travel in the clear; use "
-                    "tls:// and mqtts://.",
+                    f"{url} isn't a loopback address, so passwords would be sent in plain text; "
+                    "use tls:// and mqtts://.",
                     field=name,
                 )
 
@@ -53,7 +56,7 @@ def check_tls(config: Config) -> None:
             ssl.create_default_context(cafile=config.broker_ca)
         except (OSError, ssl.SSLError) as error:
             raise InvalidSetting(
-                f"The file {config.broker_ca} cannot be taken as certificates: {error.strerror}.",
+                f"The file {config.broker_ca} can't be loaded as certificates: {error.strerror}.",
                 field="broker_ca",
             ) from None
     cert, key = config.tls_cert, config.tls_key
@@ -61,20 +64,21 @@ def check_tls(config: Config) -> None:
         return
     if not cert or not key:
         raise InvalidSetting(
-            "TLS needs both --tls-cert and --tls-key.", field="tls_key" if cert else "tls_cert"
+            "TLS needs both a certificate and its key; set --tls-cert and --tls-key.",
+            field="tls_key" if cert else "tls_cert",
         )
     for field_name, name in (("tls_cert", cert), ("tls_key", key)):
         try:
             Path(name).read_bytes()
         except OSError as error:
             raise InvalidSetting(
-                f"The TLS file {name} cannot be read: {error.strerror}.", field=field_name
+                f"The TLS file {name} can't be read: {error.strerror}.", field=field_name
             ) from None
 
     def passphrase() -> str:
         raise InvalidSetting(
-            f"The TLS key {key} has a passphrase, which a server cannot type; give one without, "
-            "readable by its user alone.",
+            f"The TLS key {key} has a passphrase, which the server can't enter; use a key without "
+            "one, in a file that only the server's user can read.",
             field="tls_key",
         )
 
@@ -83,8 +87,8 @@ def check_tls(config: Config) -> None:
         context.load_verify_locations(cert)
     except ssl.SSLError:
         raise InvalidSetting(
-            f"The TLS file {cert} holds no certificate in PEM form; give the server's certificate, "
-            "followed by those that it was signed with.",
+            f"The TLS file {cert} contains no PEM certificate; use the server's certificate, "
+            "followed by its intermediate certificates.",
             field="tls_cert",
         ) from None
     try:
@@ -94,39 +98,39 @@ def check_tls(config: Config) -> None:
 
 
 def _tls_fault(cert: str, key: str, reason: str | None) -> InvalidSetting:
-    # The last of these is what a key of another kind (RSA, EC) than the certificate's gets.
+    # OpenSSL returns the last one if key and certificate have different types, such as RSA and EC.
     if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
         return InvalidSetting(
-            f"The TLS key {key} does not belong to the certificate {cert}; give the key that its "
-            "certificate was asked for with.",
+            f"The TLS key {key} doesn't match the certificate {cert}; use the key with which the "
+            "certificate was requested.",
             field="tls_key",
         )
     if reason and reason.startswith(("EE_", "CA_")):
         return InvalidSetting(
-            f"OpenSSL does not take the certificate {cert} ({reason}); get one with a stronger "
-            "key or signature.",
+            f"OpenSSL rejects the certificate {cert} ({reason}); use one with a stronger key or "
+            "signature.",
             field="tls_cert",
         )
     return InvalidSetting(
-        f"The TLS file {key} holds no private key in PEM form; give the certificate's own.",
+        f"The TLS file {key} contains no PEM private key; use the key of the certificate.",
         field="tls_key",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class TlsCopy:
-    """The certificate and its key in one file of the data folder, which is replaced as a whole.
+    """A copy of the certificate and its key in one file of the data folder, replaced atomically.
 
-    Every process of the server reads this copy, so that none meets half of a renewal. `given`
-    names the files that the operator renews; `config` names the copy instead.
+    Every process of the server reads the copy, so none sees a half-finished renewal. `original`
+    has the paths of the files that the operator renews; `config` has the path of the copy.
     """
 
-    given: Config
+    original: Config
     config: Config
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """Make the copy, where there is a certificate; raises `InvalidSetting`."""
+        """Create the copy if a certificate is configured; raises `InvalidSetting`."""
         if not config.tls_cert:
             return cls(config, config)
         path = str(config.data_dir.absolute() / "tls.pem")
@@ -135,25 +139,25 @@ class TlsCopy:
         return copy
 
     def renew(self) -> bool:
-        """Copy the given files again; return whether they differ. Raises `InvalidSetting`.
+        """Update the copy; return whether the files have changed.
 
-        Files that cannot serve leave the copy as it is.
+        Raises `InvalidSetting` for unusable files, and leaves the copy unchanged.
         """
-        if not self.given.tls_cert:
+        if not self.original.tls_cert:
             return False
-        check_tls(self.given)
-        pair = [Path(name).read_bytes() for name in (self.given.tls_cert, self.given.tls_key)]
+        check_tls(self.original)
+        pair = [Path(name).read_bytes() for name in (self.original.tls_cert, self.original.tls_key)]
         path = Path(self.config.tls_cert)
-        text = b"\n".join(pair)
-        if path.exists() and path.read_bytes() == text:
+        content = b"\n".join(pair)
+        if path.exists() and path.read_bytes() == content:
             return False
-        made = path.with_name(path.name + ".next")
-        made.unlink(missing_ok=True)
-        make_private(made)
-        made.write_bytes(text)
-        # Once more, since they may have been replaced after the first look.
-        check_tls(replace(self.given, tls_cert=str(made), tls_key=str(made)))
-        put_in_place(made, path)
+        new_copy = path.with_name(path.name + ".next")
+        new_copy.unlink(missing_ok=True)
+        make_private(new_copy)
+        new_copy.write_bytes(content)
+        # Checked again, because the files may have been replaced after the first check.
+        check_tls(replace(self.original, tls_cert=str(new_copy), tls_key=str(new_copy)))
+        put_in_place(new_copy, path)
         return True
 
     def __enter__(self) -> Self:
@@ -161,5 +165,5 @@ class TlsCopy:
 
     def __exit__(self, *_: object) -> None:
         """Remove the copy, which only a running server needs."""
-        if self.given.tls_cert:
+        if self.original.tls_cert:
             Path(self.config.tls_cert).unlink(missing_ok=True)

@@ -131,7 +131,7 @@ def test_a_renewal_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     write_key(pair.key, ec.generate_private_key(ec.SECP256R1()))
     done = server.cli("reload")
     assert done.returncode == 6
-    said = f"The TLS key {pair.key} does not belong to the certificate {pair.cert}"
+    said = f"The TLS key {pair.key} doesn't match the certificate {pair.cert}"
     assert f"reload_refused: The server goes on as before: {said}" in done.stderr
     assert f'"message": "not reloaded: {said}' in server.output
     assert shown(server) == before

@@ -99,15 +99,15 @@ def test_tls_files_that_cannot_serve_are_named_before_anything_is_made(
     cut.write_bytes(good_key.read_bytes()[:100])
     missing = tmp_path / "missing.pem"
     for cert, key, field, said in [
-        (junk, good_key, "tls_cert", f"{junk} holds no certificate"),
-        (good_key, good_key, "tls_cert", f"{good_key} holds no certificate"),
-        (missing, good_key, "tls_cert", f"{missing} cannot be read"),
-        (tmp_path, good_key, "tls_cert", f"{tmp_path} cannot be read"),
-        (good_cert, missing, "tls_key", f"{missing} cannot be read"),
-        (good_cert, cut, "tls_key", f"{cut} holds no private key"),
-        (good_cert, good_cert, "tls_key", f"{good_cert} holds no private key"),
-        (good_cert, same_kind, "tls_key", f"{same_kind} does not belong to"),
-        (good_cert, other_kind, "tls_key", f"{other_kind} does not belong to"),
+        (junk, good_key, "tls_cert", f"{junk} contains no PEM certificate"),
+        (good_key, good_key, "tls_cert", f"{good_key} contains no PEM certificate"),
+        (missing, good_key, "tls_cert", f"{missing} can't be read"),
+        (tmp_path, good_key, "tls_cert", f"{tmp_path} can't be read"),
+        (good_cert, missing, "tls_key", f"{missing} can't be read"),
+        (good_cert, cut, "tls_key", f"{cut} contains no PEM private key"),
+        (good_cert, good_cert, "tls_key", f"{good_cert} contains no PEM private key"),
+        (good_cert, same_kind, "tls_key", f"{same_kind} doesn't match"),
+        (good_cert, other_kind, "tls_key", f"{other_kind} doesn't match"),
         (good_cert, locked, "tls_key", f"{locked} has a passphrase"),
     ]:
         with pytest.raises(InvalidSetting) as refused:

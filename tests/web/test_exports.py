@@ -68,8 +68,8 @@ def begun(among: Exports, closed: list[int], count: int = 5, fails_at: int = -1)
 
 
 def is_free(among: Exports) -> bool:
-    among.places.take("org_a")
-    among.places.take("org_a")
+    among.slots.take("org_a")
+    among.slots.take("org_a")
     return True
 
 
@@ -119,8 +119,8 @@ def test_a_fault_is_told_before_the_first_chunk_and_cuts_the_export_off_later(
 def test_503_a_third_export_of_an_organization_does_not_begin(closed: list[int]) -> None:
     among = Exports()
     first = begun(among, closed)
-    among.places.take("org_a")
+    among.slots.take("org_a")
     with pytest.raises(Overloaded):
         begun(among, [])
     run(first, Client())
-    among.places.take("org_a")
+    among.slots.take("org_a")

@@ -9,7 +9,7 @@ from wardkey.services.work_slots import WorkSlots
 def test_one_organization_has_its_share_of_the_places_and_all_together_no_more_than_there_are() -> (
     None
 ):
-    places = WorkSlots(most=3, most_each=2)
+    places = WorkSlots(total=3, per_organization=2)
     places.take("org_a")
     places.take("org_a")
     with pytest.raises(Overloaded) as refused:
@@ -23,7 +23,7 @@ def test_one_organization_has_its_share_of_the_places_and_all_together_no_more_t
 
 
 def test_a_place_is_free_again_after_the_block_whatever_happened_in_it() -> None:
-    places = WorkSlots(most=1, most_each=1)
+    places = WorkSlots(total=1, per_organization=1)
 
     def fail() -> None:
         with places.reserve("org_a"):

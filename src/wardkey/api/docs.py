@@ -21,7 +21,7 @@ from wardkey.api.shared_parts import share_parts
 from wardkey.api.verdict_shape import VERDICT_PARTS
 from wardkey.api.verify import QUESTIONS
 from wardkey.domain.errors import ERRORS_BY_CODE, RouteNotFound
-from wardkey.web.caller import asks_credential
+from wardkey.web.caller import requires_credential
 from wardkey.web.context import KEY_HEADER, CurrentContext
 from wardkey.web.problems import HEADERS, Problem, problem_example
 
@@ -182,7 +182,7 @@ def _complete(operation: dict[str, Any], route: Any, schemas: dict[str, Any]) ->
     """Give an operation its stable id, security, headers and examples."""
     operation["operationId"] = route.name
     operation["summary"] = route.name.replace("_", " ").capitalize()
-    if not asks_credential(route):
+    if not requires_credential(route):
         operation.setdefault("security", [])
     operation["responses"].pop("422", None)
     for parameter in operation.get("parameters", ()):

@@ -40,14 +40,14 @@ from wardkey.web.caller import (
     Caller,
     caller_in_organization,
     client_address,
-    is_ordinary,
-    no_credential,
-    shown_credential,
+    find_credential,
+    has_simple_credential,
+    missing_credentials_error,
 )
 from wardkey.web.context import AppContext, CurrentContext
+from wardkey.web.cors import CORS_HEADERS, preflight_headers
 from wardkey.web.fast_path import FastRoute
-from wardkey.web.pages import OPEN_TO_PAGES, preflight_fields
-from wardkey.web.problems import problem_outgoing, problem_responses, require_json_body
+from wardkey.web.problems import problem_responses, raw_problem_response, require_json_body
 from wardkey.web.raw_http import RawRequest, RawResponse
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def _answers(*failures: type[errors.WardkeyError]) -> dict[int | str, dict[str, 
 @router.options("/v2/tokens/refresh", include_in_schema=False)
 def preflight() -> Response:
     """Answer a browser's question; it carries no key, so the origin is checked on the request."""
-    return Response(status_code=204, headers=preflight_fields("POST"))
+    return Response(status_code=204, headers=preflight_headers("POST"))
 
 
 @router.post(
@@ -210,7 +210,7 @@ async def exchange_token(request: Request, ctx: CurrentContext) -> Response:
     incoming = RawRequest.of(request, await request.body())
     try:
         exchange = await run_in_threadpool(check_exchange, incoming, ctx)
-        minted = await ctx.exchanges.mint(exchange)
+        minted = await ctx.token_exchange.mint(exchange)
     except errors.WardkeyError as failure:
         return _refused(failure, incoming).response()
     return _granted(minted, ctx, exchange.provider.spec.name).response()
@@ -223,12 +223,12 @@ def exchange_on_fast_path(
 
     None for what comes without a key.
     """
-    if not is_ordinary(incoming, ctx) or not shown_credential(incoming, ctx):
+    if not has_simple_credential(incoming, ctx) or not find_credential(incoming, ctx):
         return None
     began = perf_counter()
     try:
         held = _with_key(incoming, ctx)
-        exchange = held.checked(ctx) if ctx.exchanges.has_cached_keys(held.shown) else None
+        exchange = held.checked(ctx) if ctx.token_exchange.has_cached_keys(held.shown) else None
         return asyncio.create_task(_minted_later(held, exchange, incoming, ctx, began))
     except errors.WardkeyError as failure:
         out = _refused(failure, incoming)
@@ -249,7 +249,7 @@ async def _minted_later(
     try:
         if exchange is None:
             exchange = await run_in_threadpool(held.checked, ctx)
-        minted = await ctx.exchanges.mint(exchange)
+        minted = await ctx.token_exchange.mint(exchange)
         return _granted(minted, ctx, exchange.provider.spec.name)
     except errors.WardkeyError as failure:
         return _refused(failure, incoming)
@@ -324,7 +324,7 @@ class _PendingExchange:
 
     def checked(self, ctx: AppContext) -> VerifiedToken:
         """Return what to mint; raises what is wrong with the token."""
-        return ctx.exchanges.verify(self.caller.by, self.caller.kid, self.shown, self.ttl)
+        return ctx.token_exchange.verify(self.caller.by, self.caller.kid, self.shown, self.ttl)
 
 
 def _with_key(incoming: RawRequest, ctx: AppContext) -> _PendingExchange:
@@ -335,14 +335,16 @@ def _with_key(incoming: RawRequest, ctx: AppContext) -> _PendingExchange:
     name = wanted.provider or wanted.integration_id
     with ctx.runner.audit_refusals("exchange_token", caller.by):
         return _PendingExchange(
-            caller, ctx.exchanges.find_provider(caller.by, name, trim(wanted.token)), wanted.ttl
+            caller,
+            ctx.token_exchange.find_provider(caller.by, name, trim(wanted.token)),
+            wanted.ttl,
         )
 
 
 def check_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
     """Identify whoever asks, and check the token; a stranger's failure counts for his address."""
     # Whoever shows a key is never held up for strangers at his address, nor for his users' tokens.
-    if shown_credential(incoming, ctx):
+    if find_credential(incoming, ctx):
         return _with_key(incoming, ctx).checked(ctx)
     require_json_body(incoming)
     wanted = _decode(_exchange, incoming.body)
@@ -352,11 +354,11 @@ def check_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
     counters = by_address("exchange", address, Limit.SHARED)
     with ctx.throttle.failures(*counters, failed=_GUESSED):
         try:
-            return ctx.exchanges.verify_keyless(stranger, name, trim(wanted.token), wanted.ttl)
+            return ctx.token_exchange.verify_keyless(stranger, name, trim(wanted.token), wanted.ttl)
         except errors.InvalidToken:
             if wanted.organization_id:
                 raise
-            missing = no_credential(incoming, ctx).detail
+            missing = missing_credentials_error(incoming, ctx).detail
             raise errors.MissingCredentials(
                 f"{missing} Without a key, name organization_id (at /oauth/token: audience)."
             ) from None
@@ -411,15 +413,15 @@ def _answered(
 
 
 def _refused(failure: errors.WardkeyError, incoming: RawRequest) -> RawResponse:
-    out = problem_outgoing(failure, incoming.request_id)
-    out.headers = {**out.headers, **OPEN_TO_PAGES}
+    out = raw_problem_response(failure, incoming.request_id)
+    out.headers = {**out.headers, **CORS_HEADERS}
     return out
 
 
 def _granted(minted: MintedGrant, ctx: AppContext, provider: str = "") -> RawResponse:
     grant, password = minted.grant, minted.password.text
     if not provider and grant.provider_id:
-        provider = ctx.exchanges.name_of(grant)
+        provider = ctx.token_exchange.name_of(grant)
     answer = {
         "mqtt_username": grant.mqtt_username,
         "mqtt_password": password,
@@ -434,7 +436,7 @@ def _granted(minted: MintedGrant, ctx: AppContext, provider: str = "") -> RawRes
         "user_id": grant.user_id,
         "user_email": grant.user_email,
     }
-    return RawResponse(200, _encoder.encode(answer), JSON, OPEN_TO_PAGES)
+    return RawResponse(200, _encoder.encode(answer), JSON, CORS_HEADERS)
 
 
 def _stranger(incoming: RawRequest, organization: str, address: str) -> Principal:
@@ -479,7 +481,7 @@ def with_fields(
         incoming.peer,
         incoming.body if body is None else body,
         incoming.request_id,
-        incoming.seen,
+        incoming.cache,
         incoming.route,
     )
 

@@ -22,7 +22,7 @@ from wardkey.domain.credentials import basic_pair, form_decoded, trim
 from wardkey.domain.grants import token_id_of
 from wardkey.domain.secret import kid_of
 from wardkey.web.context import CurrentContext
-from wardkey.web.pages import OPEN_TO_PAGES, preflight_fields
+from wardkey.web.cors import CORS_HEADERS, preflight_headers
 from wardkey.web.problems import status_of
 from wardkey.web.raw_http import RawRequest, RawResponse
 
@@ -45,7 +45,7 @@ _encoder = msgspec.json.Encoder()
 @router.options("/oauth/token", include_in_schema=False)
 def preflight() -> Response:
     """Answer a browser's question; it carries no key, so the origin is checked on the request."""
-    return Response(status_code=204, headers=preflight_fields("POST"))
+    return Response(status_code=204, headers=preflight_headers("POST"))
 
 
 @router.post("/oauth/token", include_in_schema=False)
@@ -63,7 +63,7 @@ async def oauth_token(request: Request, ctx: CurrentContext) -> Response:
             )
         else:
             exchange = await run_in_threadpool(check_exchange, _from_form(incoming, form), ctx)
-            minted = await ctx.exchanges.mint(exchange)
+            minted = await ctx.token_exchange.mint(exchange)
     except errors.WardkeyError as failure:
         return _oauth_refusal(failure, refreshing=refreshing).response()
     grant, password = minted.grant, minted.password.text
@@ -77,7 +77,7 @@ async def oauth_token(request: Request, ctx: CurrentContext) -> Response:
         "mqtt_username": grant.mqtt_username,
         "token_id": grant.token_id,
     }
-    return RawResponse(200, _encoder.encode(answer), JSON, OPEN_TO_PAGES).response()
+    return RawResponse(200, _encoder.encode(answer), JSON, CORS_HEADERS).response()
 
 
 def _form(incoming: RawRequest) -> dict[str, str]:
@@ -176,7 +176,7 @@ def _oauth_refusal(failure: errors.WardkeyError, *, refreshing: bool) -> RawResp
         "error_description": failure.detail,
         "error_uri": f"/problems/{failure.code}",
     }
-    headers = dict(OPEN_TO_PAGES)
+    headers = dict(CORS_HEADERS)
     if status == 401:  # noqa: PLR2004 - RFC 9110 §15.5.2
         headers["WWW-Authenticate"] = 'Basic realm="wardkey"'
     if failure.retry_after_s is not None:

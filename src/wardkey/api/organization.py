@@ -14,7 +14,7 @@ from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.times import iso
 from wardkey.web.caller import CurrentCaller
 from wardkey.web.context import AppContext, CurrentContext
-from wardkey.web.pages import OPEN_TO_PAGES, preflight_fields
+from wardkey.web.cors import CORS_HEADERS, preflight_headers
 from wardkey.web.problems import problem_responses, require_json
 
 router = APIRouter(tags=["organization"], dependencies=[Depends(require_json)])
@@ -114,7 +114,7 @@ class InvitationList(BaseModel):
 @router.options("/v2/organization", include_in_schema=False)
 def preflight() -> Response:
     """Let pages of other sites ask for it, with a publishable key; changing it is for servers."""
-    return Response(status_code=204, headers=preflight_fields("GET"))
+    return Response(status_code=204, headers=preflight_headers("GET"))
 
 
 @router.get("/v2/organization", responses=problem_responses())
@@ -122,7 +122,7 @@ def get_organization(
     caller: CurrentCaller, ctx: CurrentContext, response: Response
 ) -> OrganizationShape:
     """Show the caller's organization; any key may see its public part."""
-    response.headers.update(OPEN_TO_PAGES)
+    response.headers.update(CORS_HEADERS)
     found = ctx.runner.read(organizations.public, caller.by)
     private = caller.by.holds(Permission.ORGANIZATION_READ)
     return OrganizationShape(

@@ -14,7 +14,7 @@ from wardkey.domain.permissions import Role
 from wardkey.domain.principal import PrincipalKind
 from wardkey.domain.times import iso
 from wardkey.services.throttle import by_address
-from wardkey.web.caller import AnyCaller, anonymous_principal, identify_caller, shown_credential
+from wardkey.web.caller import AnyCaller, anonymous_principal, find_credential, identify_caller
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.passwords import check_account_password
 from wardkey.web.problems import problem_responses, require_json
@@ -168,7 +168,7 @@ def accept_invitation(wanted: Acceptance, request: Request, ctx: CurrentContext)
     by = anonymous_principal(request, ctx)
     with ctx.throttle.attempt(*by_address("link", by.address), failed=errors.InvalidLink):
         incoming = RawRequest.of(request)
-        if shown_credential(incoming, ctx):
+        if find_credential(incoming, ctx):
             return _accept_as_user(wanted.token, incoming, ctx)
         with ctx.runner.database.read() as tx:
             members.require_new_account(members.find_invitation(tx, wanted.token))

@@ -336,7 +336,7 @@ def create_auth_provider(
             caller.by,
             spec,
             wanted.secret or "",
-            http_allowed=ctx.exchanges.private_issuers,
+            http_allowed=ctx.token_exchange.private_issuers,
         )
     )
 
@@ -358,7 +358,7 @@ def try_new_auth_provider(
     """Try settings before they are saved: fetch the keys, and check a token step by step."""
     spec = wanted.provider.spec_of(wanted.provider.kind)
     with ctx.runner.audit_refusals("try_new_auth_provider", caller.by):
-        found = ctx.exchanges.dry_run_unsaved(
+        found = ctx.token_exchange.dry_run_unsaved(
             caller.by, spec, wanted.provider.secret or "", wanted.token
         )
     return _tested(*found)
@@ -394,7 +394,7 @@ def change_auth_provider(
             provider_id,
             changes,
             wanted.secret,
-            http_allowed=ctx.exchanges.private_issuers,
+            http_allowed=ctx.token_exchange.private_issuers,
         )
     )
 
@@ -442,7 +442,9 @@ def try_auth_provider(
     """Fetch a provider's keys, and check a token of its step by step."""
     found = ctx.runner.read(providers.trusted, caller.by, provider_id)
     token = wanted.token if wanted else ""
-    return _tested(*ctx.exchanges.dry_run(caller.by, found.spec, found.secret, token, provider_id))
+    return _tested(
+        *ctx.token_exchange.dry_run(caller.by, found.spec, found.secret, token, provider_id)
+    )
 
 
 @router.post(

@@ -35,22 +35,22 @@ from wardkey.verify import wire
 from wardkey.verify.verifier import VerificationResult
 from wardkey.web.caller import (
     Caller,
+    audit_exposure,
     caller_in_organization,
     client_address,
-    from_browser,
+    find_credential,
+    has_simple_credential,
     is_caller_cached,
-    is_ordinary,
-    no_credential,
-    note_exposure,
-    shown_credential,
+    is_from_browser,
+    missing_credentials_error,
 )
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.fast_path import FastRoute
 from wardkey.web.problems import (
     check_content_type,
-    problem_outgoing,
     problem_responses,
     rate_headers,
+    raw_problem_response,
 )
 from wardkey.web.raw_http import RawRequest, RawResponse, header_lines
 
@@ -219,10 +219,10 @@ def answering(judge: Judge) -> Judge:
         try:
             return judge(incoming, ctx)
         except errors.WardkeyError as failure:
-            return problem_outgoing(failure, incoming.request_id)
+            return raw_problem_response(failure, incoming.request_id)
         except Exception:
             log.exception("request %s failed", incoming.request_id)
-            return problem_outgoing(errors.InternalError(), incoming.request_id)
+            return raw_problem_response(errors.InternalError(), incoming.request_id)
         finally:
             ctx.verifier.metrics.observe(incoming.route, perf_counter() - began)
 
@@ -345,7 +345,7 @@ def judge_proxied(incoming: RawRequest, ctx: AppContext) -> RawResponse:
         # A proxy is told that the key could not be judged, not which part of us is away.
         away = isinstance(raised, errors.Unavailable)
         failure = errors.VerifierUnavailable() if away else raised
-        refused = problem_outgoing(failure, incoming.request_id)
+        refused = raw_problem_response(failure, incoming.request_id)
         return replace(refused, headers={**refused.headers, **_identity(None, failure.code)})
     _note_browser(ctx, answer, asked)
     known = answer.known
@@ -359,7 +359,7 @@ def judge_proxied(incoming: RawRequest, ctx: AppContext) -> RawResponse:
             f"{failure.detail} If the request has Origin or Sec-Fetch-Site though a server sends "
             "the key, add browser=allow to the proxy's forward-auth URL."
         )
-    refused = problem_outgoing(failure, incoming.request_id)
+    refused = raw_problem_response(failure, incoming.request_id)
     return replace(refused, headers={**refused.headers, **_fields(answer)})
 
 
@@ -401,13 +401,13 @@ def _proxied(incoming: RawRequest, ctx: AppContext, terms: Terms) -> Verificatio
     """Return the question that a proxy asks; None for a CORS preflight that passes without a key.
 
     Raises `OrganizationRequired`, `OrganizationNotFound`, `MissingCredentials` and what
-    `shown_credential` raises.
+    `find_credential` raises.
     """
-    text = shown_credential(incoming, ctx)
+    text = find_credential(incoming, ctx)
     organization = _organization(ctx, terms.organization)
     if not text:
         if not _looks_like_preflight(incoming):
-            raise no_credential(incoming, ctx)
+            raise missing_credentials_error(incoming, ctx)
         if terms.preflight is None or not _is_options(incoming, terms.preflight):
             raise errors.MissingCredentials(
                 "This looks like a CORS preflight, which never carries a key; preflights pass "
@@ -423,7 +423,7 @@ def _proxied(incoming: RawRequest, ctx: AppContext, terms: Terms) -> Verificatio
         permissions=terms.permissions,
         address=client_address(incoming, ctx),
         origin=incoming.header(b"origin"),
-        browser=from_browser(incoming),
+        browser=is_from_browser(incoming),
         browser_allowed=terms.browser is Browser.ALLOW,
     )
 
@@ -474,7 +474,7 @@ def _note_browser(ctx: AppContext, answer: VerificationResult, asked: Verificati
         return
     if not (asked.browser or asked.origin):
         return
-    note_exposure(ctx, known, asked.address, "")
+    audit_exposure(ctx, known, asked.address, "")
 
 
 def _identity(known: KnownSecret | None, verdict: str) -> dict[str, str]:
@@ -556,7 +556,7 @@ def in_place(answer: Judge) -> Callable[[RawRequest, AppContext], RawResponse | 
     """Return `answer` for the lane; None where the credential takes the framework's way."""
 
     def answer_ordinary(incoming: RawRequest, ctx: AppContext) -> RawResponse | None:
-        return answer(incoming, ctx) if is_ordinary(incoming, ctx) else None
+        return answer(incoming, ctx) if has_simple_credential(incoming, ctx) else None
 
     return answer_ordinary
 

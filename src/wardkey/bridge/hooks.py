@@ -59,7 +59,7 @@ class Hooks:
         """Return the admitted client, or None if the login is refused."""
         if not hook.serves(query.username):
             return None
-        return self.logins.judged(
+        return self.logins.judge_in_thread(
             Login(
                 username=query.username,
                 password=password,

@@ -25,14 +25,19 @@ from wardkey.domain.ids import new_id
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.rule_set import RuleSet
-from wardkey.web.caller import Caller, caller_in_organization, is_caller_cached, is_ordinary
+from wardkey.web.caller import (
+    Caller,
+    caller_in_organization,
+    has_simple_credential,
+    is_caller_cached,
+)
 from wardkey.web.context import AppContext, CurrentContext
+from wardkey.web.cors import CORS_HEADERS, preflight_headers
 from wardkey.web.fast_path import FastRoute
-from wardkey.web.pages import OPEN_TO_PAGES, preflight_fields
 from wardkey.web.problems import (
     problem_body,
-    problem_outgoing,
     problem_responses,
+    raw_problem_response,
     require_json_body,
     status_of,
 )
@@ -43,8 +48,8 @@ log = logging.getLogger(__name__)
 
 _JSON = "application/json"
 _GRANT = b"x-wardkey-grant"
-_CORS = header_lines(OPEN_TO_PAGES)
-_PREFLIGHT = preflight_fields("POST", "Idempotency-Key", "X-Wardkey-Grant")
+_CORS = header_lines(CORS_HEADERS)
+_PREFLIGHT = preflight_headers("POST", "Idempotency-Key", "X-Wardkey-Grant")
 _UNSENT = (errors.BrokerUnreachable, errors.BrokerFull)
 _encoder = msgspec.json.Encoder()
 _NO_RULES = RuleSet(())
@@ -109,7 +114,7 @@ def publish_on_fast_path(
     """
     if (
         ctx.publishers is None
-        or not is_ordinary(incoming, ctx)
+        or not has_simple_credential(incoming, ctx)
         or b"idempotency-key" in incoming.named
         or _GRANT in incoming.named
         or incoming.body.lstrip()[:1] == b"["
@@ -123,10 +128,10 @@ def publish_on_fast_path(
         asked = _PublishJob(incoming, ctx, by, wanted, began)
         return _sent(asked, ctx.publishers) or asyncio.create_task(_published_later(asked))
     except errors.WardkeyError as failure:
-        out = problem_outgoing(failure, incoming.request_id)
+        out = raw_problem_response(failure, incoming.request_id)
     except Exception:
         log.exception("request %s failed", incoming.request_id)
-        out = problem_outgoing(errors.InternalError(), incoming.request_id)
+        out = raw_problem_response(errors.InternalError(), incoming.request_id)
     return _finished(out, incoming, ctx, began)
 
 
@@ -143,7 +148,7 @@ class _PublishJob:
     def told(self, answer: str | errors.WardkeyError) -> RawResponse:
         """Return what is answered: the message's id, or why it was not published."""
         if isinstance(answer, errors.WardkeyError):
-            out = problem_outgoing(answer, self.incoming.request_id)
+            out = raw_problem_response(answer, self.incoming.request_id)
         else:
             out = _said(answer)
         return _finished(out, self.incoming, self.ctx, self.began)
@@ -212,7 +217,7 @@ async def _published(incoming: RawRequest, ctx: AppContext) -> RawResponse:
         if prepared.is_batch:
             out = RawResponse(200, _batch(answers, incoming.request_id), _JSON)
         elif isinstance(answers[0], errors.WardkeyError):
-            out = problem_outgoing(answers[0], incoming.request_id)
+            out = raw_problem_response(answers[0], incoming.request_id)
         else:
             out = _said(answers[0])
         if prepared.held is not None:
@@ -220,7 +225,7 @@ async def _published(incoming: RawRequest, ctx: AppContext) -> RawResponse:
             kept = None if unsent else b"%d %b" % (out.status, out.body)
             await run_in_threadpool(settle, ctx.runner.database, prepared.held, kept)
     except errors.WardkeyError as failure:
-        return problem_outgoing(failure, incoming.request_id)
+        return raw_problem_response(failure, incoming.request_id)
     return out
 
 

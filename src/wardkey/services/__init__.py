@@ -1,1 +1,1 @@
-"""Services that join adapters, actions and verification, and know no HTTP."""
+"""Services that join adapters, actions and verification, without HTTP."""

@@ -1,4 +1,4 @@
-"""Live MQTT sessions, as every door lists and ends them."""
+"""Listing and ending live MQTT sessions, for the API and the dashboard."""
 
 from __future__ import annotations
 
@@ -25,56 +25,57 @@ def list_sessions(
     *,
     subscribed: bool = True,
 ) -> list[Session]:
-    """Return the live sessions of people, latest first; `username` as it is on the wire.
+    """Return the live sessions of clients and users, latest first.
 
-    `subscribed` asks for their subscriptions too. Raises `BrokerUnreachable`.
+    `username` is the MQTT user name, or empty for all; `subscribed` includes the sessions'
+    subscriptions. Raises `BrokerUnreachable`.
     """
     with runner.audit_refusals("list_sessions", by):
         by.require(Permission.CLIENTS_READ)
-    found = run(partial(link.sessions, *by.scope, username, subscribed=subscribed))
-    kept = [one for one in found if one.username != BRIDGE]
-    kept.sort(key=lambda one: one.started_at, reverse=True)
-    return kept
+    connected = run(partial(link.sessions, *by.scope, username, subscribed=subscribed))
+    visible = [session for session in connected if session.username != BRIDGE]
+    visible.sort(key=lambda session: session.started_at, reverse=True)
+    return visible
 
 
 def end_session(runner: Runner, link: BrokerLink, by: Principal, session_id: str) -> None:
     """End a live session; raises `SessionNotFound`, `BrokerUnreachable`."""
     with runner.audit_refusals("end_session", by):
         by.require(Permission.CLIENTS_WRITE)
-    found = run(link.sessions, *by.scope, "")
-    ended = next((one for one in found if id_of(one) == session_id), None)
-    if ended is None:
+    connected = run(link.sessions, *by.scope, "")
+    session = next((item for item in connected if id_of(item) == session_id), None)
+    if session is None:
         raise SessionNotFound
-    runner.write(sessions.note_ended, by, ended.client_id, ended.username)
-    run(link.kick, ended.server, ended.cid)
+    runner.write(sessions.note_ended, by, session.client_id, session.username)
+    run(link.kick, session.server, session.cid)
 
 
 def live_connections(
     runner: Runner, link: BrokerLink | None, by: Principal
 ) -> set[ConnectionId] | None:
-    """Return the live connections, as client ids name them; None if they are not known."""
+    """Return the live connections, or None if the broker can't be queried."""
     if link is None:
         return None
     try:
-        found = list_sessions(runner, link, by, subscribed=False)
+        connected = list_sessions(runner, link, by, subscribed=False)
     except BrokerUnreachable:
         return None
-    return {(one.server, one.cid) for one in found}
+    return {(session.server, session.cid) for session in connected}
 
 
 def free_client_id(
     runner: Runner, remover: SessionRemover | None, by: Principal, mqtt_id: str
 ) -> None:
-    """Free a client id, with its live session and its queue; raises `ClientIdNotFound`."""
+    """Free a client id and remove its session and queue; raises `ClientIdNotFound`."""
     with runner.audit_refusals("free_client_id", by):
         by.require(Permission.CLIENTS_WRITE)
-    held = runner.read(held_client_ids.get_held, by, mqtt_id)
-    runner.write(held_client_ids.note_freed, by, held)
+    client_id = runner.read(held_client_ids.get_held, by, mqtt_id)
+    runner.write(held_client_ids.note_freed, by, client_id)
     freed_client_ids.force_free(runner.database, by.scope, mqtt_id)
     if remover is not None:
         remover.clear(by.scope, mqtt_id)
 
 
-def id_of(one: Session) -> str:
-    """Return what a session is called outside."""
-    return f"ses_{one.server}_{one.cid}"
+def id_of(session: Session) -> str:
+    """Return the public id of a session."""
+    return f"ses_{session.server}_{session.cid}"

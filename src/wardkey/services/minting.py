@@ -1,4 +1,4 @@
-"""Grants of many exchanges, made in one transaction for those who may still exchange."""
+"""Mints the grants of many token exchanges in one transaction, rechecking each caller."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from wardkey.domain.errors import WardkeyError
 from wardkey.domain.grants import NewGrant
 from wardkey.domain.principal import Principal
 
-_MOST_IN_ONE_EVENT = 100
+_MAX_PER_EVENT = 100
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
-    """A verified token: who exchanges it, for which grant, and with which secret of a key."""
+    """A verified token: the caller, the grant to mint, and the kid of the caller's key, if any."""
 
     by: Principal
     provider: TrustedProvider
@@ -31,53 +31,53 @@ class VerifiedToken:
 def mint_together(
     tx: Transaction, exchanges: Sequence[VerifiedToken]
 ) -> list[MintedGrant | WardkeyError]:
-    """Make the grants of exchanges; of each in turn its grant, or why there is none."""
-    made: dict[int, MintedGrant | WardkeyError] = {}
-    callers = _still_allowed(tx, exchanges, made)
-    for places in _events(callers, exchanges):
-        by, key_kid = callers[places[0]], exchanges[places[0]].key_kid
-        wanted = [(exchanges[at].grant, exchanges[at].by.address) for at in places]
+    """Mint the grants of exchanges; return the grant or the error of each, in order."""
+    results: dict[int, MintedGrant | WardkeyError] = {}
+    callers = _recheck_callers(tx, exchanges, results)
+    for indices in _group_by_event(callers, exchanges):
+        by, key_kid = callers[indices[0]], exchanges[indices[0]].key_kid
+        new_grants = [(exchanges[i].grant, exchanges[i].by.address) for i in indices]
         try:
-            minted = grants.mint(tx, by, wanted, key_kid)
-        except WardkeyError as failure:
-            made |= dict.fromkeys(places, failure)
+            minted = grants.mint(tx, by, new_grants, key_kid)
+        except WardkeyError as error:
+            results |= dict.fromkeys(indices, error)
         else:
-            made |= dict(zip(places, minted, strict=True))
-    return [made[place] for place in range(len(exchanges))]
+            results |= dict(zip(indices, minted, strict=True))
+    return [results[index] for index in range(len(exchanges))]
 
 
-def _still_allowed(
+def _recheck_callers(
     tx: Transaction,
     exchanges: Sequence[VerifiedToken],
-    refused: dict[int, MintedGrant | WardkeyError],
+    results: dict[int, MintedGrant | WardkeyError],
 ) -> dict[int, Principal]:
-    """Return by place who may still exchange, by what holds now; the others go to `refused`."""
+    """Return, by index, the callers who may still exchange; add the others' errors to `results`."""
     authority, unchanged = CallerAuthority(tx), set()
     callers: dict[int, Principal] = {}
-    for place, one in enumerate(exchanges):
-        version = (one.provider.id, one.provider.updated_at)
+    for index, exchange in enumerate(exchanges):
+        version = (exchange.provider.id, exchange.provider.updated_at)
         try:
-            by = authority.recheck(one.by)
+            by = authority.recheck(exchange.by)
             if version not in unchanged:
-                require_unchanged(tx, by, one.provider)
+                require_unchanged(tx, by, exchange.provider)
                 unchanged.add(version)
-        except WardkeyError as failure:
-            refused[place] = failure
+        except WardkeyError as error:
+            results[index] = error
         else:
-            callers[place] = by
+            callers[index] = by
     return callers
 
 
-def _events(
+def _group_by_event(
     callers: Mapping[int, Principal], exchanges: Sequence[VerifiedToken]
 ) -> list[list[int]]:
-    """Return the places whose grants share an audit event: those of one credential."""
+    """Return groups of indices whose grants share an audit event: those of one credential."""
     groups: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
-    for place, by in callers.items():
-        key_kid = exchanges[place].key_kid
+    for index, by in callers.items():
+        key_kid = exchanges[index].key_kid
         name: tuple[str, ...] = (by.kind, by.id, *by.scope, by.kid, key_kid)
-        # The event of a full group has begun; the next begins another.
-        while len(groups[name]) >= _MOST_IN_ONE_EVENT:
+        # A full group is followed by another with a longer name.
+        while len(groups[name]) >= _MAX_PER_EVENT:
             name = (*name, "")
-        groups[name].append(place)
+        groups[name].append(index)
     return list(groups.values())

@@ -1,4 +1,4 @@
-"""The door of MQTT: what the broker asks of somebody who wants to log in is answered here."""
+"""MQTT logins: decides whether a client may connect, and with which rights."""
 
 from __future__ import annotations
 
@@ -44,106 +44,105 @@ from wardkey.services.throttle import Counter, Limit, Throttle, by_address
 
 log = logging.getLogger(__name__)
 
-_LONGEST_CLIENT_ID = 256
-# How long a login waits for a session to be removed, well within the broker's own bound on it.
-_MOST_S, _LOOK_S = 1.2, 0.05
-_MINUTE_S, _MOST_LOGGED = 60, 10_000
+_MAX_CLIENT_ID = 256
+# How long a login waits until a session is removed, well within the broker's own time limit.
+_MAX_WAIT_S, _POLL_S = 1.2, 0.05
+_MINUTE_S, _MAX_LOGGED = 60, 10_000
 _REFUSALS = (WrongPassword, TooManyAttempts, Overloaded)
 
 
 @dataclass(frozen=True, slots=True)
-class _Attempt:
-    """A login whose password has to be hashed."""
+class _UnhashedLogin:
+    """A login whose password must still be hashed."""
 
     login: Login
-    begun: LoginAttempt
+    attempt: LoginAttempt
 
 
 @dataclass(slots=True)
 class MqttLogins:
-    """Judges logins for one process; wrong passwords count against address and user name."""
+    """Judges logins for one process; wrong passwords count against the address and user name."""
 
     database: Database
     throttle: Throttle
     verified: VerifiedPasswords
     rights: RuleCache
     ids: ClientIds = field(init=False)
-    # Learns of each session that a grant lets in at this product's broker.
+    # Called for each session that logs in with a grant at Wardkey's own broker.
     watch: Callable[[TenantScope, ConnectionId, str, int], None] | None = None
     remover: SessionRemover | None = None
-    # Who connected since it was last written down.
+    # Clients that connected since the last write, by id.
     _connected: dict[str, KnownClient] = field(default_factory=dict)
-    # Refused client ids of the last minute, so that each is logged once.
+    # Refused client ids of the last minute, so each is logged once.
     _logged: dict[tuple[TenantScope, str, str], float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Begin with no client id asked for."""
+        """Create the queue of client id claims."""
         self.ids = ClientIds(self.database)
 
     async def judge(self, login: Login) -> Admitted | None:
-        """Return who may log in and what they may do, or None.
+        """Return the identity and rights of an admitted client, or None if it is refused.
 
-        A login that waits for its password to be hashed holds no thread. One that is cut off is
-        not counted, because its answer tells nothing. Raises `TooManyAttempts`, `Overloaded` and
-        the storage's failure where the login can't be judged.
+        A login that waits for its password to be hashed doesn't occupy a thread; if it is
+        cancelled, it isn't counted, because it learns nothing. Raises `TooManyAttempts`,
+        `Overloaded`, or the storage's error if the login can't be judged.
         """
         try:
             with self.throttle.attempt(*_counters_of(login)):
-                begun = await run_sync(self._begin, login)
-                if not isinstance(begun, _Attempt):
-                    return begun
-                check = self._check(begun, Line.LOGIN)
-                fits = await asyncio.shield(asyncio.wrap_future(check))
-                return await run_sync(partial(self._finish, begun, fits=fits))
+                result = await run_sync(self._judge_unhashed, login)
+                if not isinstance(result, _UnhashedLogin):
+                    return result
+                check = self._check_password(result, Line.LOGIN)
+                is_correct = await asyncio.shield(asyncio.wrap_future(check))
+                return await run_sync(partial(self._finish, result, is_correct=is_correct))
         except WrongPassword:
             return None
 
-    def judged(self, login: Login) -> Admitted | None:
-        """Judge in this thread, for hooks; brokers that do not know the address leave it empty."""
+    def judge_in_thread(self, login: Login) -> Admitted | None:
+        """Judge in the calling thread, for hooks; the address is empty if the broker omits it."""
         try:
             with self.throttle.attempt(*_counters_of(login)):
-                begun = self._begin(login)
-                if not isinstance(begun, _Attempt):
-                    return begun
-                fits = self._check(begun, Line.REQUEST).result()
-                return self._finish(begun, fits=fits)
+                result = self._judge_unhashed(login)
+                if not isinstance(result, _UnhashedLogin):
+                    return result
+                is_correct = self._check_password(result, Line.REQUEST).result()
+                return self._finish(result, is_correct=is_correct)
         except _REFUSALS:
             return None
 
-    def _check(self, attempt: _Attempt, line: Line) -> Future[bool]:
-        begun = attempt.begun
-        verified, address = self.verified, attempt.login.address
-        return verified.check(begun.password_hash, begun.password, address, line)
+    def _check_password(self, unhashed: _UnhashedLogin, line: Line) -> Future[bool]:
+        attempt, address = unhashed.attempt, unhashed.login.address
+        return self.verified.check(attempt.password_hash, attempt.password, address, line)
 
-    def _begin(self, login: Login) -> Admitted | _Attempt | None:
-        """Judge a login as far as that needs no hash: an attempt still needs its password hashed.
+    def _judge_unhashed(self, login: Login) -> Admitted | _UnhashedLogin | None:
+        """Judge a login without hashing; return an `_UnhashedLogin` if that is not enough.
 
         Raises `WrongPassword`.
         """
-        # Other protocols of the broker would go around the rules, which are made for MQTT.
+        # The broker's other protocols would bypass the rules, which are for MQTT.
         if not login.is_mqtt or not login.password:
             return None
-        # The column of client ids takes no more, and one bad row fails those written with it.
-        if not (0 < len(login.client_id) <= _LONGEST_CLIENT_ID and login.client_id.isprintable()):
+        # Longer ids don't fit the column, and one bad row fails all that are written with it.
+        if not (0 < len(login.client_id) <= _MAX_CLIENT_ID and login.client_id.isprintable()):
             return None
-        # Another with the bridge's client id would end the bridge's connection.
+        # A second session with the bridge's client id would end the bridge's connection.
         if login.client_id.startswith(BRIDGE):
             return None
         database = self.database
         if is_grant_password(login.password, database.brand):
-            found = find_grant(database, login.password, login.username, login.address)
-            return self._settle(login, found)
-        begun = begin_login(database, login.username, login.password)
-        attempt = _Attempt(login, begun)
-        return self._finish(attempt, fits=True) if begun.matches else attempt
+            grant = find_grant(database, login.password, login.username, login.address)
+            return self._admit(login, grant)
+        attempt = begin_login(database, login.username, login.password)
+        unhashed = _UnhashedLogin(login, attempt)
+        return self._finish(unhashed, is_correct=True) if attempt.matches else unhashed
 
-    def _finish(self, attempt: _Attempt, *, fits: bool) -> Admitted | None:
+    def _finish(self, unhashed: _UnhashedLogin, *, is_correct: bool) -> Admitted | None:
         database, verified = self.database, self.verified
-        known = finish_login(database, verified, attempt.begun) if fits else None
-        return self._settle(attempt.login, known)
+        known = finish_login(database, verified, unhashed.attempt) if is_correct else None
+        return self._admit(unhashed.login, known)
 
-    def _settle(self, login: Login, known: KnownClient | KnownGrant | None) -> Admitted | None:
+    def _admit(self, login: Login, known: KnownClient | KnownGrant | None) -> Admitted | None:
         database = self.database
         if known is None:
             raise WrongPassword
@@ -152,7 +151,7 @@ class MqttLogins:
             rights = self.rights.compile(tx, known.environment, known.actor(login.client_id))
         kid = known.kid if isinstance(known, KnownGrant) else None
         connection = login.server, login.cid
-        claim = IdClaim(scope, login.client_id, known.id, mark_of(rights), connection, kid)
+        claim = IdClaim(scope, login.client_id, known.id, rights_digest(rights), connection, kid)
         if not self._take_id(claim, known.mqtt_username):
             return None
         if isinstance(known, KnownClient):
@@ -163,17 +162,18 @@ class MqttLogins:
         return _admitted(known, rights)
 
     def _take_id(self, claim: IdClaim, username: str) -> bool:
-        """Take a client id, whose former holder's session is removed first; or log the present one.
+        """Take a client id, after removing its former holder's session; return whether it worked.
 
-        Raises `BrokerUnreachable` if that session can't be removed in time.
+        Logs the holder of an id that can't be taken. Raises `BrokerUnreachable` if the session
+        can't be removed in time.
         """
-        database, end = self.database, time.monotonic() + _MOST_S
+        database, end = self.database, time.monotonic() + _MAX_WAIT_S
         while True:
             holder = self.ids.take(claim)
             if holder is None:
                 return True
             if not freed_client_ids.free_if_abandoned(database, claim, holder):
-                self._log_held(claim, username, holder)
+                self._log_refused_id(claim, username, holder)
                 return False
             lease = freed_client_ids.lease(database, claim.scope, claim.mqtt_id)
             if lease is not None:
@@ -181,18 +181,20 @@ class MqttLogins:
                     self.remover.discard(claim.scope, claim.mqtt_id)
                 claim = replace(claim, lease=lease)
             elif time.monotonic() > end:
-                log.info("client id %s waits: its last session is being removed", claim.mqtt_id)
+                log.info(
+                    "client id %s is not free yet: its last session is being removed", claim.mqtt_id
+                )
                 raise BrokerUnreachable
             else:
-                time.sleep(_LOOK_S)
+                time.sleep(_POLL_S)
 
-    def _log_held(self, claim: IdClaim, username: str, holder: Holder) -> None:
-        """Log why a right password was refused, once a minute for each who tries."""
+    def _log_refused_id(self, claim: IdClaim, username: str, holder: Holder) -> None:
+        """Log why a login with a correct password was refused, once a minute for each subject."""
         name, now = (claim.scope, claim.mqtt_id, claim.subject_id), time.monotonic()
         with self._lock:
             if now - self._logged.get(name, -_MINUTE_S) < _MINUTE_S:
                 return
-            if len(self._logged) >= _MOST_LOGGED:
+            if len(self._logged) >= _MAX_LOGGED:
                 self._logged.clear()
             self._logged[name] = now
         with self.database.read() as tx:
@@ -206,31 +208,31 @@ class MqttLogins:
         )
 
     def write_connected(self) -> None:
-        """Store who connected; what fails is kept for the next time."""
+        """Store which clients connected; if this fails, they are kept for the next call."""
         with self._lock:
-            taken, self._connected = self._connected, {}
+            connected, self._connected = self._connected, {}
         try:
-            mark_connected(self.database, taken.values())
+            mark_connected(self.database, connected.values())
         except Exception:
             with self._lock:
-                self._connected = taken | self._connected
+                self._connected = connected | self._connected
             raise
 
 
-def mark_of(rights: Subjects) -> bytes:
-    """Return what tells two sets of rights apart."""
+def rights_digest(rights: Subjects) -> bytes:
+    """Return a digest of the rights, to compare them."""
     return hashlib.sha256(repr(rights).encode()).digest()
 
 
 def _counters_of(login: Login) -> list[Counter]:
-    """Return what a wrong password counts against.
+    """Return the counters for a wrong password.
 
-    The name at an address, so that nobody can lock out another's; and the address, behind which
-    there may be many devices, where the broker names one.
+    They count the user name at this address, so other addresses can't lock it out, and the address
+    itself, if the broker sends it. Many devices may share the address.
     """
     counters = [
-        Counter("login", f"{one.name} {login.username}", weight=one.weight)
-        for one in by_address("login", login.address)
+        Counter("login", f"{counter.name} {login.username}", weight=counter.weight)
+        for counter in by_address("login", login.address)
     ]
     if login.address:
         counters += by_address("logins", login.address, Limit.SHARED)

@@ -1,4 +1,4 @@
-"""Live MQTT sessions follow every change: who may no longer, or may something else, is cut off."""
+"""Enforces changes on live MQTT sessions: disconnects those whose access ended or changed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from wardkey.domain.receipts import EndedSessions, SessionImpact
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
 from wardkey.domain.times import parse_iso
-from wardkey.services.mqtt_login import mark_of
+from wardkey.services.mqtt_login import rights_digest
 from wardkey.services.session_removal import SessionRemover
 from wardkey.verify.verifier import Verifier
 
@@ -43,19 +43,20 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LOOK_S = 0.03
-_EXPIRY_S = 0.1
-# The broker's own bound on a login, and a little: one in flight is there by then or never.
-AGAIN_S = 2.05
-# How long a call waits for the broker before it says that nobody could ask it.
-_MOST_S = 1.0
+_POLL_S = 0.03
+_EXPIRY_POLL_S = 0.1
+# Slightly more than the broker's time limit for a login, so no login from before is in flight.
+_RECHECK_S = 2.05
+# How long a call waits for the broker before it reports the ended sessions as unknown.
+_MAX_WAIT_S = 1.0
 
 
 @dataclass(slots=True)
 class SessionEnforcer:
-    """Follows the change feed; every process does, so that one of them always lives to do it.
+    """Follows the change feed and disconnects affected sessions.
 
-    What a call of this process changed is cut before that call returns, and not once more then.
+    Every process does so, in case others die. A change by a call of this process is enforced
+    before that call returns, and is then skipped in the feed.
     """
 
     database: Database
@@ -63,109 +64,116 @@ class SessionEnforcer:
     link: BrokerLink
     rights: RuleCache
     loop: asyncio.AbstractEventLoop
-    # Told of rooms where a client or a user may be gone for good.
-    freeing: SessionRemover | None = None
-    _again: set[asyncio.Task[None]] = field(default_factory=set)
-    _held: set[int] = field(default_factory=set)
-    # Rooms that a call could not cut, or that are to be looked at now.
-    _owed: set[TenantScope] = field(default_factory=set)
-    # Sessions that grants let in, and when to look whether those are over.
+    # Frees the client ids of clients and users that a change may have deleted.
+    remover: SessionRemover | None = None
+    _rechecks: set[asyncio.Task[None]] = field(default_factory=set)
+    # Revisions that a call of this process enforces.
+    _own_revisions: set[int] = field(default_factory=set)
+    # Scopes that could not be enforced yet.
+    _pending: set[TenantScope] = field(default_factory=set)
+    # Sessions that logged in with a grant, and when to check whether it has expired.
     _watched: dict[ConnectionId, tuple[TenantScope, str, int]] = field(default_factory=dict)
     _expiries: list[tuple[int, ConnectionId]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def disconnect_affected(self, concern: SessionImpact) -> EndedSessions:
-        """Cut, from a thread that is not the loop's, what a committed change concerns."""
-        scope, began = concern.scope, self.loop.time()
-        self._held.add(concern.revision)
-        end, reached = time.monotonic() + _MOST_S, False
+    def disconnect_affected(self, impact: SessionImpact) -> EndedSessions:
+        """Disconnect the sessions that a committed change affects, from a thread off the loop."""
+        scope, began = impact.scope, self.loop.time()
+        self._own_revisions.add(impact.revision)
+        end, reached = time.monotonic() + _MAX_WAIT_S, False
         try:
             if not self.link.is_connected:
                 raise BrokerUnreachable
             sessions = self._wait(self.link.sessions(*scope, subscribed=False), end)
-            epoch, revision, wrong = self._judged(scope, sessions)
-            self._wait(self._kick(wrong), end)
-            self._note(scope, epoch, revision, wrong)
+            epoch, revision, closing = self._find_sessions_to_close(scope, sessions)
+            self._wait(self._kick(closing), end)
+            self._record_ended(scope, epoch, revision, closing)
             reached = True
         except (WardkeyError, TimeoutError):
-            self._owed.add(scope)
+            self._pending.add(scope)
         self.loop.call_soon_threadsafe(
-            self._look_again, scope, concern.epoch, concern.revision, began
+            self._schedule_recheck, scope, impact.epoch, impact.revision, began
         )
-        if self.freeing is not None:
-            self.freeing.look(scope, concern.subjects)
+        if self.remover is not None:
+            self.remover.free_deleted(scope, impact.subjects)
         try:
-            return session_receipts.issue(self.database, concern, reached=reached)
-        except WardkeyError as failure:
-            log.warning("no session receipt could be kept: %s", failure.code)
+            return session_receipts.issue(self.database, impact, reached=reached)
+        except WardkeyError as error:
+            log.warning("a session receipt could not be stored: %s", error.code)
             return EndedSessions(ended=None, pending=True)
 
     async def follow(self) -> None:
-        """Cut what changes, for ever; what fails is done at the next look."""
-        # Sessions may have outlived the process that would have cut them.
+        """Enforce changes until cancelled; what fails is retried at the next poll."""
+        # -1 checks all scopes: the process that should have ended a session may have died.
         seen, stopped = -1, frozenset[str]()
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
             try:
-                known = self.verifier.directory.revision()
-                if not self.link.is_connected or (known == seen and not self._owed):
+                latest = self.verifier.directory.revision()
+                if not self.link.is_connected or (latest == seen and not self._pending):
                     continue
-                began, held, owed = self.loop.time(), frozenset(self._held), self._take_owed()
+                began, own = self.loop.time(), frozenset(self._own_revisions)
+                pending = self._take_pending()
                 try:
-                    change = await run_sync(changes_since, self.database, seen, held)
+                    change = await run_sync(changes_since, self.database, seen, own)
                     if change.organizations:
                         stopped = await self._stop_organizations(stopped)
-                    await asyncio.gather(*(self.enforce(scope) for scope in change.scopes | owed))
+                    scopes = change.scopes | pending
+                    await asyncio.gather(*(self.enforce(scope) for scope in scopes))
                 except BaseException:
-                    self._owed |= owed
+                    self._pending |= pending
                     raise
-                for scope in change.scopes | owed:
-                    self._look_again(scope, change.epoch, change.revision, began)
+                for scope in scopes:
+                    self._schedule_recheck(scope, change.epoch, change.revision, began)
                 seen = change.revision
-                self._held -= {revision for revision in held if revision <= seen}
+                self._own_revisions -= {revision for revision in own if revision <= seen}
             except BrokerUnreachable:
                 continue
-            except Exception:  # sessions must be followed for as long as this process lives
-                log.exception("live sessions could not be cut")
+            except Exception:  # this task must survive as long as the process
+                log.exception("changes could not be enforced on live sessions")
                 await asyncio.sleep(1)
 
     async def enforce(self, scope: TenantScope, *, patient: bool = False) -> None:
-        """End the sessions of a room that would not be let in as they are."""
+        """End the sessions of a scope that could not log in again with the same rights."""
         sessions = await self.link.sessions(*scope, patient=patient, subscribed=False)
-        epoch, revision, wrong = await run_sync(self._judged, scope, sessions)
-        await asyncio.gather(self._kick(wrong), run_sync(self._note, scope, epoch, revision, wrong))
+        epoch, revision, closing = await run_sync(self._find_sessions_to_close, scope, sessions)
+        await asyncio.gather(
+            self._kick(closing), run_sync(self._record_ended, scope, epoch, revision, closing)
+        )
 
-    def _take_owed(self) -> frozenset[TenantScope]:
-        owed = frozenset(self._owed)
-        self._owed -= owed
-        return owed
+    def _take_pending(self) -> frozenset[TenantScope]:
+        pending = frozenset(self._pending)
+        self._pending -= pending
+        return pending
 
-    def _wait(self, asked: Coroutine[Any, Any, T], end: float) -> T:
-        told = asyncio.run_coroutine_threadsafe(asked, self.loop)
+    def _wait(self, coroutine: Coroutine[Any, Any, T], end: float) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
-            return told.result(max(0.0, end - time.monotonic()))
+            return future.result(max(0.0, end - time.monotonic()))
         finally:
-            told.cancel()
+            future.cancel()
 
-    def _look_again(self, scope: TenantScope, epoch: str, revision: int, began: float) -> None:
-        """Cut a room once more when no login can be in flight since `began`, and settle."""
-        task = self.loop.create_task(self._cut_again(scope, epoch, revision, began))
-        self._again.add(task)
-        task.add_done_callback(self._again.discard)
+    def _schedule_recheck(
+        self, scope: TenantScope, epoch: str, revision: int, began: float
+    ) -> None:
+        """Enforce a scope again once logins in flight at `began` are done, then settle receipts."""
+        task = self.loop.create_task(self._recheck(scope, epoch, revision, began))
+        self._rechecks.add(task)
+        task.add_done_callback(self._rechecks.discard)
 
-    async def _cut_again(self, scope: TenantScope, epoch: str, revision: int, began: float) -> None:
-        await asyncio.sleep(began + AGAIN_S - self.loop.time())
+    async def _recheck(self, scope: TenantScope, epoch: str, revision: int, began: float) -> None:
+        await asyncio.sleep(began + _RECHECK_S - self.loop.time())
         try:
             await self.enforce(scope)
-            # Nodes that joined since they were counted take a quarter of a second more.
+            # Waits a quarter of a second longer, for nodes that joined since they were counted.
             await self.enforce(scope, patient=True)
-            if scope not in self._owed:
+            if scope not in self._pending:
                 await run_sync(session_receipts.settle, self.database, scope, epoch, revision)
         except BrokerUnreachable:
-            self._owed.add(scope)
+            self._pending.add(scope)
         except Exception:  # as above
-            self._owed.add(scope)
-            log.exception("live sessions could not be cut")
+            self._pending.add(scope)
+            log.exception("changes could not be enforced on live sessions")
 
     async def _stop_organizations(self, before: frozenset[str]) -> frozenset[str]:
         stopped = await run_sync(stopped_organizations, self.database)
@@ -174,60 +182,60 @@ class SessionEnforcer:
                 await self.link.put_account(org_id, environment, suspended=org_id in stopped)
         return stopped
 
-    async def _kick(self, wrong: list[SessionToClose]) -> None:
-        await asyncio.gather(*(self.link.kick(one.server, one.cid) for one in wrong))
+    async def _kick(self, closing: list[SessionToClose]) -> None:
+        await asyncio.gather(*(self.link.kick(session.server, session.cid) for session in closing))
 
-    def _note(
-        self, scope: TenantScope, epoch: str, revision: int, wrong: list[SessionToClose]
+    def _record_ended(
+        self, scope: TenantScope, epoch: str, revision: int, closing: list[SessionToClose]
     ) -> None:
-        """Keep what is being ended, to be counted; without that it is ended all the same."""
-        if not wrong:
+        """Record ended sessions for the receipts; if this fails, they are ended all the same."""
+        if not closing:
             return
         try:
-            session_receipts.note_ended(self.database, scope, epoch, revision, wrong)
-        except WardkeyError as failure:
-            log.warning("ended sessions could not be counted: %s", failure.code)
+            session_receipts.note_ended(self.database, scope, epoch, revision, closing)
+        except WardkeyError as error:
+            log.warning("ended sessions could not be counted: %s", error.code)
 
-    def _judged(
+    def _find_sessions_to_close(
         self, scope: TenantScope, sessions: list[Session]
     ) -> tuple[str, int, list[SessionToClose]]:
-        """Return the state of the feed, and what may not stay by it."""
+        """Return the feed's epoch and revision, and the sessions that must end as of these."""
         by_id: defaultdict[str, list[Session]] = defaultdict(list)
-        for one in sessions:
-            # Ours may have any client id, for as long as it removes the session of one.
-            if one.username != BRIDGE:
-                by_id[one.client_id].append(one)
-        wrong = []
+        for session in sessions:
+            # To remove a session, the bridge connects with that session's client id.
+            if session.username != BRIDGE:
+                by_id[session.client_id].append(session)
+        closing = []
         with self.database.read() as tx:
             epoch, revision = feed_state(tx)
             owners = find_owners(tx, scope, list(by_id))
             kids = {owner.grant_kid for owner in owners.values() if owner.grant_kid}
             grants = live_grants(tx, scope, kids)
             expired = expired_grants(tx, scope, kids - grants.keys())
-            for mqtt_id, found in by_id.items():
+            for mqtt_id, connected in by_id.items():
                 owner = owners.get(mqtt_id)
                 if owner is None:
-                    # Nobody can say whose it is, so whoever it is logs in anew.
-                    ending = found
+                    # Its owner is unknown, so the client has to log in again.
+                    ending = connected
                 else:
-                    ending = [one for one in found if not self._may_stay(tx, owner, one, grants)]
+                    ending = [s for s in connected if not self._may_stay(tx, owner, s, grants)]
                     if owner.grant_kid in expired:
-                        # No change ended it, so none counts it.
+                        # It ended by expiry, which must not count as ended by a change.
                         self.watch(scope, owner.connection, owner.grant_kid, 0)
-                        ending = [o for o in ending if (o.server, o.cid) != owner.connection]
+                        ending = [s for s in ending if (s.server, s.cid) != owner.connection]
                 subject_id = "" if owner is None else owner.subject_id
-                wrong += [SessionToClose(one.server, one.cid, subject_id) for one in ending]
+                closing += [SessionToClose(s.server, s.cid, subject_id) for s in ending]
                 known = grants.get(owner.grant_kid or "") if owner is not None else None
                 if owner is not None and known is not None:
                     self.watch(scope, owner.connection, owner.grant_kid or "", known.expires_at)
-        return epoch, revision, wrong
+        return epoch, revision, closing
 
     def _may_stay(
         self, tx: Transaction, owner: Owner, session: Session, grants: Mapping[str, KnownGrant]
     ) -> bool:
         if owner.connection != (session.server, session.cid):
-            # Another login with its client id was judged since, and may have come to nothing; what
-            # this one was let in with nobody knows any more, so whoever it is logs in anew.
+            # A later login with this client id, even one that failed, overwrote the rights of
+            # this session, so the client has to log in again.
             return False
         known = grants.get(owner.grant_kid) if owner.grant_kid else owner.client
         if known is None or known.id != owner.subject_id:
@@ -236,39 +244,39 @@ class SessionEnforcer:
             known.password_set_at > parse_iso(session.started_at)
         ):
             return False
-        now = self.rights.compile(tx, known.environment, known.actor(session.client_id))
-        return mark_of(now) == owner.rights
+        rights = self.rights.compile(tx, known.environment, known.actor(session.client_id))
+        return rights_digest(rights) == owner.rights
 
     def watch(
         self, scope: TenantScope, connection: ConnectionId, kid: str, expires_at: int
     ) -> None:
-        """End a session that a grant let in once it expires, unless it was refreshed by then.
+        """End a session once its grant expires, unless the grant is refreshed before.
 
-        From any thread; `expires_at` is in epoch milliseconds.
+        Can be called from any thread; `expires_at` is in epoch milliseconds.
         """
         with self._lock:
-            before = self._watched.get(connection)
-            # A refresh postpones the end, which is found out when the first one comes.
-            if before is None or before[1] != kid or expires_at < before[2]:
+            watched = self._watched.get(connection)
+            # A later expiry, after a refresh, is noticed when the earlier one is due.
+            if watched is None or watched[1] != kid or expires_at < watched[2]:
                 self._watched[connection] = scope, kid, expires_at
                 heappush(self._expiries, (expires_at, connection))
 
     async def end_expired(self) -> None:
         """End sessions whose grants have expired, until cancelled."""
         while True:
-            await asyncio.sleep(_EXPIRY_S)
+            await asyncio.sleep(_EXPIRY_POLL_S)
             due = self._take_due(self.database.clock())
             if not due:
                 continue
             try:
-                over = await run_sync(self._over, due)
-                await asyncio.gather(*(self.link.kick(*connection) for connection in over))
+                expired = await run_sync(self._find_expired, due)
+                await asyncio.gather(*(self.link.kick(*connection) for connection in expired))
             except BrokerUnreachable:
-                # Its sessions ended with it, or are looked at when it is back.
+                # The sessions ended with the broker, or are checked when it is back.
                 continue
             except Exception as error:  # as above
                 if isinstance(error, WardkeyError):
-                    log.warning("expired sessions could not be looked for: %s", error.code)
+                    log.warning("expired sessions could not be found: %s", error.code)
                 else:
                     log.exception("expired sessions could not be ended")
                 for connection, (scope, kid) in due.items():
@@ -285,18 +293,20 @@ class SessionEnforcer:
                     due[connection] = watched[:2]
         return due
 
-    def _over(self, due: Mapping[ConnectionId, tuple[TenantScope, str]]) -> list[ConnectionId]:
-        """Return whose grants are over, and watch for the end of the others."""
+    def _find_expired(
+        self, due: Mapping[ConnectionId, tuple[TenantScope, str]]
+    ) -> list[ConnectionId]:
+        """Return the connections whose grants have expired; keep watching the others."""
         by_scope: defaultdict[TenantScope, set[str]] = defaultdict(set)
         for scope, kid in due.values():
             by_scope[scope].add(kid)
         with self.database.read() as tx:
             live = {scope: live_grants(tx, scope, kids) for scope, kids in by_scope.items()}
-        over = []
+        expired = []
         for connection, (scope, kid) in due.items():
             known = live[scope].get(kid)
             if known is None:
-                over.append(connection)
+                expired.append(connection)
             else:
                 self.watch(scope, connection, kid, known.expires_at)
-        return over
+        return expired

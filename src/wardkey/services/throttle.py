@@ -1,4 +1,4 @@
-"""Limits on failed attempts, by address and by name, for all processes of one machine."""
+"""Limits failed attempts by address and by name, across all processes of one machine."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from wardkey.verify.shared_rates import SharedRates
 
 
 class Limit(Enum):
-    """How many attempts may fail at once, and how many later on."""
+    """Rate limits of failed attempts."""
 
-    # Ten, then one in 30 s: what a person guesses.
+    # Ten, then one every 30 s: for guesses by a person.
     PERSON = RateLimit(limit=2, period_ms=60_000, burst=10)
-    # A hundred, then one a second: many devices or users may share one address.
+    # A hundred, then one a second: for an address that many devices or users may share.
     SHARED = RateLimit(limit=60, period_ms=60_000, burst=100)
 
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A counted name of one kind; `weight` multiplies its limit."""
+    """A counter for one name of a kind; `weight` multiplies its limit."""
 
     kind: str
     name: str
@@ -35,7 +35,7 @@ class Counter:
 
     @property
     def scaled(self) -> tuple[RateLimit, str]:
-        """The limit with its weight, and the text that it is counted under."""
+        """The limit multiplied by the weight, and the counter's name in the shared file."""
         base: RateLimit = self.limit.value
         scaled = RateLimit(base.limit * self.weight, base.period_ms, base.burst * self.weight)
         return scaled, f"{self.kind} {self.name}"
@@ -44,8 +44,8 @@ class Counter:
 class Throttle:
     """Counts failed attempts in a file that all workers of a machine share.
 
-    An attempt is counted before it is judged and given back if it did not fail, so attempts in
-    parallel count as those in a row do.
+    An attempt is counted before it is checked and given back if it doesn't fail, so parallel
+    attempts count like sequential ones.
     """
 
     def __init__(self, file: Path) -> None:
@@ -57,9 +57,9 @@ class Throttle:
         *counters: Counter,
         failed: type[WardkeyError] | tuple[type[WardkeyError], ...] = Unauthenticated,
     ) -> Iterator[None]:
-        """Count an attempt during the block; it stays counted where the block raises `failed`.
+        """Count an attempt during the block; it stays counted if the block raises `failed`.
 
-        Raises `TooManyAttempts` with the wait, where one of the counters is used up.
+        Raises `TooManyAttempts` with the time to wait if a counter is exhausted.
         """
         self.take(*counters)
         try:
@@ -78,32 +78,32 @@ class Throttle:
         *counters: Counter,
         failed: type[WardkeyError] | tuple[type[WardkeyError], ...] = Unauthenticated,
     ) -> Iterator[None]:
-        """Count only what raises `failed` in the block, so that what is right is never held up.
+        """Count only if the block raises `failed`, so valid requests are never throttled.
 
-        For what cannot be guessed and costs little to judge. Raises `TooManyAttempts` in place of
-        the failure, where one of the counters is used up.
+        For secrets that can't be guessed and are cheap to check. Raises `TooManyAttempts` in place
+        of the error if a counter is exhausted.
         """
         try:
             yield
-        except failed as failure:
+        except failed as error:
             try:
                 self.take(*counters)
-            except TooManyAttempts as many:
-                raise many from failure
+            except TooManyAttempts as throttled:
+                raise throttled from error
             raise
 
     def take(self, *counters: Counter) -> None:
-        """Count an attempt; raises `TooManyAttempts`, and counts nothing then."""
-        wait_ms = self._counts.take([one.scaled for one in counters], _now_ms())
+        """Count an attempt; if it raises `TooManyAttempts`, nothing is counted."""
+        wait_ms = self._counts.take([counter.scaled for counter in counters], _now_ms())
         if wait_ms:
             raise TooManyAttempts(retry_after_s=wait_ms / 1000)
 
     def give_back(self, *counters: Counter) -> None:
-        """Uncount an attempt that did not fail."""
-        self._counts.give_back([one.scaled for one in counters], _now_ms())
+        """Remove an attempt that didn't fail from the counts."""
+        self._counts.give_back([counter.scaled for counter in counters], _now_ms())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._counts.close()
 
 
@@ -113,10 +113,10 @@ def by_address(kind: str, address: str, limit: Limit = Limit.PERSON) -> tuple[Co
 
 
 def by_account(email: str) -> Counter:
-    """Return the counter of an account, which every entry that takes its password shares."""
+    """Return the counter of an account, shared by everything that accepts its password."""
     return Counter("name", email.strip().lower())
 
 
 def _now_ms() -> int:
-    # On a clock that nobody sets back, or waits would last for as long.
+    # The boot clock can't be set back, which would prolong waits.
     return boottime() // 1_000_000

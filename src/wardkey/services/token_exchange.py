@@ -70,7 +70,7 @@ class TokenExchange:
     private_issuers: bool
     providers: TrustedProviders = field(default_factory=TrustedProviders)
     # Limits tests of providers, each of which waits for an issuer in a thread.
-    tests: WorkSlots = field(default_factory=lambda: WorkSlots(most=4, most_each=2))
+    tests: WorkSlots = field(default_factory=lambda: WorkSlots(total=4, per_organization=2))
     _waiting: list[tuple[VerifiedToken, asyncio.Future[MintedGrant]]] = field(default_factory=list)
     _minting: asyncio.Task[None] | None = None
 
@@ -250,11 +250,11 @@ class TokenExchange:
 
     def _write(self, exchanges: Sequence[VerifiedToken]) -> list[MintedGrant | WardkeyError]:
         with self.database.write() as tx:
-            made = mint_together(tx, exchanges)
+            results = mint_together(tx, exchanges)
         # A transaction that was rolled back leaves its revision to another.
         if tx.position:
             self.providers.skip_revision(tx.revision)
-        return made
+        return results
 
     def _trusted(self, org_id: str, environment: Environment) -> Sequence[TrustedProvider]:
         revision = self.verifier.directory.revision()

@@ -1,4 +1,4 @@
-"""Limits on how much costly work runs at once, in this process and for one organization."""
+"""Limits how much costly work runs at once, in this process and for each organization."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _RETRY_S = 5.0
 
 
 class WorkSlots:
-    """At most `most` slots in this process, and `most_each` of them for one organization."""
+    """At most `total` slots in this process, and `per_organization` of them for one."""
 
-    def __init__(self, most: int, most_each: int) -> None:
-        self._most, self._most_each = most, most_each
+    def __init__(self, total: int, per_organization: int) -> None:
+        self._total, self._per_organization = total, per_organization
         self._taken: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def take(self, org_id: str) -> None:
         """Take a slot, which `give_back` frees; raises `Overloaded` if none is free."""
         with self._lock:
-            if self._taken.total() >= self._most or self._taken[org_id] >= self._most_each:
+            if self._taken.total() >= self._total or self._taken[org_id] >= self._per_organization:
                 raise Overloaded(retry_after_s=_RETRY_S)
             self._taken[org_id] += 1
 
     def give_back(self, org_id: str) -> None:
-        """Free a slot that was taken."""
+        """Free a slot."""
         with self._lock:
             self._taken[org_id] -= 1
             if not self._taken[org_id]:

@@ -1,1 +1,1 @@
-"""What all HTTP routes share: connections, callers, problems, limits and pagination."""
+"""Shared parts of all HTTP routes: connections, authentication, problems, limits, pagination."""

@@ -1,4 +1,4 @@
-"""The access log: one record for each HTTP request, where the operator asks for it."""
+"""The optional access log: one record for each HTTP request."""
 
 from __future__ import annotations
 

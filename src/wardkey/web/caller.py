@@ -1,4 +1,4 @@
-"""Who calls: the credential of a request turned into a Principal."""
+"""Authentication: turns the credential of a request into a Principal."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.raw_http import RawRequest
 from wardkey.web.request_faults import unknown_parameter
 
-# An address with a zone, brackets and a port is shorter.
-_LONGEST_HOP = 128
-_LONGEST_ORGANIZATION = 64
+# Longer than any address with a zone, brackets and a port.
+_MAX_HOP = 128
+_MAX_ORGANIZATION = 64
 _BEARER = ("Bearer", "bearer")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A Principal with the credential that it showed; `known` is the record of a key."""
+    """A Principal with the credential it presented; `known` is the record of its key, if any."""
 
     by: Principal
     text: str = field(repr=False)
@@ -53,7 +53,7 @@ class Caller:
 
     @property
     def kid(self) -> str:
-        """The kid of a key's secret, empty for others."""
+        """The kid of the key's secret, or "" for other credentials."""
         return "" if self.known is None else self.known.kid
 
     @property
@@ -62,41 +62,41 @@ class Caller:
         return blake2b(self.text.encode("utf-8", "surrogateescape"), digest_size=32).digest()
 
     def acting_in(self, environment: Environment | None) -> Principal:
-        """Return the Principal in the environment that the body names.
+        """Return the Principal in the environment given in the body.
 
-        A member may work in either; a key stays in its own, and actions refuse the other.
+        Members can act in both; a key keeps its own, and actions reject the other.
         """
         if environment is None or self.by.kind is not PrincipalKind.MEMBER:
             return self.by
         return replace(self.by, environment=environment)
 
 
-def client_address(incoming: RawRequest, context: AppContext) -> str:
-    """Return the address of the end client; forwarded ones count from trusted proxies only.
+def client_address(incoming: RawRequest, ctx: AppContext) -> str:
+    """Return the address of the end client; X-Forwarded-For counts only from trusted proxies.
 
-    X-Forwarded-For is read from its right end, past the trusted proxies.
+    The header is read from the right, skipping the trusted proxies.
     """
     address = incoming.peer
-    if not context.proxies:
+    if not ctx.proxies:
         return address
     chain = ",".join(incoming.headers_named(b"x-forwarded-for")).split(",")
     for hop in reversed([item.strip() for item in chain if item.strip()]):
-        if not contains(context.proxies, address):
+        if not contains(ctx.proxies, address):
             break
-        address = bare_address(hop[:_LONGEST_HOP])
+        address = bare_address(hop[:_MAX_HOP])
     return address[:64]
 
 
-def shown_credential(incoming: RawRequest, context: AppContext) -> str:
-    """Return the one credential of the request's headers, or an empty text.
+def find_credential(incoming: RawRequest, ctx: AppContext) -> str:
+    """Return the one credential in the request's headers, or "" if there is none.
 
     Raises `AmbiguousCredentials`, `CredentialInUrl`.
     """
-    if incoming.query and _shows_credential(incoming.query, context.runner.database.brand):
+    if incoming.query and _has_credential(incoming.query, ctx.runner.database.brand):
         raise CredentialInUrl
 
     def is_ours(text: str) -> bool:
-        brand, directory = context.runner.database.brand, context.verifier.directory
+        brand, directory = ctx.runner.database.brand, ctx.verifier.directory
         return looks_like_ours(text, brand=brand) or directory.has_import_prefix(text)
 
     texts: list[str] = []
@@ -106,60 +106,60 @@ def shown_credential(incoming: RawRequest, context: AppContext) -> str:
             texts.append(trim_field(rest))
         else:
             texts += authorization_texts(value, is_ours)
-    for name in context.key_names:
+    for name in ctx.key_names:
         if name in incoming.named:
             texts += map(trim_field, incoming.headers_named(name))
     return texts[0] if len(texts) == 1 else choose_credential(texts, is_ours)
 
 
-def no_credential(incoming: RawRequest, context: AppContext) -> MissingCredentials:
-    """Return the failure of a request without a credential, which names what came instead."""
-    brand, read = context.runner.database.brand, (b"authorization", *context.key_names)
+def missing_credentials_error(incoming: RawRequest, ctx: AppContext) -> MissingCredentials:
+    """Return the error for a request without a credential, naming what it sent instead."""
+    brand, read = ctx.runner.database.brand, (b"authorization", *ctx.key_names)
     others = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in incoming.headers
         if name not in read
     ]
-    said = explain_missing(
+    detail = explain_missing(
         incoming.headers_named(b"authorization"), others, partial(looks_like_ours, brand=brand)
     )
-    return MissingCredentials(said)
+    return MissingCredentials(detail)
 
 
-def is_ordinary(incoming: RawRequest, context: AppContext) -> bool:
-    """Return whether at most one header field presents a credential, as Bearer or as a key.
+def has_simple_credential(incoming: RawRequest, ctx: AppContext) -> bool:
+    """Return whether at most one header carries a credential, as Bearer or as a key.
 
-    Other forms may need a look at the import prefixes, or hide a person's token from the lane, so
-    the event loop leaves them to the framework's threads.
+    Other forms may need the import prefixes, or hide a user token from the fast path, so they are
+    left to the framework's threads.
     """
     named = incoming.named
-    shown = named.get(b"authorization")
-    if shown is not None and shown[:7].lower() != b"bearer ":
+    authorization = named.get(b"authorization")
+    if authorization is not None and authorization[:7].lower() != b"bearer ":
         return False
-    count = 0 if shown is None else 1
-    for name in context.key_names:
+    count = 0 if authorization is None else 1
+    for name in ctx.key_names:
         if name in named:
             count += 1
     if count <= 1 and len(named) != len(incoming.headers):
-        names = (b"authorization", *context.key_names)
+        names = (b"authorization", *ctx.key_names)
         count = sum(name in names for name, _ in incoming.headers)
     return count <= 1
 
 
-def is_caller_cached(incoming: RawRequest, context: AppContext, keys: Sequence[str] = ()) -> bool:
-    """Tell whether memory holds the caller's credential and `keys`: no network needed."""
-    if not is_ordinary(incoming, context):
+def is_caller_cached(incoming: RawRequest, ctx: AppContext, keys: Sequence[str] = ()) -> bool:
+    """Return whether the caller's credential and `keys` are cached, so no network is needed."""
+    if not has_simple_credential(incoming, ctx):
         return False
     try:
-        asked = [shown_credential(incoming, context), *map(trim, keys)]
+        secrets = [find_credential(incoming, ctx), *map(trim, keys)]
     except WardkeyError:
         return True
-    return all(context.verifier.directory.is_cached(kid_of(text)) for text in asked)
+    return all(ctx.verifier.directory.is_cached(kid_of(text)) for text in secrets)
 
 
-# A proxy asks with the same few URLs all the time.
+# A proxy sends the same few URLs all the time.
 @lru_cache(maxsize=1024)
-def _shows_credential(query: bytes, brand: str) -> bool:
+def _has_credential(query: bytes, brand: str) -> bool:
     return any(
         looks_like_ours(text.removeprefix("Bearer "), brand=brand)
         for pair in parse_qsl(query.decode("latin-1"), keep_blank_values=True)
@@ -167,8 +167,8 @@ def _shows_credential(query: bytes, brand: str) -> bool:
     )
 
 
-def from_browser(incoming: RawRequest) -> bool:
-    """Tell whether a browser sent this; Node's fetch sends Sec-Fetch-Mode, but not these."""
+def is_from_browser(incoming: RawRequest) -> bool:
+    """Return whether a browser sent the request; Node's fetch sends neither of these headers."""
     return b"origin" in incoming.named or b"sec-fetch-site" in incoming.named
 
 
@@ -190,34 +190,34 @@ def key_principal(known: KnownSecret, address: str, user_agent: str, origin: str
     )
 
 
-def note_exposure(context: AppContext, known: KnownSecret, address: str, agent: str) -> None:
-    """Say in the audit that a browser sent a secret key, once a minute for each key."""
+def audit_exposure(ctx: AppContext, known: KnownSecret, address: str, agent: str) -> None:
+    """Audit that a browser sent a secret key, once a minute for each key."""
     by = key_principal(known, address, agent)
-    context.runner.aggregator.aggregate(by, "key.exposed", f"{known.kid} was sent by a browser")
+    ctx.runner.aggregator.aggregate(by, "key.exposed", f"{known.kid} was sent by a browser")
 
 
-def identify_caller(incoming: RawRequest, context: AppContext) -> Caller:
-    """Return who shows a credential; raises what is wrong with it."""
-    seen = incoming.seen
-    if seen.known is not None and _tells_the_same(incoming, context):
-        caller: Caller = seen.caller
+def identify_caller(incoming: RawRequest, ctx: AppContext) -> Caller:
+    """Return the caller authenticated by its credential; raises why it is rejected."""
+    cache = incoming.cache
+    if cache.known is not None and _is_cache_valid(incoming, ctx):
+        caller: Caller = cache.caller
         by = caller.by
-        if context.verifier.revalidate(seen.known, by.address, by.user_agent, incoming.route):
+        if ctx.verifier.revalidate(cache.known, by.address, by.user_agent, incoming.route):
             return caller
-    text = shown_credential(incoming, context)
+    text = find_credential(incoming, ctx)
     if not text:
-        raise no_credential(incoming, context)
-    address = client_address(incoming, context)
+        raise missing_credentials_error(incoming, ctx)
+    address = client_address(incoming, ctx)
     agent = incoming.header(b"user-agent")[:MOST_TAKEN]
-    secret = parse(text, brand=context.runner.database.brand)
+    secret = parse(text, brand=ctx.runner.database.brand)
     if not isinstance(secret, Malformed) and secret.kind is not SecretKind.SECRET:
         if secret.kind is SecretKind.USER:
-            with context.runner.database.read() as tx:
+            with ctx.runner.database.read() as tx:
                 return Caller(
                     replace(identify(tx, secret), address=address, user_agent=agent), text
                 )
         if secret.kind is SecretKind.SERVICE:
-            service = context.verifier.service_key(secret, address)
+            service = ctx.verifier.service_key(secret, address)
             by = Principal(
                 PrincipalKind.SERVICE_KEY,
                 service.kid,
@@ -226,94 +226,94 @@ def identify_caller(incoming: RawRequest, context: AppContext) -> Caller:
                 user_agent=agent,
             )
             return Caller(by, text)
-    asked = VerificationRequest(
+    request = VerificationRequest(
         text,
         address=address,
         origin=incoming.header(b"origin"),
-        browser=from_browser(incoming),
+        browser=is_from_browser(incoming),
     )
-    answer = context.verifier.verify(asked, agent, incoming.route)
-    if answer.verdict is not Verdict.VALID or answer.known is None:
-        failure = answer.failure(asked)
-        if isinstance(failure, SecretKeyInBrowser) and answer.known is not None:
-            note_exposure(context, answer.known, address, agent)
-        raise failure
-    by = key_principal(answer.known, address, agent, asked.origin)
-    caller = Caller(by, text, answer.known)
+    result = ctx.verifier.verify(request, agent, incoming.route)
+    if result.verdict is not Verdict.VALID or result.known is None:
+        error = result.failure(request)
+        if isinstance(error, SecretKeyInBrowser) and result.known is not None:
+            audit_exposure(ctx, result.known, address, agent)
+        raise error
+    by = key_principal(result.known, address, agent, request.origin)
+    caller = Caller(by, text, result.known)
     if len(incoming.named) == len(incoming.headers):
-        seen.named, seen.query = incoming.named, incoming.query
-        seen.known, seen.caller = answer.known, caller
+        cache.named, cache.query = incoming.named, incoming.query
+        cache.known, cache.caller = result.known, caller
     return caller
 
 
-def caller_in_organization(incoming: RawRequest, context: AppContext) -> Caller:
-    """Return the caller inside an organization: a key in its own, or a person in the one named.
+def caller_in_organization(incoming: RawRequest, ctx: AppContext) -> Caller:
+    """Return the caller in an organization: a key's own, or the one a user's headers name.
 
-    Raises `OtherOrganization`, `WrongEnvironment` if the header fields name another one to a key.
+    Raises `OtherOrganization`, `WrongEnvironment` if a key's headers name another one.
     """
-    caller = identify_caller(incoming, context)
+    caller = identify_caller(incoming, ctx)
     if caller.by.kind is not PrincipalKind.USER:
-        _require_own_place(caller, incoming)
+        _require_own_scope(caller, incoming)
         return caller
     organization = incoming.header(b"wardkey-organization")
     try:
         environment = Environment(incoming.header(b"wardkey-environment") or Environment.LIVE)
     except ValueError:
         environment = None
-    if environment is None or len(organization) > _LONGEST_ORGANIZATION:
+    if environment is None or len(organization) > _MAX_ORGANIZATION:
         raise InvalidRequest(
-            "Wardkey-Organization is a slug or an id, Wardkey-Environment live or test."
+            "Send a slug or an id in Wardkey-Organization, and live or test in Wardkey-Environment."
         )
-    with context.runner.database.read() as tx:
+    with ctx.runner.database.read() as tx:
         return Caller(as_member(tx, caller.by, organization, environment), caller.text)
 
 
-def _require_own_place(caller: Caller, incoming: RawRequest) -> None:
-    """Refuse header fields that name another organization or environment than a key acts in."""
-    named = incoming.header(b"wardkey-organization")
+def _require_own_scope(caller: Caller, incoming: RawRequest) -> None:
+    """Reject headers that name another organization or environment than the key's."""
+    organization = incoming.header(b"wardkey-organization")
     known = caller.known
-    if named:
+    if organization:
         if known is None:
             raise OtherOrganization(
-                "A service key belongs to no organization; leave out Wardkey-Organization, and "
-                "name the organization in the body."
+                "A service key doesn't belong to an organization; remove the Wardkey-Organization "
+                "header, and name the organization in the body."
             )
-        if not known.is_of(named):
+        if not known.is_of(organization):
             raise OtherOrganization(
-                "Wardkey-Organization names another organization than the key's, and a key acts "
-                "in its own only; leave the header out, or send a key of that organization."
+                "Wardkey-Organization names a different organization than the key's; remove the "
+                "header, or send a key of that organization."
             )
-    named = incoming.header(b"wardkey-environment")
-    if named and known is not None and named != known.environment:
+    environment = incoming.header(b"wardkey-environment")
+    if environment and known is not None and environment != known.environment:
         raise WrongEnvironment(
-            f"This is a {known.environment} key, and Wardkey-Environment names another "
-            "environment; leave the header out, or send a key of that environment."
+            f"Wardkey-Environment names another environment, but this is a {known.environment} "
+            "key; remove the header, or send a key of that environment."
         )
 
 
-def _tells_the_same(incoming: RawRequest, context: AppContext) -> bool:
-    """Tell whether everything that a caller's identity hangs on is as in the request before."""
-    named, before = incoming.named, incoming.seen.named
-    if incoming.query != incoming.seen.query or len(named) != len(incoming.headers):
+def _is_cache_valid(incoming: RawRequest, ctx: AppContext) -> bool:
+    """Return whether everything that identifies the caller equals the previous request's."""
+    named, previous = incoming.named, incoming.cache.named
+    if incoming.query != incoming.cache.query or len(named) != len(incoming.headers):
         return False
-    if named is before:
+    if named is previous:
         return True
-    if any(named.get(name) != before.get(name) for name in context.identity_headers):
+    if any(named.get(name) != previous.get(name) for name in ctx.identity_headers):
         return False
-    incoming.seen.named = named
+    incoming.cache.named = named
     return True
 
 
-def _caller(request: Request, context: CurrentContext) -> Caller:
+def _caller(request: Request, ctx: CurrentContext) -> Caller:
     incoming = RawRequest.of(request)
-    # A request without any credential is told so first.
-    if shown_credential(incoming, context):
-        _refuse_unknown_parameters(request)
-    return identify_caller(incoming, context)
+    # A missing credential is reported before unknown parameters.
+    if find_credential(incoming, ctx):
+        _reject_unknown_parameters(request)
+    return identify_caller(incoming, ctx)
 
 
-def _refuse_unknown_parameters(request: Request) -> None:
-    """Refuse what the route does not take: a mistyped filter would list everything."""
+def _reject_unknown_parameters(request: Request) -> None:
+    """Reject parameters that the route doesn't have: a misspelled filter would list everything."""
     known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
     unknown = sorted(set(request.query_params) - known)
     if unknown:
@@ -331,21 +331,18 @@ def _in_organization(
         str,
         Header(
             max_length=64,
-            description="Slug or id: where a person acts who is in several organizations. "
-            "Keys act in their own, and any other is refused.",
+            description="Slug or id of the organization, for users in several. A key acts only in "
+            "its own.",
         ),
     ] = "",
     wardkey_environment: Annotated[
         Environment,
-        Header(
-            description="Where a person acts. Keys act in their own environment, and the other "
-            "is refused."
-        ),
+        Header(description="The environment, for users. A key acts only in its own."),
     ] = Environment.LIVE,
 ) -> Caller:
-    """Return the caller inside an organization: a key in its own, or a person in the one named."""
+    """Return the caller in an organization: a key's own, or the one a user's headers name."""
     if caller.by.kind is not PrincipalKind.USER:
-        _require_own_place(caller, RawRequest.of(request))
+        _require_own_scope(caller, RawRequest.of(request))
         return caller
     with ctx.runner.database.read() as tx:
         by = as_member(tx, caller.by, wardkey_organization, wardkey_environment)
@@ -355,25 +352,25 @@ def _in_organization(
 CurrentCaller = Annotated[Caller, Depends(_in_organization)]
 
 
-def asks_credential(route: object) -> bool:
-    """Tell whether a route identifies its caller, for the OpenAPI document."""
-    open_ends = [getattr(route, "dependant", None)]
-    while open_ends:
-        found = open_ends.pop()
-        if found is None:
+def requires_credential(route: object) -> bool:
+    """Return whether a route authenticates its caller, for the OpenAPI document."""
+    stack = [getattr(route, "dependant", None)]
+    while stack:
+        dependant = stack.pop()
+        if dependant is None:
             continue
-        if found.call is _caller:
+        if dependant.call is _caller:
             return True
-        open_ends.extend(found.dependencies)
+        stack.extend(dependant.dependencies)
     return False
 
 
-def anonymous_principal(request: Request, context: AppContext) -> Principal:
-    """Return a Principal without any permission, for routes that identify by a link."""
+def anonymous_principal(request: Request, ctx: AppContext) -> Principal:
+    """Return a Principal without permissions, for routes authenticated by a one-time link."""
     return Principal(
         PrincipalKind.USER,
         "",
         "",
-        address=client_address(RawRequest.of(request), context),
+        address=client_address(RawRequest.of(request), ctx),
         user_agent=request.headers.get("user-agent", "")[:MOST_TAKEN],
     )

@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection: where a request begins and ends, decided before any route sees it.
+"""HTTP/1.1 connections: finds where each request begins and ends, before any route sees it.
 
-Requests that parsers read in different ways are refused (RFC 9112 §11.2), and what follows a
-refusal, a `Connection: close` or an unread body is never parsed.
+Requests that parsers could read in different ways are refused (RFC 9112 §11.2). Nothing is parsed
+after a refusal, a `Connection: close` or an unread body.
 """
 
 from __future__ import annotations
@@ -21,47 +21,48 @@ from wardkey.domain.errors import (
     RequestTimeout,
     WardkeyError,
 )
-from wardkey.web.request_head import MOST_HEAD, check_head, head_size, origin_form
+from wardkey.web.request_head import MAX_HEAD, check_head, head_size, origin_form
 
 log = logging.getLogger(__name__)
 
 SLOW_S = 30.0
-# How long what a client still sends is dropped, so that it can read why it was refused.
+# How long further input is discarded before closing, so the client can read the response.
 LINGER_S = 2.0
-_LOOK_S = 5.0
+_TIMEOUT_CHECK_S = 5.0
 _END_OF_HEAD = b"\r\n\r\n"
 # Requests shorter than this are parsed a few at a time.
-_LEAST_SLICE = 64
+_MIN_SLICE = 64
 _BODY_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"expect"})
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol with bounds, which keeps in step with the client or closes.
+    """uvicorn's protocol with limits on time and size.
 
-    One request is answered at a time: what follows it on the connection waits unparsed.
+    It answers one request at a time; pipelined requests wait unparsed.
     """
 
-    # When the request that is being received began, and since when nothing was received or sent.
-    _begun: float | None = None
+    # Times of the event loop; the first is when the request being received began.
+    _receiving_since: float | None = None
     _idle_since: float | None = None
     _stalled_since: float | None = None
     _closing_since: float | None = None
-    # Bytes after a request that has no answer yet, and how many of them were parsed already.
-    _held = b""
-    _held_start = 0
-    # Nothing more is parsed; a refusal waits for answers that are due before it.
-    _ended = False
+    # Bytes received after an unanswered request, and how many of them are already parsed.
+    _buffered = b""
+    _buffered_start = 0
+    # Nothing more is parsed; a refusal waits until earlier requests are answered.
+    _reading_ended = False
     _refusal: WardkeyError | None = None
     _in_head = False
     _drops_body = False
     _lingers = False
     _shuts_down = False
     _offers_upgrade = False
-    # Whether the bytes parsed last completed a head or held a part of a body, and how many did not.
+    # Whether the last bytes completed a head or contained part of a body, how many bytes in a row
+    # did neither, and the size of the head so far.
     _progressed = False
     _idle_bytes = 0
-    _fed = 0
-    # Of the head that was checked last: its fields by name, and whether it announces a body.
+    _fed_bytes = 0
+    # The last head: its fields by name, and whether it announces a body.
     named: dict[bytes, bytes]
     has_body = False
     _version = "1.1"
@@ -71,69 +72,69 @@ class Connection(HttpToolsProtocol):
         self.parser = self._new_parser()
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - asyncio's transports
-        """Take a new connection."""
+        """Set up a new connection."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self)
         self._idle_since = self.loop.time()
-        self._looking = self.loop.call_later(_LOOK_S, self._look_for_slow)
+        self._timeout_check = self.loop.call_later(_TIMEOUT_CHECK_S, self._check_timeouts)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of a connection."""
-        self._looking.cancel()
+        """Release a closed connection."""
+        self._timeout_check.cancel()
         if self._lingers:
-            self._lingering.cancel()
+            self._linger_end.cancel()
         self.end_reading()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, or hold it while an earlier request has no answer."""
-        if self._ended:
+        """Parse the data, or buffer it while an earlier request is unanswered."""
+        if self._reading_ended:
             return
-        if self._held:
-            # The transport had read this before it was paused.
-            self._held, self._held_start = self._held[self._held_start :] + data, 0
+        if self._buffered:
+            # The transport had already read this when it was paused.
+            self._buffered, self._buffered_start = self._buffered[self._buffered_start :] + data, 0
         else:
             self._receive(data)
 
     def pause_writing(self) -> None:
-        """Note since when the client reads nothing."""
+        """Record when the client stopped reading."""
         super().pause_writing()
         self._stalled_since = self.loop.time()
 
     def resume_writing(self) -> None:
-        """Note that the client reads again."""
+        """Record that the client is reading again."""
         super().resume_writing()
         self._stalled_since = None
 
     def on_message_begin(self) -> None:
-        """Begin a request; the framework's scope is made only if it is needed."""
-        if self._ended:
+        """Begin a request; the framework's scope is created only if needed."""
+        if self._reading_ended:
             return
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
         self._in_head = True
-        self._begun = self.loop.time()
+        self._receiving_since = self.loop.time()
         self._idle_since = None
 
     def on_url(self, url: bytes) -> None:
-        """Take a part of the request's target."""
-        if not self._ended:
+        """Append a part of the request target."""
+        if not self._reading_ended:
             self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header field; those that come after the body (trailers) are dropped."""
+        """Append a header; trailers, which come after the body, are dropped."""
         if self._in_head:
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Check the head and take the request, unless it has to be parsed again."""
+        """Check the head and start the request, unless the head must be parsed again."""
         self._in_head = False
         self._progressed = True
         self._offers_upgrade = self.parser.should_upgrade()
-        if self._offers_upgrade or self._ended:
+        if self._offers_upgrade or self._reading_ended:
             return
-        if self._fed > MOST_HEAD and head_size(self.url, self.headers) > MOST_HEAD:
+        if self._fed_bytes > MAX_HEAD and head_size(self.url, self.headers) > MAX_HEAD:
             self.refuse(HeadersTooLarge())
             return
         try:
@@ -143,28 +144,28 @@ class Connection(HttpToolsProtocol):
             if not self.url.startswith(b"/"):
                 self.url = origin_form(self.url, self.headers)
             self.take_request()
-        except WardkeyError as failure:
-            self.refuse(failure)
+        except WardkeyError as error:
+            self.refuse(error)
         except httptools.HttpParserInvalidURLError:
             self.refuse(InvalidHttp())
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
+        """Pass on a part of the body."""
         self._progressed = True
-        if not self._ended:
+        if not self._reading_ended:
             self.take_body(body)
 
     def on_message_complete(self) -> None:
-        """End the request, and the reading with it where the client sends no other."""
+        """Complete the request; stop reading if the client will not send another."""
         self._progressed = True
-        if self._offers_upgrade or self._ended:
+        if self._offers_upgrade or self._reading_ended:
             return
-        self._begun = None
-        self._ended = self._version == "1.0" or not self.parser.should_keep_alive()
+        self._receiving_since = None
+        self._reading_ended = self._version == "1.0" or not self.parser.should_keep_alive()
         self.complete_request()
 
     def on_response_complete(self) -> None:
-        """Go on with what waited for this answer."""
+        """Continue with the requests that waited for this response."""
         self.server_state.total_requests += 1
         if self.transport.is_closing() or self._lingers:
             return
@@ -174,7 +175,7 @@ class Connection(HttpToolsProtocol):
             self.refuse(self._refusal)
             return
         elif self.cycle.more_body:
-            # The rest of the body has no use, and reading it would have no bound.
+            # Reading the rest of an unused body could take forever.
             self.close_gently()
             return
         self.proceed()
@@ -184,12 +185,12 @@ class Connection(HttpToolsProtocol):
         self.refuse(InvalidHttp())
 
     def shutdown(self) -> None:
-        """Close when the request that is being answered has its answer."""
+        """Close after the current request is answered."""
         self._shuts_down = True
         super().shutdown()
 
     def take_request(self) -> None:
-        """Handle a head that was checked; the framework does unless a subclass knows better."""
+        """Handle a checked head: pass it to the framework, unless a subclass overrides this."""
         self.hand_to_framework()
 
     def take_body(self, body: bytes) -> None:
@@ -200,44 +201,44 @@ class Connection(HttpToolsProtocol):
         """Handle the end of a request."""
         super().on_message_complete()
 
-    def write_refusal(self, failure: WardkeyError) -> None:
-        """Answer with `failure`."""
+    def write_refusal(self, error: WardkeyError) -> None:
+        """Write the response for `error`."""
         raise NotImplementedError
 
     @property
-    def holds_bytes(self) -> bool:
-        """Whether bytes wait unparsed for an answer."""
-        return bool(self._held)
+    def has_buffered_bytes(self) -> bool:
+        """Whether unparsed bytes wait until a request is answered."""
+        return bool(self._buffered)
 
     @property
     def is_answering(self) -> bool:
-        """Whether an earlier request of this connection has no complete answer yet."""
-        # uvicorn's annotation leaves out that there is none before the first request.
+        """Whether an earlier request of this connection is not completely answered yet."""
+        # uvicorn's annotation omits that it is None before the first request.
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
 
     @property
     def is_free(self) -> bool:
-        """Whether an answer can be written now: none is due before it, and the client reads."""
+        """Whether a response can be written now: no other is due first, and the client reads."""
         return (
             not self.is_answering and not self.flow.write_paused and not self.transport.is_closing()
         )
 
     def drop_body(self) -> None:
-        """Answer the request without its body and close: the body may never come."""
+        """Answer the request without its body, which may never come, and close."""
         self._drops_body = True
         self.headers = [field for field in self.headers if field[0] not in _BODY_FIELDS]
         self.named = dict(self.headers)
         self.end_reading()
 
     def end_reading(self) -> None:
-        """Parse nothing more of this connection."""
-        self._ended = True
-        self._begun = None
-        self._held = b""
+        """Stop parsing this connection's input."""
+        self._reading_ended = True
+        self._receiving_since = None
+        self._buffered = b""
 
     def hand_to_framework(self) -> None:
-        """Let uvicorn start the application on this request."""
+        """Let uvicorn run the application for this request."""
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url = url
@@ -252,43 +253,43 @@ class Connection(HttpToolsProtocol):
         self.cycle.transport = cast("Any", _LingeringTransport(self))
 
     def proceed(self) -> None:
-        """Go on after an answer: with what was held meanwhile, or idle."""
-        if self._ended:
+        """Continue after a response: parse the buffered bytes, or become idle."""
+        if self._reading_ended:
             if not self.is_answering:
                 self.close_gently()
             return
-        held, self._held = self._held, b""
-        if held:
-            self._receive(held, self._held_start)
+        buffered, self._buffered = self._buffered, b""
+        if buffered:
+            self._receive(buffered, self._buffered_start)
         self.flow.resume_reading()
-        if self._begun is None and not self.is_answering:
+        if self._receiving_since is None and not self.is_answering:
             self._idle_since = self.loop.time()
 
-    def refuse(self, failure: WardkeyError) -> None:
-        """Answer `failure` after the answers that are due before it, and close."""
+    def refuse(self, error: WardkeyError) -> None:
+        """Send `error` after the responses that are due before it, and close."""
         self.end_reading()
         if self.transport.is_closing() or self._lingers:
             return
         if self.pipeline:
             if self.cycle.more_body:
                 self.pipeline.popleft()
-            self._refusal = failure
+            self._refusal = error
             return
         if self.is_answering:
             if not self.cycle.more_body:
-                self._refusal = failure
+                self._refusal = error
                 return
-            # The request that is refused had begun; its application is told that it broke off.
+            # The application already handles the refused request; signal that it was cut short.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             if self.cycle.response_started:
                 self.transport.close()
                 return
-        self.write_refusal(failure)
+        self.write_refusal(error)
         self.close_gently()
 
     def close_gently(self) -> None:
-        """Close once the client has, or after a while: a reset could discard the answer."""
+        """Close after the client does, or after `LINGER_S`: a reset could discard the response."""
         self.end_reading()
         if self.transport.is_closing() or self._lingers:
             return
@@ -298,33 +299,33 @@ class Connection(HttpToolsProtocol):
         self._lingers = True
         self.transport.write_eof()
         self.flow.resume_reading()
-        self._lingering = self.loop.call_later(LINGER_S, self.transport.close)
+        self._linger_end = self.loop.call_later(LINGER_S, self.transport.close)
 
     def _receive(self, data: bytes, start: int = 0) -> None:
-        """Parse bytes up to a request that has to wait for an answer; hold the rest."""
+        """Parse bytes up to a request that must wait for a response; buffer the rest."""
         size = len(data)
-        while start < size and not self._ended and not self.transport.is_closing():
-            if self.pipeline or (self._begun is None and self.is_answering):
-                self._held, self._held_start = data, start
+        while start < size and not self._reading_ended and not self.transport.is_closing():
+            if self.pipeline or (self._receiving_since is None and self.is_answering):
+                self._buffered, self._buffered_start = data, start
                 self.flow.pause_reading()
                 return
             end = _slice_end(data, start)
             start += self._feed(data if end - start == size else data[start:end])
 
     def _feed(self, data: bytes) -> int:
-        """Parse bytes; return how many of them were used."""
+        """Parse bytes; return the number used."""
         self._progressed = False
-        self._fed = self._idle_bytes + len(data)
+        self._fed_bytes = self._idle_bytes + len(data)
         used = self._parse(data)
-        self._idle_bytes = 0 if self._progressed else self._fed
-        if self._idle_bytes > MOST_HEAD and not self._ended:
+        self._idle_bytes = 0 if self._progressed else self._fed_bytes
+        if self._idle_bytes > MAX_HEAD and not self._reading_ended:
             self.refuse(HeadersTooLarge())
         return used
 
     def _parse(self, data: bytes) -> int:
-        """Feed the parser, refuse what it refuses; return how many bytes were used.
+        """Feed the parser, and refuse what it rejects; return the number of bytes used.
 
-        httptools takes the body of a request that offers an upgrade for bytes of another protocol
+        httptools treats the body of a request that offers an upgrade as another protocol
         (Kludex/uvicorn#2722), so its head is parsed again without the offer (RFC 9110 §7.8).
         """
         try:
@@ -336,14 +337,14 @@ class Connection(HttpToolsProtocol):
             self.refuse(InternalError())
             return len(data)
         except httptools.HttpParserError:
-            if not self._ended:
+            if not self._reading_ended:
                 self.refuse(InvalidHttp())
             return len(data)
         else:
             return len(data)
         if self.parser.get_method() == b"CONNECT":
-            self.refuse(InvalidHttp("CONNECT is not served; send the request itself."))
-        elif not self._ended:
+            self.refuse(InvalidHttp("CONNECT is not supported; send the request itself."))
+        elif not self._reading_ended:
             head = self._head_without_offer()
             self.parser = self._new_parser()
             self._parse(head)
@@ -361,13 +362,13 @@ class Connection(HttpToolsProtocol):
         line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
         return b"".join([line, *fields, b"\r\n"])
 
-    def _look_for_slow(self) -> None:
+    def _check_timeouts(self) -> None:
         """Close a connection that is idle, or whose client sends or reads too slowly.
 
-        One look in five seconds costs less than a timer for each answer.
+        A check every five seconds costs less than a timer for each response.
         """
         now = self.loop.time()
-        self._looking = self.loop.call_later(_LOOK_S, self._look_for_slow)
+        self._timeout_check = self.loop.call_later(_TIMEOUT_CHECK_S, self._check_timeouts)
         if self.transport.is_closing():
             self._closing_since = self._closing_since or now
             if now - self._closing_since > SLOW_S:
@@ -376,24 +377,24 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         elif self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
             self.transport.close()
-        elif self._begun is not None and now - self._begun > SLOW_S:
+        elif self._receiving_since is not None and now - self._receiving_since > SLOW_S:
             self.refuse(RequestTimeout())
 
 
 class _Flow(FlowControl):
-    """Flow control that reads nothing while bytes are held, though an application asks for more."""
+    """Flow control that doesn't resume reading while bytes are buffered."""
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         super().__init__(transport)
         self._connection = connection
 
     def resume_reading(self) -> None:
-        if not self._connection.holds_bytes:
+        if not self._connection.has_buffered_bytes:
             super().resume_reading()
 
 
 class _LingeringTransport:
-    """What a framework's answer is written to; the client may send more while it is closed."""
+    """The transport for the framework's responses; closing it lets the client read to the end."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -401,16 +402,16 @@ class _LingeringTransport:
         self.is_closing = connection.transport.is_closing
 
     def close(self) -> None:
-        """Close after an answer that the client can read to its end."""
+        """Close so that the client can read the whole response."""
         self._connection.close_gently()
 
 
 def _slice_end(data: bytes, start: int) -> int:
-    """Return where to stop parsing, so that few requests are parsed before the first is answered.
+    """Return where to stop parsing, to parse few requests before the first is answered.
 
-    A request's end is not known before it is parsed, but each head ends with an empty line.
+    The end of a request is unknown until it is parsed, but each head ends with an empty line.
     """
-    end = data.find(_END_OF_HEAD, start + _LEAST_SLICE)
+    end = data.find(_END_OF_HEAD, start + _MIN_SLICE)
     if end < 0 or data.find(_END_OF_HEAD, end + 4) < 0:
         return len(data)
     return end + 4

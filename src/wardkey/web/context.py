@@ -1,4 +1,4 @@
-"""What a door needs of the running deployment, handed to it by the composition root."""
+"""The application context: the parts of a running process that routes use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from wardkey.web.exports import Exports
 from wardkey.web.proxy_mistakes import ProxyMistakes
 
 KEY_HEADER = b"wardkey-api-key"
-_TELLING = (
+# With the key headers, everything that a caller's identity and verdict depend on.
+_IDENTITY_HEADERS = (
     b"authorization",
     b"x-forwarded-for",
     b"origin",
@@ -37,7 +38,7 @@ _TELLING = (
 
 @dataclass(slots=True)
 class AppContext:
-    """One process's parts and the settings that doors look at."""
+    """The parts of one process, and the settings that routes read."""
 
     runner: Runner
     verifier: Verifier
@@ -47,15 +48,15 @@ class AppContext:
     proxies: tuple[Network, ...]
     key_headers: tuple[bytes, ...]
     metrics_token: str = field(repr=False)
-    exchanges: TokenExchange
-    # By which people sign in to the dashboard beside their passwords, if there is one.
+    token_exchange: TokenExchange
+    # The issuer for single sign-on to the dashboard, if configured.
     sign_in_issuer: SignInIssuer | None = None
-    welcome: SignInPolicy = field(default_factory=SignInPolicy)
-    # Where clients reach MQTT; empty where nothing tells.
+    sign_in_policy: SignInPolicy = field(default_factory=SignInPolicy)
+    # The URLs that clients connect to; empty if unknown.
     mqtt_url: str = ""
     access_log: bool = False
     websocket_url: str = ""
-    # None without messaging.
+    # The next three are None without messaging.
     link: BrokerLink | None = None
     publishers: Publishers | None = None
     session_remover: SessionRemover | None = None
@@ -63,28 +64,28 @@ class AppContext:
     rights: RuleCache = field(default_factory=RuleCache)
     proxy_mistakes: ProxyMistakes = field(default_factory=ProxyMistakes)
     exports: Exports = field(default_factory=Exports)
-    # For checks of audit chains.
-    checks: WorkSlots = field(default_factory=lambda: WorkSlots(most=2, most_each=1))
-    # For reading and clearing retained messages, each over a connection to the broker of its own.
-    retained: WorkSlots = field(default_factory=lambda: WorkSlots(most=8, most_each=2))
-    # Made of `key_headers`: the fields that may hold a key, and those that a caller's identity
-    # and verdict hang on.
+    # Limits checks of audit chains.
+    checks: WorkSlots = field(default_factory=lambda: WorkSlots(total=2, per_organization=1))
+    # Limits reads and clears of retained messages; each opens its own connection to the broker.
+    retained: WorkSlots = field(default_factory=lambda: WorkSlots(total=8, per_organization=2))
+    # Derived from `key_headers`: the headers that may contain a key, and those that identify a
+    # caller.
     key_names: tuple[bytes, ...] = field(init=False)
     identity_headers: tuple[bytes, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Put the names together."""
+        """Derive the header names."""
         self.key_names = (KEY_HEADER, *self.key_headers)
-        self.identity_headers = (*_TELLING, *self.key_names)
+        self.identity_headers = (*_IDENTITY_HEADERS, *self.key_names)
 
     @property
     def waits_for_network(self) -> bool:
-        """Tell whether what memory does not hold is asked of another machine."""
+        """Whether a cache miss queries another machine."""
         return self.runner.database.kind != "sqlite"
 
     @property
     def broker(self) -> BrokerLink:
-        """The line to the broker; raises `MessagingOff`, `BrokerUnreachable`."""
+        """The connection to the broker; raises `MessagingOff`, `BrokerUnreachable`."""
         if self.link is None:
             raise MessagingOff
         if not self.link.is_connected:

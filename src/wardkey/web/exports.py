@@ -1,4 +1,4 @@
-"""Exports: answers as long as a tenant's history, sent a page at a time."""
+"""Exports: responses of any length, such as an audit log, sent a page at a time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ from wardkey.services.work_slots import WorkSlots
 
 log = logging.getLogger(__name__)
 
-# A client that reads slowly holds a place and a page in memory, but no thread and no connection
-# to the database.
-_MOST, _MOST_EACH = 16, 2
-# How many pages are read at once. More would be no faster, because reading one is work for the
-# interpreter, and would only keep it from answering others.
-_MOST_READS = 1
+# A slow client occupies a slot and a page in memory, but no thread or database connection.
+_MAX_EXPORTS, _MAX_PER_ORGANIZATION = 16, 2
+# Reading a page needs the interpreter, so parallel reads would only delay other requests.
+_MAX_READS = 1
 LONGEST_S = 600.0
-# A client that does not read as much in the time that `Connection` allows is cut off.
-_PIECE = 65_536
+# `Connection` disconnects a client that doesn't read this much in time.
+_PIECE_BYTES = 65_536
 
 Chunks = Generator[str, None, None]
 
@@ -36,26 +34,26 @@ Chunks = Generator[str, None, None]
 class Exports:
     """The exports that run in this process."""
 
-    places: WorkSlots = field(default_factory=lambda: WorkSlots(_MOST, _MOST_EACH))
-    reads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_MOST_READS))
+    slots: WorkSlots = field(default_factory=lambda: WorkSlots(_MAX_EXPORTS, _MAX_PER_ORGANIZATION))
+    reads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_MAX_READS))
 
     def begin(
         self, org_id: str, chunks: Chunks, media_type: str, headers: Mapping[str, str] | None = None
     ) -> Export:
-        """Return the response that sends `chunks`, each made in a thread when it is needed.
+        """Return a response that sends `chunks`, generating each in a thread when it is needed.
 
-        The generator holds no transaction where it yields. Raises `Overloaded` where too many
-        exports run, of the organization or of all.
+        The generator must not keep a transaction open when it yields. Raises `Overloaded` if too
+        many exports run, in total or for the organization.
         """
-        self.places.take(org_id)
+        self.slots.take(org_id)
         return Export(self, org_id, chunks, media_type, headers)
 
 
 class Export(Response):
-    """Sends chunks as the client reads them, for ten minutes at most; frees its place at the end.
+    """Sends chunks as the client reads them, for at most ten minutes; frees its slot at the end.
 
-    An export that is cut off lacks the end of its chunked body (RFC 9112, section 8), so a client
-    cannot take it for a whole one. `Connection` cuts off a client that reads nothing for long.
+    An export that is cut off lacks the end of its chunked body (RFC 9112 §8), so a client can't
+    mistake it for a complete one. `Connection` disconnects a client that stops reading.
     """
 
     def __init__(
@@ -71,42 +69,44 @@ class Export(Response):
         self.init_headers(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send the export; a fault before its first chunk is raised, a later one cuts it off."""
-        gone = asyncio.ensure_future(_wait_until_gone(receive))
+        """Send the export; an error before the first chunk is raised, a later one cuts it off."""
+        disconnection = asyncio.ensure_future(_wait_for_disconnection(receive))
         try:
-            first = await self._following()
+            first = await self._next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            with move_on_after(LONGEST_S) as bound:
-                await self._send_all(first, send, gone)
-            if bound.cancelled_caught:
+            with move_on_after(LONGEST_S) as deadline:
+                await self._send_all(first, send, disconnection)
+            if deadline.cancelled_caught:
                 log.warning("an export of %s took longer than %d s", self._org_id, LONGEST_S)
         finally:
-            gone.cancel()
-            self._exports.places.give_back(self._org_id)
-            # It is still running where the server stops in the middle of a page.
+            disconnection.cancel()
+            self._exports.slots.give_back(self._org_id)
+            # A generator that is still running can't be closed: the server stopped within a page.
             with suppress(ValueError):
                 self._chunks.close()
 
-    async def _send_all(self, chunk: str | None, send: Send, gone: asyncio.Future[None]) -> None:
+    async def _send_all(
+        self, chunk: str | None, send: Send, disconnection: asyncio.Future[None]
+    ) -> None:
         while chunk is not None:
-            if gone.done():
+            if disconnection.done():
                 return
             body = chunk.encode()
-            for start in range(0, len(body), _PIECE):
-                # Waits while the client has not read what was sent before.
-                piece = body[start : start + _PIECE]
+            for start in range(0, len(body), _PIECE_BYTES):
+                # `send` waits until the client has read the pieces before.
+                piece = body[start : start + _PIECE_BYTES]
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             try:
-                chunk = await self._following()
-            except WardkeyError as failure:
-                log.warning("an export of %s was cut off: %s", self._org_id, failure.code)
+                chunk = await self._next_chunk()
+            except WardkeyError as error:
+                log.warning("an export of %s was cut off: %s", self._org_id, error.code)
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _following(self) -> str | None:
+    async def _next_chunk(self) -> str | None:
         return await run_sync(partial(next, self._chunks, None), limiter=self._exports.reads)
 
 
-async def _wait_until_gone(receive: Receive) -> None:
+async def _wait_for_disconnection(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""Cursors that only this deployment can have written, bound to the list that they continue."""
+"""Pagination cursors, authenticated with a key of the deployment and bound to their list."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from fastapi import Query
 from wardkey.db.vault import Vault
 from wardkey.domain.errors import InvalidCursor
 
-_TAG = 16
+_TAG_BYTES = 16
 Cursor = Annotated[
     str,
     Query(
-        description="The `next_cursor` of the page before, with the same filters; empty at first.",
+        description="The `next_cursor` of the previous page, with the same filters; empty for the "
+        "first page.",
         json_schema_extra={"format": "cursor"},
     ),
 ]
 
 
-def write_cursor(vault: Vault, bound: str, position: list[Any]) -> str:
-    """Return `position` as a text that opens only with the same `bound` (list and filters)."""
+def write_cursor(vault: Vault, binding: str, position: list[Any]) -> str:
+    """Return a cursor with `position`, valid only for the same `binding` (list and filters)."""
     body = json.dumps(position).encode()
-    return base64.urlsafe_b64encode(_tag(vault, bound, body) + body).decode().rstrip("=")
+    return base64.urlsafe_b64encode(_tag(vault, binding, body) + body).decode().rstrip("=")
 
 
-def read_cursor(vault: Vault, bound: str, text: str) -> list[Any]:
-    """Return what `write_cursor` was given; raises `InvalidCursor` for anything else."""
+def read_cursor(vault: Vault, binding: str, text: str) -> list[Any]:
+    """Return the position in a cursor; raises `InvalidCursor` for a forged or unrelated cursor."""
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except ValueError:
         raise InvalidCursor(field="cursor") from None
-    if not hmac.compare_digest(_tag(vault, bound, raw[_TAG:]), raw[:_TAG]):
+    if not hmac.compare_digest(_tag(vault, binding, raw[_TAG_BYTES:]), raw[:_TAG_BYTES]):
         raise InvalidCursor(field="cursor")
-    position: list[Any] = json.loads(raw[_TAG:])
+    position: list[Any] = json.loads(raw[_TAG_BYTES:])
     return position
 
 
-def _tag(vault: Vault, bound: str, body: bytes) -> bytes:
+def _tag(vault: Vault, binding: str, body: bytes) -> bytes:
     key = vault.key_for("cursor")
-    return blake2b(bound.encode() + b"\0" + body, key=key, digest_size=_TAG).digest()
+    return blake2b(binding.encode() + b"\0" + body, key=key, digest_size=_TAG_BYTES).digest()

@@ -1,4 +1,4 @@
-"""The check of an account's password, for every door that takes one."""
+"""Checks an account's password, with a throttle; every route that accepts one uses this."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from wardkey.services.throttle import Counter, by_account, by_address
 from wardkey.web.context import AppContext
 from wardkey.web.devices import device_id_of
 
-_LONGEST = 1024
+_MAX_LENGTH = 1024
 
 
 def check_account_password(
     ctx: AppContext, by: Principal, email: str, password: str, device: str = ""
 ) -> tuple[str, str]:
-    """Return the user id and the password's hash of the account that `password` opens.
+    """Return the user id and the password hash of the account with this e-mail and password.
 
-    A wrong password counts against the address and the account; with the text of a valid device
-    cookie against that device alone, so that strangers never keep the account's owner out. Raises
+    A wrong password counts against the address and the account, or, with a valid device cookie,
+    only against the device, so others' failed attempts can't lock out the account's owner. Raises
     `WrongPassword`, `TooManyAttempts`, `Overloaded`.
     """
     with ctx.runner.database.read() as tx:
-        user_id, known = people.password_hash_of(tx, email)
-    device_id = device_id_of(ctx.runner.database.vault, device, user_id, known) if known else ""
+        user_id, password_hash = people.password_hash_of(tx, email)
+    vault, device_id = ctx.runner.database.vault, ""
+    if password_hash:
+        device_id = device_id_of(vault, device, user_id, password_hash)
     counters = (
         (Counter("device", device_id),)
         if device_id
         else (*by_address("address", by.address), by_account(email))
     )
     with ctx.throttle.attempt(*counters):
-        fits = hashing.check_password(known, password[:_LONGEST], by.address)
-        if not fits or known is None:
+        is_correct = hashing.check_password(password_hash, password[:_MAX_LENGTH], by.address)
+        if not is_correct or password_hash is None:
             raise WrongPassword
-    return user_id, known
+    return user_id, password_hash

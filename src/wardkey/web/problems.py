@@ -1,4 +1,4 @@
-"""How failures leave over HTTP: RFC 9457 problem documents, and the only map to statuses."""
+"""RFC 9457 problem documents for errors, and the only mapping of errors to HTTP statuses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from wardkey.domain.callers import CallerRecord
 from wardkey.domain.errors import WardkeyError
 from wardkey.domain.rate import Admission, RateLimit
 from wardkey.domain.times import iso
-from wardkey.web.pages import OPEN_TO_PAGES
+from wardkey.web.cors import CORS_HEADERS
 from wardkey.web.raw_http import RawRequest, RawResponse
 from wardkey.web.request_faults import unreadable_failure, validation_failure
 
 log = logging.getLogger(__name__)
 
-_FAMILIES: tuple[tuple[type[WardkeyError], int], ...] = (
+# A class comes before its base classes.
+_STATUSES: tuple[tuple[type[WardkeyError], int], ...] = (
     (errors.BodyTooLarge, 413),
     (errors.PayloadTooLarge, 413),
     (errors.PublishUnconfirmed, 504),
@@ -46,19 +47,19 @@ _FAMILIES: tuple[tuple[type[WardkeyError], int], ...] = (
 )
 MEDIA_TYPE = "application/problem+json"
 _TYPE = "/problems/"
-# FastAPI's words for a body that is no UTF-8, nests too deep or has a number too long.
+# FastAPI's detail for a body that isn't UTF-8, is nested too deep or contains too long a number.
 _UNREADABLE = "There was an error parsing the body"
 
 
 class FieldProblem(BaseModel):
-    """One input at fault: its path in the body or its parameter's name, and what is wrong."""
+    """An invalid input: its path in the body, or its parameter name, and an error message."""
 
     field: str
     message: str
 
 
 class CallerShape(BaseModel):
-    """Who used a secret; `count` may be too high where more callers came than are kept."""
+    """A caller of a secret; `count` may be too high if there were more callers than are kept."""
 
     kid: str = Field(json_schema_extra={"example": "7QdRk2mVx9Ta"})
     address: str = Field(json_schema_extra={"example": "203.0.113.7"})
@@ -99,17 +100,18 @@ class Problem(BaseModel):
     error: str
     message: str
     callers: list[CallerShape] = Field(
-        default=[], description="Only of `still_in_use`: who used the old secrets, latest first."
+        default=[],
+        description="Only for `still_in_use`: the callers of the old secrets, latest first.",
     )
 
 
-def status_of(failure: type[WardkeyError]) -> int:
-    """Return the HTTP status of a class of failures."""
-    return next(status for family, status in _FAMILIES if issubclass(failure, family))
+def status_of(error: type[WardkeyError]) -> int:
+    """Return the HTTP status of an error class."""
+    return next(status for base, status in _STATUSES if issubclass(error, base))
 
 
 def caller_shape(caller: CallerRecord) -> CallerShape:
-    """Render one caller of a secret."""
+    """Convert a caller of a secret for a response."""
     return CallerShape(
         kid=caller.kid,
         address=caller.address,
@@ -121,51 +123,51 @@ def caller_shape(caller: CallerRecord) -> CallerShape:
     )
 
 
-def problem_body(failure: WardkeyError, request_id: str) -> dict[str, Any]:
-    """Return the problem document of `failure` as a JSON object."""
-    faults = [{"field": failure.field, "message": failure.detail}] if failure.field else []
-    if isinstance(failure, errors.InvalidRequest):
-        faults = [{"field": name, "message": message} for name, message in failure.errors]
-    more = {}
-    if isinstance(failure, errors.StillInUse):
-        more["callers"] = [caller_shape(caller).model_dump() for caller in failure.callers]
+def problem_body(error: WardkeyError, request_id: str) -> dict[str, Any]:
+    """Return the problem document of `error` as a JSON object."""
+    faults = [{"field": error.field, "message": error.detail}] if error.field else []
+    if isinstance(error, errors.InvalidRequest):
+        faults = [{"field": name, "message": message} for name, message in error.errors]
+    extension = {}
+    if isinstance(error, errors.StillInUse):
+        extension["callers"] = [caller_shape(caller).model_dump() for caller in error.callers]
     return {
-        "type": _TYPE + failure.code,
-        "title": failure.title,
-        "status": status_of(type(failure)),
-        "detail": failure.detail,
-        "code": failure.code,
+        "type": _TYPE + error.code,
+        "title": error.title,
+        "status": status_of(type(error)),
+        "detail": error.detail,
+        "code": error.code,
         "request_id": request_id,
         "errors": faults,
-        "error": failure.code,
-        "message": failure.detail,
-        **more,
+        "error": error.code,
+        "message": error.detail,
+        **extension,
     }
 
 
-def problem_headers(failure: WardkeyError) -> dict[str, str]:
-    """Return the header fields that go with `failure`: challenge, scope, waiting time."""
+def problem_headers(error: WardkeyError) -> dict[str, str]:
+    """Return the headers for `error`: WWW-Authenticate and Retry-After, if they apply."""
     headers: dict[str, str] = {}
-    detail = quote(failure.detail, safe=" ,;:.()/-_'")
-    if isinstance(failure, errors.MissingCredentials):
+    detail = quote(error.detail, safe=" ,;:.()/-_'")
+    if isinstance(error, errors.MissingCredentials):
         headers["WWW-Authenticate"] = 'Bearer realm="wardkey"'
-    elif isinstance(failure, errors.Unauthenticated):
+    elif isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = (
             f'Bearer realm="wardkey", error="invalid_token", error_description="{detail}"'
         )
-    elif isinstance(failure, errors.Forbidden):
-        needs = quote(failure.needs or "", safe=":")
+    elif isinstance(error, errors.Forbidden):
+        needs = quote(error.needs or "", safe=":")
         scope = f', scope="{needs}"' if needs else ""
         headers["WWW-Authenticate"] = f'Bearer realm="wardkey", error="insufficient_scope"{scope}'
-    if failure.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(failure.retry_after_s)))
-    elif isinstance(failure, errors.Unavailable):
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif isinstance(error, errors.Unavailable):
         headers["Retry-After"] = "1"
     return headers
 
 
 def rate_headers(limit: RateLimit, admission: Admission) -> dict[str, str]:
-    """Return RateLimit fields (draft-ietf-httpapi-ratelimit-headers-10) for an answer."""
+    """Return the RateLimit headers (draft-ietf-httpapi-ratelimit-headers-10) of a response."""
     reset = math.ceil(admission.reset_ms / 1000)
     return {
         "RateLimit-Policy": f'"key";q={limit.limit};w={limit.period_ms // 1000}',
@@ -173,113 +175,112 @@ def rate_headers(limit: RateLimit, admission: Admission) -> dict[str, str]:
     }
 
 
-def problem_response(failure: WardkeyError, request: Request) -> JSONResponse:
-    """Return the response that tells `failure`."""
-    headers = problem_headers(failure)
-    if request.scope["path"] in request.app.state.open_to_pages:
-        headers |= OPEN_TO_PAGES
+def problem_response(error: WardkeyError, request: Request) -> JSONResponse:
+    """Return the problem response for `error`."""
+    headers = problem_headers(error)
+    if request.scope["path"] in request.app.state.cors_paths:
+        headers |= CORS_HEADERS
     return JSONResponse(
-        problem_body(failure, request_id_of(request)),
-        status_of(type(failure)),
+        problem_body(error, request_id_of(request)),
+        status_of(type(error)),
         headers,
         MEDIA_TYPE,
     )
 
 
 def request_id_of(request: Request) -> str:
-    """Return the request's name, which its answer tells."""
-    name: str = request.scope.get("state", {}).get("request_id", "")
-    return name
+    """Return the id of the request, which its response repeats in a header."""
+    request_id: str = request.scope.get("state", {}).get("request_id", "")
+    return request_id
 
 
-def unexpected(request: Request, fault: Exception) -> WardkeyError:
-    """Write what broke to the log, under the request's id, and return what is told of it."""
-    log.error("request %s failed", request_id_of(request), exc_info=fault)
+def unexpected(request: Request, exc: Exception) -> WardkeyError:
+    """Log an unexpected exception with the request's id; return the error for the response."""
+    log.error("request %s failed", request_id_of(request), exc_info=exc)
     return errors.InternalError()
 
 
-def problem_outgoing(failure: WardkeyError, request_id: str) -> RawResponse:
-    """Return the answer that tells `failure`, as bytes."""
+def raw_problem_response(error: WardkeyError, request_id: str) -> RawResponse:
+    """Return the problem response for `error`, as bytes."""
     body = json.dumps(
-        problem_body(failure, request_id), ensure_ascii=False, separators=(",", ":")
+        problem_body(error, request_id), ensure_ascii=False, separators=(",", ":")
     ).encode()
-    return RawResponse(status_of(type(failure)), body, MEDIA_TYPE, problem_headers(failure))
+    return RawResponse(status_of(type(error)), body, MEDIA_TYPE, problem_headers(error))
 
 
 def problem_responses(
-    *failures: type[WardkeyError], anonymous: bool = False, body: bool = False
+    *own_errors: type[WardkeyError], anonymous: bool = False, body: bool = False
 ) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses of a route that can fail with `failures` and the usual ones.
+    """Return the OpenAPI responses of a route that can fail with `own_errors` and the common ones.
 
-    `anonymous` routes ask for no credential; `body` ones read JSON. The document's components
-    hold the Problem schema and an example for each code (`problem_example`); an answer refers to
-    those of the route's own failures, because nearly every route has the usual ones.
+    `anonymous` routes don't require a credential; `body` routes read JSON. Nearly every route has
+    the common errors, so a response shows examples (`problem_example`) only of the route's own.
     """
-    usual = _ANYWHERE if anonymous else (*_ANYWHERE, *_CREDENTIALS)
-    if any(issubclass(failure, errors.NotFound) for failure in failures):
-        # A path in which an id has another form than ids have is no route at all.
-        usual = (*usual, errors.RouteNotFound)
+    common = _ANY_ROUTE if anonymous else (*_ANY_ROUTE, *_CREDENTIALS)
+    if any(issubclass(error, errors.NotFound) for error in own_errors):
+        # A path with a malformed id doesn't match any route.
+        common = (*common, errors.RouteNotFound)
     by_status: dict[int, list[type[WardkeyError]]] = {}
-    for failure in dict.fromkeys((*usual, *(_BODY if body else ()), *failures)):
-        by_status.setdefault(status_of(failure), []).append(failure)
+    for error in dict.fromkeys((*common, *(_BODY if body else ()), *own_errors)):
+        by_status.setdefault(status_of(error), []).append(error)
     return {
-        status: _told_together(sorted(leaves, key=lambda leaf: leaf.code), failures)
-        for status, leaves in sorted(by_status.items())
+        status: _response_schema(sorted(classes, key=lambda error: error.code), own_errors)
+        for status, classes in sorted(by_status.items())
     }
 
 
-def _told_together(
-    leaves: list[type[WardkeyError]], own: tuple[type[WardkeyError], ...]
+def _response_schema(
+    classes: list[type[WardkeyError]], own_errors: tuple[type[WardkeyError], ...]
 ) -> dict[str, Any]:
-    codes = [leaf.code for leaf in leaves]
-    shown = [leaf.code for leaf in leaves if leaf in own] or codes
+    codes = [error.code for error in classes]
+    own_codes = [error.code for error in classes if error in own_errors] or codes
     schema = {
         "allOf": [
             {"$ref": "#/components/schemas/Problem"},
             {"properties": {"code": {"enum": codes}}},
         ]
     }
-    examples = {code: {"$ref": f"#/components/examples/{code}"} for code in shown}
-    headers = {name: HEADERS[name] for name in problem_headers(leaves[0]()) if name in HEADERS}
-    if any(issubclass(leaf, errors.RateLimited) for leaf in leaves):
+    examples = {code: {"$ref": f"#/components/examples/{code}"} for code in own_codes}
+    headers = {name: HEADERS[name] for name in problem_headers(classes[0]()) if name in HEADERS}
+    if any(issubclass(error, errors.RateLimited) for error in classes):
         headers["Retry-After"] = HEADERS["Retry-After"]
     return {
-        "description": ", ".join(f"`{code}`" for code in shown)
-        + (", or one that most routes have." if len(shown) < len(codes) else ""),
+        "description": ", ".join(f"`{code}`" for code in own_codes)
+        + (", or one common to most routes." if len(own_codes) < len(codes) else ""),
         "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}},
         **({"headers": headers} if headers else {}),
     }
 
 
-def problem_example(failure: type[WardkeyError]) -> dict[str, Any]:
-    """Return an OpenAPI example of what is told of a class of failures."""
-    return {"value": problem_body(failure(), "req_1d0f3c9a7e5b2486")}
+def problem_example(error: type[WardkeyError]) -> dict[str, Any]:
+    """Return an OpenAPI example of the problem document of an error class."""
+    return {"value": problem_body(error(), "req_1d0f3c9a7e5b2486")}
 
 
 HEADERS: dict[str, dict[str, Any]] = {
     "Retry-After": {
-        "description": "Whole seconds to wait.",
+        "description": "Seconds to wait.",
         "schema": {"type": "integer", "minimum": 1},
         "example": 1,
     },
     "WWW-Authenticate": {
-        "description": "RFC 6750: what was wrong with the credential, or which scope it lacks.",
+        "description": "RFC 6750: why the credential was rejected, or which scope it lacks.",
         "required": True,
         "schema": {"type": "string"},
         "example": 'Bearer realm="wardkey", error="invalid_token"',
     },
     "RateLimit-Policy": {
-        "description": "The key's limit: q requests in w seconds; absent without one.",
+        "description": "The key's limit: q requests in w seconds; absent without a limit.",
         "schema": {"type": "string"},
         "example": '"key";q=100;w=60',
     },
     "RateLimit": {
-        "description": "r requests are left now, and all of them again in t seconds.",
+        "description": "r requests remain; the full limit is available in t seconds.",
         "schema": {"type": "string"},
         "example": '"key";r=42;t=31',
     },
 }
-_ANYWHERE: tuple[type[WardkeyError], ...] = (
+_ANY_ROUTE: tuple[type[WardkeyError], ...] = (
     errors.InvalidRequest,
     errors.BodyTooLarge,
     errors.InternalError,
@@ -315,7 +316,7 @@ _CREDENTIALS: tuple[type[WardkeyError], ...] = (
 
 
 def require_json(request: Request) -> None:
-    """Refuse a body that says to be anything but JSON; raises `UnsupportedMediaType`."""
+    """Reject a body whose content type isn't JSON; raises `UnsupportedMediaType`."""
     has_body = request.headers.get("content-length", "0") != "0" or (
         "transfer-encoding" in request.headers
     )
@@ -324,7 +325,7 @@ def require_json(request: Request) -> None:
 
 
 def check_content_type(content_type: str) -> None:
-    """Refuse what is not JSON: a form posted by another site would need no preflight.
+    """Reject other types than JSON: a form posted by another site would need no preflight.
 
     Raises `UnsupportedMediaType`.
     """
@@ -335,7 +336,7 @@ def check_content_type(content_type: str) -> None:
 
 
 def require_json_body(incoming: RawRequest) -> None:
-    """Refuse a body that is not JSON by its header; that there is none is told by its reader.
+    """Reject a body whose content type isn't JSON; a missing body is left to the JSON reader.
 
     Raises `UnsupportedMediaType`.
     """
@@ -344,48 +345,48 @@ def require_json_body(incoming: RawRequest) -> None:
 
 
 def install(app: FastAPI) -> None:
-    """Make every way to fail leave as a problem document; the app has all its routes by now.
+    """Answer every error with a problem document; call this after all routes are added.
 
-    Where a preflight is answered, pages of other sites must be able to read refusals too.
+    Routes that answer preflights let pages of other sites read their errors too.
     """
-    app.state.open_to_pages = frozenset(
+    app.state.cors_paths = frozenset(
         route.path
         for route in iter_route_contexts(app.routes)
         if "OPTIONS" in (getattr(route, "methods", None) or ())
     )
 
     @app.exception_handler(WardkeyError)
-    def _failure(request: Request, failure: WardkeyError) -> JSONResponse:
-        return problem_response(failure, request)
+    def _on_error(request: Request, error: WardkeyError) -> JSONResponse:
+        return problem_response(error, request)
 
     @app.exception_handler(RequestValidationError)
-    def _invalid(request: Request, fault: RequestValidationError) -> JSONResponse:
-        return problem_response(validation_failure(fault, request), request)
+    def _on_invalid_request(request: Request, exc: RequestValidationError) -> JSONResponse:
+        return problem_response(validation_failure(exc, request), request)
 
     @app.exception_handler(HTTPException)
-    def _http(request: Request, fault: HTTPException) -> JSONResponse:
-        if fault.status_code == 405:  # noqa: PLR2004 - RFC 9110 §15.5.6
+    def _on_http_exception(request: Request, exc: HTTPException) -> JSONResponse:
+        if exc.status_code == 405:  # noqa: PLR2004 - RFC 9110 §15.5.6
             response = problem_response(errors.MethodNotAllowed(), request)
             response.headers["Allow"] = ", ".join(_methods(request))
             return response
-        if fault.detail == _UNREADABLE:
+        if exc.detail == _UNREADABLE:
             return problem_response(unreadable_failure(request), request)
-        missing = fault.status_code == 404  # noqa: PLR2004 - RFC 9110 §15.5.5
-        failure = errors.RouteNotFound() if missing else errors.InvalidRequest(str(fault.detail))
-        return problem_response(failure, request)
+        not_found = exc.status_code == 404  # noqa: PLR2004 - RFC 9110 §15.5.5
+        error = errors.RouteNotFound() if not_found else errors.InvalidRequest(str(exc.detail))
+        return problem_response(error, request)
 
     @app.exception_handler(Exception)
-    def _internal(request: Request, fault: Exception) -> JSONResponse:
-        return problem_response(unexpected(request, fault), request)
+    def _on_exception(request: Request, exc: Exception) -> JSONResponse:
+        return problem_response(unexpected(request, exc), request)
 
 
 def _methods(request: Request) -> list[str]:
-    """Return the methods of every route at this path; the router knows only the first one's."""
-    found: set[str] = set()
+    """Return the methods of all routes at this path; the router returns only the first one's."""
+    methods: set[str] = set()
     for route in iter_route_contexts(request.app.routes):
         pattern = getattr(route, "path_regex", None)
         if pattern is not None and pattern.match(request.scope["path"]):
-            found |= getattr(route, "methods", None) or set()
-    if "GET" in found:
-        found.add("HEAD")
-    return sorted(found)
+            methods |= getattr(route, "methods", None) or set()
+    if "GET" in methods:
+        methods.add("HEAD")
+    return sorted(methods)

@@ -1,4 +1,4 @@
-"""Says when the URL of a proxy is wrong: in the log and the audit, not for each request."""
+"""Reports mistakes in a proxy's forward-auth URL, in the log and the audit, once a minute."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from wardkey.domain.principal import Principal, PrincipalKind
 
 log = logging.getLogger(__name__)
 
-# Anyone who reaches Wardkey can make such a request, so the number of different ones is bounded.
-_MOST = 10
+# Anyone who reaches Wardkey can send such requests, so the number of reports is limited.
+_MAX_REPORTS = 10
 
 
 @dataclass(slots=True)
 class ProxyMistakes:
-    """What was said in the last minute, by sentence and peer, with its time (epoch ms)."""
+    """The times of the last minute's reports (epoch ms), by sentence and peer."""
 
-    said: dict[tuple[str, str], int] = field(default_factory=dict)
+    reported: dict[tuple[str, str], int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, runner: Runner, failure: WardkeyError, peer: str) -> None:
-        """Log a mistake and note it for the audit, unless that was done in the last minute."""
-        now, name = runner.database.clock(), (failure.detail, peer)
+    def note(self, runner: Runner, error: WardkeyError, peer: str) -> None:
+        """Log and audit a mistake, unless it was reported in the last minute."""
+        now, report = runner.database.clock(), (error.detail, peer)
         with self.lock:
-            self.said = {k: at for k, at in self.said.items() if 0 <= now - at < MINUTE_MS}
-            if name in self.said or len(self.said) >= _MOST:
+            self.reported = {k: at for k, at in self.reported.items() if 0 <= now - at < MINUTE_MS}
+            if report in self.reported or len(self.reported) >= _MAX_REPORTS:
                 return
-            self.said[name] = now
-        log.error("forward-auth refuses every request of %s: %s", peer, failure.detail)
+            self.reported[report] = now
+        log.error("forward auth rejects every request from %s: %s", peer, error.detail)
         by = Principal(PrincipalKind.USER, "", "", address=peer)
-        runner.aggregator.aggregate(by, MISTAKE, failure.detail)
+        runner.aggregator.aggregate(by, MISTAKE, error.detail)

@@ -1,4 +1,4 @@
-"""A request and its answer as bytes, the same for the framework's routes and for the fast lane."""
+"""Requests and responses as bytes, shared by the framework's routes and the fast path."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from fastapi import Request, Response
 from wardkey.domain.verdict import KnownSecret
 
 _LAST_64_BITS = 2**64 - 1
-# From a random start, so that processes and restarts do not repeat each other's.
+# Starts at a random number, so processes and restarts don't repeat ids.
 _numbers = count(secrets.randbits(64))
 
 
-# The request that this task or thread answers, for log records.
+# The id of the request that this task or thread is answering, for log records.
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
 
 
 def next_request_id() -> str:
-    """Return a name for a request: `req_` and 16 hexadecimal digits."""
+    """Return a new request id: `req_` and 16 hexadecimal digits."""
     return f"req_{next(_numbers) & _LAST_64_BITS:016x}"
 
 
 @dataclass(slots=True)
 class CallerCache:
-    """The caller that a connection showed last, with the header fields that told of him.
+    """The last caller of a connection, with the headers that identified it.
 
-    `known` is the record of the key that his verdict was on.
+    `known` is the record of the key that was verified.
     """
 
     named: Mapping[bytes, bytes] = field(default_factory=dict, repr=False)
@@ -41,13 +41,13 @@ class CallerCache:
 
 
 class RawRequest:
-    """What came: names of `fields` in lower case, `peer` the address of the other end.
+    """A received request: `fields` has lower-case names, `peer` is the connection's address.
 
-    `route` is the method and the route's path, as usage tells it; `seen` remembers the caller
-    that the same connection showed before.
+    `route` is the method and the route's path, as usage records it; `cache` holds the last caller
+    of the same connection.
     """
 
-    __slots__ = ("body", "headers", "named", "peer", "query", "request_id", "route", "seen")
+    __slots__ = ("body", "cache", "headers", "named", "peer", "query", "request_id", "route")
 
     def __init__(  # noqa: PLR0917 - the parts of a request
         self,
@@ -56,7 +56,7 @@ class RawRequest:
         peer: str,
         body: bytes,
         request_id: str,
-        seen: CallerCache,
+        cache: CallerCache,
         route: str = "",
         named: dict[bytes, bytes] | None = None,
     ) -> None:
@@ -69,11 +69,11 @@ class RawRequest:
         self.peer = peer
         self.body = body
         self.request_id = request_id
-        self.seen = seen
+        self.cache = cache
 
     @classmethod
     def of(cls, request: Request, body: bytes = b"") -> RawRequest:
-        """Return what an ASGI server received."""
+        """Convert a request of the framework."""
         scope = request.scope
         peer = scope["client"][0] if scope.get("client") else ""
         request_id = scope.get("state", {}).get("request_id", "")
@@ -83,35 +83,35 @@ class RawRequest:
         )
 
     def header(self, name: bytes) -> str:
-        """Return the first field of that name, or an empty text."""
+        """Return the first header with this name, or ""."""
         value = self.named.get(name)
         return "" if value is None else value.decode("latin-1")
 
     def headers_named(self, name: bytes) -> list[str]:
-        """Return every field of that name."""
+        """Return all headers with this name."""
         if len(self.named) == len(self.headers):
             value = self.named.get(name)
             return [] if value is None else [value.decode("latin-1")]
-        return [value.decode("latin-1") for known, value in self.headers if known == name]
+        return [value.decode("latin-1") for field_name, value in self.headers if field_name == name]
 
 
 def header_lines(fields: Mapping[str, str]) -> str:
-    """Return header fields as they go over the wire, each with its line end.
+    """Return headers in wire format, each with its line ending.
 
-    Raises `ValueError` for a value that would end its line or is not Latin-1.
+    Raises `ValueError` for a value that contains a line ending or NUL, or isn't Latin-1.
     """
     lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
     if lines.count("\r") != len(fields) or lines.count("\n") != len(fields) or "\0" in lines:
-        raise ValueError("a header field has a control character in it")
+        raise ValueError("a header contains a control character")
     lines.encode("latin-1")
     return lines
 
 
 @dataclass(slots=True)
 class RawResponse:
-    """An answer; `content_type` is empty where there is no body.
+    """A response; `content_type` is empty if there is no body.
 
-    `lines` are further header fields, made by `header_lines`.
+    `lines` contains further headers, rendered by `header_lines`.
     """
 
     status: int
@@ -121,9 +121,9 @@ class RawResponse:
     lines: str = ""
 
     def response(self) -> Response:
-        """Return it for the framework."""
-        said = dict(self.headers)
+        """Convert to a response of the framework."""
+        headers = dict(self.headers)
         for line in self.lines.splitlines():
             name, _, value = line.partition(": ")
-            said[name] = value
-        return Response(self.body, self.status, said, media_type=self.content_type or None)
+            headers[name] = value
+        return Response(self.body, self.status, headers, media_type=self.content_type or None)

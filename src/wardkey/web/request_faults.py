@@ -1,4 +1,4 @@
-"""What is wrong with a request that the framework refused, in the sentences that the API has."""
+"""Turns the framework's validation errors into the API's own sentences."""
 
 from __future__ import annotations
 
@@ -22,37 +22,40 @@ from wardkey.domain.shape_faults import (
     wrong_value,
 )
 
-_MOST_TOLD = 3
-_MOST_DIGITS = 20
+_MAX_SENTENCES = 3
+_MAX_DIGITS = 20
 _NO_SHAPE = Shape({}, {})
-# By a route's function and the place; there are no more than the application has.
+# By route function and place (body, path, query or header); bounded by the number of routes.
 _shapes: dict[tuple[object, str], Shape] = {}
 
 
-def validation_failure(fault: RequestValidationError, request: Request) -> WardkeyError:
-    """Return what is wrong with parameters or a body: `MalformedJson` or `InvalidRequest`."""
-    faults = fault.errors()
+def validation_failure(error: RequestValidationError, request: Request) -> WardkeyError:
+    """Return the error for invalid parameters or an invalid body.
+
+    It is a `MalformedJson` or an `InvalidRequest`.
+    """
+    faults = error.errors()
     if any(item["type"] == "json_invalid" for item in faults):
-        text = fault.body if isinstance(fault.body, str) else ""
+        text = error.body if isinstance(error.body, str) else ""
         return malformed_json(text.encode("utf-8", "replace"))
     if any(item["loc"] == ("body",) for item in faults) and not _read_body(request):
         return malformed_json(b"")
     route = request.scope.get("route")
-    named = tuple(dict.fromkeys(_sentence(item, route) for item in faults))
-    told = " ".join(sentence for _, sentence in named[:_MOST_TOLD])
-    if len(named) > _MOST_TOLD:
-        told += f" There are {len(named) - _MOST_TOLD} more; see errors."
-    return InvalidRequest(told, errors=named)
+    errors = tuple(dict.fromkeys(_field_error(item, route) for item in faults))
+    detail = " ".join(sentence for _, sentence in errors[:_MAX_SENTENCES])
+    if len(errors) > _MAX_SENTENCES:
+        detail += f" There are {len(errors) - _MAX_SENTENCES} more; see errors."
+    return InvalidRequest(detail, errors=errors)
 
 
 def unknown_parameter(name: str, known: Sequence[str]) -> InvalidRequest:
-    """Return the failure of a parameter that a route does not take."""
-    shown = shown_name(name)
-    said = unknown_name(f"There is no parameter {shown}.", name, known, "This route")
-    return InvalidRequest(said, errors=((shown, said),))
+    """Return the error for a parameter that a route doesn't have."""
+    quoted = shown_name(name)
+    detail = unknown_name(f"There is no parameter {quoted}.", name, known, "This route")
+    return InvalidRequest(detail, errors=((quoted, detail),))
 
 
-def _sentence(item: Mapping[str, Any], route: object) -> tuple[str, str]:
+def _field_error(item: Mapping[str, Any], route: object) -> tuple[str, str]:
     place, *path = item["loc"]
     shape = _shape(route, place)
     match item["type"]:
@@ -62,36 +65,36 @@ def _sentence(item: Mapping[str, Any], route: object) -> tuple[str, str]:
             return unknown_field(shape, path)
     value = item.get("input", UNREAD)
     if place != "body" and isinstance(value, str) and value.isascii() and value.isdigit():
-        # All that a URL or a header holds is text.
-        value = int(value[:_MOST_DIGITS])
+        # URLs and headers contain only text.
+        value = int(value[:_MAX_DIGITS])
     return wrong_value(shape, path, value)
 
 
 def _shape(route: object, place: str) -> Shape:
-    """Return what a route takes in its body, or in its path, its query or its header."""
-    known = (getattr(route, "endpoint", None), place)
-    if known not in _shapes:
+    """Return the shape of a route's body, or of its path, query or header parameters."""
+    name = (getattr(route, "endpoint", None), place)
+    if name not in _shapes:
         body = getattr(route, "body_field", None)
-        _shapes[known] = _shape_of(body) if place == "body" else _parameter_shape(route, place)
-    return _shapes[known]
+        _shapes[name] = _shape_of(body) if place == "body" else _parameter_shape(route, place)
+    return _shapes[name]
 
 
 def _parameter_shape(route: object, place: str) -> Shape:
-    """Return a shape that has a field for each parameter."""
+    """Return a shape with a field for each parameter."""
     properties: dict[str, Any] = {}
     parts: dict[str, Any] = {}
     for field in _parameters(getattr(route, "dependant", None), f"{place}_params"):
-        made = _shape_of(field)
-        properties[field.alias] = made.schema
-        parts |= dict(made.parts)
+        shape = _shape_of(field)
+        properties[field.alias] = shape.schema
+        parts |= dict(shape.parts)
     return Shape({"type": "object", "properties": properties}, parts)
 
 
 def _parameters(dependant: Any, kind: str) -> list[Any]:  # noqa: ANN401 - FastAPI's own types
-    found = list(getattr(dependant, kind, ()))
-    for below in getattr(dependant, "dependencies", ()):
-        found += _parameters(below, kind)
-    return found
+    parameters = list(getattr(dependant, kind, ()))
+    for dependency in getattr(dependant, "dependencies", ()):
+        parameters += _parameters(dependency, kind)
+    return parameters
 
 
 def _shape_of(field: Any) -> Shape:  # noqa: ANN401 - FastAPI's fields have no public type
@@ -99,18 +102,18 @@ def _shape_of(field: Any) -> Shape:  # noqa: ANN401 - FastAPI's fields have no p
         return _NO_SHAPE
     kind = Annotated[field.field_info.annotation, field.field_info]
     try:
-        made = TypeAdapter(kind).json_schema(ref_template="#/{model}")
+        schema = TypeAdapter(kind).json_schema(ref_template="#/{model}")
     except PydanticInvalidForJsonSchema:
         return _NO_SHAPE
-    return Shape(made, made.pop("$defs", {}))
+    return Shape(schema, schema.pop("$defs", {}))
 
 
 def unreadable_failure(request: Request) -> WardkeyError:
-    """Return what is wrong with a body that the framework could not even try to read."""
+    """Return the error for a body that the framework couldn't parse at all."""
     return malformed_json(_read_body(request))
 
 
 def _read_body(request: Request) -> bytes:
-    # Starlette keeps the body on the request that the route read it from, and has no name for it.
+    # Starlette caches the body in a private attribute of the request that the route read.
     body: bytes = getattr(request, "_body", b"")
     return body

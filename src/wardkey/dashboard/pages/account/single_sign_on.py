@@ -146,7 +146,7 @@ def _finish(request: Request, ctx: AppContext, flow: AuthFlow) -> Response:
         ctx.runner.write(identities.confirm, user.by, user.session.id, identity)
         return see_other(flow.next_path, done="confirmed")
     check_fresh(claims, now / 1000, _FRESH_S)
-    previous, policy = request.cookies.get(COOKIE, ""), ctx.welcome
+    previous, policy = request.cookies.get(COOKIE, ""), ctx.sign_in_policy
     if flow.purpose == "enter":
         session = ctx.runner.write(identities.sign_in, by, identity, policy, previous)
     else:

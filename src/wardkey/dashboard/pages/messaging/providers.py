@@ -57,7 +57,7 @@ class Tested:
 
     @classmethod
     def of(cls, steps: list[Step], login: tuple[Identity, str] | None) -> Tested:
-        """Convert the result of `ctx.exchanges.dry_run`."""
+        """Convert the result of `ctx.token_exchange.dry_run`."""
         return cls(steps) if login is None else cls(steps, login[0].user_id, login[1])
 
     @property
@@ -101,7 +101,7 @@ def create_provider(
             current.by,
             spec,
             _secret(fields, spec),
-            http_allowed=ctx.exchanges.private_issuers,
+            http_allowed=ctx.token_exchange.private_issuers,
         )
     except (Invalid, Conflict) as failure:
         return _list(request, current, ctx, FormResult("create", failure, fields))
@@ -123,7 +123,7 @@ def try_new_provider(
         with ctx.runner.audit_refusals("try_new_provider", current.by):
             current.by.require(Permission.PROVIDERS_WRITE)
             spec = read_provider(fields, read_kind(fields))
-            tested = ctx.exchanges.dry_run_unsaved(
+            tested = ctx.token_exchange.dry_run_unsaved(
                 current.by, spec, _secret(fields, spec), _token(fields)
             )
     except (Invalid, Overloaded) as failure:
@@ -167,7 +167,7 @@ def edit_provider(
             provider_id,
             changes,
             _secret(fields, spec) or None,
-            http_allowed=ctx.exchanges.private_issuers,
+            http_allowed=ctx.token_exchange.private_issuers,
         )
     except (Invalid, Conflict) as failure:
         return _page(request, current, ctx, provider_id, FormResult("edit", failure, fields))
@@ -219,7 +219,9 @@ def try_provider(
         token = _token(fields)
     except Invalid as failure:
         return _page(request, current, ctx, provider_id, FormResult(failure=failure))
-    tested = ctx.exchanges.dry_run(current.by, trusted.spec, trusted.secret, token, provider_id)
+    tested = ctx.token_exchange.dry_run(
+        current.by, trusted.spec, trusted.secret, token, provider_id
+    )
     return _page(request, current, ctx, provider_id, FormResult(tested=Tested.of(*tested)))
 
 
@@ -231,7 +233,7 @@ def try_changes(
     trusted = ctx.runner.read(providers.trusted, current.by, provider_id)
     try:
         spec = read_provider(fields, trusted.spec.kind)
-        tested = ctx.exchanges.dry_run_unsaved(
+        tested = ctx.token_exchange.dry_run_unsaved(
             current.by, spec, _secret(fields, spec), _token(fields), trusted
         )
     except (Invalid, Overloaded) as failure:

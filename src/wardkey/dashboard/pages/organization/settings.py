@@ -116,7 +116,7 @@ def delete(
 @router.get(f"{_BASE}/{SECURITY}")
 def show_security(request: Request, current: Visiting, ctx: CurrentContext) -> Response:
     """Show the rules for passwords, sign-in and sessions."""
-    policy = ctx.welcome
+    policy = ctx.sign_in_policy
     return render(
         request,
         "settings/security.html",

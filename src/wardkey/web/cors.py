@@ -1,18 +1,18 @@
-"""What pages of other sites may send, and read of the answers."""
+"""CORS headers: what pages of other sites may send, and which response headers they may read."""
 
 from __future__ import annotations
 
-# Beside what every page may read; a page that may not read Retry-After asks again at once.
+# In addition to the headers every page can read; without Retry-After a page would retry at once.
 _READABLE = "Retry-After, RateLimit, RateLimit-Policy, Wardkey-Request-Id, WWW-Authenticate"
-# A page must be able to read refusals too; no cookie ever counts here.
-OPEN_TO_PAGES = {
+# For errors too. Any origin is safe, because these routes ignore cookies.
+CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": _READABLE,
 }
 
 
-def preflight_fields(methods: str, *more: str) -> dict[str, str]:
-    """Return the answer to a browser's question; `more` names header fields beside the usual."""
+def preflight_headers(methods: str, *more: str) -> dict[str, str]:
+    """Return the headers of a preflight response; `more` names additional request headers."""
     return {
         "Access-Control-Allow-Origin": "*",
         "Access-Control-Allow-Methods": f"{methods}, OPTIONS",
