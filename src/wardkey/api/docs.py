@@ -27,7 +27,7 @@ from wardkey.web.problems import HEADERS, Problem, problem_example
 
 router = APIRouter(include_in_schema=False)
 
-_rendering = threading.Lock()
+_render_lock = threading.Lock()
 _STATIC = Path(__file__).parent / "static"
 # Only these are served, so no path in a request becomes a path on disk.
 _FILES = {
@@ -92,9 +92,9 @@ class _File:
 
     def respond(self, request: Request, headers: Mapping[str, str] | None = None) -> Response:
         """Return the response, or 304 if the client already has this content."""
-        is_gzip = "gzip" in request.headers.get("accept-encoding", "")
+        accepts_gzip = "gzip" in request.headers.get("accept-encoding", "")
         # Each encoding is a representation with its own tag.
-        etag = f'"{self.etag}-gzip"' if is_gzip else f'"{self.etag}"'
+        etag = f'"{self.etag}-gzip"' if accepts_gzip else f'"{self.etag}"'
         sent_headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
         sent_headers |= headers or {}
         if_none_match = request.headers.get("if-none-match", "")
@@ -102,9 +102,9 @@ class _File:
             tag.strip().removeprefix("W/") for tag in if_none_match.split(",")
         ):
             return Response(None, 304, sent_headers)
-        if is_gzip:
+        if accepts_gzip:
             sent_headers["Content-Encoding"] = "gzip"
-        body = self.zipped if is_gzip else self.body
+        body = self.zipped if accepts_gzip else self.body
         return Response(body, 200, sent_headers, self.media_type)
 
 
@@ -116,7 +116,7 @@ def openapi(request: Request, ctx: CurrentContext) -> Response:
 
 def _load_files(app: FastAPI, url: str) -> tuple[_File, _File]:
     """Return the document and its page, built once because that takes half a second of CPU."""
-    with _rendering:
+    with _render_lock:
         if not hasattr(app.state, "openapi_files"):
             document = _build_document(app, url)
             text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))

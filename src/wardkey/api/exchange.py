@@ -160,9 +160,9 @@ def _describe_body(properties: dict[str, Any], required: list[str], example: Any
     return {"requestBody": {"required": True, "content": content}, "security": _SECURITY}
 
 
-def _describe_responses(*failures: type[errors.WardkeyError]) -> dict[int | str, dict[str, Any]]:
+def _describe_responses(*error_types: type[errors.WardkeyError]) -> dict[int | str, dict[str, Any]]:
     grant = {"description": "The grant.", "content": {JSON: {"schema": _GRANT_SCHEMA}}}
-    return {**problem_responses(*failures, body=True), 200: grant}
+    return {**problem_responses(*error_types, body=True), 200: grant}
 
 
 @router.options("/v2/tokens/exchange", include_in_schema=False)
@@ -209,7 +209,7 @@ async def exchange_token(request: Request, ctx: CurrentContext) -> Response:
     """
     incoming = RawRequest.of(request, await request.body())
     try:
-        exchange = await run_in_threadpool(check_exchange, incoming, ctx)
+        exchange = await run_in_threadpool(verify_exchange, incoming, ctx)
         minted = await ctx.exchanges.mint(exchange)
     except errors.WardkeyError as error:
         return _render_error(error, incoming).response()
@@ -345,7 +345,7 @@ def _prepare_with_key(incoming: RawRequest, ctx: AppContext) -> _PendingExchange
         )
 
 
-def check_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
+def verify_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
     """Verify the token; without a key, a failure counts against the client's address."""
     # Requests with a key skip the per-address throttle: other clients' failures, or bad tokens of
     # the key's own users, must not block them.
@@ -462,8 +462,8 @@ def _require_same_organization(by: Principal, organization: str) -> None:
     # The bare id is accepted in both environments, because older clients send only that.
     if organization not in ("", by.org_id, on_the_wire("", by.org_id, by.environment)[1:]):
         raise errors.OrganizationNotFound(
-            "organization_id is not the organization and environment of the key; omit it, or send a "
-            "key of that organization."
+            "organization_id is not the organization and environment of the key; omit it, or send "
+            "a key of that organization."
         )
 
 

@@ -13,9 +13,9 @@ from wardkey.api.exchange import (
     JSON,
     MAX_BODY,
     RefreshRequest,
-    check_exchange,
     refresh_once,
     replace_headers,
+    verify_exchange,
 )
 from wardkey.domain import errors
 from wardkey.domain.credentials import basic_pair, form_decoded, trim
@@ -53,23 +53,23 @@ def preflight() -> Response:
 @router.post("/oauth/token", include_in_schema=False)
 async def oauth_token(request: Request, ctx: CurrentContext) -> Response:
     """Exchange a token (RFC 8693), or refresh a grant (RFC 6749)."""
-    incoming, refreshing = RawRequest.of(request, await request.body()), False
+    incoming, is_refresh = RawRequest.of(request, await request.body()), False
     try:
         form = _parse_form(incoming)
-        refreshing = form.get("grant_type") == "refresh_token"
+        is_refresh = form.get("grant_type") == "refresh_token"
         incoming = _move_client_secret(incoming, form)
-        if refreshing:
+        if is_refresh:
             text = trim(form.get("refresh_token", ""))
             minted = await run_in_threadpool(
                 refresh_once, incoming, ctx, RefreshRequest(token_id_of(kid_of(text)), text)
             )
         else:
             exchange = await run_in_threadpool(
-                check_exchange, _to_exchange_request(incoming, form), ctx
+                verify_exchange, _to_exchange_request(incoming, form), ctx
             )
             minted = await ctx.exchanges.mint(exchange)
     except errors.WardkeyError as error:
-        return _render_oauth_error(error, refreshing=refreshing).response()
+        return _render_oauth_error(error, is_refresh=is_refresh).response()
     grant, password = minted.grant, minted.password.text
     body = {
         "access_token": password,
@@ -95,7 +95,9 @@ def _parse_form(incoming: RawRequest) -> dict[str, str]:
         text = incoming.body.decode()
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=30)
     except ValueError:
-        raise errors.InvalidRequest("The form cannot be read.") from None
+        raise errors.InvalidRequest(
+            "The form can't be read; send UTF-8 and at most 30 parameters."
+        ) from None
     form = dict(pairs)
     if len(form) != len(pairs):
         raise errors.InvalidRequest("The form repeats a parameter; send each parameter once.")
@@ -110,7 +112,9 @@ def _move_client_secret(incoming: RawRequest, form: dict[str, str]) -> RawReques
     if scheme.lower() == "basic":
         user, password = basic_pair(rest)
         if not (user or password):
-            raise errors.MissingCredentials("The Basic credentials cannot be read.")
+            raise errors.MissingCredentials(
+                "The Basic credentials can't be read; send base64 of user:password."
+            )
         if secret:
             raise errors.AmbiguousCredentials
         # RFC 6749 puts the key in the password; `curl -u KEY:` puts it in the user name.
@@ -168,11 +172,11 @@ _OAUTH_ERRORS: tuple[tuple[tuple[type[errors.WardkeyError], ...], str, int], ...
 )
 
 
-def _render_oauth_error(error: errors.WardkeyError, *, refreshing: bool) -> RawResponse:
+def _render_oauth_error(error: errors.WardkeyError, *, is_refresh: bool) -> RawResponse:
     """Render an error as RFC 6749 §5.2 defines it."""
     matches = ((code, status) for types, code, status in _OAUTH_ERRORS if isinstance(error, types))
     code, status = next(matches, ("invalid_request", 400))
-    if refreshing and isinstance(error, errors.InvalidToken):
+    if is_refresh and isinstance(error, errors.InvalidToken):
         code = "invalid_grant"
     status = status or status_of(type(error))
     body = {
