@@ -62,7 +62,7 @@ def test_a_url_that_names_no_organization_of_ours_is_told_from_a_bad_key(
     for fields in (bearer(server), strange, {}):
         answer = client.get(f"/v2/auth?organization={named}", headers=fields)
         assert (answer.status_code, answer.json()["code"]) == (404, "organization_not_found")
-        assert "The URL that the proxy asks at" in answer.json()["detail"]
+        assert "The proxy's forward-auth URL" in answer.json()["detail"]
         assert answer.headers["wardkey-verdict"] == "organization_not_found"
         assert answer.headers["wardkey-key-id"] == ""
 
@@ -100,7 +100,7 @@ def test_a_wrong_url_is_in_the_log_once_and_in_doctor(server: Server, client: ht
     for _ in range(30):
         client.get("/v2/auth?organization=acmme", headers=bearer(server))
         client.get("/v2/auth", headers=bearer(server))
-    assert server.output.count("names as organization= “acmme”") == 1
+    assert server.output.count("sets organization= to “acmme”") == 1
     assert server.output.count("names no organization, and") == 1
 
     def diagnosis() -> str:

@@ -1,1 +1,1 @@
-"""The REST API under /v2, a module per noun."""
+"""The REST API under /v2, one module per resource."""

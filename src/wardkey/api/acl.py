@@ -1,4 +1,4 @@
-"""Routes of ACL rules: write, list and try them, and the presets to begin with."""
+"""Routes of ACL rules: list, change and simulate rules, and apply presets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from wardkey.actions.messaging import acl, simulator
-from wardkey.api.schemas import Id, Input, Text, WithSessions, ended_shape
+from wardkey.api.schemas import Id, Input, Text, WithSessions, render_ended_sessions
 from wardkey.domain import errors
 from wardkey.domain.acl import MOST_RULES, Action, ActorKind, Effect, SubjectKind
 from wardkey.domain.receipts import Confirmation
@@ -20,7 +20,7 @@ from wardkey.web.problems import problem_responses, require_json
 
 router = APIRouter(tags=["acl"], dependencies=[Depends(require_json)])
 
-_RULE_FAULTS = (
+_RULE_ERRORS = (
     errors.InvalidTopicFilter,
     errors.InvalidAclSubject,
     errors.InvalidText,
@@ -30,13 +30,13 @@ _RULE_FAULTS = (
 )
 
 Priority = Annotated[
-    StrictInt, Field(ge=0, le=MOST_PRIORITY, description="The lowest is asked first.")
+    StrictInt, Field(ge=0, le=MOST_PRIORITY, description="The lowest is evaluated first.")
 ]
 Filter = Annotated[
     str,
     Field(
-        description="+ for a level, # for the rest, and the variables {username}, {client_id}, "
-        "{org} and {claim.NAME}.",
+        description="+ for a level, # for the rest; variables {username}, {client_id}, {org} and "
+        "{claim.NAME}.",
         json_schema_extra={"format": "rule-filter", "maxLength": 1024},
     ),
 ]
@@ -51,13 +51,13 @@ Value = Annotated[str, Field(max_length=256)]
 
 
 class SubjectShape(Input):
-    """Whom a rule is for."""
+    """The subject of a rule."""
 
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
             "example": {"kind": "username", "value": "agent-*"},
-            # What stands beside each kind, for whoever makes up requests.
+            # The values of each kind, for tools that generate requests.
             "oneOf": [
                 {
                     "properties": {
@@ -93,13 +93,13 @@ class SubjectShape(Input):
     kind: SubjectKind
     value: str = Field(
         default="",
-        description="A client's or provider's id, or a pattern of user names with *; empty for "
-        "everyone and for publishable keys.",
+        description="A client or provider id, or a user name pattern with *; empty for everyone "
+        "and publishable keys.",
     )
 
 
 class NewRule(Input):
-    """A rule; of those that fit, the one with the lowest priority decides."""
+    """A rule; of the matching rules, the one with the lowest priority decides."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -122,7 +122,7 @@ class NewRule(Input):
     description: Text = ""
 
     def spec(self) -> RuleSpec:
-        """Return the domain's record of what is wanted."""
+        """Return the rule as the domain's record."""
         return RuleSpec(
             self.priority,
             self.subject.kind,
@@ -138,7 +138,7 @@ Rules = Annotated[list[NewRule], Field(json_schema_extra={"maxItems": MOST_RULES
 
 
 class RuleChange(Input):
-    """The fields to change; those left out stay."""
+    """The fields to change; omitted fields stay."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"priority": 50, "effect": "deny"}}
@@ -153,7 +153,7 @@ class RuleChange(Input):
 
 
 class RuleShape(BaseModel):
-    """A rule as it is kept."""
+    """A saved rule."""
 
     id: str
     priority: int
@@ -168,33 +168,33 @@ class RuleShape(BaseModel):
 
 
 class RuleList(BaseModel):
-    """Every rule, in the order in which they are asked: by priority, then by age."""
+    """All rules in evaluation order: by priority, then oldest first."""
 
     rules: list[RuleShape]
 
 
 class ChangedRuleShape(RuleShape, WithSessions):
-    """A rule that was written, and the live sessions that had other rights and were ended."""
+    """The saved rule, and the live sessions ended because their rights changed."""
 
 
 class ChangedRuleList(RuleList, WithSessions):
-    """Every rule after a change, and the live sessions that had other rights and were ended."""
+    """All rules after the change, and the live sessions ended because their rights changed."""
 
 
 class DeletedRuleShape(WithSessions):
-    """A rule that is gone, and the live sessions that had other rights and were ended."""
+    """The deleted rule, and the live sessions ended because their rights changed."""
 
     id: str
 
 
 class NewRules(Input):
-    """The rules that are to be there instead of the present ones."""
+    """The rules that replace the present ones."""
 
     rules: Rules
 
 
 class Simulation(Input):
-    """Who does what with which topic; `rules` are asked instead of the saved ones."""
+    """The client, action and topic to simulate; `rules` is used instead of the saved rules."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -208,16 +208,18 @@ class Simulation(Input):
     )
 
     class Who(Input):
-        """Somebody that may not exist, unless it is a client's id; what is left out is empty."""
+        """The actor, which need not exist unless `id` names a client; omitted fields are empty."""
 
         kind: ActorKind
         username: Value = Field(
             default="",
-            description="Without the organization behind it; of a client whose id is sent it is "
-            "the record's.",
+            description="Without @ and the organization. If `id` names a client, its own user name "
+            "is used.",
         )
-        client_id: Value = Field(default="", description="The client id of MQTT.")
-        id: Value = Field(default="", description="The client's id, or the grant's provider's.")
+        client_id: Value = Field(default="", description="The MQTT client id.")
+        id: Value = Field(
+            default="", description="The client's id, or the id of the grant's provider."
+        )
         claims: dict[str, Value] = Field(default={}, max_length=50)
 
     who: Who
@@ -227,7 +229,7 @@ class Simulation(Input):
 
 
 class DecidingRule(BaseModel):
-    """The rule that decided; `id` of a saved one, `position` (from 0) of one that was sent."""
+    """The deciding rule: `id` of a saved rule, or `position` (from 0) of a proposed one."""
 
     id: str | None
     position: int | None
@@ -239,7 +241,7 @@ class DecidingRule(BaseModel):
 
 
 class SimulationShape(BaseModel):
-    """What the rules say; without a rule nothing fits, which denies."""
+    """The decision; `rule` is null if no rule matches, which denies."""
 
     allowed: bool
     rule: DecidingRule | None
@@ -247,7 +249,7 @@ class SimulationShape(BaseModel):
 
 
 class PresetShape(BaseModel):
-    """A set of rules to begin with, and what it allows."""
+    """A set of rules to start with, and what it allows."""
 
     name: PresetName
     description: str
@@ -255,13 +257,13 @@ class PresetShape(BaseModel):
 
 
 class PresetList(BaseModel):
-    """Every preset."""
+    """All presets."""
 
     presets: list[PresetShape]
 
 
 class PresetChoice(Input):
-    """Which preset, and whether it takes the place of the rules that are there."""
+    """A preset, and whether it replaces the present rules."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"preset": "chat", "replace": True}}
@@ -273,46 +275,47 @@ class PresetChoice(Input):
 
 @router.get("/v2/acl/rules", responses=problem_responses())
 def list_acl_rules(caller: CurrentCaller, ctx: CurrentContext) -> RuleList:
-    """List the rules in the order in which they are asked."""
-    return _list(ctx.runner.read(acl.list_rules, caller.by))
+    """List the rules in evaluation order."""
+    return _render_rules(ctx.runner.read(acl.list_rules, caller.by))
 
 
 @router.post(
-    "/v2/acl/rules", status_code=201, responses=problem_responses(*_RULE_FAULTS, body=True)
+    "/v2/acl/rules", status_code=201, responses=problem_responses(*_RULE_ERRORS, body=True)
 )
-def create_acl_rule(
-    wanted: NewRule, caller: CurrentCaller, ctx: CurrentContext
-) -> ChangedRuleShape:
-    """Add a rule; live sessions whose rights it changes are ended, and log in anew."""
-    return _changed(ctx.runner.write_confirmed(acl.create, caller.by, wanted.spec()))
+def create_acl_rule(body: NewRule, caller: CurrentCaller, ctx: CurrentContext) -> ChangedRuleShape:
+    """Add a rule.
+
+    Live sessions whose rights it changes are ended; their clients can log in again.
+    """
+    return _render_changed_rule(ctx.runner.write_confirmed(acl.create, caller.by, body.spec()))
 
 
-@router.put("/v2/acl/rules", responses=problem_responses(*_RULE_FAULTS, body=True))
-def put_acl_rules(wanted: NewRules, caller: CurrentCaller, ctx: CurrentContext) -> ChangedRuleList:
-    """Replace all rules at once, or none where one is refused."""
-    specs = [rule.spec() for rule in wanted.rules]
-    return _changed_list(ctx.runner.write_confirmed(acl.put_rules, caller.by, specs))
+@router.put("/v2/acl/rules", responses=problem_responses(*_RULE_ERRORS, body=True))
+def put_acl_rules(body: NewRules, caller: CurrentCaller, ctx: CurrentContext) -> ChangedRuleList:
+    """Replace all rules at once; if one is rejected, nothing changes."""
+    specs = [rule.spec() for rule in body.rules]
+    return _render_changed_rules(ctx.runner.write_confirmed(acl.put_rules, caller.by, specs))
 
 
 @router.get("/v2/acl/rules/{rule_id:id}", responses=problem_responses(errors.AclRuleNotFound))
 def get_acl_rule(rule_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> RuleShape:
-    """Show a rule."""
-    return _shape(ctx.runner.read(acl.get, caller.by, rule_id))
+    """Get a rule."""
+    return _render_rule(ctx.runner.read(acl.get, caller.by, rule_id))
 
 
 @router.patch(
     "/v2/acl/rules/{rule_id:id}",
-    responses=problem_responses(errors.AclRuleNotFound, *_RULE_FAULTS, body=True),
+    responses=problem_responses(errors.AclRuleNotFound, *_RULE_ERRORS, body=True),
 )
 def change_acl_rule(
-    rule_id: Id, wanted: RuleChange, caller: CurrentCaller, ctx: CurrentContext
+    rule_id: Id, body: RuleChange, caller: CurrentCaller, ctx: CurrentContext
 ) -> ChangedRuleShape:
     """Change a rule."""
-    subject = (wanted.subject.kind, wanted.subject.value) if wanted.subject else None
+    subject = (body.subject.kind, body.subject.value) if body.subject else None
     changes = acl.RuleChanges(
-        wanted.priority, subject, wanted.filter, wanted.action, wanted.effect, wanted.description
+        body.priority, subject, body.filter, body.action, body.effect, body.description
     )
-    return _changed(ctx.runner.write_confirmed(acl.change, caller.by, rule_id, changes))
+    return _render_changed_rule(ctx.runner.write_confirmed(acl.change, caller.by, rule_id, changes))
 
 
 @router.delete(
@@ -322,57 +325,60 @@ def change_acl_rule(
 def delete_acl_rule(rule_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> DeletedRuleShape:
     """Delete a rule."""
     _, confirmed = ctx.runner.write_confirmed(acl.remove, caller.by, rule_id)
-    return DeletedRuleShape(id=rule_id, sessions=ended_shape(confirmed.sessions))
+    return DeletedRuleShape(id=rule_id, sessions=render_ended_sessions(confirmed.sessions))
 
 
 @router.post(
     "/v2/acl/simulate",
     responses=problem_responses(
-        errors.InvalidTopic, errors.ClientNotFound, *_RULE_FAULTS, body=True
+        errors.InvalidTopic, errors.ClientNotFound, *_RULE_ERRORS, body=True
     ),
 )
-def simulate_acl(wanted: Simulation, caller: CurrentCaller, ctx: CurrentContext) -> SimulationShape:
-    """Tell whether somebody may publish or subscribe, and which rule decides it."""
-    if wanted.action is Action.BOTH:
+def simulate_acl(body: Simulation, caller: CurrentCaller, ctx: CurrentContext) -> SimulationShape:
+    """Simulate a publish or subscribe, and return the rule that decides it."""
+    if body.action is Action.BOTH:
         raise errors.InvalidRequest(
-            "Ask about publish or about subscribe.", errors=(("action", "Not both at once."),)
+            "Simulate publish or subscribe, not both.",
+            errors=(("action", "Send publish or subscribe."),),
         )
-    who = wanted.who
-    question = simulator.SimulationQuery(
-        who.kind,
-        wanted.action,
-        wanted.topic,
-        who.username,
-        who.client_id,
-        who.id,
-        who.claims,
-        None if wanted.rules is None else tuple(rule.spec() for rule in wanted.rules),
+    actor = body.who
+    query = simulator.SimulationQuery(
+        actor.kind,
+        body.action,
+        body.topic,
+        actor.username,
+        actor.client_id,
+        actor.id,
+        actor.claims,
+        None if body.rules is None else tuple(rule.spec() for rule in body.rules),
     )
-    done = ctx.runner.read(simulator.simulate, caller.by, question)
-    rule = done.decision.rule
-    deciding = None
+    result = ctx.runner.read(simulator.simulate, caller.by, query)
+    rule = result.decision.rule
+    deciding_rule = None
     if rule is not None:
-        deciding = DecidingRule(
-            id=rule.id if done.position is None else None,
-            position=done.position,
+        deciding_rule = DecidingRule(
+            id=rule.id if result.position is None else None,
+            position=result.position,
             priority=rule.priority,
             subject=SubjectShape(kind=rule.subject_kind, value=rule.subject),
             filter=rule.filter,
             action=rule.action,
             effect=rule.effect,
         )
-    return SimulationShape(allowed=done.decision.allowed, rule=deciding, sentence=done.sentence)
+    return SimulationShape(
+        allowed=result.decision.allowed, rule=deciding_rule, sentence=result.sentence
+    )
 
 
 @router.get("/v2/acl/presets", responses=problem_responses())
-def list_acl_presets(caller: CurrentCaller) -> PresetList:  # noqa: ARG001 - asks who it is
-    """List the presets with their rules and what they allow."""
+def list_acl_presets(caller: CurrentCaller) -> PresetList:  # noqa: ARG001 - requires a credential
+    """List the presets, with their rules and what they allow."""
     return PresetList(
         presets=[
             PresetShape(
                 name=name,
                 description=preset.says,
-                rules=[_new(spec) for spec in preset.rules],
+                rules=[_render_spec(spec) for spec in preset.rules],
             )
             for name, preset in PRESETS.items()
         ]
@@ -381,26 +387,30 @@ def list_acl_presets(caller: CurrentCaller) -> PresetList:  # noqa: ARG001 - ask
 
 @router.post("/v2/acl/presets", responses=problem_responses(errors.AclRulesExist, body=True))
 def apply_acl_preset(
-    wanted: PresetChoice, caller: CurrentCaller, ctx: CurrentContext
+    body: PresetChoice, caller: CurrentCaller, ctx: CurrentContext
 ) -> ChangedRuleList:
-    """Make a preset's rules; where there are rules already, only with `replace`."""
-    made = ctx.runner.write_confirmed(
-        acl.apply_preset, caller.by, wanted.preset, replace_existing=wanted.replace
+    """Apply a preset; if there are rules already, `replace` is required."""
+    result = ctx.runner.write_confirmed(
+        acl.apply_preset, caller.by, body.preset, replace_existing=body.replace
     )
-    return _changed_list(made)
+    return _render_changed_rules(result)
 
 
-def _changed(done: tuple[acl.SavedRule, Confirmation]) -> ChangedRuleShape:
-    saved, confirmed = done
-    return ChangedRuleShape(**dict(_shape(saved)), sessions=ended_shape(confirmed.sessions))
+def _render_changed_rule(result: tuple[acl.SavedRule, Confirmation]) -> ChangedRuleShape:
+    saved, confirmed = result
+    return ChangedRuleShape(
+        **dict(_render_rule(saved)), sessions=render_ended_sessions(confirmed.sessions)
+    )
 
 
-def _changed_list(done: tuple[list[acl.SavedRule], Confirmation]) -> ChangedRuleList:
-    saved, confirmed = done
-    return ChangedRuleList(**dict(_list(saved)), sessions=ended_shape(confirmed.sessions))
+def _render_changed_rules(result: tuple[list[acl.SavedRule], Confirmation]) -> ChangedRuleList:
+    saved, confirmed = result
+    return ChangedRuleList(
+        **dict(_render_rules(saved)), sessions=render_ended_sessions(confirmed.sessions)
+    )
 
 
-def _new(spec: RuleSpec) -> NewRule:
+def _render_spec(spec: RuleSpec) -> NewRule:
     return NewRule(
         priority=spec.priority,
         subject=SubjectShape(kind=spec.subject_kind, value=spec.subject),
@@ -411,15 +421,15 @@ def _new(spec: RuleSpec) -> NewRule:
     )
 
 
-def _shape(saved: acl.SavedRule) -> RuleShape:
+def _render_rule(saved: acl.SavedRule) -> RuleShape:
     return RuleShape(
         id=saved.id,
-        **dict(_new(saved.spec)),
+        **dict(_render_spec(saved.spec)),
         created_at=iso(saved.created_at),
         created_by=saved.created_by,
         updated_at=iso(saved.updated_at),
     )
 
 
-def _list(saved: list[acl.SavedRule]) -> RuleList:
-    return RuleList(rules=[_shape(rule) for rule in saved])
+def _render_rules(saved: list[acl.SavedRule]) -> RuleList:
+    return RuleList(rules=[_render_rule(rule) for rule in saved])

@@ -1,4 +1,4 @@
-"""Routes of the audit: list, filter, export and verify the organization's chain."""
+"""Routes of the audit log: list, filter, export and verify the organization's chain."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from wardkey.web.problems import problem_responses
 
 router = APIRouter(tags=["audit"])
 
-Filter = Annotated[str, Query(max_length=64)]
-Moment = Annotated[Time | None, Query(description="RFC 3339 with an offset.")]
+TextFilter = Annotated[str, Query(max_length=64)]
+TimeFilter = Annotated[Time | None, Query(description="RFC 3339 with an offset.")]
 
 
 class AuditEventShape(BaseModel):
-    """One event; `mac` links it to the one before."""
+    """An audit event; `mac` links it to the previous one."""
 
     id: str
     seq: int
@@ -53,14 +53,14 @@ class AuditPage(BaseModel):
 
 
 class BreakShape(BaseModel):
-    """A place where the chain does not hold."""
+    """A break in the chain."""
 
     seq: int
     what: str
 
 
 class ChainState(BaseModel):
-    """Whether the chain holds, and its signed end to be kept elsewhere."""
+    """Whether the chain is intact, and its signed head, to be stored elsewhere."""
 
     holds: bool
     events: int
@@ -74,18 +74,18 @@ class ChainState(BaseModel):
 def list_events(  # noqa: PLR0917 - FastAPI's parameters
     caller: CurrentCaller,
     ctx: CurrentContext,
-    action: Filter = "",
-    actor_id: Filter = "",
-    target_id: Filter = "",
-    since: Moment = None,
-    until: Moment = None,
+    action: TextFilter = "",
+    actor_id: TextFilter = "",
+    target_id: TextFilter = "",
+    since: TimeFilter = None,
+    until: TimeFilter = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Cursor = "",
 ) -> AuditPage:
     """List the organization's audit events, newest first."""
     vault = ctx.runner.database.vault
-    bound = json.dumps(["audit", caller.by.org_id, action, actor_id, target_id, since, until])
-    before = read_cursor(vault, bound, cursor)[0] if cursor else None
+    binding = json.dumps(["audit", caller.by.org_id, action, actor_id, target_id, since, until])
+    before = read_cursor(vault, binding, cursor)[0] if cursor else None
     query = audit.AuditQuery(
         action,
         actor_id,
@@ -95,10 +95,10 @@ def list_events(  # noqa: PLR0917 - FastAPI's parameters
         before,
         limit + 1,
     )
-    found = ctx.runner.read(audit.list_events, caller.by, query)
-    shown = found[:limit]
-    following = write_cursor(vault, bound, [shown[-1].seq]) if len(found) > limit else None
-    return AuditPage(events=[_shape(event) for event in shown], next_cursor=following)
+    events = ctx.runner.read(audit.list_events, caller.by, query)
+    page = events[:limit]
+    next_cursor = write_cursor(vault, binding, [page[-1].seq]) if len(events) > limit else None
+    return AuditPage(events=[_render_event(event) for event in page], next_cursor=next_cursor)
 
 
 @router.get(
@@ -112,16 +112,16 @@ def list_events(  # noqa: PLR0917 - FastAPI's parameters
 def export_events(  # noqa: PLR0917 - FastAPI's parameters
     caller: CurrentCaller,
     ctx: CurrentContext,
-    action: Filter = "",
-    actor_id: Filter = "",
-    target_id: Filter = "",
-    since: Moment = None,
-    until: Moment = None,
+    action: TextFilter = "",
+    actor_id: TextFilter = "",
+    target_id: TextFilter = "",
+    since: TimeFilter = None,
+    until: TimeFilter = None,
 ) -> Response:
     """Export events as NDJSON, oldest first, one JSON object a line.
 
-    It has every event up to when it begins, and takes ten minutes at most. Two exports of an
-    organization run at once.
+    The export contains every event up to its start and runs for at most ten minutes. An
+    organization can run two exports at once.
     """
     query = audit.AuditQuery(
         action, actor_id, target_id, read_time(since, "since"), read_time(until, "until")
@@ -131,7 +131,7 @@ def export_events(  # noqa: PLR0917 - FastAPI's parameters
 
     def chunks() -> Chunks:
         for events in audit_walks.export_events(ctx.runner.database, caller.by, query):
-            yield "".join(map(_line, events))
+            yield "".join(map(_render_line, events))
 
     return ctx.exports.begin(caller.by.org_id, chunks(), "application/x-ndjson")
 
@@ -141,7 +141,7 @@ def export_events(  # noqa: PLR0917 - FastAPI's parameters
     responses=problem_responses(errors.LiveKeyRequired, errors.Overloaded),
 )
 def verify_chain(caller: CurrentCaller, ctx: CurrentContext) -> ChainState:
-    """Check every link of the organization's chain; any edit, gap or reordering is listed."""
+    """Verify the organization's audit chain and list every edit, gap and reordering."""
     by, org_id = caller.by, caller.by.org_id
     with ctx.runner.audit_refusals("verify_chain", by):
         by.require(Permission.AUDIT_READ)
@@ -159,11 +159,11 @@ def verify_chain(caller: CurrentCaller, ctx: CurrentContext) -> ChainState:
     )
 
 
-def _line(event: audit.AuditEvent) -> str:
-    return json.dumps(_shape(event).model_dump(), ensure_ascii=False) + "\n"
+def _render_line(event: audit.AuditEvent) -> str:
+    return json.dumps(_render_event(event).model_dump(), ensure_ascii=False) + "\n"
 
 
-def _shape(event: audit.AuditEvent) -> AuditEventShape:
+def _render_event(event: audit.AuditEvent) -> AuditEventShape:
     values = asdict(event)
     del values["org_id"]
     return AuditEventShape(**{**values, "at": iso(event.at)})

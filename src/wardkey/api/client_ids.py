@@ -1,4 +1,4 @@
-"""Routes of MQTT client ids: which are held and by whom, and freeing one."""
+"""Routes of MQTT client ids: list them with their holders, and free them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from wardkey.web.problems import problem_responses
 
 router = APIRouter(tags=["sessions"])
 
-_LONGEST = 256
+_MAX_LENGTH = 256
 
 
 class HolderShape(BaseModel):
-    """The holder of a client id: a client, or a user with grants; empty texts for one that left."""
+    """The holder of a client id; `id` and `username` are empty for a user without grants."""
 
     kind: Literal["client", "user"]
     id: str
@@ -35,17 +35,19 @@ class HolderShape(BaseModel):
 
 
 class HeldIdShape(BaseModel):
-    """A client id that no other than its holder can log in with."""
+    """A client id that only its holder can log in with."""
 
     client_id: str
     holder: HolderShape
     since: str
-    last_seen_at: str = Field(description="The last login, or a later time at which it was live.")
-    connected: bool | None = Field(description="Null while the broker cannot be asked.")
+    last_seen_at: str = Field(
+        description="The last login, or a later time at which it was connected."
+    )
+    connected: bool | None = Field(description="Null while the broker is unreachable.")
 
 
 class HeldIdPage(BaseModel):
-    """Held client ids in their order as text; `total` counts those that fit the filter."""
+    """Held client ids in text order; `total` counts all that match the filter."""
 
     client_ids: list[HeldIdShape]
     next_cursor: str | None
@@ -56,33 +58,36 @@ class HeldIdPage(BaseModel):
 def list_client_ids(  # noqa: PLR0917 - FastAPI's parameters
     caller: CurrentCaller,
     ctx: CurrentContext,
-    search: Annotated[str, Query(max_length=_LONGEST, description="In the client id.")] = "",
+    search: Annotated[
+        str, Query(max_length=_MAX_LENGTH, description="Part of the client id.")
+    ] = "",
     username: Annotated[
         str,
-        Query(
-            max_length=128, description="The holder's user name, with or without what follows @."
-        ),
+        Query(max_length=128, description="The holder's user name, with or without the @ part."),
     ] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Cursor = "",
 ) -> HeldIdPage:
-    """List the MQTT client ids that are held in the organization's environment."""
+    """List the MQTT client ids held in the organization's environment."""
     vault = ctx.runner.database.vault
-    bound = json.dumps(["client-ids", *caller.by.scope, search, username])
-    after = read_cursor(vault, bound, cursor)[0] if cursor else ""
+    binding = json.dumps(["client-ids", *caller.by.scope, search, username])
+    after = read_cursor(vault, binding, cursor)[0] if cursor else ""
     query = HeldQuery(search, username, after, limit)
 
-    def look(tx: Transaction, by: Principal) -> tuple[list[HeldId], int]:
+    def read_page(tx: Transaction, by: Principal) -> tuple[list[HeldId], int]:
         return held_client_ids.list_held(tx, by, query), held_client_ids.count_held(tx, by, query)
 
-    look.__name__ = "list_client_ids"
-    found, total = ctx.runner.read(look, caller.by)
-    shown = found[:limit]
-    live = live_sessions.live_connections(ctx.runner, ctx.link, caller.by) if shown else None
-    more = len(found) > limit
+    read_page.__name__ = "list_client_ids"
+    held_ids, total = ctx.runner.read(read_page, caller.by)
+    page = held_ids[:limit]
+    live = live_sessions.live_connections(ctx.runner, ctx.link, caller.by) if page else None
+    more = len(held_ids) > limit
     return HeldIdPage(
-        client_ids=[_shape(one, None if live is None else one.connection in live) for one in shown],
-        next_cursor=write_cursor(vault, bound, [shown[-1].mqtt_id]) if more else None,
+        client_ids=[
+            _render_held_id(held, None if live is None else held.connection in live)
+            for held in page
+        ],
+        next_cursor=write_cursor(vault, binding, [page[-1].mqtt_id]) if more else None,
         total=total,
     )
 
@@ -93,21 +98,24 @@ def list_client_ids(  # noqa: PLR0917 - FastAPI's parameters
 def free_client_id(
     caller: CurrentCaller,
     ctx: CurrentContext,
-    client_id: Annotated[str, Query(min_length=1, max_length=_LONGEST)],
+    client_id: Annotated[str, Query(min_length=1, max_length=_MAX_LENGTH)],
 ) -> None:
-    """Free a client id: end its live session and remove what is queued for it."""
+    """Free a client id.
+
+    This ends its live session and removes the messages queued for it.
+    """
     live_sessions.free_client_id(ctx.runner, ctx.session_remover, caller.by, client_id)
 
 
-def _shape(one: HeldId, connected: bool | None) -> HeldIdShape:  # noqa: FBT001 - three answers
+def _render_held_id(held: HeldId, connected: bool | None) -> HeldIdShape:  # noqa: FBT001 - has three values
     return HeldIdShape(
-        client_id=one.mqtt_id,
+        client_id=held.mqtt_id,
         holder=HolderShape(
-            kind="client" if one.kind is ActorKind.CLIENT else "user",
-            id=one.holder_id,
-            username=one.username,
+            kind="client" if held.kind is ActorKind.CLIENT else "user",
+            id=held.holder_id,
+            username=held.username,
         ),
-        since=iso(one.taken_at),
-        last_seen_at=iso(one.seen_at),
+        since=iso(held.taken_at),
+        last_seen_at=iso(held.seen_at),
         connected=connected,
     )

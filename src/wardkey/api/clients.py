@@ -1,4 +1,4 @@
-"""Routes of clients, who log in on MQTT: create, list, change, set passwords and delete."""
+"""Routes of MQTT clients: create, list, change, set passwords and delete."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from wardkey.actions.messaging import clients
-from wardkey.api.idempotency import IdempotencyKey, RawBody, change_once, retry_of
-from wardkey.api.schemas import Id, Input, WithSessions, ended_shape, when
+from wardkey.api.idempotency import IdempotencyKey, RawBody, build_retry, write_idempotently
+from wardkey.api.schemas import Id, Input, WithSessions, iso_or_none, render_ended_sessions
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors
 from wardkey.domain.clients import (
@@ -51,7 +51,7 @@ GivenPassword = Annotated[
     Field(
         max_length=1024,
         description=f"{SHORTEST_PASSWORD} to {LONGEST_PASSWORD} printable characters, five of them "
-        "different. Without one a password is generated.",
+        "different; generated if omitted.",
         json_schema_extra={
             "format": "password",
             "minLength": SHORTEST_PASSWORD,
@@ -62,7 +62,7 @@ GivenPassword = Annotated[
 
 
 class NewClient(Input):
-    """A client to be made."""
+    """A client to create."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -78,12 +78,12 @@ class NewClient(Input):
     tags: list[Tag] = Field(default=[], max_length=MOST_TAGS)
     environment: Environment | None = Field(
         default=None,
-        description="A key makes clients in its own environment; people choose, live by default.",
+        description="Keys create clients in their own environment; users choose, live by default.",
     )
 
 
 class ClientChanges(Input):
-    """The fields to change; those left out, or null, stay."""
+    """The fields to change; omitted or null fields stay."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"display_name": "Agent 1, hall B"}}
@@ -95,7 +95,7 @@ class ClientChanges(Input):
 
 
 class PasswordChange(Input):
-    """The new password; without one it is generated."""
+    """The new password; if omitted, one is generated."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"password": "correct horse battery"}}
@@ -109,7 +109,7 @@ class ClientShape(BaseModel):
 
     id: str
     username: str
-    mqtt_username: str = Field(description="What the client sends as its user name on MQTT.")
+    mqtt_username: str = Field(description="The user name to send in MQTT CONNECT.")
     environment: Environment
     display_name: str
     enabled: bool
@@ -118,15 +118,15 @@ class ClientShape(BaseModel):
     created_by: str
     updated_at: str
     password_set_at: str
-    last_connected_at: str | None = Field(description="At most a minute late.")
+    last_connected_at: str | None = Field(description="Up to a minute old.")
 
 
 class ChangedClientShape(ClientShape, WithSessions):
-    """A client as it is now, and what became of its live sessions."""
+    """The changed client, and the live sessions that were ended."""
 
 
 class DeletedClientShape(WithSessions):
-    """A client that is gone."""
+    """The deleted client, and the live sessions that were ended."""
 
     id: str
 
@@ -136,12 +136,12 @@ class ClientWithPasswordShape(BaseModel):
 
     client: ClientShape
     password: str | None = Field(
-        description="The generated password, shown this once; null where one was given."
+        description="The generated password, shown only once; null if you set one."
     )
 
 
 class ClientWithNewPasswordShape(ClientWithPasswordShape, WithSessions):
-    """A client with another password; an answer that is given again tells no sessions."""
+    """A client with a new password; a repeated response lists no sessions."""
 
 
 class ClientPage(BaseModel):
@@ -169,26 +169,27 @@ class ClientPage(BaseModel):
 )
 def create_client(  # noqa: PLR0917 - FastAPI's parameters
     request: Request,
-    wanted: NewClient,
+    body: NewClient,
     caller: CurrentCaller,
     ctx: CurrentContext,
-    body: RawBody,
+    raw_body: RawBody,
     idempotency_key: IdempotencyKey = None,
 ) -> ClientWithPasswordShape:
-    """Make a client; a generated password is in this answer and nowhere else."""
-    by = caller.acting_in(wanted.environment)
-    environment = wanted.environment or by.environment
-    spec = ClientSpec(
-        wanted.username, environment, wanted.display_name, wanted.enabled, tuple(wanted.tags)
-    )
-    password_hash = _hashed(ctx, by, wanted.password)
+    """Create a client.
+
+    A generated password is shown only in this response.
+    """
+    by = caller.acting_in(body.environment)
+    environment = body.environment or by.environment
+    spec = ClientSpec(body.username, environment, body.display_name, body.enabled, tuple(body.tags))
+    password_hash = _hash_password(ctx, by, body.password)
 
     def create_client(tx: Transaction, by: Principal) -> dict[str, Any]:
-        return _with_password(clients.create(tx, by, spec, password_hash))
+        return _render_with_password(clients.create(tx, by, spec, password_hash))
 
-    retry = retry_of(request, caller, body, idempotency_key)
+    retry = build_retry(request, caller, raw_body, idempotency_key)
     return ClientWithPasswordShape.model_validate(
-        change_once(ctx, by, create_client, retry, needs=Permission.CLIENTS_WRITE)[0]
+        write_idempotently(ctx, by, create_client, retry, needs=Permission.CLIENTS_WRITE)[0]
     )
 
 
@@ -198,7 +199,9 @@ def list_clients(  # noqa: PLR0917 - FastAPI's parameters
     ctx: CurrentContext,
     search: Annotated[
         str,
-        Query(max_length=200, description="In user and display name; or a tag or an id, whole."),
+        Query(
+            max_length=200, description="Part of the user or display name, or a whole tag or id."
+        ),
     ] = "",
     environment: Environment | None = None,
     enabled: bool | None = None,  # noqa: FBT001 - a query parameter
@@ -210,33 +213,33 @@ def list_clients(  # noqa: PLR0917 - FastAPI's parameters
     if environment is not None and environment is not by.environment:
         raise errors.WrongEnvironment
     vault = ctx.runner.database.vault
-    bound = json.dumps(["clients", *by.scope, search, enabled])
+    binding = json.dumps(["clients", *by.scope, search, enabled])
     after = None
     if cursor:
-        created_at, client_id = read_cursor(vault, bound, cursor)
+        created_at, client_id = read_cursor(vault, binding, cursor)
         after = (created_at, client_id)
     query = clients.ClientQuery(search, enabled, after, limit)
 
-    def look(tx: Transaction, by: Principal) -> ClientPage:
-        found = clients.list_clients(tx, by, query)
-        shown = found[:limit]
+    def read_page(tx: Transaction, by: Principal) -> ClientPage:
+        records = clients.list_clients(tx, by, query)
+        page = records[:limit]
         next_cursor = None
-        if len(found) > limit:
-            next_cursor = write_cursor(vault, bound, [shown[-1].created_at, shown[-1].id])
+        if len(records) > limit:
+            next_cursor = write_cursor(vault, binding, [page[-1].created_at, page[-1].id])
         return ClientPage(
-            clients=[_shape(client) for client in shown],
+            clients=[_render_client(client) for client in page],
             next_cursor=next_cursor,
             total=clients.count_clients(tx, by, query),
         )
 
-    look.__name__ = "list_clients"
-    return ctx.runner.read(look, by)
+    read_page.__name__ = "list_clients"
+    return ctx.runner.read(read_page, by)
 
 
 @router.get("/v2/clients/{client_id:id}", responses=problem_responses(errors.ClientNotFound))
 def get_client(client_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ClientShape:
-    """Show one client, never its password."""
-    return _shape(ctx.runner.read(clients.get, caller.by, client_id))
+    """Get a client; its password is never returned."""
+    return _render_client(ctx.runner.read(clients.get, caller.by, client_id))
 
 
 @router.patch(
@@ -246,29 +249,32 @@ def get_client(client_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> Cli
     ),
 )
 def change_client(
-    client_id: Id, wanted: ClientChanges, caller: CurrentCaller, ctx: CurrentContext
+    client_id: Id, body: ClientChanges, caller: CurrentCaller, ctx: CurrentContext
 ) -> ChangedClientShape:
-    """Change a client's display name and tags, or let it in and out.
+    """Change a client's display name or tags, or enable or disable it.
 
-    Disabling it ends its live sessions before this returns.
+    Disabling it ends its live sessions before the call returns.
     """
-    return _changed(ctx, caller.by, client_id, wanted.model_dump(exclude_none=True))
+    return _change_client(ctx, caller.by, client_id, body.model_dump(exclude_none=True))
 
 
 @router.post(
     "/v2/clients/{client_id:id}/disable", responses=problem_responses(errors.ClientNotFound)
 )
 def disable_client(client_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ChangedClientShape:
-    """Let a client in no more until it is enabled again; its live sessions are ended."""
-    return _changed(ctx, caller.by, client_id, {"enabled": False})
+    """Disable a client and end its live sessions.
+
+    It can't log in until it is enabled again.
+    """
+    return _change_client(ctx, caller.by, client_id, {"enabled": False})
 
 
 @router.post(
     "/v2/clients/{client_id:id}/enable", responses=problem_responses(errors.ClientNotFound)
 )
 def enable_client(client_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ChangedClientShape:
-    """Let a disabled client in again."""
-    return _changed(ctx, caller.by, client_id, {"enabled": True})
+    """Enable a disabled client."""
+    return _change_client(ctx, caller.by, client_id, {"enabled": True})
 
 
 @router.post(
@@ -287,52 +293,62 @@ def set_client_password(  # noqa: PLR0917 - FastAPI's parameters
     client_id: Id,
     caller: CurrentCaller,
     ctx: CurrentContext,
-    body: RawBody,
-    wanted: PasswordChange | None = None,
+    raw_body: RawBody,
+    body: PasswordChange | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> ClientWithNewPasswordShape:
-    """Give a client a new password; the old one opens nothing from then on, and keeps nothing."""
-    password_hash = _hashed(ctx, caller.by, wanted.password if wanted else None)
+    """Set or generate a client's password.
+
+    The old password stops working at once, and sessions that it opened are ended.
+    """
+    password_hash = _hash_password(ctx, caller.by, body.password if body else None)
 
     def set_password(tx: Transaction, by: Principal) -> dict[str, Any]:
-        return _with_password(clients.set_password(tx, by, client_id, password_hash))
+        return _render_with_password(clients.set_password(tx, by, client_id, password_hash))
 
-    retry = retry_of(request, caller, body, idempotency_key)
-    made, confirmed = change_once(
+    retry = build_retry(request, caller, raw_body, idempotency_key)
+    result, confirmed = write_idempotently(
         ctx, caller.by, set_password, retry, needs=Permission.CLIENTS_WRITE
     )
-    sessions = ended_shape(confirmed.sessions)
-    return ClientWithNewPasswordShape.model_validate({**made, "sessions": sessions})
+    sessions = render_ended_sessions(confirmed.sessions)
+    return ClientWithNewPasswordShape.model_validate({**result, "sessions": sessions})
 
 
 @router.delete("/v2/clients/{client_id:id}", responses=problem_responses(errors.ClientNotFound))
 def delete_client(client_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> DeletedClientShape:
-    """Delete a client and end its live sessions; its user name is free from then on."""
+    """Delete a client and end its live sessions.
+
+    Its user name can be taken again.
+    """
     _, confirmed = ctx.runner.write_confirmed(clients.remove, caller.by, client_id)
-    return DeletedClientShape(id=client_id, sessions=ended_shape(confirmed.sessions))
+    return DeletedClientShape(id=client_id, sessions=render_ended_sessions(confirmed.sessions))
 
 
-def _changed(
+def _change_client(
     ctx: CurrentContext, by: Principal, client_id: str, changes: dict[str, Any]
 ) -> ChangedClientShape:
     client, confirmed = ctx.runner.write_confirmed(clients.change, by, client_id, changes)
-    return ChangedClientShape(**dict(_shape(client)), sessions=ended_shape(confirmed.sessions))
+    return ChangedClientShape(
+        **dict(_render_client(client)), sessions=render_ended_sessions(confirmed.sessions)
+    )
 
 
-def _hashed(ctx: CurrentContext, by: Principal, password: str | None) -> str | None:
-    """Return the hash of a password that the caller chose, a refusal noted as an action's is."""
+def _hash_password(ctx: CurrentContext, by: Principal, password: str | None) -> str | None:
+    """Hash a password that the caller chose; a refusal is audited like an action's."""
     if password is None:
         return None
     with ctx.runner.audit_refusals("hash_password", by):
         return clients.hash_password(by, password)
 
 
-def _with_password(made: clients.ClientWithPassword) -> dict[str, Any]:
-    shape = ClientWithPasswordShape(client=_shape(made.client), password=made.password)
+def _render_with_password(created: clients.ClientWithPassword) -> dict[str, Any]:
+    shape = ClientWithPasswordShape(
+        client=_render_client(created.client), password=created.password
+    )
     return shape.model_dump(mode="json")
 
 
-def _shape(client: ClientRecord) -> ClientShape:
+def _render_client(client: ClientRecord) -> ClientShape:
     return ClientShape(
         id=client.id,
         username=client.username,
@@ -345,5 +361,5 @@ def _shape(client: ClientRecord) -> ClientShape:
         created_by=client.created_by,
         updated_at=iso(client.updated_at),
         password_set_at=iso(client.password_set_at),
-        last_connected_at=when(client.last_connected_at),
+        last_connected_at=iso_or_none(client.last_connected_at),
     )

@@ -1,4 +1,4 @@
-"""Doors of token exchange, open to pages: exchange, create and refresh."""
+"""Routes of token exchange, open to browsers: exchange, create and refresh grants."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ router = APIRouter(tags=["tokens"])
 T = TypeVar("T")
 
 JSON = "application/json"
-_GUESSED = (errors.InvalidToken, errors.TokenExpired)
-LONGEST_BODY = 2 * LONGEST_TOKEN
+_GUESS_ERRORS = (errors.InvalidToken, errors.TokenExpired)
+MAX_BODY = 2 * LONGEST_TOKEN
 
 
 class ExchangeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What `POST /v2/tokens/exchange` takes, in either of its shapes."""
+    """The body of `POST /v2/tokens/exchange`, in either of its forms."""
 
     token: str
     provider: str = ""
@@ -70,12 +70,12 @@ class ExchangeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     integration_id: str = ""
 
     def __repr__(self) -> str:
-        """Show nothing of the token."""
+        """Hide the token."""
         return "ExchangeRequest(…)"
 
 
 class CreateRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What `POST /v2/tokens/create` takes; the key is better sent as Bearer."""
+    """The body of `POST /v2/tokens/create`; prefer to send the key as Bearer."""
 
     user_email: str
     organization_id: str = ""
@@ -85,29 +85,29 @@ class CreateRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     ttl: int | None = None
 
     def __repr__(self) -> str:
-        """Show nothing of the key."""
+        """Hide the key."""
         return "CreateRequest(…)"
 
 
 class RefreshRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What `POST /v2/tokens/refresh` takes."""
+    """The body of `POST /v2/tokens/refresh`."""
 
     token_id: str
     current_token_password: str
 
     def __repr__(self) -> str:
-        """Show nothing of the password."""
+        """Hide the password."""
         return "RefreshRequest(…)"
 
 
-_exchange = msgspec.json.Decoder(ExchangeRequest)
-_create = msgspec.json.Decoder(CreateRequest)
-_refresh = msgspec.json.Decoder(RefreshRequest)
+_exchange_decoder = msgspec.json.Decoder(ExchangeRequest)
+_create_decoder = msgspec.json.Decoder(CreateRequest)
+_refresh_decoder = msgspec.json.Decoder(RefreshRequest)
 _encoder = msgspec.json.Encoder()
 
 _TTL = {"type": ["integer", "null"], "minimum": SHORTEST_TTL_S, "maximum": LONGEST_TTL_S}
 _ID = {"type": ["string", "null"], "maxLength": 64}
-_MINTED = {
+_GRANT_SCHEMA = {
     "type": "object",
     "required": ["mqtt_username", "mqtt_password", "token_id", "expires_at", "expires_in"],
     "properties": {
@@ -148,7 +148,7 @@ _MINTED = {
 _SECURITY: list[dict[str, list[str]]] = [{}, {"key": []}, {"keyHeader": []}, {"userToken": []}]
 
 
-def _takes(properties: dict[str, Any], required: list[str], example: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+def _describe_body(properties: dict[str, Any], required: list[str], example: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
     schema = {
         "type": "object",
         "additionalProperties": False,
@@ -160,21 +160,21 @@ def _takes(properties: dict[str, Any], required: list[str], example: Any) -> dic
     return {"requestBody": {"required": True, "content": content}, "security": _SECURITY}
 
 
-def _answers(*failures: type[errors.WardkeyError]) -> dict[int | str, dict[str, Any]]:
-    answered = {"description": "The grant.", "content": {JSON: {"schema": _MINTED}}}
-    return {**problem_responses(*failures, body=True), 200: answered}
+def _describe_responses(*error_types: type[errors.WardkeyError]) -> dict[int | str, dict[str, Any]]:
+    grant = {"description": "The grant.", "content": {JSON: {"schema": _GRANT_SCHEMA}}}
+    return {**problem_responses(*error_types, body=True), 200: grant}
 
 
 @router.options("/v2/tokens/exchange", include_in_schema=False)
 @router.options("/v2/tokens/refresh", include_in_schema=False)
 def preflight() -> Response:
-    """Answer a browser's question; it carries no key, so the origin is checked on the request."""
+    """Answer a CORS preflight. It carries no key, so the origin is checked on the request."""
     return Response(status_code=204, headers=preflight_headers("POST"))
 
 
 @router.post(
     "/v2/tokens/exchange",
-    responses=_answers(
+    responses=_describe_responses(
         errors.InvalidToken,
         errors.TokenExpired,
         errors.ClaimMissing,
@@ -188,7 +188,7 @@ def preflight() -> Response:
         errors.KeySetUnavailable,
         errors.ProviderChanged,
     ),
-    openapi_extra=_takes(
+    openapi_extra=_describe_body(
         {
             "provider": _ID,
             "token": {"type": "string", "format": "provider-token", "maxLength": LONGEST_TOKEN},
@@ -202,70 +202,71 @@ def preflight() -> Response:
     response_class=Response,
 )
 async def exchange_token(request: Request, ctx: CurrentContext) -> Response:
-    """VerifiedToken an identity provider's token for a short-lived MQTT credential.
+    """Exchange an identity provider's token for a short-lived MQTT credential.
 
-    With a key `provider` names the provider; without one `organization_id` says where, and the
-    provider is found by the token's issuer among those that allow it.
+    With a key, `provider` selects the provider. Without one, send `organization_id`; the token's
+    issuer then selects the provider among those that allow exchange without a key.
     """
     incoming = RawRequest.of(request, await request.body())
     try:
-        exchange = await run_in_threadpool(check_exchange, incoming, ctx)
+        exchange = await run_in_threadpool(verify_exchange, incoming, ctx)
         minted = await ctx.token_exchange.mint(exchange)
-    except errors.WardkeyError as failure:
-        return _refused(failure, incoming).response()
-    return _granted(minted, ctx, exchange.provider.spec.name).response()
+    except errors.WardkeyError as error:
+        return _render_error(error, incoming).response()
+    return _render_grant(minted, ctx, exchange.provider.spec.name).response()
 
 
 def exchange_on_fast_path(
     incoming: RawRequest, ctx: AppContext
 ) -> RawResponse | asyncio.Future[RawResponse] | None:
-    """Check a token that comes with a key, in a thread only where an issuer must be asked.
+    """Exchange a token presented with a key, in a thread only if its issuer must be queried.
 
-    None for what comes without a key.
+    Returns None for a request without a key.
     """
     if not has_simple_credential(incoming, ctx) or not find_credential(incoming, ctx):
         return None
-    began = perf_counter()
+    started_at = perf_counter()
     try:
-        held = _with_key(incoming, ctx)
-        exchange = held.checked(ctx) if ctx.token_exchange.has_cached_keys(held.shown) else None
-        return asyncio.create_task(_minted_later(held, exchange, incoming, ctx, began))
-    except errors.WardkeyError as failure:
-        out = _refused(failure, incoming)
+        pending = _prepare_with_key(incoming, ctx)
+        has_keys = ctx.token_exchange.has_cached_keys(pending.token)
+        exchange = pending.verify(ctx) if has_keys else None
+        return asyncio.create_task(_mint_later(pending, exchange, incoming, ctx, started_at))
+    except errors.WardkeyError as error:
+        response = _render_error(error, incoming)
     except Exception:
         log.exception("request %s failed", incoming.request_id)
-        out = _refused(errors.InternalError(), incoming)
-    ctx.verifier.metrics.observe(incoming.route, perf_counter() - began)
-    return out
+        response = _render_error(errors.InternalError(), incoming)
+    ctx.verifier.metrics.observe(incoming.route, perf_counter() - started_at)
+    return response
 
 
-async def _minted_later(
-    held: _PendingExchange,
+async def _mint_later(
+    pending: _PendingExchange,
     exchange: VerifiedToken | None,
     incoming: RawRequest,
     ctx: AppContext,
-    began: float,
+    started_at: float,
 ) -> RawResponse:
     try:
         if exchange is None:
-            exchange = await run_in_threadpool(held.checked, ctx)
+            exchange = await run_in_threadpool(pending.verify, ctx)
         minted = await ctx.token_exchange.mint(exchange)
-        return _granted(minted, ctx, exchange.provider.spec.name)
-    except errors.WardkeyError as failure:
-        return _refused(failure, incoming)
+        return _render_grant(minted, ctx, exchange.provider.spec.name)
+    except errors.WardkeyError as error:
+        return _render_error(error, incoming)
     except Exception:
         log.exception("request %s failed", incoming.request_id)
-        return _refused(errors.InternalError(), incoming)
+        return _render_error(errors.InternalError(), incoming)
     finally:
-        ctx.verifier.metrics.observe(incoming.route, perf_counter() - began)
+        ctx.verifier.metrics.observe(incoming.route, perf_counter() - started_at)
 
 
 @router.post(
     "/v2/tokens/create",
-    responses=_answers(
+    responses=_describe_responses(
         errors.InvalidEmail, errors.InvalidTtl, errors.ProviderNotFound, errors.OrganizationNotFound
     ),
-    openapi_extra=_takes(
+    openapi_extra=_describe_body(
         {
             "organization_id": _ID,
             "secret_key": {"type": ["string", "null"], "format": "key-text", "maxLength": 256},
@@ -280,15 +281,20 @@ async def _minted_later(
     response_class=Response,
 )
 async def create_token(request: Request, ctx: CurrentContext) -> Response:
-    """Make a grant for a user of one's own, whom a server vouches for with its secret key."""
+    """Create a grant for one of your own users.
+
+    The server vouches for the user with its secret key.
+    """
     incoming = RawRequest.of(request, await request.body())
-    return (await run_in_threadpool(_answered, _created, incoming, ctx)).response()
+    return (await run_in_threadpool(_respond, _create_grant, incoming, ctx)).response()
 
 
 @router.post(
     "/v2/tokens/refresh",
-    responses=_answers(errors.InvalidToken, errors.RefreshReplayed, errors.TooManyAttempts),
-    openapi_extra=_takes(
+    responses=_describe_responses(
+        errors.InvalidToken, errors.RefreshReplayed, errors.TooManyAttempts
+    ),
+    openapi_extra=_describe_body(
         {
             "token_id": {"type": "string", "maxLength": 64},
             "current_token_password": {
@@ -303,126 +309,125 @@ async def create_token(request: Request, ctx: CurrentContext) -> Response:
     response_class=Response,
 )
 async def refresh_token(request: Request, ctx: CurrentContext) -> Response:
-    """Replace a grant by a new one for as long again; its password works once for this.
+    """Replace a grant with a new one of the same length.
 
-    The old password still logs in for 30 seconds; sessions that it opened go on under the new
-    grant. If the answer was lost, the same request within two minutes gets another new password,
-    as long as the first one was not used. Any other use of an old password for a refresh ends the
-    grant and all that came of it: two who have one password are one too many.
+    A password refreshes once. It still logs in for 30 seconds, and its sessions continue under the
+    new grant. If the response was lost, the same request within two minutes returns another new
+    password, unless the first one was used. Any other refresh with an old password ends the grant
+    and all grants refreshed from it: the password may be stolen.
     """
     incoming = RawRequest.of(request, await request.body())
-    return (await run_in_threadpool(_answered, _refreshed, incoming, ctx)).response()
+    return (await run_in_threadpool(_respond, _refresh_grant, incoming, ctx)).response()
 
 
 @dataclass(frozen=True, slots=True)
 class _PendingExchange:
-    """A token that somebody of the organization shows."""
+    """A token presented with a credential of the organization."""
 
     caller: Caller
-    shown: UnverifiedToken
+    token: UnverifiedToken
     ttl: int | None
 
-    def checked(self, ctx: AppContext) -> VerifiedToken:
-        """Return what to mint; raises what is wrong with the token."""
-        return ctx.token_exchange.verify(self.caller.by, self.caller.kid, self.shown, self.ttl)
+    def verify(self, ctx: AppContext) -> VerifiedToken:
+        """Verify the token; raises why it is rejected."""
+        return ctx.token_exchange.verify(self.caller.by, self.caller.kid, self.token, self.ttl)
 
 
-def _with_key(incoming: RawRequest, ctx: AppContext) -> _PendingExchange:
+def _prepare_with_key(incoming: RawRequest, ctx: AppContext) -> _PendingExchange:
     require_json_body(incoming)
-    wanted = _decode(_exchange, incoming.body)
+    body = _decode(_exchange_decoder, incoming.body)
     caller = caller_in_organization(incoming, ctx)
-    _same_organization(caller.by, wanted.organization_id)
-    name = wanted.provider or wanted.integration_id
+    _require_same_organization(caller.by, body.organization_id)
+    name = body.provider or body.integration_id
     with ctx.runner.audit_refusals("exchange_token", caller.by):
         return _PendingExchange(
-            caller,
-            ctx.token_exchange.find_provider(caller.by, name, trim(wanted.token)),
-            wanted.ttl,
+            caller, ctx.token_exchange.find_provider(caller.by, name, trim(body.token)), body.ttl
         )
 
 
-def check_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
-    """Identify whoever asks, and check the token; a stranger's failure counts for his address."""
-    # Whoever shows a key is never held up for strangers at his address, nor for his users' tokens.
+def verify_exchange(incoming: RawRequest, ctx: AppContext) -> VerifiedToken:
+    """Verify the token; without a key, a failure counts against the client's address."""
+    # Requests with a key skip the per-address throttle: other clients' failures, or bad tokens of
+    # the key's own users, must not block them.
     if find_credential(incoming, ctx):
-        return _with_key(incoming, ctx).checked(ctx)
+        return _prepare_with_key(incoming, ctx).verify(ctx)
     require_json_body(incoming)
-    wanted = _decode(_exchange, incoming.body)
+    body = _decode(_exchange_decoder, incoming.body)
     address = client_address(incoming, ctx)
-    name = wanted.provider or wanted.integration_id
-    stranger = _stranger(incoming, wanted.organization_id, address)
+    name = body.provider or body.integration_id
+    by = _anonymous_principal(incoming, body.organization_id, address)
     counters = by_address("exchange", address, Limit.SHARED)
-    with ctx.throttle.failures(*counters, failed=_GUESSED):
+    with ctx.throttle.failures(*counters, failed=_GUESS_ERRORS):
         try:
-            return ctx.token_exchange.verify_keyless(stranger, name, trim(wanted.token), wanted.ttl)
+            return ctx.token_exchange.verify_keyless(by, name, trim(body.token), body.ttl)
         except errors.InvalidToken:
-            if wanted.organization_id:
+            if body.organization_id:
                 raise
             missing = missing_credentials_error(incoming, ctx).detail
             raise errors.MissingCredentials(
-                f"{missing} Without a key, name organization_id (at /oauth/token: audience)."
+                f"{missing} Without a key, send organization_id (at /oauth/token: audience)."
             ) from None
 
 
-def _created(incoming: RawRequest, ctx: AppContext) -> RawResponse:
+def _create_grant(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     require_json_body(incoming)
-    wanted = _decode(_create, incoming.body)
-    if wanted.secret_key:
-        shown = (b"authorization", f"Bearer {trim(wanted.secret_key)}".encode())
-        incoming = with_fields(incoming, [*incoming.headers, shown])
+    body = _decode(_create_decoder, incoming.body)
+    if body.secret_key:
+        bearer = (b"authorization", f"Bearer {trim(body.secret_key)}".encode())
+        incoming = replace_headers(incoming, [*incoming.headers, bearer])
     caller = caller_in_organization(incoming, ctx)
     by = caller.by
     with ctx.runner.audit_refusals("create_token", by):
         by.require(Permission.TOKENS_CREATE)
-    _same_organization(by, wanted.organization_id)
+    _require_same_organization(by, body.organization_id)
     try:
-        email = clean_email(wanted.user_email)
+        email = clean_email(body.user_email)
     except ValueError as error:
         raise errors.InvalidEmail(str(error), field="user_email") from None
-    ttl_s = choose_ttl(wanted.ttl, LONGEST_TTL_S)
-    grant = native_grant(by.org_id, email.lower(), wanted.integration_id, ttl_s)
-    minted = ctx.runner.write(grants.create, by, grant, caller.kid, replace=wanted.replace_existing)
-    return _granted(minted, ctx)
+    ttl_s = choose_ttl(body.ttl, LONGEST_TTL_S)
+    grant = native_grant(by.org_id, email.lower(), body.integration_id, ttl_s)
+    minted = ctx.runner.write(grants.create, by, grant, caller.kid, replace=body.replace_existing)
+    return _render_grant(minted, ctx)
 
 
-def _refreshed(incoming: RawRequest, ctx: AppContext) -> RawResponse:
+def _refresh_grant(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     require_json_body(incoming)
-    return _granted(refresh_once(incoming, ctx, _decode(_refresh, incoming.body)), ctx)
+    return _render_grant(refresh_once(incoming, ctx, _decode(_refresh_decoder, incoming.body)), ctx)
 
 
-def refresh_once(incoming: RawRequest, ctx: AppContext, wanted: RefreshRequest) -> MintedGrant:
-    """Refresh a grant; a failure counts against the address. Raises `RefreshReplayed`."""
+def refresh_once(incoming: RawRequest, ctx: AppContext, body: RefreshRequest) -> MintedGrant:
+    """Refresh a grant; a failure counts against the client's address. Raises `RefreshReplayed`."""
     address = client_address(incoming, ctx)
-    shown = (wanted.token_id, trim(wanted.current_token_password))
-    stranger = _stranger(incoming, "", address)
+    credentials = (body.token_id, trim(body.current_token_password))
+    by = _anonymous_principal(incoming, "", address)
     with ctx.throttle.failures(*by_address("refresh", address, Limit.SHARED)):
-        ctx.runner.read(refreshes.check_refresh, stranger, *shown)
-        minted = ctx.runner.write(refreshes.refresh, stranger, *shown)
+        ctx.runner.read(refreshes.check_refresh, by, *credentials)
+        minted = ctx.runner.write(refreshes.refresh, by, *credentials)
         if minted is None:
             raise errors.RefreshReplayed
     return minted
 
 
-def _answered(
-    answer: Callable[[RawRequest, AppContext], RawResponse], incoming: RawRequest, ctx: AppContext
+def _respond(
+    handler: Callable[[RawRequest, AppContext], RawResponse], incoming: RawRequest, ctx: AppContext
 ) -> RawResponse:
     try:
-        return answer(incoming, ctx)
-    except errors.WardkeyError as failure:
-        return _refused(failure, incoming)
+        return handler(incoming, ctx)
+    except errors.WardkeyError as error:
+        return _render_error(error, incoming)
 
 
-def _refused(failure: errors.WardkeyError, incoming: RawRequest) -> RawResponse:
-    out = raw_problem_response(failure, incoming.request_id)
-    out.headers = {**out.headers, **CORS_HEADERS}
-    return out
+def _render_error(error: errors.WardkeyError, incoming: RawRequest) -> RawResponse:
+    response = raw_problem_response(error, incoming.request_id)
+    response.headers = {**response.headers, **CORS_HEADERS}
+    return response
 
 
-def _granted(minted: MintedGrant, ctx: AppContext, provider: str = "") -> RawResponse:
+def _render_grant(minted: MintedGrant, ctx: AppContext, provider: str = "") -> RawResponse:
     grant, password = minted.grant, minted.password.text
     if not provider and grant.provider_id:
         provider = ctx.token_exchange.name_of(grant)
-    answer = {
+    body = {
         "mqtt_username": grant.mqtt_username,
         "mqtt_password": password,
         "expires_at": iso(grant.expires_at),
@@ -436,34 +441,34 @@ def _granted(minted: MintedGrant, ctx: AppContext, provider: str = "") -> RawRes
         "user_id": grant.user_id,
         "user_email": grant.user_email,
     }
-    return RawResponse(200, _encoder.encode(answer), JSON, CORS_HEADERS)
+    return RawResponse(200, _encoder.encode(body), JSON, CORS_HEADERS)
 
 
-def _stranger(incoming: RawRequest, organization: str, address: str) -> Principal:
-    """Return somebody without a key, where he says that he is; nothing fits if that is nowhere."""
-    named = parse_username(f"x@{organization}")
+def _anonymous_principal(incoming: RawRequest, organization: str, address: str) -> Principal:
+    """Return the principal of a caller without a key; a malformed organization matches nothing."""
+    owner = parse_username(f"x@{organization}")
     return Principal(
         PrincipalKind.USER,
         "",
         "",
-        org_id=named.org_id if named else "",
-        environment=named.environment if named else Environment.LIVE,
+        org_id=owner.org_id if owner else "",
+        environment=owner.environment if owner else Environment.LIVE,
         address=address,
         user_agent=incoming.header(b"user-agent")[:MOST_TAKEN],
     )
 
 
-def _same_organization(by: Principal, organization: str) -> None:
-    # The id alone does for either environment: callers of before know no other.
+def _require_same_organization(by: Principal, organization: str) -> None:
+    # The bare id is accepted in both environments, because older clients send only that.
     if organization not in ("", by.org_id, on_the_wire("", by.org_id, by.environment)[1:]):
         raise errors.OrganizationNotFound(
-            "organization_id names another organization or environment than the key's; leave it "
-            "out, or send a key of that one."
+            "organization_id is not the organization and environment of the key; omit it, or send "
+            "a key of that organization."
         )
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    if len(body) > LONGEST_BODY:
+    if len(body) > MAX_BODY:
         raise errors.BodyTooLarge
     try:
         return decode_body(decoder, body)
@@ -471,13 +476,13 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise body_failure(body, decoder.type, error) from None
 
 
-def with_fields(
-    incoming: RawRequest, fields: list[tuple[bytes, bytes]], body: bytes | None = None
+def replace_headers(
+    incoming: RawRequest, headers: list[tuple[bytes, bytes]], body: bytes | None = None
 ) -> RawRequest:
-    """Return the request with other header fields, and another body unless that is None."""
+    """Return the request with other headers, and another body unless it is None."""
     return RawRequest(
         incoming.query,
-        fields,
+        headers,
         incoming.peer,
         incoming.body if body is None else body,
         incoming.request_id,
@@ -486,8 +491,8 @@ def with_fields(
     )
 
 
-def is_never_cached(_incoming: RawRequest, _here: AppContext) -> bool:
-    """Tell that what memory holds never suffices: each grant is a row in the database."""
+def is_never_cached(_incoming: RawRequest, _ctx: AppContext) -> bool:
+    """Return False: memory never suffices, because each grant is a row in the database."""
     return False
 
 

@@ -1,4 +1,4 @@
-"""Routes that say whether this process lives and can answer, and what a problem code means."""
+"""Routes of health checks and problem pages."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from wardkey.web.problems import problem_responses, status_of
 
 router = APIRouter(tags=["health"])
 
-_BY_VERDICT: dict[str, type[WardkeyError]] = {str(one): leaf for one, leaf in PROBLEMS.items()}
+_BY_VERDICT: dict[str, type[WardkeyError]] = {
+    str(verdict): error for verdict, error in PROBLEMS.items()
+}
 
 
 class Health(BaseModel):
-    """`ok`, and nothing more."""
+    """The status, always `ok`."""
 
     status: str = "ok"
 
 
 @router.get("/healthz", responses=problem_responses(anonymous=True))
 def alive() -> Health:
-    """Answer as long as the process lives."""
+    """Report that the process is running."""
     return Health()
 
 
 @router.get("/readyz", responses=problem_responses(anonymous=True))
 def ready(ctx: CurrentContext) -> Health:
-    """Answer once the database answers."""
+    """Report that the database is available."""
     check_storage(ctx.runner.database)
     return Health()
 
@@ -42,8 +44,8 @@ def ready(ctx: CurrentContext) -> Health:
     responses=problem_responses(RouteNotFound, anonymous=True),
 )
 def problem(code: str) -> str:
-    """Say what a problem code, or the code of a verdict, means and how to fix it."""
-    failure = ERRORS_BY_CODE.get(code) or _BY_VERDICT.get(code)
-    if failure is None:
+    """Explain a problem code, or the code of a verdict, and how to fix it."""
+    error = ERRORS_BY_CODE.get(code) or _BY_VERDICT.get(code)
+    if error is None:
         raise RouteNotFound
-    return f"{failure.title} ({failure.code}, HTTP {status_of(failure)})\n\n{failure().detail}\n"
+    return f"{error.title} ({error.code}, HTTP {status_of(error)})\n\n{error().detail}\n"

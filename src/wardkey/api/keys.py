@@ -1,4 +1,4 @@
-"""Routes of keys: issue, list, change, rotate, revoke, and the import of keys from elsewhere."""
+"""Routes of keys: issue, list, change, rotate, revoke, and import keys issued elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from wardkey.actions.keys import imports, keys, revocations
 from wardkey.actions.messaging import session_receipts
-from wardkey.api.idempotency import IdempotencyKey, RawBody, change_once, retry_of
+from wardkey.api.idempotency import IdempotencyKey, RawBody, build_retry, write_idempotently
 from wardkey.api.schemas import (
     PREFIX,
     Grantable,
@@ -29,10 +29,10 @@ from wardkey.api.schemas import (
     ReceiptShape,
     Text,
     Time,
-    issued_shape,
-    key_shape,
     read_time,
-    receipt_shape,
+    render_issued_key,
+    render_key,
+    render_receipt,
 )
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors
@@ -48,7 +48,7 @@ from wardkey.web.problems import problem_responses, require_json
 
 router = APIRouter(tags=["keys"], dependencies=[Depends(require_json)])
 
-_SPEC_FAULTS = (
+_SPEC_ERRORS = (
     errors.InvalidName,
     errors.InvalidText,
     errors.InvalidMetadata,
@@ -71,7 +71,7 @@ _SPEC_FAULTS = (
 
 
 class KeyFields(Input):
-    """What can be said of a key when it is made and changed afterwards."""
+    """The fields of a key that can be set when it is issued and changed later."""
 
     permissions: list[Grantable] | None = Field(default=None, max_length=100)
     description: Text = ""
@@ -83,17 +83,17 @@ class KeyFields(Input):
     expires_at: Time | None = Field(default=None, description="In the future, or null for never.")
     create_scopes: StrictBool = Field(
         default=False,
-        description="Add scopes that the catalogue lacks to it; this takes scopes:grant.",
+        description="Add missing scopes to the catalogue; requires scopes:grant.",
     )
 
     @property
     def new_scopes(self) -> tuple[str, ...]:
-        """Return the permissions that may be added to the catalogue of scopes."""
+        """Return the permissions that can be added to the catalogue."""
         return tuple(self.permissions or ()) if self.create_scopes else ()
 
 
 class NewKey(KeyFields):
-    """A key to be issued; without permissions it gets the usual ones of its type."""
+    """A key to issue; without permissions it gets the defaults of its type."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -112,11 +112,11 @@ class NewKey(KeyFields):
     type: KeyType
     environment: Environment | None = Field(
         default=None,
-        description="A key makes keys in its own environment; people choose, live by default.",
+        description="Keys issue keys in their own environment; users choose, live by default.",
     )
 
     def spec(self, environment: Environment) -> KeySpec:
-        """Return the domain's record of what is wanted."""
+        """Return the key as the domain's record."""
         return KeySpec(
             name=self.name,
             type=self.type,
@@ -127,28 +127,28 @@ class NewKey(KeyFields):
             allowed_addresses=tuple(self.allowed_addresses),
             allowed_origins=tuple(self.allowed_origins),
             allow_native=self.allow_native,
-            rate_limit=_rate(self.rate_limit),
+            rate_limit=_read_rate(self.rate_limit),
             metadata=self.metadata,
         )
 
 
 class KeyChanges(KeyFields):
-    """The fields to change; those left out stay. `expires_at` null takes the expiry away."""
+    """The fields to change; omitted fields stay. `expires_at` null removes the expiry."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"description": "Used by the nightly job"}}
     )
 
-    name: Name | None = Field(default=None, description="Null leaves it.")
+    name: Name | None = Field(default=None, description="Null keeps it.")
 
     def changes(self) -> dict[str, Any]:
-        """Return the named fields with the domain's values."""
+        """Return the fields that were sent, as the domain's values."""
         readers: dict[str, Callable[[Any], Any]] = {
             "permissions": lambda value: None if value is None else tuple(value),
             "allowed_addresses": tuple,
             "allowed_origins": tuple,
             "expires_at": lambda value: read_time(value, "expires_at"),
-            "rate_limit": _rate,
+            "rate_limit": _read_rate,
         }
         return {
             name: readers.get(name, lambda value: value)(getattr(self, name))
@@ -158,7 +158,7 @@ class KeyChanges(KeyFields):
 
 
 class ChangedKey(BaseModel):
-    """A changed key, with warnings about a new name."""
+    """The changed key, with warnings about a new name."""
 
     key: KeyShape
     warnings: list[str]
@@ -173,7 +173,7 @@ class KeyPage(BaseModel):
 
 
 class Rotation(Input):
-    """How long the older secrets go on."""
+    """How long older secrets stay valid."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"grace": "24h"}})
 
@@ -187,7 +187,7 @@ class Rotation(Input):
 
 
 class Revocation(Input):
-    """Why a key or a secret is revoked."""
+    """The reason for a revocation."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -196,14 +196,14 @@ class Revocation(Input):
 
     reason: str = Field(
         default=Reason.UNSPECIFIED,
-        description="Those of RFC 5280 §5.3.1 that fit a key.",
+        description="The reasons of RFC 5280 §5.3.1 that apply to a key.",
         json_schema_extra={"enum": [str(reason) for reason in Reason]},
     )
     comment: Text = ""
 
 
 class NewImport(KeyFields):
-    """A key issued elsewhere, known by the SHA-256 of its text."""
+    """A key issued elsewhere, identified by the SHA-256 of its text."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -222,21 +222,22 @@ class NewImport(KeyFields):
     environment: Environment
     prefix: str
     sha256: str = Field(
-        description="64 hexadecimal digits in lower case.",
+        description="64 lower-case hexadecimal digits.",
         json_schema_extra={"pattern": "^[0-9a-f]{64}$"},
     )
     entropy_bits: StrictInt = Field(
-        description="Randomness of the text.", json_schema_extra={"minimum": imports.LEAST_BITS}
+        description="Bits of randomness in the text.",
+        json_schema_extra={"minimum": imports.LEAST_BITS},
     )
 
 
 class NewPrefix(Input):
-    """A prefix that imported keys begin with."""
+    """A prefix of imported keys."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"prefix": "acme_"}})
 
     prefix: str = Field(
-        description="Nothing that our own secrets begin with.",
+        description="Not one that Wardkey's own secrets start with.",
         json_schema_extra={"pattern": PREFIX},
     )
 
@@ -259,29 +260,32 @@ class PrefixList(BaseModel):
     "/v2/keys",
     status_code=201,
     responses=problem_responses(
-        *_SPEC_FAULTS, errors.WeakIdempotencyKey, errors.IdempotencyKeyReused, body=True
+        *_SPEC_ERRORS, errors.WeakIdempotencyKey, errors.IdempotencyKeyReused, body=True
     ),
 )
 def issue_key(  # noqa: PLR0917 - FastAPI's parameters
     request: Request,
-    wanted: NewKey,
+    body: NewKey,
     caller: CurrentCaller,
     ctx: CurrentContext,
-    body: RawBody,
+    raw_body: RawBody,
     idempotency_key: IdempotencyKey = None,
 ) -> IssuedShape:
-    """Issue a key; its secret is in this answer and nowhere else."""
-    by = caller.acting_in(wanted.environment)
-    spec = wanted.spec(wanted.environment or by.environment)
+    """Issue a key.
+
+    Its secret is shown only in this response.
+    """
+    by = caller.acting_in(body.environment)
+    spec = body.spec(body.environment or by.environment)
 
     def issue(tx: Transaction, by: Principal) -> dict[str, Any]:
-        return issued_shape(keys.issue(tx, by, spec, wanted.new_scopes), tx.now).model_dump(
+        return render_issued_key(keys.issue(tx, by, spec, body.new_scopes), tx.now).model_dump(
             mode="json"
         )
 
-    retry = retry_of(request, caller, body, idempotency_key)
+    retry = build_retry(request, caller, raw_body, idempotency_key)
     return IssuedShape.model_validate(
-        change_once(ctx, by, issue, retry, needs=Permission.KEYS_WRITE)[0]
+        write_idempotently(ctx, by, issue, retry, needs=Permission.KEYS_WRITE)[0]
     )
 
 
@@ -289,7 +293,9 @@ def issue_key(  # noqa: PLR0917 - FastAPI's parameters
 def list_keys(  # noqa: PLR0917 - FastAPI's parameters
     caller: CurrentCaller,
     ctx: CurrentContext,
-    search: Annotated[str, Query(max_length=200, description="In name, description, prefix.")] = "",
+    search: Annotated[
+        str, Query(max_length=200, description="Part of the name, description or prefix.")
+    ] = "",
     type: Annotated[KeyType | None, Query()] = None,  # noqa: A002 - the parameter's name
     environment: Environment | None = None,
     status: KeyStatus | None = None,
@@ -305,23 +311,23 @@ def list_keys(  # noqa: PLR0917 - FastAPI's parameters
         raise errors.WrongEnvironment
     query = keys.KeyQuery(search, type, status, unused_days, rotation_due, expiring, None, limit)
     vault = ctx.runner.database.vault
-    bound = json.dumps(
+    binding = json.dumps(
         ["keys", *by.scope, search, type, status, unused_days, rotation_due, expiring]
     )
     if cursor:
-        created_at, key_id = read_cursor(vault, bound, cursor)
+        created_at, key_id = read_cursor(vault, binding, cursor)
         query = keys.KeyQuery(
             search, type, status, unused_days, rotation_due, expiring, (created_at, key_id), limit
         )
 
     def look(tx: Transaction, by: Principal) -> KeyPage:
-        found = keys.list_keys(tx, by, query)
-        shown = found[:limit]
-        more = len(found) > limit
+        records = keys.list_keys(tx, by, query)
+        page = records[:limit]
+        has_more = len(records) > limit
         return KeyPage(
-            keys=[key_shape(key, tx.now) for key in shown],
-            next_cursor=write_cursor(vault, bound, [shown[-1].created_at, shown[-1].id])
-            if more
+            keys=[render_key(key, tx.now) for key in page],
+            next_cursor=write_cursor(vault, binding, [page[-1].created_at, page[-1].id])
+            if has_more
             else None,
             total=keys.count_keys(tx, by, query),
         )
@@ -332,29 +338,32 @@ def list_keys(  # noqa: PLR0917 - FastAPI's parameters
 
 @router.get("/v2/keys/{key_id:id}", responses=problem_responses(errors.KeyNotFound))
 def get_key(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> KeyShape:
-    """Show one key with its secrets, never their texts."""
+    """Get a key and its secrets, without their texts."""
     ctx.usage.catch_up()
     key = ctx.runner.read(keys.get, caller.by, key_id)
-    return key_shape(key, ctx.runner.database.clock())
+    return render_key(key, ctx.runner.database.clock())
 
 
 @router.patch(
     "/v2/keys/{key_id:id}",
     responses=problem_responses(
-        *_SPEC_FAULTS,
+        *_SPEC_ERRORS,
         errors.KeyNotFound,
         errors.KeyRevoked,
         body=True,
     ),
 )
 def change_key(
-    key_id: Id, wanted: KeyChanges, caller: CurrentCaller, ctx: CurrentContext
+    key_id: Id, body: KeyChanges, caller: CurrentCaller, ctx: CurrentContext
 ) -> ChangedKey:
-    """Change a key; what it loses is refused from the moment this returns."""
+    """Change a key.
+
+    Access that the key loses is refused from the moment the call returns.
+    """
     key, warnings = ctx.runner.write(
-        keys.change, caller.by, key_id, wanted.changes(), wanted.new_scopes
+        keys.change, caller.by, key_id, body.changes(), body.new_scopes
     )
-    return ChangedKey(key=key_shape(key, ctx.runner.database.clock()), warnings=list(warnings))
+    return ChangedKey(key=render_key(key, ctx.runner.database.clock()), warnings=list(warnings))
 
 
 @router.post(
@@ -362,9 +371,9 @@ def change_key(
     responses=problem_responses(errors.KeyNotFound, errors.KeyRevoked),
 )
 def disable_key(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> KeyShape:
-    """Stop a key until it is enabled again."""
+    """Disable a key until it is enabled again."""
     key = ctx.runner.write(keys.disable, caller.by, key_id)
-    return key_shape(key, ctx.runner.database.clock())
+    return render_key(key, ctx.runner.database.clock())
 
 
 @router.post(
@@ -372,9 +381,9 @@ def disable_key(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> KeySh
     responses=problem_responses(errors.KeyNotFound, errors.KeyRevoked, errors.ExceedsOwnLimits),
 )
 def enable_key(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> KeyShape:
-    """Let a disabled key work again."""
+    """Enable a disabled key."""
     key = ctx.runner.write(keys.enable, caller.by, key_id)
-    return key_shape(key, ctx.runner.database.clock())
+    return render_key(key, ctx.runner.database.clock())
 
 
 @router.post(
@@ -397,19 +406,19 @@ def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
     key_id: Id,
     caller: CurrentCaller,
     ctx: CurrentContext,
-    body: RawBody,
-    wanted: Rotation | None = None,
+    raw_body: RawBody,
+    body: Rotation | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> IssuedShape:
-    """Add a secret to a key; the older ones end after the grace that is chosen here."""
-    grace = (wanted or Rotation()).grace
+    """Add a secret to a key; its older secrets expire after the chosen grace."""
+    grace = (body or Rotation()).grace
 
     def rotate(tx: Transaction, by: Principal) -> dict[str, Any]:
-        return issued_shape(keys.rotate(tx, by, key_id, grace), tx.now).model_dump(mode="json")
+        return render_issued_key(keys.rotate(tx, by, key_id, grace), tx.now).model_dump(mode="json")
 
-    retry = retry_of(request, caller, body, idempotency_key)
+    retry = build_retry(request, caller, raw_body, idempotency_key)
     return IssuedShape.model_validate(
-        change_once(ctx, caller.by, rotate, retry, needs=Permission.KEYS_WRITE)[0]
+        write_idempotently(ctx, caller.by, rotate, retry, needs=Permission.KEYS_WRITE)[0]
     )
 
 
@@ -420,23 +429,26 @@ def rotate_key(  # noqa: PLR0917 - FastAPI's parameters
     ),
 )
 def revoke_key(
-    key_id: Id, caller: CurrentCaller, ctx: CurrentContext, wanted: Revocation | None = None
+    key_id: Id, caller: CurrentCaller, ctx: CurrentContext, body: Revocation | None = None
 ) -> ReceiptShape:
-    """Revoke a key with all its secrets, for good; when this returns nothing accepts it."""
-    said = wanted or Revocation()
+    """Revoke a key and all its secrets permanently.
+
+    Once the call returns, nothing accepts the key.
+    """
+    revocation = body or Revocation()
     receipt, confirmed = ctx.runner.write_confirmed(
-        revocations.revoke, caller.by, key_id, said.reason, said.comment
+        revocations.revoke, caller.by, key_id, revocation.reason, revocation.comment
     )
-    return receipt_shape(receipt, confirmed)
+    return render_receipt(receipt, confirmed)
 
 
 @router.delete("/v2/keys/{key_id:id}", responses=problem_responses(errors.KeyNotFound))
 def delete_key(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ReceiptShape:
-    """Revoke a key; the record stays for the audit."""
+    """Revoke a key; its record stays for the audit."""
     receipt, confirmed = ctx.runner.write_confirmed(
         revocations.revoke, caller.by, key_id, Reason.UNSPECIFIED, ""
     )
-    return receipt_shape(receipt, confirmed)
+    return render_receipt(receipt, confirmed)
 
 
 @router.post(
@@ -454,34 +466,34 @@ def revoke_secret(
     kid: Kid,
     caller: CurrentCaller,
     ctx: CurrentContext,
-    wanted: Revocation | None = None,
+    body: Revocation | None = None,
 ) -> ReceiptShape:
-    """Revoke one secret of a key; its other secrets go on."""
-    said = wanted or Revocation()
+    """Revoke one secret of a key; its other secrets stay valid."""
+    revocation = body or Revocation()
     receipt, confirmed = ctx.runner.write_confirmed(
-        revocations.revoke_secret, caller.by, key_id, kid, said.reason, said.comment
+        revocations.revoke_secret, caller.by, key_id, kid, revocation.reason, revocation.comment
     )
-    return receipt_shape(receipt, confirmed)
+    return render_receipt(receipt, confirmed)
 
 
 @router.get("/v2/receipts/{receipt_id:id}", responses=problem_responses(errors.ReceiptNotFound))
 def get_receipt(receipt_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ReceiptShape:
-    """Show the receipt of a revocation again, with the sessions that it ended by now."""
+    """Get the receipt of a revocation, with the sessions ended so far."""
     receipt = ctx.runner.read(revocations.get_receipt, caller.by, receipt_id)
     confirmed = ctx.runner.confirm(receipt.epoch, receipt.revision)
     if ctx.link is not None:
-        ended = ctx.runner.read(
+        sessions = ctx.runner.read(
             session_receipts.of_revision, caller.by, receipt.epoch, receipt.revision
         )
-        confirmed = replace(confirmed, sessions=ended)
-    return receipt_shape(receipt, confirmed)
+        confirmed = replace(confirmed, sessions=sessions)
+    return render_receipt(receipt, confirmed)
 
 
 @router.post(
     "/v2/keys/import",
     status_code=201,
     responses=problem_responses(
-        *_SPEC_FAULTS,
+        *_SPEC_ERRORS,
         errors.InvalidImport,
         errors.WeakImport,
         errors.PrefixNotFound,
@@ -489,23 +501,23 @@ def get_receipt(receipt_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> R
         body=True,
     ),
 )
-def import_key(wanted: NewImport, caller: CurrentCaller, ctx: CurrentContext) -> KeyShape:
-    """Import a secret key by the SHA-256 of its text, so that it goes on working here."""
-    by = caller.acting_in(wanted.environment)
+def import_key(body: NewImport, caller: CurrentCaller, ctx: CurrentContext) -> KeyShape:
+    """Import a secret key by the SHA-256 of its text, so it keeps working."""
+    by = caller.acting_in(body.environment)
     spec = NewKey(
         type=KeyType.SECRET,
-        **wanted.model_dump(exclude={"prefix", "sha256", "entropy_bits"}),
-    ).spec(wanted.environment)
-    wish = imports.Import(spec, wanted.prefix, wanted.sha256, wanted.entropy_bits)
-    key = ctx.runner.write(imports.import_key, by, wish, wanted.new_scopes)
-    return key_shape(key, ctx.runner.database.clock())
+        **body.model_dump(exclude={"prefix", "sha256", "entropy_bits"}),
+    ).spec(body.environment)
+    new_import = imports.Import(spec, body.prefix, body.sha256, body.entropy_bits)
+    key = ctx.runner.write(imports.import_key, by, new_import, body.new_scopes)
+    return render_key(key, ctx.runner.database.clock())
 
 
 @router.get("/v2/import-prefixes", responses=problem_responses())
 def list_prefixes(caller: CurrentCaller, ctx: CurrentContext) -> PrefixList:
-    """List the prefixes under which keys from elsewhere may be imported."""
-    found = ctx.runner.read(imports.list_prefixes, caller.by)
-    return PrefixList(prefixes=[_prefix_shape(item) for item in found])
+    """List the prefixes of imported keys."""
+    prefixes = ctx.runner.read(imports.list_prefixes, caller.by)
+    return PrefixList(prefixes=[_render_prefix(item) for item in prefixes])
 
 
 @router.post(
@@ -519,9 +531,9 @@ def list_prefixes(caller: CurrentCaller, ctx: CurrentContext) -> PrefixList:
         body=True,
     ),
 )
-def register_prefix(wanted: NewPrefix, caller: CurrentCaller, ctx: CurrentContext) -> PrefixShape:
-    """Claim a prefix for the organization's imported keys."""
-    return _prefix_shape(ctx.runner.write(imports.register_prefix, caller.by, wanted.prefix))
+def register_prefix(body: NewPrefix, caller: CurrentCaller, ctx: CurrentContext) -> PrefixShape:
+    """Register a prefix for the organization's imported keys."""
+    return _render_prefix(ctx.runner.write(imports.register_prefix, caller.by, body.prefix))
 
 
 @router.delete(
@@ -532,15 +544,15 @@ def register_prefix(wanted: NewPrefix, caller: CurrentCaller, ctx: CurrentContex
 def release_prefix(
     prefix: Annotated[str, Path(pattern=PREFIX)], caller: CurrentCaller, ctx: CurrentContext
 ) -> None:
-    """Give a prefix up that no live key has."""
+    """Release a prefix that no live key uses."""
     ctx.runner.write(imports.release_prefix, caller.by, prefix)
 
 
-def _rate(shape: RateShape | None) -> Rate | None:
-    return None if shape is None else Rate(shape.limit, shape.period_s, shape.burst)
+def _read_rate(rate: RateShape | None) -> Rate | None:
+    return None if rate is None else Rate(rate.limit, rate.period_s, rate.burst)
 
 
-def _prefix_shape(item: imports.ImportPrefix) -> PrefixShape:
+def _render_prefix(prefix: imports.ImportPrefix) -> PrefixShape:
     return PrefixShape(
-        prefix=item.prefix, created_at=iso(item.created_at), created_by=item.created_by
+        prefix=prefix.prefix, created_at=iso(prefix.created_at), created_by=prefix.created_by
     )

@@ -1,4 +1,4 @@
-"""The route that Prometheus scrapes: what every verifier of this machine counted."""
+"""The Prometheus metrics of this machine's verifiers."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from wardkey.web.problems import problem_responses
 router = APIRouter(tags=["health"])
 
 _GAUGES = {
-    "directory_secrets": "Secrets that memory holds.",
-    "directory_bytes": "Bytes that they take, by estimate.",
-    "lease_age_seconds": "Time since the start of the last renewal; 0 on SQLite.",
-    "rate_limit_parts": "Verifiers among which rate limits are shared.",
+    "directory_secrets": "Secrets in memory.",
+    "directory_bytes": "Estimated bytes that the secrets in memory take.",
+    "lease_age_seconds": "Time since the last renewal began; 0 on SQLite.",
+    "rate_limit_parts": "Verifiers that share the rate limits.",
 }
 _COUNTERS = {
-    "directory_hits": "Look-ups that memory answered.",
-    "directory_misses": "Look-ups that were read from the database.",
-    "usage_lost": "Uses that were not counted, for want of room or database.",
+    "directory_hits": "Lookups answered from memory.",
+    "directory_misses": "Lookups read from the database.",
+    "usage_lost": "Uses not counted, because memory was full or the database unavailable.",
     "stale": "Verdicts that may have missed the newest commits (--max-staleness).",
-    "csp_reports": "Times a page tried what its policy forbids, as written to the log.",
+    "csp_reports": "Reports of Content-Security-Policy violations, as logged.",
 }
 
 
-class _Collected:
-    """The snapshots of this machine's verifiers as Prometheus families."""
+class _SnapshotCollector:
+    """Collects the snapshots of this machine's verifiers for Prometheus."""
 
     def __init__(self, snapshots: Mapping[str, dict[str, Any]], revision: int) -> None:
         self.snapshots = snapshots
@@ -55,27 +55,30 @@ class _Collected:
         )
         seconds = HistogramMetricFamily(
             "wardkey_seconds",
-            "Time of a request by route, and of a change until every verifier knew it (`confirm`).",
+            "Time of a request by route, and of a change until all verifiers know it (`confirm`).",
             labels=("verifier", "what"),
         )
         lag = GaugeMetricFamily(
-            "wardkey_feed_lag", "Changes that a verifier has not seen yet.", labels=("verifier",)
+            "wardkey_feed_lag", "Changes that a verifier has not read yet.", labels=("verifier",)
         )
-        for name, told_here in self.snapshots.items():
-            for code, count in told_here["verdicts"].items():
+        for name, snapshot in self.snapshots.items():
+            for code, count in snapshot["verdicts"].items():
                 verdicts.add_metric((name, code), count)
-            for what, (*counts, total) in told_here["seconds"].items():
+            for what, (*counts, total) in snapshot["seconds"].items():
                 sums = [*accumulate(counts)]
                 bounds = [*map(str, BOUNDS), "+Inf"]
                 seconds.add_metric((name, what), list(zip(bounds, sums, strict=True)), total)
-            lag.add_metric((name,), max(0, self.revision - told_here["revision"]))
+            lag.add_metric((name,), max(0, self.revision - snapshot["revision"]))
         yield from (verdicts, seconds, lag)
-        for kind, wanted in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
-            for what, help_text in wanted.items():
-                family = kind(f"wardkey_{what}", help_text, labels=("verifier",))
-                for name, told_here in self.snapshots.items():
-                    # A process of the version before, still running, knows fewer.
-                    family.add_metric((name,), told_here.get(what, 0))
+        for family_class, help_texts in (
+            (GaugeMetricFamily, _GAUGES),
+            (CounterMetricFamily, _COUNTERS),
+        ):
+            for what, help_text in help_texts.items():
+                family = family_class(f"wardkey_{what}", help_text, labels=("verifier",))
+                for name, snapshot in self.snapshots.items():
+                    # A process of an older version that still runs may not have this value.
+                    family.add_metric((name,), snapshot.get(what, 0))
                 yield family
         yield GaugeMetricFamily(
             "wardkey_verifiers", "Verifiers of this machine.", value=len(self.snapshots)
@@ -89,11 +92,11 @@ class _Collected:
     openapi_extra={"security": [{"metricsToken": []}]},
 )
 def metrics(request: Request, ctx: CurrentContext) -> Response:
-    """Tell Prometheus what the verifiers of this machine counted, up to half a second ago."""
+    """Return the metrics of this machine's verifiers, up to half a second old."""
     if not ctx.metrics_token:
         raise MetricsOff
-    shown = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    if not hmac.compare_digest(shown, ctx.metrics_token.encode()):
+    token = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+    if not hmac.compare_digest(token, ctx.metrics_token.encode()):
         raise WrongMetricsToken
     database = ctx.runner.database
     snapshots = {
@@ -101,5 +104,5 @@ def metrics(request: Request, ctx: CurrentContext) -> Response:
         for name, text in node_metrics(database, ctx.verifier.identity.node).items()
     }
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collected(snapshots, feed_revision(database)))
+    registry.register(_SnapshotCollector(snapshots, feed_revision(database)))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

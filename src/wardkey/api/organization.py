@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions.accounts import members, organizations
-from wardkey.api.schemas import Email, Id, Input, Name, Slug, when
+from wardkey.api.schemas import Email, Id, Input, Name, Slug, iso_or_none
 from wardkey.domain import errors
 from wardkey.domain.permissions import Permission, Role
 from wardkey.domain.times import iso
@@ -21,19 +21,19 @@ router = APIRouter(tags=["organization"], dependencies=[Depends(require_json)])
 
 
 class OrganizationShape(BaseModel):
-    """The organization; publishable keys see id, slug and name alone."""
+    """The organization; publishable keys see only id, slug and name."""
 
     id: str
     slug: str
     name: str
     rotation_days: int | None = Field(
-        default=None, description="After so many days a secret key is due for rotation."
+        default=None, description="Days after which a secret key is due for rotation."
     )
     created_at: str | None = None
 
 
 class OrganizationChanges(Input):
-    """The fields to change; those left out stay."""
+    """The fields to change; omitted fields stay."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "Acme"}})
 
@@ -45,7 +45,7 @@ class OrganizationChanges(Input):
 
 
 class MemberShape(BaseModel):
-    """A human in the organization."""
+    """A member of the organization."""
 
     user_id: str
     email: str
@@ -55,13 +55,13 @@ class MemberShape(BaseModel):
 
 
 class MemberList(BaseModel):
-    """Everybody in the organization, longest first."""
+    """The members, longest-standing first."""
 
     members: list[MemberShape]
 
 
 class RoleChange(Input):
-    """Another role for a member; ownership is transferred instead."""
+    """A member's new role; to make an owner, transfer the ownership."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"role": "admin"}})
 
@@ -69,13 +69,13 @@ class RoleChange(Input):
 
 
 class Transfer(Input):
-    """Who becomes the owner."""
+    """The member who becomes the owner."""
 
     user_id: str
 
 
 class NewInvitation(Input):
-    """Whom to invite, and as what."""
+    """The address to invite, and the role."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -87,7 +87,7 @@ class NewInvitation(Input):
 
 
 class InvitationShape(BaseModel):
-    """A place offered to an e-mail address."""
+    """An invitation for an e-mail address."""
 
     id: str
     email: str
@@ -100,7 +100,7 @@ class InvitationShape(BaseModel):
 
 
 class CreatedInvitation(InvitationShape):
-    """A new invitation with its link, which is shown this once."""
+    """A new invitation with its link, which is shown only once."""
 
     link: str
 
@@ -113,7 +113,7 @@ class InvitationList(BaseModel):
 
 @router.options("/v2/organization", include_in_schema=False)
 def preflight() -> Response:
-    """Let pages of other sites ask for it, with a publishable key; changing it is for servers."""
+    """Let pages of other sites read the organization with a publishable key, but not change it."""
     return Response(status_code=204, headers=preflight_headers("GET"))
 
 
@@ -121,16 +121,16 @@ def preflight() -> Response:
 def get_organization(
     caller: CurrentCaller, ctx: CurrentContext, response: Response
 ) -> OrganizationShape:
-    """Show the caller's organization; any key may see its public part."""
+    """Get the caller's organization; any key can read its public part."""
     response.headers.update(CORS_HEADERS)
-    found = ctx.runner.read(organizations.public, caller.by)
-    private = caller.by.holds(Permission.ORGANIZATION_READ)
+    record = ctx.runner.read(organizations.public, caller.by)
+    can_read_all = caller.by.holds(Permission.ORGANIZATION_READ)
     return OrganizationShape(
-        id=found.id,
-        slug=found.slug,
-        name=found.name,
-        rotation_days=found.rotation_days if private else None,
-        created_at=iso(found.created_at) if private else None,
+        id=record.id,
+        slug=record.slug,
+        name=record.name,
+        rotation_days=record.rotation_days if can_read_all else None,
+        created_at=iso(record.created_at) if can_read_all else None,
     )
 
 
@@ -146,15 +146,15 @@ def get_organization(
     ),
 )
 def change_organization(
-    wanted: OrganizationChanges, caller: CurrentCaller, ctx: CurrentContext
+    body: OrganizationChanges, caller: CurrentCaller, ctx: CurrentContext
 ) -> OrganizationShape:
-    """Rename the organization, or set its rotation policy."""
+    """Change the organization's name, slug or rotation policy."""
     changed = ctx.runner.write(
         organizations.change,
         caller.by,
-        name=wanted.name,
-        slug=wanted.slug,
-        rotation_days=wanted.rotation_days,
+        name=body.name,
+        slug=body.slug,
+        rotation_days=body.rotation_days,
     )
     return OrganizationShape(
         id=changed.id,
@@ -168,8 +168,8 @@ def change_organization(
 @router.get("/v2/members", responses=problem_responses(errors.LiveKeyRequired), tags=["members"])
 def list_members(caller: CurrentCaller, ctx: CurrentContext) -> MemberList:
     """List the members of the organization."""
-    found = ctx.runner.read(members.list_members, caller.by)
-    return MemberList(members=[_member_shape(item) for item in found])
+    records = ctx.runner.read(members.list_members, caller.by)
+    return MemberList(members=[_render_member(member) for member in records])
 
 
 @router.patch(
@@ -185,10 +185,10 @@ def list_members(caller: CurrentCaller, ctx: CurrentContext) -> MemberList:
     tags=["members"],
 )
 def change_role(
-    user_id: Id, wanted: RoleChange, caller: CurrentCaller, ctx: CurrentContext
+    user_id: Id, body: RoleChange, caller: CurrentCaller, ctx: CurrentContext
 ) -> MemberShape:
-    """Give a member another role."""
-    return _member_shape(ctx.runner.write(members.change_role, caller.by, user_id, wanted.role))
+    """Change a member's role."""
+    return _render_member(ctx.runner.write(members.change_role, caller.by, user_id, body.role))
 
 
 @router.delete(
@@ -204,7 +204,10 @@ def change_role(
     tags=["members"],
 )
 def remove_member(user_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> None:
-    """Take a member out, or leave; keys that he made stay with the organization."""
+    """Remove a member, or leave.
+
+    Keys that the member created stay with the organization.
+    """
     ctx.runner.write(members.remove, caller.by, user_id)
 
 
@@ -213,9 +216,9 @@ def remove_member(user_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> No
     responses=problem_responses(errors.MemberNotFound, errors.OwnerOnly, body=True),
     tags=["members"],
 )
-def transfer_ownership(wanted: Transfer, caller: CurrentCaller, ctx: CurrentContext) -> MemberShape:
-    """Make another member the owner; the old owner becomes an admin."""
-    return _member_shape(ctx.runner.write(members.transfer, caller.by, wanted.user_id))
+def transfer_ownership(body: Transfer, caller: CurrentCaller, ctx: CurrentContext) -> MemberShape:
+    """Make another member the owner; the previous owner becomes an admin."""
+    return _render_member(ctx.runner.write(members.transfer, caller.by, body.user_id))
 
 
 @router.get(
@@ -223,8 +226,8 @@ def transfer_ownership(wanted: Transfer, caller: CurrentCaller, ctx: CurrentCont
 )
 def list_invitations(caller: CurrentCaller, ctx: CurrentContext) -> InvitationList:
     """List the organization's invitations, newest first."""
-    found = ctx.runner.read(members.list_invitations, caller.by)
-    return InvitationList(invitations=[_invitation_shape(item, ctx) for item in found])
+    records = ctx.runner.read(members.list_invitations, caller.by)
+    return InvitationList(invitations=[_render_invitation(record, ctx) for record in records])
 
 
 @router.post(
@@ -240,11 +243,14 @@ def list_invitations(caller: CurrentCaller, ctx: CurrentContext) -> InvitationLi
     ),
     tags=["invitations"],
 )
-def invite(wanted: NewInvitation, caller: CurrentCaller, ctx: CurrentContext) -> CreatedInvitation:
-    """Invite somebody; the link works once, within 7 days, and is shown in this answer alone."""
-    made, text = ctx.runner.write(members.invite, caller.by, wanted.email, wanted.role)
-    shape = _invitation_shape(made, ctx)
-    return CreatedInvitation(**shape.model_dump(), link=f"{ctx.public_url}/invitations/{text}")
+def invite(body: NewInvitation, caller: CurrentCaller, ctx: CurrentContext) -> CreatedInvitation:
+    """Create an invitation.
+
+    Its link works once, within 7 days, and is shown only in this response.
+    """
+    invitation, token = ctx.runner.write(members.invite, caller.by, body.email, body.role)
+    shape = _render_invitation(invitation, ctx)
+    return CreatedInvitation(**shape.model_dump(), link=f"{ctx.public_url}/invitations/{token}")
 
 
 @router.delete(
@@ -257,29 +263,29 @@ def invite(wanted: NewInvitation, caller: CurrentCaller, ctx: CurrentContext) ->
 def revoke_invitation(
     invitation_id: Id, caller: CurrentCaller, ctx: CurrentContext
 ) -> InvitationShape:
-    """Take an invitation back."""
-    taken = ctx.runner.write(members.revoke_invitation, caller.by, invitation_id)
-    return _invitation_shape(taken, ctx)
+    """Revoke an invitation."""
+    invitation = ctx.runner.write(members.revoke_invitation, caller.by, invitation_id)
+    return _render_invitation(invitation, ctx)
 
 
-def _member_shape(item: members.Member) -> MemberShape:
+def _render_member(member: members.Member) -> MemberShape:
     return MemberShape(
-        user_id=item.user_id,
-        email=item.email,
-        name=item.name,
-        role=item.role,
-        joined_at=iso(item.created_at),
+        user_id=member.user_id,
+        email=member.email,
+        name=member.name,
+        role=member.role,
+        joined_at=iso(member.created_at),
     )
 
 
-def _invitation_shape(item: members.Invitation, ctx: AppContext) -> InvitationShape:
+def _render_invitation(invitation: members.Invitation, ctx: AppContext) -> InvitationShape:
     return InvitationShape(
-        id=item.id,
-        email=item.email,
-        role=item.role,
-        status=item.status(ctx.runner.database.clock()),
-        created_at=iso(item.created_at),
-        created_by=item.created_by,
-        expires_at=iso(item.expires_at),
-        accepted_at=when(item.accepted_at),
+        id=invitation.id,
+        email=invitation.email,
+        role=invitation.role,
+        status=invitation.status(ctx.runner.database.clock()),
+        created_at=iso(invitation.created_at),
+        created_by=invitation.created_by,
+        expires_at=iso(invitation.expires_at),
+        accepted_at=iso_or_none(invitation.accepted_at),
     )

@@ -1,4 +1,4 @@
-"""Routes by which people sign in: set-up links, invitations, passwords and user tokens."""
+"""Routes of accounts: set-up links, invitations, sign-in and user tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LinkText = Annotated[str, Field(max_length=64, description="The last part of the
 
 
 class SetUp(Input):
-    """The text of a set-up link and the password to set."""
+    """The token of a set-up link, and the password to set."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -52,7 +52,7 @@ class SetUp(Input):
 
 
 class Acceptance(Input):
-    """The text of an invitation's link, and for a new account the password to set."""
+    """The token of an invitation's link, and the password of a new account."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -83,7 +83,7 @@ class SignIn(Input):
 
 
 class UserToken(BaseModel):
-    """A user token, sent as Authorization: Bearer; it ends after 12 hours."""
+    """A user token, to send as Authorization: Bearer; it is valid for 12 hours."""
 
     token: str
     token_type: str = "Bearer"
@@ -93,7 +93,7 @@ class UserToken(BaseModel):
 
 
 class MembershipShape(BaseModel):
-    """What somebody is in one organization."""
+    """A user's role in an organization."""
 
     organization_id: str
     slug: str
@@ -102,7 +102,7 @@ class MembershipShape(BaseModel):
 
 
 class Me(BaseModel):
-    """Who the credential belongs to."""
+    """The owner of the credential."""
 
     kind: PrincipalKind
     id: str
@@ -124,21 +124,20 @@ class Me(BaseModel):
         body=True,
     ),
 )
-def set_up(wanted: SetUp, request: Request, ctx: CurrentContext) -> UserToken:
-    """Set the first password, or a new one, with a one-time link; sign in.
+def set_up(body: SetUp, request: Request, ctx: CurrentContext) -> UserToken:
+    """Set a password with a one-time link, and sign in.
 
-    A link recovers an account that was used before: all its sessions, user tokens, live topics and
-    the grants that it made end, and its passkeys and linked issuers are removed. Keys that it made
-    stay.
+    If the account was in use, this recovers it: its sessions, user tokens, live topics and the
+    grants that it made end, and its passkeys and linked issuers are removed. Its keys stay.
     """
     by = anonymous_principal(request, ctx)
     with ctx.throttle.attempt(*by_address("link", by.address)):
         with ctx.runner.database.read() as tx:
             # A guessed link must not cost a hash.
-            people.link_email(tx, wanted.token)
-        password_hash = people.hash_password(wanted.password, by.address)
-        done = ctx.runner.write(people.use_setup_link, by, wanted.token, password_hash)
-    return _token(done)
+            people.link_email(tx, body.token)
+        password_hash = people.hash_password(body.password, by.address)
+        signed_in = ctx.runner.write(people.use_setup_link, by, body.token, password_hash)
+    return _render_token(signed_in)
 
 
 @router.post(
@@ -159,31 +158,31 @@ def set_up(wanted: SetUp, request: Request, ctx: CurrentContext) -> UserToken:
     openapi_extra={"security": [{}, {"userToken": []}]},
     tags=["invitations"],
 )
-def accept_invitation(wanted: Acceptance, request: Request, ctx: CurrentContext) -> UserToken:
-    """Take the place that an invitation offers, and sign in.
+def accept_invitation(body: Acceptance, request: Request, ctx: CurrentContext) -> UserToken:
+    """Accept an invitation, and sign in.
 
-    A new user chooses a password. A user with an account sends a user token instead, and goes on
-    with the same one: the account must have the invited address.
+    A new user sets a password. A user with an account sends a user token instead, which is
+    returned; the account must have the invited address.
     """
     by = anonymous_principal(request, ctx)
     with ctx.throttle.attempt(*by_address("link", by.address), failed=errors.InvalidLink):
         incoming = RawRequest.of(request)
         if find_credential(incoming, ctx):
-            return _accept_as_user(wanted.token, incoming, ctx)
+            return _accept_as_user(body.token, incoming, ctx)
         with ctx.runner.database.read() as tx:
-            members.require_new_account(members.find_invitation(tx, wanted.token))
-        password_hash = people.hash_password(wanted.password, by.address)
-        done = ctx.runner.write(members.accept, by, wanted.token, password_hash)
-    return _token(done)
+            members.require_new_account(members.find_invitation(tx, body.token))
+        password_hash = people.hash_password(body.password, by.address)
+        signed_in = ctx.runner.write(members.accept, by, body.token, password_hash)
+    return _render_token(signed_in)
 
 
-def _accept_as_user(text: str, incoming: RawRequest, ctx: AppContext) -> UserToken:
+def _accept_as_user(token: str, incoming: RawRequest, ctx: AppContext) -> UserToken:
     caller = identify_caller(incoming, ctx)
     if caller.by.kind is not PrincipalKind.USER:
         raise errors.InvalidUserToken
     with ctx.runner.database.read() as tx:
         expires_at = people.find_token_expiry(tx, caller.text)
-    ctx.runner.write(members.accept_as_user, caller.by, text)
+    ctx.runner.write(members.accept_as_user, caller.by, token)
     by = caller.by
     return UserToken(token=caller.text, expires_at=iso(expires_at), user_id=by.id, email=by.label)
 
@@ -195,16 +194,16 @@ def _accept_as_user(text: str, incoming: RawRequest, ctx: AppContext) -> UserTok
         errors.WrongPassword, errors.TooManyAttempts, errors.Overloaded, anonymous=True, body=True
     ),
 )
-def sign_in(wanted: SignIn, request: Request, ctx: CurrentContext) -> UserToken:
-    """Sign in with e-mail address and password; the token ends after 12 hours."""
+def sign_in(body: SignIn, request: Request, ctx: CurrentContext) -> UserToken:
+    """Sign in with e-mail address and password; the token is valid for 12 hours."""
     by = anonymous_principal(request, ctx)
-    user_id, known = check_account_password(ctx, by, wanted.email, wanted.password)
-    return _token(ctx.runner.write(people.sign_in, by, user_id, known))
+    user_id, password_hash = check_account_password(ctx, by, body.email, body.password)
+    return _render_token(ctx.runner.write(people.sign_in, by, user_id, password_hash))
 
 
 @router.delete("/v2/user-tokens/current", status_code=204, responses=problem_responses())
 def sign_out(caller: AnyCaller, ctx: CurrentContext) -> None:
-    """End the user token that this request carries."""
+    """End the user token of this request."""
     if caller.by.kind is not PrincipalKind.USER:
         raise errors.InvalidUserToken
     ctx.runner.write(people.sign_out, caller.by, caller.text)
@@ -212,11 +211,11 @@ def sign_out(caller: AnyCaller, ctx: CurrentContext) -> None:
 
 @router.get("/v2/me", responses=problem_responses())
 def me(caller: AnyCaller, ctx: CurrentContext) -> Me:
-    """Tell who the credential belongs to, and in which organizations."""
+    """Get the owner of the credential, with their permissions and organizations."""
     by = caller.by
-    mine: list[people.Membership] = []
+    memberships: list[people.Membership] = []
     if by.kind is PrincipalKind.USER:
-        mine = ctx.runner.read(people.memberships, by)
+        memberships = ctx.runner.read(people.memberships, by)
     return Me(
         kind=by.kind,
         id=by.id,
@@ -224,16 +223,21 @@ def me(caller: AnyCaller, ctx: CurrentContext) -> Me:
         organization_id=by.org_id or None,
         permissions=sorted(by.permissions),
         organizations=[
-            MembershipShape(organization_id=m.org_id, slug=m.slug, name=m.name, role=m.role)
-            for m in mine
+            MembershipShape(
+                organization_id=membership.org_id,
+                slug=membership.slug,
+                name=membership.name,
+                role=membership.role,
+            )
+            for membership in memberships
         ],
     )
 
 
-def _token(done: people.NewUserToken) -> UserToken:
+def _render_token(signed_in: people.NewUserToken) -> UserToken:
     return UserToken(
-        token=done.token.text,
-        expires_at=iso(done.expires_at),
-        user_id=done.user_id,
-        email=done.email,
+        token=signed_in.token.text,
+        expires_at=iso(signed_in.expires_at),
+        user_id=signed_in.user_id,
+        email=signed_in.email,
     )

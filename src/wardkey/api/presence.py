@@ -1,4 +1,4 @@
-"""The route of presence: who would receive a topic now, and whether somebody is online."""
+"""The route of presence: the users who are online or would receive a topic now."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from wardkey.web.problems import problem_responses
 
 router = APIRouter(tags=["sessions"])
 
-_LONGEST = 1_024
+_MAX_LENGTH = 1_024
 
 
 class PresentShape(BaseModel):
-    """Somebody with live sessions; `since` is when the first of them began."""
+    """A user with live sessions; `since` is the start of the first one."""
 
     username: str
     client_ids: list[str]
     since: str
     subscriptions: list[str] = Field(
-        description="The filters that receive the topic; all of them where a user was asked for."
+        description="The filters that match the query; with `username`, all of them."
     )
 
 
 class PresencePage(BaseModel):
-    """Whoever is there, by user name; `online` says whether anybody is."""
+    """The users who match, by user name; `online` is whether there are any."""
 
     online: bool
     users: list[PresentShape]
@@ -62,77 +62,84 @@ def get_presence(  # noqa: PLR0917 - FastAPI's parameters
     caller: CurrentCaller,
     ctx: CurrentContext,
     topic: Annotated[
-        str, Query(max_length=_LONGEST, description="Whose subscriptions receive this topic.")
+        str, Query(max_length=_MAX_LENGTH, description="Find users subscribed to this topic.")
     ] = "",
     filter: Annotated[  # noqa: A002 - the parameter's name
         str,
         Query(
-            max_length=_LONGEST,
-            description="Whose subscriptions receive some topic that this filter matches.",
+            max_length=_MAX_LENGTH,
+            description="Find users subscribed to a topic that this filter matches.",
         ),
     ] = "",
     username: Annotated[
         str,
-        Query(max_length=128, description="A client's user name, with or without what follows @."),
+        Query(max_length=128, description="A client's user name, with or without the @ part."),
     ] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Cursor = "",
 ) -> PresencePage:
-    """Tell who would receive a topic now, or whether a user is online: ask for one of the three."""
+    """List the users who would receive a topic now, or whether a user is online.
+
+    Send exactly one of `topic`, `filter` and `username`.
+    """
     by = caller.by
     with ctx.runner.audit_refusals("get_presence", by):
         by.require(Permission.CLIENTS_READ)
-    name, receives = _wanted(by, topic, filter, username)
+    name, matches = _parse_query(by, topic, filter, username)
     vault = ctx.runner.database.vault
-    bound = json.dumps(["presence", *by.scope, topic, filter, username])
-    after = read_cursor(vault, bound, cursor)[0] if cursor else ""
-    users = _users(run(ctx.broker.sessions, *by.scope, name), receives)
-    rest = [one for one in users if one.username > after]
-    shown = rest[:limit]
+    binding = json.dumps(["presence", *by.scope, topic, filter, username])
+    after = read_cursor(vault, binding, cursor)[0] if cursor else ""
+    users = _group_sessions(run(ctx.broker.sessions, *by.scope, name), matches)
+    rest = [user for user in users if user.username > after]
+    page = rest[:limit]
     return PresencePage(
         online=bool(users),
-        users=shown,
+        users=page,
         next_cursor=(
-            write_cursor(vault, bound, [shown[-1].username]) if len(rest) > limit else None
+            write_cursor(vault, binding, [page[-1].username]) if len(rest) > limit else None
         ),
         total=len(users),
     )
 
 
-def _wanted(
+def _parse_query(
     by: Principal, topic: str, pattern: str, username: str
 ) -> tuple[str, Callable[[str], bool]]:
-    """Return the user name on the wire, if one was asked for, and which filters count."""
+    """Return the MQTT user name to find, if any, and a predicate for subscribed filters."""
     if sum(map(bool, (topic, pattern, username))) != 1:
-        raise errors.InvalidRequest("Ask for one of topic, filter and username.")
+        raise errors.InvalidRequest("Send exactly one of topic, filter and username.")
     if topic:
         try:
             clean_topic(topic)
         except ValueError as error:
             raise errors.InvalidTopic(str(error), field="topic") from None
-        return "", lambda held: covers(held, topic)
+        return "", lambda subscribed: covers(subscribed, topic)
     if pattern:
         try:
             clean_filter(pattern)
         except ValueError as error:
             raise errors.InvalidTopicFilter(str(error), field="filter") from None
-        return "", lambda held: overlaps(held, pattern)
+        return "", lambda subscribed: overlaps(subscribed, pattern)
     return with_organization(username, *by.scope), bool
 
 
-def _users(sessions: list[Session], receives: Callable[[str], bool]) -> list[PresentShape]:
+def _group_sessions(sessions: list[Session], matches: Callable[[str], bool]) -> list[PresentShape]:
     by_name: defaultdict[str, list[tuple[Session, list[str]]]] = defaultdict(list)
-    everyone = receives is bool
-    for one in sessions:
-        filters = [held for held in filters_of(one.subscriptions) if receives(held)]
-        if one.username != BRIDGE and (filters or everyone):
-            by_name[one.username].append((one, filters))
+    any_session = matches is bool
+    for session in sessions:
+        filters = [
+            topic_filter
+            for topic_filter in filters_of(session.subscriptions)
+            if matches(topic_filter)
+        ]
+        if session.username != BRIDGE and (filters or any_session):
+            by_name[session.username].append((session, filters))
     return [
         PresentShape(
-            username=name,
-            client_ids=sorted(one.client_id for one, _ in found),
-            since=min(one.started_at for one, _ in found),
-            subscriptions=sorted({held for _, filters in found for held in filters}),
+            username=username,
+            client_ids=sorted(session.client_id for session, _ in entries),
+            since=min(session.started_at for session, _ in entries),
+            subscriptions=sorted({item for _, filters in entries for item in filters}),
         )
-        for name, found in sorted(by_name.items())
+        for username, entries in sorted(by_name.items())
     ]

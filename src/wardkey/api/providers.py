@@ -1,4 +1,4 @@
-"""Routes of auth providers: whose tokens may be exchanged, and a test that says what is wrong."""
+"""Routes of auth providers, whose tokens can be exchanged, and tests of their settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_
 
 from wardkey.actions.grants import providers
 from wardkey.adapters.tokens import LONGEST_TOKEN
-from wardkey.api.schemas import Id, Input, Origin, RateShape, WithSessions, ended_shape
+from wardkey.api.schemas import Id, Input, Origin, RateShape, WithSessions, render_ended_sessions
 from wardkey.domain import errors
 from wardkey.domain.identity import Identity, Step
 from wardkey.domain.keys import Rate
@@ -35,7 +35,7 @@ from wardkey.web.problems import problem_responses, require_json
 
 router = APIRouter(tags=["auth-providers"], dependencies=[Depends(require_json)])
 
-_FAULTS = (
+_SETTING_ERRORS = (
     errors.InvalidProvider,
     errors.InvalidOrigin,
     errors.InvalidRateLimit,
@@ -50,7 +50,7 @@ Secret = Annotated[
     str,
     Field(
         max_length=512,
-        description="The project's shared JWT secret, kept sealed and never shown again.",
+        description="The project's shared JWT secret, stored sealed and never shown again.",
         json_schema_extra={"format": "shared-secret", "minLength": 32, "maxLength": 512},
     ),
 ]
@@ -58,26 +58,26 @@ Items: Any = Field(default=[], json_schema_extra={"maxItems": MOST_ITEMS})
 
 
 class _Settings(Input):
-    """Settings of which each has a default; null is as if the setting were left out."""
+    """Settings with defaults; null means omitted."""
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, given: object) -> object:
-        if not isinstance(given, dict):
-            return given
-        return {k: v for k, v in given.items() if v is not None or k not in cls.model_fields}
+    def _drop_nulls(cls, settings: object) -> object:
+        if not isinstance(settings, dict):
+            return settings
+        return {k: v for k, v in settings.items() if v is not None or k not in cls.model_fields}
 
 
 class MappingShape(_Settings):
-    """Where in a token's claims things stand: names with dots between the levels."""
+    """The paths of a token's claims, with dots between levels."""
 
     user_id: Path = "sub"
     email: Path = "email"
-    roles: Path = Field(default="", description="Empty where tokens name none.")
+    roles: Path = Field(default="", description="Empty if tokens contain none.")
     variables: Annotated[
         dict[str, Path],
         Field(
-            description="Each NAME is the variable {claim.NAME} of ACL rules.",
+            description="Each NAME is the variable {claim.NAME} in ACL rules.",
             json_schema_extra={
                 "maxProperties": MOST_ITEMS,
                 "propertyNames": {"pattern": "^[a-z]{1,32}$"},
@@ -87,10 +87,10 @@ class MappingShape(_Settings):
     required: list[Path] = Items
     username_from: UsernameFrom = UsernameFrom.USER_ID
     verified_email_only: StrictBool = Field(
-        default=False, description="Not of supabase, whose tokens do not prove it."
+        default=False, description="Not for supabase, whose tokens don't prove it."
     )
     email_verified: Path = Field(
-        default="email_verified", description="What verified_email_only looks at."
+        default="email_verified", description="The claim that verified_email_only checks."
     )
 
     def spec(self) -> ClaimMapping:
@@ -108,7 +108,7 @@ class MappingShape(_Settings):
 
 
 class LimitsShape(_Settings):
-    """What may be had for a provider's tokens, by whom and how often."""
+    """The limits on exchanging a provider's tokens."""
 
     max_ttl_s: StrictInt = Field(default=LONGEST_TTL_S, ge=SHORTEST_TTL_S, le=LONGEST_TTL_S)
     max_refresh_s: StrictInt = Field(
@@ -116,10 +116,10 @@ class LimitsShape(_Settings):
     )
     rate: RateShape | None = Field(default=None, description="For all its exchanges together.")
     publishable_may_exchange: StrictBool = Field(
-        default=False, description="Pages may exchange with a publishable key."
+        default=False, description="Pages can exchange with a publishable key."
     )
     keyless_may_exchange: StrictBool = Field(
-        default=False, description="Anybody with a token may exchange it, without a key."
+        default=False, description="Tokens can be exchanged without a key."
     )
 
     def spec(self) -> ExchangeLimits:
@@ -135,12 +135,12 @@ class LimitsShape(_Settings):
 
 
 class ProviderFields(_Settings):
-    """The settings of a provider; which of them it takes hangs on its kind."""
+    """The settings of a provider; its kind determines which apply."""
 
     name: Annotated[
         str,
         Field(
-            description="What an exchange calls it; its kind unless given.",
+            description="Its name in exchanges; its kind by default.",
             json_schema_extra={"pattern": "^[a-z0-9]{1,40}$"},
         ),
     ] = ""
@@ -154,22 +154,22 @@ class ProviderFields(_Settings):
     issuer: Url = Field(default="", description="oidc: the issuer; supabase: if self-hosted.")
     jwks_uri: Url = Field(
         default="",
-        description="oidc: where the key set is, for an issuer without a discovery document.",
+        description="oidc: the key set's URL, for an issuer without a discovery document.",
     )
     audiences: list[Audience] = Items
     audience_claim: AudienceClaim = Field(
         default=AudienceClaim.AUD,
-        description="oidc: the claim that has to be one of the audiences.",
+        description="oidc: the claim that must be one of the audiences.",
     )
     allowed_origins: list[Origin] = Items
     algorithms: list[str] = Field(
-        default=[], description="oidc: RS256 unless given.", json_schema_extra={"maxItems": 10}
+        default=[], description="oidc: RS256 by default.", json_schema_extra={"maxItems": 10}
     )
     mapping: MappingShape = MappingShape()
     limits: LimitsShape = LimitsShape()
 
     def spec_of(self, kind: ProviderKind) -> ProviderSpec:
-        """Return the domain's record of what is wanted."""
+        """Return the settings as the domain's record."""
         return ProviderSpec(
             kind,
             self.name,
@@ -189,7 +189,7 @@ class ProviderFields(_Settings):
 
 
 class NewProvider(ProviderFields):
-    """A provider to be trusted."""
+    """A provider to trust."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -202,7 +202,7 @@ class NewProvider(ProviderFields):
 
 
 class ProviderChanges(Input):
-    """The settings to change; those left out stay. `mapping` and `limits` are given whole."""
+    """The settings to change; omitted ones stay. `mapping` and `limits` are replaced whole."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -233,8 +233,8 @@ class ProviderShape(BaseModel):
     name: str
     environment: Environment
     enabled: bool
-    issuer: str = Field(description="What the tokens' iss has to be, exactly.")
-    keys_url: str = Field(description="Where its keys, or its discovery document, are fetched.")
+    issuer: str = Field(description="The exact iss that tokens must have.")
+    keys_url: str = Field(description="The URL of its keys or its discovery document.")
     algorithms: list[str]
     project_url: str
     legacy_secret: bool
@@ -259,25 +259,25 @@ class ProviderList(BaseModel):
 
 
 class DeletedProviderShape(WithSessions):
-    """A provider that is gone, and what became of the live sessions of its grants."""
+    """The deleted provider, and the live sessions of its grants that were ended."""
 
     id: str
 
 
 class ProviderTest(_Settings):
-    """What to test beside the provider's keys."""
+    """A token to test, besides the provider's keys."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {}})
 
     token: str = Field(
         default="",
         max_length=LONGEST_TOKEN,
-        description="A token of the provider's.",
+        description="A token of the provider.",
     )
 
 
 class NewProviderTest(ProviderTest):
-    """A provider that need not be saved, and a token of its."""
+    """Settings of a provider that need not be saved, and a token to test."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -292,7 +292,7 @@ class NewProviderTest(ProviderTest):
 
 
 class StepShape(BaseModel):
-    """One check; `detail` says why it failed, or names the keys that are left out and why."""
+    """A check; `detail` says why it failed, or which keys were skipped and why."""
 
     step: str
     ok: bool
@@ -300,20 +300,20 @@ class StepShape(BaseModel):
 
 
 class IdentityShape(BaseModel):
-    """Whom a token is taken for."""
+    """The user that a token identifies."""
 
     user_id: str
     user_email: str
     roles: list[str]
     variables: dict[str, str]
     username: str = Field(
-        description="What an exchange puts before @ in the MQTT user name. The mark at its end is "
-        "made of the provider's id; it is … for a provider that is not saved yet."
+        description="The part before @ of the MQTT user name. Its suffix is derived from the "
+        "provider's id; for a provider that is not saved yet it is …."
     )
 
 
 class ProviderTested(BaseModel):
-    """Every step up to the first that failed; of the claims all are told."""
+    """The steps up to the first failure; all checks of claims are listed."""
 
     ok: bool
     steps: list[StepShape]
@@ -323,19 +323,19 @@ class ProviderTested(BaseModel):
 @router.post(
     "/v2/auth-providers",
     status_code=201,
-    responses=problem_responses(*_FAULTS, errors.TooManyProviders, body=True),
+    responses=problem_responses(*_SETTING_ERRORS, errors.TooManyProviders, body=True),
 )
 def create_auth_provider(
-    wanted: NewProvider, caller: CurrentCaller, ctx: CurrentContext
+    body: NewProvider, caller: CurrentCaller, ctx: CurrentContext
 ) -> ProviderShape:
-    """Trust a provider: its users' tokens can be exchanged from now on."""
-    spec = wanted.spec_of(wanted.kind)
-    return _shape(
+    """Add a provider, whose tokens can then be exchanged."""
+    spec = body.spec_of(body.kind)
+    return _render_provider(
         ctx.runner.write(
             providers.create,
             caller.by,
             spec,
-            wanted.secret or "",
+            body.secret or "",
             http_allowed=ctx.token_exchange.private_issuers,
         )
     )
@@ -344,56 +344,56 @@ def create_auth_provider(
 @router.get("/v2/auth-providers", responses=problem_responses())
 def list_auth_providers(caller: CurrentCaller, ctx: CurrentContext) -> ProviderList:
     """List the providers of the environment."""
-    found = ctx.runner.read(providers.list_providers, caller.by)
-    return ProviderList(auth_providers=[_shape(one) for one in found])
+    records = ctx.runner.read(providers.list_providers, caller.by)
+    return ProviderList(auth_providers=[_render_provider(record) for record in records])
 
 
 @router.post(
     "/v2/auth-providers/test",
-    responses=problem_responses(*_FAULTS, errors.Overloaded, body=True),
+    responses=problem_responses(*_SETTING_ERRORS, errors.Overloaded, body=True),
 )
 def try_new_auth_provider(
-    wanted: NewProviderTest, caller: CurrentCaller, ctx: CurrentContext
+    body: NewProviderTest, caller: CurrentCaller, ctx: CurrentContext
 ) -> ProviderTested:
-    """Try settings before they are saved: fetch the keys, and check a token step by step."""
-    spec = wanted.provider.spec_of(wanted.provider.kind)
+    """Test settings before saving them: fetch the keys, and check a token step by step."""
+    spec = body.provider.spec_of(body.provider.kind)
     with ctx.runner.audit_refusals("try_new_auth_provider", caller.by):
-        found = ctx.token_exchange.dry_run_unsaved(
-            caller.by, spec, wanted.provider.secret or "", wanted.token
+        steps, identity = ctx.token_exchange.dry_run_unsaved(
+            caller.by, spec, body.provider.secret or "", body.token
         )
-    return _tested(*found)
+    return _render_test(steps, identity)
 
 
 @router.get(
     "/v2/auth-providers/{provider_id:id}", responses=problem_responses(errors.ProviderNotFound)
 )
 def get_auth_provider(provider_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> ProviderShape:
-    """Show one provider, never its secret."""
-    return _shape(ctx.runner.read(providers.get, caller.by, provider_id))
+    """Get a provider; its secret is never returned."""
+    return _render_provider(ctx.runner.read(providers.get, caller.by, provider_id))
 
 
 @router.patch(
     "/v2/auth-providers/{provider_id:id}",
-    responses=problem_responses(errors.ProviderNotFound, *_FAULTS, body=True),
+    responses=problem_responses(errors.ProviderNotFound, *_SETTING_ERRORS, body=True),
 )
 def change_auth_provider(
-    provider_id: Id, wanted: ProviderChanges, caller: CurrentCaller, ctx: CurrentContext
+    provider_id: Id, body: ProviderChanges, caller: CurrentCaller, ctx: CurrentContext
 ) -> ProviderShape:
-    """Change a provider's settings; grants that it stood for go on."""
-    given = wanted.model_dump(exclude_none=True, exclude={"secret", "mapping", "limits"})
+    """Change a provider's settings; existing grants stay valid."""
+    settings = body.model_dump(exclude_none=True, exclude={"secret", "mapping", "limits"})
     changes: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
-    for name, part in (("mapping", wanted.mapping), ("limits", wanted.limits)):
+    for name, part in (("mapping", body.mapping), ("limits", body.limits)):
         if part is not None:
             changes[name] = part.spec()
-    return _shape(
+    return _render_provider(
         ctx.runner.write(
             providers.change,
             caller.by,
             provider_id,
             changes,
-            wanted.secret,
+            body.secret,
             http_allowed=ctx.token_exchange.private_issuers,
         )
     )
@@ -406,8 +406,10 @@ def change_auth_provider(
 def enable_auth_provider(
     provider_id: Id, caller: CurrentCaller, ctx: CurrentContext
 ) -> ProviderShape:
-    """Let a provider's tokens be exchanged again."""
-    return _shape(ctx.runner.write(providers.enable, caller.by, provider_id, enabled=True))
+    """Enable a disabled provider."""
+    return _render_provider(
+        ctx.runner.write(providers.enable, caller.by, provider_id, enabled=True)
+    )
 
 
 @router.post(
@@ -417,8 +419,10 @@ def enable_auth_provider(
 def disable_auth_provider(
     provider_id: Id, caller: CurrentCaller, ctx: CurrentContext
 ) -> ProviderShape:
-    """Exchange no more of a provider's tokens; grants that there are go on."""
-    return _shape(ctx.runner.write(providers.enable, caller.by, provider_id, enabled=False))
+    """Disable a provider: its tokens are refused, but existing grants stay valid."""
+    return _render_provider(
+        ctx.runner.write(providers.enable, caller.by, provider_id, enabled=False)
+    )
 
 
 @router.delete(
@@ -427,9 +431,9 @@ def disable_auth_provider(
 def delete_auth_provider(
     provider_id: Id, caller: CurrentCaller, ctx: CurrentContext
 ) -> DeletedProviderShape:
-    """Delete a provider; every grant that it stood for ends, and so do their live sessions."""
+    """Delete a provider; all its grants and their live sessions end."""
     _, confirmed = ctx.runner.write_confirmed(providers.remove, caller.by, provider_id)
-    return DeletedProviderShape(id=provider_id, sessions=ended_shape(confirmed.sessions))
+    return DeletedProviderShape(id=provider_id, sessions=render_ended_sessions(confirmed.sessions))
 
 
 @router.post(
@@ -437,13 +441,13 @@ def delete_auth_provider(
     responses=problem_responses(errors.ProviderNotFound, errors.Overloaded, body=True),
 )
 def try_auth_provider(
-    provider_id: Id, caller: CurrentCaller, ctx: CurrentContext, wanted: ProviderTest | None = None
+    provider_id: Id, caller: CurrentCaller, ctx: CurrentContext, body: ProviderTest | None = None
 ) -> ProviderTested:
-    """Fetch a provider's keys, and check a token of its step by step."""
-    found = ctx.runner.read(providers.trusted, caller.by, provider_id)
-    token = wanted.token if wanted else ""
-    return _tested(
-        *ctx.token_exchange.dry_run(caller.by, found.spec, found.secret, token, provider_id)
+    """Test a saved provider: fetch its keys, and check a token step by step."""
+    provider = ctx.runner.read(providers.trusted, caller.by, provider_id)
+    token = body.token if body else ""
+    return _render_test(
+        *ctx.token_exchange.dry_run(caller.by, provider.spec, provider.secret, token, provider_id)
     )
 
 
@@ -453,46 +457,46 @@ def try_auth_provider(
     responses=problem_responses(errors.ProviderNotFound),
 )
 def purge_auth_provider_keys(provider_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> None:
-    """Have a provider's keys fetched anew: what one does after one of them was stolen."""
+    """Discard a provider's cached keys and fetch them again, for example after a key was stolen."""
     ctx.runner.write(providers.purge_keys, caller.by, provider_id)
 
 
-def _tested(steps: list[Step], identity: tuple[Identity, str] | None) -> ProviderTested:
-    shown = None
+def _render_test(steps: list[Step], identity: tuple[Identity, str] | None) -> ProviderTested:
+    identified = None
     if identity is not None:
-        who, username = identity
-        shown = IdentityShape(
-            user_id=who.user_id,
-            user_email=who.email,
-            roles=list(who.roles),
-            variables=dict(who.variables),
+        user, username = identity
+        identified = IdentityShape(
+            user_id=user.user_id,
+            user_email=user.email,
+            roles=list(user.roles),
+            variables=dict(user.variables),
             username=username,
         )
     return ProviderTested(
         ok=not any(step.fault for step in steps),
         steps=[
-            StepShape(step=one.name, ok=not one.fault, detail=one.fault or one.note)
-            for one in steps
+            StepShape(step=step.name, ok=not step.fault, detail=step.fault or step.note)
+            for step in steps
         ],
-        identity=shown,
+        identity=identified,
     )
 
 
-def _shape(found: providers.ProviderRecord) -> ProviderShape:
-    spec, rules = found.spec, token_rules(found.spec)
+def _render_provider(record: providers.ProviderRecord) -> ProviderShape:
+    spec, rules = record.spec, token_rules(record.spec)
     limits, rate = spec.limits, spec.limits.rate
     return ProviderShape(
-        id=found.id,
+        id=record.id,
         kind=spec.kind,
         name=spec.name,
-        environment=found.environment,
-        enabled=found.enabled,
+        environment=record.environment,
+        enabled=record.enabled,
         issuer=rules.issuer,
         keys_url=rules.keys.url,
         algorithms=[name for name in (*ALGORITHMS, "HS256") if name in rules.algorithms],
         project_url=spec.project_url,
         legacy_secret=spec.legacy_secret,
-        has_secret=found.has_secret,
+        has_secret=record.has_secret,
         project_id=spec.project_id,
         domain=spec.domain,
         jwks_uri=spec.jwks_uri,
@@ -518,7 +522,7 @@ def _shape(found: providers.ProviderRecord) -> ProviderShape:
             publishable_may_exchange=limits.publishable_may_exchange,
             keyless_may_exchange=limits.keyless_may_exchange,
         ),
-        created_at=iso(found.created_at),
-        created_by=found.created_by,
-        updated_at=iso(found.updated_at),
+        created_at=iso(record.created_at),
+        created_by=record.created_by,
+        updated_at=iso(record.updated_at),
     )

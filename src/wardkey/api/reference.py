@@ -1,4 +1,4 @@
-"""The reference of the API as one page of HTML, made of the OpenAPI document."""
+"""The API reference as one HTML page, rendered from the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from wardkey.domain.shape_faults import Shape
 
 Node = Mapping[str, Any]
 
-_DEEPEST = 4
+_MAX_DEPTH = 4
+# Stands for FastAPI's longer default; the page leaves it out.
+DEFAULT_DESCRIPTION = "OK"
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _CODE = re.compile(r"`([^`]+)`")
 _HEADINGS = {
@@ -35,7 +37,7 @@ _HEADINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A parameter, or a field of a body: its path in dots, and what it takes."""
+    """A parameter or body field: its dotted path, and the values it takes."""
 
     name: str
     takes: str
@@ -45,7 +47,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an operation answers with one status; of refusals the codes, its own first."""
+    """An operation's response with one status; for errors the codes, its own first."""
 
     status: str
     phrase: str
@@ -58,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A method at a path."""
+    """A method of a path."""
 
     id: str
     method: str
@@ -74,7 +76,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The operations about one thing."""
+    """The operations of one tag."""
 
     id: str
     heading: str
@@ -82,10 +84,10 @@ class Group:
 
 
 def render_reference(document: Node) -> str:
-    """Return the page; everything in it is there without a script."""
+    """Return the page; it is complete without scripts."""
     reader = _Reader(document)
     return (
-        _templates()
+        _load_templates()
         .get_template("reference.html")
         .render(
             document=document,
@@ -96,7 +98,7 @@ def render_reference(document: Node) -> str:
 
 
 class _Reader:
-    """Reads an OpenAPI document whose parts are shared."""
+    """Reads an OpenAPI document with shared components."""
 
     def __init__(self, document: Node) -> None:
         self._document = document
@@ -105,19 +107,19 @@ class _Reader:
 
     def groups(self) -> list[Group]:
         """Return the operations by their first tag, in the order of the document."""
-        found: dict[str, list[Operation]] = {}
+        by_tag: dict[str, list[Operation]] = {}
         for path, methods in self._document["paths"].items():
             for method, operation in methods.items():
-                found.setdefault(operation["tags"][0], []).append(
-                    self._operation(method.upper(), path, operation)
+                by_tag.setdefault(operation["tags"][0], []).append(
+                    self._read_operation(method.upper(), path, operation)
                 )
         return [
             Group(f"about-{tag}", _HEADINGS.get(tag, tag.capitalize()), tuple(operations))
-            for tag, operations in found.items()
+            for tag, operations in by_tag.items()
         ]
 
-    def _operation(self, method: str, path: str, operation: Node) -> Operation:
-        content = self._content(operation.get("requestBody", {}))
+    def _read_operation(self, method: str, path: str, operation: Node) -> Operation:
+        content = self._read_content(operation.get("requestBody", {}))
         security = operation.get("security", self._document.get("security", []))
         return Operation(
             id=operation["operationId"],
@@ -125,106 +127,109 @@ class _Reader:
             path=path,
             summary=operation["summary"],
             description=operation["description"],
-            credentials=_credentials(security),
-            parameters=tuple(self._parameters(operation)),
-            body=tuple(self._fields(content.get("schema"))),
-            curl=_curl(method, self._server + path, content.get("example"), security),
+            credentials=_describe_credentials(security),
+            parameters=tuple(self._read_parameters(operation)),
+            body=tuple(self._read_fields(content.get("schema"))),
+            curl=_render_curl(method, self._server + path, content.get("example"), security),
             answers=tuple(
-                self._answer(status, self._resolved(answer))
+                self._read_answer(status, self._resolve(answer))
                 for status, answer in operation["responses"].items()
             ),
         )
 
-    def _parameters(self, operation: Node) -> Iterator[Field]:
-        for parameter in map(self._resolved, operation.get("parameters", ())):
+    def _read_parameters(self, operation: Node) -> Iterator[Field]:
+        for parameter in map(self._resolve, operation.get("parameters", ())):
             schema = parameter.get("schema", {})
-            said = parameter.get("description") or schema.get("description", "")
+            description = parameter.get("description") or schema.get("description", "")
             yield Field(
                 f"{parameter['name']} ({parameter['in']})",
                 Shape(schema, self._parts).accepted(),
                 parameter.get("required", False),
-                said,
+                description,
             )
 
-    def _answer(self, status: str, answer: Node) -> Answer:
-        content = self._content(answer)
-        is_refusal = status >= "400"
-        own = tuple(content.get("examples", ())) if is_refusal else ()
-        codes = _codes(content.get("schema", {})) if is_refusal else ()
-        example = content.get("example") if not is_refusal else None
+    def _read_answer(self, status: str, answer: Node) -> Answer:
+        content = self._read_content(answer)
+        is_error = status >= "400"
+        is_default = answer["description"] == DEFAULT_DESCRIPTION
+        own_codes = tuple(content.get("examples", ())) if is_error else ()
+        codes = _list_codes(content.get("schema", {})) if is_error else ()
+        example = content.get("example") if not is_error else None
         return Answer(
             status=status,
             phrase=HTTPStatus(int(status)).phrase,
-            description="" if is_refusal else answer["description"],
-            fields=() if is_refusal else tuple(self._fields(content.get("schema"))),
+            description="" if is_error or is_default else answer["description"],
+            fields=() if is_error else tuple(self._read_fields(content.get("schema"))),
             example="" if example is None else json.dumps(example, indent=2, ensure_ascii=False),
-            own_codes=own,
-            usual_codes=tuple(code for code in codes if code not in own),
+            own_codes=own_codes,
+            usual_codes=tuple(code for code in codes if code not in own_codes),
         )
 
-    def _fields(self, schema: Node | None, above: str = "", depth: int = 0) -> Iterator[Field]:
-        """Return the fields of an object, those of objects in it behind each."""
-        if schema is None or depth > _DEEPEST:
+    def _read_fields(
+        self, schema: Node | None, parent: str = "", depth: int = 0
+    ) -> Iterator[Field]:
+        """Return the fields of an object, each followed by the fields inside it."""
+        if schema is None or depth > _MAX_DEPTH:
             return
         options = Shape(schema, self._parts).options()
-        alone = [option.schema for option in options if "properties" in option.schema]
+        objects = [option.schema for option in options if "properties" in option.schema]
         for option in options:
             items = option.schema.get("items")
-            # A list of what may come alone needs no telling again.
-            if items and items not in alone:
-                yield from self._fields(items, f"{above}[]", depth + 1)
+            # If an item is also accepted outside a list, its fields are listed already.
+            if items and items not in objects:
+                yield from self._read_fields(items, f"{parent}[]", depth + 1)
             required = option.schema.get("required", ())
-            named = option.schema.get("properties", {})
-            for name in sorted(named, key=lambda one: one not in required):
-                below = named[name]
-                path = f"{above}.{name}" if above else name
-                shape = Shape(below, self._parts)
-                is_object = any("properties" in one.schema for one in shape.options())
+            properties = option.schema.get("properties", {})
+            for name in sorted(properties, key=lambda name: name not in required):
+                field = properties[name]
+                path = f"{parent}.{name}" if parent else name
+                shape = Shape(field, self._parts)
+                is_object = any("properties" in choice.schema for choice in shape.options())
                 yield Field(
                     path,
                     "an object" if is_object else shape.accepted(),
                     name in required,
-                    below.get("description", ""),
+                    field.get("description", ""),
                 )
-                yield from self._fields(below, path, depth + 1)
+                yield from self._read_fields(field, path, depth + 1)
 
     @staticmethod
-    def _content(holder: Node) -> Node:
+    def _read_content(holder: Node) -> Node:
         return next(iter(holder.get("content", {}).values()), {})
 
-    def _resolved(self, node: Node) -> Node:
+    def _resolve(self, node: Node) -> Node:
         while "$ref" in node:
-            found: Any = self._document
+            target: Any = self._document
             for step in node["$ref"].removeprefix("#/").split("/"):
-                found = found[step]
-            node = found
+                target = target[step]
+            node = target
         return node
 
 
-def _codes(schema: Node) -> tuple[str, ...]:
+def _list_codes(schema: Node) -> tuple[str, ...]:
     for part in schema.get("allOf", ()):
         if "code" in part.get("properties", {}):
             return tuple(part["properties"]["code"]["enum"])
     return ()
 
 
-def _credentials(security: list[Node]) -> str:
+def _describe_credentials(security: list[Node]) -> str:
     names = {
         "key": "a key",
-        "userToken": "a person's token",
+        "userToken": "a user token",
         "metricsToken": "the metrics token",
     }
-    said = [names[name] for each in security for name in each if name in names]
+    credentials = [names[name] for option in security for name in option if name in names]
     if {} in security:
-        said.append("nothing")
-    return " or ".join(said) if said else "Needs no credential."
+        credentials.append("none")
+    return " or ".join(credentials) if credentials else "Needs no credential."
 
 
-def _curl(method: str, url: str, example: object, security: list[Node]) -> str:
-    address = _PARAMETER.sub(lambda found: f"${found[1].upper()}", url)
+def _render_curl(method: str, url: str, example: object, security: list[Node]) -> str:
+    address = _PARAMETER.sub(lambda match: f"${match[1].upper()}", url)
     is_plain = method == "GET" or (method == "POST" and example is not None)
     lines = [f'curl "{address}"' if is_plain else f'curl -X {method} "{address}"']
-    if any("key" in each or "userToken" in each for each in security):
+    if any("key" in option or "userToken" in option for option in security):
         lines.append('-H "Authorization: Bearer $KEY"')
     if example is not None:
         lines.append("-H 'Content-Type: application/json'")
@@ -232,21 +237,21 @@ def _curl(method: str, url: str, example: object, security: list[Node]) -> str:
     return " \\\n  ".join(lines)
 
 
-def _marked(text: str) -> Markup:
-    """Return a description as HTML: paragraphs are kept apart, and what is in backticks is code."""
+def _render_markup(text: str) -> Markup:
+    """Render a description as HTML, with paragraphs and backticked code."""
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
     safe = [_CODE.sub(r"<code>\1</code>", str(escape(part))) for part in paragraphs]
     return Markup("<br>".join(safe))  # noqa: S704 - escaped above
 
 
 @lru_cache(maxsize=1)
-def _templates() -> Templates:
-    made = Templates(
+def _load_templates() -> Templates:
+    templates = Templates(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["marked"] = _marked
-    return made
+    templates.filters["marked"] = _render_markup
+    return templates

@@ -1,4 +1,4 @@
-"""Routes of retained messages: list them, and clear one or all that a filter matches."""
+"""Routes of retained messages: list them, and clear one or all that match a filter."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from wardkey.web.problems import problem_responses
 
 router = APIRouter(tags=["retained"])
 
-_LONGEST = 1_024
-MOST_CLEARED = 10_000
+_MAX_LENGTH = 1_024
+MAX_CLEARED = 10_000
 
 
 class RetainedShape(BaseModel):
-    """A retained message; `retained_at` is when the broker took it."""
+    """A retained message; `retained_at` is when the broker stored it."""
 
     topic: str
     payload: str
     payload_encoding: Literal["plain", "base64"] = Field(
-        description="`plain` for UTF-8, `base64` for anything else; as `POST /publish` takes them."
+        description="`plain` for UTF-8, `base64` for anything else, as in `POST /publish`."
     )
     size: int
     qos: int
@@ -50,7 +50,7 @@ class RetainedPage(BaseModel):
 
 
 class ClearedShape(BaseModel):
-    """How many retained messages were cleared; where there are `more`, call again."""
+    """The number of cleared messages; if `more` is true, call again."""
 
     cleared: int
     more: bool
@@ -69,22 +69,22 @@ class ClearedShape(BaseModel):
 def list_retained_messages(
     caller: CurrentCaller,
     ctx: CurrentContext,
-    filter: Annotated[str, Query(max_length=_LONGEST)] = "#",  # noqa: A002 - the parameter's name
+    filter: Annotated[str, Query(max_length=_MAX_LENGTH)] = "#",  # noqa: A002 - the parameter's name
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     cursor: Cursor = "",
 ) -> RetainedPage:
-    """List the retained messages that a topic filter matches, with their payloads."""
+    """List the retained messages that match a topic filter, with their payloads."""
     with ctx.runner.audit_refusals("list_retained", caller.by):
         caller.by.require(Permission.RETAINED_READ)
     _check_filter(filter)
     vault = ctx.runner.database.vault
-    bound = json.dumps(["retained", *caller.by.scope, filter])
-    after = int(read_cursor(vault, bound, cursor)[0]) if cursor else 0
+    binding = json.dumps(["retained", *caller.by.scope, filter])
+    after = int(read_cursor(vault, binding, cursor)[0]) if cursor else 0
     with ctx.retained.reserve(caller.by.org_id):
-        found, more = run(list_retained, ctx.broker, caller.by.scope, filter, after, limit)
+        messages, more = run(list_retained, ctx.broker, caller.by.scope, filter, after, limit)
     return RetainedPage(
-        messages=[_shape(one) for one in found],
-        next_cursor=write_cursor(vault, bound, [found[-1].place]) if more else None,
+        messages=[_render_message(message) for message in messages],
+        next_cursor=write_cursor(vault, binding, [messages[-1].place]) if more else None,
     )
 
 
@@ -102,20 +102,20 @@ def list_retained_messages(
 def clear_retained_messages(
     caller: CurrentCaller,
     ctx: CurrentContext,
-    topic: Annotated[str, Query(max_length=_LONGEST, description="Clear this one.")] = "",
+    topic: Annotated[str, Query(max_length=_MAX_LENGTH, description="The topic to clear.")] = "",
     filter: Annotated[  # noqa: A002 - the parameter's name
-        str, Query(max_length=_LONGEST, description="Clear all that this matches.")
+        str, Query(max_length=_MAX_LENGTH, description="The topics to clear.")
     ] = "",
 ) -> ClearedShape:
-    """Clear the retained message of a topic, or up to 10,000 that a filter matches.
+    """Clear the retained message of a topic, or up to 10,000 that match a filter.
 
-    Whoever subscribes to such a topic now receives an empty message, as MQTT has it.
+    Current subscribers of each topic receive an empty message, as MQTT specifies.
     """
     by = caller.by
     with ctx.runner.audit_refusals("clear_retained", by):
         by.require(Permission.RETAINED_WRITE)
     if bool(topic) is bool(filter):
-        raise errors.InvalidRequest("Name either a topic or a filter.")
+        raise errors.InvalidRequest("Send either topic or filter.")
     if topic:
         try:
             clean_topic(topic)
@@ -127,7 +127,7 @@ def clear_retained_messages(
     if publishers is None:
         raise errors.MessagingOff
     with ctx.retained.reserve(by.org_id):
-        topics, more = run(retained_topics, ctx.broker, by.scope, topic or filter, MOST_CLEARED)
+        topics, more = run(retained_topics, ctx.broker, by.scope, topic or filter, MAX_CLEARED)
         if topics:
             ctx.runner.write(sessions.note_cleared, by, topic or filter, len(topics))
             run(_clear, publishers, by.scope, topics)
@@ -142,23 +142,23 @@ def _check_filter(pattern: str) -> None:
 
 
 async def _clear(publishers: Publishers, account: Account, topics: list[str]) -> None:
-    # The broker forgets a retained message when an empty one takes its place.
+    # An empty retained message makes the broker delete the previous message.
     await asyncio.gather(
         *(publishers.publish(account, topic, b"", 1, retain=True) for topic in topics)
     )
 
 
-def _shape(one: Retained) -> RetainedShape:
+def _render_message(message: Retained) -> RetainedShape:
     encoding: Literal["plain", "base64"] = "plain"
     try:
-        payload = one.payload.decode()
+        payload = message.payload.decode()
     except UnicodeDecodeError:
-        encoding, payload = "base64", base64.b64encode(one.payload).decode()
+        encoding, payload = "base64", base64.b64encode(message.payload).decode()
     return RetainedShape(
-        topic=one.topic,
+        topic=message.topic,
         payload=payload,
         payload_encoding=encoding,
-        size=len(one.payload),
-        qos=one.qos,
-        retained_at=iso(one.at),
+        size=len(message.payload),
+        qos=message.qos,
+        retained_at=iso(message.at),
     )

@@ -1,4 +1,4 @@
-"""Routes of a rotation's end: who still uses which secret, and the guarded finish."""
+"""Routes that end a rotation: list each secret's callers, and finish."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
 from wardkey.actions.keys import rotations
-from wardkey.api.schemas import Id, ReceiptShape, receipt_shape, when
+from wardkey.api.schemas import Id, ReceiptShape, iso_or_none, render_receipt
 from wardkey.domain import errors
 from wardkey.domain.times import iso
 from wardkey.verify.pending import merge_pending
@@ -20,14 +20,14 @@ router = APIRouter(tags=["keys"], dependencies=[Depends(require_json)])
 
 
 class HourShape(BaseModel):
-    """The verdicts of one hour, counted by code."""
+    """The verdicts of an hour, counted by code."""
 
-    at: str = Field(description="When the hour began.")
+    at: str = Field(description="The start of the hour.")
     counts: dict[str, int] = Field(json_schema_extra={"example": {"valid": 1_204, "expired": 3}})
 
 
 class SecretCallersShape(BaseModel):
-    """Who used one secret: its heaviest callers, at most 50, the latest first."""
+    """The most frequent callers of a secret, at most 50, latest first."""
 
     kid: str
     prefix: str
@@ -36,20 +36,20 @@ class SecretCallersShape(BaseModel):
     revoked_at: str | None
     last_seen_at: str | None
     callers: list[CallerShape]
-    hours: list[HourShape] = Field(description="Of the last 24 hours, the latest first.")
+    hours: list[HourShape] = Field(description="The last 24 hours, latest first.")
 
 
 class KeyCallersShape(BaseModel):
-    """Who used each secret of a key, the newest secret first; a second late at most."""
+    """The callers of each secret of a key, newest secret first; up to a second old."""
 
     secrets: list[SecretCallersShape]
 
 
 class FinishShape(BaseModel):
-    """The end of a rotation; without receipts nothing old was live and nothing was changed."""
+    """A finished rotation; without receipts, no old secret was live and nothing changed."""
 
     key_id: str
-    kept: str | None = Field(description="The kid of the secret that goes on.")
+    kept: str | None = Field(description="The kid of the secret that stays valid.")
     receipts: list[ReceiptShape]
 
 
@@ -62,13 +62,13 @@ def list_callers(
     caller: CurrentCaller,
     ctx: CurrentContext,
     secret: Annotated[
-        str, Query(max_length=12, description="The kid of one secret; all without it.")
+        str, Query(max_length=12, description="The kid of one secret; all by default.")
     ] = "",
 ) -> KeyCallersShape:
-    """Show who used the key's secrets: address, program and route, with first and last time."""
+    """List the callers of a key's secrets: address, program and route, with first and last use."""
     ctx.usage.catch_up()
-    found = ctx.runner.read(rotations.list_callers, caller.by, key_id, secret)
-    return KeyCallersShape(secrets=[_shape(item) for item in found])
+    secrets = ctx.runner.read(rotations.list_callers, caller.by, key_id, secret)
+    return KeyCallersShape(secrets=[_render_secret(secret) for secret in secrets])
 
 
 @router.post(
@@ -76,27 +76,27 @@ def list_callers(
     responses=problem_responses(errors.KeyNotFound, errors.KeyRevoked, errors.StillInUse),
 )
 def finish_rotation(key_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> FinishShape:
-    """End a rotation: revoke every live secret but the newest, unless an old one is in use."""
-    # Where a use may stand that cannot be merged, nothing is finished.
+    """Finish a rotation: revoke all live secrets but the newest, unless an old one is in use."""
+    # Raises if pending uses can't be merged: one of them may be of an old secret.
     merge_pending(ctx.runner.database)
-    used = ctx.runner.read(rotations.callers_to_finish, caller.by, key_id)
-    done, confirmed = ctx.runner.write_confirmed(rotations.finish, caller.by, key_id, used)
+    callers = ctx.runner.read(rotations.callers_to_finish, caller.by, key_id)
+    finished, confirmed = ctx.runner.write_confirmed(rotations.finish, caller.by, key_id, callers)
     return FinishShape(
         key_id=key_id,
-        kept=done.kept or None,
-        receipts=[receipt_shape(receipt, confirmed) for receipt in done.receipts],
+        kept=finished.kept or None,
+        receipts=[render_receipt(receipt, confirmed) for receipt in finished.receipts],
     )
 
 
-def _shape(item: rotations.SecretCallers) -> SecretCallersShape:
-    secret = item.secret
+def _render_secret(usage: rotations.SecretCallers) -> SecretCallersShape:
+    secret = usage.secret
     return SecretCallersShape(
         kid=secret.kid,
         prefix=secret.prefix,
         created_at=iso(secret.created_at),
-        grace_ends_at=when(secret.expires_at),
-        revoked_at=when(secret.revoked_at),
-        last_seen_at=when(item.callers[0].last_at if item.callers else None),
-        callers=[caller_shape(one) for one in item.callers],
-        hours=[HourShape(at=iso(hour.at), counts=dict(hour.counts)) for hour in item.hours],
+        grace_ends_at=iso_or_none(secret.expires_at),
+        revoked_at=iso_or_none(secret.revoked_at),
+        last_seen_at=iso_or_none(usage.callers[0].last_at if usage.callers else None),
+        callers=[caller_shape(caller) for caller in usage.callers],
+        hours=[HourShape(at=iso(hour.at), counts=dict(hour.counts)) for hour in usage.hours],
     )

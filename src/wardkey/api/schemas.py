@@ -1,4 +1,4 @@
-"""The JSON shapes that several routes share, and how records are rendered into them."""
+"""The schemas that several routes share, and functions that render records into them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wardkey.verify.json_body import or_null
 
 
 class IdConvertor(StringConvertor):
-    """`{…:id}` in a path: only what looks like an id, so that `/v2/keys/import` is none."""
+    """`{…:id}` in a path: matches only ids, so `/v2/keys/import` is a route of its own."""
 
     regex = "[A-Za-z]+_[0-9A-Za-z]{1,60}"
 
@@ -33,11 +33,11 @@ register_url_convertor("id", IdConvertor())
 Id = Annotated[str, Path(pattern=f"^{IdConvertor.regex}$", examples=["key_0fA3xQ2LmN7pR9sT1uV4wY"])]
 Kid = Annotated[str, Path(pattern="^[0-9A-Za-z]{12}$", examples=["7QdRk2mVx9Ta"])]
 
-# What the domain checks is only written down here, so that each fault keeps its own code. The
-# formats that JSON Schema does not know are rules of Unicode and networks, told in words.
+# The domain checks these values, so each error has its own code; here they are only documented.
+# Formats that JSON Schema does not define are rules of Unicode and networks, described in words.
 PREFIX = "^[A-Za-z][A-Za-z0-9_-]{2,31}$"
 SCOPE = "^[a-z][a-z0-9_.-]{0,31}(:[a-z0-9_.-]{1,32}){1,2}$"
-_LARGEST = 2**53
+_MAX_NUMBER = 2**53
 Name = Annotated[
     str,
     Field(
@@ -48,7 +48,7 @@ Name = Annotated[
 Text = Annotated[
     str,
     Field(
-        description="At most 500 characters; of those that control, only tab and line break.",
+        description="At most 500 characters; of control characters, only tab and line break.",
         json_schema_extra={"format": "text", "maxLength": 500},
     ),
 ]
@@ -68,29 +68,28 @@ Network = Annotated[
 Origin = Annotated[
     str,
     Field(
-        description="https://host[:port], where *. before the host takes all below it, or the "
-        "exact origin of an app, such as capacitor://localhost.",
+        description="https://host[:port], *.host for all its subdomains, or an app's origin such "
+        "as capacitor://localhost.",
         json_schema_extra={"format": "origin"},
     ),
 ]
 Grantable = Annotated[
     str,
     Field(
-        description="One of Wardkey's own, or a scope of your catalogue such as invoices:read.",
+        description="A Wardkey permission, or a scope such as invoices:read.",
         json_schema_extra={"format": "permission", "maxLength": 98},
     ),
 ]
 _PLAIN_VALUE: list[dict[str, Any]] = [
     {"type": "boolean"},
-    {"type": "number", "minimum": -_LARGEST, "maximum": _LARGEST},
+    {"type": "number", "minimum": -_MAX_NUMBER, "maximum": _MAX_NUMBER},
     {"type": "string", "format": "text", "maxLength": 500},
     {"type": "null"},
 ]
 Metadata = Annotated[
     dict[str, Any],
     Field(
-        description="Short names and JSON values of up to five levels, 8 KiB in all. Lists and "
-        "objects may hold others.",
+        description="Short names and JSON values, nested up to five levels, 8 KiB in total.",
         json_schema_extra={
             "maxProperties": 50,
             "propertyNames": {"pattern": "^[A-Za-z0-9_.-]{1,64}$"},
@@ -112,9 +111,9 @@ Metadata = Annotated[
 
 
 class Input(BaseModel):
-    """A request body or a part of one: unknown fields are refused, numbers never read from strings.
+    """A request body or a part of one: unknown fields are rejected, strings aren't read as numbers.
 
-    Null stands for a field that is left out, but where the field itself takes null.
+    Null means that a field is omitted, unless the field itself takes null.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -124,30 +123,30 @@ class Input(BaseModel):
     def _drop_nulls(cls, value: Any) -> Any:  # noqa: ANN401 - any JSON
         if not isinstance(value, dict) or None not in value.values():
             return value
-        absent = _absent_as_null(cls)
+        omittable = _fields_omitted_by_null(cls)
         return {
-            name: item for name, item in value.items() if item is not None or name not in absent
+            name: item for name, item in value.items() if item is not None or name not in omittable
         }
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Return the schema, in which each field that null leaves out takes null."""
-        made: dict[str, Any] = handler(core_schema)
+        """Return the schema, in which each field that null omits takes null."""
+        schema: dict[str, Any] = handler(core_schema)
         if handler.mode == "validation":
-            properties = handler.resolve_ref_schema(made).get("properties", {})
-            for name in _absent_as_null(cls) & properties.keys():
+            properties = handler.resolve_ref_schema(schema).get("properties", {})
+            for name in _fields_omitted_by_null(cls) & properties.keys():
                 properties[name] = or_null(properties[name])
-        return made
+        return schema
 
 
 @lru_cache
-def _absent_as_null(shape: type[BaseModel]) -> frozenset[str]:
-    """Return the names of optional fields whose own type does not take null."""
+def _fields_omitted_by_null(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names of optional fields whose type does not take null."""
     return frozenset(
         name
-        for name, field in shape.model_fields.items()
+        for name, field in model.model_fields.items()
         if not field.is_required() and NoneType not in get_args(field.annotation)
     )
 
@@ -161,7 +160,7 @@ class RateShape(Input):
 
 
 class LastUse(BaseModel):
-    """When and from where a secret was last used; at most two seconds late."""
+    """The last use of a secret; up to two seconds old."""
 
     at: str
     address: str
@@ -213,7 +212,7 @@ class KeyShape(BaseModel):
 
 
 class NamedOrganization(BaseModel):
-    """Which organization something belongs to."""
+    """The organization that owns the key."""
 
     id: str
     name: str
@@ -224,77 +223,77 @@ class IssuedShape(BaseModel):
 
     key: KeyShape
     kid: str
-    secret: str = Field(description="Shown this once; store it where only its program reads it.")
+    secret: str = Field(description="Shown only once; store it where only its program can read it.")
     organization: NamedOrganization
     warnings: list[str]
 
 
 class EndedSessionsShape(BaseModel):
-    """How many live MQTT sessions a change has ended."""
+    """The live MQTT sessions that a change ended."""
 
     receipt_id: str | None = Field(
-        description="For `GET /v2/sessions/receipts/{receipt_id}`; null where the change concerns "
+        description="For `GET /v2/sessions/receipts/{receipt_id}`; null if the change affects "
         "no session."
     )
-    ended: int | None = Field(description="Null while the broker cannot be asked.")
+    ended: int | None = Field(description="Null while the broker is unreachable.")
     pending: bool = Field(
-        description="A login that was in flight at that moment may still open a session, which is "
-        "then ended and counted too."
+        description="A login in flight during the change may still open a session, which is then "
+        "ended and counted too."
     )
     pending_until: str | None = Field(
-        description="2.1 s after the change; null if nothing is pending, or the broker is away."
+        description="2.1 s after the change; null if none is pending or the broker is unreachable."
     )
 
     @classmethod
     def of(cls, sessions: EndedSessions) -> EndedSessionsShape:
-        """Render what became of live sessions."""
+        """Render the ended sessions."""
         return cls(
             receipt_id=sessions.receipt_id or None,
             ended=sessions.ended,
             pending=sessions.pending,
-            pending_until=when(sessions.pending_until),
+            pending_until=iso_or_none(sessions.pending_until),
         )
 
 
 _Ended = Annotated[
     EndedSessionsShape | None,
-    Field(description="Null without messaging, and in an answer that changes nothing."),
+    Field(description="Null without messaging, or if nothing changed."),
 ]
 
 
 class WithSessions(BaseModel):
-    """An answer to a change that may end live sessions."""
+    """A response to a change that may end live sessions."""
 
     sessions: _Ended = None
 
 
 class ReceiptShape(WithSessions):
-    """Proof of a revocation: from this revision of the change feed on nothing accepts the key."""
+    """Proof of a revocation: nothing accepts the key from this change feed revision on."""
 
     id: str
     key_id: str
-    kid: str | None = Field(description="The one secret, or null where the key was revoked.")
+    kid: str | None = Field(description="The revoked secret; null if the key was revoked.")
     epoch: str
     revision: int
     revoked_at: str
     reason: str
     reach: Reach = Field(
         description="`everywhere`: no verifier accepts it any more; `bounded`: `late_verifiers` "
-        "that go on without the database may, for at most `staleness_s`."
+        "without the database still may, for at most `staleness_s`."
     )
-    verifiers: int = Field(description="How many verifier processes were asked.")
+    verifiers: int = Field(description="The number of verifier processes.")
     late_verifiers: int
     staleness_s: float
     took_ms: float = Field(description="From the commit until every verifier knew.")
 
 
-def when(ms: int | None) -> str | None:
-    """Return an RFC 3339 time, or None for none."""
+def iso_or_none(ms: int | None) -> str | None:
+    """Return an RFC 3339 time; None stays None."""
     return None if ms is None else iso(ms)
 
 
 def read_time(text: str | None, field: str) -> int | None:
-    """Return epoch milliseconds of a caller's time; raises `InvalidTime`."""
+    """Parse a time into epoch milliseconds; raises `InvalidTime`."""
     if text is None:
         return None
     try:
@@ -303,8 +302,8 @@ def read_time(text: str | None, field: str) -> int | None:
         raise InvalidTime(field=field) from None
 
 
-def key_shape(key: KeyRecord, now: int) -> KeyShape:
-    """Render a key as it is at `now`."""
+def render_key(key: KeyRecord, now: int) -> KeyShape:
+    """Render a key and its status at `now`."""
     return KeyShape(
         id=key.id,
         name=key.name,
@@ -316,26 +315,26 @@ def key_shape(key: KeyRecord, now: int) -> KeyShape:
         allowed_addresses=list(key.allowed_addresses),
         allowed_origins=list(key.allowed_origins),
         allow_native=key.allow_native,
-        rate_limit=_rate_shape(key.rate_limit),
+        rate_limit=_render_rate(key.rate_limit),
         metadata=dict(key.metadata),
         created_at=iso(key.created_at),
         created_by=key.created_by,
         updated_at=iso(key.updated_at),
         rotated_at=iso(key.rotated_at),
         rotation_due=key.rotation_due(now),
-        expires_at=when(key.expires_at),
-        disabled_at=when(key.disabled_at),
-        revoked_at=when(key.revoked_at),
+        expires_at=iso_or_none(key.expires_at),
+        disabled_at=iso_or_none(key.disabled_at),
+        revoked_at=iso_or_none(key.revoked_at),
         revoke_reason=key.revoke_reason,
         revoke_comment=key.revoke_comment,
-        secrets=[_secret_shape(secret, key, now) for secret in key.secrets],
+        secrets=[_render_secret(secret, key, now) for secret in key.secrets],
     )
 
 
-def issued_shape(issued: Issued, now: int) -> IssuedShape:
-    """Render a new secret: the one place besides the command line where its text leaves."""
+def render_issued_key(issued: Issued, now: int) -> IssuedShape:
+    """Render a new secret; only this and the command line return its text."""
     return IssuedShape(
-        key=key_shape(issued.key, now),
+        key=render_key(issued.key, now),
         kid=issued.kid,
         secret=issued.secret.text,
         organization=NamedOrganization(id=issued.key.org_id, name=issued.organization_name),
@@ -343,13 +342,13 @@ def issued_shape(issued: Issued, now: int) -> IssuedShape:
     )
 
 
-def ended_shape(sessions: EndedSessions | None) -> EndedSessionsShape | None:
-    """Render what became of live sessions; None without messaging."""
+def render_ended_sessions(sessions: EndedSessions | None) -> EndedSessionsShape | None:
+    """Render the ended sessions; None without messaging."""
     return None if sessions is None else EndedSessionsShape.of(sessions)
 
 
-def receipt_shape(receipt: Receipt, confirmed: Confirmation) -> ReceiptShape:
-    """Render a receipt and how far its revocation has reached."""
+def render_receipt(receipt: Receipt, confirmed: Confirmation) -> ReceiptShape:
+    """Render a receipt with the reach of its revocation."""
     return ReceiptShape(
         id=receipt.id,
         key_id=receipt.key_id,
@@ -363,20 +362,20 @@ def receipt_shape(receipt: Receipt, confirmed: Confirmation) -> ReceiptShape:
         late_verifiers=confirmed.late,
         staleness_s=confirmed.staleness_s,
         took_ms=round(confirmed.took_ms, 1),
-        sessions=ended_shape(confirmed.sessions),
+        sessions=render_ended_sessions(confirmed.sessions),
     )
 
 
-def _rate_shape(rate: Rate | None) -> RateShape | None:
+def _render_rate(rate: Rate | None) -> RateShape | None:
     if rate is None:
         return None
     return RateShape(limit=rate.limit, period_s=rate.period_s, burst=rate.burst)
 
 
-def _secret_shape(secret: SecretRecord, key: KeyRecord, now: int) -> SecretShape:
-    used = None
+def _render_secret(secret: SecretRecord, key: KeyRecord, now: int) -> SecretShape:
+    last_used = None
     if secret.last_used_at is not None:
-        used = LastUse(
+        last_used = LastUse(
             at=iso(secret.last_used_at),
             address=secret.last_used_address or "",
             user_agent=secret.last_used_agent or "",
@@ -386,11 +385,11 @@ def _secret_shape(secret: SecretRecord, key: KeyRecord, now: int) -> SecretShape
         prefix=secret.prefix,
         created_at=iso(secret.created_at),
         created_by=secret.created_by,
-        grace_ends_at=when(secret.expires_at),
-        revoked_at=when(secret.revoked_at),
+        grace_ends_at=iso_or_none(secret.expires_at),
+        revoked_at=iso_or_none(secret.revoked_at),
         revoke_reason=secret.revoke_reason,
         revoke_comment=secret.revoke_comment,
         imported=secret.imported,
         live=secret.live(now) and key.revoked_at is None,
-        last_used=used,
+        last_used=last_used,
     )

@@ -1,4 +1,4 @@
-"""Routes of the catalogue of scopes of the organization's own services."""
+"""Routes of the catalogue of scopes for the organization's own services."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class NewScope(Input):
 
 
 class ScopeChanges(Input):
-    """Another description; a scope's name never changes."""
+    """The new description; a scope's name never changes."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"description": "Read all invoices"}}
@@ -64,7 +64,9 @@ class ScopeShape(BaseModel):
     id: str
     name: str
     description: str
-    keys: int = Field(description="How many keys of both environments hold it and are not revoked.")
+    keys: int = Field(
+        description="How many keys that are not revoked hold it, in both environments."
+    )
     created_at: str
     created_by: str
 
@@ -89,16 +91,16 @@ def list_scopes(
 ) -> ScopePage:
     """List the organization's scopes by name."""
     vault = ctx.runner.database.vault
-    bound = json.dumps(["scopes", caller.by.org_id, search])
-    after = read_cursor(vault, bound, cursor)[0] if cursor else ""
+    binding = json.dumps(["scopes", caller.by.org_id, search])
+    after = read_cursor(vault, binding, cursor)[0] if cursor else ""
 
     def look(tx: Transaction, by: Principal) -> ScopePage:
-        found = scopes.list_scopes(tx, by, scopes.ScopeQuery(search, after, limit))
-        shown = found[:limit]
-        more = len(found) > limit
+        records = scopes.list_scopes(tx, by, scopes.ScopeQuery(search, after, limit))
+        page = records[:limit]
+        has_more = len(records) > limit
         return ScopePage(
-            scopes=[_scope_shape(item) for item in shown],
-            next_cursor=write_cursor(vault, bound, [shown[-1].name]) if more else None,
+            scopes=[_render_scope(scope) for scope in page],
+            next_cursor=write_cursor(vault, binding, [page[-1].name]) if has_more else None,
             total=scopes.count_scopes(tx, by, search),
         )
 
@@ -117,9 +119,9 @@ def list_scopes(
         body=True,
     ),
 )
-def create_scope(wanted: NewScope, caller: CurrentCaller, ctx: CurrentContext) -> ScopeShape:
-    """Add a scope to the catalogue, so that keys can be issued with it."""
-    return _scope_shape(ctx.runner.write(scopes.create, caller.by, wanted.name, wanted.description))
+def create_scope(body: NewScope, caller: CurrentCaller, ctx: CurrentContext) -> ScopeShape:
+    """Add a scope to the catalogue, so keys can be issued with it."""
+    return _render_scope(ctx.runner.write(scopes.create, caller.by, body.name, body.description))
 
 
 @router.patch(
@@ -129,10 +131,10 @@ def create_scope(wanted: NewScope, caller: CurrentCaller, ctx: CurrentContext) -
     ),
 )
 def change_scope(
-    name: ScopeName, wanted: ScopeChanges, caller: CurrentCaller, ctx: CurrentContext
+    name: ScopeName, body: ScopeChanges, caller: CurrentCaller, ctx: CurrentContext
 ) -> ScopeShape:
-    """Change the description of a scope."""
-    return _scope_shape(ctx.runner.write(scopes.change, caller.by, name, wanted.description))
+    """Change a scope's description."""
+    return _render_scope(ctx.runner.write(scopes.change, caller.by, name, body.description))
 
 
 @router.delete(
@@ -141,16 +143,16 @@ def change_scope(
     responses=problem_responses(errors.LiveKeyRequired, errors.ScopeNotFound, errors.ScopeInUse),
 )
 def delete_scope(name: ScopeName, caller: CurrentCaller, ctx: CurrentContext) -> None:
-    """Delete a scope from the catalogue, unless a key that is not revoked holds it."""
+    """Delete a scope, unless a key that is not revoked holds it."""
     ctx.runner.write(scopes.remove, caller.by, name)
 
 
-def _scope_shape(item: scopes.Scope) -> ScopeShape:
+def _render_scope(scope: scopes.Scope) -> ScopeShape:
     return ScopeShape(
-        id=item.id,
-        name=item.name,
-        description=item.description,
-        keys=item.keys,
-        created_at=iso(item.created_at),
-        created_by=item.created_by,
+        id=scope.id,
+        name=scope.name,
+        description=scope.description,
+        keys=scope.keys,
+        created_at=iso(scope.created_at),
+        created_by=scope.created_by,
     )

@@ -1,4 +1,4 @@
-"""Routes of live MQTT sessions: who is connected, and ending one."""
+"""Routes of live MQTT sessions: list them, and end one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from wardkey.web.problems import problem_responses
 
 router = APIRouter(tags=["sessions"])
 
-_LONGEST = 128
-SessionId = Annotated[str, Path(pattern=r"^ses_[A-Z0-9]{56}_[0-9]{1,20}$", max_length=_LONGEST)]
+_MAX_LENGTH = 128
+SessionId = Annotated[str, Path(pattern=r"^ses_[A-Z0-9]{56}_[0-9]{1,20}$", max_length=_MAX_LENGTH)]
 
 
 class SessionShape(BaseModel):
-    """A live MQTT session; `received` and `sent` count messages as the broker sees them."""
+    """A live MQTT session; `received` and `sent` count messages from the broker's side."""
 
     id: str
     client_id: str
@@ -38,7 +38,7 @@ class SessionShape(BaseModel):
 
 
 class SessionPage(BaseModel):
-    """Live sessions, latest first; `total` counts those that fit the filter."""
+    """Live sessions, latest first; `total` counts all that match the filter."""
 
     sessions: list[SessionShape]
     total: int
@@ -53,18 +53,23 @@ def list_sessions(
     username: Annotated[
         str,
         Query(
-            max_length=_LONGEST,
-            description="A user name, with or without what follows @.",
+            max_length=_MAX_LENGTH,
+            description="A user name, with or without the @ part.",
         ),
     ] = "",
-    search: Annotated[str, Query(max_length=_LONGEST)] = "",
+    search: Annotated[str, Query(max_length=_MAX_LENGTH)] = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> SessionPage:
-    """List the organization's live MQTT sessions, as every node of the broker tells them."""
-    on_wire = with_organization(username, *caller.by.scope)
-    found = live_sessions.list_sessions(ctx.runner, ctx.broker, caller.by, on_wire)
-    wanted = [one for one in found if search in one.client_id or search in one.username]
-    return SessionPage(sessions=[_shape(one) for one in wanted[:limit]], total=len(wanted))
+    """List the organization's live MQTT sessions on all nodes of the broker."""
+    mqtt_username = with_organization(username, *caller.by.scope)
+    matches = [
+        session
+        for session in live_sessions.list_sessions(ctx.runner, ctx.broker, caller.by, mqtt_username)
+        if search in session.client_id or search in session.username
+    ]
+    return SessionPage(
+        sessions=[_render_session(session) for session in matches[:limit]], total=len(matches)
+    )
 
 
 @router.get(
@@ -74,7 +79,7 @@ def list_sessions(
 def get_session_receipt(
     receipt_id: Id, caller: CurrentCaller, ctx: CurrentContext
 ) -> EndedSessionsShape:
-    """Show how many live sessions a change has ended by now, or in all once it is not pending."""
+    """Get the number of live sessions that a change ended; it is final once not pending."""
     return EndedSessionsShape.of(ctx.runner.read(session_receipts.get, caller.by, receipt_id))
 
 
@@ -86,18 +91,18 @@ def get_session_receipt(
     ),
 )
 def end_session(session_id: SessionId, caller: CurrentCaller, ctx: CurrentContext) -> None:
-    """End a live session; its client may log in again unless it is disabled."""
+    """End a live session; its client can log in again unless it is disabled."""
     live_sessions.end_session(ctx.runner, ctx.broker, caller.by, session_id)
 
 
-def _shape(one: Session) -> SessionShape:
+def _render_session(session: Session) -> SessionShape:
     return SessionShape(
-        id=live_sessions.id_of(one),
-        client_id=one.client_id,
-        username=one.username,
-        address=one.address,
-        started_at=one.started_at,
-        subscriptions=filters_of(one.subscriptions),
-        received=one.received,
-        sent=one.sent,
+        id=live_sessions.id_of(session),
+        client_id=session.client_id,
+        username=session.username,
+        address=session.address,
+        started_at=session.started_at,
+        subscriptions=filters_of(session.subscriptions),
+        received=session.received,
+        sent=session.sent,
     )

@@ -1,4 +1,4 @@
-"""An OpenAPI document made small: what stands in several places moves to its components."""
+"""Shrinks an OpenAPI document by moving repeated parts to its components."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ from itertools import chain, count
 from typing import Any
 
 Node = dict[str, Any]
-# Below that, the schema of a field is easier to read in its place.
-_LEAST_SHARED = 400
+# A shorter field schema is easier to read in place.
+_MIN_SHARED_SIZE = 400
 _SCHEMA_WORDS = {"type", "anyOf", "oneOf", "allOf", "enum", "const", "$ref"}
 
 
 def share_parts(document: Node) -> None:
-    """Replace headers, parameters and responses that come more than once by references.
+    """Replace repeated headers, parameters, responses and large field schemas with references.
 
-    Readers resolve a reference once, and most of the document is the same few refusals.
+    Readers resolve a reference once, and most of the document is the same few errors.
     """
     components = document["components"]
     _drop_titles(document)
-    operations = [one for path in document["paths"].values() for one in path.values()]
-    answers = [one["responses"] for one in operations]
+    operations = [item for path in document["paths"].values() for item in path.values()]
+    responses = [operation["responses"] for operation in operations]
     components["headers"] = _share(
-        [answer["headers"] for each in answers for answer in each.values() if "headers" in answer],
+        [part["headers"] for each in responses for part in each.values() if "headers" in part],
         "headers",
     )
-    components["responses"] = _share(answers, "responses")
+    components["responses"] = _share(responses, "responses")
+    with_parameters = [operation for operation in operations if "parameters" in operation]
     named = [
-        {_name_of(parameter): parameter for parameter in one["parameters"]}
-        for one in operations
-        if "parameters" in one
+        {_name_of(parameter): parameter for parameter in operation["parameters"]}
+        for operation in with_parameters
     ]
     components["parameters"] = _share(named, "parameters")
-    for one, parameters in zip((o for o in operations if "parameters" in o), named, strict=True):
-        one["parameters"] = list(parameters.values())
+    for operation, parameters in zip(with_parameters, named, strict=True):
+        operation["parameters"] = list(parameters.values())
     schemas = components["schemas"]
     fields = [schema["properties"] for schema in schemas.values() if "properties" in schema]
-    schemas |= _share(fields, "schemas", _LEAST_SHARED)
-    told = _text({"paths": document["paths"], "responses": components["responses"]})
+    schemas |= _share(fields, "schemas", _MIN_SHARED_SIZE)
+    text = _text({"paths": document["paths"], "responses": components["responses"]})
     components["examples"] = {
         code: example
         for code, example in components["examples"].items()
-        if f"/examples/{code}" in told
+        if f"/examples/{code}" in text
     }
 
 
 def _drop_titles(node: Any) -> None:  # noqa: ANN401 - any JSON
-    """Drop the titles that pydantic makes of the names of fields."""
+    """Drop the titles that pydantic derives from field names."""
     if isinstance(node, list):
         for part in node:
             _drop_titles(part)
     elif isinstance(node, dict):
-        # Where it is a field's name, or in an example, it stands beside no type.
+        # A property called title has no type beside it; neither has a title in an example.
         if isinstance(node.get("title"), str) and _SCHEMA_WORDS & node.keys():
             del node["title"]
         for name, part in node.items():
@@ -65,28 +65,30 @@ def _name_of(parameter: Node) -> str:
     return str(parameter["name"])
 
 
-def _share(holders: list[Node], kind: str, least: int = 0) -> Node:
-    """Return the parts that several holders have alike, by name, and put references there.
+def _share(holders: list[Node], kind: str, min_size: int = 0) -> Node:
+    """Replace parts that holders have in common with references; return these parts by name.
 
-    Parts with fewer than `least` characters stay where they are.
+    Parts shorter than `min_size` characters stay in place.
     """
-    counted = Counter(_text(part) for holder in holders for part in holder.values())
+    counts = Counter(_text(part) for holder in holders for part in holder.values())
     names: dict[str, str] = {}
     shared: Node = {}
     for holder in holders:
         for name, part in holder.items():
             text = _text(part)
-            if counted[text] == 1 or len(text) < least:
+            if counts[text] == 1 or len(text) < min_size:
                 continue
             if text not in names:
-                names[text] = next(one for one in _names(name) if one not in shared)
+                names[text] = next(
+                    candidate for candidate in _candidate_names(name) if candidate not in shared
+                )
                 shared[names[text]] = part
             holder[name] = {"$ref": f"#/components/{kind}/{names[text]}"}
     return shared
 
 
-def _names(name: str) -> Iterator[str]:
-    """Return names for a part, of which the first that is free is taken."""
+def _candidate_names(name: str) -> Iterator[str]:
+    """Yield names for a part; the first unused one is taken."""
     return chain([name], (f"{name}.{number}" for number in count(2)))
 
 

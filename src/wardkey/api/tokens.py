@@ -1,4 +1,4 @@
-"""Routes of grants: list them, show one, and end one or many."""
+"""Routes of grants: list them, get one, and end one or many."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardkey.actions.grants import grants
-from wardkey.api.schemas import Id, Input, WithSessions, ended_shape
+from wardkey.api.schemas import Id, Input, WithSessions, render_ended_sessions
 from wardkey.db.engine import Transaction
 from wardkey.domain import errors
 from wardkey.domain.grants import CutoffKind, GrantRecord, GrantStatus
@@ -23,25 +23,25 @@ from wardkey.web.problems import problem_responses, require_json
 
 router = APIRouter(tags=["tokens"], dependencies=[Depends(require_json)])
 
-Person = Annotated[str, Query(max_length=255)]
-Ref = Annotated[str, Query(max_length=64)]
+UserFilter = Annotated[str, Query(max_length=255)]
+IdFilter = Annotated[str, Query(max_length=64)]
 
 
 class GrantShape(BaseModel):
-    """A grant as its organization sees it, never with its password."""
+    """A grant as its organization sees it, without its password."""
 
     token_id: str
     mqtt_username: str
     environment: Environment
     status: GrantStatus
-    provider_id: str | None = Field(description="Null for one that a server created.")
+    provider_id: str | None = Field(description="Null if a server created the grant.")
     user_id: str
     user_email: str
-    key_id: str | None = Field(description="The key that it was asked for with, if there was one.")
+    key_id: str | None = Field(description="The key that requested it, if any.")
     created_at: str
     expires_at: str
     refreshable_until: str
-    replaced_by: str | None = Field(description="The grant that it was refreshed to.")
+    replaced_by: str | None = Field(description="The grant that replaced it at its refresh.")
 
 
 class GrantPage(BaseModel):
@@ -51,17 +51,17 @@ class GrantPage(BaseModel):
     next_cursor: str | None
 
 
-def _exactly_one(schema: dict[str, Any]) -> None:
-    """Say that one of the fields is given, and is no null."""
+def _require_exactly_one(schema: dict[str, Any]) -> None:
+    """Require exactly one of the fields, not null."""
     fields = schema["properties"]
     schema["properties"] = {name: part["anyOf"][0] for name, part in fields.items()}
     schema |= {"example": {"user_id": "user_abc"}, "minProperties": 1, "maxProperties": 1}
 
 
 class RevokeMany(Input):
-    """Whose grants to end: exactly one of these."""
+    """The grants to end, by exactly one of these fields."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_exactly_one)
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_require_exactly_one)
 
     user_id: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     user_email: Annotated[str, Field(min_length=1, max_length=254)] | None = None
@@ -70,11 +70,11 @@ class RevokeMany(Input):
 
 
 class RevokedGrantShape(GrantShape, WithSessions):
-    """A grant that is over, and what became of its live sessions."""
+    """The ended grant, and its live sessions that were ended."""
 
 
 class RevokedMany(WithSessions):
-    """How many grants were active, and are over now; and what became of their live sessions."""
+    """The number of active grants that were ended, and of their live sessions."""
 
     revoked: int
 
@@ -91,10 +91,10 @@ _KINDS = {
 def list_tokens(  # noqa: PLR0917 - FastAPI's parameters
     caller: CurrentCaller,
     ctx: CurrentContext,
-    user_id: Person = "",
-    user_email: Person = "",
-    provider_id: Ref = "",
-    key_id: Ref = "",
+    user_id: UserFilter = "",
+    user_email: UserFilter = "",
+    provider_id: IdFilter = "",
+    key_id: IdFilter = "",
     active: bool | None = None,  # noqa: FBT001 - a query parameter
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Cursor = "",
@@ -102,62 +102,64 @@ def list_tokens(  # noqa: PLR0917 - FastAPI's parameters
     """List the grants of the environment that can still be refreshed, newest first."""
     vault = ctx.runner.database.vault
     filters = [user_id, user_email, provider_id, key_id, active]
-    bound = json.dumps(["tokens", *caller.by.scope, *filters])
+    binding = json.dumps(["tokens", *caller.by.scope, *filters])
     after = None
     if cursor:
-        created_at, kid = read_cursor(vault, bound, cursor)
+        created_at, kid = read_cursor(vault, binding, cursor)
         after = (created_at, kid)
     query = grants.GrantQuery(
         user_id, user_email.lower(), provider_id, key_id, active, after, limit
     )
 
     def list_grants(tx: Transaction, by: Principal) -> GrantPage:
-        found = grants.list_grants(tx, by, query)
-        shown = found[:limit]
+        records = grants.list_grants(tx, by, query)
+        page = records[:limit]
         next_cursor = None
-        if len(found) > limit:
-            next_cursor = write_cursor(vault, bound, [shown[-1].created_at, shown[-1].kid])
-        return GrantPage(tokens=[_shape(one, tx.now) for one in shown], next_cursor=next_cursor)
+        if len(records) > limit:
+            next_cursor = write_cursor(vault, binding, [page[-1].created_at, page[-1].kid])
+        return GrantPage(
+            tokens=[_render_grant(grant, tx.now) for grant in page], next_cursor=next_cursor
+        )
 
     return ctx.runner.read(list_grants, caller.by)
 
 
 @router.get("/v2/tokens/{token_id:id}", responses=problem_responses(errors.GrantNotFound))
 def get_token(token_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> GrantShape:
-    """Show one grant."""
-    found = ctx.runner.read(grants.get, caller.by, token_id)
-    return _shape(found, ctx.runner.database.clock())
+    """Get a grant."""
+    grant = ctx.runner.read(grants.get, caller.by, token_id)
+    return _render_grant(grant, ctx.runner.database.clock())
 
 
 @router.delete("/v2/tokens/{token_id:id}", responses=problem_responses(errors.GrantNotFound))
 def revoke_token(token_id: Id, caller: CurrentCaller, ctx: CurrentContext) -> RevokedGrantShape:
-    """End a grant for good; live sessions that it opened end within 100 ms."""
-    found, confirmed = ctx.runner.write_confirmed(grants.revoke, caller.by, token_id)
-    shape = _shape(found, ctx.runner.database.clock())
-    return RevokedGrantShape(**dict(shape), sessions=ended_shape(confirmed.sessions))
+    """End a grant permanently; live sessions that it opened end within 100 ms."""
+    grant, confirmed = ctx.runner.write_confirmed(grants.revoke, caller.by, token_id)
+    shape = _render_grant(grant, ctx.runner.database.clock())
+    return RevokedGrantShape(**dict(shape), sessions=render_ended_sessions(confirmed.sessions))
 
 
 @router.post(
     "/v2/tokens/revoke",
     responses=problem_responses(errors.ProviderNotFound, errors.KeyNotFound, body=True),
 )
-def revoke_tokens(wanted: RevokeMany, caller: CurrentCaller, ctx: CurrentContext) -> RevokedMany:
-    """End every grant of a user, an e-mail address, a provider or a key, whenever it was made."""
-    given = wanted.model_dump(exclude_none=True)
-    if len(given) != 1 or len(wanted.model_fields_set) != 1:
+def revoke_tokens(body: RevokeMany, caller: CurrentCaller, ctx: CurrentContext) -> RevokedMany:
+    """End all existing grants of a user, an e-mail address, a provider or a key."""
+    fields = body.model_dump(exclude_none=True)
+    if len(fields) != 1 or len(body.model_fields_set) != 1:
         raise errors.InvalidRequest(
-            "Name exactly one of user_id, user_email, provider_id and key_id.",
-            errors=tuple((name, "Only one of these.") for name in given),
+            "Send exactly one of user_id, user_email, provider_id and key_id.",
+            errors=tuple((name, "Send only one of these.") for name in fields),
         )
-    ((name, subject),) = given.items()
+    ((name, subject),) = fields.items()
     kind = _KINDS[name]
     if kind is CutoffKind.EMAIL:
         subject = subject.lower()
-    live, confirmed = ctx.runner.write_confirmed(grants.revoke_all, caller.by, kind, subject)
-    return RevokedMany(revoked=live, sessions=ended_shape(confirmed.sessions))
+    count, confirmed = ctx.runner.write_confirmed(grants.revoke_all, caller.by, kind, subject)
+    return RevokedMany(revoked=count, sessions=render_ended_sessions(confirmed.sessions))
 
 
-def _shape(grant: GrantRecord, now: int) -> GrantShape:
+def _render_grant(grant: GrantRecord, now: int) -> GrantShape:
     return GrantShape(
         token_id=grant.token_id,
         mqtt_username=grant.mqtt_username,

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of a verdict, which is rendered without any framework."""
+"""The OpenAPI schema of a verdict, which is rendered without a framework."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _EXAMPLE = {
 VERDICT_PARTS: dict[str, Any] = {
     "Verdict": {
         "type": "object",
-        "description": "What is known of a key. Of the key itself only if the whole secret was "
-        "right, even where it is refused.",
+        "description": "The outcome of a verification. It describes the key only if the whole "
+        "secret was right, even if the key is rejected.",
         "required": ["valid", "code", "as_of"],
         "properties": {
             "valid": {"type": "boolean"},
             "code": {
                 "enum": [str(verdict) for verdict in Verdict],
-                "description": "The guide for developers says which status to answer for each.",
+                "description": "The developer guide lists the status to return for each.",
             },
-            "detail": {"type": "string", "description": "Why not, in a sentence for people."},
+            "detail": {"type": "string", "description": "Why the key was rejected, as a sentence."},
             "key_id": {"type": "string"},
-            "kid": {"type": "string", "description": "Which secret of the key it was."},
+            "kid": {"type": "string", "description": "The secret of the key that was sent."},
             "name": {"type": "string"},
             "type": {"enum": list(KeyType)},
             "environment": {"enum": list(Environment)},
@@ -51,16 +51,16 @@ VERDICT_PARTS: dict[str, Any] = {
                 },
             },
             "permissions": {"type": "array", "items": {"type": "string"}},
-            "metadata": {"type": "object", "description": "What you gave the key."},
+            "metadata": {"type": "object", "description": "The key's metadata."},
             "expires_at": {"type": ["string", "null"], "format": "date-time"},
             "grace_ends_at": {
                 "type": ["string", "null"],
                 "format": "date-time",
-                "description": "When this secret ends because the key has a newer one.",
+                "description": "When this secret expires because the key has a newer one.",
             },
             "limits": {
                 "type": ["object", "null"],
-                "description": "The key's rate limit and what is left of it; null without one.",
+                "description": "The key's rate limit and what remains of it; null without one.",
                 "properties": {
                     "limit": {"type": "integer"},
                     "period_s": {"type": "integer"},
@@ -72,10 +72,14 @@ VERDICT_PARTS: dict[str, Any] = {
             },
             "stale_s": {
                 "type": "number",
-                "description": "Only with --max-staleness while the database is away: changes "
-                "of the last so many seconds may be missing.",
+                "description": "Only with --max-staleness while the database is unreachable: "
+                "changes of the last `stale_s` seconds may be missing.",
             },
-            "as_of": {"type": "string", "format": "date-time", "description": "When judged."},
+            "as_of": {
+                "type": "string",
+                "format": "date-time",
+                "description": "When the key was verified.",
+            },
         },
         "example": _EXAMPLE,
     }

@@ -1,4 +1,4 @@
-"""Routes that judge keys: verify, its batch, and forward-auth for proxies."""
+"""Routes that verify keys: one, a batch, and forward auth for proxies."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ from wardkey.web.raw_http import RawRequest, RawResponse, header_lines
 router = APIRouter(tags=["verify"])
 log = logging.getLogger(__name__)
 
-Judge = Callable[[RawRequest, AppContext], RawResponse]
+Handler = Callable[[RawRequest, AppContext], RawResponse]
 _JSON_TYPE = "application/json"
 _FORWARD_AUTH = b"/v2/auth"
 
-_ONE, _MANY, QUESTIONS = wire.schemas()
+_REQUEST, _BATCH_REQUEST, REQUEST_SCHEMAS = wire.schemas()
 _VERDICT = {"$ref": "#/components/schemas/Verdict"}
 
 
@@ -71,21 +71,21 @@ def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 _PERMISSION = {"type": "string", "format": "permission"}
 _SECURITY: list[dict[str, list[str]]] = [{"key": []}, {"keyHeader": []}, {"userToken": []}]
-_BATCH = {
+_BATCH_RESPONSE = {
     "type": "object",
     "required": ["items"],
     "properties": {"items": {"type": "array", "items": _VERDICT}},
 }
 
 
-def _takes(schema: dict[str, Any]) -> dict[str, Any]:
+def _describe_body(schema: dict[str, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schema}}
     return {"requestBody": {"required": True, "content": content}, "security": _SECURITY}
 
 
 @router.post(
     "/v2/keys/verify",
-    openapi_extra=_takes(_ONE),
+    openapi_extra=_describe_body(_REQUEST),
     responses={
         **problem_responses(
             errors.InvalidCost,
@@ -99,13 +99,16 @@ def _takes(schema: dict[str, Any]) -> dict[str, Any]:
     response_class=Response,
 )
 async def verify_key(request: Request, ctx: CurrentContext) -> Response:
-    """Judge a key; a refusal is an answer too: 200 with `valid: false` and its code."""
-    return await _apart(_answer_one, request, ctx)
+    """Verify a key.
+
+    A rejected key also returns 200, with `valid: false` and a code.
+    """
+    return await _run_in_thread(_handle_one, request, ctx)
 
 
 @router.post(
     "/v2/keys/verify-batch",
-    openapi_extra=_takes(_MANY),
+    openapi_extra=_describe_body(_BATCH_REQUEST),
     responses={
         **problem_responses(
             errors.InvalidCost,
@@ -114,13 +117,13 @@ async def verify_key(request: Request, ctx: CurrentContext) -> Response:
             errors.OtherOrganization,
             body=True,
         ),
-        200: {"content": {"application/json": {"schema": _BATCH}}},
+        200: {"content": {"application/json": {"schema": _BATCH_RESPONSE}}},
     },
     response_class=Response,
 )
 async def verify_keys(request: Request, ctx: CurrentContext) -> Response:
-    """Judge up to a hundred keys, each by itself, in their order."""
-    return await _apart(_answer_many, request, ctx)
+    """Verify up to 100 keys independently, in order."""
+    return await _run_in_thread(_handle_batch, request, ctx)
 
 
 @router.get(
@@ -133,15 +136,15 @@ async def verify_keys(request: Request, ctx: CurrentContext) -> Response:
             errors.OriginNotAllowed,
         ),
         200: {
-            "description": "The key opens it; the Wardkey-* headers say whose it is.",
+            "description": "The key is accepted; the Wardkey-* headers identify it.",
             "headers": {
                 "Deprecation": {
-                    "description": "RFC 9745: when the key got a newer secret than this one.",
+                    "description": "RFC 9745: when the key got a newer secret than this.",
                     "schema": {"type": "string", "pattern": "^@[0-9]+$"},
                     "example": "@1893456000",
                 },
                 "Sunset": {
-                    "description": "RFC 8594: when the secret ends, to the second.",
+                    "description": "RFC 8594: when the secret expires, to the second.",
                     "schema": {"type": "string"},
                     "example": "Tue, 01 Jan 2030 00:00:00 GMT",
                 },
@@ -170,253 +173,262 @@ async def verify_keys(request: Request, ctx: CurrentContext) -> Response:
     },
 )
 async def forward_auth(request: Request, ctx: CurrentContext) -> Response:
-    """Judge the key of a request that a proxy holds up; the proxy's URL says whose keys it takes.
+    """Verify the key of a request that a proxy holds.
 
-    Every identity header is always sent, even empty, so that none can be forged from outside.
+    The proxy's URL sets the requirements. All identity headers are always sent, even if empty, so
+    clients can't forge them.
     """
-    return await _judge_held(request, request.scope["query_string"], ctx)
+    return await _answer_forward_auth(request, request.scope["query_string"], ctx)
 
 
-# Without methods a route takes every method: proxies ask with the method of the request they hold.
+# Without methods, a route accepts all of them: proxies use the method of the request they hold.
 @router.api_route(
     "/v2/auth", methods=[], include_in_schema=False, operation_id="forward_auth_any_method"
 )
 async def forward_auth_any_method(request: Request, ctx: CurrentContext) -> Response:
-    """Judge as `GET /v2/auth` does, whatever the method."""
-    return await _judge_held(request, request.scope["query_string"], ctx)
+    """Verify like `GET /v2/auth`, with any method."""
+    return await _answer_forward_auth(request, request.scope["query_string"], ctx)
 
 
 @router.api_route(
     "/v2/auth/{path:path}", methods=[], include_in_schema=False, operation_id="forward_auth_path"
 )
 async def forward_auth_path(request: Request, ctx: CurrentContext) -> Response:
-    """Judge for a proxy that appends the client's path and query to ours.
+    """Verify for a proxy that appends the client's path and query to the forward-auth URL.
 
-    Both are the client's, so none of it is read as a parameter.
+    Both come from the client, so neither is read as parameters.
     """
     path: bytes = request.scope["raw_path"]
-    held = path.removeprefix(_FORWARD_AUTH) + b"?" + request.scope["query_string"]
-    return await _judge_held(request, b"path=" + held, ctx)
+    client_url = path.removeprefix(_FORWARD_AUTH) + b"?" + request.scope["query_string"]
+    return await _answer_forward_auth(request, b"path=" + client_url, ctx)
 
 
-async def _judge_held(request: Request, query: bytes, ctx: AppContext) -> Response:
+async def _answer_forward_auth(request: Request, query: bytes, ctx: AppContext) -> Response:
     incoming = RawRequest.of(request)
     incoming.query, incoming.route = query, f"{request.method} /v2/auth"
-    return (await run_in_threadpool(_answer_proxied, incoming, ctx)).response()
+    return (await run_in_threadpool(_handle_proxied, incoming, ctx)).response()
 
 
-async def _apart(answer: Judge, request: Request, ctx: AppContext) -> Response:
-    """Judge in a thread, where waiting for a database holds up nobody."""
+async def _run_in_thread(handler: Handler, request: Request, ctx: AppContext) -> Response:
+    """Answer in a thread, where waiting for the database doesn't block other requests."""
     incoming = RawRequest.of(request, await request.body())
-    return (await run_in_threadpool(answer, incoming, ctx)).response()
+    return (await run_in_threadpool(handler, incoming, ctx)).response()
 
 
-def answering(judge: Judge) -> Judge:
-    """Return `judge` with what it raises as a problem in its answer."""
+def render_errors(handler: Handler) -> Handler:
+    """Return `handler` with its errors rendered as problems."""
 
-    def answer(incoming: RawRequest, ctx: AppContext) -> RawResponse:
-        began = perf_counter()
+    def handle(incoming: RawRequest, ctx: AppContext) -> RawResponse:
+        started_at = perf_counter()
         try:
-            return judge(incoming, ctx)
-        except errors.WardkeyError as failure:
-            return raw_problem_response(failure, incoming.request_id)
+            return handler(incoming, ctx)
+        except errors.WardkeyError as error:
+            return raw_problem_response(error, incoming.request_id)
         except Exception:
             log.exception("request %s failed", incoming.request_id)
             return raw_problem_response(errors.InternalError(), incoming.request_id)
         finally:
-            ctx.verifier.metrics.observe(incoming.route, perf_counter() - began)
+            ctx.verifier.metrics.observe(incoming.route, perf_counter() - started_at)
 
-    return answer
+    return handle
 
 
-def judge_one(incoming: RawRequest, ctx: AppContext) -> RawResponse:
+def verify_one(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     """Answer POST /v2/keys/verify."""
-    caller = _asking(incoming, ctx, "verify_key")
-    told, _ = _answer(ctx, caller, wire.read_request(incoming.body), _paid_by(caller.by))
-    return RawResponse(200, told, _JSON_TYPE)
+    caller = _authorize_caller(incoming, ctx, "verify_key")
+    body, _ = _verify(ctx, caller, wire.read_request(incoming.body), _paying_key(caller.by))
+    return RawResponse(200, body, _JSON_TYPE)
 
 
-def judge_many(incoming: RawRequest, ctx: AppContext) -> RawResponse:
+def verify_batch(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     """Answer POST /v2/keys/verify-batch."""
-    caller = _asking(incoming, ctx, "verify_keys")
-    items, paid_by = [], _paid_by(caller.by)
-    for wanted in wire.read_batch(incoming.body):
-        told, paid_by = _answer(ctx, caller, wanted, paid_by)
-        items.append(told)
-    return RawResponse(200, wire.render_batch(items), _JSON_TYPE)
+    caller = _authorize_caller(incoming, ctx, "verify_keys")
+    verdicts, paid_by = [], _paying_key(caller.by)
+    for item in wire.read_batch(incoming.body):
+        verdict, paid_by = _verify(ctx, caller, item, paid_by)
+        verdicts.append(verdict)
+    return RawResponse(200, wire.render_batch(verdicts), _JSON_TYPE)
 
 
-def _asking(incoming: RawRequest, ctx: AppContext, attempt: str) -> Caller:
-    said = incoming.header(b"content-type")
-    if said != _JSON_TYPE and incoming.body:
-        check_content_type(said)
+def _authorize_caller(incoming: RawRequest, ctx: AppContext, attempt: str) -> Caller:
+    content_type = incoming.header(b"content-type")
+    if content_type != _JSON_TYPE and incoming.body:
+        check_content_type(content_type)
     caller = caller_in_organization(incoming, ctx)
     if incoming.query:
-        raise errors.InvalidRequest("This route takes no parameter in its URL.")
+        raise errors.InvalidRequest("This route takes no query parameters; send them in the body.")
     try:
         caller.by.require_verifying()
-    except errors.Forbidden as failure:
-        ctx.runner.note_refusal(attempt, caller.by, failure)
+    except errors.Forbidden as error:
+        ctx.runner.note_refusal(attempt, caller.by, error)
         raise
     return caller
 
 
-def _paid_by(by: Principal) -> str:
-    """Return the id of the key whose rate limit the call took one from, if a key calls."""
+def _paying_key(by: Principal) -> str:
+    """Return the id of the calling key, whose rate limit the call used, or "" if no key calls."""
     return by.id if by.kind is PrincipalKind.KEY else ""
 
 
-def _answer(
-    ctx: AppContext, caller: Caller, wanted: wire.VerifyRequest, paid_by: str
+def _verify(
+    ctx: AppContext, caller: Caller, body: wire.VerifyRequest, paid_by: str
 ) -> tuple[bytes, str]:
-    """Return the answer, and `paid_by` unless this question was what the call paid for."""
+    """Return the rendered verdict, and `paid_by`, or "" if this item used the call's payment."""
     by = caller.by
-    asked = _question(ctx, caller, wanted)
+    request = _build_request(ctx, caller, body)
     if by.kind is PrincipalKind.SERVICE_KEY:
         ctx.runner.aggregator.aggregate(by, "service_key.used", "verify")
-    # The caller's own verdict came first, so commits before this request are known already.
-    answer = ctx.verifier.verify(
-        asked,
-        wanted.user_agent,
-        wanted.route or "verify",
+    # The caller was verified first, so commits before this request are known already.
+    result = ctx.verifier.verify(
+        request,
+        body.user_agent,
+        body.route or "verify",
         cache_checked=by.kind is PrincipalKind.KEY,
         paid_by=paid_by,
     )
-    _note_browser(ctx, answer, asked)
-    known = answer.known
-    if known is not None and answer.admission is not None and known.key_id == paid_by:
+    _note_browser_use(ctx, result, request)
+    known = result.known
+    if known is not None and result.admission is not None and known.key_id == paid_by:
         paid_by = ""
-    return wire.render(answer, asked), paid_by
+    return wire.render(result, request), paid_by
 
 
-def _question(ctx: AppContext, caller: Caller, wanted: wire.VerifyRequest) -> VerificationRequest:
-    """Return what a caller may ask: of its own organization and environment, or of any."""
+def _build_request(
+    ctx: AppContext, caller: Caller, body: wire.VerifyRequest
+) -> VerificationRequest:
+    """Build the verification request.
+
+    A service key may verify in any organization and environment, other callers in their own only.
+    """
     by = caller.by
     if by.kind is PrincipalKind.SERVICE_KEY:
-        org_id, environment = wanted.organization, wanted.environment
+        org_id, environment = body.organization, body.environment
     else:
-        org_id, environment = by.org_id, wanted.environment or by.environment
-        if environment is not by.environment or not _is_own(ctx, caller, wanted.organization):
-            _refuse(ctx, by, environment)
+        org_id, environment = by.org_id, body.environment or by.environment
+        if environment is not by.environment or not _is_own(ctx, caller, body.organization):
+            _reject(ctx, by, environment)
     return VerificationRequest(
-        trim(wanted.key),
+        trim(body.key),
         organization=org_id,
         environment=environment,
-        type=wanted.type,
-        permissions=tuple(wanted.permissions),
-        address=bare_address(wanted.address),
-        origin=wanted.origin,
-        cost=wanted.cost,
+        type=body.type,
+        permissions=tuple(body.permissions),
+        address=bare_address(body.address),
+        origin=body.origin,
+        cost=body.cost,
     )
 
 
-def _is_own(ctx: AppContext, caller: Caller, named: str) -> bool:
-    """Return whether a question names the caller's organization, by its id or a slug, or none."""
-    if not named or named == caller.by.org_id:
+def _is_own(ctx: AppContext, caller: Caller, organization: str) -> bool:
+    """Return whether `organization` is the caller's, by id or slug, or is empty."""
+    if not organization or organization == caller.by.org_id:
         return True
     if caller.known is not None:
-        return caller.known.is_of(named)
-    # A person's; their questions are answered in a thread, which may wait for the database.
-    return ctx.verifier.directory.find_organization(named) == caller.by.org_id
+        return caller.known.is_of(organization)
+    # The caller is a user, whose requests run in a thread that can wait for the database.
+    return ctx.verifier.directory.find_organization(organization) == caller.by.org_id
 
 
-def _refuse(ctx: AppContext, by: Principal, environment: Environment) -> NoReturn:
+def _reject(ctx: AppContext, by: Principal, environment: Environment) -> NoReturn:
     with ctx.runner.audit_refusals("verify_key", by):
         if environment is not by.environment:
             raise errors.WrongEnvironment(
-                f"You ask in {by.environment}, where {environment} keys are not known; ask "
-                f"with a {environment} key."
+                f"Your credential verifies {by.environment} keys only; for {environment} keys, use "
+                f"a {environment} key."
             )
         raise errors.OtherOrganization
 
 
-def judge_proxied(incoming: RawRequest, ctx: AppContext) -> RawResponse:
+def verify_proxied(incoming: RawRequest, ctx: AppContext) -> RawResponse:
     """Answer GET /v2/auth."""
     try:
         incoming.query, path = split_query(incoming.query)
-        asked = _proxied(incoming, ctx, parse_terms(incoming.query))
-        if asked is None:
-            return RawResponse(200, headers=_identity(None, "preflight"))
+        request = _build_proxied_request(incoming, ctx, parse_terms(incoming.query))
+        if request is None:
+            return RawResponse(200, headers=_identity_headers(None, "preflight"))
         agent = incoming.header(b"user-agent")[:MOST_TAKEN]
-        answer = ctx.verifier.verify(asked, agent, _held_route(incoming, path))
-    except errors.WardkeyError as raised:
-        if isinstance(raised, errors.OrganizationNotFound | errors.OrganizationRequired):
-            ctx.proxy_mistakes.note(ctx.runner, raised, incoming.peer)
-        # A proxy is told that the key could not be judged, not which part of us is away.
-        away = isinstance(raised, errors.Unavailable)
-        failure = errors.VerifierUnavailable() if away else raised
-        refused = raw_problem_response(failure, incoming.request_id)
-        return replace(refused, headers={**refused.headers, **_identity(None, failure.code)})
-    _note_browser(ctx, answer, asked)
-    known = answer.known
-    if answer.verdict is Verdict.VALID and known is not None:
-        if answer.admission is None and known.superseded_at is None:
-            return RawResponse(200, lines=_valid_lines(known))
-        return RawResponse(200, headers=_fields(answer))
-    failure = answer.failure(asked)
+        result = ctx.verifier.verify(request, agent, _proxied_route(incoming, path))
+    except errors.WardkeyError as error:
+        if isinstance(error, errors.OrganizationNotFound | errors.OrganizationRequired):
+            ctx.proxy_mistakes.note(ctx.runner, error, incoming.peer)
+        # The proxy learns that the key can't be verified, not which part of Wardkey is down.
+        is_unavailable = isinstance(error, errors.Unavailable)
+        failure = errors.VerifierUnavailable() if is_unavailable else error
+        response = raw_problem_response(failure, incoming.request_id)
+        return replace(
+            response, headers={**response.headers, **_identity_headers(None, failure.code)}
+        )
+    _note_browser_use(ctx, result, request)
+    known = result.known
+    if result.verdict is Verdict.VALID and known is not None:
+        if result.admission is None and known.superseded_at is None:
+            return RawResponse(200, lines=_identity_lines(known))
+        return RawResponse(200, headers=_result_headers(result))
+    failure = result.failure(request)
     if isinstance(failure, errors.SecretKeyInBrowser):
         failure = errors.SecretKeyInBrowser(
-            f"{failure.detail} If the request has Origin or Sec-Fetch-Site though a server sends "
-            "the key, add browser=allow to the proxy's forward-auth URL."
+            f"{failure.detail} If a server sends the key along with Origin or Sec-Fetch-Site, add "
+            "browser=allow to the proxy's forward-auth URL."
         )
-    refused = raw_problem_response(failure, incoming.request_id)
-    return replace(refused, headers={**refused.headers, **_fields(answer)})
+    response = raw_problem_response(failure, incoming.request_id)
+    return replace(response, headers={**response.headers, **_result_headers(result)})
 
 
-def _fields(answer: VerificationResult) -> dict[str, str]:
-    fields = _identity(answer.known, answer.verdict) | wire.grace_fields(answer.known)
-    if answer.admission is not None and answer.known is not None and answer.known.rate is not None:
-        fields |= rate_headers(answer.known.rate, answer.admission)
-    return fields
+def _result_headers(result: VerificationResult) -> dict[str, str]:
+    headers = _identity_headers(result.known, result.verdict) | wire.grace_fields(result.known)
+    if result.admission is not None and result.known is not None and result.known.rate is not None:
+        headers |= rate_headers(result.known.rate, result.admission)
+    return headers
 
 
-_lines: dict[str, tuple[KnownSecret, str]] = {}
-_MOST_LINES = 50_000
+_cached_lines: dict[str, tuple[KnownSecret, str]] = {}
+_MAX_CACHED_LINES = 50_000
 
 
-def _valid_lines(known: KnownSecret) -> str:
-    """Return the identity fields of a valid key, made once for each record."""
-    kept = _lines.get(known.kid)
-    if kept is not None and kept[0] is known:
-        return kept[1]
-    if len(_lines) >= _MOST_LINES:
-        _lines.clear()
-    fields = _identity(known, Verdict.VALID)
-    lines = header_lines(fields)
-    _lines[known.kid] = (known, lines)
+def _identity_lines(known: KnownSecret) -> str:
+    """Return the identity headers of a valid key, rendered once per record."""
+    cached = _cached_lines.get(known.kid)
+    if cached is not None and cached[0] is known:
+        return cached[1]
+    if len(_cached_lines) >= _MAX_CACHED_LINES:
+        _cached_lines.clear()
+    lines = header_lines(_identity_headers(known, Verdict.VALID))
+    _cached_lines[known.kid] = (known, lines)
     return lines
 
 
-def _held_route(incoming: RawRequest, path: bytes) -> str:
-    """Return method and path of the request that a proxy holds up, as far as it tells them."""
+def _proxied_route(incoming: RawRequest, path: bytes) -> str:
+    """Return the method and path of the request that a proxy holds, as far as it sends them."""
     method = incoming.header(b"x-forwarded-method") or incoming.header(b"x-original-method")
-    held = incoming.header(b"x-forwarded-uri") or incoming.header(b"x-original-uri")
+    target = incoming.header(b"x-forwarded-uri") or incoming.header(b"x-original-uri")
     if path:
-        # The proxy sends the request itself, so these fields would be the client's.
-        method, held = incoming.route.partition(" ")[0], path.decode("latin-1")
-    return f"{method} {held.partition('?')[0]}".strip()[:MOST_TAKEN] or "auth"
+        # This proxy sets none of these headers, so they would be the client's.
+        method, target = incoming.route.partition(" ")[0], path.decode("latin-1")
+    return f"{method} {target.partition('?')[0]}".strip()[:MOST_TAKEN] or "auth"
 
 
-def _proxied(incoming: RawRequest, ctx: AppContext, terms: Terms) -> VerificationRequest | None:
-    """Return the question that a proxy asks; None for a CORS preflight that passes without a key.
+def _build_proxied_request(
+    incoming: RawRequest, ctx: AppContext, terms: Terms
+) -> VerificationRequest | None:
+    """Build a proxy's verification request; None for a CORS preflight that passes without a key.
 
     Raises `OrganizationRequired`, `OrganizationNotFound`, `MissingCredentials` and what
     `find_credential` raises.
     """
-    text = find_credential(incoming, ctx)
-    organization = _organization(ctx, terms.organization)
-    if not text:
+    secret = find_credential(incoming, ctx)
+    organization = _find_organization(ctx, terms.organization)
+    if not secret:
         if not _looks_like_preflight(incoming):
             raise missing_credentials_error(incoming, ctx)
         if terms.preflight is None or not _is_options(incoming, terms.preflight):
             raise errors.MissingCredentials(
-                "This looks like a CORS preflight, which never carries a key; preflights pass "
-                "where the proxy's URL says preflight= and where the original method is found, "
-                "and that method is OPTIONS."
+                "This looks like a CORS preflight, which never carries a key; to let preflights "
+                "pass, set preflight= in the proxy's URL to the source of the original method, "
+                "which must be OPTIONS."
             )
         return None
     return VerificationRequest(
-        text,
+        secret,
         organization=organization,
         environment=terms.environment,
         type=terms.type,
@@ -428,86 +440,88 @@ def _proxied(incoming: RawRequest, ctx: AppContext, terms: Terms) -> Verificatio
     )
 
 
-def _organization(ctx: AppContext, named: str) -> str:
-    """Return the id of the organization that a proxy's URL names; empty where any key will do.
+def _find_organization(ctx: AppContext, organization: str) -> str:
+    """Return the id of the organization in a proxy's URL; "" accepts keys of every organization.
 
-    A mistake in the URL is the operator's, so it must not read like a bad key of a client.
+    A mistake in the URL is the operator's, so its error must not look like a client's bad key.
     """
     directory = ctx.verifier.directory
-    if named:
-        org_id = directory.find_organization(named)
-        # An organization that had the slug `any` before that became a reserved word keeps it.
-        if org_id is None and named != ANY_ORGANIZATION:
+    if organization:
+        org_id = directory.find_organization(organization)
+        # An organization that had the slug `any` before it was reserved keeps it.
+        if org_id is None and organization != ANY_ORGANIZATION:
             raise errors.OrganizationNotFound(
-                "The URL that the proxy asks at names as organization= "
-                f"{quotable(named)}, which no organization of this deployment is called. The "
-                "operator of the proxy has to correct that URL; `wardkey org list` prints the ids.",
+                "The proxy's forward-auth URL sets organization= to "
+                f"{quotable(organization)}, which is not an organization of this deployment. The "
+                "operator of the proxy must correct the URL; `wardkey org list` prints the ids.",
                 field="organization",
             )
         return org_id or ""
     if not directory.has_one_organization():
         raise errors.OrganizationRequired(
-            "The URL that the proxy asks at names no organization, and this deployment has "
-            "several. The operator of the proxy has to add ?organization=<id> to that URL, or "
-            "?organization=any if keys of every organization open this.",
+            "The proxy's forward-auth URL names no organization, and this deployment has "
+            "several. The operator of the proxy must add ?organization=<id> to the URL, or "
+            "?organization=any to accept keys of every organization.",
             field="organization",
         )
     return ""
 
 
 def _looks_like_preflight(incoming: RawRequest) -> bool:
-    """Return whether the fields of a CORS preflight (Fetch §3.2.2) are there."""
-    named = incoming.named
-    return b"origin" in named and b"access-control-request-method" in named
+    """Return whether the headers of a CORS preflight (Fetch §3.2.2) are present."""
+    headers = incoming.named
+    return b"origin" in headers and b"access-control-request-method" in headers
 
 
 def _is_options(incoming: RawRequest, source: MethodSource) -> bool:
-    """Return whether the original method is OPTIONS, as the one source says that is trusted."""
+    """Return whether the original method is OPTIONS, according to the one trusted source."""
     if source is MethodSource.OWN:
         return incoming.route.startswith("OPTIONS ")
     return set(incoming.headers_named(source.encode())) == {"OPTIONS"}
 
 
-def _note_browser(ctx: AppContext, answer: VerificationResult, asked: VerificationRequest) -> None:
-    known = answer.known
-    if known is None or known.type is not KeyType.SECRET or asked.browser_allowed:
+def _note_browser_use(
+    ctx: AppContext, result: VerificationResult, request: VerificationRequest
+) -> None:
+    known = result.known
+    if known is None or known.type is not KeyType.SECRET or request.browser_allowed:
         return
-    if not (asked.browser or asked.origin):
+    if not (request.browser or request.origin):
         return
-    audit_exposure(ctx, known, asked.address, "")
+    audit_exposure(ctx, known, request.address, "")
 
 
-def _identity(known: KnownSecret | None, verdict: str) -> dict[str, str]:
+def _identity_headers(known: KnownSecret | None, verdict: str) -> dict[str, str]:
     if known is None:
-        return dict.fromkeys(_IDENTITY, "") | {"Wardkey-Verdict": str(verdict)}
-    expiry = known.expires_at
+        return dict.fromkeys(_IDENTITY_HEADERS, "") | {"Wardkey-Verdict": str(verdict)}
+    expires_at = known.expires_at
     values = (
         str(verdict),
         known.key_id,
         known.kid,
-        _quoted(known.name),
+        _quote_name(known.name),
         str(known.type),
         str(known.environment),
         known.org_id,
         known.org_slug,
-        _scopes(known.permissions),
-        "" if expiry is None else iso(expiry),
+        _join_permissions(known.permissions),
+        "" if expires_at is None else iso(expires_at),
     )
-    return dict(zip(_IDENTITY, values, strict=True))
+    return dict(zip(_IDENTITY_HEADERS, values, strict=True))
 
 
-# Proxies ask for the same few keys all the time, and keys share their permissions.
+# Proxies send the same few keys again and again, and many keys have the same permissions.
 @lru_cache(maxsize=4096)
-def _quoted(name: str) -> str:
+def _quote_name(name: str) -> str:
     return quote(name, safe=" ")
 
 
 @lru_cache(maxsize=4096)
-def _scopes(permissions: frozenset[str]) -> str:
+def _join_permissions(permissions: frozenset[str]) -> str:
     return " ".join(sorted(permissions))
 
 
-_IDENTITY = (
+_IDENTITY_HEADERS = (
     "Wardkey-Verdict",
     "Wardkey-Key-Id",
     "Wardkey-Kid",
@@ -521,7 +535,7 @@ _IDENTITY = (
 )
 
 
-def _one_at_hand(incoming: RawRequest, ctx: AppContext) -> bool:
+def _is_request_cached(incoming: RawRequest, ctx: AppContext) -> bool:
     try:
         keys = [wire.read_request(incoming.body).key]
     except errors.WardkeyError:
@@ -529,7 +543,7 @@ def _one_at_hand(incoming: RawRequest, ctx: AppContext) -> bool:
     return is_caller_cached(incoming, ctx, keys)
 
 
-def _many_at_hand(incoming: RawRequest, ctx: AppContext) -> bool:
+def _is_batch_cached(incoming: RawRequest, ctx: AppContext) -> bool:
     try:
         keys = [item.key for item in wire.read_batch(incoming.body)]
     except errors.WardkeyError:
@@ -537,37 +551,45 @@ def _many_at_hand(incoming: RawRequest, ctx: AppContext) -> bool:
     return is_caller_cached(incoming, ctx, keys)
 
 
-def _proxied_at_hand(incoming: RawRequest, ctx: AppContext) -> bool:
-    whole = incoming.query
-    incoming.query, _ = split_query(whole)
+def _is_proxied_cached(incoming: RawRequest, ctx: AppContext) -> bool:
+    full_query = incoming.query
+    incoming.query, _ = split_query(full_query)
     try:
         memory = ctx.verifier.directory.memory
         try:
-            named = parse_terms(incoming.query).organization
+            organization = parse_terms(incoming.query).organization
         except errors.WardkeyError:
             return is_caller_cached(incoming, ctx)
-        known = named in memory.organizations if named else memory.has_one_organization is not None
-        return known and is_caller_cached(incoming, ctx)
+        is_known = (
+            organization in memory.organizations
+            if organization
+            else memory.has_one_organization is not None
+        )
+        return is_known and is_caller_cached(incoming, ctx)
     finally:
-        incoming.query = whole
+        incoming.query = full_query
 
 
-def in_place(answer: Judge) -> Callable[[RawRequest, AppContext], RawResponse | None]:
-    """Return `answer` for the lane; None where the credential takes the framework's way."""
+def on_fast_path(handler: Handler) -> Callable[[RawRequest, AppContext], RawResponse | None]:
+    """Return `handler` for the fast path, which leaves unusual credentials to the framework."""
 
-    def answer_ordinary(incoming: RawRequest, ctx: AppContext) -> RawResponse | None:
-        return answer(incoming, ctx) if has_simple_credential(incoming, ctx) else None
+    def handle_ordinary(incoming: RawRequest, ctx: AppContext) -> RawResponse | None:
+        return handler(incoming, ctx) if has_simple_credential(incoming, ctx) else None
 
-    return answer_ordinary
+    return handle_ordinary
 
 
-_answer_one, _answer_many, _answer_proxied = map(answering, (judge_one, judge_many, judge_proxied))
+_handle_one, _handle_batch, _handle_proxied = map(
+    render_errors, (verify_one, verify_batch, verify_proxied)
+)
 FAST_ROUTES = {
     b"/v2/keys/verify": FastRoute(
-        b"POST", "POST /v2/keys/verify", in_place(_answer_one), _one_at_hand
+        b"POST", "POST /v2/keys/verify", on_fast_path(_handle_one), _is_request_cached
     ),
     b"/v2/keys/verify-batch": FastRoute(
-        b"POST", "POST /v2/keys/verify-batch", in_place(_answer_many), _many_at_hand
+        b"POST", "POST /v2/keys/verify-batch", on_fast_path(_handle_batch), _is_batch_cached
     ),
-    b"/v2/auth": FastRoute(b"GET", "GET /v2/auth", in_place(_answer_proxied), _proxied_at_hand),
+    b"/v2/auth": FastRoute(
+        b"GET", "GET /v2/auth", on_fast_path(_handle_proxied), _is_proxied_cached
+    ),
 }
