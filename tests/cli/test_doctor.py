@@ -75,9 +75,9 @@ def test_a_whole_deployment_is_well_and_doctor_changes_nothing(stopped: Server) 
 def test_encryption_at_rest_is_wardkeys_or_confirmed(stopped: Server) -> None:
     said = examined(stopped)["encryption at rest"]
     if not stopped.settings["database_url"]:
-        assert said == "ok: the database's files, by Wardkey"
+        assert said == "ok: Wardkey encrypts the database's files"
         return
-    assert said.startswith("warning: Wardkey does not encrypt a PostgreSQL")
+    assert said.startswith("warning: Wardkey does not encrypt PostgreSQL")
     stopped.settings["database_encrypted_by_operator"] = 1
     assert examined(stopped)["encryption at rest"].startswith("ok: ")
 
@@ -89,7 +89,7 @@ def test_a_pepper_that_a_secret_needs_and_that_does_not_open_is_a_fault(stopped:
         )
     told = examined(stopped, 6)
     assert told["peppers"].startswith("fault: version 1 does not open with this master key, and 2")
-    assert told["audit"].startswith("warning: not looked at")
+    assert told["audit"].startswith("warning: not checked")
     assert stopped.cli_here("org", "list").exit_code == 6
 
 
@@ -108,7 +108,7 @@ def test_a_chain_that_does_not_hold_is_a_fault_that_names_its_event(stopped: Ser
             .values(actor_label="somebody else")
         )
     said = examined(stopped, 6)["audit"]
-    assert said.startswith("fault: the chain of deployment does not hold at event 1: it was edited")
+    assert said.startswith("fault: the chain of deployment is broken at event 1: it was edited")
     assert "`wardkey audit verify --org deployment`" in said
 
 
@@ -116,7 +116,7 @@ def test_a_folder_without_a_deployment_is_a_fault_with_its_mend(tmp_path: Path) 
     assert "start `wardkey up`" in examined(Server(tmp_path / "none"), 6)["data folder"]
     (tmp_path / "empty").mkdir(mode=0o700)
     told = examined(Server(tmp_path / "empty"), 6)
-    assert told["database"] == "fault: it is empty; start `wardkey up` once."
+    assert told["database"] == "fault: empty; start `wardkey up` once"
     assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == []
 
 
@@ -131,17 +131,17 @@ def test_doctor_says_how_long_the_certificate_is_good(
     def said() -> dict[str, str]:
         return examined(server, 6)  # there is no deployment in the folder
 
-    assert said()["certificate"].startswith("ok: good until ")
-    assert said()["TLS key"] == "ok: it belongs to the certificate, 0600"
+    assert said()["certificate"].startswith("ok: valid until ")
+    assert said()["TLS key"] == "ok: matches the certificate, 0600"
     key.chmod(0o644)
     assert said()["TLS key"].startswith("warning: ")
     made = ec.generate_private_key(ec.SECP256R1())
     write_key(key, made)
     assert said()["certificate"].startswith("fault: The TLS key ")
     for begin, end, state in [
-        (-30, 13, "warning: good until "),
-        (-30, -1, "fault: it ended at "),
-        (2, 90, "fault: it begins at "),
+        (-30, 13, "warning: valid until "),
+        (-30, -1, "fault: expired at "),
+        (2, 90, "fault: not valid before "),
     ]:
         days = timedelta(days=1)
         write_certificate(cert, made, NOW + end * days, NOW + begin * days)
@@ -191,7 +191,7 @@ def test_doctor_says_whether_a_server_runs(start: Callable[..., Server]) -> None
     assert examined(server)["server"].startswith(f"ok: it runs, process {server.process.pid};")
     server.stop()
     told = examined(server)
-    assert told["server"].startswith(f"ok: No server runs on {server.data_dir}")
+    assert told["server"].startswith(f"ok: No server is running on {server.data_dir}")
     assert told["listening"] == "ok: a server may listen on 127.0.0.1:0"
 
 

@@ -80,7 +80,7 @@ def test_a_url_of_another_form_is_never_asked(url: str) -> None:
     def never(host: str, _port: int) -> list[str]:
         raise AssertionError(host)
 
-    assert "The URL is none" in refusal(url, Fetch(resolve=never))
+    assert "The URL can't be fetched" in refusal(url, Fetch(resolve=never))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "2130706433", "0x7f.1"])
@@ -236,7 +236,7 @@ def test_a_name_without_an_address_is_told() -> None:
 def test_a_refused_connection_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    assert "cannot be reached" in refusal(f"http://127.0.0.1:{port}/")
+    assert "can't be reached" in refusal(f"http://127.0.0.1:{port}/")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_what_was_discovered_outlives_a_short_failure_and_a_failure_is_told_for_
     now[0] = 10_000.0
     assert issuer.authorization_url("x", "once", VERIFIER, 43_200) == before
     for _ in range(2):
-        with pytest.raises(KeySetUnavailable, match="Acme cannot be asked"):
+        with pytest.raises(KeySetUnavailable, match="Acme can't be reached"):
             late.authorization_url("x", "once", VERIFIER, 43_200)
 
 

@@ -367,7 +367,7 @@ class BrokerLink:
             await subscription.unsubscribe()
 
     async def _answer(self, message: Msg, judge: Judge) -> None:
-        began = asyncio.get_running_loop().time()
+        started_at = asyncio.get_running_loop().time()
         try:
             claims = verify_jwt(message.data.decode())
         except ValueError:
@@ -382,7 +382,7 @@ class BrokerLink:
         self._pending_logins.add((server, login.cid))
         try:
             async with self._turns.take(login.address):
-                left = _LOGIN_TIMEOUT_S - (asyncio.get_running_loop().time() - began)
+                left = _LOGIN_TIMEOUT_S - (asyncio.get_running_loop().time() - started_at)
                 admitted = await asyncio.wait_for(judge(login), left)
                 if admitted is not None:
                     await self.put_account(admitted.org_id, admitted.environment)

@@ -35,7 +35,7 @@ _NOT_CACHED = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?=$|[\s,=])", re.IGNORE
 # One sentence for unknown and private names, or a tenant could probe the internal network's DNS.
 _UNREACHABLE = (
     "{host} has no public address; check the name and its DNS records. Only the operator can allow "
-    "private addresses."
+    "addresses that are not public."
 )
 # Addresses that are not on the public Internet (IANA's special-purpose registries), multicast, and
 # the public address of Azure's instance metadata.
@@ -286,7 +286,7 @@ def _exchange(
     response = http.client.HTTPResponse(reader, method=method)
     response.begin()
     if response.status not in statuses:
-        raise ValueError(f"Its status is {response.status}, and redirects are not followed.")
+        raise ValueError(f"It answered {response.status}; redirects are not followed.")
     if response.getheader("Content-Encoding", "identity").lower() != "identity":
         raise ValueError("It is compressed, although that was not requested.")
     body = response.read(MAX_BYTES + 1)

@@ -186,8 +186,8 @@ class KeySets:
             document = self.fetch(url).document
             if document.get("issuer") != source.issuer:
                 raise KeySetUnavailable(
-                    f"The discovery document's issuer is not {source.issuer}; the two are compared "
-                    "character by character."
+                    f"The discovery document names another issuer, not {source.issuer}; the two "
+                    "are compared character by character."
                 )
             url = document.get("jwks_uri", "")
             if not isinstance(url, str) or not url:

@@ -46,7 +46,7 @@ class Answer:
 
 
 def creation_options(
-    site: Site, challenge: bytes, user_id: str, email: str, known: Sequence[bytes]
+    site: Site, challenge: bytes, user_id: str, email: str, existing_ids: Sequence[bytes]
 ) -> str:
     """Return the options for `navigator.credentials.create`, as JSON."""
     from webauthn import generate_registration_options, options_to_json
@@ -67,7 +67,7 @@ def creation_options(
             resident_key=ResidentKeyRequirement.REQUIRED,
             user_verification=UserVerificationRequirement.REQUIRED,
         ),
-        exclude_credentials=[PublicKeyCredentialDescriptor(id=raw_id) for raw_id in known],
+        exclude_credentials=[PublicKeyCredentialDescriptor(id=raw_id) for raw_id in existing_ids],
     )
     return options_to_json(options)
 

@@ -173,8 +173,8 @@ class SignInIssuer:
         document = self.fetch.get(url).document
         if document.get("issuer") != self.issuer:
             raise KeySetUnavailable(
-                f"The discovery document's issuer is not {self.issuer}; the two are compared "
-                "character by character."
+                f"The discovery document names another issuer, not {self.issuer}; the two are "
+                "compared character by character."
             )
         urls = {
             name: document[name] if isinstance(document.get(name), str) else ""

@@ -126,8 +126,9 @@ def restore(
     make_folder(config.data_dir)
     with _read_stdin(config.data_dir) if file == _STREAM else nullcontext(file) as path:
         target = _inspect(config, path, backup_key_file)
-        done, kept = _restore_or_refuse(config, path, target, accept=accept)
-    print_output(_restored_json(done, kept), as_json=as_json, text="\n".join(_lines(done, kept)))
+        restored, lost_events_file = _restore_or_refuse(config, path, target, accept=accept)
+    text = "\n".join(_lines(restored, lost_events_file))
+    print_output(_restored_json(restored, lost_events_file), as_json=as_json, text=text)
 
 
 def _restore_or_refuse(
@@ -188,8 +189,8 @@ def _backup_key(file: Path, source: MasterKeySource, master: MasterKey) -> Maste
         raise InvalidBackup(f"{file} does not exist or is not a file.")
     if opens(file, master):
         return master
-    kept = kept_files(source.file)
-    for path in kept.values():
+    kept_paths = kept_files(source.file).values()
+    for path in kept_paths:
         try:
             key = read_key(path)
         except InvalidMasterKey:
@@ -200,7 +201,7 @@ def _backup_key(file: Path, source: MasterKeySource, master: MasterKey) -> Maste
     if version is None:
         # Opening the whole file with it gives a more precise error.
         return master
-    tried = ", ".join(str(path) for path in kept.values())
+    tried = ", ".join(str(path) for path in kept_paths)
     raise InvalidBackup(
         f"{file} was made under master key {version}; neither the present key nor a kept one opens "
         f"it{f' (tried {tried})' if tried else ''}. Restore master key {version} as "
@@ -217,8 +218,10 @@ def _restore(
         open_backup(file, target.backup_key, config.data_dir) as reader,
         _lost_events(file) as (out, path),
     ):
-        done = runner.write(restore_action, operator(), reader, out, accept_lost_revocations=accept)
-        return done, path if done.lost_events else None
+        restored = runner.write(
+            restore_action, operator(), reader, out, accept_lost_revocations=accept
+        )
+        return restored, path if restored.lost_events else None
 
 
 @contextmanager
@@ -307,17 +310,17 @@ def _head_json(head: BackupHead) -> dict[str, Any]:
     return {**values, "rows": dict(head.rows), "created_at": iso(head.created_at)}
 
 
-def _restored_json(done: Restored, kept: Path | None) -> dict[str, Any]:
+def _restored_json(restored: Restored, lost_events_file: Path | None) -> dict[str, Any]:
     return {
-        "backup_created_at": iso(done.created_at),
-        "epoch": done.epoch,
-        "revision": done.revision,
-        "carried_over": [_carried_json(item) for item in done.carried],
-        "acl_rules_kept": [_rules_json(rules) for rules in done.kept_rules],
-        "lost": [_loss_json(item) for item in done.lost],
-        "widened": [_loss_json(item) for item in done.widened],
-        "lost_audit_events": done.lost_events,
-        "lost_audit_file": str(kept) if kept else None,
+        "backup_created_at": iso(restored.created_at),
+        "epoch": restored.epoch,
+        "revision": restored.revision,
+        "carried_over": [_carried_json(item) for item in restored.carried],
+        "acl_rules_kept": [_rules_json(rules) for rules in restored.kept_rules],
+        "lost": [_loss_json(item) for item in restored.lost],
+        "widened": [_loss_json(item) for item in restored.widened],
+        "lost_audit_events": restored.lost_events,
+        "lost_audit_file": str(lost_events_file) if lost_events_file else None,
     }
 
 
@@ -331,12 +334,12 @@ def _carried_json(item: CarriedRestriction) -> dict[str, Any]:
     }
 
 
-def _rules_json(kept: KeptRules) -> dict[str, Any]:
+def _rules_json(rules: KeptRules) -> dict[str, Any]:
     return {
-        "organization": kept.org_id,
-        "environment": kept.environment,
-        "rules": len(kept.rules),
-        "backup_rules": kept.replaced,
+        "organization": rules.org_id,
+        "environment": rules.environment,
+        "rules": len(rules.rules),
+        "backup_rules": rules.replaced,
     }
 
 
@@ -351,19 +354,19 @@ def _loss_json(item: LostRecord) -> dict[str, Any]:
     }
 
 
-def _lines(done: Restored, kept: Path | None) -> Iterator[str]:
-    yield f"Restored the backup of {iso(done.created_at)}; epoch {done.epoch}."
+def _lines(restored: Restored, lost_events_file: Path | None) -> Iterator[str]:
+    yield f"Restored the backup of {iso(restored.created_at)}; epoch {restored.epoch}."
     yield "All users must sign in again. Audit heads exported since the backup no longer match."
-    yield from _section("Carried over from the replaced database", done.carried, _carried_line)
+    yield from _section("Carried over from the replaced database", restored.carried, _carried_line)
     yield from _section(
-        "ACL rules that differ from the backup, kept unchanged", done.kept_rules, _rules_line
+        "ACL rules that differ from the backup, kept unchanged", restored.kept_rules, _rules_line
     )
-    yield from _section("Lost, created after the backup", done.lost, _loss_line)
-    yield from _section("Edits made after the backup, now undone", done.widened, _loss_line)
-    if done.widened:
+    yield from _section("Lost, created after the backup", restored.lost, _loss_line)
+    yield from _section("Edits made after the backup, now undone", restored.widened, _loss_line)
+    if restored.widened:
         yield "  Check each, and edit it again if needed."
-    if kept:
-        yield f"{done.lost_events:,} audit events recorded after the backup are in {kept}"
+    if lost_events_file:
+        yield f"{restored.lost_events:,} audit events after the backup are in {lost_events_file}"
 
 
 def _section(title: str, items: tuple[Any, ...], line: Callable[[Any], str]) -> Iterator[str]:
@@ -377,10 +380,10 @@ def _carried_line(item: CarriedRestriction) -> str:
     return f"{item.action}  {item.target.id}  {label}  {item.org_id}".rstrip()
 
 
-def _rules_line(kept: KeptRules) -> str:
+def _rules_line(rules: KeptRules) -> str:
     return (
-        f"{kept.org_id}  {kept.environment}  {len(kept.rules):,} rules, instead of the backup's "
-        f"{kept.replaced:,}"
+        f"{rules.org_id}  {rules.environment}  {len(rules.rules):,} rules, instead of the backup's "
+        f"{rules.replaced:,}"
     )
 
 

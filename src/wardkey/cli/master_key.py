@@ -73,13 +73,13 @@ def rotate(
     new_key = read_key(new_key_file) if new_key_file else MasterKey.generate()
     with open_deployment(config, alone=True) as runner:
         version = _rotate(runner, source, new_key, new_broker_keys=new_broker_keys)
-    kept = kept_file(source.file, version - 1).absolute() if source.uses_file else None
+    old_key_file = kept_file(source.file, version - 1).absolute() if source.uses_file else None
     text = f"Master key {version} is in use. Earlier backups open only with the old key"
-    if kept is None:
+    if old_key_file is None:
         text += ":\nkeep it as long as you keep them."
         text += "\nNow change the setting to the new key, and start the servers."
     else:
-        text += f", kept in\n  {kept}"
+        text += f", kept in\n  {old_key_file}"
         text += (
             "\nOnce you no longer need those backups, remove it: "
             f"wardkey master-key forget {version - 1}"
@@ -87,7 +87,11 @@ def rotate(
         if not config.embedded:
             text += f"\nCopy {source.file} to every other machine of this deployment."
     value = {"version": version, "change_setting": not source.uses_file}
-    print_output(value | {"old_key_file": str(kept) if kept else None}, as_json=as_json, text=text)
+    print_output(
+        value | {"old_key_file": str(old_key_file) if old_key_file else None},
+        as_json=as_json,
+        text=text,
+    )
 
 
 @master_key.command()
@@ -127,7 +131,7 @@ def forget(config: Config, version: int, *, yes: bool, as_json: bool) -> None:
 def status(config: Config, *, as_json: bool) -> None:
     """List the master keys: the rows still hashed under each, and the files of kept ones."""
     _require_deployment(config)
-    kept = kept_files(master_key_source(config).file)
+    paths = kept_files(master_key_source(config).file)
     with (
         hold_folder(config.data_dir, alone=False),
         open_storage(config) as database,
@@ -139,7 +143,7 @@ def status(config: Config, *, as_json: bool) -> None:
     for item in items:
         created = iso(item.created_at)
         rows = ", ".join(f"{count:,} {table}" for table, count in item.rows.items())
-        file = None if item.current else kept.get(item.version)
+        file = None if item.current else paths.get(item.version)
         where = "in use" if item.current else str(file) if file else "not kept here"
         lines.append((str(item.version), created, rows or "nothing", where))
         values.append(

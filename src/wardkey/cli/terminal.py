@@ -123,7 +123,7 @@ def print_table(
 ) -> None:
     """Print rows in columns, with a header on a terminal; print `empty` if there are no rows."""
     table = [[name.upper() for name in names], *rows] if sys.stdout.isatty() else [*rows]
-    widths = [max(len(row[at]) for row in [names, *rows]) for at in range(len(names))]
+    widths = [max(len(row[column]) for row in [names, *rows]) for column in range(len(names))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in table
