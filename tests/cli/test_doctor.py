@@ -66,7 +66,7 @@ def test_a_whole_deployment_is_well_and_doctor_changes_nothing(stopped: Server) 
     told = examined(stopped)
     assert not [said for said in told.values() if said.startswith("fault")]
     assert told["peppers"].startswith("ok: 2 opened; 2 stored secrets are hashed under an older")
-    assert told["audit"].startswith("ok: 2 chains of ")
+    assert told["audit"].startswith("ok: 2 chains with ")
     text = stopped.cli_here("doctor").stdout.splitlines()
     assert [line.split(maxsplit=1)[1].partition(":")[0] for line in text][-1] == "audit"
     assert examined(stopped)["audit"] == told["audit"]
@@ -158,9 +158,9 @@ def test_doctor_tells_what_newcomers_join(stopped: Server) -> None:
     }
     acme = made[0]["id"]
     for reference, said in (
-        (acme, "ok: they join Acme"),
-        ("acme", f"warning: they join Acme, by a slug that its owner can change; set {acme}"),
-        ("umbrella", "fault: no organization is named umbrella, so nobody new can join"),
+        (acme, "ok: join Acme"),
+        ("acme", f"warning: join Acme, found by a slug that its owner can change; set {acme}"),
+        ("umbrella", "fault: there is no organization umbrella, so new users can't join"),
     ):
         stopped.settings["oidc_organization"] = reference
         # The issuer is at fault each time, since it is not there.
@@ -179,7 +179,7 @@ def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
             oidc_client_id=provider.client_id,
         )
         assert examined(server, 6)["sign-in"] == (
-            f"ok: {provider.url} answers, and sends people back to "
+            f"ok: {provider.url} is reachable; the redirect URI is "
             "https://keys.acme.example/sign-in/oidc/callback"
         )
     assert examined(server, 6)["sign-in"].startswith("fault: 127.0.0.1:")
@@ -188,15 +188,17 @@ def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
 def test_doctor_says_whether_a_server_runs(start: Callable[..., Server]) -> None:
     server = start()
     assert server.process is not None
-    assert examined(server)["server"].startswith(f"ok: it runs, process {server.process.pid};")
+    assert examined(server)["server"].startswith(f"ok: running as process {server.process.pid};")
     server.stop()
     told = examined(server)
     assert told["server"].startswith(f"ok: No server is running on {server.data_dir}")
-    assert told["listening"] == "ok: a server may listen on 127.0.0.1:0"
+    assert told["listening"] == "ok: a server can listen on 127.0.0.1:0"
 
 
 def test_an_old_master_key_that_others_may_read_is_a_fault(stopped: Server) -> None:
     kept = stopped.data_dir / "master.key.1"
     assert examined(stopped)["old master key 1"] == f"ok: {kept}, 0600"
     kept.chmod(0o644)
-    assert examined(stopped, 6)["old master key 1"].startswith("fault: others may use it (0644)")
+    assert examined(stopped, 6)["old master key 1"].startswith(
+        "fault: other users can access it (0644)"
+    )
