@@ -88,7 +88,7 @@ def test_a_pepper_that_a_secret_needs_and_that_does_not_open_is_a_fault(stopped:
             update(master_keys).where(master_keys.c.version == 1).values(sealed_pepper=b"x" * 60)
         )
     told = examined(stopped, 6)
-    assert told["peppers"].startswith("fault: version 1 does not open with this master key, and 2")
+    assert told["peppers"].startswith("fault: version 1 does not open with this master key, but 2")
     assert told["audit"].startswith("warning: not checked")
     assert stopped.cli_here("org", "list").exit_code == 6
 
