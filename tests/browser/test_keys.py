@@ -166,7 +166,7 @@ def test_a_key_keeps_what_the_form_has_no_box_for(site: Site, enter: Enter) -> N
     page = enter("owner", f"{KEYS}/{made['key']['id']}?dialog=edit")
     page.fill("#description", "Edited")
     page.get_by_role("button", name="Save changes").click()
-    page.wait_for_selector("text=The key is changed")
+    page.wait_for_selector("text=Key updated")
     key = site.api.get(f"/v2/keys/{made['key']['id']}").json()
     assert (key["description"], set(key["permissions"])) == (
         "Edited", {"previews:read", "keys:read"},

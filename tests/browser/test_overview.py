@@ -23,7 +23,7 @@ def test_signing_in_arrives_at_the_overview_whose_list_ticks_what_is_done(
     assert "curl" in first.inner_text()
     # That is for the operator, whom the dashboard does not know.
     assert "Master key" not in page.inner_text("main")
-    assert re.search(r"\d verifiers? answers?", page.inner_text("main"))
+    assert re.search(r"\d verifiers? running", page.inner_text("main"))
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
         assert violations(page) == []

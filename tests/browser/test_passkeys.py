@@ -108,7 +108,7 @@ def test_a_passkey_is_made_named_signs_in_and_is_removed(site: Site, enter: Ente
     page.fill("#name", "<i>My laptop</i>")
     page.get_by_role("button", name="Continue").click()
     page.wait_for_selector("text=Passkey added")
-    row = page.locator("section", has_text="Passkeys").locator("tbody tr")
+    row = page.locator("section[aria-labelledby=passkeys]").locator("tbody tr")
     assert "<i>My laptop</i>" in row.inner_text()
     assert "Never" in row.inner_text()
     page.get_by_role("button", name="Rename the passkey <i>My laptop</i>").click()

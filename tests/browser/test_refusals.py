@@ -104,7 +104,7 @@ def test_a_form_that_is_refused_leaves_one_in_the_frame(site: Site, enter: Enter
         assert "<script>alert" not in answer.text
     forged = forms.send(f"{PLACE}/messaging/acl", {"csrf": "x"})
     assert "forged_form" in forged.text
-    assert "load the page again" in forged.text
+    assert "reload the page" in forged.text
     page = enter("viewer", f"{PLACE}/settings/general", viewport={"width": 390, "height": 844})
     page.evaluate(
         "path => { const form = document.querySelector('form[action=\"/sign-out\"]');"

@@ -26,7 +26,7 @@ def test_signing_in_leads_to_where_one_was_going(site: Site, enter: Enter) -> No
     page.fill("#email", OWNER)
     page.fill("#password", "not the password of his")
     page.click("text=Sign in >> nth=-1")
-    assert page.get_by_role("alert").inner_text().startswith("No such e-mail address")
+    assert page.get_by_role("alert").inner_text().startswith("Wrong e-mail address")
     assert page.input_value("#email") == OWNER
     page.fill("#password", PASSWORD)
     page.keyboard.press("Enter")

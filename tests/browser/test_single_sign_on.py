@@ -191,7 +191,7 @@ def test_an_invitation_is_accepted_by_whom_the_issuer_knows_as_the_invited(
     page.wait_for_url("**/overview")
     assert role_of(site, "invited@acme.example") == "member"
     page.goto(site.url(f"/sign-in/oidc?invitation={token}"))
-    page.wait_for_selector("text=The link is unknown, was used already")
+    page.wait_for_selector("text=The link is invalid, already used")
 
 
 def test_409_an_invitation_sets_no_password_of_an_account_without_one(

@@ -118,7 +118,8 @@ def test_the_guides_page_signs_in_listens_and_asks_no_more_than_it_says(
     assert told == [True, session["username"]]
     assert len(asked) == 2
     first, second = (one.timing["startTime"] for one in asked)
-    assert second - first >= 4_900
+    # Five seconds by the page's clock; Chromium may start the first request a little later.
+    assert second - first >= 4_500
     # A page can read why it was refused, too.
     wrong = page.evaluate("credentials('no token').catch((fault) => fault.message)")
     assert wrong.startswith("invalid_token: ")

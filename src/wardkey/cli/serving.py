@@ -39,7 +39,7 @@ def serve(config: Config, listening: socket.socket, file: ServerFile, renew: Ren
         timeout_graceful_shutdown=DRAIN_S,
         ssl_certfile=config.tls_cert or None,
         ssl_keyfile=config.tls_key or None,
-        http="wardkey.web.fast_path:Lane",
+        http="wardkey.web.fast_path:FastPathProtocol",
         ws="none",
         timeout_keep_alive=config.keep_alive,
         loop="uvloop",

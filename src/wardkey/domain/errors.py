@@ -1,7 +1,8 @@
-"""Every failure that Wardkey tells somebody, one class per stable code.
+"""Every error that Wardkey returns, one class per stable code.
 
-The code is the class name in snake case, the default detail is the docstring, and each code has
-its page in docs/problems/. HTTP statuses and exit codes are given to the families elsewhere.
+The code is the class name in snake case, the default detail is the docstring, and each code has a
+page in docs/problems/. web/problems.py maps the families to HTTP statuses, cli/terminal.py to exit
+codes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ERRORS_BY_CODE: dict[str, type[WardkeyError]] = {}
 
 
 class WardkeyError(Exception):
-    """Something that the caller can be told, with a sentence that says how to mend it.
+    """An error for the caller, with a sentence that says how to fix it.
 
     `field` names the input at fault (a JSON path such as `allowed_addresses.0`), where there is
     one; `needs` the missing permission; `retry_after_s` the seconds to wait.
@@ -54,34 +55,34 @@ class Invalid(WardkeyError, family=True):
 
 
 class Unauthenticated(WardkeyError, family=True):
-    """Nobody we know: no credential, or one that opens nothing."""
+    """Authentication failed: no credential, or an invalid one."""
 
 
 class Forbidden(WardkeyError, family=True):
-    """Somebody we know, who may not do this."""
+    """The caller is authenticated, but not allowed to do this."""
 
 
 class NotFound(WardkeyError, family=True):
-    """It does not exist, or the caller may not see it; the two are told alike."""
+    """It does not exist, or the caller can't see it; the response is the same."""
 
 
 class Conflict(WardkeyError, family=True):
-    """The state of things forbids it now."""
+    """The current state doesn't allow it."""
 
 
 class RateLimited(WardkeyError, family=True):
-    """Too much in too short a time."""
+    """Too many requests in too short a time."""
 
 
 class Unavailable(WardkeyError, family=True):
-    """Cannot be answered now; the same call may succeed later."""
+    """Wardkey can't answer now; the same call can succeed later."""
 
 
 # --- input ---------------------------------------------------------------------------------
 
 
 class InvalidRequest(Invalid):
-    """The request does not have the documented form; see `errors` for each field at fault."""
+    """The request does not have the documented form; `errors` lists each field at fault."""
 
     def __init__(
         self, detail: str | None = None, *, errors: tuple[tuple[str, str], ...] = ()
@@ -95,7 +96,7 @@ class MalformedJson(Invalid):
 
 
 class BodyTooLarge(Invalid):
-    """The body is larger than this route takes; send less in one request."""
+    """The body is larger than this route accepts; send less in one request."""
 
 
 class HeadersTooLarge(Invalid):
@@ -103,23 +104,23 @@ class HeadersTooLarge(Invalid):
 
 
 class InvalidHttp(Invalid):
-    """What was sent is no HTTP request; check the client, or a proxy in between."""
+    """That is not a valid HTTP request; check the client, or a proxy in between."""
 
 
 class RequestTimeout(Invalid):
-    """The request did not arrive within 30 seconds; send it again, faster."""
+    """The request did not arrive within 30 seconds; send it again without pauses."""
 
 
 class UnsupportedMediaType(Invalid):
-    """This route takes application/json; set the Content-Type header to it."""
+    """This route accepts application/json; set the Content-Type header to it."""
 
 
 class InvalidName(Invalid):
-    """The name is empty, too long or has characters that cannot be shown; choose another."""
+    """The name is empty, too long or has unprintable characters; choose another."""
 
 
 class InvalidText(Invalid):
-    """The text is too long or has control characters; shorten or clean it."""
+    """The text is too long or has control characters; shorten it or remove them."""
 
 
 class InvalidEmail(Invalid):
@@ -127,19 +128,19 @@ class InvalidEmail(Invalid):
 
 
 class InvalidSlug(Invalid):
-    """A slug has 1 to 48 characters of a-z, 0-9 and -, and no - at its ends."""
+    """A slug needs 1 to 48 characters of a-z, 0-9 and -, and can't start or end with -."""
 
 
 class InvalidRotationPolicy(Invalid):
-    """Secret keys are due for rotation after 1 to 3,650 days; write a whole number of them."""
+    """A rotation policy is a whole number of days from 1 to 3,650."""
 
 
 class InvalidMetadata(Invalid):
-    """Metadata takes at most 50 short names with JSON values of up to five levels, 8 KiB in all."""
+    """Metadata can have at most 50 names, five levels of JSON and 8 KiB in all; shorten it."""
 
 
 class InvalidAddress(Invalid):
-    """Allowed addresses are IPv4 or IPv6 addresses or networks in CIDR form; mend the item."""
+    """Allowed addresses are IPv4 or IPv6 addresses or networks in CIDR form; fix the item."""
 
 
 class InvalidOrigin(Invalid):
@@ -147,7 +148,7 @@ class InvalidOrigin(Invalid):
 
 
 class InvalidRateLimit(Invalid):
-    """A rate limit has limit, period_s and burst, each at least 1; mend the value."""
+    """A rate limit has limit, period_s and burst, each at least 1; fix the value."""
 
 
 class InvalidTime(Invalid):
@@ -155,23 +156,23 @@ class InvalidTime(Invalid):
 
 
 class ExpiryInPast(Invalid):
-    """The expiry has passed already; give a time in the future, or none."""
+    """The expiry is in the past; send a time in the future, or none."""
 
 
 class InvalidGrace(Invalid):
-    """A grace is now, 1h, 24h, 7d, until_revoked or a time in the future."""
+    """The grace period is now, 1h, 24h, 7d, until_revoked or a time in the future."""
 
 
 class InvalidReason(Invalid):
-    """That reason is not in the list; take one of RFC 5280's that fit a key."""
+    """That reason is not in the list; choose one of RFC 5280's reasons that apply to keys."""
 
 
 class InvalidCursor(Invalid):
-    """The cursor was not issued by this server for this list; start again without it."""
+    """This server did not issue that cursor for this list; start again without it."""
 
 
 class UnknownPermission(Invalid):
-    """No such permission; take one of the list, or a scope of your own such as invoices:read."""
+    """No such permission; choose one of the list, or a scope of your own such as invoices:read."""
 
 
 class UnknownScope(Invalid):
@@ -207,7 +208,7 @@ class WeakIdempotencyKey(Invalid):
 
 
 class WeakPassword(Invalid):
-    """The password is too short or too well known; take at least 12 characters of your own."""
+    """The password is too short or too common; choose at least 12 characters."""
 
 
 class WeakImport(Invalid):
@@ -215,27 +216,27 @@ class WeakImport(Invalid):
 
 
 class InvalidUsername(Invalid):
-    """A client's user name has 1 to 64 characters of a-z, A-Z, 0-9, _, . and -; mend it."""
+    """A client's user name needs 1 to 64 characters of a-z, A-Z, 0-9, _, . and -."""
 
 
 class AmbiguousProvider(Invalid):
-    """Several auth providers fit; name the one that is meant by its name or id."""
+    """Several auth providers match; send the name or id of one."""
 
 
 class UnsupportedGrantType(Invalid):
-    """Tokens are exchanged (RFC 8693) and grants refreshed here; send the grant_type of one."""
+    """The grant_type is not supported; send that of token exchange (RFC 8693) or refresh_token."""
 
 
 class InvalidScope(Invalid):
-    """The scope is malformed (RFC 6749 §3.3); leave it out, as ACL rules say what grants may do."""
+    """The scope is malformed (RFC 6749 §3.3); leave it out: ACL rules limit what grants can do."""
 
 
 class InvalidTtl(Invalid):
-    """A grant lasts 30 to 86,400 seconds; mend ttl."""
+    """A grant lasts 30 to 86,400 seconds; change ttl."""
 
 
 class InvalidTag(Invalid):
-    """A tag has 1 to 32 characters of a-z, A-Z, 0-9, _, ., : and -; mend the item."""
+    """A tag needs 1 to 32 characters of a-z, A-Z, 0-9, _, ., : and -; fix the item."""
 
 
 class InvalidImport(Invalid):
@@ -243,7 +244,7 @@ class InvalidImport(Invalid):
 
 
 class InvalidPrefix(Invalid):
-    """An import prefix has 3 to 32 characters of a-z, A-Z, 0-9, _ and -, and is not our own."""
+    """An import prefix needs 3 to 32 characters of a-z, A-Z, 0-9, _ and -, and can't be ours."""
 
 
 class InvalidCost(Invalid):
@@ -251,27 +252,27 @@ class InvalidCost(Invalid):
 
 
 class InvalidTopic(Invalid):
-    """A topic has no wildcard, white space, * or > and no $ at its start; mend the place told."""
+    """A topic can't contain wildcards, white space, * or >, or start with $; fix that character."""
 
 
 class InvalidTopicFilter(Invalid):
-    """In a topic filter + stands alone in its level and # in the last one; mend the place told."""
+    """In a topic filter, + must be a whole level and # the last one; fix that level."""
 
 
 class InvalidAclSubject(Invalid):
-    """A rule's subject has a value that fits its kind; everyone and publishable have none."""
+    """A rule's subject needs a value that fits its kind; everyone and publishable have none."""
 
 
 class InvalidProvider(Invalid):
-    """The provider's settings do not fit its kind; mend the field that is named."""
+    """The provider's settings do not fit its kind; fix the named field."""
 
 
 class ClaimMissing(Invalid):
-    """The token lacks a claim that the provider's settings ask for; have the issuer add it."""
+    """The token lacks a claim that the provider's settings require; have the issuer add it."""
 
 
 class TooManyItems(Invalid):
-    """That is more than one call takes; split it."""
+    """That is more than one call accepts; split it."""
 
 
 class AmbiguousCredentials(Invalid):
@@ -279,18 +280,18 @@ class AmbiguousCredentials(Invalid):
 
 
 class OrganizationRequired(Invalid):
-    """Name the organization: this deployment, or this person, has more than one."""
+    """Name the organization: there is more than one."""
 
 
 class CredentialInUrl(Invalid):
     """A key never belongs in a URL, where logs keep it; send it as Authorization: Bearer."""
 
 
-# --- who is asking -------------------------------------------------------------------------
+# --- authentication ----------------------------------------------------------------------
 
 
 class InvalidKey(Unauthenticated, family=True):
-    """The family of keys that open nothing."""
+    """The family of errors about invalid keys."""
 
     title = "Invalid API Key"
 
@@ -300,11 +301,11 @@ class MissingCredentials(Unauthenticated):
 
 
 class Malformed(InvalidKey):
-    """The key is cut off or mistyped (its checksum does not fit); copy it again, whole."""
+    """The key is cut off or mistyped (its checksum does not match); copy all of it again."""
 
 
 class Unknown(InvalidKey):
-    """No such key; check that it belongs to this deployment and was copied whole."""
+    """No such key; check that it belongs to this deployment and that all of it was copied."""
 
 
 class Revoked(InvalidKey):
@@ -316,7 +317,7 @@ class Expired(InvalidKey):
 
 
 class Disabled(InvalidKey):
-    """This key, or its organization, is disabled; an admin can enable it again."""
+    """This key, or its organization, is disabled; an admin can enable it."""
 
 
 class InvalidUserToken(Unauthenticated):
@@ -328,19 +329,19 @@ class InvalidHookToken(Unauthenticated):
 
 
 class WrongPassword(Unauthenticated):
-    """No such e-mail address and password; check both, or ask for a new set-up link."""
+    """Wrong e-mail address or password; check both, or ask for a new set-up link."""
 
 
 class RefreshReplayed(Unauthenticated):
-    """This grant was refreshed before, so whoever has its password has all ended; exchange anew."""
+    """This grant was refreshed before, so it may be stolen and has been ended; exchange again."""
 
 
 class SignedOut(Unauthenticated):
-    """You are signed out; sign in to go on."""
+    """You are signed out; sign in to continue."""
 
 
 class PasswordRequired(Unauthenticated):
-    """Your sign-in is older than 12 hours; confirm that it is you to go on."""
+    """Your sign-in is older than 12 hours; confirm your identity to continue."""
 
 
 class SignInFailed(Unauthenticated):
@@ -352,13 +353,13 @@ class InvalidPasskey(Unauthenticated):
 
 
 class InvalidLink(Unauthenticated):
-    """The link is unknown, was used already or is too old; ask for a new one."""
+    """The link is invalid, already used or expired; ask for a new one."""
 
 
 class InvalidToken(Unauthenticated):
     """The token is not accepted; get a new one from the identity provider and send it whole."""
 
-    # `step` names the check that failed, and a detail says why: for whoever may know.
+    # `step` names the check that failed.
     def __init__(self, detail: str | None = None, *, step: str = "") -> None:
         super().__init__(detail)
         self.step = step
@@ -370,27 +371,27 @@ class TokenExpired(Unauthenticated):
     step: ClassVar[str] = "exp"
 
 
-# --- what they may do ----------------------------------------------------------------------
+# --- permission --------------------------------------------------------------------------
 
 
 class NotPermitted(Forbidden):
-    """The caller lacks a permission that this needs; an admin can grant it."""
+    """The caller lacks a required permission; an admin can grant it."""
 
 
 class WrongEnvironment(Forbidden):
-    """A test key cannot open what is live, nor a live key what is test; use the other key."""
+    """A test key does not work in live, nor a live key in test; use the other key."""
 
 
 class SecretKeyRequired(Forbidden):
-    """A publishable key cannot do this; call from a server with a secret key (sk_)."""
+    """A publishable key can't do this; call from a server with a secret key (sk_)."""
 
 
 class AddressNotAllowed(Forbidden):
-    """The key is not allowed from this address; extend its allowed addresses."""
+    """The key can't be used from this address; extend its allowed addresses."""
 
 
 class OriginNotAllowed(Forbidden):
-    """The key is not allowed from this origin; extend its allowed origins."""
+    """The key can't be used from this origin; extend its allowed origins."""
 
 
 class SecretKeyInBrowser(Forbidden):
@@ -398,15 +399,15 @@ class SecretKeyInBrowser(Forbidden):
 
 
 class ForgedForm(Forbidden):
-    """The form did not come from a page of this session; load the page again and send it there."""
+    """The form did not come from a page of this session; reload the page and try again."""
 
 
 class SignInNotAllowed(Forbidden):
-    """Nobody of that address may sign in this way; ask an admin for an invitation."""
+    """That address can't sign in this way; ask an admin for an invitation."""
 
 
 class ExceedsOwnLimits(Forbidden):
-    """A key needs keys:admin to lift limits, its own or another key's; let a member do it."""
+    """A key needs keys:admin to lift its own or another key's limits; ask a member to do it."""
 
 
 class LiveKeyRequired(Forbidden):
@@ -430,10 +431,10 @@ class OrganizationSuspended(Forbidden):
 
 
 class OtherOrganization(Forbidden):
-    """The key belongs to another organization than the one asked for."""
+    """The key belongs to another organization; use a key of the organization in the request."""
 
 
-# --- what is not there ---------------------------------------------------------------------
+# --- not found ---------------------------------------------------------------------------
 
 
 class RouteNotFound(NotFound):
@@ -441,7 +442,7 @@ class RouteNotFound(NotFound):
 
 
 class MethodNotAllowed(Invalid):
-    """The path exists, but not with this method; the Allow header lists those it takes."""
+    """The path does not support this method; the Allow header lists those it supports."""
 
 
 class KeyNotFound(NotFound):
@@ -457,7 +458,7 @@ class ReceiptNotFound(NotFound):
 
 
 class BrowserSessionNotFound(NotFound):
-    """No such session of yours is open; look at the list of your sessions."""
+    """You have no such session; see the list of your sessions."""
 
 
 class OrganizationNotFound(NotFound):
@@ -465,11 +466,11 @@ class OrganizationNotFound(NotFound):
 
 
 class IdentityNotFound(NotFound):
-    """You are not linked to that issuer; it may have been unlinked in another window."""
+    """Your account is not linked to that issuer; another window may have unlinked it."""
 
 
 class PasskeyNotFound(NotFound):
-    """No such passkey of yours."""
+    """You have no such passkey."""
 
 
 class MemberNotFound(NotFound):
@@ -513,7 +514,7 @@ class ProviderNotFound(NotFound):
 
 
 class GrantNotFound(NotFound):
-    """No such grant in this organization and environment, or it was over long ago."""
+    """No such grant in this organization and environment, or it ended long ago."""
 
 
 class ClientIdNotFound(NotFound):
@@ -525,7 +526,7 @@ class ClientNotFound(NotFound):
 
 
 class DeploymentNotFound(NotFound):
-    """There is no deployment here; name its folder with --data-dir, or make one with wardkey up."""
+    """No deployment here; name its folder with --data-dir, or create one with wardkey up."""
 
 
 class MasterKeyNotKept(NotFound):
@@ -537,10 +538,10 @@ class ServerNotRunning(NotFound):
 
 
 class UserNotFound(NotFound):
-    """Nobody with that e-mail address."""
+    """No user has that e-mail address."""
 
 
-# --- what the state forbids ----------------------------------------------------------------
+# --- conflicts ---------------------------------------------------------------------------
 
 
 class DuplicateName(Conflict):
@@ -556,11 +557,11 @@ class DuplicateSlug(Conflict):
 
 
 class DuplicatePrefix(Conflict):
-    """That prefix, or one that overlaps with it, is registered already; choose another."""
+    """That prefix, or one that overlaps it, is already registered; choose another."""
 
 
 class DuplicateImport(Conflict):
-    """That secret was imported already; each can stand behind one key only."""
+    """That secret is already imported; each belongs to one key."""
 
 
 class TooManyPrefixes(Conflict):
@@ -572,11 +573,11 @@ class PrefixInUse(Conflict):
 
 
 class DuplicateScope(Conflict):
-    """The scope is in the catalogue already; change its description instead."""
+    """The scope is already in the catalogue; change its description instead."""
 
 
 class ScopeInUse(Conflict):
-    """Keys that are not revoked hold the scope; take it from them or revoke them first."""
+    """Active keys hold the scope; remove it from them or revoke them first."""
 
 
 class TooManyScopes(Conflict):
@@ -584,15 +585,15 @@ class TooManyScopes(Conflict):
 
 
 class KeyRevoked(Conflict):
-    """The key was revoked, which is final; issue a new one."""
+    """The key is revoked, which is final; issue a new one."""
 
 
 class TooManySecrets(Conflict):
-    """The key has ten live secrets; revoke some before it is rotated again."""
+    """The key has ten live secrets; revoke some before you rotate it again."""
 
 
 class StillInUse(Conflict):
-    """An old secret was used within the last hour; move its callers, or revoke it by itself."""
+    """An old secret was used within the last hour; move its callers, or revoke that secret."""
 
     def __init__(
         self, detail: str | None = None, *, callers: tuple[CallerRecord, ...] = ()
@@ -602,11 +603,11 @@ class StillInUse(Conflict):
 
 
 class DuplicateProvider(Conflict):
-    """Another auth provider of this environment has that name; exchanges name it, so choose one."""
+    """Another auth provider of this environment has that name; choose another."""
 
 
 class TooManyProviders(Conflict):
-    """An environment has at most 50 auth providers; delete one that nobody uses."""
+    """An environment has at most 50 auth providers; delete an unused one."""
 
 
 class TooManyAclRules(Conflict):
@@ -614,23 +615,23 @@ class TooManyAclRules(Conflict):
 
 
 class AclRulesExist(Conflict):
-    """The environment has ACL rules already; say that the preset may replace them, or write one."""
+    """The environment already has ACL rules; send replace to overwrite them with the preset."""
 
 
 class AclExceptionAboveDenial(Conflict):
-    """A rule allows what one below denies, which the broker cannot hold; move the denial up."""
+    """A rule allows what one below it denies, which the broker can't apply; move the denial up."""
 
 
 class AclLooseWildcard(Conflict):
-    """The broker would take a rule's + for #; write # in it, or fewer rules around it."""
+    """The broker would treat a rule's + as #; write # in it, or simplify the rules around it."""
 
 
 class IdempotencyKeyReused(Conflict):
-    """That Idempotency-Key came with another body before; use a new one for a new request."""
+    """That Idempotency-Key was used with another body; use a new one for a new request."""
 
 
 class FormSentBefore(Conflict):
-    """This form was sent before; what it made exists, and its secret is not shown again."""
+    """This form was already sent; what it created exists, and its secret is not shown again."""
 
     def __init__(self, detail: str | None = None, *, made: str = "") -> None:
         super().__init__(detail)
@@ -638,15 +639,15 @@ class FormSentBefore(Conflict):
 
 
 class AccountNotSetUp(Conflict):
-    """That address has an account without a password; sign in to it first, as it was meant to."""
+    """That address has an account without a password; sign in to it first, another way."""
 
 
 class AccountExists(Conflict):
-    """That address has an account already; sign in to it, then accept the invitation."""
+    """That address already has an account; sign in to it, then accept the invitation."""
 
 
 class DuplicatePasskey(Conflict):
-    """That passkey is registered already; sign in with it."""
+    """That passkey is already registered; sign in with it."""
 
 
 class LastOwner(Conflict):
@@ -654,14 +655,14 @@ class LastOwner(Conflict):
 
 
 class AlreadyMember(Conflict):
-    """That person is a member already; change the role instead."""
+    """That person is already a member; change the role instead."""
 
 
 class InvitationUsed(Conflict):
-    """The invitation was accepted already; remove the member instead."""
+    """The invitation was already accepted; remove the member instead."""
 
 
-# --- too much, or not now ------------------------------------------------------------------
+# --- limits and outages ------------------------------------------------------------------
 
 
 class RateLimitExceeded(RateLimited):
@@ -673,11 +674,11 @@ class QuotaExceeded(RateLimited):
 
 
 class TooManyAttempts(RateLimited):
-    """Too many failed attempts from this address or for this name; wait and try again."""
+    """Too many failed attempts from this address or for this name; wait, then try again."""
 
 
 class MetricsOff(NotFound):
-    """Metrics are off; set WARDKEY_METRICS_TOKEN to a text of your choice and scrape with it."""
+    """Metrics are off; set WARDKEY_METRICS_TOKEN and scrape with that token."""
 
 
 class WrongMetricsToken(Unauthenticated):
@@ -685,7 +686,7 @@ class WrongMetricsToken(Unauthenticated):
 
 
 class KeySetUnavailable(Unavailable):
-    """The identity provider's keys cannot be fetched, so no token can be checked; try again."""
+    """The identity provider's keys can't be fetched, so the token can't be verified; try again."""
 
 
 class ProviderChanged(Unavailable):
@@ -693,38 +694,38 @@ class ProviderChanged(Unavailable):
 
 
 class VerifierUnavailable(Unavailable):
-    """The key cannot be judged now, which says nothing about it; try again shortly."""
+    """The key can't be verified now; it may be valid. Try again shortly."""
 
 
 class Overloaded(Unavailable):
-    """The server has too much work of this kind; nothing was changed; try again in a moment."""
+    """The server has too much work of this kind; nothing was changed. Try again in a moment."""
 
 
 class StorageBusy(Unavailable):
-    """The database is busy; nothing was changed; try again."""
+    """The database is busy; nothing was changed. Try again."""
 
 
 class StorageFull(Unavailable):
-    """The disk is full; nothing was changed; free some space and try again."""
+    """The disk is full; nothing was changed. Free some space and try again."""
 
 
 class StorageReadOnly(Unavailable):
-    """The database cannot be written; check the permissions of the data folder."""
+    """The database can't be written; check the permissions of the data folder."""
 
 
 class StorageUnreachable(Unavailable):
-    """The database does not answer; nothing is known to have changed; try again."""
+    """The database does not respond; the change may not have been made. Try again."""
 
 
 class InternalError(Unavailable):
-    """Something broke that should not; the request id leads to the line in the server's log."""
+    """An unexpected error; search the server's log for the request id."""
 
 
 # --- messaging -----------------------------------------------------------------------------
 
 
 class InvalidPayload(Invalid):
-    """The payload does not fit its payload_encoding; mend one of the two."""
+    """The payload does not match its payload_encoding; fix one of them."""
 
 
 class PayloadTooLarge(Invalid):
@@ -736,7 +737,7 @@ class PublishDenied(Forbidden):
 
 
 class SessionNotFound(NotFound):
-    """There is no such live session; list those there are at /v2/sessions."""
+    """No such live session; /v2/sessions lists them."""
 
 
 class MessagingOff(NotFound):
@@ -744,7 +745,7 @@ class MessagingOff(NotFound):
 
 
 class BrokerUnreachable(Unavailable):
-    """The broker cannot be reached, so nothing was sent; try again."""
+    """The broker can't be reached, so nothing was sent; try again."""
 
 
 class BrokerFull(Unavailable):
@@ -752,10 +753,10 @@ class BrokerFull(Unavailable):
 
 
 class PublishUnconfirmed(Unavailable):
-    """Sent, but the broker did not confirm it in time; it may have been published."""
+    """The broker did not confirm the message in time; it may have been published."""
 
 
-# --- a deployment that cannot start --------------------------------------------------------
+# --- deployment and command line ---------------------------------------------------------
 
 
 class UnknownSetting(Invalid):
@@ -767,15 +768,15 @@ class InvalidHook(Invalid):
 
 
 class InvalidSetting(Invalid):
-    """A setting has a value that cannot be used."""
+    """A setting has an invalid value."""
 
 
 class UnsafeListen(Invalid):
-    """Beyond loopback Wardkey listens only with TLS files or behind a proxy."""
+    """Wardkey listens beyond loopback only with TLS files or behind a proxy."""
 
 
 class UnsafeBroker(Invalid):
-    """The broker on another machine would be spoken to in the clear; use tls:// and mqtts://."""
+    """The connection to a broker on another machine must be encrypted; use tls:// and mqtts://."""
 
 
 class UnsafeDatabase(Invalid):
@@ -783,7 +784,7 @@ class UnsafeDatabase(Invalid):
 
 
 class WrongMasterKey(Conflict):
-    """The master key does not fit the database; start with the one that made it."""
+    """The master key does not open this database; start with the key that created it."""
 
 
 class MasterKeyMissing(Conflict):
@@ -795,11 +796,11 @@ class InvalidMasterKey(Invalid):
 
 
 class DatabaseNewer(Conflict):
-    """The database was made by a newer Wardkey; upgrade this installation."""
+    """A newer Wardkey created the database; upgrade this installation."""
 
 
 class DatabaseDamaged(Conflict):
-    """The database's file is damaged; restore a backup in its place."""
+    """The database file is damaged; restore a backup."""
 
 
 class UnusableFile(Conflict):
@@ -807,7 +808,7 @@ class UnusableFile(Conflict):
 
 
 class UnwritableFile(Conflict):
-    """The file cannot be written there; choose another place or name."""
+    """The file can't be written there; choose another path."""
 
 
 class AlreadyRunning(Conflict):
@@ -815,7 +816,7 @@ class AlreadyRunning(Conflict):
 
 
 class ReloadRefused(Conflict):
-    """The server could not reload; it goes on as before, and the text names the reason."""
+    """The server could not reload and continues as before; the message gives the reason."""
 
 
 class InvalidBackup(Invalid):
@@ -823,16 +824,16 @@ class InvalidBackup(Invalid):
 
 
 class RevocationsUnknown(Conflict):
-    """Revocations since the backup cannot be carried over; say that this is accepted."""
+    """Revocations since the backup can't be carried over; accept that with the option named."""
 
 
 class AuditBroken(Conflict):
-    """The audit chain does not hold; the list says at which events."""
+    """The audit chain is broken; the list names the events."""
 
 
 class NotConfirmed(Conflict):
-    """The confirmation was not given, so nothing was changed."""
+    """Not confirmed, so nothing was changed."""
 
 
 class UnhealthyDeployment(Conflict):
-    """The deployment has faults; the list says how to mend each."""
+    """The deployment has faults; the list says how to fix each."""
