@@ -335,7 +335,7 @@ HOSTILE: dict[str, tuple[Hostile, str]] = {
         "more than 16 levels",
     ),
     "no token": (lambda _w, _p: "nothing", "three parts"),
-    "no text": (lambda _w, _p: "\u0000.\u2603.x", "cannot be read"),
+    "no text": (lambda _w, _p: "\u0000.\u2603.x", "can't be read"),
     "a long token": (of(filler="x" * 16_000), "longer than 16 KiB"),
 }
 

@@ -345,7 +345,9 @@ def test_the_test_says_step_by_step_where_a_token_fails(
         assert first_fault(checked(inside, wanted, hostile)) == step
         assert first_fault(checked(inside, made["id"], hostile)) == step
     assert "tenant" in checked(inside, wanted, bad["claims"])["steps"][-1]["detail"]
-    assert "made elsewhere" in checked(inside, wanted, bad["signature"])["steps"][-1]["detail"]
+    assert (
+        "issued by someone else" in checked(inside, wanted, bad["signature"])["steps"][-1]["detail"]
+    )
 
 
 def test_the_test_without_a_token_looks_at_the_keys(

@@ -23,7 +23,7 @@ from wardkey.actions.accounts.passkeys import (
     rename,
 )
 from wardkey.actions.core.runner import Runner
-from wardkey.adapters.passkeys import Answer, named
+from wardkey.adapters.passkeys import Answer, read_credential_id
 from wardkey.adapters.passkeys import Site as PasskeySite
 from wardkey.db.schema import audit_events, browser_sessions, challenges, passkeys
 from wardkey.domain.errors import (
@@ -207,7 +207,7 @@ def test_asking_for_a_passkey_stores_nothing(site: Site) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"id": 1}', "x" * 100_000])
 def test_an_answer_of_another_form_names_no_passkey(text: str) -> None:
     with pytest.raises(InvalidPasskey):
-        named(text)
+        read_credential_id(text)
 
 
 def change_time(challenge: bytes) -> bytes:

@@ -403,7 +403,7 @@ def test_503_an_issuer_that_is_away_is_told_and_passwords_still_open(
         with server.client() as client:
             answer = client.get("/sign-in/oidc")
         assert answer.status_code == 503
-        assert "cannot be asked" in answer.text
+        assert "can&#39;t be reached" in answer.text
         assert there.sign_in("owner")
 
 

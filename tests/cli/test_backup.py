@@ -443,7 +443,7 @@ def test_a_backup_is_not_written_to_a_terminal(stopped: tuple[Server, Path]) -> 
         while more := os.read(terminal, 65_536):
             said += more
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6
-    assert said.startswith(b"wardkey: unwritable_file: A backup is no text for a terminal")
+    assert said.startswith(b"wardkey: unwritable_file: A backup is binary")
 
 
 @pytest.mark.parametrize("state", ["missing", "junk", "damaged"])

@@ -66,7 +66,7 @@ def test_a_whole_deployment_is_well_and_doctor_changes_nothing(stopped: Server) 
     told = examined(stopped)
     assert not [said for said in told.values() if said.startswith("fault")]
     assert told["peppers"].startswith("ok: 2 opened; 2 stored secrets are hashed under an older")
-    assert told["audit"].startswith("ok: 2 chains of ")
+    assert told["audit"].startswith("ok: 2 chains with ")
     text = stopped.cli_here("doctor").stdout.splitlines()
     assert [line.split(maxsplit=1)[1].partition(":")[0] for line in text][-1] == "audit"
     assert examined(stopped)["audit"] == told["audit"]
@@ -75,9 +75,9 @@ def test_a_whole_deployment_is_well_and_doctor_changes_nothing(stopped: Server) 
 def test_encryption_at_rest_is_wardkeys_or_confirmed(stopped: Server) -> None:
     said = examined(stopped)["encryption at rest"]
     if not stopped.settings["database_url"]:
-        assert said == "ok: the database's files, by Wardkey"
+        assert said == "ok: Wardkey encrypts the database's files"
         return
-    assert said.startswith("warning: Wardkey does not encrypt a PostgreSQL")
+    assert said.startswith("warning: Wardkey does not encrypt PostgreSQL")
     stopped.settings["database_encrypted_by_operator"] = 1
     assert examined(stopped)["encryption at rest"].startswith("ok: ")
 
@@ -88,8 +88,8 @@ def test_a_pepper_that_a_secret_needs_and_that_does_not_open_is_a_fault(stopped:
             update(master_keys).where(master_keys.c.version == 1).values(sealed_pepper=b"x" * 60)
         )
     told = examined(stopped, 6)
-    assert told["peppers"].startswith("fault: version 1 does not open with this master key, and 2")
-    assert told["audit"].startswith("warning: not looked at")
+    assert told["peppers"].startswith("fault: version 1 does not open with this master key, but 2")
+    assert told["audit"].startswith("warning: not checked")
     assert stopped.cli_here("org", "list").exit_code == 6
 
 
@@ -108,7 +108,7 @@ def test_a_chain_that_does_not_hold_is_a_fault_that_names_its_event(stopped: Ser
             .values(actor_label="somebody else")
         )
     said = examined(stopped, 6)["audit"]
-    assert said.startswith("fault: the chain of deployment does not hold at event 1: it was edited")
+    assert said.startswith("fault: the chain of deployment is broken at event 1: it was edited")
     assert "`wardkey audit verify --org deployment`" in said
 
 
@@ -116,7 +116,7 @@ def test_a_folder_without_a_deployment_is_a_fault_with_its_mend(tmp_path: Path) 
     assert "start `wardkey up`" in examined(Server(tmp_path / "none"), 6)["data folder"]
     (tmp_path / "empty").mkdir(mode=0o700)
     told = examined(Server(tmp_path / "empty"), 6)
-    assert told["database"] == "fault: it is empty; start `wardkey up` once."
+    assert told["database"] == "fault: empty; start `wardkey up` once"
     assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == []
 
 
@@ -131,17 +131,17 @@ def test_doctor_says_how_long_the_certificate_is_good(
     def said() -> dict[str, str]:
         return examined(server, 6)  # there is no deployment in the folder
 
-    assert said()["certificate"].startswith("ok: good until ")
-    assert said()["TLS key"] == "ok: it belongs to the certificate, 0600"
+    assert said()["certificate"].startswith("ok: valid until ")
+    assert said()["TLS key"] == "ok: matches the certificate, 0600"
     key.chmod(0o644)
     assert said()["TLS key"].startswith("warning: ")
     made = ec.generate_private_key(ec.SECP256R1())
     write_key(key, made)
     assert said()["certificate"].startswith("fault: The TLS key ")
     for begin, end, state in [
-        (-30, 13, "warning: good until "),
-        (-30, -1, "fault: it ended at "),
-        (2, 90, "fault: it begins at "),
+        (-30, 13, "warning: valid until "),
+        (-30, -1, "fault: expired at "),
+        (2, 90, "fault: not valid before "),
     ]:
         days = timedelta(days=1)
         write_certificate(cert, made, NOW + end * days, NOW + begin * days)
@@ -158,9 +158,9 @@ def test_doctor_tells_what_newcomers_join(stopped: Server) -> None:
     }
     acme = made[0]["id"]
     for reference, said in (
-        (acme, "ok: they join Acme"),
-        ("acme", f"warning: they join Acme, by a slug that its owner can change; set {acme}"),
-        ("umbrella", "fault: no organization is named umbrella, so nobody new can join"),
+        (acme, "ok: join Acme"),
+        ("acme", f"warning: join Acme, found by a slug that its owner can change; set {acme}"),
+        ("umbrella", "fault: there is no organization umbrella, so new users can't join"),
     ):
         stopped.settings["oidc_organization"] = reference
         # The issuer is at fault each time, since it is not there.
@@ -179,7 +179,7 @@ def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
             oidc_client_id=provider.client_id,
         )
         assert examined(server, 6)["sign-in"] == (
-            f"ok: {provider.url} answers, and sends people back to "
+            f"ok: {provider.url} is reachable; the redirect URI is "
             "https://keys.acme.example/sign-in/oidc/callback"
         )
     assert examined(server, 6)["sign-in"].startswith("fault: 127.0.0.1:")
@@ -188,15 +188,17 @@ def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
 def test_doctor_says_whether_a_server_runs(start: Callable[..., Server]) -> None:
     server = start()
     assert server.process is not None
-    assert examined(server)["server"].startswith(f"ok: it runs, process {server.process.pid};")
+    assert examined(server)["server"].startswith(f"ok: running as process {server.process.pid};")
     server.stop()
     told = examined(server)
-    assert told["server"].startswith(f"ok: No server runs on {server.data_dir}")
-    assert told["listening"] == "ok: a server may listen on 127.0.0.1:0"
+    assert told["server"].startswith(f"ok: No server is running on {server.data_dir}")
+    assert told["listening"] == "ok: a server can listen on 127.0.0.1:0"
 
 
 def test_an_old_master_key_that_others_may_read_is_a_fault(stopped: Server) -> None:
     kept = stopped.data_dir / "master.key.1"
     assert examined(stopped)["old master key 1"] == f"ok: {kept}, 0600"
     kept.chmod(0o644)
-    assert examined(stopped, 6)["old master key 1"].startswith("fault: others may use it (0644)")
+    assert examined(stopped, 6)["old master key 1"].startswith(
+        "fault: other users can access it (0644)"
+    )

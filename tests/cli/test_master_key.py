@@ -259,8 +259,8 @@ def test_a_backup_from_before_a_rotation_is_restored_by_the_kept_key(
     (other / "keys" / "wardkey.key.1").unlink()
     done = there.cli("restore", str(file), "--accept-lost-revocations")
     assert told(done, 2) == "invalid_backup"
-    assert "was made under master key 1, and the present one does not open it" in done.stderr
-    assert f"Put master key 1 back as {other}/keys/wardkey.key.1," in done.stderr
+    assert "made under master key 1; neither the present key nor a kept one opens it" in done.stderr
+    assert f"Restore master key 1 as {other}/keys/wardkey.key.1," in done.stderr
     accepted = ("--accept-lost-revocations", f"--backup-key-file={first}")
     lines(there.cli("restore", str(file), *accepted))
     assert told(there.cli("master-key", "status", "--json"))[1]["current"]

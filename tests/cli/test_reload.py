@@ -132,8 +132,8 @@ def test_a_renewal_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     done = server.cli("reload")
     assert done.returncode == 6
     said = f"The TLS key {pair.key} doesn't match the certificate {pair.cert}"
-    assert f"reload_refused: The server goes on as before: {said}" in done.stderr
-    assert f'"message": "not reloaded: {said}' in server.output
+    assert f"reload_refused: The server keeps running as before: {said}" in done.stderr
+    assert f'"message": "reload failed: {said}' in server.output
     assert shown(server) == before
     if workers > 1:
         # One that is started now reads the old one, too.
@@ -149,7 +149,7 @@ def test_reload_says_so_where_no_server_runs(start: Callable[..., Server], tmp_p
     for folder in (tmp_path / "nowhere", tmp_path):
         done = Server(folder).cli_here("reload")
         assert done.exit_code == 5
-        assert f"server_not_running: No server runs on {folder}" in done.stderr
+        assert f"server_not_running: No server is running on {folder}" in done.stderr
     server = start(no_messaging=1)
     assert server.cli_here("reload").exit_code == 0
     server.kill()

@@ -53,7 +53,7 @@ def test_restore_lets_no_client_in_that_was_kept_out_since_the_backup(
     scope = {"organization": org_id, "environment": "live"}
     assert done["acl_rules_kept"] == [{**scope, "rules": 1, "backup_rules": 0}]
     again = server.cli_here("restore", str(file)).output
-    assert f"{org_id}  live  1 rules, not the 0 of the backup" in again
+    assert f"{org_id}  live  1 rules, instead of the backup's 0" in again
     with open_deployment(config_of(server)) as runner:
         assert holds(runner)
 

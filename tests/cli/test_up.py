@@ -285,7 +285,7 @@ def test_a_first_start_that_could_not_show_its_key_made_none(tmp_path: Path) -> 
         server.kill()
 
 
-@pytest.mark.parametrize("after", ["Set-up link", "First secret key", "Master key:"])
+@pytest.mark.parametrize("after", ["One-time set-up link", "First secret key", "Master key:"])
 def test_the_key_shown_last_works_whenever_the_first_start_was_killed(
     tmp_path: Path, after: str
 ) -> None:

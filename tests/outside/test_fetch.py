@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.outside.issuer import INSIDE, Issuer, issuing, sending
 from wardkey.adapters import fetch as fetching
-from wardkey.adapters.fetch import MOST_BYTES, Fetch, is_public
+from wardkey.adapters.fetch import MAX_BYTES, Fetch, is_public
 from wardkey.domain.errors import KeySetUnavailable
 
 
@@ -80,7 +80,7 @@ def test_a_url_of_another_form_is_never_asked(url: str) -> None:
     def never(host: str, _port: int) -> list[str]:
         raise AssertionError(host)
 
-    assert "The URL is none" in refusal(url, Fetch(resolve=never))
+    assert "The URL can't be fetched" in refusal(url, Fetch(resolve=never))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "2130706433", "0x7f.1"])
@@ -131,7 +131,7 @@ def test_a_redirect_to_the_metadata_service_is_not_followed(issuer: Issuer) -> N
 @pytest.mark.parametrize(
     ("body", "headers", "told"),
     [
-        (b"x" * (MOST_BYTES + 1), {}, "larger than 256 KiB"),
+        (b"x" * (MAX_BYTES + 1), {}, "larger than 256 KiB"),
         (
             gzip.compress(b'{"a": "%s"}' % (b"x" * 5_000_000)),
             {"Content_Encoding": "gzip"},
@@ -236,7 +236,7 @@ def test_a_name_without_an_address_is_told() -> None:
 def test_a_refused_connection_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    assert "cannot be reached" in refusal(f"http://127.0.0.1:{port}/")
+    assert "can't be reached" in refusal(f"http://127.0.0.1:{port}/")
 
 
 @pytest.mark.parametrize(
@@ -319,5 +319,5 @@ def test_tls_is_checked_against_the_name_and_the_machines_authorities(
 
 
 def test_the_bounds_are_the_documented_ones() -> None:
-    assert (Fetch().longest_s, fetching.MOST_BYTES) == (5.0, 262_144)
+    assert (Fetch().longest_s, fetching.MAX_BYTES) == (5.0, 262_144)
     assert not Fetch().private_allowed

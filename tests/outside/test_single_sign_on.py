@@ -23,9 +23,11 @@ def issuer_at(provider: OidcProvider, secret: str = "") -> SignInIssuer:
 
 
 def signed_in(issuer: SignInIssuer, provider: OidcProvider) -> dict[str, object]:
-    told = provider.visit(issuer.address("of-a-test", "once", VERIFIER, 43_200), ADMIN, PASSWORD)
+    told = provider.visit(
+        issuer.authorization_url("of-a-test", "once", VERIFIER, 43_200), ADMIN, PASSWORD
+    )
     assert told["state"] == "of-a-test"
-    issuer.check_named(told.get("iss", ""))
+    issuer.check_issuer(told.get("iss", ""))
     return issuer.claims(told["code"], VERIFIER, time.time())
 
 
@@ -56,7 +58,7 @@ def test_who_signed_in_is_told_with_his_verified_address(secret: str, more: dict
 
 def test_a_code_is_good_once_and_for_whoever_began_alone(public: OidcProvider) -> None:
     issuer = issuer_at(public)
-    address = issuer.address("of-a-test", "once", VERIFIER, 43_200)
+    address = issuer.authorization_url("of-a-test", "once", VERIFIER, 43_200)
     told = public.visit(address, ADMIN, PASSWORD)
     with pytest.raises(SignInFailed, match="invalid_grant"):
         issuer.claims(told["code"], "another-" * 8, time.time())
@@ -77,13 +79,13 @@ def test_an_answer_of_another_issuer_is_refused(public: OidcProvider) -> None:
     issuer = issuer_at(public)
     for told in ("", "https://other.example", public.url + "/"):
         with pytest.raises(SignInFailed):
-            issuer.check_named(told)
-    issuer.check_named(public.url)
+            issuer.check_issuer(told)
+    issuer.check_issuer(public.url)
 
 
 def test_who_confirms_signs_in_anew_though_he_is_signed_in(public: OidcProvider) -> None:
     issuer = issuer_at(public)
-    told = public.visit(issuer.address("x", "once", VERIFIER, 0), ADMIN, PASSWORD)
+    told = public.visit(issuer.authorization_url("x", "once", VERIFIER, 0), ADMIN, PASSWORD)
     claims = issuer.claims(told["code"], VERIFIER, time.time())
     assert time.time() - int(str(claims["auth_time"])) < 60
 
@@ -93,16 +95,16 @@ def test_what_was_discovered_outlives_a_short_failure_and_a_failure_is_told_for_
     with oidc_provider(USERS) as provider:
         issuer, late = issuer_at(provider), issuer_at(provider)
         issuer.clock = late.clock = lambda: now[0]
-        before = issuer.address("x", "once", VERIFIER, 43_200)
+        before = issuer.authorization_url("x", "once", VERIFIER, 43_200)
     now[0] = 10_000.0
-    assert issuer.address("x", "once", VERIFIER, 43_200) == before
+    assert issuer.authorization_url("x", "once", VERIFIER, 43_200) == before
     for _ in range(2):
-        with pytest.raises(KeySetUnavailable, match="Acme cannot be asked"):
-            late.address("x", "once", VERIFIER, 43_200)
+        with pytest.raises(KeySetUnavailable, match="Acme can't be reached"):
+            late.authorization_url("x", "once", VERIFIER, 43_200)
 
 
 def test_a_document_of_another_issuer_is_not_believed(public: OidcProvider) -> None:
     issuer = issuer_at(public)
     issuer.issuer = public.url + "/"
     with pytest.raises(KeySetUnavailable, match="character by character"):
-        issuer.address("x", "once", VERIFIER, 43_200)
+        issuer.authorization_url("x", "once", VERIFIER, 43_200)

@@ -15,7 +15,7 @@ def test_addresses_have_their_turns_one_after_the_other() -> None:
         turns, served = Turns(1, 100), []
 
         async def take(name: str) -> None:
-            async with turns.taken(name[0]):
+            async with turns.take(name[0]):
                 served.append(name)
                 await asyncio.sleep(0)
 
@@ -31,7 +31,7 @@ def test_the_address_with_the_most_waiting_is_refused() -> None:
 
         async def take(name: str) -> None:
             try:
-                async with turns.taken(name[0]):
+                async with turns.take(name[0]):
                     await go.wait()
             except Overloaded:
                 refused.append(name)
@@ -51,7 +51,7 @@ def test_a_turn_that_is_given_up_goes_to_the_next() -> None:
         turns, served = Turns(2, 10), []
 
         async def take(number: int) -> None:
-            async with turns.taken("a"):
+            async with turns.take("a"):
                 await asyncio.sleep(0)
                 served.append(number)
 
@@ -65,7 +65,7 @@ def test_a_turn_that_is_given_up_goes_to_the_next() -> None:
         for number in range(2):
             await take(number)
         with pytest.raises(ZeroDivisionError):
-            async with turns.taken("a"):
+            async with turns.take("a"):
                 _ = 1 // 0
         await take(10)
         return len(served)

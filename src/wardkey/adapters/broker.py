@@ -1,4 +1,4 @@
-"""The broker that `wardkey up` starts: nats-server in operator mode, its keys and its settings.
+"""The broker that `wardkey up` starts: nats-server in operator mode, its keys and settings.
 
 Follows docs.nats.io: operator mode, auth callout (ADR-26), MQTT.
 """
@@ -32,61 +32,61 @@ _LIMITS = {
     "subs": _UNLIMITED, "data": _UNLIMITED, "payload": _UNLIMITED, "imports": _UNLIMITED,
     "exports": _UNLIMITED, "wildcards": True, "conn": _UNLIMITED, "leaf": _UNLIMITED,
 }  # fmt: skip
-# Reserved for each account: the broker takes no further one once their sum is above its own
-# (`_ALL_STORED`), which therefore stands for 100,000 accounts and not for the size of a disk.
-_STORED = {"mem_storage": 0, "disk_storage": 10**10, "streams": -1, "consumer": -1}
-_ALL_STORED = "1PB"
+# Storage reserved for each account. The broker accepts no account beyond its own maximum
+# (`_MAX_STORAGE`), so that maximum allows 100,000 accounts; it is not a disk size.
+_ACCOUNT_STORAGE = {"mem_storage": 0, "disk_storage": 10**10, "streams": -1, "consumer": -1}
+_MAX_STORAGE = "1PB"
 # Unacknowledged QoS 1 messages per subscription. nats-server refuses a subscription once a
 # session's sum exceeds 65,535; one that ends with # counts twice. See decision 29.
 MAX_ACK_PENDING = 100
-# How long a client may take to acknowledge a message before it is delivered again.
+# An unacknowledged message is redelivered after this time.
 ACK_WAIT_S = 30
-# Variables that nats-server, or a script around it, may need. Others may hold secrets.
+# Variables that nats-server or a wrapper script may need; others may contain secrets.
 _INHERITED = (
     "PATH", "HOME", "USER", "TMPDIR", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE",
     "SSL_CERT_DIR", "GODEBUG", "GOGC", "GOMAXPROCS", "GOMEMLIMIT", "GOTRACEBACK",
 )  # fmt: skip
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STOP_S = 0.1, 10.0, 15.0
-_LOOK_S = 0.2
-# What the broker warns of though `listening.check_listening` has made sure that it is right.
-_CHECKED = ("Websocket not configured with TLS",)
+_MIN_PAUSE_S, _MAX_PAUSE_S, _STOP_S = 0.1, 10.0, 15.0
+_POLL_S = 0.2
+# Warnings not logged, because `preflight.check_listening` has checked the setting.
+_IGNORED_WARNINGS = ("Websocket not configured with TLS",)
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerKeys:
-    """Every key pair of a deployment's broker, all of them made from one root of 32 bytes."""
+    """The key pairs of a deployment's broker, all derived from one 32-byte root."""
 
     root: bytes
 
     @property
     def operator(self) -> NKey:
-        """Who the broker trusts: it signs the accounts."""
+        """The key that the broker trusts; it signs the accounts."""
         return self._key(Role.OPERATOR, "operator")
 
     @property
     def system(self) -> NKey:
-        """The account through which accounts are made and sessions ended."""
+        """The account through which accounts are created and sessions closed."""
         return self._key(Role.ACCOUNT, "system")
 
     @property
     def auth(self) -> NKey:
-        """The account in which logins are asked about."""
+        """The account that receives the auth callouts."""
         return self._key(Role.ACCOUNT, "auth")
 
     @property
     def system_user(self) -> NKey:
-        """Who acts in the system account."""
+        """The user of the system account."""
         return self._key(Role.USER, "system user")
 
     @property
     def callout_user(self) -> NKey:
-        """Who answers whether somebody may log in."""
+        """The user that answers auth callouts."""
         return self._key(Role.USER, "callout user")
 
     @property
     def sentinel(self) -> NKey:
-        """Whom everybody is taken for until the callout has said who he is."""
+        """The placeholder user of every connection until the auth callout identifies the client."""
         return self._key(Role.USER, "sentinel")
 
     def account(self, org_id: str, environment: str) -> NKey:
@@ -94,8 +94,8 @@ class BrokerKeys:
         return self._key(Role.ACCOUNT, f"{org_id}/{environment}")
 
     def account_token(self, org_id: str, environment: str, at: int, *, suspended: bool) -> str:
-        """Return the account's JWT; one that is suspended takes no connection."""
-        limits = _LIMITS | _STORED | ({"conn": 0} if suspended else {})
+        """Return the account's JWT; a suspended account accepts no connections."""
+        limits = _LIMITS | _ACCOUNT_STORAGE | ({"conn": 0} if suspended else {})
         key = self.account(org_id, environment)
         return self.operator.issue(
             key.public, f"{org_id}/{environment}", {"type": "account", "limits": limits}, iat=at
@@ -106,14 +106,14 @@ class BrokerKeys:
         return self.system.issue(self.system_user.public, "wardkey", _USER, iat=at)
 
     def callout_token(self, at: int) -> str:
-        """Return the JWT with which this process answers logins."""
+        """Return the JWT with which this process answers auth callouts."""
         return self.auth.issue(self.callout_user.public, "wardkey-callout", _USER, iat=at)
 
     def _key(self, role: Role, name: str) -> NKey:
         return _derived(self.root, role, name)
 
 
-# Each login is signed with two of them, and making one takes as long as signing.
+# Each login is signed with two of these keys, and deriving one takes as long as signing.
 @lru_cache(maxsize=4_096)
 def _derived(root: bytes, role: Role, name: str) -> NKey:
     raw = blake2b(name.encode(), key=root, digest_size=32, person=b"wardkey/broker").digest()
@@ -125,7 +125,7 @@ _USER: dict[str, Any] = {"type": "user", "subs": -1, "data": -1, "payload": -1}
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Files in PEM form; with `ca`, other nodes must show a certificate that it signed."""
+    """PEM files; with `ca`, other nodes must present a certificate signed by it."""
 
     cert: str
     key: str
@@ -134,7 +134,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What a node needs to know of the others; `routes` are their addresses for one another."""
+    """A node's cluster settings; `routes` are the nodes' addresses for each other."""
 
     name: str
     listen: str
@@ -143,7 +143,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A broker's addresses and files: `inside` for this product, the rest for MQTT clients."""
+    """A broker's addresses and files: `inside` is for Wardkey, the others for MQTT clients."""
 
     inside: str
     mqtt: str
@@ -151,16 +151,16 @@ class Node:
     folder: Path
     name: str = "wardkey"
     tls: Tls | None = None
-    # Off where `inside` is on loopback, for one machine alone.
+    # Off if `inside` is on loopback (a single machine).
     tls_inside: bool = False
     cluster: Cluster | None = None
     sync_always: bool = False
 
 
 def broker_settings(keys: BrokerKeys, node: Node, now: int) -> str:
-    """Return the text of nats-server's settings file; it holds no seed.
+    """Return the text of nats-server's settings file; it contains no seed.
 
-    It must never be read again while the server runs: that deletes every retained message.
+    The running server must never reload it: that deletes every retained message.
     """
     tls = f", {_tls(node.tls)}" if node.tls else ""
     lines = [
@@ -170,7 +170,7 @@ def broker_settings(keys: BrokerKeys, node: Node, now: int) -> str:
         _tls(node.tls, more="handshake_first: true") if node.tls and node.tls_inside else "",
         "jetstream {",
         f"  store_dir: {json.dumps(str(node.folder / 'jetstream'))}",
-        f"  max_mem: 256MB, max_file: {_ALL_STORED}",
+        f"  max_mem: 256MB, max_file: {_MAX_STORAGE}",
         f'  sync_interval: "{"always" if node.sync_always else "2m"}"',
         "  limits { default_max_consumers: 1000000 }",
         "}",
@@ -190,7 +190,7 @@ def broker_settings(keys: BrokerKeys, node: Node, now: int) -> str:
 
 
 def _trust(keys: BrokerKeys, now: int) -> list[str]:
-    """Return whom the broker trusts, and whom it asks about logins."""
+    """Return the settings lines for the operator, the accounts and the auth callout."""
     auth_claims = {
         "type": "account",
         "limits": _LIMITS,
@@ -204,8 +204,8 @@ def _trust(keys: BrokerKeys, now: int) -> list[str]:
     auth = keys.operator.issue(keys.auth.public, "AUTH", auth_claims, iat=now)
     operator_claims = {"type": "operator", "system_account": keys.system.public}
     operator = keys.operator.issue(keys.operator.public, "wardkey", operator_claims, iat=now)
-    nobody = {"deny": [">"]}
-    sentinel_claims = {**_USER, "bearer_token": True, "pub": nobody, "sub": nobody}
+    nothing = {"deny": [">"]}
+    sentinel_claims = {**_USER, "bearer_token": True, "pub": nothing, "sub": nothing}
     sentinel = keys.auth.issue(keys.sentinel.public, "sentinel", sentinel_claims, iat=now)
     return [
         f"operator: {operator}",
@@ -217,28 +217,30 @@ def _trust(keys: BrokerKeys, now: int) -> list[str]:
 
 def _cluster(cluster: Cluster, tls: Tls | None) -> str:
     routes = ", ".join(json.dumps(f"nats://{route}") for route in cluster.routes)
-    told = f"name: {json.dumps(cluster.name)}, listen: {json.dumps(cluster.listen)}"
-    mutual = f", {_tls(tls, more='verify: true')}" if tls else ""
-    return f"cluster {{ {told}, no_advertise: true{mutual}, routes: [{routes}] }}"
+    head = f"name: {json.dumps(cluster.name)}, listen: {json.dumps(cluster.listen)}"
+    mutual_tls = f", {_tls(tls, more='verify: true')}" if tls else ""
+    return f"cluster {{ {head}, no_advertise: true{mutual_tls}, routes: [{routes}] }}"
 
 
 def _tls(tls: Tls, *, more: str = "") -> str:
-    told = [f"cert_file: {json.dumps(tls.cert)}", f"key_file: {json.dumps(tls.key)}"]
+    options = [f"cert_file: {json.dumps(tls.cert)}", f"key_file: {json.dumps(tls.key)}"]
     if tls.ca:
-        told.append(f"ca_file: {json.dumps(tls.ca)}")
-    return f"tls {{ {', '.join([*told, more]) if more else ', '.join(told)} }}"
+        options.append(f"ca_file: {json.dumps(tls.ca)}")
+    if more:
+        options.append(more)
+    return f"tls {{ {', '.join(options)} }}"
 
 
 @dataclass(frozen=True, slots=True)
 class HeldPorts:
-    """The broker's ports before it runs; `inside` listens, at the others clients are refused."""
+    """The broker's ports until it starts; `inside` listens, the others refuse connections."""
 
     inside: socket.socket
     others: tuple[socket.socket, ...]
 
     def wait_for_worker(self, stopped: threading.Event) -> None:
         """Free the ports once a worker, ready to answer logins, has connected to `inside`."""
-        self.inside.settimeout(_LOOK_S)
+        self.inside.settimeout(_POLL_S)
         while not stopped.is_set():
             with suppress(TimeoutError):
                 self.inside.accept()[0].close()
@@ -252,9 +254,9 @@ class HeldPorts:
 
 
 class BrokerProcess:
-    """A running nats-server, started again with growing pauses when it dies, until `stop`.
+    """A running nats-server, restarted with growing pauses when it dies, until `stop`.
 
-    With `ports` it starts once a worker is there to answer logins: until then it would refuse them.
+    With `ports` it starts once a worker can answer logins; before that it would refuse them.
     """
 
     def __init__(
@@ -264,16 +266,16 @@ class BrokerProcess:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = folder / "nats.conf"
         self._file.touch(mode=0o600)
-        self._file.write_text("# Made anew at each start; changes here are lost.\n" + settings)
+        self._file.write_text("# Generated at each start; edits here are lost.\n" + settings)
         self._stopped = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._restarting = False
-        # The kernel ends the broker with the thread that started it, so that one lasts.
+        # The kernel ends the broker with the thread that started it, so this thread stays alive.
         self._thread = threading.Thread(target=self._run, name="wardkey-broker", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End it, after it has told its clients and closed its files."""
+        """End it, letting it notify its clients and close its files."""
         self._stopped.set()
         process = self._process
         if process is not None and process.poll() is None:
@@ -283,21 +285,21 @@ class BrokerProcess:
             process.kill()
 
     def restart(self) -> None:
-        """End it, so that it is started again at once and reads its certificate anew."""
+        """Restart it at once, so it reads its certificate again."""
         process = self._process
         if process is not None and process.poll() is None:
             self._restarting = True
             process.terminate()
 
     def kill(self) -> None:
-        """End it at once, as a power cut would, and for good."""
+        """Kill it like a power cut and don't restart it."""
         self._stopped.set()
         if self._process is not None:
             self._process.kill()
         self._thread.join(_STOP_S)
 
     def _run(self) -> None:
-        pause = _FIRST_PAUSE_S
+        pause = _MIN_PAUSE_S
         if self._ports is not None:
             self._ports.wait_for_worker(self._stopped)
         while not self._stopped.is_set():
@@ -308,54 +310,55 @@ class BrokerProcess:
                 stderr=subprocess.PIPE,
                 text=True,
                 env={name: os.environ[name] for name in _INHERITED if name in os.environ},
-                # A terminal's Ctrl-C is for this process, and its hang-up would be a reload.
+                # Its own group: a terminal's Ctrl-C is for this process, and a hang-up would
+                # make nats-server reload.
                 process_group=0,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509 - one call into the kernel
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509 - only a system call
             )
             self._process = process
-            assert process.stderr is not None  # noqa: S101 - asked for above
+            assert process.stderr is not None  # noqa: S101 - a pipe was requested
             for line in process.stderr:
-                _tell(line)
+                _log_line(line)
                 if "Server is ready" in line:
-                    pause = _FIRST_PAUSE_S
+                    pause = _MIN_PAUSE_S
             process.stderr.close()
             code = process.wait()
             if self._stopped.is_set():
                 return
             if self._restarting:
                 self._restarting = False
-                log.info("the broker is started again, with the renewed certificate")
+                log.info("restarting the broker with the renewed certificate")
                 continue
-            log.error("the broker ended with %s; it is started again in %.1f s", code, pause)
+            log.error("the broker exited with status %s; restarting it in %.1f s", code, pause)
             self._stopped.wait(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            pause = min(2 * pause, _MAX_PAUSE_S)
 
 
 def _die_with_parent() -> Callable[[], None]:
     libc = ctypes.CDLL(None)
     parent = os.getpid()
 
-    def ask() -> None:
+    def set_death_signal() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)
 
-    return ask
+    return set_death_signal
 
 
-def _tell(line: str) -> None:
-    """Log a line of the broker's: `[pid] date time [INF] text`."""
-    _, found, rest = line.partition(" [")
-    level, _, said = rest.partition("] ")
-    if not found or level in ("ERR", "FTL"):
-        log.warning("broker: %s", said.strip() or line.strip())
-    elif level == "WRN" and not said.startswith(_CHECKED):
-        log.info("broker: %s", said.strip())
+def _log_line(line: str) -> None:
+    """Log a line of the broker's output: `[pid] date time [INF] text`."""
+    _, separator, rest = line.partition(" [")
+    level, _, text = rest.partition("] ")
+    if not separator or level in ("ERR", "FTL"):
+        log.warning("broker: %s", text.strip() or line.strip())
+    elif level == "WRN" and not text.startswith(_IGNORED_WARNINGS):
+        log.info("broker: %s", text.strip())
 
 
-def broker_program(wanted: str) -> str:
-    """Return the path of nats-server: `wanted`, or the one that is installed with this package."""
-    found = wanted or shutil.which(
+def broker_program(configured: str) -> str:
+    """Return the path of nats-server: `configured`, or the installed one; empty if none."""
+    path = configured or shutil.which(
         "nats-server", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     )
-    return found or ""
+    return path or ""

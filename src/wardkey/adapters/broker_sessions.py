@@ -1,4 +1,4 @@
-"""Persistent MQTT sessions at the broker, removed with all that is queued for them."""
+"""Removes persistent MQTT sessions from the broker, with the messages queued for them."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ from wardkey.adapters.publishers import BRIDGE, Account, Publishers
 from wardkey.domain.errors import BrokerUnreachable
 
 _PURGE = "$JS.API.STREAM.PURGE.$MQTT_qos2in"
-_RECEIVED = "$MQTT.qos2.in."
+_QOS2_SUBJECT = "$MQTT.qos2.in."
 _NO_STREAM = 10_059
-_ANSWER_S = 2.0
-# A process that stands still meanwhile must not end a session that is another's by then.
-_LASTS_S = 3
-# The broker takes no client id with one of these; here they would name more than one session.
-_NEVER = set(".*> \t\r\n\f")
+_REQUEST_TIMEOUT_S = 2.0
+# Short, so that a process that was paused can't end a session that belongs to someone else by then.
+_TOKEN_LIFETIME_S = 3
+# The broker accepts no client id with these characters; in a filter they match several sessions.
+_FORBIDDEN_CHARACTERS = set(".*> \t\r\n\f")
 
 
 @asynccontextmanager
 async def discarding(
     publishers: Publishers, account: Account
 ) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
-    """Open what removes the session of a client id, and ends a live one.
+    """Yield a function that removes a client id's session; a live one is closed.
 
-    The broker itself removes what it has of a client that asks for a clean session, so this logs
-    in as that client. Messages of QoS 2 that were not released yet stay then, so they are purged.
-    Raises `BrokerUnreachable`.
+    It logs in as the client with a clean session, which makes the broker remove the stored one.
+    That leaves unreleased QoS 2 messages, so they are purged first. Raises `BrokerUnreachable`.
     """
     link = publishers.link
     with broker_errors():
         async with link.account_client(account, (_PURGE,)) as client:
 
             async def discard(mqtt_id: str) -> None:
-                if _NEVER & set(mqtt_id):
+                if _FORBIDDEN_CHARACTERS & set(mqtt_id):
                     return
-                asked = json.dumps({"filter": f"{_RECEIVED}{mqtt_id}.>"}).encode()
-                told = await client.request(_PURGE, asked, timeout=_ANSWER_S)
-                answer = json.loads(told.data)
-                if answer.get("error", {}).get("err_code") == _NO_STREAM:
+                request = json.dumps({"filter": f"{_QOS2_SUBJECT}{mqtt_id}.>"}).encode()
+                message = await client.request(_PURGE, request, timeout=_REQUEST_TIMEOUT_S)
+                response = json.loads(message.data)
+                if response.get("error", {}).get("err_code") == _NO_STREAM:
                     # MQTT was never used in this account.
                     return
-                if not answer.get("success"):
+                if not response.get("success"):
                     raise BrokerUnreachable
-                token = link.bridge_token(*account, BRIDGE, _LASTS_S)
+                token = link.bridge_token(*account, BRIDGE, _TOKEN_LIFETIME_S)
                 (await publishers.connect(mqtt_id, token)).close()
 
             yield discard

@@ -1,7 +1,7 @@
-"""Asking a URL that a tenant or the operator gave: bounded time and size, strict JSON answers.
+"""Fetches JSON from a URL that a tenant or the operator gave, within limits on time and size.
 
-Against server-side request forgery: only public addresses unless they are allowed, the address that
-was checked is the one that is connected to, no redirect is followed, no proxy is asked.
+Prevents server-side request forgery: only public addresses unless others are allowed, connections
+only to the checked address, no redirects, no proxy.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from wardkey.adapters.strict_json import read_object
 from wardkey.domain.errors import KeySetUnavailable
 
 LONGEST_S = 5.0
-MOST_BYTES = 256 * 1024
-_MOST_HEAD_BYTES = 32 * 1024
-_MOST_ADDRESSES = 4
-_LONGEST_URL = 2_048
-_LAST_PORT = 65_535
+MAX_BYTES = 256 * 1024
+_MAX_HEAD_BYTES = 32 * 1024
+_MAX_ADDRESSES = 4
+_MAX_URL_LENGTH = 2_048
+_MAX_PORT = 65_535
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]+")
 _MAX_AGE = re.compile(r'(?:^|[\s,])max-age="?([0-9]{1,9})"?(?=$|[\s,])', re.IGNORECASE)
-_NEVER_KEPT = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?=$|[\s,=])", re.IGNORECASE)
+_NOT_CACHED = re.compile(r"(?:^|[\s,])no-(?:store|cache)(?=$|[\s,=])", re.IGNORECASE)
 
-# One sentence for both, or a tenant could ask the server's DNS for names of the inner network.
+# One sentence for unknown and private names, or a tenant could probe the internal network's DNS.
 _UNREACHABLE = (
-    "{host} has no public address; check the name, and DNS. Only the operator can allow addresses "
-    "that are not public."
+    "{host} has no public address; check the name and its DNS records. Only the operator can allow "
+    "addresses that are not public."
 )
-# Addresses that are nobody's on the public Internet (IANA's special-purpose registries), multicast,
-# and the one public address at which Azure serves its machines their own settings.
-_REFUSED = tuple(
+# Addresses that are not on the public Internet (IANA's special-purpose registries), multicast, and
+# the public address of Azure's instance metadata.
+_NOT_PUBLIC = tuple(
     ipaddress.ip_network(text)
     for text in (
         "0.0.0.0/8",
@@ -68,21 +68,21 @@ _REFUSED = tuple(
         "3fff::/20",
     )
 )
-# All else of IPv6 is loopback, link-local, unique local, multicast, mapped or translated IPv4, or
-# not given to anybody.
+# All other IPv6 is loopback, link-local, unique local, multicast, mapped or translated IPv4, or
+# unassigned.
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 _PORTS = {"https": 443, "http": 80}
 _FORM = "application/x-www-form-urlencoded"
-_TAKEN = frozenset({http.client.OK})
-# A refusal of an OAuth 2.0 token endpoint is JSON too.
-_TAKEN_OF_FORMS = frozenset({http.client.OK, http.client.BAD_REQUEST, http.client.UNAUTHORIZED})
+_STATUSES = frozenset({http.client.OK})
+# An OAuth 2.0 token endpoint's errors are JSON too.
+_FORM_STATUSES = frozenset({http.client.OK, http.client.BAD_REQUEST, http.client.UNAUTHORIZED})
 
 Resolve = Callable[[str, int], list[str]]
 
 
-class _Place(NamedTuple):
-    """A URL taken apart; `target` is its path and query."""
+class _Url(NamedTuple):
+    """A parsed URL; `target` is its path and query."""
 
     scheme: str
     host: str
@@ -91,36 +91,36 @@ class _Place(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """A JSON object, and for how many seconds its server says that it stays true, if it does."""
+    """A JSON object, and its `max-age` in seconds, if the server sent one."""
 
     document: dict[str, Any]
     max_age_s: int | None
 
 
 def system_addresses(host: str, port: int) -> list[str]:
-    """Return the addresses of a host as this machine's resolver tells them; raises `OSError`."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    """Return a host's addresses from this machine's resolver; raises `OSError`."""
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an address is one of the public Internet; one that cannot be read is not."""
+    """Return whether an address is on the public Internet; False for malformed text."""
     try:
-        read = ipaddress.ip_address(address)
+        ip = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if isinstance(read, ipaddress.IPv6Address) and (
-        read not in _GLOBAL_UNICAST or read.scope_id is not None
+    if isinstance(ip, ipaddress.IPv6Address) and (
+        ip not in _GLOBAL_UNICAST or ip.scope_id is not None
     ):
         return False
-    return not any(read.version == net.version and read in net for net in _REFUSED)
+    return not any(ip.version == net.version and ip in net for net in _NOT_PUBLIC)
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """How such URLs are asked; called in a thread, for it waits.
+    """A client for such URLs; it blocks, so call it in a thread.
 
-    `private_allowed` is the deployment's word that private addresses and plain HTTP are fine.
+    `private_allowed` permits private addresses and plain HTTP.
     """
 
     private_allowed: bool = False
@@ -129,30 +129,30 @@ class Fetch:
     longest_s: float = LONGEST_S
 
     def get(self, url: str, authorization: str = "") -> Fetched:
-        """Return the JSON object at `url`; raises `KeySetUnavailable` with what is wrong."""
-        return self._sent(url, authorization, None)
+        """Return the JSON object at `url`; raises `KeySetUnavailable` with the reason."""
+        return self._fetch(url, authorization, None)
 
     def post(self, url: str, form: Mapping[str, str], authorization: str = "") -> dict[str, Any]:
-        """Return the JSON object that answers a form, also where it is a refusal (RFC 6749 §5.2).
+        """Post a form and return the JSON response, also of an error (RFC 6749 §5.2).
 
-        Raises `KeySetUnavailable` with what is wrong.
+        Raises `KeySetUnavailable` with the reason.
         """
-        return self._sent(url, authorization, urlencode(form).encode()).document
+        return self._fetch(url, authorization, urlencode(form).encode()).document
 
-    def _sent(self, url: str, authorization: str, body: bytes | None) -> Fetched:
-        place = self._parts(url)
-        request = _request(place, authorization, body)
-        taken = _TAKEN if body is None else _TAKEN_OF_FORMS
-        host = place.host
-        until = time.monotonic() + self.longest_s
+    def _fetch(self, url: str, authorization: str, body: bytes | None) -> Fetched:
+        parts = self._parse(url)
+        request = _request(parts, authorization, body)
+        statuses = _STATUSES if body is None else _FORM_STATUSES
+        host = parts.host
+        deadline = time.monotonic() + self.longest_s
         try:
-            with _connected(self._addresses(place, until), place.port, until) as plain:
-                if place.scheme == "https":
+            with _connect(self._addresses(parts, deadline), parts.port, deadline) as plain:
+                if parts.scheme == "https":
                     tls = self.tls or ssl.create_default_context()
-                    plain.settimeout(_left(until))
-                    with tls.wrap_socket(plain, server_hostname=host) as line:
-                        return _asked(line, request, taken, until)
-                return _asked(plain, request, taken, until)
+                    plain.settimeout(_time_left(deadline))
+                    with tls.wrap_socket(plain, server_hostname=host) as connection:
+                        return _exchange(connection, request, statuses, deadline)
+                return _exchange(plain, request, statuses, deadline)
         except TimeoutError:
             raise KeySetUnavailable(
                 f"{host} did not answer within {self.longest_s:g} seconds."
@@ -164,104 +164,108 @@ class Fetch:
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise KeySetUnavailable(
-                f"{host} cannot be reached, or does not speak HTTP ({type(error).__name__})."
+                f"{host} can't be reached, or does not speak HTTP ({type(error).__name__})."
             ) from None
         except ValueError as error:
-            raise KeySetUnavailable(f"What {host} sent cannot be read: {error}") from None
+            raise KeySetUnavailable(f"The response of {host} can't be read: {error}") from None
 
-    def _parts(self, url: str) -> _Place:
-        """Take a URL apart; the text is checked first, for urlsplit drops tabs and line breaks."""
-        fault = KeySetUnavailable(
-            "The URL is none that is fetched: it begins with https:// and has no user name, "
+    def _parse(self, url: str) -> _Url:
+        """Parse a URL; the text is checked first, because urlsplit drops tabs and line breaks."""
+        invalid = KeySetUnavailable(
+            "The URL can't be fetched: it must begin with https:// and contain no user name, "
             "fragment, backslash or white space."
         )
-        if len(url) > _LONGEST_URL or not re.fullmatch(r"[!-~]+", url) or re.search(r"[\\#]", url):
-            raise fault
+        if (
+            len(url) > _MAX_URL_LENGTH
+            or not re.fullmatch(r"[!-~]+", url)
+            or re.search(r"[\\#]", url)
+        ):
+            raise invalid
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise fault from None
+            raise invalid from None
         schemes = ("https", "http") if self.private_allowed else ("https",)
         host = parts.hostname or ""
         if parts.scheme not in schemes or "@" in parts.netloc or not _HOST.fullmatch(host):
-            raise fault
+            raise invalid
         port = _PORTS[parts.scheme] if port is None else port
-        if not 1 <= port <= _LAST_PORT:
-            raise fault
+        if not 1 <= port <= _MAX_PORT:
+            raise invalid
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return _Place(parts.scheme, host, port, target)
+        return _Url(parts.scheme, host, port, target)
 
-    def _addresses(self, place: _Place, until: float) -> list[str]:
+    def _addresses(self, url: _Url, deadline: float) -> list[str]:
         """Return the addresses to try, all of them checked."""
-        host = place.host
-        found: list[str] = []
+        host = url.host
+        addresses: list[str] = []
 
-        def look_up() -> None:
+        def resolve() -> None:
             try:
-                found.extend(self.resolve(host, place.port))
+                addresses.extend(self.resolve(host, url.port))
             except (OSError, UnicodeError):
-                found.clear()
+                addresses.clear()
 
-        # The system's resolver knows no time limit; a thread that is not waited for may end late.
-        thread = threading.Thread(target=look_up, name="wardkey-resolve", daemon=True)
+        # The system's resolver has no timeout; an abandoned thread may end later.
+        thread = threading.Thread(target=resolve, name="wardkey-resolve", daemon=True)
         thread.start()
-        thread.join(_left(until))
+        thread.join(_time_left(deadline))
         if thread.is_alive():
             raise TimeoutError
-        if not found:
+        if not addresses:
             raise KeySetUnavailable(_UNREACHABLE.format(host=host))
-        if not self.private_allowed and not all(is_public(address) for address in found):
+        if not self.private_allowed and not all(is_public(address) for address in addresses):
             raise KeySetUnavailable(_UNREACHABLE.format(host=host))
-        return found[:_MOST_ADDRESSES]
+        return addresses[:_MAX_ADDRESSES]
 
 
-def _connected(addresses: list[str], port: int, until: float) -> socket.socket:
-    """Return a connection to the first address that answers, each given its part of the time."""
-    for place, address in enumerate(addresses):
+def _connect(addresses: list[str], port: int, deadline: float) -> socket.socket:
+    """Connect to the first address that answers; each gets an equal share of the time left."""
+    for index, address in enumerate(addresses):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        line = socket.socket(family, socket.SOCK_STREAM)
+        connection = socket.socket(family, socket.SOCK_STREAM)
         try:
-            line.settimeout(_left(until) / (len(addresses) - place))
-            line.connect((address, port))
+            connection.settimeout(_time_left(deadline) / (len(addresses) - index))
+            connection.connect((address, port))
         except OSError:
-            line.close()
-            if place == len(addresses) - 1:
+            connection.close()
+            if index == len(addresses) - 1:
                 raise
         else:
-            return line
+            return connection
     raise TimeoutError
 
 
-class _Bounded(io.RawIOBase):
-    """What comes over a connection, until a time and up to a size."""
+class _BoundedReader(io.RawIOBase):
+    """Reads from a connection, until a deadline and up to a size."""
 
-    def __init__(self, line: socket.socket, until: float) -> None:
-        self._line, self._until = line, until
-        self._bytes_left = _MOST_HEAD_BYTES + MOST_BYTES
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection, self._deadline = connection, deadline
+        self._bytes_left = _MAX_HEAD_BYTES + MAX_BYTES
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - typeshed's WriteableBuffer
-        self._line.settimeout(_left(self._until))
-        got = self._line.recv_into(buffer)
-        self._bytes_left -= got
+        self._connection.settimeout(_time_left(self._deadline))
+        count = self._connection.recv_into(buffer)
+        self._bytes_left -= count
         if self._bytes_left < 0:
-            raise ValueError(f"It is larger than {MOST_BYTES // 1024} KiB.")
-        return got
+            raise ValueError(f"It is larger than {MAX_BYTES // 1024} KiB.")
+        return count
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Stand in for the socket that http.client reads an answer from."""
+        """Stand in for the socket from which http.client reads a response."""
         return io.BufferedReader(self)
 
 
-def _request(place: _Place, authorization: str, body: bytes | None) -> bytes:
-    shown = f"[{place.host}]" if ":" in place.host else place.host
-    if place.port != _PORTS[place.scheme]:
-        shown = f"{shown}:{place.port}"
+def _request(url: _Url, authorization: str, body: bytes | None) -> bytes:
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    if url.port != _PORTS[url.scheme]:
+        host = f"{host}:{url.port}"
     head = (
-        f"{'GET' if body is None else 'POST'} {place.target} HTTP/1.1\r\nHost: {shown}\r\n"
+        f"{'GET' if body is None else 'POST'} {url.target} HTTP/1.1\r\nHost: {host}\r\n"
         "Accept: application/json\r\nAccept-Encoding: identity\r\nUser-Agent: wardkey\r\n"
         "Connection: close\r\n"
     )
@@ -272,33 +276,36 @@ def _request(place: _Place, authorization: str, body: bytes | None) -> bytes:
     return head.encode() + b"\r\n" + (body or b"")
 
 
-def _asked(line: socket.socket, request: bytes, taken: frozenset[int], until: float) -> Fetched:
-    line.settimeout(_left(until))
-    line.sendall(request)
+def _exchange(
+    connection: socket.socket, request: bytes, statuses: frozenset[int], deadline: float
+) -> Fetched:
+    connection.settimeout(_time_left(deadline))
+    connection.sendall(request)
     method = request.partition(b" ")[0].decode()
-    answer = http.client.HTTPResponse(_Bounded(line, until), method=method)  # type: ignore[arg-type]
-    answer.begin()
-    if answer.status not in taken:
-        raise ValueError(f"It answered {answer.status}, and redirects are not followed.")
-    if answer.getheader("Content-Encoding", "identity").lower() != "identity":
-        raise ValueError("It is compressed, which was not asked for.")
-    body = answer.read(MOST_BYTES + 1)
-    if len(body) > MOST_BYTES:
-        raise ValueError(f"It is larger than {MOST_BYTES // 1024} KiB.")
-    if answer.length:
+    reader: Any = _BoundedReader(connection, deadline)
+    response = http.client.HTTPResponse(reader, method=method)
+    response.begin()
+    if response.status not in statuses:
+        raise ValueError(f"It answered {response.status}; redirects are not followed.")
+    if response.getheader("Content-Encoding", "identity").lower() != "identity":
+        raise ValueError("It is compressed, although that was not requested.")
+    body = response.read(MAX_BYTES + 1)
+    if len(body) > MAX_BYTES:
+        raise ValueError(f"It is larger than {MAX_BYTES // 1024} KiB.")
+    if response.length:
         raise ValueError("It was cut off.")
-    return Fetched(read_object(body), _max_age(answer.getheader("Cache-Control", "")))
+    return Fetched(read_object(body), _max_age(response.getheader("Cache-Control", "")))
 
 
 def _max_age(header: str) -> int | None:
-    if _NEVER_KEPT.search(header):
+    if _NOT_CACHED.search(header):
         return 0
-    found = _MAX_AGE.search(header)
-    return int(found[1]) if found else None
+    match = _MAX_AGE.search(header)
+    return int(match[1]) if match else None
 
 
-def _left(until: float) -> float:
-    left = until - time.monotonic()
+def _time_left(deadline: float) -> float:
+    left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
     return left

@@ -1,4 +1,4 @@
-"""A publisher over MQTT 3.1.1 (OASIS Standard, 2014): QoS 0 and 1, many messages at once."""
+"""An MQTT 3.1.1 publisher (OASIS Standard, 2014): QoS 0 and 1, many messages in flight."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _QOS_1 = 0x02
 _CLEAN_USER_PASSWORD = 0b11000010
 _KEEP_ALIVE_S = 60
 _CONNECT_S = 5.0
-_LAST_ID = 0xFFFF
-_MOST_WAITING = 20_000
-_QUIET_BYTES = 1_048_576
-_LOOK_S = 1.0
-# In looks.
-_PING_EACH = 30
-_CONFIRM_WITHIN = 10
+_MAX_PACKET_ID = 0xFFFF
+_MAX_UNCONFIRMED = 20_000
+_WRITE_BUFFER_BYTES = 1_048_576
+_TICK_S = 1.0
+# In ticks.
+_PING_TICKS = 30
+_CONFIRM_TICKS = 10
 
-# Called once: with None when the broker acknowledged, else with why nobody can say.
+# Called once: with None if the broker acknowledged the message, else with the error.
 Done = Callable[[WardkeyError | None], None]
 
 
 class Publisher(asyncio.Protocol):
-    """One connection. What is sent in one turn of the event loop goes out in one write."""
+    """One connection; messages sent in one turn of the event loop go out in one write."""
 
     def __init__(
         self, host: str, port: int, client_id: str, tls: ssl.SSLContext | None = None
@@ -36,25 +36,25 @@ class Publisher(asyncio.Protocol):
         self._host, self._port, self._client_id, self._tls = host, port, client_id, tls
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self._welcome: asyncio.Future[int] = self._loop.create_future()
-        # Oldest first; with the look in which each was sent.
-        self._waiting: dict[int, tuple[Done, int]] = {}
-        self._next_id = self._looks = 0
+        self._connack: asyncio.Future[int] = self._loop.create_future()
+        # Oldest first, with the tick in which each was sent.
+        self._unconfirmed: dict[int, tuple[Done, int]] = {}
+        self._last_id = self._ticks = 0
         self._unsent: list[bytes] = []
         self._rest = b""
         self._paused: asyncio.Future[None] | None = None
         self._is_retired = False
-        self._looking: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_open(self) -> bool:
-        """Tell whether messages can be sent."""
+        """Return whether messages can be sent."""
         transport = self._transport
         return transport is not None and not self._is_retired and not transport.is_closing()
 
     @property
     def takes_more(self) -> bool:
-        """Tell whether the broker keeps up, so that a message need not wait to be sent."""
+        """Return whether the broker keeps up, so a message is sent without waiting."""
         return self._paused is None and self.is_open
 
     async def open(self, username: str, password: str) -> None:
@@ -66,7 +66,7 @@ class Publisher(asyncio.Protocol):
                 )
                 assert self._transport is not None  # noqa: S101 - connection_made was called
                 self._transport.write(_connect(self._client_id, username, password))
-                code = await self._welcome
+                code = await self._connack
         except (OSError, TimeoutError) as error:
             self.close()
             raise BrokerUnreachable from error
@@ -76,122 +76,125 @@ class Publisher(asyncio.Protocol):
         if code:
             self.close()
             raise BrokerUnreachable
-        self._looking = self._loop.call_later(_LOOK_S, self._look)
+        self._timer = self._loop.call_later(_TICK_S, self._tick)
 
     def send(self, topic: str, payload: bytes, done: Done | None, *, retain: bool) -> None:
-        """Send a message, with QoS 1 if somebody wants to be told when it is `done`.
+        """Send a message; with `done`, use QoS 1 and call it with the result.
 
         Raises `BrokerUnreachable` if nothing was sent.
         """
-        if not self.is_open or len(self._waiting) >= _MOST_WAITING:
+        if not self.is_open or len(self._unconfirmed) >= _MAX_UNCONFIRMED:
             raise BrokerUnreachable
         name = topic.encode()
         if done is None:
-            message = _framed(_PUBLISH | retain, pack(">H", len(name)), name, payload)
+            packet = _packet(_PUBLISH | retain, pack(">H", len(name)), name, payload)
         else:
-            number = self._take_id()
-            self._waiting[number] = done, self._looks
-            message = _framed(
+            packet_id = self._next_packet_id()
+            self._unconfirmed[packet_id] = done, self._ticks
+            packet = _packet(
                 _PUBLISH | _QOS_1 | retain,
-                pack(">H", len(name)), name, pack(">H", number), payload,
+                pack(">H", len(name)), name, pack(">H", packet_id), payload,
             )  # fmt: skip
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(message)
+        self._unsent.append(packet)
 
     async def drained(self) -> None:
-        """Wait until the broker has taken what was sent."""
+        """Wait until the broker keeps up again."""
         while self._paused is not None:
             await asyncio.shield(self._paused)
 
     def retire(self) -> None:
-        """Send nothing more; the connection ends when it waits for nothing."""
+        """Send nothing more; the connection ends once no acknowledgement is pending."""
         self._is_retired = True
 
     def close(self) -> None:
-        """End the connection; what is not acknowledged is unconfirmed."""
+        """Close the connection; messages not acknowledged are unconfirmed."""
         if self._transport is not None:
             self._flush()
             self._transport.close()
         self._end()
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - asyncio's transports
-        """Take the connection."""
+        """Store the transport."""
         self._transport = transport
-        transport.set_write_buffer_limits(_QUIET_BYTES)
+        transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        """Read acknowledgements; nothing else that comes to a publisher is as long as 128 bytes."""
+        """Read acknowledgements; every packet that a publisher receives is below 128 bytes."""
         data = self._rest + data
-        place, end = 0, len(data)
-        while end - place > 1:
-            kind, stop = data[place], place + 2 + data[place + 1]
-            if stop > end:
+        start, length = 0, len(data)
+        while length - start > 1:
+            kind, end = data[start], start + 2 + data[start + 1]
+            if end > length:
                 break
             if kind == _PUBACK:
-                waiting = self._waiting.pop(data[place + 2] << 8 | data[place + 3], None)
-                if waiting is not None:
-                    waiting[0](None)
-            elif kind == _CONNACK and not self._welcome.done():
-                self._welcome.set_result(data[place + 3])
-            place = stop
-        self._rest = data[place:]
+                entry = self._unconfirmed.pop(data[start + 2] << 8 | data[start + 3], None)
+                if entry is not None:
+                    entry[0](None)
+            elif kind == _CONNACK and not self._connack.done():
+                self._connack.set_result(data[start + 3])
+            start = end
+        self._rest = data[start:]
 
     def pause_writing(self) -> None:
-        """Note that the broker does not keep up."""
+        """Record that the broker does not keep up."""
         self._paused = self._loop.create_future()
 
     def resume_writing(self) -> None:
-        """Note that the broker keeps up again."""
+        """Record that the broker keeps up again."""
         paused, self._paused = self._paused, None
         if paused is not None:
             paused.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Tell everybody who waits."""
+        """Report pending messages as unconfirmed."""
         self._end()
 
-    def _take_id(self) -> int:
+    def _next_packet_id(self) -> int:
         while True:
-            self._next_id = self._next_id % _LAST_ID + 1
-            if self._next_id not in self._waiting:
-                return self._next_id
+            self._last_id = self._last_id % _MAX_PACKET_ID + 1
+            if self._last_id not in self._unconfirmed:
+                return self._last_id
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
         if unsent and self._transport is not None:
             self._transport.write(b"".join(unsent))
 
-    def _look(self) -> None:
-        """Give up what waits too long. Its number is not free then, so that this sends no more."""
-        self._looks += 1
-        if self._looks % _PING_EACH == 0 and self._transport is not None:
+    def _tick(self) -> None:
+        """Give up on messages that wait too long.
+
+        Their packet ids may still be in use at the broker, so this connection sends no more.
+        """
+        self._ticks += 1
+        if self._ticks % _PING_TICKS == 0 and self._transport is not None:
             self._transport.write(bytes([_PINGREQ, 0]))
-        for number, (done, since) in list(self._waiting.items()):
-            if self._looks - since <= _CONFIRM_WITHIN:
+        for packet_id, (done, since) in list(self._unconfirmed.items()):
+            if self._ticks - since <= _CONFIRM_TICKS:
                 break
             self._is_retired = True
-            del self._waiting[number]
+            del self._unconfirmed[packet_id]
             done(PublishUnconfirmed())
-        if self._is_retired and not self._waiting:
+        if self._is_retired and not self._unconfirmed:
             if self._paused is not None and self._transport is not None:
-                # Whoever takes nothing would not take what is left either.
+                # A broker that reads nothing would not read the rest either.
                 self._transport.abort()
             self.close()
         if self._transport is not None:
-            self._looking = self._loop.call_later(_LOOK_S, self._look)
+            self._timer = self._loop.call_later(_TICK_S, self._tick)
 
     def _end(self) -> None:
         self._transport = None
-        if self._looking is not None:
-            self._looking.cancel()
-        if not self._welcome.done():
-            self._welcome.set_exception(ConnectionResetError())
-            # Whoever would have asked may be gone.
-            self._welcome.exception()
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._connack.done():
+            self._connack.set_exception(ConnectionResetError())
+            # Mark it as retrieved: the task that awaited it may have been cancelled.
+            self._connack.exception()
         self.resume_writing()
-        waiting, self._waiting = self._waiting, {}
-        for done, _ in waiting.values():
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for done, _ in unconfirmed.values():
             done(PublishUnconfirmed())
 
 
@@ -199,16 +202,16 @@ def _connect(client_id: str, username: str, password: str) -> bytes:
     fields = (b"MQTT", client_id.encode(), username.encode(), password.encode())
     protocol, *rest = (pack(">H", len(text)) + text for text in fields)
     flags = pack(">BBH", 4, _CLEAN_USER_PASSWORD, _KEEP_ALIVE_S)
-    return _framed(_CONNECT, protocol, flags, *rest)
+    return _packet(_CONNECT, protocol, flags, *rest)
 
 
-def _framed(head: int, *parts: bytes) -> bytes:
-    left = sum(map(len, parts))
-    if left < 0x80:  # noqa: PLR2004 - a length of one byte
-        return b"".join((bytes((head, left)), *parts))
-    length = bytearray((head,))
+def _packet(first_byte: int, *parts: bytes) -> bytes:
+    length = sum(map(len, parts))
+    if length < 0x80:  # noqa: PLR2004 - a length of one byte
+        return b"".join((bytes((first_byte, length)), *parts))
+    header = bytearray((first_byte,))
     while True:
-        left, digit = left >> 7, left & 0x7F
-        length.append(digit | (0x80 if left else 0))
-        if not left:
-            return b"".join((length, *parts))
+        length, digit = length >> 7, length & 0x7F
+        header.append(digit | (0x80 if length else 0))
+        if not length:
+            return b"".join((header, *parts))

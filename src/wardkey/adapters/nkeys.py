@@ -1,4 +1,4 @@
-"""NKeys and the JWTs that NATS trusts: Ed25519 keys in base32, claims signed with them.
+"""NKeys and NATS JWTs: Ed25519 keys in base32, and claims signed with them.
 
 Follows github.com/nats-io/nkeys and github.com/nats-io/jwt (version 2 claims).
 """
@@ -23,7 +23,7 @@ _CRC_BYTES = 2
 
 
 class Role(IntEnum):
-    """The first letter of a public key, as the prefix byte that gives it: O, A, U, N."""
+    """The prefix byte of a public key; in base32 it gives the first letter O, A, U or N."""
 
     OPERATOR = 14 << 3
     ACCOUNT = 0
@@ -33,7 +33,7 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class NKey:
-    """A key pair; `public` is its text, 56 characters of base32."""
+    """A key pair; `public` is the public key as 56 characters of base32."""
 
     role: Role
     private: Ed25519PrivateKey = field(repr=False)
@@ -43,12 +43,12 @@ class NKey:
     def of(cls, role: Role, raw: bytes) -> NKey:
         """Return the key pair of a raw seed of 32 bytes."""
         private = Ed25519PrivateKey.from_private_bytes(raw)
-        shown = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-        return cls(role, private, _text(bytes([role]) + shown))
+        public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return cls(role, private, _text(bytes([role]) + public))
 
     @property
     def seed(self) -> str:
-        """The seed's text, which nats-py signs with; as secret as the key itself."""
+        """The seed as text, with which nats-py signs; as secret as the private key."""
         raw = self.private.private_bytes_raw()
         return _text(bytes([_SEED | (self.role >> 5), (self.role & 31) << 3]) + raw)
 
@@ -57,7 +57,7 @@ class NKey:
         return self.private.sign(data)
 
     def issue(self, subject: str, name: str, nats: dict[str, Any], **claims: Any) -> str:  # noqa: ANN401 - JSON
-        """Return a JWT about `subject` that this key signs; `claims` such as exp, aud."""
+        """Return a JWT about `subject`, signed with this key; `claims` adds claims such as exp."""
         body: dict[str, Any] = {
             "iat": claims.pop("iat"),
             "iss": self.public,
@@ -67,16 +67,16 @@ class NKey:
             **claims,
         }
         text = json.dumps(body, separators=(",", ":"))
-        name_of_it = base64.b32encode(sha256(text.encode()).digest()).decode().rstrip("=")
-        text = f'{text[:-1]},"jti":"{name_of_it}"}}'
+        jti = base64.b32encode(sha256(text.encode()).digest()).decode().rstrip("=")
+        text = f'{text[:-1]},"jti":"{jti}"}}'
         signed = f"{_HEAD}.{_base64url(text.encode())}"
         return f"{signed}.{_base64url(self.sign(signed.encode()))}"
 
 
-def verified(token: str) -> dict[str, Any]:
-    """Return the claims of a JWT whose issuer signed it; raises `ValueError` otherwise.
+def verify_jwt(token: str) -> dict[str, Any]:
+    """Return the claims of a JWT signed by its issuer; raises `ValueError` otherwise.
 
-    Whether the issuer is trusted is for the caller to say.
+    The caller must check that the issuer is trusted.
     """
     try:
         head, body, signature = token.split(".")
@@ -85,9 +85,9 @@ def verified(token: str) -> dict[str, Any]:
         key = _public(claims["iss"])
         key.verify(_raw(signature), f"{head}.{body}".encode())
     except (ValueError, KeyError, TypeError, InvalidSignature):
-        raise ValueError("That is no JWT that its issuer signed.") from None
+        raise ValueError("The text is not a JWT signed by its issuer.") from None
     if header.get("alg") != _HEADER["alg"]:
-        raise ValueError("That JWT is signed in another way.")
+        raise ValueError(f"The JWT's alg is not {_HEADER['alg']}.")
     return claims
 
 
@@ -99,8 +99,8 @@ def _public(text: str) -> Ed25519PublicKey:
 
 
 def _text(raw: bytes) -> str:
-    checked = raw + crc_hqx(raw, 0).to_bytes(_CRC_BYTES, "little")
-    return base64.b32encode(checked).decode().rstrip("=")
+    with_crc = raw + crc_hqx(raw, 0).to_bytes(_CRC_BYTES, "little")
+    return base64.b32encode(with_crc).decode().rstrip("=")
 
 
 def _base64url(raw: bytes) -> str:

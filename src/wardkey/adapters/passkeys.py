@@ -1,4 +1,4 @@
-"""What browsers are asked of passkeys, and their answers checked; nothing of it is kept here."""
+"""Creates WebAuthn options for browsers and verifies their responses; stores nothing."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from urllib.parse import urlsplit
 
 from wardkey.domain.errors import InvalidPasskey
 
-# webauthn is imported where it is used, because that is a quarter of a second of a start.
-_LONGEST = 20_000
+# webauthn is imported where it is used, because the import takes a quarter of a second.
+_MAX_RESPONSE_LENGTH = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """For which host passkeys are made, and on which origin's pages they are used."""
+    """The host for which passkeys are created, and the origin of the pages that use them."""
 
     host: str
     origin: str
 
     @classmethod
     def of(cls, public_url: str) -> Site | None:
-        """Return the site at a public URL; None where browsers take no passkeys."""
+        """Return the site at a public URL; None if browsers don't allow passkeys there."""
         url = urlsplit(public_url)
         host = url.hostname or ""
         try:
             ipaddress.ip_address(host)
         except ValueError:
-            fits = bool(host) and (url.scheme == "https" or host == "localhost")
-            return cls(host, f"{url.scheme}://{url.netloc}") if fits else None
-        # The standard takes names alone.
+            is_secure = bool(host) and (url.scheme == "https" or host == "localhost")
+            return cls(host, f"{url.scheme}://{url.netloc}") if is_secure else None
+        # WebAuthn requires a domain name.
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A checked answer; whether its challenge was ours, and is not spent, is for the caller."""
+    """A verified response; the caller must check that its challenge is ours and unused."""
 
     challenge: bytes
     credential_id: bytes
@@ -45,8 +45,10 @@ class Answer:
     public_key: bytes = b""
 
 
-def creation(site: Site, challenge: bytes, user_id: str, email: str, known: Sequence[bytes]) -> str:
-    """Return what `navigator.credentials.create` takes, as JSON."""
+def creation_options(
+    site: Site, challenge: bytes, user_id: str, email: str, existing_ids: Sequence[bytes]
+) -> str:
+    """Return the options for `navigator.credentials.create`, as JSON."""
     from webauthn import generate_registration_options, options_to_json
     from webauthn.helpers.structs import (
         AuthenticatorSelectionCriteria,
@@ -65,13 +67,13 @@ def creation(site: Site, challenge: bytes, user_id: str, email: str, known: Sequ
             resident_key=ResidentKeyRequirement.REQUIRED,
             user_verification=UserVerificationRequirement.REQUIRED,
         ),
-        exclude_credentials=[PublicKeyCredentialDescriptor(id=one) for one in known],
+        exclude_credentials=[PublicKeyCredentialDescriptor(id=raw_id) for raw_id in existing_ids],
     )
     return options_to_json(options)
 
 
-def request(site: Site, challenge: bytes) -> str:
-    """Return what `navigator.credentials.get` takes, as JSON; the person picks the passkey."""
+def request_options(site: Site, challenge: bytes) -> str:
+    """Return the options for `navigator.credentials.get`, as JSON; the user picks the passkey."""
     from webauthn import generate_authentication_options, options_to_json
     from webauthn.helpers.structs import UserVerificationRequirement
 
@@ -84,44 +86,44 @@ def request(site: Site, challenge: bytes) -> str:
 
 
 def check_creation(site: Site, text: str) -> Answer:
-    """Check the answer to `creation`; raises `InvalidPasskey`."""
+    """Verify the response to `creation_options`; raises `InvalidPasskey`."""
     from webauthn import verify_registration_response
     from webauthn.helpers import parse_client_data_json, parse_registration_credential_json
 
-    with _checking():
-        credential = parse_registration_credential_json(text[:_LONGEST])
+    with _webauthn_errors():
+        credential = parse_registration_credential_json(text[:_MAX_RESPONSE_LENGTH])
         challenge = parse_client_data_json(credential.response.client_data_json).challenge
-        made = verify_registration_response(
+        result = verify_registration_response(
             credential=credential,
             expected_challenge=challenge,
             expected_rp_id=site.host,
             expected_origin=site.origin,
             require_user_verification=True,
         )
-    return Answer(challenge, made.credential_id, made.sign_count, made.credential_public_key)
+    return Answer(challenge, result.credential_id, result.sign_count, result.credential_public_key)
 
 
-def named(text: str) -> tuple[bytes, str]:
-    """Return which passkey an answer to `request` is of, and whose; neither is checked yet.
+def read_credential_id(text: str) -> tuple[bytes, str]:
+    """Return the credential id and user id that a response names; neither is verified yet.
 
     Raises `InvalidPasskey`.
     """
     from webauthn.helpers import parse_authentication_credential_json
 
-    with _checking():
-        credential = parse_authentication_credential_json(text[:_LONGEST])
+    with _webauthn_errors():
+        credential = parse_authentication_credential_json(text[:_MAX_RESPONSE_LENGTH])
         return credential.raw_id, (credential.response.user_handle or b"").decode()
 
 
 def check_request(site: Site, text: str, public_key: bytes, sign_count: int) -> Answer:
-    """Check the answer to `request` against the known passkey; raises `InvalidPasskey`."""
+    """Verify the response to `request_options` with a known passkey; raises `InvalidPasskey`."""
     from webauthn import verify_authentication_response
     from webauthn.helpers import parse_authentication_credential_json, parse_client_data_json
 
-    with _checking():
-        credential = parse_authentication_credential_json(text[:_LONGEST])
+    with _webauthn_errors():
+        credential = parse_authentication_credential_json(text[:_MAX_RESPONSE_LENGTH])
         challenge = parse_client_data_json(credential.response.client_data_json).challenge
-        shown = verify_authentication_response(
+        result = verify_authentication_response(
             credential=credential,
             expected_challenge=challenge,
             expected_rp_id=site.host,
@@ -130,15 +132,15 @@ def check_request(site: Site, text: str, public_key: bytes, sign_count: int) -> 
             credential_current_sign_count=sign_count,
             require_user_verification=True,
         )
-    return Answer(challenge, shown.credential_id, shown.new_sign_count)
+    return Answer(challenge, result.credential_id, result.new_sign_count)
 
 
 @contextmanager
-def _checking() -> Iterator[None]:
+def _webauthn_errors() -> Iterator[None]:
     from webauthn.helpers.exceptions import WebAuthnException
 
     try:
         yield
-    # The last three are what the library lets through of odd answers, besides its own.
+    # For malformed responses the library also raises the last three.
     except (WebAuthnException, ValueError, KeyError, TypeError):
         raise InvalidPasskey from None

@@ -1,4 +1,4 @@
-"""The bridge's connections to the broker, one for each account that publishes."""
+"""The bridge's MQTT connections to the broker, one for each account that publishes."""
 
 from __future__ import annotations
 
@@ -17,163 +17,166 @@ from wardkey.domain.errors import BrokerFull, BrokerUnreachable, WardkeyError
 
 Account = tuple[str, str]
 
-# The user name of the connections that are ours.
+# The user name of Wardkey's own connections.
 BRIDGE = "wardkey-bridge"
-_LASTS_S = 3_600
-# Another connection takes over long before the broker ends this one.
-_TAKE_OVER_S = 3_000
+_TOKEN_LIFETIME_S = 3_600
+# A connection is replaced well before its token expires.
+_REPLACE_AFTER_S = 3_000
 _IDLE_S = 300
-_ROOM_S = 10.0
-# What is on its way may still be written; without any room the broker acknowledges retained
+_DRAIN_TIMEOUT_S = 10.0
+# Messages in flight still have to be written. On a full disk the broker acknowledges retained
 # messages that it could not store.
-_LEAST_ROOM = 64 * 1_048_576
+_MIN_FREE_BYTES = 64 * 1_048_576
 
 
 @dataclass(slots=True)
-class _Open:
+class _Connection:
     publisher: Publisher
-    since: float
-    used: float
+    opened_at: float
+    used_at: float
+
+    def is_usable(self, now: float) -> bool:
+        return self.publisher.is_open and now - self.opened_at < _REPLACE_AFTER_S
 
 
 @dataclass(slots=True)
 class Publishers:
-    """Connections opened when they are first needed, and closed when nobody publishes."""
+    """Connections opened at first use and closed when idle."""
 
     link: BrokerLink
-    # Of the nodes of one broker; any will do.
+    # Of the nodes of one broker; any of them works.
     addresses: Sequence[tuple[str, int]]
     name: str
-    # Whom to trust, asked for each connection.
+    # Returns the TLS settings; called for each connection.
     tls: Callable[[], ssl.SSLContext] | None = None
-    # The folder in which a broker on this machine keeps what it stores.
+    # The storage folder of a broker on this machine.
     folder: Path | None = None
     _count: int = 0
     _node: int = 0
-    _open: dict[Account, _Open] = field(default_factory=dict)
+    _connections: dict[Account, _Connection] = field(default_factory=dict)
     _locks: defaultdict[Account, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
     )
 
     def is_ready(self, account: Account) -> bool:
-        """Tell whether a message would be sent at once, so that `send` may be called."""
-        held = self._open.get(account)
+        """Return whether a message would be sent at once, which `send` requires."""
+        connection = self._connections.get(account)
         return (
-            held is not None
-            and held.publisher.takes_more
-            and time.monotonic() - held.since < _TAKE_OVER_S
+            connection is not None
+            and connection.publisher.takes_more
+            and time.monotonic() - connection.opened_at < _REPLACE_AFTER_S
         )
 
     def send(
         self, account: Account, topic: str, payload: bytes, done: Done | None, *, retain: bool
     ) -> None:
-        """Send over the account's open connection, with QoS 1 if `done` is to be told.
+        """Send over the account's open connection; with `done`, use QoS 1.
 
         Raises `BrokerUnreachable` or `BrokerFull` if nothing was sent.
         """
-        self._check_room()
-        held = self._open[account]
-        held.used = time.monotonic()
-        held.publisher.send(topic, payload, done, retain=retain)
+        self._check_disk_space()
+        connection = self._connections[account]
+        connection.used_at = time.monotonic()
+        connection.publisher.send(topic, payload, done, retain=retain)
 
     async def publish(
         self, account: Account, topic: str, payload: bytes, qos: int, *, retain: bool
     ) -> None:
-        """Publish for an organization's environment.
+        """Publish a message for a tenant scope.
 
         Raises `BrokerUnreachable` or `BrokerFull` if nothing was sent, `PublishUnconfirmed` if
-        nobody can say.
+        that is unknown.
         """
-        self._check_room()
-        publisher = await self._take(account)
+        self._check_disk_space()
+        publisher = await self._get(account)
         try:
-            async with asyncio.timeout(_ROOM_S):
+            async with asyncio.timeout(_DRAIN_TIMEOUT_S):
                 await publisher.drained()
         except TimeoutError:
             raise BrokerUnreachable from None
         if qos == 0:
             publisher.send(topic, payload, None, retain=retain)
             return
-        confirmed: asyncio.Future[WardkeyError | None] = asyncio.get_running_loop().create_future()
+        result: asyncio.Future[WardkeyError | None] = asyncio.get_running_loop().create_future()
 
-        def done(failure: WardkeyError | None) -> None:
-            if not confirmed.done():
-                confirmed.set_result(failure)
+        def done(error: WardkeyError | None) -> None:
+            if not result.done():
+                result.set_result(error)
 
         publisher.send(topic, payload, done, retain=retain)
-        failure = await confirmed
-        if failure is not None:
-            raise failure
+        error = await result
+        if error is not None:
+            raise error
 
     async def close(self) -> None:
-        """End every connection."""
-        for held in self._open.values():
-            held.publisher.close()
-        self._open.clear()
+        """Close every connection."""
+        for connection in self._connections.values():
+            connection.publisher.close()
+        self._connections.clear()
 
-    def _check_room(self) -> None:
-        """Raise `BrokerFull` where the broker might no longer store what it acknowledges."""
+    def _check_disk_space(self) -> None:
+        """Raise `BrokerFull` if the broker might acknowledge messages that it can't store."""
         if self.folder is None:
             return
         try:
             disk = os.statvfs(self.folder)
         except OSError as error:
             raise BrokerFull from error
-        if disk.f_bavail * disk.f_frsize < _LEAST_ROOM:
+        if disk.f_bavail * disk.f_frsize < _MIN_FREE_BYTES:
             raise BrokerFull
 
-    async def _take(self, account: Account) -> Publisher:
+    async def _get(self, account: Account) -> Publisher:
         now = time.monotonic()
-        held = self._open.get(account)
-        if held is not None and held.publisher.is_open and now - held.since < _TAKE_OVER_S:
-            held.used = now
-            return held.publisher
+        connection = self._connections.get(account)
+        if connection is not None and connection.is_usable(now):
+            connection.used_at = now
+            return connection.publisher
         async with self._locks[account]:
-            held = self._open.get(account)
-            if held is None or not held.publisher.is_open or now - held.since >= _TAKE_OVER_S:
-                held = await self._connect(account)
-            held.used = now
-            return held.publisher
+            connection = self._connections.get(account)
+            if connection is None or not connection.is_usable(now):
+                connection = await self._connect(account)
+            connection.used_at = now
+            return connection.publisher
 
-    async def _connect(self, account: Account) -> _Open:
+    async def _connect(self, account: Account) -> _Connection:
         org_id, environment = account
         await self.link.put_account(org_id, environment)
-        # A name of its own, or the broker would end the connection that this one takes over from.
+        # A unique client id, or the broker would close the connection that this one replaces.
         self._count += 1
         name = f"{BRIDGE}-{self.name}-{self._count}"
-        token = self.link.bridge_token(*account, BRIDGE, _LASTS_S)
+        token = self.link.bridge_token(*account, BRIDGE, _TOKEN_LIFETIME_S)
         publisher = await self.connect(name, token)
-        before = self._open.get(account)
+        before = self._connections.get(account)
         now = time.monotonic()
-        opened = self._open[account] = _Open(publisher, now, now)
+        connection = self._connections[account] = _Connection(publisher, now, now)
         if before is not None:
             before.publisher.retire()
-        self._close_once_idle(account, opened)
-        return opened
+        self._close_once_idle(account, connection)
+        return connection
 
-    def _close_once_idle(self, account: Account, held: _Open) -> None:
-        """Look when it may be idle for long enough, and again as long as it is not."""
-        if self._open.get(account) is not held:
+    def _close_once_idle(self, account: Account, connection: _Connection) -> None:
+        """Close a connection once it was idle for long enough; checks again until then."""
+        if self._connections.get(account) is not connection:
             return
-        left = held.used + _IDLE_S - time.monotonic()
+        left = connection.used_at + _IDLE_S - time.monotonic()
         if left > 0:
-            asyncio.get_running_loop().call_later(left, self._close_once_idle, account, held)
+            asyncio.get_running_loop().call_later(left, self._close_once_idle, account, connection)
             return
-        del self._open[account]
-        held.publisher.retire()
+        del self._connections[account]
+        connection.publisher.retire()
 
     async def connect(self, client_id: str, token: str) -> Publisher:
-        """Return a connection to the first node that takes one, the last one's node first.
+        """Connect to the first node that accepts; the node used last is tried first.
 
         Raises `BrokerUnreachable`.
         """
         for turn in range(len(self.addresses)):
-            at = (self._node + turn) % len(self.addresses)
-            publisher = Publisher(*self.addresses[at], client_id, self.tls and self.tls())
+            index = (self._node + turn) % len(self.addresses)
+            publisher = Publisher(*self.addresses[index], client_id, self.tls and self.tls())
             try:
                 await publisher.open(BRIDGE, token)
             except BrokerUnreachable:
                 continue
-            self._node = at
+            self._node = index
             return publisher
         raise BrokerUnreachable

@@ -1,4 +1,4 @@
-"""Retained messages of an account, read from the stream in which the broker keeps them."""
+"""Reads an account's retained messages from the stream in which the broker stores them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from wardkey.domain.topics import from_subject, to_subjects
 _STREAM = "$MQTT_rmsgs"
 _SUBJECT = "$MQTT.rmsgs."
 _NO_STREAM = 10_059
-_ANSWER_S = 2.0
-_AT_ONCE, _TOPICS_AT_ONCE = 16, 500
-# A page ends after the message that reaches this.
-_MOST_BYTES = 4_194_304
-# All that reading takes of the broker, for a minute.
-_ASKED = tuple(
+_REQUEST_TIMEOUT_S = 2.0
+_MESSAGE_BATCH, _TOPIC_BATCH = 16, 500
+# A page ends after the message that reaches this size.
+_MAX_BYTES = 4_194_304
+# The only subjects to which reading has to publish.
+_API_SUBJECTS = tuple(
     f"$JS.API.CONSUMER.{name}" for name in (f"CREATE.{_STREAM}", f"MSG.NEXT.{_STREAM}.>")
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """A retained message; `place` orders them by when they came, `at` in epoch milliseconds."""
+    """A retained message; `place` is its position in the stream, `at` is in epoch milliseconds."""
 
     place: int
     topic: str
@@ -47,14 +47,14 @@ async def list_retained(
 
     Raises `BrokerUnreachable`.
     """
-    found: list[Retained] = []
+    page: list[Retained] = []
     size = 0
     async with aclosing(_read(link, account, pattern, after, payloads=True)) as messages:
         async for message in messages:
-            if len(found) == limit or size >= _MOST_BYTES:
-                return found, True
+            if len(page) == limit or size >= _MAX_BYTES:
+                return page, True
             flags = int((message.headers or {}).get("Nmqtt-RFlags", "0"))
-            found.append(
+            page.append(
                 Retained(
                     message.metadata.sequence.stream,
                     _topic(message),
@@ -64,7 +64,7 @@ async def list_retained(
                 )
             )
             size += len(message.data)
-    return found, False
+    return page, False
 
 
 async def retained_topics(
@@ -74,24 +74,24 @@ async def retained_topics(
 
     Raises `BrokerUnreachable`.
     """
-    found: list[str] = []
+    topics: list[str] = []
     async with aclosing(_read(link, account, pattern, 0, payloads=False)) as messages:
         async for message in messages:
-            if len(found) == limit:
-                return found, True
+            if len(topics) == limit:
+                return topics, True
             topic = _topic(message)
-            # A client may have published to `a/*`, whose subject reads like `a/+`; to publish to
-            # that would end the bridge's connection.
+            # A client may have published to `a/*`, whose subject reads like `a/+`; publishing to
+            # `a/+` would end the bridge's connection.
             if not set("+#") & set(topic):
-                found.append(topic)
-    return found, False
+                topics.append(topic)
+    return topics, False
 
 
 async def _read(
     link: BrokerLink, account: Account, pattern: str, after: int, *, payloads: bool
 ) -> AsyncGenerator[Msg]:
-    """Yield what the stream holds, through a consumer that the broker forgets by itself."""
-    wanted = {
+    """Yield the stream's messages, through a consumer that the broker removes when idle."""
+    consumer_request = {
         "stream_name": _STREAM,
         "config": {
             "deliver_policy": "by_start_sequence",
@@ -104,31 +104,33 @@ async def _read(
         },
     }
     with broker_errors():
-        async with link.account_client(account, _ASKED) as client:
-            made = await _asked(client, f"$JS.API.CONSUMER.CREATE.{_STREAM}", wanted)
-            if made.get("error", {}).get("err_code") == _NO_STREAM:
-                # Nobody of this account has used MQTT yet.
+        async with link.account_client(account, _API_SUBJECTS) as client:
+            consumer = await _request(
+                client, f"$JS.API.CONSUMER.CREATE.{_STREAM}", consumer_request
+            )
+            if consumer.get("error", {}).get("err_code") == _NO_STREAM:
+                # MQTT was never used in this account.
                 return
-            if "name" not in made:
+            if "name" not in consumer:
                 raise BrokerUnreachable
             inbox = client.new_inbox()
-            waiting = await client.subscribe(inbox)
-            batch = _AT_ONCE if payloads else _TOPICS_AT_ONCE
-            ask = json.dumps({"batch": batch, "no_wait": True}).encode()
+            subscription = await client.subscribe(inbox)
+            batch = _MESSAGE_BATCH if payloads else _TOPIC_BATCH
+            next_request = json.dumps({"batch": batch, "no_wait": True}).encode()
             while True:
-                subject = f"$JS.API.CONSUMER.MSG.NEXT.{_STREAM}.{made['name']}"
-                await client.publish(subject, ask, reply=inbox)
+                subject = f"$JS.API.CONSUMER.MSG.NEXT.{_STREAM}.{consumer['name']}"
+                await client.publish(subject, next_request, reply=inbox)
                 for _ in range(batch):
-                    message = await waiting.next_msg(_ANSWER_S)
+                    message = await subscription.next_msg(_REQUEST_TIMEOUT_S)
                     if "Status" in (message.headers or {}):
                         return
                     yield message
 
 
-async def _asked(client: Client, subject: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    told = await client.request(subject, json.dumps(wanted).encode(), timeout=_ANSWER_S)
-    answer: dict[str, Any] = json.loads(told.data)
-    return answer
+async def _request(client: Client, subject: str, body: dict[str, Any]) -> dict[str, Any]:
+    message = await client.request(subject, json.dumps(body).encode(), timeout=_REQUEST_TIMEOUT_S)
+    response: dict[str, Any] = json.loads(message.data)
+    return response
 
 
 def _topic(message: Msg) -> str:

@@ -1,4 +1,4 @@
-"""The deployment's OIDC issuer: where it sends people, and what it says of whoever comes back.
+"""The client of the deployment's OIDC issuer: authorization URLs and verified ID token claims.
 
 The authorization code flow with PKCE (OpenID Connect Core 1.0 §3.1, RFC 7636, RFC 9207).
 """
@@ -20,32 +20,33 @@ from wardkey.adapters.tokens import parse_token, verify_token
 from wardkey.domain.errors import InvalidToken, KeySetUnavailable, SignInFailed, TokenExpired
 from wardkey.domain.providers import ALGORITHMS, KeySource, ProviderKind, TokenRules
 
-# Where the issuer sends people back to, below the public URL.
+# The path of the redirect URI, below the public URL.
 CALLBACK = "/sign-in/oidc/callback"
 SCOPE = "openid email profile"
-KEPT_S = 600
-# How long a failure stands before the next attempt.
+MAX_AGE_S = 600
+# After a failure, wait this long before the next attempt.
 RETRY_S = 5
-_LONGEST_TOLD = 200
+_MAX_QUOTE_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """What the discovery document says; `by_header` is how the client shows its secret."""
+    """The discovery document's values; with `by_header` the client sends its secret in a header."""
 
     authorization: str
     token: str
     userinfo: str
     keys: KeySource
     by_header: bool
-    names_itself: bool
+    sends_issuer: bool
 
 
 @dataclass(slots=True)
 class SignInIssuer:
-    """The issuer that the operator chose, asked by this process; every call may wait for it.
+    """The issuer that the operator configured; every call may block on a request to it.
 
-    `secret` is empty for a public client. All raise `KeySetUnavailable` where it does not answer.
+    `secret` is empty for a public client. Every method raises `KeySetUnavailable` if the issuer
+    can't be reached.
     """
 
     issuer: str
@@ -56,22 +57,23 @@ class SignInIssuer:
     fetch: Fetch
     clock: Callable[[], float] = time.monotonic
     keys: KeySets = field(init=False)
-    _known: Endpoints | None = None
-    _fault: str = ""
-    _again_at: float = float("-inf")
-    _asking: threading.Lock = field(default_factory=threading.Lock)
+    _endpoints: Endpoints | None = None
+    _error: str = ""
+    _refresh_at: float = float("-inf")
+    _fetching: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Keep its keys as those of providers are."""
+        """Cache its keys like those of providers."""
         self.keys = KeySets(self.fetch.get, self.clock)
 
-    def address(self, state: str, nonce: str, verifier: str, max_age_s: int) -> str:
-        """Return where the browser goes.
+    def authorization_url(self, state: str, nonce: str, verifier: str, max_age_s: int) -> str:
+        """Return the URL to which the browser is redirected.
 
-        Whoever signed in there more than `max_age_s` ago is asked anew; with 0 everybody.
+        Users who signed in there more than `max_age_s` seconds ago must sign in again; with 0,
+        all users must.
         """
         digest = hashlib.sha256(verifier.encode()).digest()
-        asked = {
+        query = {
             "client_id": self.client_id,
             "redirect_uri": self.redirect_uri,
             "response_type": "code",
@@ -83,20 +85,20 @@ class SignInIssuer:
             "max_age": str(max_age_s),
             **({} if max_age_s else {"prompt": "login"}),
         }
-        there = self.endpoints().authorization
-        return f"{there}{'&' if '?' in there else '?'}{urlencode(asked)}"
+        url = self.endpoints().authorization
+        return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}"
 
-    def check_named(self, told: str) -> None:
-        """Refuse an answer that another issuer sent (RFC 9207); raises `SignInFailed`."""
-        if told != self.issuer and (told or self.endpoints().names_itself):
-            raise SignInFailed("The answer is another issuer's; sign in again.")
+    def check_issuer(self, issuer: str) -> None:
+        """Reject a response from another issuer (RFC 9207); raises `SignInFailed`."""
+        if issuer != self.issuer and (issuer or self.endpoints().sends_issuer):
+            raise SignInFailed("The response came from another issuer; sign in again.")
 
     def claims(self, code: str, verifier: str, now_s: float) -> dict[str, Any]:
-        """Return the claims of the ID token that a code is good for, its signature proven.
+        """Exchange a code for an ID token, and return its verified claims.
 
-        What only the userinfo endpoint tells of the address is among them. Raises `SignInFailed`.
+        Without an e-mail claim, the userinfo endpoint's is added. Raises `SignInFailed`.
         """
-        at = self.endpoints()
+        endpoints = self.endpoints()
         form = {
             "grant_type": "authorization_code",
             "code": code,
@@ -104,78 +106,78 @@ class SignInIssuer:
             "code_verifier": verifier,
         }
         authorization = ""
-        if self.secret and at.by_header:
-            # RFC 6749 §2.3.1 encodes both before they are joined.
+        if self.secret and endpoints.by_header:
+            # RFC 6749 §2.3.1: both are encoded before they are joined.
             pair = f"{quote(self.client_id, safe='')}:{quote(self.secret, safe='')}"
             authorization = f"Basic {base64.b64encode(pair.encode()).decode()}"
         else:
             form |= {"client_id": self.client_id}
             form |= {"client_secret": self.secret} if self.secret else {}
-        answer = self.fetch.post(at.token, form, authorization)
-        if "error" in answer:
+        response = self.fetch.post(endpoints.token, form, authorization)
+        if "error" in response:
             raise SignInFailed(
-                f"{self.name} did not accept the sign-in ({shown(answer['error'])}); try again, "
-                "and if it stays so tell the operator."
+                f"{self.name} rejected the sign-in ({printable(response['error'])}); try again, "
+                "and tell the operator if it keeps failing."
             )
-        text = answer.get("id_token")
+        text = response.get("id_token")
         if not isinstance(text, str):
             raise SignInFailed(f"{self.name} sent no ID token; tell the operator.")
         rules = TokenRules(
             ProviderKind.OIDC,
             self.issuer,
-            at.keys,
+            endpoints.keys,
             frozenset(ALGORITHMS),
             (self.client_id,),
         )
+        keys_of = self.keys.keys_of("", endpoints.keys)
         try:
-            told = verify_token(parse_token(text), rules, self.keys.keys_of("", at.keys), now_s)
-        except (InvalidToken, TokenExpired) as failure:
-            raise SignInFailed(
-                f"{self.name}'s ID token is not accepted: {failure.detail}"
-            ) from None
-        if "email" in told or not at.userinfo:
-            return told
-        return {**self._more(at.userinfo, answer.get("access_token"), told.get("sub")), **told}
+            claims = verify_token(parse_token(text), rules, keys_of, now_s)
+        except (InvalidToken, TokenExpired) as error:
+            raise SignInFailed(f"{self.name}'s ID token was rejected: {error.detail}") from None
+        if "email" in claims or not endpoints.userinfo:
+            return claims
+        access_token = response.get("access_token")
+        return {**self._user_info(endpoints.userinfo, access_token, claims.get("sub")), **claims}
 
-    def _more(self, url: str, token: object, subject: object) -> dict[str, Any]:
-        """Return what the userinfo endpoint tells of the address (OpenID Connect Core 1.0 §5.3)."""
+    def _user_info(self, url: str, token: object, subject: object) -> dict[str, Any]:
+        """Return the e-mail claims of the userinfo endpoint (OpenID Connect Core 1.0 §5.3)."""
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             return {}
-        told = self.fetch.get(url, f"Bearer {token}").document
-        if told.get("sub") != subject:
-            raise SignInFailed(f"{self.name} tells of somebody else; sign in again.")
-        return {name: told[name] for name in ("email", "email_verified") if name in told}
+        claims = self.fetch.get(url, f"Bearer {token}").document
+        if claims.get("sub") != subject:
+            raise SignInFailed(f"{self.name} returned another user's claims; sign in again.")
+        return {name: claims[name] for name in ("email", "email_verified") if name in claims}
 
     def endpoints(self) -> Endpoints:
-        """Return what the issuer's discovery document says, asked anew every ten minutes."""
-        with self._asking:
+        """Return the discovery document's values, fetched again after ten minutes."""
+        with self._fetching:
             now = self.clock()
-            if now < self._again_at:
-                if self._known is not None:
-                    return self._known
-                raise KeySetUnavailable(self._fault, retry_after_s=RETRY_S)
+            if now < self._refresh_at:
+                if self._endpoints is not None:
+                    return self._endpoints
+                raise KeySetUnavailable(self._error, retry_after_s=RETRY_S)
             try:
-                self._known = self._discovered()
-            except KeySetUnavailable as failure:
-                # What was known is used on, so that a short failure keeps nobody out.
-                self._again_at = now + RETRY_S
-                self._fault = f"{self.name} cannot be asked. {failure.detail}"
-                if self._known is None:
-                    raise KeySetUnavailable(self._fault, retry_after_s=RETRY_S) from None
+                self._endpoints = self._discover()
+            except KeySetUnavailable as error:
+                # Keep using the known endpoints, so a short outage blocks no sign-ins.
+                self._refresh_at = now + RETRY_S
+                self._error = f"{self.name} can't be reached. {error.detail}"
+                if self._endpoints is None:
+                    raise KeySetUnavailable(self._error, retry_after_s=RETRY_S) from None
             else:
-                self._again_at = now + KEPT_S
-            return self._known
+                self._refresh_at = now + MAX_AGE_S
+            return self._endpoints
 
-    def _discovered(self) -> Endpoints:
+    def _discover(self) -> Endpoints:
         url = f"{self.issuer.rstrip('/')}/.well-known/openid-configuration"
-        told = self.fetch.get(url).document
-        if told.get("issuer") != self.issuer:
+        document = self.fetch.get(url).document
+        if document.get("issuer") != self.issuer:
             raise KeySetUnavailable(
-                f"The discovery document names another issuer than {self.issuer}; the two are "
+                f"The discovery document names another issuer, not {self.issuer}; the two are "
                 "compared character by character."
             )
-        named = {
-            name: told[name] if isinstance(told.get(name), str) else ""
+        urls = {
+            name: document[name] if isinstance(document.get(name), str) else ""
             for name in (
                 "authorization_endpoint",
                 "token_endpoint",
@@ -185,19 +187,19 @@ class SignInIssuer:
         }
         scheme = f"{self.issuer.partition(':')[0]}://"
         for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
-            if not named[name].startswith(("https://", scheme)):
+            if not urls[name].startswith(("https://", scheme)):
                 raise KeySetUnavailable(f"The discovery document has no {name} with {scheme}.")
-        methods = told.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+        methods = document.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
         return Endpoints(
-            named["authorization_endpoint"],
-            named["token_endpoint"],
-            named["userinfo_endpoint"],
-            KeySource(named["jwks_uri"]),
+            urls["authorization_endpoint"],
+            urls["token_endpoint"],
+            urls["userinfo_endpoint"],
+            KeySource(urls["jwks_uri"]),
             not isinstance(methods, list) or "client_secret_basic" in methods,
-            told.get("authorization_response_iss_parameter_supported") is True,
+            document.get("authorization_response_iss_parameter_supported") is True,
         )
 
 
-def shown(text: object) -> str:
-    """Return a word of the issuer's as it can stand in a sentence."""
-    return str(text)[:_LONGEST_TOLD].encode("unicode_escape").decode("ascii")
+def printable(text: object) -> str:
+    """Return text from the issuer escaped and shortened, to quote it in a sentence."""
+    return str(text)[:_MAX_QUOTE_LENGTH].encode("unicode_escape").decode("ascii")

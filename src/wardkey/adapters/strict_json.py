@@ -1,4 +1,4 @@
-"""JSON objects of strangers, read strictly: one meaning, and bounds on what reading them costs."""
+"""Parses untrusted JSON objects strictly: one meaning, bounded cost."""
 
 from __future__ import annotations
 
@@ -6,49 +6,49 @@ import json
 import re
 from typing import Any, NoReturn
 
-# A closing quote may be missing, so that an unclosed text is passed over once and not tried anew.
-_MARKS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
-_DEEPEST = 16
-_LONGEST_INT = 20
+# The closing quote is optional, so an unclosed string is scanned once, not retried per character.
+_TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
+_MAX_DEPTH = 16
+_MAX_INT_DIGITS = 20
 
 
-def read_object(raw: bytes, deepest: int = _DEEPEST) -> dict[str, Any]:
+def read_object(raw: bytes, max_depth: int = _MAX_DEPTH) -> dict[str, Any]:
     """Return the JSON object in `raw`; raises `ValueError` with a sentence.
 
-    Refused are text that is no UTF-8, names that come twice, lone surrogates, NaN and infinities,
-    and more than `deepest` levels.
+    Text that is not UTF-8, duplicate names, lone surrogates, NaN, infinities, and more than
+    `max_depth` levels are rejected.
     """
     try:
         text = raw.decode()
     except UnicodeDecodeError:
         raise ValueError("It is not UTF-8.") from None
-    # Counting is enough for most; only what could be too deep is looked at mark by mark.
-    if text.count("{") + text.count("[") > deepest and _depth(text) > deepest:
-        raise ValueError(f"It has more than {deepest} levels.")
+    # Counting brackets is enough for most texts; only one that could be too deep is scanned.
+    if text.count("{") + text.count("[") > max_depth and _depth(text) > max_depth:
+        raise ValueError(f"It has more than {max_depth} levels.")
     try:
-        made = _DECODER.decode(text)
+        value = _DECODER.decode(text)
     except json.JSONDecodeError:
         raise ValueError("It is not JSON.") from None
-    if not isinstance(made, dict):
+    if not isinstance(value, dict):
         raise ValueError("It is not a JSON object.")  # noqa: TRY004 - bad input
     if "\\u" in text:
         try:
-            json.dumps(made, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise ValueError("It has half a surrogate pair.") from None
-    return made
+            raise ValueError("It contains half a surrogate pair.") from None
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("It has a name twice.")
-    return made
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("It contains a name twice.")
+    return members
 
 
 def _int(digits: str) -> int:
-    if len(digits) > _LONGEST_INT:
-        raise ValueError(f"It has a number of more than {_LONGEST_INT} digits.")
+    if len(digits) > _MAX_INT_DIGITS:
+        raise ValueError(f"It contains a number with more than {_MAX_INT_DIGITS} digits.")
     return int(digits)
 
 
@@ -57,16 +57,16 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _depth(text: str) -> int:
-    deepest = depth = 0
-    for found in _MARKS.finditer(text):
-        mark = found[0][0]
-        if mark in "[{":
+    max_depth = depth = 0
+    for match in _TOKENS.finditer(text):
+        first = match[0][0]
+        if first in "[{":
             depth += 1
-            deepest = max(deepest, depth)
-        elif mark in "]}":
+            max_depth = max(max_depth, depth)
+        elif first in "]}":
             depth -= 1
-    return deepest
+    return max_depth
 
 
-# json.loads would make one each time, which takes longer than reading a token.
+# json.loads would create a decoder for each call, which takes longer than parsing a token.
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse, parse_int=_int)

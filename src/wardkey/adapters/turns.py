@@ -1,4 +1,4 @@
-"""Turns of tasks that are judged a few at a time, in an order that is fair to addresses."""
+"""Limits concurrent tasks, and queues the others fairly by network address."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from wardkey.domain.fair_queue import FairQueue
 
 
 class Turns:
-    """At most `at_once` tasks have a turn; of at most `most` that wait, addresses go in turn."""
+    """At most `max_running` tasks run; at most `max_waiting` wait, round-robin by network."""
 
-    def __init__(self, at_once: int, most: int) -> None:
-        self._free = at_once
-        self._waiting = FairQueue[asyncio.Future[None]](most)
+    def __init__(self, max_running: int, max_waiting: int) -> None:
+        self._free = max_running
+        self._waiting = FairQueue[asyncio.Future[None]](max_waiting)
 
     @asynccontextmanager
-    async def taken(self, address: str) -> AsyncIterator[None]:
+    async def take(self, address: str) -> AsyncIterator[None]:
         """Wait for a turn and hold it during the block.
 
-        Raises `Overloaded` where too many wait, and this address has the most of them.
+        Raises `Overloaded` if too many tasks wait and this address's network has the most of them.
         """
         await self._wait(address)
         try:

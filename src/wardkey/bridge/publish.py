@@ -1,4 +1,4 @@
-"""`POST /publish`: an HTTP request becomes an MQTT message that the broker has acknowledged."""
+"""`POST /publish`: publishes MQTT messages over HTTP, acknowledged by the broker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wardkey.actions.grants.logins import find_grant
 from wardkey.actions.messaging.publications import Claim, claim, settle
 from wardkey.adapters.publishers import Publishers
 from wardkey.bridge import described
-from wardkey.bridge.wire import Message, PublishRequest, message_of, read_publish
+from wardkey.bridge.wire import Message, PublishRequest, decode_publish, to_message
 from wardkey.domain import errors
 from wardkey.domain.acl import Action, Actor, ActorKind
 from wardkey.domain.credentials import trim_field
@@ -57,18 +57,18 @@ _NO_RULES = RuleSet(())
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What may be published, item by item; `is_batch` says how it is answered."""
+    """The messages to publish, or the error of each; `is_batch` decides the response's form."""
 
     by: Principal
     items: Sequence[Message | errors.WardkeyError]
     is_batch: bool
-    held: Claim | None
+    claim: Claim | None
 
 
 @router.options("/publish", include_in_schema=False)
 @router.options("/v1/publish", include_in_schema=False)
 def preflight() -> Response:
-    """Answer a browser's question; it carries no key, so the origin is checked on the request."""
+    """Answer a CORS preflight; it carries no key, so the origin is checked on the request."""
     return Response(status_code=204, headers=_PREFLIGHT)
 
 
@@ -92,267 +92,273 @@ def preflight() -> Response:
             errors.MessagingOff,
             body=True,
         ),
-        200: described.ANSWER,
+        200: described.RESPONSE,
     },
     response_class=Response,
 )
 @router.post("/v1/publish", include_in_schema=False)
 async def publish(request: Request, ctx: CurrentContext) -> Response:
-    """Publish a message, or up to 1,000, to MQTT; the answer comes once the broker has them."""
-    incoming = RawRequest.of(request, await request.body())
-    began = perf_counter()
-    out = await _published(incoming, ctx)
-    return _finished(out, incoming, ctx, began).response()
+    """Publish up to 1,000 messages to MQTT; the response is sent once the broker has them."""
+    raw = RawRequest.of(request, await request.body())
+    started_at = perf_counter()
+    out = await _publish(raw, ctx)
+    return _finish(out, raw, ctx, started_at).response()
 
 
 def publish_on_fast_path(
-    incoming: RawRequest, ctx: AppContext
+    request: RawRequest, ctx: AppContext
 ) -> RawResponse | asyncio.Future[RawResponse] | None:
-    """Answer one ordinary message without a thread; None for what is no such.
+    """Publish one ordinary message without a thread; None for any other request.
 
-    What would have to be waited for (a connection, the database) is waited for in a task.
+    If it must wait for a connection or the database, it waits in a task.
     """
     if (
         ctx.publishers is None
-        or not has_simple_credential(incoming, ctx)
-        or b"idempotency-key" in incoming.named
-        or _GRANT in incoming.named
-        or incoming.body.lstrip()[:1] == b"["
+        or not has_simple_credential(request, ctx)
+        or b"idempotency-key" in request.named
+        or _GRANT in request.named
+        or request.body.lstrip()[:1] == b"["
     ):
         return None
-    began = perf_counter()
+    started_at = perf_counter()
     try:
-        by = _publishing(incoming, ctx).by
-        wanted = read_publish(incoming.body)
-        assert not isinstance(wanted, list)  # noqa: S101 - looked at above
-        asked = _PublishJob(incoming, ctx, by, wanted, began)
-        return _sent(asked, ctx.publishers) or asyncio.create_task(_published_later(asked))
-    except errors.WardkeyError as failure:
-        out = raw_problem_response(failure, incoming.request_id)
+        by = _authorize(request, ctx).by
+        item = decode_publish(request.body)
+        assert not isinstance(item, list)  # noqa: S101 - checked above
+        job = _PublishJob(request, ctx, by, item, started_at)
+        return _send_now(job, ctx.publishers) or asyncio.create_task(_publish_waiting(job))
+    except errors.WardkeyError as error:
+        out = raw_problem_response(error, request.request_id)
     except Exception:
-        log.exception("request %s failed", incoming.request_id)
-        out = raw_problem_response(errors.InternalError(), incoming.request_id)
-    return _finished(out, incoming, ctx, began)
+        log.exception("request %s failed", request.request_id)
+        out = raw_problem_response(errors.InternalError(), request.request_id)
+    return _finish(out, request, ctx, started_at)
 
 
 @dataclass(frozen=True, slots=True)
 class _PublishJob:
-    """A request with one message that is being answered since `began`."""
+    """A request with one message; its handling began at `started_at`."""
 
-    incoming: RawRequest
+    request: RawRequest
     ctx: AppContext
     by: Principal
-    wanted: PublishRequest
-    began: float
+    item: PublishRequest
+    started_at: float
 
-    def told(self, answer: str | errors.WardkeyError) -> RawResponse:
-        """Return what is answered: the message's id, or why it was not published."""
-        if isinstance(answer, errors.WardkeyError):
-            out = raw_problem_response(answer, self.incoming.request_id)
+    def respond(self, result: str | errors.WardkeyError) -> RawResponse:
+        """Return the response: the message's id, or the error."""
+        if isinstance(result, errors.WardkeyError):
+            out = raw_problem_response(result, self.request.request_id)
         else:
-            out = _said(answer)
-        return _finished(out, self.incoming, self.ctx, self.began)
+            out = _accepted(result)
+        return _finish(out, self.request, self.ctx, self.started_at)
 
 
-def _finished(out: RawResponse, incoming: RawRequest, ctx: AppContext, began: float) -> RawResponse:
+def _finish(
+    out: RawResponse, request: RawRequest, ctx: AppContext, started_at: float
+) -> RawResponse:
     out.lines = _CORS
-    ctx.verifier.metrics.observe(incoming.route, perf_counter() - began)
+    ctx.verifier.metrics.observe(request.route, perf_counter() - started_at)
     return out
 
 
-def _sent(
-    asked: _PublishJob, publishers: Publishers
+def _send_now(
+    job: _PublishJob, publishers: Publishers
 ) -> RawResponse | asyncio.Future[RawResponse] | None:
-    """Send a message; None, and nothing was sent, where something must be waited for."""
-    by, ctx, rules = asked.by, asked.ctx, _NO_RULES
+    """Send a message without waiting; None, with nothing sent, if it would have to wait."""
+    by, ctx, rules = job.by, job.ctx, _NO_RULES
     if by.key_type is KeyType.PUBLISHABLE:
-        kept = ctx.rights.get_cached(by.scope, ctx.verifier.directory.revision())
-        if kept is None:
+        cached = ctx.rights.get_cached(by.scope, ctx.verifier.directory.revision())
+        if cached is None:
             return None
-        rules = kept
+        rules = cached
     if not publishers.is_ready(by.scope):
         return None
-    message = _checked(ctx, by, rules, asked.wanted)
-    said = new_id("msg", ctx.runner.database.clock())
+    message = _checked_message(ctx, by, rules, job.item)
+    message_id = new_id("msg", ctx.runner.database.clock())
     if message.qos == 0:
         publishers.send(by.scope, message.topic, message.payload, None, retain=message.retain)
-        return asked.told(said)
-    answer: asyncio.Future[RawResponse] = asyncio.get_running_loop().create_future()
+        return job.respond(message_id)
+    response: asyncio.Future[RawResponse] = asyncio.get_running_loop().create_future()
 
-    def done(failure: errors.WardkeyError | None) -> None:
-        answer.set_result(asked.told(failure or said))
+    def done(error: errors.WardkeyError | None) -> None:
+        response.set_result(job.respond(error or message_id))
 
     publishers.send(by.scope, message.topic, message.payload, done, retain=message.retain)
-    return answer
+    return response
 
 
-async def _published_later(asked: _PublishJob) -> RawResponse:
-    """Publish a message whose rules, or whose connection, must be waited for."""
-    ctx = asked.ctx
+async def _publish_waiting(job: _PublishJob) -> RawResponse:
+    """Publish a message that must wait for its rules or its connection."""
+    ctx = job.ctx
     try:
-        assert ctx.publishers is not None  # noqa: S101 - the caller looked
-        rules = await run_in_threadpool(_rules, ctx, asked.by)
-        message = _checked(ctx, asked.by, rules, asked.wanted)
+        assert ctx.publishers is not None  # noqa: S101 - the caller checked
+        rules = await run_in_threadpool(_rules, ctx, job.by)
+        message = _checked_message(ctx, job.by, rules, job.item)
         now = ctx.runner.database.clock()
-        return asked.told(await _publish_one(ctx.publishers, asked.by, message, now))
-    except errors.WardkeyError as failure:
-        return asked.told(failure)
+        return job.respond(await _publish_one(ctx.publishers, job.by, message, now))
+    except errors.WardkeyError as error:
+        return job.respond(error)
     except Exception:
-        log.exception("request %s failed", asked.incoming.request_id)
-        return asked.told(errors.InternalError())
+        log.exception("request %s failed", job.request.request_id)
+        return job.respond(errors.InternalError())
 
 
-async def _published(incoming: RawRequest, ctx: AppContext) -> RawResponse:
+async def _publish(request: RawRequest, ctx: AppContext) -> RawResponse:
     try:
         if ctx.publishers is None:
             raise errors.MessagingOff
-        prepared = await run_in_threadpool(_prepare, incoming, ctx)
-        if prepared.held is not None and prepared.held.answer is not None:
-            status, _, body = prepared.held.answer.partition(b" ")
+        prepared = await run_in_threadpool(_prepare, request, ctx)
+        if prepared.claim is not None and prepared.claim.answer is not None:
+            status, _, body = prepared.claim.answer.partition(b" ")
             return RawResponse(int(status), body, _JSON)
         now = ctx.runner.database.clock()
-        answers = await asyncio.gather(
+        results = await asyncio.gather(
             *(_publish_one(ctx.publishers, prepared.by, item, now) for item in prepared.items)
         )
         if prepared.is_batch:
-            out = RawResponse(200, _batch(answers, incoming.request_id), _JSON)
-        elif isinstance(answers[0], errors.WardkeyError):
-            out = raw_problem_response(answers[0], incoming.request_id)
+            out = RawResponse(200, _batch(results, request.request_id), _JSON)
+        elif isinstance(results[0], errors.WardkeyError):
+            out = raw_problem_response(results[0], request.request_id)
         else:
-            out = _said(answers[0])
-        if prepared.held is not None:
-            unsent = all(isinstance(answer, _UNSENT) for answer in answers)
-            kept = None if unsent else b"%d %b" % (out.status, out.body)
-            await run_in_threadpool(settle, ctx.runner.database, prepared.held, kept)
-    except errors.WardkeyError as failure:
-        return raw_problem_response(failure, incoming.request_id)
+            out = _accepted(results[0])
+        if prepared.claim is not None:
+            unsent = all(isinstance(result, _UNSENT) for result in results)
+            stored = None if unsent else b"%d %b" % (out.status, out.body)
+            await run_in_threadpool(settle, ctx.runner.database, prepared.claim, stored)
+    except errors.WardkeyError as error:
+        return raw_problem_response(error, request.request_id)
     return out
 
 
-def _publishing(incoming: RawRequest, ctx: AppContext) -> Caller:
-    """Return the caller, who may publish."""
-    require_json_body(incoming)
-    caller = caller_in_organization(incoming, ctx)
+def _authorize(request: RawRequest, ctx: AppContext) -> Caller:
+    """Return the caller; raises `NotPermitted` if it may not publish."""
+    require_json_body(request)
+    caller = caller_in_organization(request, ctx)
     try:
         caller.by.require(Permission.PUBLISH)
-    except errors.Forbidden as failure:
-        ctx.runner.note_refusal("publish", caller.by, failure)
+    except errors.Forbidden as error:
+        ctx.runner.note_refusal("publish", caller.by, error)
         raise
     return caller
 
 
-def _prepare(incoming: RawRequest, ctx: AppContext) -> Prepared:
-    """Identify, read and check everything before anything is sent."""
-    caller = _publishing(incoming, ctx)
+def _prepare(request: RawRequest, ctx: AppContext) -> Prepared:
+    """Identify the caller, and parse and check all messages before any is sent."""
+    caller = _authorize(request, ctx)
     by = caller.by
-    wanted = read_publish(incoming.body)
-    is_batch = isinstance(wanted, list)
-    many = wanted if isinstance(wanted, list) else [wanted]
-    rules, beside = _rules(ctx, by), _beside(incoming, ctx, by)
+    decoded = decode_publish(request.body)
+    is_batch = isinstance(decoded, list)
+    rules, grant_actor = _rules(ctx, by), _grant_actor(request, ctx, by)
     items: list[Message | errors.WardkeyError] = []
-    for one in many:
+    for item in decoded if isinstance(decoded, list) else [decoded]:
         try:
-            items.append(_checked(ctx, by, rules, one, beside=beside, is_noted=not is_batch))
-        except errors.WardkeyError as failure:
+            items.append(
+                _checked_message(
+                    ctx, by, rules, item, grant_actor=grant_actor, is_noted=not is_batch
+                )
+            )
+        except errors.WardkeyError as error:
             if not is_batch:
                 raise
-            items.append(failure)
-    held = None
-    retry_key = incoming.header(b"idempotency-key")
+            items.append(error)
+    idempotency_claim = None
+    retry_key = request.header(b"idempotency-key")
     if retry_key:
         unconfirmed = errors.PublishUnconfirmed()
-        body = _encoder.encode(problem_body(unconfirmed, incoming.request_id))
-        held = claim(
+        body = _encoder.encode(problem_body(unconfirmed, request.request_id))
+        idempotency_claim = claim(
             ctx.runner.database,
             by,
-            Retry(retry_key, "POST /publish", incoming.body, caller.credential),
+            Retry(retry_key, "POST /publish", request.body, caller.credential),
             b"%d %b" % (status_of(errors.PublishUnconfirmed), body),
         )
-    return Prepared(by, items, is_batch, held)
+    return Prepared(by, items, is_batch, idempotency_claim)
 
 
 def _rules(ctx: AppContext, by: Principal) -> RuleSet:
-    """Return the rules that bind a caller; only publishable keys are bound."""
+    """Return the rules that apply to a caller; they apply only to publishable keys."""
     if by.key_type is not KeyType.PUBLISHABLE:
         return _NO_RULES
     with ctx.runner.database.read() as tx:
         return ctx.rights.rules(tx, by.scope)
 
 
-def _beside(incoming: RawRequest, ctx: AppContext, by: Principal) -> Actor | None:
-    """Return the user of a grant that stands beside the key; raises `InvalidToken`."""
-    shown = trim_field(incoming.header(_GRANT))
-    if not shown:
+def _grant_actor(request: RawRequest, ctx: AppContext, by: Principal) -> Actor | None:
+    """Return the user of the grant sent beside the key, if any; raises `InvalidToken`."""
+    password = trim_field(request.header(_GRANT))
+    if not password:
         return None
-    known = find_grant(ctx.runner.database, shown)
-    if known is None or (known.org_id, known.environment) != by.scope:
+    grant = find_grant(ctx.runner.database, password)
+    if grant is None or (grant.org_id, grant.environment) != by.scope:
         raise errors.InvalidToken(
-            "The grant in X-Wardkey-Grant is over, or of another organization or environment; "
-            "exchange anew."
+            "The grant in X-Wardkey-Grant has ended, or belongs to another organization or "
+            "environment; exchange a token for a new grant."
         )
-    return known.actor("")
+    return grant.actor("")
 
 
-def _checked(
+def _checked_message(
     ctx: AppContext,
     by: Principal,
     rules: RuleSet,
-    wanted: PublishRequest,
+    item: PublishRequest,
     *,
-    beside: Actor | None = None,
+    grant_actor: Actor | None = None,
     is_noted: bool = True,
 ) -> Message:
-    """Return a message that may be published; raises what is wrong with it, `PublishDenied`.
+    """Return a message that the caller may publish.
 
-    `beside` is the user of a grant that was sent with a publishable key; what he may is enough.
+    `grant_actor` is the user of a grant sent with a publishable key; the user's permission is
+    enough. Raises `PublishDenied`, and the errors of `to_message`.
     """
-    message = message_of(wanted)
+    message = to_message(item)
     if by.key_type is not KeyType.PUBLISHABLE:
         return message
     decision = rules.decide(
         Actor(ActorKind.PUBLISHABLE_KEY, by.org_id), Action.PUBLISH, message.topic
     )
     if decision.allowed or (
-        beside is not None and rules.decide(beside, Action.PUBLISH, message.topic).allowed
+        grant_actor is not None and rules.decide(grant_actor, Action.PUBLISH, message.topic).allowed
     ):
         return message
-    said = "no rule for publishable keys allows it"
+    reason = "no rule for publishable keys allows it"
     if decision.rule is not None:
         rule = decision.rule
-        said = f"rule {rule.id} ({rule.effect} {rule.action} {rule.filter}) denies it"
-    failure = errors.PublishDenied(
-        f"Publishing to {message.topic} is denied: {said}.", field="topic"
+        reason = f"rule {rule.id} ({rule.effect} {rule.action} {rule.filter}) denies it"
+    error = errors.PublishDenied(
+        f"Publishing to {message.topic} is denied: {reason}.", field="topic"
     )
     if is_noted:
-        ctx.runner.note_refusal("publish", by, failure)
-    raise failure
+        ctx.runner.note_refusal("publish", by, error)
+    raise error
 
 
 async def _publish_one(
     publishers: Publishers, by: Principal, item: Message | errors.WardkeyError, now: int
 ) -> str | errors.WardkeyError:
-    """Return the message's id, or why it was not published."""
+    """Return the message's id, or the error if it was not published."""
     if isinstance(item, errors.WardkeyError):
         return item
     try:
         await publishers.publish(by.scope, item.topic, item.payload, item.qos, retain=item.retain)
-    except errors.Unavailable as failure:
-        return failure
+    except errors.Unavailable as error:
+        return error
     return new_id("msg", now)
 
 
-def _said(message_id: str) -> RawResponse:
+def _accepted(message_id: str) -> RawResponse:
     return RawResponse(200, b'{"success":true,"message_id":"%b"}' % message_id.encode(), _JSON)
 
 
-def _batch(answers: Sequence[str | errors.WardkeyError], request_id: str) -> bytes:
-    told_each = [
-        {"success": False, **problem_body(answer, request_id)}
-        if isinstance(answer, errors.WardkeyError)
-        else {"success": True, "message_id": answer}
-        for answer in answers
+def _batch(results: Sequence[str | errors.WardkeyError], request_id: str) -> bytes:
+    items = [
+        {"success": False, **problem_body(result, request_id)}
+        if isinstance(result, errors.WardkeyError)
+        else {"success": True, "message_id": result}
+        for result in results
     ]
-    return _encoder.encode(told_each)
+    return _encoder.encode(items)
 
 
 FAST_ROUTES = {

@@ -1,4 +1,4 @@
-"""What `POST /publish` takes, read strictly from its bytes."""
+"""Parses the body of `POST /publish` strictly, and encodes the messages to send."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from wardkey.domain.errors import (
 from wardkey.domain.topics import clean_topic
 from wardkey.verify.body_faults import body_failure
 
-MOST_PAYLOAD = 262_144
-MOST_ITEMS = 1_000
+MAX_PAYLOAD_BYTES = 262_144
+MAX_ITEMS = 1_000
 
 
 class PublishRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One message; `payload` is sent as its JSON text, but a string as it is."""
+    """One message; `payload` is sent as its JSON text, a string without its quotes."""
 
     topic: str
     payload: msgspec.Raw
@@ -39,61 +39,61 @@ class Message(msgspec.Struct, frozen=True):
     retain: bool
 
 
-_one = msgspec.json.Decoder(PublishRequest)
-_many = msgspec.json.Decoder(list[PublishRequest])
-_string = msgspec.json.Decoder(str)
+_message_decoder = msgspec.json.Decoder(PublishRequest)
+_batch_decoder = msgspec.json.Decoder(list[PublishRequest])
+_string_decoder = msgspec.json.Decoder(str)
 
 
-def read_publish(body: bytes) -> list[PublishRequest] | PublishRequest:
-    """Read one message or an array of them.
+def decode_publish(body: bytes) -> list[PublishRequest] | PublishRequest:
+    """Decode one message or an array of them.
 
     Raises `MalformedJson`, `InvalidRequest`, `TooManyItems`.
     """
     try:
-        # The decoder passes over a payload without looking whether it is UTF-8.
+        # The decoder skips payloads without checking that they are UTF-8.
         body.decode()
         if body.lstrip()[:1] != b"[":
-            return _one.decode(body)
-        items = _many.decode(body)
+            return _message_decoder.decode(body)
+        items = _batch_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        shape = _many.type if body.lstrip()[:1] == b"[" else _one.type
-        raise body_failure(body, shape, error) from None
-    if not 1 <= len(items) <= MOST_ITEMS:
-        raise TooManyItems(f"A batch takes 1 to {MOST_ITEMS:,} messages.")
+        model = _batch_decoder.type if body.lstrip()[:1] == b"[" else _message_decoder.type
+        raise body_failure(body, model, error) from None
+    if not 1 <= len(items) <= MAX_ITEMS:
+        raise TooManyItems(f"The batch has {len(items):,} messages; send 1 to {MAX_ITEMS:,}.")
     return items
 
 
-def message_of(wanted: PublishRequest) -> Message:
-    """Return the message; raises `InvalidTopic`, `InvalidPayload`, `PayloadTooLarge`."""
+def to_message(item: PublishRequest) -> Message:
+    """Return the message to send; raises `InvalidTopic`, `InvalidPayload`, `PayloadTooLarge`."""
     try:
-        topic = clean_topic(wanted.topic)
+        topic = clean_topic(item.topic)
     except ValueError as error:
         raise InvalidTopic(str(error), field="topic") from None
-    payload = _payload(wanted)
-    if len(payload) > MOST_PAYLOAD:
+    payload = _payload(item)
+    if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(
-            f"The payload has {len(payload):,} bytes; at most {MOST_PAYLOAD:,} are taken.",
+            f"The payload has {len(payload):,} bytes; send at most {MAX_PAYLOAD_BYTES:,}.",
             field="payload",
         )
-    return Message(topic, payload, wanted.qos or 0, bool(wanted.retain))
+    return Message(topic, payload, item.qos or 0, bool(item.retain))
 
 
-def _payload(wanted: PublishRequest) -> bytes:
-    raw = bytes(wanted.payload)
+def _payload(item: PublishRequest) -> bytes:
+    raw = bytes(item.payload)
     is_string = raw[:1] == b'"'
-    if wanted.payload_encoding in (None, "json"):
-        return _string.decode(raw).encode() if is_string else raw
+    if item.payload_encoding in (None, "json"):
+        return _string_decoder.decode(raw).encode() if is_string else raw
     if not is_string:
         raise InvalidPayload(
-            f"With payload_encoding {wanted.payload_encoding} the payload is a string.",
+            f"With payload_encoding {item.payload_encoding} the payload must be a string.",
             field="payload",
         )
-    text = _string.decode(raw)
-    if wanted.payload_encoding == "plain":
+    text = _string_decoder.decode(raw)
+    if item.payload_encoding == "plain":
         return text.encode()
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
         raise InvalidPayload(
-            "The payload is no base64 (RFC 4648, with its padding).", field="payload"
+            "The payload is not base64; send RFC 4648 base64 with padding.", field="payload"
         ) from None

@@ -1,4 +1,4 @@
-"""The command line: `wardkey up` and what an operator does beside it."""
+"""The command line: `wardkey up` and the operator's commands."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ from wardkey.cli.terminal import Group
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="wardkey")
 def main() -> None:
-    """Run Wardkey: API keys whose revocations are true when they return."""
+    """Run Wardkey: API keys whose revocations are in effect when the call returns."""

@@ -1,4 +1,4 @@
-"""Where people reach the deployment: kept by the server, for commands that print links."""
+"""The deployment's URL, saved by the server for commands that print links."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from wardkey.domain.errors import InvalidSetting
 
 
 def keep_url(config: Config) -> None:
-    """Write down where the server that starts now is reached."""
+    """Save the URL of the server that is starting."""
     path = _file(config)
-    made = path.with_name(path.name + ".next")
-    # A server on a full disk still answers; only the links of later commands would want this.
+    next_path = path.with_name(path.name + ".next")
+    # A server on a full disk still answers requests; only later commands need this file.
     with contextlib.suppress(OSError):
-        made.write_text(config.url + "\n", "utf-8")
-        put_in_place(made, path)
+        next_path.write_text(config.url + "\n", "utf-8")
+        put_in_place(next_path, path)
 
 
 def link_url(config: Config) -> str:
-    """Return what a link begins with: `public_url`, else where the newest server was reached.
+    """Return the base URL for links: `public_url`, or else the URL of the last server to start.
 
-    Raises `InvalidSetting` where neither is known and the port would be chosen at the start.
+    Raises `InvalidSetting` if neither is known and the port is chosen at start-up.
     """
     if config.public_url:
         return config.url
     with contextlib.suppress(OSError):
-        if kept := _file(config).read_text("utf-8").strip():
-            return kept
+        if url := _file(config).read_text("utf-8").strip():
+            return url
     if config.port == 0:
         raise InvalidSetting(
-            "No server has started here yet, so the link's address is not known; say where people "
-            "reach it with --public-url.",
+            "No server has started here yet, so the link's URL is unknown; set it with "
+            "--public-url.",
             field="public_url",
         )
     return config.url

@@ -1,4 +1,4 @@
-"""`wardkey backup` and `wardkey restore`: an encrypted copy, and putting it in place again."""
+"""`wardkey backup` and `wardkey restore`: write an encrypted copy, and restore it."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ from wardkey.domain.errors import (
 from wardkey.domain.principal import operator
 from wardkey.domain.times import iso
 
-_TOLD_EVERY = 100_000
-# Standard output, or standard input.
+_PROGRESS_ROWS = 100_000
+# Means standard output or standard input.
 _STREAM = Path("-")
 
 
@@ -61,15 +61,15 @@ _STREAM = Path("-")
 def backup(config: Config, file: Path, *, force: bool, as_json: bool) -> None:
     """Write an encrypted copy of the whole database to FILE, or - for stdout, while servers run.
 
-    The copy is of one moment and opens with the same master key, which is never in it: keep that
-    elsewhere. It does not depend on the kind of database, so it also moves a deployment from
-    SQLite to PostgreSQL and back. Usage counters are left out.
+    The copy is a consistent snapshot. It opens with the same master key, which it never contains:
+    store the key elsewhere. It is independent of the kind of database, so it can also move a
+    deployment between SQLite and PostgreSQL. Usage counters are not included.
     """
     to_stream = file == _STREAM
     if to_stream and sys.stdout.isatty():
         raise UnwritableFile(
-            "A backup is no text for a terminal; name a file, or send it on: "
-            "wardkey backup - | ssh elsewhere 'cat > wardkey.bak'"
+            "A backup is binary and can't be printed on a terminal; name a file, or pipe it: "
+            "wardkey backup - | ssh host 'cat > wardkey.bak'"
         )
     if not has_deployment(config):
         raise InvalidSetting(
@@ -82,17 +82,17 @@ def backup(config: Config, file: Path, *, force: bool, as_json: bool) -> None:
         hold_database(database, alone=False),
     ):
         open_vault(database)
-        with _scratch(config.data_dir, "stdout") if to_stream else nullcontext(file) as path:
+        with _temporary_path(config.data_dir, "stdout") if to_stream else nullcontext(file) as path:
             head = write_backup(database, path, force=force, progress=_progress)
             size = path.stat().st_size
             if to_stream:
-                _send(path)
+                _write_to_stdout(path)
     rows = sum(head.rows.values())
     print_output(
         {"file": str(file), "bytes": size, **_head_json(head)},
         as_json=as_json,
         text=f"{file}: {rows:,} rows at revision {head.revision}, encrypted under master key "
-        f"{head.master_key_version}, which is not in it.",
+        f"{head.master_key_version}, which the file does not contain.",
         err=to_stream,
     )
 
@@ -103,69 +103,71 @@ def backup(config: Config, file: Path, *, force: bool, as_json: bool) -> None:
     "--accept-lost-revocations",
     "accept",
     is_flag=True,
-    help="Restore though the database to replace is missing, empty or unreadable.",
+    help="Restore even if the database to replace is missing, empty or unreadable.",
 )
 @click.option(
     "--backup-key-file",
     type=click.Path(path_type=Path),
-    help="The master key that opens FILE, where it is neither the present one nor kept beside it.",
+    help="File with the master key that opens FILE, if it is neither the present key nor kept "
+    "beside it.",
 )
 @as_json
 @settings(*STORAGE)
 def restore(
     config: Config, file: Path, *, accept: bool, backup_key_file: Path | None, as_json: bool
 ) -> None:
-    """Put the backup FILE, or - for stdin, in the database's place; servers are stopped.
+    """Replace the database with the backup FILE, or - for stdin; servers must be stopped.
 
-    Whatever was revoked, disabled, suspended, removed or shortened since the backup stays so: it
-    is carried over from the database that is replaced, and so are ACL rules as they are now. What
-    is lost, and what is wider again, is listed. Everybody signs in anew. The deployment stays
-    under its present master key, also where the backup was made under an older one.
+    Anything revoked, disabled, suspended, removed or shortened since the backup stays so: it is
+    carried over from the replaced database, as are the present ACL rules. Lost records and undone
+    edits are listed. All users must sign in again. The deployment keeps its present master key,
+    even if the backup was made under an older one.
     """
     make_folder(config.data_dir)
-    with _received(config.data_dir) if file == _STREAM else nullcontext(file) as path:
-        found = _look(config, path, backup_key_file)
-        done, kept = _put_back(config, path, found, accept=accept)
-    print_output(_restored_json(done, kept), as_json=as_json, text="\n".join(_lines(done, kept)))
+    with _read_stdin(config.data_dir) if file == _STREAM else nullcontext(file) as path:
+        target = _inspect(config, path, backup_key_file)
+        restored, lost_events_file = _restore_or_refuse(config, path, target, accept=accept)
+    text = "\n".join(_lines(restored, lost_events_file))
+    print_output(_restored_json(restored, lost_events_file), as_json=as_json, text=text)
 
 
-def _put_back(
-    config: Config, file: Path, found: _Found, *, accept: bool
+def _restore_or_refuse(
+    config: Config, file: Path, target: _Target, *, accept: bool
 ) -> tuple[Restored, Path | None]:
-    """Restore; raises `RevocationsUnknown` where that is not accepted."""
-    if not found.readable and not accept:
+    """Restore; raises `RevocationsUnknown` if revocations would be lost without `accept`."""
+    if not target.readable and not accept:
         raise RevocationsUnknown(
-            f"The database to replace {'does not open' if found.begun else 'is missing'}, so what "
-            "was revoked since the backup is not known. --accept-lost-revocations restores all "
-            "the same; revoke again what must stay dead."
+            f"The database to replace {'does not open' if target.initialized else 'is missing'}, "
+            "so revocations made since the backup are unknown. --accept-lost-revocations restores "
+            "anyway; then revoke those keys again."
         )
     try:
-        return _restore(config, file, found, accept=accept)
+        return _restore(config, file, target, accept=accept)
     except DatabaseDamaged:
         if not accept:
             raise RevocationsUnknown(
-                "The database to replace is damaged, so what was revoked since the backup is not "
-                "known. --accept-lost-revocations restores all the same."
+                "The database to replace is damaged, so revocations made since the backup are "
+                "unknown. --accept-lost-revocations restores anyway; then revoke those keys again."
             ) from None
-        return _restore(config, file, replace(found, readable=False), accept=True)
+        return _restore(config, file, replace(target, readable=False), accept=True)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What stands where the backup is to go, and the master key that opens the backup."""
+class _Target:
+    """The state of the database to replace, and the master key that opens the backup."""
 
     backup_key: MasterKey
-    begun: bool
+    initialized: bool
     readable: bool
 
 
-def _look(config: Config, file: Path, key_file: Path | None) -> _Found:
-    """Check the backup and the database; raises `InvalidBackup` and the master key's failures."""
+def _inspect(config: Config, file: Path, key_file: Path | None) -> _Target:
+    """Check the backup and the database; raises `InvalidBackup` and the master key's errors."""
     source = master_key_source(config)
     with hold_folder(config.data_dir, alone=True):
-        begun = readable = is_initialized(config.storage_url)
+        initialized = readable = is_initialized(config.storage_url)
         master = None
-        if begun:
+        if initialized:
             try:
                 master = resolve_master_key(source, config.storage_url)
             except (WrongMasterKey, DatabaseDamaged):
@@ -175,20 +177,20 @@ def _look(config: Config, file: Path, key_file: Path | None) -> _Found:
         master = master or source.load(may_create=False)
         key = read_key(key_file) if key_file else _backup_key(file, source, master)
         with open_backup(file, key, config.data_dir):
-            return _Found(key, begun, readable)
+            return _Target(key, initialized, readable)
 
 
 def _backup_key(file: Path, source: MasterKeySource, master: MasterKey) -> MasterKey:
     """Return the master key that opens a backup: the present one, or one kept beside it.
 
-    Raises `InvalidBackup`, which names the key that is needed where the backup does.
+    Raises `InvalidBackup`, naming the required key's version if the backup states it.
     """
     if not file.is_file():
-        raise InvalidBackup(f"There is no file {file}.")
+        raise InvalidBackup(f"{file} does not exist or is not a file.")
     if opens(file, master):
         return master
-    kept = kept_files(source.file)
-    for path in kept.values():
+    kept_paths = kept_files(source.file).values()
+    for path in kept_paths:
         try:
             key = read_key(path)
         except InvalidMasterKey:
@@ -197,36 +199,38 @@ def _backup_key(file: Path, source: MasterKeySource, master: MasterKey) -> Maste
             return key
     version = named_version(file)
     if version is None:
-        # Checking the whole file says more.
+        # Opening the whole file with it gives a more precise error.
         return master
-    tried = ", ".join(str(path) for path in kept.values())
+    tried = ", ".join(str(path) for path in kept_paths)
     raise InvalidBackup(
-        f"{file} was made under master key {version}, and the present one does not open it"
-        f"{f', nor do {tried}' if tried else ''}. Put master key {version} back as "
+        f"{file} was made under master key {version}; neither the present key nor a kept one opens "
+        f"it{f' (tried {tried})' if tried else ''}. Restore master key {version} as "
         f"{kept_file(source.file, version)}, or name its file with --backup-key-file. If that does "
         "not open it either, the backup was edited or damaged."
     )
 
 
 def _restore(
-    config: Config, file: Path, found: _Found, *, accept: bool
+    config: Config, file: Path, target: _Target, *, accept: bool
 ) -> tuple[Restored, Path | None]:
     with (
-        _place(config, found) as runner,
-        open_backup(file, found.backup_key, config.data_dir) as opened,
+        _open_target(config, target) as runner,
+        open_backup(file, target.backup_key, config.data_dir) as reader,
         _lost_events(file) as (out, path),
     ):
-        done = runner.write(restore_action, operator(), opened, out, accept_lost_revocations=accept)
-        return done, path if done.lost_events else None
+        restored = runner.write(
+            restore_action, operator(), reader, out, accept_lost_revocations=accept
+        )
+        return restored, path if restored.lost_events else None
 
 
 @contextmanager
-def _place(config: Config, found: _Found) -> Iterator[Runner]:
-    """Open the database to replace; one that cannot be read is replaced as a file afterwards.
+def _open_target(config: Config, target: _Target) -> Iterator[Runner]:
+    """Open the database to restore into; an unreadable file is replaced at the end.
 
-    Until then the new one grows beside it, so that a kill leaves the old file where it was.
+    The new file is written beside it, so a kill leaves the old file in place.
     """
-    if found.readable or not found.begun:
+    if target.readable or not target.initialized:
         with open_deployment(config, alone=True) as runner:
             yield runner
         return
@@ -246,7 +250,7 @@ def _place(config: Config, found: _Found) -> Iterator[Runner]:
 
 @contextmanager
 def _lost_events(file: Path) -> Iterator[tuple[TextIO, Path]]:
-    """Open the file beside the backup that takes lost audit events; no events leave no file."""
+    """Open a file beside the backup for lost audit events; it is removed if it stays empty."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     path = file.with_name(f"{file.name}-lost-audit-{now}-{secrets.token_hex(2)}.ndjson")
     make_private(path)
@@ -261,8 +265,8 @@ def _lost_events(file: Path) -> Iterator[tuple[TextIO, Path]]:
 
 
 @contextmanager
-def _scratch(folder: Path, name: str) -> Iterator[Path]:
-    """Give a file's path in `folder`; the file is gone afterwards."""
+def _temporary_path(folder: Path, name: str) -> Iterator[Path]:
+    """Yield a unique path in `folder`; a file there is removed afterwards."""
     path = folder / f"{name}-{secrets.token_hex(4)}"
     try:
         yield path
@@ -271,18 +275,18 @@ def _scratch(folder: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _received(folder: Path) -> Iterator[Path]:
-    """Give a file with what standard input holds, because a backup is not read in one direction."""
+def _read_stdin(folder: Path) -> Iterator[Path]:
+    """Yield a file with the contents of standard input, because reading a backup needs seeking."""
     if sys.stdin.isatty():
-        raise InvalidBackup("Nothing comes on standard input; name a file, or pipe a backup in.")
-    with _scratch(folder, "stdin") as path:
+        raise InvalidBackup("Standard input is a terminal; name a file, or pipe a backup in.")
+    with _temporary_path(folder, "stdin") as path:
         make_private(path)
         with path.open("wb") as out:
             shutil.copyfileobj(sys.stdin.buffer, out)
         yield path
 
 
-def _send(path: Path) -> None:
+def _write_to_stdout(path: Path) -> None:
     out = sys.stdout.buffer
     try:
         with path.open("rb") as file:
@@ -291,13 +295,13 @@ def _send(path: Path) -> None:
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
-        # Python would try to write the rest when it ends.
+        # Otherwise Python tries to flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise UnwritableFile(f"Standard output cannot be written: {error.strerror}.") from None
+        raise UnwritableFile(f"Can't write to standard output: {error.strerror}.") from None
 
 
 def _progress(table: str, count: int) -> None:
-    if count % _TOLD_EVERY == 0:
+    if count % _PROGRESS_ROWS == 0:
         click.echo(f"{table}: {count:,} rows", err=True)
 
 
@@ -306,17 +310,17 @@ def _head_json(head: BackupHead) -> dict[str, Any]:
     return {**values, "rows": dict(head.rows), "created_at": iso(head.created_at)}
 
 
-def _restored_json(done: Restored, kept: Path | None) -> dict[str, Any]:
+def _restored_json(restored: Restored, lost_events_file: Path | None) -> dict[str, Any]:
     return {
-        "backup_created_at": iso(done.created_at),
-        "epoch": done.epoch,
-        "revision": done.revision,
-        "carried_over": [_carried_json(item) for item in done.carried],
-        "acl_rules_kept": [_rules_json(kept) for kept in done.kept_rules],
-        "lost": [_loss_json(item) for item in done.lost],
-        "widened": [_loss_json(item) for item in done.widened],
-        "lost_audit_events": done.lost_events,
-        "lost_audit_file": str(kept) if kept else None,
+        "backup_created_at": iso(restored.created_at),
+        "epoch": restored.epoch,
+        "revision": restored.revision,
+        "carried_over": [_carried_json(item) for item in restored.carried],
+        "acl_rules_kept": [_rules_json(rules) for rules in restored.kept_rules],
+        "lost": [_loss_json(item) for item in restored.lost],
+        "widened": [_loss_json(item) for item in restored.widened],
+        "lost_audit_events": restored.lost_events,
+        "lost_audit_file": str(lost_events_file) if lost_events_file else None,
     }
 
 
@@ -330,12 +334,12 @@ def _carried_json(item: CarriedRestriction) -> dict[str, Any]:
     }
 
 
-def _rules_json(kept: KeptRules) -> dict[str, Any]:
+def _rules_json(rules: KeptRules) -> dict[str, Any]:
     return {
-        "organization": kept.org_id,
-        "environment": kept.environment,
-        "rules": len(kept.rules),
-        "backup_rules": kept.replaced,
+        "organization": rules.org_id,
+        "environment": rules.environment,
+        "rules": len(rules.rules),
+        "backup_rules": rules.replaced,
     }
 
 
@@ -350,19 +354,19 @@ def _loss_json(item: LostRecord) -> dict[str, Any]:
     }
 
 
-def _lines(done: Restored, kept: Path | None) -> Iterator[str]:
-    yield f"Restored the backup of {iso(done.created_at)}; epoch {done.epoch}."
-    yield "Everybody signs in anew; signed audit heads exported since the backup no longer fit."
-    yield from _section("Carried over from the replaced database", done.carried, _carried_line)
+def _lines(restored: Restored, lost_events_file: Path | None) -> Iterator[str]:
+    yield f"Restored the backup of {iso(restored.created_at)}; epoch {restored.epoch}."
+    yield "All users must sign in again. Audit heads exported since the backup no longer match."
+    yield from _section("Carried over from the replaced database", restored.carried, _carried_line)
     yield from _section(
-        "ACL rules that differ from the backup's, kept as they were", done.kept_rules, _rules_line
+        "ACL rules that differ from the backup, kept unchanged", restored.kept_rules, _rules_line
     )
-    yield from _section("Lost, made after the backup", done.lost, _loss_line)
-    yield from _section("Edits made after the backup, now undone", done.widened, _loss_line)
-    if done.widened:
-        yield "  Check each, and edit it again where needed."
-    if kept:
-        yield f"{done.lost_events:,} audit events after the backup are in {kept}"
+    yield from _section("Lost, created after the backup", restored.lost, _loss_line)
+    yield from _section("Edits made after the backup, now undone", restored.widened, _loss_line)
+    if restored.widened:
+        yield "  Check each, and edit it again if needed."
+    if lost_events_file:
+        yield f"{restored.lost_events:,} audit events after the backup are in {lost_events_file}"
 
 
 def _section(title: str, items: tuple[Any, ...], line: Callable[[Any], str]) -> Iterator[str]:
@@ -372,14 +376,14 @@ def _section(title: str, items: tuple[Any, ...], line: Callable[[Any], str]) -> 
 
 
 def _carried_line(item: CarriedRestriction) -> str:
-    named = item.details.get("name") or item.details.get("kid") or item.details.get("email") or ""
-    return f"{item.action}  {item.target.id}  {named}  {item.org_id}".rstrip()
+    label = item.details.get("name") or item.details.get("kid") or item.details.get("email") or ""
+    return f"{item.action}  {item.target.id}  {label}  {item.org_id}".rstrip()
 
 
-def _rules_line(kept: KeptRules) -> str:
+def _rules_line(rules: KeptRules) -> str:
     return (
-        f"{kept.org_id}  {kept.environment}  {len(kept.rules):,} rules, not the {kept.replaced:,} "
-        "of the backup"
+        f"{rules.org_id}  {rules.environment}  {len(rules.rules):,} rules, instead of the backup's "
+        f"{rules.replaced:,}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`wardkey broker …`: what an operator needs for a broker that runs elsewhere."""
+"""`wardkey broker`: prints nats-server settings for a broker that runs elsewhere."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from wardkey.domain.errors import InvalidSetting, UnsafeListen
 
 @click.group(cls=Subgroup)
 def broker() -> None:
-    """Run the broker elsewhere: `wardkey up --broker` then uses it."""
+    """Print settings for a broker that runs elsewhere; `wardkey up --broker` connects to it."""
 
 
 @broker.command("settings")
-@click.option("--server-name", required=True, help="The node's name, of its own in the cluster.")
-@click.option("--listen", required=True, help="Address and port for Wardkey alone.")
+@click.option("--server-name", required=True, help="The node's name, unique in the cluster.")
+@click.option("--listen", required=True, help="Address and port for Wardkey only.")
 @click.option("--mqtt-listen", required=True, help="Address and port for MQTT.")
 @click.option("--websocket-listen", required=True, help="Address and port for MQTT over WebSocket.")
-@click.option("--store-dir", required=True, help="The node's folder.")
+@click.option("--store-dir", required=True, help="The node's storage folder.")
 @click.option("--cluster-name", default="wardkey", show_default=True, help="The cluster's name.")
 @click.option("--cluster-listen", default="", help="Address and port for the other nodes.")
-@click.option("--routes", default="", help="host:port of each node's --cluster-listen (by comma).")
-@click.option("--tls-cert", default="", help="The node's certificate, on the node (PEM).")
-@click.option("--tls-key", default="", help="Its private key, on the node (PEM).")
-@click.option("--tls-ca", default="", help="Who signed the nodes' certificates, on the node (PEM).")
-@click.option("--sync-always", is_flag=True, help="Write to the disk before acknowledging.")
+@click.option("--routes", default="", help="host:port of every node's --cluster-listen, by comma.")
+@click.option("--tls-cert", default="", help="Certificate file on the node (PEM).")
+@click.option("--tls-key", default="", help="Private key file on the node (PEM).")
+@click.option("--tls-ca", default="", help="File on the node: CA of the nodes' certificates (PEM).")
+@click.option("--sync-always", is_flag=True, help="Sync to disk before acknowledging.")
 @as_json
 @settings(*STORAGE)
 def print_settings(
@@ -51,7 +51,7 @@ def print_settings(
     sync_always: bool,
     as_json: bool,
 ) -> None:
-    """Print a node's settings for nats-server, which hold no secret of this deployment."""
+    """Print a node's nats-server settings; they contain no secret of this deployment."""
     addresses = {"listen": listen, "mqtt_listen": mqtt_listen, "websocket_listen": websocket_listen}
     if bool(cluster_listen) != bool(routes):
         raise InvalidSetting(
@@ -66,8 +66,8 @@ def print_settings(
         addresses["cluster_listen"] = cluster_listen
         if tls_cert and not tls_ca:
             raise InvalidSetting(
-                "The nodes of a cluster show one another certificates; name with --tls-ca who "
-                "signed them.",
+                "The nodes of a cluster verify each other's certificates; name their CA's file "
+                "with --tls-ca.",
                 field="tls_ca",
             )
     for name, address in addresses.items():
@@ -92,14 +92,16 @@ def print_settings(
 def _check_address(name: str, text: str, *, tls: bool) -> None:
     host, _, port = text.rpartition(":")
     if not host or not port.isascii() or not port.isdecimal():
-        raise InvalidSetting(f"{text!r} is no address to listen on.", field=name)
+        raise InvalidSetting(
+            f"{text!r} is not an address to listen on; give HOST:PORT.", field=name
+        )
     try:
         loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         loopback = host == "localhost"
     if not loopback and not tls:
         raise UnsafeListen(
-            f"{text} is beyond loopback, where passwords would travel in the clear. Give "
+            f"{text} is not a loopback address, so passwords would be sent in the clear. Give "
             "--tls-cert and --tls-key.",
             field=name,
         )

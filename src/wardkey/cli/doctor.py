@@ -1,4 +1,4 @@
-"""`wardkey doctor`: what is wrong with a deployment, and how to mend each fault."""
+"""`wardkey doctor`: checks a deployment and shows how to fix each problem."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from wardkey.domain.times import iso
 from wardkey.preflight import check_listening, check_tls
 
 _DAY_MS = 86_400_000
-_LITTLE_SPACE = 256 * 1_048_576
-_MOST_CLOCK_DRIFT_MS = 2_000
-_NOT_BEFORE = 1_700_000_000_000
+_MIN_FREE_BYTES = 256 * 1_048_576
+_MAX_CLOCK_DRIFT_MS = 2_000
+_MIN_CLOCK_MS = 1_700_000_000_000
 
 
 class State(StrEnum):
-    """How one check ended."""
+    """The result of one check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -52,7 +52,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: what was looked at, how it is, and what to do where it is not well."""
+    """One check: its subject, its result, and what to do if something is wrong."""
 
     state: State
     what: str
@@ -63,16 +63,16 @@ class Finding:
 @as_json
 @settings(*SERVING)
 def doctor(config: Config, *, as_json: bool) -> None:
-    """Say what is wrong with a deployment and how to mend it.
+    """Check a deployment and show how to fix each problem.
 
-    It changes nothing and may run beside a server. Exits with 6 if anything is at fault.
+    The command changes nothing and can run beside a server. Exits with 6 if a check fails.
     """
     findings = list(_examine(config))
-    shown = [f"{item.state:<8} {item.what}: {item.said}" for item in findings]
-    print_output([asdict(item) for item in findings], as_json=as_json, text="\n".join(shown))
+    lines = [f"{item.state:<8} {item.what}: {item.said}" for item in findings]
+    print_output([asdict(item) for item in findings], as_json=as_json, text="\n".join(lines))
     faults = sum(item.state is State.FAULT for item in findings)
     if faults:
-        raise UnhealthyDeployment(f"{faults} of {len(findings)} checks found a fault.")
+        raise UnhealthyDeployment(f"{faults} of {len(findings)} checks failed.")
 
 
 def _examine(config: Config) -> Iterator[Finding]:
@@ -97,53 +97,55 @@ def _examine(config: Config) -> Iterator[Finding]:
     yield _sign_in(config)
     try:
         if not is_initialized(config.storage_url):
-            yield Finding(State.FAULT, "database", "it is empty; start `wardkey up` once.")
+            yield Finding(State.FAULT, "database", "empty; start `wardkey up` once")
             return
         master = resolve_master_key(master_key_source(config), config.storage_url)
-    except WardkeyError as failure:
-        yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
+    except WardkeyError as error:
+        yield Finding(State.FAULT, "database", f"{error.code}: {error.detail}")
         return
-    yield Finding(State.OK, "database", "it opens, and the master key fits")
+    yield Finding(State.OK, "database", "opens with this master key")
     yield _at_rest(config)
     database = open_database(config.storage_url, master, config.brand)
     try:
         yield from _database(database, config)
-    except WardkeyError as failure:
-        yield Finding(State.FAULT, "database", f"{failure.code}: {failure.detail}")
+    except WardkeyError as error:
+        yield Finding(State.FAULT, "database", f"{error.code}: {error.detail}")
     finally:
         database.close()
 
 
-def _private(what: str, path: Path, wanted: int) -> Finding:
-    found = path.stat()
-    mode = stat.S_IMODE(found.st_mode)
-    if mode & ~wanted:
+def _private(what: str, path: Path, private_mode: int) -> Finding:
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & ~private_mode:
         return Finding(
-            State.FAULT, what, f"others may use it ({mode:04o}); run chmod {wanted:o} {path}"
+            State.FAULT,
+            what,
+            f"other users can access it ({mode:04o}); run chmod {private_mode:o} {path}",
         )
-    if found.st_uid != os.geteuid() and os.geteuid() != 0:
-        return Finding(State.FAULT, what, f"it belongs to another user; run chown on {path}")
+    if status.st_uid != os.geteuid() and os.geteuid() != 0:
+        return Finding(State.FAULT, what, f"owned by another user; run chown on {path}")
     if not os.access(path, os.R_OK | os.W_OK):
         rights = "u+rwx" if path.is_dir() else "u+rw"
-        return Finding(State.FAULT, what, f"it cannot be written; run chmod {rights} {path}")
+        return Finding(State.FAULT, what, f"not writable; run chmod {rights} {path}")
     return Finding(State.OK, what, f"{path}, {mode:04o}")
 
 
 def _master_key_file(config: Config) -> Iterator[Finding]:
     if config.master_key or config.master_key_command:
-        yield Finding(State.OK, "master key", "it comes from the environment or a command")
+        yield Finding(State.OK, "master key", "read from the environment or a command")
         return
     path = config.master_key_path
     if not path.exists():
-        yield Finding(State.FAULT, "master key", f"{path} does not exist; put the key back there")
+        yield Finding(State.FAULT, "master key", f"{path} does not exist; restore the key there")
         return
     yield _private("master key", path, 0o600)
-    for version, kept in kept_files(path).items():
-        yield _private(f"old master key {version}", kept, 0o600)
+    for version, kept_path in kept_files(path).items():
+        yield _private(f"old master key {version}", kept_path, 0o600)
     if config.key_beside_data:
         yield Finding(
             State.WARNING, "master key",
-            "it lies beside the database, so one stolen folder has both; move it elsewhere with "
+            "stored beside the database, so a stolen folder contains both; move it elsewhere with "
             "--master-key-file, and keep a copy",
         )  # fmt: skip
 
@@ -151,35 +153,35 @@ def _master_key_file(config: Config) -> Iterator[Finding]:
 def _space(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     said = f"{free // 1_048_576:,} MiB free"
-    if free < _LITTLE_SPACE:
-        return Finding(State.FAULT, "disk", f"{said}; free some, or writes will be refused")
+    if free < _MIN_FREE_BYTES:
+        return Finding(State.FAULT, "disk", f"{said}; free some space, or writes will fail")
     return Finding(State.OK, "disk", said)
 
 
 def _listening(config: Config) -> Finding:
     try:
         check_listening(config)
-    except WardkeyError as failure:
-        return Finding(State.FAULT, "listening", failure.detail)
-    return Finding(State.OK, "listening", f"a server may listen on {config.listen}")
+    except WardkeyError as error:
+        return Finding(State.FAULT, "listening", error.detail)
+    return Finding(State.OK, "listening", f"a server can listen on {config.listen}")
 
 
 def _server(config: Config) -> Finding:
     try:
-        found = find_server(config.data_dir)
-    except WardkeyError as failure:
-        return Finding(State.OK, "server", failure.detail)
-    where = f"process {found.pid}" if found.is_here else "a process in another container"
-    said = f"it runs, {where}; {config.data_dir / 'url'} says where it is reached"
-    if found.fault:
-        return Finding(State.WARNING, "server", f"{said}; its last reload failed: {found.fault}")
+        server = find_server(config.data_dir)
+    except WardkeyError as error:
+        return Finding(State.OK, "server", error.detail)
+    where = f"process {server.pid}" if server.is_here else "a process in another container"
+    said = f"running as {where}; its URL is in {config.data_dir / 'url'}"
+    if server.fault:
+        return Finding(State.WARNING, "server", f"{said}; its last reload failed: {server.fault}")
     return Finding(State.OK, "server", said)
 
 
 def _public_url(config: Config) -> Finding:
     if config.public_url:
         return Finding(State.OK, "public URL", config.url)
-    said = f"not set, so links begin with {config.url}, which people behind the proxy cannot open"
+    said = f"not set, so links begin with {config.url}, which people behind the proxy can't open"
     return Finding(State.WARNING, "public URL", f"{said}; set it with --public-url")
 
 
@@ -189,9 +191,9 @@ def _sign_in(config: Config) -> Finding:
         return Finding(State.OK, "sign-in", "with passwords and passkeys")
     try:
         issuer.endpoints()
-    except WardkeyError as failure:
-        return Finding(State.FAULT, "sign-in", failure.detail)
-    said = f"{issuer.issuer} answers, and sends people back to {issuer.redirect_uri}"
+    except WardkeyError as error:
+        return Finding(State.FAULT, "sign-in", error.detail)
+    said = f"{issuer.issuer} is reachable; the redirect URI is {issuer.redirect_uri}"
     return Finding(State.OK, "sign-in", said)
 
 
@@ -199,8 +201,8 @@ def _certificate(config: Config) -> Iterator[Finding]:
     try:
         check_tls(config)
         chain = x509.load_pem_x509_certificates(Path(config.tls_cert).read_bytes())
-    except WardkeyError as failure:
-        yield Finding(State.FAULT, "certificate", failure.detail)
+    except WardkeyError as error:
+        yield Finding(State.FAULT, "certificate", error.detail)
         return
     except ValueError as error:
         yield Finding(State.FAULT, "certificate", f"{config.tls_cert} cannot be read: {error}")
@@ -208,42 +210,44 @@ def _certificate(config: Config) -> Iterator[Finding]:
     yield _validity(chain)
     mode = stat.S_IMODE(Path(config.tls_key).stat().st_mode)
     if mode & 0o007:
-        said = f"everybody may read it ({mode:04o}); run chmod o= {config.tls_key}"
+        said = f"every user can access it ({mode:04o}); run chmod o= {config.tls_key}"
         yield Finding(State.WARNING, "TLS key", said)
     else:
-        yield Finding(State.OK, "TLS key", f"it belongs to the certificate, {mode:04o}")
+        yield Finding(State.OK, "TLS key", f"matches the certificate, {mode:04o}")
 
 
 def _validity(chain: list[x509.Certificate]) -> Finding:
-    """Judge the chain by that certificate of it which ends first."""
+    """Check when the whole chain is valid: from the latest start to the earliest end."""
     now = wall_clock()
     begin = max(int(item.not_valid_before_utc.timestamp() * 1000) for item in chain)
     end = min(int(item.not_valid_after_utc.timestamp() * 1000) for item in chain)
     if end <= now:
-        return Finding(State.FAULT, "certificate", f"it ended at {iso(end)}; renew it")
+        return Finding(State.FAULT, "certificate", f"expired at {iso(end)}; renew it")
     if begin > now:
-        said = f"it begins at {iso(begin)} only; set the clock, or wait for that time"
+        said = f"not valid before {iso(begin)}; set the clock, or wait until then"
         return Finding(State.FAULT, "certificate", said)
-    said = f"good until {iso(end)}"
+    said = f"valid until {iso(end)}"
     if end <= now + 14 * _DAY_MS:
         return Finding(State.WARNING, "certificate", f"{said}; renew it and run `wardkey reload`")
     return Finding(State.OK, "certificate", said)
 
 
 def _clock(now: int) -> Finding:
-    if now < _NOT_BEFORE:
-        return Finding(State.FAULT, "clock", f"it says {iso(now)}; set it, or use NTP")
+    if now < _MIN_CLOCK_MS:
+        return Finding(State.FAULT, "clock", f"shows {iso(now)}; set it, or use NTP")
     return Finding(State.OK, "clock", iso(now))
 
 
 def _at_rest(config: Config) -> Finding:
     if config.embedded:
-        return Finding(State.OK, "encryption at rest", "the database's files, by Wardkey")
+        return Finding(State.OK, "encryption at rest", "Wardkey encrypts the database's files")
     if config.database_encrypted_by_operator:
-        return Finding(State.OK, "encryption at rest", "of PostgreSQL's disk, as you confirmed")
+        return Finding(
+            State.OK, "encryption at rest", "PostgreSQL's disk is encrypted, as you confirmed"
+        )
     return Finding(
         State.WARNING, "encryption at rest",
-        "Wardkey does not encrypt a PostgreSQL; encrypt its disk, then confirm that with "
+        "Wardkey does not encrypt PostgreSQL's files; encrypt its disk, then confirm that with "
         "--database-encrypted-by-operator",
     )  # fmt: skip
 
@@ -273,12 +277,12 @@ def _database(database: Database, config: Config) -> Iterator[Finding]:
         yield from _forward_auth(database)
         yield from _audit(database)
     else:
-        yield Finding(State.WARNING, "audit", "not looked at, since not every key opens")
+        yield Finding(State.WARNING, "audit", "not checked, because not every pepper opens")
 
 
 def _drift(ms: int) -> Finding:
     said = f"PostgreSQL's clock is {abs(ms)} ms {'ahead of' if ms > 0 else 'behind'} this one"
-    if abs(ms) > _MOST_CLOCK_DRIFT_MS:
+    if abs(ms) > _MAX_CLOCK_DRIFT_MS:
         return Finding(State.WARNING, "clock", f"{said}; use NTP on both")
     return Finding(State.OK, "clock", said)
 
@@ -286,12 +290,12 @@ def _drift(ms: int) -> Finding:
 def _usage(database: Database) -> Finding:
     try:
         check_usage(database)
-    except WardkeyError as failure:
+    except WardkeyError as error:
         return Finding(
             State.WARNING, "usage database",
-            f"{failure.code}: {failure.detail} Verdicts go on without it.",
+            f"{error.code}: {error.detail} Verification works without it.",
         )  # fmt: skip
-    return Finding(State.OK, "usage database", "it opens")
+    return Finding(State.OK, "usage database", "opens")
 
 
 def _peppers(states: list[PepperState]) -> Iterator[Finding]:
@@ -299,42 +303,42 @@ def _peppers(states: list[PepperState]) -> Iterator[Finding]:
         if not item.opens:
             yield Finding(
                 State.FAULT, "peppers",
-                f"version {item.version} does not open with this master key, and {item.rows:,} "
+                f"version {item.version} does not open with this master key, but {item.rows:,} "
                 "stored secrets need it; restore a backup",
             )  # fmt: skip
     if all(item.opens for item in states):
         old = sum(item.rows for item in states if not item.current)
         said = f"{len(states)} opened; {old:,} stored secrets are hashed under an older one"
         if old:
-            said += ", and those of keys change over when they are next used"
+            said += "; those of keys are rehashed at their next use"
         yield Finding(State.OK, "peppers", said)
 
 
 def _newcomers(database: Database, reference: str) -> Finding:
     with database.read() as tx:
         try:
-            found = find(tx, operator(), reference)
+            organization = find(tx, operator(), reference)
         except OrganizationNotFound:
-            said = f"no organization is named {reference}, so nobody new can join by signing in"
+            said = f"there is no organization {reference}, so new users can't join by signing in"
             return Finding(State.FAULT, "newcomers", f"{said}; set oidc_organization to an id")
-    if reference != found.id:
-        said = f"they join {found.name}, by a slug that its owner can change"
-        return Finding(State.WARNING, "newcomers", f"{said}; set {found.id} instead")
-    return Finding(State.OK, "newcomers", f"they join {found.name}")
+    if reference != organization.id:
+        said = f"join {organization.name}, found by a slug that its owner can change"
+        return Finding(State.WARNING, "newcomers", f"{said}; set {organization.id} instead")
+    return Finding(State.OK, "newcomers", f"join {organization.name}")
 
 
 def _forward_auth(database: Database) -> Iterator[Finding]:
-    """Report what proxies asked wrongly in the last day."""
+    """Report the mistakes in proxies' requests of the last 24 hours."""
     now = wall_clock()
     with database.read() as tx:
         mistakes = list_mistakes(tx, operator(), now - _DAY_MS)
         count = len(list_all(tx, operator()))
     for item in mistakes:
-        said = f"{item.what} It asked from {item.address}, last at {iso(item.at)}."
+        said = f"{item.what} It sent the request from {item.address}, last at {iso(item.at)}."
         yield Finding(State.WARNING, "forward-auth", said)
     if not mistakes:
-        several = "each proxy's URL has to name one, or organization=any"
-        rule = "proxies' URLs need not name it" if count == 1 else several
+        several = "each proxy's URL must name one, or organization=any"
+        rule = "proxies' URLs don't have to name it" if count == 1 else several
         yield Finding(State.OK, "forward-auth", f"organizations: {count}, so {rule}")
 
 
@@ -349,9 +353,9 @@ def _audit(database: Database) -> Iterator[Finding]:
             broken = True
             yield Finding(
                 State.FAULT, "audit",
-                f"the chain of {name} does not hold at event {breaks[0].seq}: {breaks[0].what}; "
+                f"the chain of {name} is broken at event {breaks[0].seq}: {breaks[0].what}; "
                 f"`wardkey audit verify --org {org_id}` lists every break",
             )  # fmt: skip
     if not broken:
-        said = f"{len(chains)} chains of {events:,} events, every link holds"
+        said = f"{len(chains)} chains with {events:,} events, all intact"
         yield Finding(State.OK, "audit", said)

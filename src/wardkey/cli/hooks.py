@@ -1,4 +1,4 @@
-"""`wardkey hook`: tokens with which a broker of one's own asks about logins and topics."""
+"""`wardkey hook`: tokens for your own brokers, which ask Wardkey about logins and topics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from wardkey.actions.operations import hook_tokens
 from wardkey.actions.operations.hook_tokens import HookToken
-from wardkey.cli.terminal import STORAGE, Subgroup, as_json, print_output, say_table, settings
+from wardkey.cli.terminal import STORAGE, Subgroup, as_json, print_output, print_table, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing
 from wardkey.domain.hooks import HookKind
@@ -19,33 +19,33 @@ from wardkey.domain.times import iso
 
 @click.group(cls=Subgroup)
 def hook() -> None:
-    """Create, list and revoke tokens for brokers of your own."""
+    """Create, list and revoke tokens for your own brokers."""
 
 
 @hook.command()
 @click.argument("kind", type=click.Choice([kind.value for kind in HookKind]))
-@click.option("--organization", help="Slug or id of the one organization that it is for.")
+@click.option("--organization", help="Restrict the token to one organization (slug or id).")
 @click.option(
     "--environment",
     type=click.Choice([environment.value for environment in Environment]),
-    help="Which of the organization's environments.",
+    help="The organization's environment that the token is for.",
 )
 @as_json
 @settings(*STORAGE)
 def create(
     config: Config, kind: str, organization: str | None, environment: str | None, *, as_json: bool
 ) -> None:
-    """Create a token for a broker of a KIND; its text is printed this once.
+    """Create a token for a broker of this KIND; its text is printed only once.
 
-    Without an organization it serves all of them, which mosquitto cannot keep apart.
+    Without --organization it is valid for all organizations, which mosquitto can't keep apart.
     """
-    wanted = None if environment is None else Environment(environment)
+    token_environment = None if environment is None else Environment(environment)
     with open_existing(config) as runner:
-        made, secret = runner.write(
-            hook_tokens.create, operator(), HookKind(kind), organization, wanted
+        token, secret = runner.write(
+            hook_tokens.create, operator(), HookKind(kind), organization, token_environment
         )
-    click.echo("Shown this once; store it where only your broker reads it.", err=True)
-    print_output(_json(made) | {"secret": secret.text}, as_json=as_json, text=secret.text)
+    click.echo("Shown only once; store it where only your broker can read it.", err=True)
+    print_output(_json(token) | {"secret": secret.text}, as_json=as_json, text=secret.text)
 
 
 @hook.command(name="list")
@@ -54,17 +54,17 @@ def create(
 def list_(config: Config, *, as_json: bool) -> None:
     """List the hook tokens of this deployment."""
     with open_existing(config) as runner:
-        found = runner.read(hook_tokens.list_all, operator())
+        tokens = runner.read(hook_tokens.list_all, operator())
     rows = [
         (item.kid, "revoked" if item.revoked_at else "active", item.hook.kind, _scope_text(item))
-        for item in found
+        for item in tokens
     ]
-    say_table(
-        [_json(item) for item in found],
+    print_table(
+        [_json(item) for item in tokens],
         ("kid", "state", "kind", "organizations"),
         rows,
         as_json=as_json,
-        empty="No hook token yet; `wardkey hook create KIND` makes one.",
+        empty="No hook tokens yet; create one with `wardkey hook create KIND`.",
     )
 
 
@@ -73,10 +73,12 @@ def list_(config: Config, *, as_json: bool) -> None:
 @as_json
 @settings(*STORAGE)
 def revoke(config: Config, kid: str, *, as_json: bool) -> None:
-    """Revoke the hook token KID for good."""
+    """Revoke the hook token KID permanently."""
     with open_existing(config) as runner:
-        done = runner.write(hook_tokens.revoke, operator(), kid)
-    print_output(_json(done), as_json=as_json, text=f"{done.kid} ({done.hook.kind}) is revoked.")
+        token = runner.write(hook_tokens.revoke, operator(), kid)
+    print_output(
+        _json(token), as_json=as_json, text=f"Hook token {token.kid} ({token.hook.kind}) revoked."
+    )
 
 
 def _scope_text(item: HookToken) -> str:

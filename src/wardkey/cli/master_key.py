@@ -1,4 +1,4 @@
-"""`wardkey master-key`: taking a new master key, and what still stands under which."""
+"""`wardkey master-key`: rotate the master key, and list or remove kept ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wardkey.cli.terminal import (
     as_json,
     confirm,
     print_output,
-    say_table,
+    print_table,
     settings,
 )
 from wardkey.config import Config
@@ -35,154 +35,163 @@ from wardkey.domain.times import iso
 
 @click.group("master-key", cls=Subgroup)
 def master_key() -> None:
-    """Rotate the master key, list all of them, and remove old ones that were kept."""
+    """Rotate the master key, list all versions, and remove kept old ones."""
 
 
 @master_key.command()
 @click.option(
     "--new-key-file",
     type=click.Path(path_type=Path),
-    help="A file with the new key: 64 hexadecimal digits. Needed where the present key comes "
-    "from the environment or a command; else a new one is made.",
+    help="File with the new key: 64 hexadecimal digits. Required if the present key comes from "
+    "the environment or a command; otherwise a key is generated.",
 )
 @click.option(
     "--new-broker-keys",
     is_flag=True,
-    help="Change the broker's keys as well, because the old master key leaked. Its retained "
-    "messages and persistent sessions are left behind.",
+    help="Also replace the broker's keys, for example after the master key leaked. The broker's "
+    "retained messages and persistent sessions are lost.",
 )
 @as_json
 @settings(*STORAGE)
 def rotate(
     config: Config, new_key_file: Path | None, *, new_broker_keys: bool, as_json: bool
 ) -> None:
-    """Encrypt everything under a new master key; servers are stopped.
+    """Re-encrypt everything under a new master key; servers must be stopped.
 
-    Keys that were issued go on, and are hashed anew when they are next used. Backups made before
-    open with the old master key only, so it is kept beside the new one, where `wardkey restore`
-    finds it, until `wardkey master-key forget`. A rotation that is cut off is finished, or undone,
-    by the next start.
+    Issued keys keep working and are rehashed at their next use. Earlier backups open only with the
+    old master key, so it is kept beside the new one, where `wardkey restore` finds it, until you
+    run `wardkey master-key forget`. The next start completes or undoes an interrupted rotation.
     """
-    _check_begun(config)
+    _require_deployment(config)
     source = master_key_source(config)
     if not source.uses_file and new_key_file is None:
         raise InvalidSetting(
-            "The master key comes from the environment or a command, which this cannot change. "
-            "Give the new key with --new-key-file, and change the setting afterwards.",
+            "The master key comes from the environment or a command, which this command can't "
+            "change. Give the new key with --new-key-file, and change the setting afterwards.",
             field="new_key_file",
         )
-    following = read_key(new_key_file) if new_key_file else MasterKey.generate()
+    new_key = read_key(new_key_file) if new_key_file else MasterKey.generate()
     with open_deployment(config, alone=True) as runner:
-        version = _rotate(runner, source, following, new_broker_keys=new_broker_keys)
-    kept = kept_file(source.file, version - 1).absolute() if source.uses_file else None
-    text = f"Master key {version} is in use. Backups made before open with the old one only"
-    if kept is None:
-        text += ": keep it for as\nlong as you keep them."
-        text += "\nNow change the setting, so that it gives the new key, and start the servers."
+        version = _rotate(runner, source, new_key, new_broker_keys=new_broker_keys)
+    old_key_file = kept_file(source.file, version - 1).absolute() if source.uses_file else None
+    text = f"Master key {version} is in use. Earlier backups open only with the old key"
+    if old_key_file is None:
+        text += ":\nkeep it as long as you keep them."
+        text += "\nNow change the setting to the new key, and start the servers."
     else:
-        text += f", which is kept:\n  {kept}"
-        text += f"\nWithout such backups, remove it: wardkey master-key forget {version - 1}"
+        text += f", kept in\n  {old_key_file}"
+        text += (
+            "\nOnce you no longer need those backups, remove it: "
+            f"wardkey master-key forget {version - 1}"
+        )
         if not config.embedded:
             text += f"\nCopy {source.file} to every other machine of this deployment."
     value = {"version": version, "change_setting": not source.uses_file}
-    print_output(value | {"old_key_file": str(kept) if kept else None}, as_json=as_json, text=text)
+    print_output(
+        value | {"old_key_file": str(old_key_file) if old_key_file else None},
+        as_json=as_json,
+        text=text,
+    )
 
 
 @master_key.command()
 @click.argument("version", type=click.IntRange(min=1))
-@click.option("--yes", is_flag=True, help="Do not ask for the version.")
+@click.option("--yes", is_flag=True, help="Don't ask to type the version.")
 @as_json
 @settings(*STORAGE)
 def forget(config: Config, version: int, *, yes: bool, as_json: bool) -> None:
-    """Remove the kept file of the old master key VERSION for good.
+    """Permanently remove the kept file of the old master key VERSION.
 
-    Backups that were made under it open no more, unless you have a copy of the key. The
-    deployment does not need it: what it derived is kept in the database.
+    Backups made under it can't be opened anymore unless you have a copy of the key. The deployment
+    itself doesn't need it: the keys derived from it are stored in the database.
     """
-    _check_begun(config)
+    _require_deployment(config)
     source = master_key_source(config)
     path = kept_file(source.file, version)
     if version not in kept_files(source.file):
         raise MasterKeyNotKept(
-            f"There is no {path}; `wardkey master-key status` lists the keys that are kept."
+            f"{path} does not exist; `wardkey master-key status` lists the kept keys."
         )
     if not yes:
         confirm(
-            f"Backups made under master key {version} will open no more. Type {version} to remove "
-            f"{path}",
+            f"Backups made under master key {version} can't be opened without it. Type {version} "
+            f"to remove {path}",
             str(version),
         )
-    # Not while a rotation is under way, which has just written it.
+    # Fails during a rotation, which may have just written this file.
     with hold_folder(config.data_dir, alone=False):
         forget_key(path)
     value = {"version": version, "file": str(path)}
-    print_output(value, as_json=as_json, text=f"{path} is removed.")
+    print_output(value, as_json=as_json, text=f"{path} removed.")
 
 
 @master_key.command()
 @as_json
 @settings(*STORAGE)
 def status(config: Config, *, as_json: bool) -> None:
-    """List the master keys: what is still hashed under each, and where old ones are kept."""
-    _check_begun(config)
-    kept = kept_files(master_key_source(config).file)
+    """List the master keys: the rows still hashed under each, and the files of kept ones."""
+    _require_deployment(config)
+    paths = kept_files(master_key_source(config).file)
     with (
         hold_folder(config.data_dir, alone=False),
         open_storage(config) as database,
         hold_database(database, alone=False),
     ):
         open_vault(database)
-        found = Runner(database, CommitBarrier(database)).read(versions, operator())
+        items = Runner(database, CommitBarrier(database)).read(versions, operator())
     lines, values = [], []
-    for item in found:
-        made = iso(item.created_at)
+    for item in items:
+        created = iso(item.created_at)
         rows = ", ".join(f"{count:,} {table}" for table, count in item.rows.items())
-        file = None if item.current else kept.get(item.version)
+        file = None if item.current else paths.get(item.version)
         where = "in use" if item.current else str(file) if file else "not kept here"
-        lines.append((str(item.version), made, rows or "nothing", where))
+        lines.append((str(item.version), created, rows or "nothing", where))
         values.append(
             {
                 "version": item.version,
-                "created_at": made,
+                "created_at": created,
                 "current": item.current,
                 "hashed_under_it": item.rows,
                 "kept_file": str(file) if file else None,
             }
         )
     names = ("version", "created", "hashed under it", "file")
-    say_table(values, names, lines, as_json=as_json, empty="")
+    print_table(values, names, lines, as_json=as_json, empty="")
 
 
 def _rotate(
-    runner: Runner, source: MasterKeySource, following: MasterKey, *, new_broker_keys: bool
+    runner: Runner, source: MasterKeySource, new_key: MasterKey, *, new_broker_keys: bool
 ) -> int:
-    """Keep the old key, write the new one's file, then the database, then rename the file.
+    """Keep the old key, write the new key's file, rekey the database, then rename the file.
 
-    In that order, so that at any time the database's key is in a file where the next start finds
-    it, and the old one is in another once it is replaced.
+    In this order the next start always finds the database's present key in a file, and the old
+    key is kept in another file before it is replaced.
     """
     if source.uses_file:
         database = runner.database
         keep_key(source.file, database.vault.version, database.master)
         source.next_file.unlink(missing_ok=True)
-        write_key(source.next_file, following)
-    done: list[int] = []
+        write_key(source.next_file, new_key)
+    new_versions: list[int] = []
 
     def change(database: Database) -> None:
         runner = Runner(database, CommitBarrier(database))
-        done.append(
-            runner.write(rotate_action, operator(), following, new_broker_keys=new_broker_keys)
+        new_versions.append(
+            runner.write(rotate_action, operator(), new_key, new_broker_keys=new_broker_keys)
         )
 
     if runner.database.kind == "sqlite":
-        rekey_files(runner.database, following, change)
+        rekey_files(runner.database, new_key, change)
     else:
         change(runner.database)
     if source.uses_file:
         put_in_place(source.next_file, source.file)
-    return done[0]
+    return new_versions[0]
 
 
-def _check_begun(config: Config) -> None:
+def _require_deployment(config: Config) -> None:
     if not has_deployment(config):
-        raise InvalidSetting(f"There is no deployment in {config.data_dir} yet.", field="data_dir")
+        raise InvalidSetting(
+            f"There is no deployment in {config.data_dir} yet; name its folder with --data-dir.",
+            field="data_dir",
+        )

@@ -1,4 +1,4 @@
-"""`wardkey org` and `wardkey setup-link`: what the operator does with organizations."""
+"""`wardkey org` and `wardkey setup-link`: manage organizations and create set-up links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wardkey.cli.terminal import (
     as_json,
     confirm,
     print_output,
-    say_table,
+    print_table,
     settings,
 )
 from wardkey.config import Config
@@ -24,7 +24,7 @@ from wardkey.deployment import open_existing
 from wardkey.domain.principal import Principal, operator
 from wardkey.domain.times import iso
 
-# With one organization, a forward-auth URL need not name it.
+# From the second organization on, forward-auth URLs must name one.
 SECOND = 2
 
 
@@ -35,8 +35,8 @@ def org() -> None:
 
 @org.command()
 @click.argument("name")
-@click.option("--owner", required=True, help="E-mail address of its owner.")
-@click.option("--slug", default="", help="Short name in addresses; made from NAME if left out.")
+@click.option("--owner", required=True, help="The owner's e-mail address.")
+@click.option("--slug", default="", help="Short name used in URLs; derived from NAME if omitted.")
 @as_json
 @settings(*STORAGE, "public_url")
 def create(config: Config, name: str, owner: str, slug: str, *, as_json: bool) -> None:
@@ -46,27 +46,29 @@ def create(config: Config, name: str, owner: str, slug: str, *, as_json: bool) -
     """
 
     def make(tx: Transaction, by: Principal) -> tuple[Organization, str]:
-        made, _ = organizations.create(tx, by, name, owner, slug)
+        organization, _ = organizations.create(tx, by, name, owner, slug)
         _, password = people.password_hash_of(tx, owner)
         link = "" if password else people.create_setup_link(tx, by, owner)
-        return made, link
+        return organization, link
 
     with open_existing(config) as runner:
         url = link_url(config)
-        made, link = runner.write(make, operator())
+        organization, link = runner.write(make, operator())
         count = len(runner.read(organizations.list_all, operator()))
     address = f"{url}/setup/{link}" if link else ""
-    text = f"Organization {made.name} ({made.slug}, {made.id}) is made."
+    text = f"Organization {organization.name} ({organization.slug}, {organization.id}) created."
     if address:
-        text += f"\nSet-up link for {owner}, once, within 7 days:\n  {address}"
+        text += f"\nOne-time set-up link for {owner}, valid for 7 days:\n  {address}"
     print_output(
-        _json(made) | {"owner": owner, "setup_link": address or None}, as_json=as_json, text=text
+        _json(organization) | {"owner": owner, "setup_link": address or None},
+        as_json=as_json,
+        text=text,
     )
     if count == SECOND:
         click.echo(
-            "This is the second organization: from now on each proxy's forward-auth URL has to "
-            "name one,\nas /v2/auth?organization=<id>, or organization=any to take keys of all.\n"
-            "Proxies whose URL names none are refused (organization_required).",
+            "This is the second organization: from now on each proxy's forward-auth URL must name "
+            "one,\nas /v2/auth?organization=<id>, or organization=any to accept keys of all.\n"
+            "Requests whose URL names none are rejected (organization_required).",
             err=True,
         )
 
@@ -77,17 +79,17 @@ def create(config: Config, name: str, owner: str, slug: str, *, as_json: bool) -
 def list_(config: Config, *, as_json: bool) -> None:
     """List the organizations of this deployment."""
     with open_existing(config) as runner:
-        found = runner.read(organizations.list_all, operator())
+        items = runner.read(organizations.list_all, operator())
     rows = [
         (item.slug, "suspended" if item.suspended_at else "active", item.id, item.name)
-        for item in found
+        for item in items
     ]
-    say_table(
-        [_json(item) for item in found],
+    print_table(
+        [_json(item) for item in items],
         ("slug", "state", "id", "name"),
         rows,
         as_json=as_json,
-        empty="No organization yet; `wardkey org create NAME --owner EMAIL` makes one.",
+        empty="No organizations yet; create one with `wardkey org create NAME --owner EMAIL`.",
     )
 
 
@@ -96,11 +98,11 @@ def list_(config: Config, *, as_json: bool) -> None:
 @as_json
 @settings(*STORAGE)
 def suspend(config: Config, organization: str, *, as_json: bool) -> None:
-    """Stop everything of ORGANIZATION (slug or id) at once, until it is resumed."""
+    """Suspend ORGANIZATION (slug or id) at once: its keys and members are refused until resumed."""
     with open_existing(config) as runner:
-        done = runner.write(organizations.suspend, operator(), organization)
-    text = f"{done.name} is suspended: its keys are refused and its members kept out."
-    print_output(_json(done), as_json=as_json, text=text)
+        suspended = runner.write(organizations.suspend, operator(), organization)
+    text = f"{suspended.name} suspended. Its keys are rejected and its members can't access it."
+    print_output(_json(suspended), as_json=as_json, text=text)
 
 
 @org.command()
@@ -108,26 +110,26 @@ def suspend(config: Config, organization: str, *, as_json: bool) -> None:
 @as_json
 @settings(*STORAGE)
 def resume(config: Config, organization: str, *, as_json: bool) -> None:
-    """Let a suspended ORGANIZATION (slug or id) go on."""
+    """Resume a suspended ORGANIZATION (slug or id)."""
     with open_existing(config) as runner:
-        done = runner.write(organizations.resume, operator(), organization)
-    print_output(_json(done), as_json=as_json, text=f"{done.name} goes on.")
+        resumed = runner.write(organizations.resume, operator(), organization)
+    print_output(_json(resumed), as_json=as_json, text=f"{resumed.name} resumed.")
 
 
 @org.command()
 @click.argument("organization")
-@click.option("--yes", is_flag=True, help="Do not ask for the slug.")
+@click.option("--yes", is_flag=True, help="Don't ask to type the slug.")
 @as_json
 @settings(*STORAGE)
 def delete(config: Config, organization: str, *, yes: bool, as_json: bool) -> None:
-    """Delete ORGANIZATION (slug or id) for good: its keys are revoked, its audit is kept."""
+    """Delete ORGANIZATION (slug or id) permanently; its keys are revoked, its audit log is kept."""
     with open_existing(config) as runner:
-        found = runner.read(organizations.find, operator(), organization)
+        target = runner.read(organizations.find, operator(), organization)
         if not yes:
-            confirm(f"Type {found.slug} to delete {found.name}", found.slug)
-        done = runner.write(organizations.delete, operator(), found.id)
+            confirm(f"Type {target.slug} to delete {target.name}", target.slug)
+        deleted = runner.write(organizations.delete, operator(), target.id)
     print_output(
-        _json(done), as_json=as_json, text=f"{done.name} is deleted and its keys are revoked."
+        _json(deleted), as_json=as_json, text=f"{deleted.name} deleted. Its keys are revoked."
     )
 
 
@@ -136,9 +138,9 @@ def delete(config: Config, organization: str, *, yes: bool, as_json: bool) -> No
 @as_json
 @settings(*STORAGE, "public_url")
 def setup_link(config: Config, email: str, *, as_json: bool) -> None:
-    """Make a one-time link, valid 7 days, with which EMAIL sets a new password.
+    """Create a one-time link, valid for 7 days, with which EMAIL sets a new password.
 
-    Earlier links of the same person end.
+    It replaces earlier links for the same person.
     """
     with open_existing(config) as runner:
         url = link_url(config)

@@ -1,4 +1,4 @@
-"""The file `server` in the data folder: which process serves it, and how its last reload ended."""
+"""The file `server` in the data folder: the serving process and the result of its last reload."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from wardkey.domain.errors import ServerNotRunning, UnusableFile
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A server's process and what it says of its reloads; `fault` is the last one's, or empty."""
+    """A server's process and its reloads; `fault` is the last reload's error, or empty."""
 
     pid: int
-    # Of the process id, which means nothing in another container.
+    # The pid namespace; the pid is meaningless in another container.
     namespace: str
     reloads: int = 0
     reloading: bool = False
@@ -28,23 +28,23 @@ class Serving:
 
     @property
     def is_here(self) -> bool:
-        """Tell whether the process id is one of this container or machine."""
+        """Return whether the process runs in this container or machine."""
         return self.namespace == _namespace()
 
 
 class ServerFile:
-    """The file as the server holds it; that of a second server on the folder writes nothing."""
+    """The locked file of a running server; a second server on the folder writes nothing."""
 
     def __init__(self, file: TextIO | None) -> None:
         self._file = file
         self._serving = Serving(os.getpid(), _namespace())
 
     def begin_reload(self) -> None:
-        """Note that a start or a reload has begun."""
+        """Record that a start or a reload has begun."""
         self._write(replace(self._serving, reloading=True))
 
     def end_reload(self, fault: str) -> None:
-        """Note how it ended; `fault` is empty where all went well."""
+        """Record the result; `fault` is empty on success."""
         count = self._serving.reloads + 1
         self._write(replace(self._serving, reloads=count, reloading=False, fault=fault))
 
@@ -52,7 +52,7 @@ class ServerFile:
         self._serving = serving
         if self._file is None:
             return
-        # On a full disk the server goes on; only `wardkey reload` would want this.
+        # On a full disk the server keeps running; only `wardkey reload` needs this file.
         with suppress(OSError):
             self._file.seek(0)
             self._file.truncate()
@@ -62,35 +62,40 @@ class ServerFile:
 
 @contextmanager
 def hold_server_file(data_dir: Path) -> Iterator[ServerFile]:
-    """Hold the file while the block runs: it is the lock by which a server is known to run."""
+    """Hold the file during the block; its lock shows that a server is running."""
     with storage_errors(), _path(data_dir).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield ServerFile(None)
             return
-        held = ServerFile(file)
-        # A signal is for a server that is ready for it, which ends this.
-        held.begin_reload()
-        yield held
+        server_file = ServerFile(file)
+        # `wardkey reload` waits for `end_reload`, so no signal comes before the server is ready.
+        server_file.begin_reload()
+        yield server_file
 
 
 def find_server(data_dir: Path) -> Serving:
-    """Return the server that runs on a data folder; raises `ServerNotRunning`."""
+    """Return the server running on a data folder.
+
+    Raises `ServerNotRunning`, and `UnusableFile` while the file is being written.
+    """
     path = _path(data_dir)
     try:
         with path.open(encoding="utf-8") as file:
             with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                raise ServerNotRunning(f"No server runs on {data_dir}; start it with `wardkey up`.")
+                raise ServerNotRunning(
+                    f"No server is running on {data_dir}; start it with `wardkey up`."
+                )
             return Serving(**json.loads(file.read()))
     except (FileNotFoundError, NotADirectoryError):
         raise ServerNotRunning(
-            f"No server runs on {data_dir}; name its folder with --data-dir, or start it with "
-            "`wardkey up`."
+            f"No server is running on {data_dir}; name its folder with --data-dir, or start it "
+            "with `wardkey up`."
         ) from None
     except (ValueError, TypeError):
-        raise UnusableFile(f"{path} is being written, or damaged; try again.") from None
+        raise UnusableFile(f"{path} is being written or is damaged; try again.") from None
 
 
 def _path(data_dir: Path) -> Path:

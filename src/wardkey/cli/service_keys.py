@@ -1,4 +1,4 @@
-"""`wardkey service-key`: keys that verify keys of any organization and can do nothing else."""
+"""`wardkey service-key`: keys that can only verify keys, of any organization."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from wardkey.actions.operations import service_keys
 from wardkey.actions.operations.service_keys import ServiceKey
-from wardkey.cli.terminal import STORAGE, Subgroup, as_json, print_output, say_table, settings
+from wardkey.cli.terminal import STORAGE, Subgroup, as_json, print_output, print_table, settings
 from wardkey.config import Config
 from wardkey.deployment import open_existing
 from wardkey.domain.principal import operator
@@ -17,7 +17,7 @@ from wardkey.domain.times import iso
 
 @click.group(cls=Subgroup)
 def service_key() -> None:
-    """Create, list and revoke keys that only verify."""
+    """Create, list and revoke keys that can only verify other keys."""
 
 
 @service_key.command()
@@ -27,16 +27,18 @@ def service_key() -> None:
     "allowed",
     multiple=True,
     required=True,
-    help="Address or network (CIDR) from which it may be used; may be repeated.",
+    help="Address or network (CIDR) from which the key can be used; repeatable.",
 )
 @as_json
 @settings(*STORAGE)
 def create(config: Config, name: str, allowed: tuple[str, ...], *, as_json: bool) -> None:
-    """Create a service key NAME; its text is printed this once."""
+    """Create a service key NAME; its text is printed only once."""
     with open_existing(config) as runner:
-        made, secret = runner.write(service_keys.create, operator(), name, allowed)
-    click.echo("Shown this once; store it where only your verifying service reads it.", err=True)
-    print_output(_json(made) | {"secret": secret.text}, as_json=as_json, text=secret.text)
+        key, secret = runner.write(service_keys.create, operator(), name, allowed)
+    click.echo(
+        "Shown only once; store it where only the service that uses it can read it.", err=True
+    )
+    print_output(_json(key) | {"secret": secret.text}, as_json=as_json, text=secret.text)
 
 
 @service_key.command(name="list")
@@ -45,7 +47,7 @@ def create(config: Config, name: str, allowed: tuple[str, ...], *, as_json: bool
 def list_(config: Config, *, as_json: bool) -> None:
     """List the service keys of this deployment."""
     with open_existing(config) as runner:
-        found = runner.read(service_keys.list_all, operator())
+        keys = runner.read(service_keys.list_all, operator())
     rows = [
         (
             item.kid,
@@ -53,14 +55,14 @@ def list_(config: Config, *, as_json: bool) -> None:
             item.name,
             ", ".join(item.allowed_addresses),
         )
-        for item in found
+        for item in keys
     ]
-    say_table(
-        [_json(item) for item in found],
+    print_table(
+        [_json(item) for item in keys],
         ("kid", "state", "name", "addresses"),
         rows,
         as_json=as_json,
-        empty="No service key yet; `wardkey service-key create NAME --allow CIDR` makes one.",
+        empty="No service keys yet; create one: `wardkey service-key create NAME --allow CIDR`.",
     )
 
 
@@ -69,10 +71,10 @@ def list_(config: Config, *, as_json: bool) -> None:
 @as_json
 @settings(*STORAGE)
 def revoke(config: Config, kid: str, *, as_json: bool) -> None:
-    """Revoke the service key KID for good."""
+    """Revoke the service key KID permanently."""
     with open_existing(config) as runner:
-        done = runner.write(service_keys.revoke, operator(), kid)
-    print_output(_json(done), as_json=as_json, text=f"{done.name} ({done.kid}) is revoked.")
+        key = runner.write(service_keys.revoke, operator(), kid)
+    print_output(_json(key), as_json=as_json, text=f"Service key {key.name} ({key.kid}) revoked.")
 
 
 def _json(item: ServiceKey) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The processes that answer HTTP, from one listening socket, and their reload on SIGHUP."""
+"""Runs the HTTP server processes on one listening socket and reloads them on SIGHUP."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from wardkey.domain.errors import WardkeyError
 log = logging.getLogger("wardkey")
 
 DRAIN_S = 30
-# A new worker that waits for a broker which starts again itself takes longer than a ping.
+# A new worker may wait for a restarting broker, which takes longer than uvicorn's health check.
 _START_S = 60
 
 Renew = Callable[[], None]
 
 
 def serve(config: Config, listening: socket.socket, file: ServerFile, renew: Renew) -> None:
-    """Answer requests until a signal ends it; SIGHUP calls `renew`, then reads its certificate."""
+    """Serve requests until a signal ends it; SIGHUP calls `renew`, then loads the certificate."""
     os.environ.update(config.environment())
     settings = uvicorn.Config(
         "wardkey.app:create_app",
@@ -44,7 +44,7 @@ def serve(config: Config, listening: socket.socket, file: ServerFile, renew: Ren
         timeout_keep_alive=config.keep_alive,
         loop="uvloop",
     )
-    # After draining, uvicorn raises the signal again; by then it only means to end well.
+    # After draining, uvicorn raises the signal again; exit with 0 then.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     if config.workers > 1:
@@ -56,7 +56,7 @@ def serve(config: Config, listening: socket.socket, file: ServerFile, renew: Ren
 
     def reload() -> None:
         renew()
-        # Connections that are open keep what they began with.
+        # Open connections keep their certificate.
         if settings.ssl is not None:
             settings.ssl.load_cert_chain(config.tls_cert, config.tls_key)
 
@@ -83,7 +83,7 @@ class _Workers(Multiprocess):
         self._file, self._renew, self._has_terminal = file, renew, _has_terminal()
 
     def handle_hup(self) -> None:
-        """Reload, or end where the terminal is gone."""
+        """Reload, or exit if the terminal was closed."""
         if self._has_terminal and not _has_terminal():
             self.should_exit.set()
         else:
@@ -91,35 +91,35 @@ class _Workers(Multiprocess):
 
     def _reload(self) -> None:
         self._renew()
-        before, patience = list(self.processes), self.config.timeout_worker_healthcheck
+        before, timeout = list(self.processes), self.config.timeout_worker_healthcheck
         self.config.timeout_worker_healthcheck = _START_S
         try:
             self.restart_all()
         finally:
-            self.config.timeout_worker_healthcheck = patience
+            self.config.timeout_worker_healthcheck = timeout
         if set(before) & set(self.processes):
-            raise RuntimeError("a new worker did not start; the log says why")
+            raise RuntimeError("a new worker did not start; check the server's log")
 
 
 def _report(reload: Callable[[], None], file: ServerFile) -> None:
-    """Reload; whatever goes wrong is logged and noted, and the server goes on."""
+    """Reload; a failure is logged and recorded in the file, and the server keeps running."""
     file.begin_reload()
     fault = ""
     try:
         reload()
-    except WardkeyError as failure:
-        fault = failure.detail
-    except Exception as error:  # noqa: BLE001 - a server does not end because a reload failed
+    except WardkeyError as error:
+        fault = error.detail
+    except Exception as error:  # noqa: BLE001 - a failed reload must not end the server
         fault = str(error)
     if fault:
-        log.error("not reloaded: %s", fault)
+        log.error("reload failed: %s", fault)
     else:
         log.info("reloaded")
     file.end_reload(fault)
 
 
 def _has_terminal() -> bool:
-    """Tell whether there is a terminal; SIGHUP after it went away means to end."""
+    """Return whether there is a terminal; SIGHUP after it was closed means exit."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:
@@ -128,11 +128,11 @@ def _has_terminal() -> bool:
 
 
 def _start_resource_tracker() -> None:
-    """Start the tracker that multiprocessing's workers share, without this product's settings."""
+    """Start multiprocessing's shared resource tracker, without WARDKEY_ variables (secrets)."""
     from multiprocessing import resource_tracker
 
-    ours = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("WARDKEY_")}
+    settings = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith("WARDKEY_")}
     try:
         resource_tracker.ensure_running()
     finally:
-        os.environ.update(ours)
+        os.environ.update(settings)

@@ -1,4 +1,4 @@
-"""The command line's edge: commands found late, settings as options, failures as exit codes."""
+"""Command-line plumbing: lazy commands, settings as options, errors as exit codes, output."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import click
 
 from wardkey.domain import errors
 
-# Loaded when asked for, so that `wardkey --help` stays quick: name -> (module, help).
+# Imported on use, to keep `wardkey --help` fast: name -> (module, help).
 COMMANDS: dict[str, tuple[str, str]] = {
-    "up": ("up", "Start the server; the first start makes the deployment."),
-    "reload": ("reload", "Have the running server read a renewed certificate."),
-    "doctor": ("doctor", "Say what is wrong with a deployment and how to mend it."),
-    "backup": ("backup", "Write an encrypted copy of the database, while servers run."),
-    "restore": ("backup", "Put a backup in the database's place, without reviving any key."),
-    "master-key": ("master_key", "Rotate the master key; list and remove old ones."),
+    "up": ("up", "Start the server; the first start creates the deployment."),
+    "reload": ("reload", "Make the running server read a renewed certificate."),
+    "doctor": ("doctor", "Check a deployment and show how to fix each problem."),
+    "backup": ("backup", "Write an encrypted copy of the database while servers run."),
+    "restore": ("backup", "Replace the database with a backup, without reviving any key."),
+    "master-key": ("master_key", "Rotate the master key; list and remove old keys."),
     "org": ("organizations", "Create, list, suspend, resume and delete organizations."),
-    "setup-link": ("organizations", "Make a one-time link that sets a person's password."),
-    "service-key": ("service_keys", "Create, list and revoke keys that only verify."),
-    "hook": ("hooks", "Create, list and revoke tokens for brokers of your own."),
-    "broker": ("broker", "Print the settings of a broker's nodes that run elsewhere."),
-    "audit": ("audit", "Verify audit chains and export their ends."),
+    "setup-link": ("organizations", "Create a one-time link that sets a person's password."),
+    "service-key": ("service_keys", "Create, list and revoke keys that can only verify."),
+    "hook": ("hooks", "Create, list and revoke tokens for your own brokers."),
+    "broker": ("broker", "Print settings for a broker that runs elsewhere."),
+    "audit": ("audit", "Verify and export audit chains, and print their signed heads."),
 }
 
 EXIT_CODES: tuple[tuple[type[errors.WardkeyError], int], ...] = (
-    (errors.NotConfirmed, 1),  # as click ends what Ctrl-C aborts
+    (errors.NotConfirmed, 1),  # as click does for Ctrl-C
     (errors.Invalid, 2),
     (errors.Unauthenticated, 4),
     (errors.NotFound, 5),
@@ -45,10 +45,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Group(click.Group):
-    """The commands of `COMMANDS`; a failure prints its code and sentence and sets the exit."""
+    """The commands of `COMMANDS`; an error prints its code and detail and sets the exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the commands in the order in which people meet them."""
+        """Return the commands in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
@@ -65,14 +65,14 @@ class Group(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - click's signature
-        """Run; failures leave with their exit code, their sentence on stderr."""
+        """Run the command; an error is printed on stderr and sets the exit code."""
         try:
             return super().main(*args, **kwargs)
-        except errors.WardkeyError as failure:
-            print_error(failure)
-            sys.exit(exit_code(failure))
+        except errors.WardkeyError as error:
+            print_error(error)
+            sys.exit(exit_code(error))
         except OSError as error:
-            # Without a file it is a fault of ours, and its traceback is of use.
+            # Without a file name it is a bug, and the traceback is useful.
             if error.filename is None:
                 raise
             unusable = errors.UnusableFile(f"{error.filename}: {error.strerror}.")
@@ -81,10 +81,10 @@ class Group(click.Group):
 
 
 class Subgroup(click.Group):
-    """A group of commands whose list shows the first sentence of each as a whole."""
+    """A command group whose list shows the full first sentence of each command."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands; click would cut a sentence off where the line ends."""
+        """List the commands; click would truncate the sentences at the line's end."""
         with formatter.section("Commands"):
             formatter.write_dl(
                 [
@@ -95,25 +95,25 @@ class Subgroup(click.Group):
             )
 
 
-def print_error(failure: errors.WardkeyError) -> None:
-    """Print a failure's code and sentence on stderr, and the input where that does not name it."""
-    field = failure.field or ""
-    named = field.replace("-", "_") in failure.detail.lower().replace("-", "_")
-    at = "" if named else f" (at {field})"
-    click.echo(f"wardkey: {failure.code}: {failure.detail}{at}", err=True)
+def print_error(error: errors.WardkeyError) -> None:
+    """Print an error's code and detail on stderr, and its field unless the detail names it."""
+    field = error.field or ""
+    is_named = field.replace("-", "_") in error.detail.lower().replace("-", "_")
+    suffix = "" if is_named else f" (at {field})"
+    click.echo(f"wardkey: {error.code}: {error.detail}{suffix}", err=True)
 
 
-def exit_code(failure: errors.WardkeyError) -> int:
-    """Return the exit code of a failure's family."""
-    return next(code for family, code in EXIT_CODES if isinstance(failure, family))
+def exit_code(error: errors.WardkeyError) -> int:
+    """Return the exit code of an error's family."""
+    return next(code for family, code in EXIT_CODES if isinstance(error, family))
 
 
 def print_output(value: Any, *, as_json: bool, text: str, err: bool = False) -> None:  # noqa: ANN401 - JSON
-    """Print data on stdout: as JSON for programs, or as `text` for people; on stderr if `err`."""
+    """Print `value` as JSON, or `text`, on stdout; on stderr if `err`."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text, err=err)
 
 
-def say_table(
+def print_table(
     value: Any,  # noqa: ANN401 - JSON values
     names: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -121,26 +121,26 @@ def say_table(
     as_json: bool,
     empty: str,
 ) -> None:
-    """Print a list in columns, below their names on a terminal; `empty` where it has no rows."""
-    shown = [[name.upper() for name in names], *rows] if sys.stdout.isatty() else [*rows]
-    widths = [max(len(row[at]) for row in [names, *rows]) for at in range(len(names))]
+    """Print rows in columns, with a header on a terminal; print `empty` if there are no rows."""
+    table = [[name.upper() for name in names], *rows] if sys.stdout.isatty() else [*rows]
+    widths = [max(len(row[column]) for row in [names, *rows]) for column in range(len(names))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in shown
+        for row in table
     ]
     print_output(value, as_json=as_json, text="\n".join(lines) if rows else empty)
 
 
-def confirm(question: str, wanted: str) -> None:
-    """Ask on stderr; raises `NotConfirmed` unless `wanted` is typed in answer."""
+def confirm(question: str, expected: str) -> None:
+    """Ask on stderr; raises `NotConfirmed` unless the user types `expected`."""
     try:
         typed = click.prompt(question, err=True)
     except click.Abort:
         click.echo(err=True)
         typed = ""
-    if typed != wanted:
+    if typed != expected:
         raise errors.NotConfirmed(
-            f"Nothing was changed: type {wanted} in answer, or give --yes where nobody can type."
+            f"Nothing was changed: type {expected} to confirm, or pass --yes in a script."
         )
 
 
@@ -157,14 +157,14 @@ STORAGE = (
 
 
 def settings(*names: str) -> Callable[[F], F]:
-    """Return a decorator that adds options for settings and passes the checked `config`."""
+    """Return a decorator that adds options for settings and passes the validated `config`."""
 
     def decorate(function: F) -> F:
         def wrapper(**options: Any) -> Any:  # noqa: ANN401 - the command's own options
             from wardkey.config import load_config
 
-            chosen = {name: options.pop(name) for name in names}
-            return function(config=load_config(os.environ, chosen), **options)
+            flags = {name: options.pop(name) for name in names}
+            return function(config=load_config(os.environ, flags), **options)
 
         wrapper.__name__, wrapper.__doc__ = function.__name__, function.__doc__
         wrapper.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
@@ -183,10 +183,10 @@ def _option(name: str) -> Callable[[Any], Any]:
     default = next(item.default for item in fields(Config) if item.name == name)
     help_text = SETTINGS[name].help
     flag = f"--{name.replace('_', '-')}"
-    shown = f"  [{'WARDKEY_' + name.upper()}"
-    shown += f"; default {default}]" if default not in ("", False) else "]"
+    suffix = f"  [{'WARDKEY_' + name.upper()}"
+    suffix += f"; default {default}]" if default not in ("", False) else "]"
     if default is False:
-        return click.option(flag, name, is_flag=True, default=None, help=help_text + shown)
-    # Numbers are read with the variables', so that a bad one is refused in the same words.
+        return click.option(flag, name, is_flag=True, default=None, help=help_text + suffix)
+    # Numbers are parsed with the variables, so a bad one gets the same error either way.
     metavar = "INTEGER" if isinstance(default, int) else "TEXT"
-    return click.option(flag, name, metavar=metavar, help=help_text + shown)
+    return click.option(flag, name, metavar=metavar, help=help_text + suffix)

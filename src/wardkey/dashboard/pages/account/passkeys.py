@@ -5,7 +5,14 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from wardkey.actions.accounts import passkeys
-from wardkey.adapters.passkeys import Site, check_creation, check_request, creation, named, request
+from wardkey.adapters.passkeys import (
+    Site,
+    check_creation,
+    check_request,
+    creation_options,
+    read_credential_id,
+    request_options,
+)
 from wardkey.dashboard.pages.account.sign_in import Renaming, account_page, sign_in_page
 from wardkey.dashboard.shell.auth import (
     COOKIE,
@@ -52,7 +59,7 @@ def ask_new(
         naming=True,
         back="/account",
         kind="create",
-        options=creation(site, challenge, person.by.id, person.by.label, known_ids),
+        options=creation_options(site, challenge, person.by.id, person.by.label, known_ids),
     )
 
 
@@ -107,7 +114,7 @@ def ask_confirmation(http_request: Request, person: SignedIn, ctx: CurrentContex
         naming=False,
         back="/account",
         kind="get",
-        options=request(site, _challenge(ctx, person.by.id)),
+        options=request_options(site, _challenge(ctx, person.by.id)),
     )
 
 
@@ -116,7 +123,7 @@ def confirm(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Resp
     """Record that the user confirmed the session with a passkey."""
     site, text = _site(ctx), fields.text("answer")
     with ctx.throttle.attempt(*by_address("passkey", person.by.address)):
-        credential_id, user_id = named(text)
+        credential_id, user_id = read_credential_id(text)
         with ctx.runner.database.read() as tx:
             known = passkeys.find(tx, credential_id, user_id)
         answer = check_request(site, text, known.public_key, known.sign_count)
@@ -146,7 +153,7 @@ def ask_known(http_request: Request, fields: AnonymousForm, ctx: CurrentContext)
         naming=False,
         back="/sign-in",
         kind="get",
-        options=request(site, _challenge(ctx, "")),
+        options=request_options(site, _challenge(ctx, "")),
     )
 
 
@@ -158,7 +165,7 @@ def sign_in(http_request: Request, fields: AnonymousForm, ctx: CurrentContext) -
     try:
         # Answers can't be guessed, but checking one costs a signature verification.
         with ctx.throttle.attempt(*by_address("passkey", by.address)):
-            credential_id, user_id = named(text)
+            credential_id, user_id = read_credential_id(text)
             with ctx.runner.database.read() as tx:
                 known = passkeys.find(tx, credential_id, user_id)
             answer = check_request(site, text, known.public_key, known.sign_count)

@@ -13,7 +13,7 @@ from fastapi import Request, Response
 
 from wardkey.actions.accounts import identities
 from wardkey.actions.accounts.browser_sessions import FRESH_MS
-from wardkey.adapters.single_sign_on import CALLBACK, SignInIssuer, shown
+from wardkey.adapters.single_sign_on import CALLBACK, SignInIssuer, printable
 from wardkey.dashboard.pages.account.sign_in import sign_in_page
 from wardkey.dashboard.shell.auth import COOKIE, SignedIn, VerifiedForm, hand_cookies, person
 from wardkey.dashboard.shell.rendering import own_path, page_router, see_other
@@ -127,7 +127,7 @@ def unlink(person: SignedIn, fields: VerifiedForm, ctx: CurrentContext) -> Respo
 
 def _redirect_to_issuer(ctx: AppContext, flow: AuthFlow, max_age_s: int) -> Response:
     state, nonce, verifier = (flow.secret(ctx, name) for name in ("state", "nonce", "verifier"))
-    response = see_other(_issuer(ctx).address(state, nonce, verifier, max_age_s))
+    response = see_other(_issuer(ctx).authorization_url(state, nonce, verifier, max_age_s))
     response.set_cookie(
         _COOKIE, flow.text, _LONGEST_S, path="/", secure=True, httponly=True, samesite="lax"
     )
@@ -163,10 +163,10 @@ def _verify_callback(
     state = flow.secret(ctx, "state")
     if not hmac.compare_digest(query.get("state", "").encode(), state.encode()):
         raise SignInFailed("The response belongs to another sign-in; sign in again.")
-    issuer.check_named(query.get("iss", ""))
+    issuer.check_issuer(query.get("iss", ""))
     if "error" in query:
         raise SignInFailed(
-            f"You didn't sign in at {issuer.name} ({shown(query['error'])}); try again."
+            f"You didn't sign in at {issuer.name} ({printable(query['error'])}); try again."
         )
     code = query.get("code", "")
     if not code or len(code) > _LONGEST_CODE:
