@@ -180,13 +180,13 @@ def set_password(
 def delete_client(
     client_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Delete the client, whose user name was typed, and end its live sessions."""
+    """Delete the client after its user name was typed, and end its live sessions."""
     current.by.require(Permission.CLIENTS_WRITE)
     try:
         name = ctx.runner.read(clients.get, current.by, client_id).username
         if fields.text("confirmation").strip() != name:
-            told = "Type the user name as it stands there."
-            raise InvalidRequest(told, errors=(("confirmation", told),))
+            detail = "Type the user name exactly as shown."
+            raise InvalidRequest(detail, errors=(("confirmation", detail),))
         _, confirmed = ctx.runner.write_confirmed(clients.remove, current.by, client_id)
     except Invalid as failure:
         outcome = FormResult(dialog="delete", failure=failure, sent=fields)
@@ -221,7 +221,7 @@ def free_held_id(
 def client_page(
     request: Request, current: MemberContext, ctx: AppContext, client_id: str, outcome: FormResult
 ) -> Response:
-    """Return the client's page with what an action left to show."""
+    """Render the client's page with the result of an action."""
 
     def look(tx: Transaction, by: Principal) -> dict[str, Any]:
         client = clients.get(tx, by, client_id)
@@ -238,9 +238,9 @@ def client_page(
             ),
         }
 
-    seen = ctx.runner.read(look, current.by)
-    client: ClientRecord = seen["client"]
-    held = [one for one in seen.pop("held") if one.holder_id == client_id]
+    values = ctx.runner.read(look, current.by)
+    client: ClientRecord = values["client"]
+    held = [item for item in values.pop("held") if item.holder_id == client_id]
     failure, made = outcome.failure, outcome.made
     password = (made.password or "") if made else ""
     sent = outcome.sent.texts_by_name() if outcome.sent else NOTHING_SENT
@@ -249,7 +249,7 @@ def client_page(
         "clients/client.html",
         status_of(type(failure)) if failure else 200,
         current=current,
-        **seen,
+        **values,
         sessions=(live := _sessions(current, ctx, client)),
         held=held[:_HELD],
         holds_more=len(held) > _HELD,
@@ -271,7 +271,7 @@ def client_page(
 def _sessions(
     current: MemberContext, ctx: AppContext, client: ClientRecord
 ) -> list[LiveSession] | None:
-    """Return the client's live sessions; None while the broker cannot be asked."""
+    """Return the client's live sessions; None while the broker can't be reached."""
     try:
         found = list_sessions(ctx.runner, ctx.broker, current.by, client.mqtt_username)
     except (MessagingOff, BrokerUnreachable):
