@@ -17,7 +17,6 @@ from wardkey.actions.messaging import clients
 from wardkey.actions.messaging.client_logins import (
     CACHED_S,
     MAX_CACHED,
-    MINUTE_MS,
     KnownClient,
     VerifiedPasswords,
     find_login,
@@ -30,6 +29,7 @@ from wardkey.db.vault import MasterKey
 from wardkey.domain.clients import ClientSpec
 from wardkey.domain.principal import Principal, operator
 from wardkey.domain.secret import Environment
+from wardkey.domain.times import MINUTE_MS
 
 GIVEN = "moss on a northern roof"
 OTHER = "a heron beside the pond"

@@ -9,10 +9,11 @@ from functools import partial
 import pytest
 from sqlalchemy import event, select
 
-from wardkey.actions.core.runner import MINUTE_MS, Runner
+from wardkey.actions.core.runner import Runner
 from wardkey.db.schema import audit_events
 from wardkey.domain.errors import StorageFull
 from wardkey.domain.principal import Principal, PrincipalKind
+from wardkey.domain.times import MINUTE_MS
 
 BY = Principal(PrincipalKind.KEY, "key_1", "live-billing-export", org_id="org_1")
 

@@ -22,13 +22,12 @@ from wardkey.config import load_config
 from wardkey.db.engine import Database
 from wardkey.db.schema import callers
 from wardkey.deployment import open_deployment
-from wardkey.domain.callers import HOUR_MS
 from wardkey.domain.errors import KeyRevoked, StillInUse
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType, Role
 from wardkey.domain.principal import Principal, member, operator
 from wardkey.domain.secret import Environment
-from wardkey.domain.times import iso, parse_iso
+from wardkey.domain.times import HOUR_MS, iso, parse_iso
 from wardkey.verify.usage import Usage
 
 

@@ -35,12 +35,12 @@ from wardkey.db.schema import (
     secrets,
 )
 from wardkey.db.schema import clients as client_rows
-from wardkey.domain.callers import HOUR_MS
 from wardkey.domain.clients import ClientSpec
 from wardkey.domain.keys import KeySpec
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.principal import Principal, operator
 from wardkey.domain.secret import Environment, SecretText
+from wardkey.domain.times import HOUR_MS
 from wardkey.domain.verdict import VerificationRequest
 from wardkey.services.mqtt_login import MqttLogins
 from wardkey.services.throttle import Throttle

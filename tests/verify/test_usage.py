@@ -20,9 +20,10 @@ from wardkey.db.engine import Database, wall_clock
 from wardkey.db.maintenance import KEPT_USAGE_MS, clean_up_usage
 from wardkey.db.schema import callers, hours, last_used, pending, refused
 from wardkey.deployment import open_deployment
-from wardkey.domain.callers import HOUR_MS, MOST_CALLERS
+from wardkey.domain.callers import MOST_CALLERS
 from wardkey.domain.errors import StorageBusy
 from wardkey.domain.principal import Principal
+from wardkey.domain.times import HOUR_MS
 from wardkey.verify import usage as usage_module
 from wardkey.verify.pending import MERGE_MS, merge_pending
 from wardkey.verify.usage import Usage

@@ -33,10 +33,9 @@ from wardkey.db.master_key import (
 from wardkey.deployment import master_key_source, sign_in_issuer
 from wardkey.domain.errors import OrganizationNotFound, UnhealthyDeployment, WardkeyError
 from wardkey.domain.principal import operator
-from wardkey.domain.times import iso
+from wardkey.domain.times import DAY_MS, iso
 from wardkey.preflight import check_listening, check_tls
 
-_DAY_MS = 86_400_000
 _MIN_FREE_BYTES = 256 * 1_048_576
 _MAX_CLOCK_DRIFT_MS = 2_000
 _MIN_CLOCK_MS = 1_700_000_000_000
@@ -227,7 +226,7 @@ def _validity(chain: list[x509.Certificate]) -> Finding:
         said = f"not valid before {iso(begin)}; set the clock, or wait until then"
         return Finding(State.FAULT, "certificate", said)
     said = f"valid until {iso(end)}"
-    if end <= now + 14 * _DAY_MS:
+    if end <= now + 14 * DAY_MS:
         return Finding(State.WARNING, "certificate", f"{said}; renew it and run `wardkey reload`")
     return Finding(State.OK, "certificate", said)
 
@@ -331,7 +330,7 @@ def _forward_auth(database: Database) -> Iterator[Finding]:
     """Report the mistakes in proxies' requests of the last 24 hours."""
     now = wall_clock()
     with database.read() as tx:
-        mistakes = list_mistakes(tx, operator(), now - _DAY_MS)
+        mistakes = list_mistakes(tx, operator(), now - DAY_MS)
         count = len(list_all(tx, operator()))
     for item in mistakes:
         said = f"{item.what} It sent the request from {item.address}, last at {iso(item.at)}."

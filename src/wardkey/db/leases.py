@@ -18,6 +18,7 @@ from wardkey.db.schema import verifiers
 from wardkey.domain.errors import Unavailable
 from wardkey.domain.ids import new_id
 from wardkey.domain.receipts import Confirmation, Reach
+from wardkey.domain.times import HOUR_MS
 
 # How long a verifier may answer from memory after it began to read the changes. Verifiers
 # subtract the margin and writers add it, in case their clocks run at different speeds.
@@ -25,7 +26,7 @@ LEASE_NS = 2_000_000_000
 MARGIN_NS = 100_000_000
 # On SQLite, a row without a heartbeat for this long belongs to a process that has ended.
 _SILENT_MS = 3_000
-_FORGOTTEN_MS = 3_600_000
+_FORGOTTEN_MS = HOUR_MS
 _FIRST_PAUSE_S = 0.0005
 _LONGEST_PAUSE_S = 0.01
 

@@ -27,17 +27,17 @@ from wardkey.db.schema import (
     spent_forms,
     user_tokens,
 )
-from wardkey.domain.callers import HOUR_MS
+from wardkey.domain.times import DAY_MS, HOUR_MS
 
 KEPT_CHANGES = 100_000
 KEPT_ANSWERS_MS = 600_000
 # Twice the 30 days for which a grant can be refreshed, to allow for wrong clocks.
-KEPT_CUTOFFS_MS = 60 * 86_400_000
-KEPT_USAGE_MS = 90 * 86_400_000
+KEPT_CUTOFFS_MS = 60 * DAY_MS
+KEPT_USAGE_MS = 90 * DAY_MS
 # An Idempotency-Key of a publication is valid for a day.
-KEPT_PUBLICATIONS_MS = 86_400_000
+KEPT_PUBLICATIONS_MS = DAY_MS
 # No browser session lives this long, so none of its forms can be submitted again.
-KEPT_SESSIONS_MS = 60 * 86_400_000
+KEPT_SESSIONS_MS = 60 * DAY_MS
 
 
 def init_feed(database: Database) -> None:

@@ -7,7 +7,6 @@ from functools import lru_cache
 
 from wardkey.domain.secret import mask_secrets
 
-HOUR_MS = 3_600_000
 MOST_CALLERS = 50
 MOST_ADDRESS, MOST_AGENT, MOST_PRODUCT, MOST_ROUTE = 64, 200, 64, 100
 # How much of a client's text is searched for secrets, which are masked before it is truncated.

@@ -23,15 +23,14 @@ from wardkey.domain.errors import (
 from wardkey.domain.names import clean_metadata, clean_name, clean_text
 from wardkey.domain.permissions import KeyType
 from wardkey.domain.secret import Environment
-from wardkey.domain.times import parse_iso
+from wardkey.domain.times import DAY_MS, HOUR_MS, parse_iso
 
 MOST_LIVE_SECRETS = 10
 # The default rotation policy in days, and its limits.
 ROTATION_DAYS = 90
 ROTATION_BOUNDS = (1, 3650)
-DAY_MS = 86_400_000
-EXPIRING_MS = 14 * 86_400_000
-GRACE_MS: Mapping[str, int] = {"1h": 3_600_000, "24h": 86_400_000, "7d": 7 * 86_400_000}
+EXPIRING_MS = 14 * DAY_MS
+GRACE_MS: Mapping[str, int] = {"1h": HOUR_MS, "24h": DAY_MS, "7d": 7 * DAY_MS}
 
 Metadata = Mapping[str, Any]
 

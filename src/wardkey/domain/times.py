@@ -6,7 +6,10 @@ import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-_UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+DAY_MS = 86_400_000
+_UNITS = {"s": 1_000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST = 253_402_300_799_999
 _RFC_3339 = re.compile(
@@ -15,7 +18,7 @@ _RFC_3339 = re.compile(
 )
 
 # A browser session ends after this long without a request.
-SESSION_IDLE_MS = 7 * 86_400_000
+SESSION_IDLE_MS = 7 * DAY_MS
 
 
 def iso(ms: int) -> str:

@@ -12,6 +12,7 @@ from wardkey.db.leases import boottime
 from wardkey.domain.addresses import blocks_of
 from wardkey.domain.errors import TooManyAttempts, Unauthenticated, WardkeyError
 from wardkey.domain.rate import RateLimit
+from wardkey.domain.times import MINUTE_MS
 from wardkey.verify.shared_rates import SharedRates
 
 
@@ -19,9 +20,9 @@ class Limit(Enum):
     """Rate limits of failed attempts."""
 
     # Ten, then one every 30 s: for guesses by a person.
-    PERSON = RateLimit(limit=2, period_ms=60_000, burst=10)
+    PERSON = RateLimit(limit=2, period_ms=MINUTE_MS, burst=10)
     # A hundred, then one a second: for an address that many devices or users may share.
-    SHARED = RateLimit(limit=60, period_ms=60_000, burst=100)
+    SHARED = RateLimit(limit=60, period_ms=MINUTE_MS, burst=100)
 
 
 @dataclass(frozen=True, slots=True)

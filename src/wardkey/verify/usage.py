@@ -14,7 +14,6 @@ from sqlalchemy import select, text
 from wardkey.db.engine import Database, storage_errors, storage_failure
 from wardkey.db.schema import import_prefixes
 from wardkey.domain.callers import (
-    HOUR_MS,
     MOST_ADDRESS,
     MOST_AGENT,
     product_of,
@@ -22,6 +21,7 @@ from wardkey.domain.callers import (
     storable_route,
 )
 from wardkey.domain.errors import StorageBusy, WardkeyError
+from wardkey.domain.times import HOUR_MS
 from wardkey.verify.pending import merge_pending
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,11 @@ import logging
 import threading
 from dataclasses import dataclass, field
 
-from wardkey.actions.core.runner import MINUTE_MS, Runner
+from wardkey.actions.core.runner import Runner
 from wardkey.actions.operations.proxy_mistakes import MISTAKE
 from wardkey.domain.errors import WardkeyError
 from wardkey.domain.principal import Principal, PrincipalKind
+from wardkey.domain.times import MINUTE_MS
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from wardkey.domain.errors import (
 from wardkey.domain.ids import new_id
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import random_text
-from wardkey.domain.times import SESSION_IDLE_MS
+from wardkey.domain.times import DAY_MS, HOUR_MS, SESSION_IDLE_MS
 
-LONGEST_MS = 30 * 86_400_000
+LONGEST_MS = 30 * DAY_MS
 # The maximum age of a sign-in for creating and revoking keys.
-FRESH_MS = 12 * 3_600_000
+FRESH_MS = 12 * HOUR_MS
 _COOKIE_LENGTH = 43
 
 

@@ -32,8 +32,9 @@ from wardkey.domain.names import clean_email
 from wardkey.domain.permissions import ROLE_TABLE, Permission, Role
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import random_text
+from wardkey.domain.times import DAY_MS
 
-INVITATION_MS = 7 * 86_400_000
+INVITATION_MS = 7 * DAY_MS
 
 
 @dataclass(frozen=True, slots=True)

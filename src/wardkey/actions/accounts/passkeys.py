@@ -26,9 +26,10 @@ from wardkey.domain.errors import (
 from wardkey.domain.ids import new_id
 from wardkey.domain.names import clean_name
 from wardkey.domain.principal import Principal
+from wardkey.domain.times import MINUTE_MS
 
 # The time that a browser has to respond.
-CHALLENGE_MS = 5 * 60_000
+CHALLENGE_MS = 5 * MINUTE_MS
 _RANDOM_BYTES, _TIME_BYTES, _TAG_BYTES = 16, 8, 16
 _PAYLOAD_BYTES = _RANDOM_BYTES + _TIME_BYTES
 _MAX_PASSKEYS = 20

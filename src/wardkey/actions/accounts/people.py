@@ -43,9 +43,10 @@ from wardkey.domain.secret import (
     parse,
     random_text,
 )
+from wardkey.domain.times import DAY_MS, HOUR_MS
 
-LINK_MS = 7 * 86_400_000
-TOKEN_MS = 12 * 3_600_000
+LINK_MS = 7 * DAY_MS
+TOKEN_MS = 12 * HOUR_MS
 _MIN_LENGTH, _MAX_LENGTH = 12, 256
 
 

@@ -14,8 +14,7 @@ from wardkey.db.engine import Database, Transaction
 from wardkey.domain.errors import Forbidden
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.receipts import ALL_SUBJECTS, Confirmation, EndedSessions, SessionImpact
-
-MINUTE_MS = 60_000
+from wardkey.domain.times import MINUTE_MS
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -23,12 +23,13 @@ from wardkey.db.scoped import in_scope
 from wardkey.domain.acl import Actor, ActorKind
 from wardkey.domain.secret import Environment, Malformed, SecretKind, parse
 from wardkey.domain.tenants import TenantScope
+from wardkey.domain.times import DAY_MS
 from wardkey.domain.usernames import on_the_wire, parse_username
 
 _BATCH_SIZE = 500
 # The broker ends a session at most this long after its grant, even if refreshed, in case no
 # process is running to end it when its grants are over.
-_MAX_OVERRUN_MS = 86_400_000
+_MAX_OVERRUN_MS = DAY_MS
 
 _START = (
     select(grants.c.kid.label("first"), grants.c.kid, grants.c.replaced_by)

@@ -50,7 +50,6 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.ids import new_id
 from wardkey.domain.keys import (
-    DAY_MS,
     EXPIRING_MS,
     MOST_LIVE_SECRETS,
     ROTATION_DAYS,
@@ -74,6 +73,7 @@ from wardkey.domain.permissions import (
 )
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import Environment, SecretKind, SecretText, generate
+from wardkey.domain.times import DAY_MS
 
 _SECRET_KINDS = {KeyType.SECRET: SecretKind.SECRET, KeyType.PUBLISHABLE: SecretKind.PUBLISHABLE}
 
@@ -420,7 +420,7 @@ def _filter_conditions(query: KeyQuery, now: int) -> list[ColumnElement[bool]]:
             keys.c.revoked_at.is_(None),
         ]
     if query.unused_days is not None:
-        since = now - query.unused_days * 86_400_000
+        since = now - query.unused_days * DAY_MS
         conditions += [
             keys.c.created_at <= since,
             keys.c.revoked_at.is_(None),

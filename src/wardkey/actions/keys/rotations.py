@@ -13,14 +13,14 @@ from wardkey.actions.keys import keys
 from wardkey.actions.keys.revocations import Receipt, revoke_secret
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import callers, hours
-from wardkey.domain.callers import HOUR_MS, CallerRecord
+from wardkey.domain.callers import CallerRecord
 from wardkey.domain.errors import KeyRevoked, SecretNotFound, StillInUse
 from wardkey.domain.keys import Reason, SecretRecord
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
+from wardkey.domain.times import HOUR_MS, MINUTE_MS
 
 _VERDICT_HOURS = 24
-_MINUTE_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def finish(
 
 def _still_in_use(old_callers: list[CallerRecord], now: int) -> StillInUse:
     old_callers.sort(key=lambda caller: caller.last_at, reverse=True)
-    minutes = max(0, now - old_callers[0].last_at) // _MINUTE_MS
+    minutes = max(0, now - old_callers[0].last_at) // MINUTE_MS
     ago = f"{minutes} minute{'' if minutes == 1 else 's'} ago" if minutes else "just now"
     count = f"{len(old_callers)} callers" if len(old_callers) > 1 else "one caller"
     return StillInUse(

@@ -11,9 +11,9 @@ from sqlalchemy import ColumnElement, case, func, select
 from wardkey.db.engine import Transaction
 from wardkey.db.schema import hours, keys, secrets
 from wardkey.db.scoped import in_scope
-from wardkey.domain.callers import HOUR_MS
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
+from wardkey.domain.times import HOUR_MS
 
 # The number of days for which hourly counts are kept.
 MOST_DAYS = 90

@@ -23,11 +23,11 @@ from wardkey.domain.acl import Actor, ActorKind
 from wardkey.domain.clients import LONGEST_PASSWORD
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
+from wardkey.domain.times import MINUTE_MS
 from wardkey.domain.usernames import on_the_wire, parse_username
 
 CACHED_S = 300
 MAX_CACHED = 10_000
-MINUTE_MS = 60_000
 
 # Built once: constructing a statement costs more than running it.
 _CLIENT = (

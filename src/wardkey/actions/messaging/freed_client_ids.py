@@ -14,11 +14,12 @@ from wardkey.db.schema import clients, grants, mqtt_ids
 from wardkey.db.scoped import in_scope
 from wardkey.domain.secret import Environment
 from wardkey.domain.tenants import TenantScope
+from wardkey.domain.times import DAY_MS, MINUTE_MS
 
 # A holder keeps its client id for this long after its last use, even if another wants it.
-KEPT_MS = 7 * 86_400_000
+KEPT_MS = 7 * DAY_MS
 # After this long without a login, it is freed whether another wants it or not.
-UNUSED_MS = 90 * 86_400_000
+UNUSED_MS = 90 * DAY_MS
 # Client ids of one client or user; the least recently used are freed first.
 MAX_PER_HOLDER = 1_000
 # How long a process can take to remove a session; its credential for that expires earlier.
@@ -28,7 +29,7 @@ LEASE_MS = 5_000
 SETTLED_MS = 3_000
 _BATCH_SIZE = 500
 # The maximum age of the scan of live sessions by which client ids are freed.
-_SCAN_AGE_MS = 60_000
+_SCAN_AGE_MS = MINUTE_MS
 
 # The holder can't return: a deleted client, or a user without a grant that can log in or be
 # refreshed. A foreign broker's client ids stay held, because we can't remove its sessions.

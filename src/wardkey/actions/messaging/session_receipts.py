@@ -18,10 +18,11 @@ from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.receipts import ALL_SUBJECTS, EndedSessions, SessionImpact
 from wardkey.domain.tenants import TenantScope
+from wardkey.domain.times import HOUR_MS
 
 # After this time, a login in flight has connected or failed, and has been checked.
 PENDING_MS = 2_100
-KEPT_MS = 3_600_000
+KEPT_MS = HOUR_MS
 
 
 @dataclass(frozen=True, slots=True)

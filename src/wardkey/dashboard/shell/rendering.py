@@ -34,25 +34,24 @@ from wardkey.dashboard.shell.user_agents import browser_name
 from wardkey.domain import errors
 from wardkey.domain.errors import WardkeyError
 from wardkey.domain.permissions import Permission, Role
-from wardkey.domain.times import iso
+from wardkey.domain.times import DAY_MS, HOUR_MS, MINUTE_MS, iso
 from wardkey.web.context import AppContext
 from wardkey.web.problems import problem_headers, request_id_of, status_of, unexpected
 
 THEMES = ("system", "light", "dark")
 THEME_COOKIE = "wardkey-theme"
-_MINUTE, _HOUR, _DAY = 60_000, 3_600_000, 86_400_000
 _OWN_PATH = re.compile(r"/(?:[\w.~%?&=+,;:@-][\w./~%?&=+,;:@-]*)?", re.ASCII)
 
 
 def day(ms: int) -> str:
     """Return a date such as `Aug 30, 2026`."""
-    return _format_day(ms // _DAY)
+    return _format_day(ms // DAY_MS)
 
 
 # A page shows the same few days many times.
 @lru_cache(maxsize=1024)
 def _format_day(number: int) -> str:
-    at = datetime.fromtimestamp(number * _DAY / 1000, UTC)
+    at = datetime.fromtimestamp(number * DAY_MS / 1000, UTC)
     return f"{at:%b} {at.day}, {at.year}"
 
 
@@ -65,9 +64,9 @@ def distance(ms: int, now: int) -> str:
     """Return a relative time such as `2 minutes ago` or `in 3 days`."""
     elapsed = now - ms
     size = abs(elapsed)
-    if size < _MINUTE:
+    if size < MINUTE_MS:
         return "just now" if elapsed >= 0 else "in a moment"
-    for unit, name in ((_DAY, "day"), (_HOUR, "hour"), (_MINUTE, "minute")):
+    for unit, name in ((DAY_MS, "day"), (HOUR_MS, "hour"), (MINUTE_MS, "minute")):
         if size >= unit:
             count = size // unit
             words = f"{count} {name}{'' if count == 1 else 's'}"

@@ -48,6 +48,7 @@ from wardkey.domain.keys import EXPIRING_MS, KeyRecord, KeyStatus
 from wardkey.domain.permissions import Permission
 from wardkey.domain.principal import Principal
 from wardkey.domain.receipts import Confirmation
+from wardkey.domain.times import DAY_MS
 from wardkey.verify.pending import merge_pending
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.problems import status_of
@@ -56,7 +57,6 @@ router = page_router()
 PATH = "settings/api-keys"
 _ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}/{{key_id}}"
 
-_DAY = 86_400_000
 _DIALOGS = frozenset({"edit", "rotate", "finish", "revoke"})
 _EVENTS = 15
 # The limit is the catalogue's maximum, so key forms list every scope.
@@ -86,7 +86,7 @@ class Status:
         if key.expires_at is not None and key.expires_at <= now + EXPIRING_MS:
             return cls("warn", "Expiring", distance(key.expires_at, now))
         if key.rotation_due(now):
-            return cls("warn", "Rotate soon", f"{(now - key.rotated_at) // _DAY} days old")
+            return cls("warn", "Rotate soon", f"{(now - key.rotated_at) // DAY_MS} days old")
         live = sum(secret.live(now) for secret in key.secrets)
         return cls("", "Active", f"{live} live secrets" if live > 1 else "")
 
@@ -107,7 +107,7 @@ class Use:
             (caller.address, caller.product, caller.route)
             for item in live
             for caller in item.callers
-            if caller.last_at > now - _DAY
+            if caller.last_at > now - DAY_MS
         }
         times = [caller.last_at for item in live for caller in item.callers]
         requests = sum(sum(hour.counts.values()) for item in live for hour in item.hours)

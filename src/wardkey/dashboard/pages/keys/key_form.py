@@ -19,8 +19,8 @@ from wardkey.domain.permissions import (
     is_scope,
 )
 from wardkey.domain.principal import Principal
+from wardkey.domain.times import DAY_MS
 
-_DAY = 86_400_000
 _LONGEST_NUMBER = 12
 # A key that holds them keeps them when it is edited.
 UNLISTED = frozenset(Permission).difference(*(names for _, _, names in strings.PERMISSIONS))
@@ -158,7 +158,7 @@ def _expiry(fields: Fields, now: int) -> int | None:
         except (ValueError, OverflowError):
             raise InvalidTime("Enter the last day as a date.", field="expires_on") from None
     if choice in {value for value, _ in strings.EXPIRIES}:
-        return now + int(choice) * _DAY
+        return now + int(choice) * DAY_MS
     raise InvalidRequest("Choose when the key expires.", errors=(("expires", "Choose one."),))
 
 

@@ -38,13 +38,13 @@ from wardkey.domain.errors import Conflict, FormSentBefore, Invalid, WardkeyErro
 from wardkey.domain.keys import KeyRecord, KeyStatus
 from wardkey.domain.permissions import KeyType, Permission
 from wardkey.domain.principal import Principal
+from wardkey.domain.times import DAY_MS
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.problems import status_of
 
 router = page_router()
 ROUTE = f"/o/{{slug}}/{{environment}}/{PATH}"
 
-_DAY = 86_400_000
 # Options of the status filter besides the statuses themselves.
 _ALERTS = {
     "rotation_due": "Due for rotation",
@@ -221,7 +221,7 @@ def _list(
         once=secrets.token_hex(16),
         expiries=_expiries(now),
         periods=PERIODS,
-        tomorrow=f"{datetime.fromtimestamp((now + _DAY) / 1000, UTC):%Y-%m-%d}",
+        tomorrow=f"{datetime.fromtimestamp((now + DAY_MS) / 1000, UTC):%Y-%m-%d}",
     )
 
 
@@ -257,7 +257,7 @@ def _expiries(now: int) -> list[tuple[str, str]]:
     def add_date(value: str, label: str) -> str:
         if not value.isdecimal():
             return label
-        at = datetime.fromtimestamp((now + int(value) * _DAY) / 1000, UTC)
+        at = datetime.fromtimestamp((now + int(value) * DAY_MS) / 1000, UTC)
         return f"{label} ({at:%b} {at.day}, {at.year})"
 
     return [(value, add_date(value, label)) for value, label in strings.EXPIRIES]

@@ -20,7 +20,7 @@ from wardkey.dashboard.shell.rendering import page_router, render, see_other
 from wardkey.domain.audit_chain import Break
 from wardkey.domain.permissions import Permission
 from wardkey.domain.spreadsheets import escape_cell
-from wardkey.domain.times import iso
+from wardkey.domain.times import DAY_MS, iso
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.exports import LONGEST_S, Chunks
 
@@ -28,7 +28,6 @@ router = page_router()
 
 _ROUTE = f"/o/{{slug}}/{{environment}}/{AUDIT}"
 _PAGE = 50
-_DAY = 86_400_000
 _LONGEST = 254
 _LONGEST_SEQ = 15
 _COLUMNS = (
@@ -77,7 +76,7 @@ class ListFilters:
             actor=self.actor,
             target_id=self.target,
             since=_start_of_day(self.first),
-            until=None if last is None else last + _DAY,
+            until=None if last is None else last + DAY_MS,
             before_seq=self.before,
             limit=_PAGE + 1,
         )

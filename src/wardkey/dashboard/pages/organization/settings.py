@@ -27,7 +27,7 @@ from wardkey.domain.errors import (
 )
 from wardkey.domain.keys import ROTATION_BOUNDS
 from wardkey.domain.permissions import Permission, Role
-from wardkey.domain.times import SESSION_IDLE_MS
+from wardkey.domain.times import DAY_MS, HOUR_MS, SESSION_IDLE_MS
 from wardkey.web.context import AppContext, CurrentContext
 from wardkey.web.problems import status_of
 
@@ -37,7 +37,6 @@ SECURITY = "settings/security"
 ROTATION = "settings/rotation-policy"
 _BASE = "/o/{slug}/{environment}"
 _DIALOGS = frozenset({"leave", "delete"})
-_HOUR, _DAY = 3_600_000, 86_400_000
 _DIGITS = 5
 
 
@@ -122,9 +121,9 @@ def show_security(request: Request, current: Visiting, ctx: CurrentContext) -> R
         "settings/security.html",
         current=current,
         tabs=SETTINGS,
-        longest_days=browser_sessions.LONGEST_MS // _DAY,
-        idle_days=SESSION_IDLE_MS // _DAY,
-        fresh_hours=browser_sessions.FRESH_MS // _HOUR,
+        longest_days=browser_sessions.LONGEST_MS // DAY_MS,
+        idle_days=SESSION_IDLE_MS // DAY_MS,
+        fresh_hours=browser_sessions.FRESH_MS // HOUR_MS,
         issuer=ctx.sign_in_issuer,
         domains=", ".join(sorted(policy.domains)),
         joins=policy.role if policy.organization == current.membership.slug else "",
