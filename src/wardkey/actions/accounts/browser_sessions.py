@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Row, insert, select, update
 
@@ -23,6 +23,8 @@ from wardkey.domain.ids import new_id
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.secret import random_text
 from wardkey.domain.times import DAY_MS, HOUR_MS, SESSION_IDLE_MS
+
+T = TypeVar("T")
 
 LONGEST_MS = 30 * DAY_MS
 # The maximum age of a sign-in for creating and revoking keys.
@@ -218,8 +220,8 @@ def end_all(tx: Transaction, by: Principal) -> int:
 
 
 def consume_form_nonce(
-    tx: Transaction, session_id: str, nonce: str, create: Callable[[], tuple[str, Any]]
-) -> Any:  # noqa: ANN401 - the result of `create`
+    tx: Transaction, session_id: str, nonce: str, create: Callable[[], tuple[str, T]]
+) -> T:
     """Run `create`, which returns (id, result), unless this form was submitted before.
 
     Only the id is stored, no secret. Raises `FormSentBefore` with the id created then.

@@ -124,6 +124,12 @@ class Fields:
         """Return the non-empty lines of a text area."""
         return tuple(line.strip() for line in self.text(name).splitlines() if line.strip())
 
+    def require_typed(self, name: str, noun: str) -> None:
+        """Raise `InvalidRequest` unless the name was typed to confirm."""
+        if self.text("confirmation").strip() != name:
+            detail = f"That isn't the {noun}. Type it exactly as shown."
+            raise InvalidRequest(detail, errors=(("confirmation", detail),))
+
     def nonce(self) -> str:
         """Return the form's nonce; raises `InvalidRequest` without one."""
         nonce = self.text("once")

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.core import audit
 from wardkey.actions.keys import insights, keys, revocations, rotations, scopes, usage
 from wardkey.actions.keys.keys import Issued
@@ -33,6 +32,7 @@ from wardkey.dashboard.shell.auth import (
     require_recent_sign_in,
 )
 from wardkey.dashboard.shell.navigation import SCOPES, SETTINGS
+from wardkey.dashboard.shell.once import write_once
 from wardkey.dashboard.shell.rendering import distance, fault_of, page_router, render, see_other
 from wardkey.db.engine import Transaction
 from wardkey.domain.callers import CallerRecord
@@ -40,7 +40,6 @@ from wardkey.domain.errors import (
     Conflict,
     FormSentBefore,
     Invalid,
-    InvalidRequest,
     StillInUse,
     WardkeyError,
 )
@@ -195,18 +194,12 @@ def rotate_key(
     current.by.require(Permission.KEYS_WRITE)
     require_recent_sign_in(ctx, current.person, fields)
     try:
-        nonce, grace = fields.nonce(), fields.text("grace")
+        grace = fields.text("grace")
 
-        def rotate(tx: Transaction, by: Principal) -> Issued:
-            def add_secret() -> tuple[str, Issued]:
-                return key_id, keys.rotate(tx, by, key_id, grace)
+        def rotate(tx: Transaction, by: Principal) -> tuple[str, Issued]:
+            return key_id, keys.rotate(tx, by, key_id, grace)
 
-            result: Issued = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, nonce, add_secret
-            )
-            return result
-
-        issued = ctx.runner.write(rotate, current.by)
+        issued, _ = write_once(ctx, current, fields, rotate)
     except FormSentBefore:
         return see_other(current.url(f"{PATH}/{key_id}"), done="sent-before")
     except (Invalid, Conflict) as failure:
@@ -249,9 +242,7 @@ def revoke_key(
             )
         else:
             name = ctx.runner.read(keys.get, current.by, key_id).name
-            if fields.text("confirmation").strip() != name:
-                message = "That isn't the key's name. Type it exactly as shown."
-                raise InvalidRequest(message, errors=(("confirmation", message),))
+            fields.require_typed(name, "key's name")
             receipt, confirmed = ctx.runner.write_confirmed(
                 revocations.revoke, current.by, key_id, reason, comment
             )

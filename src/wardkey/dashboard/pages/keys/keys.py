@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.keys import insights, keys, scopes, usage
 from wardkey.actions.keys.keys import Issued, KeyOrder, KeyQuery
 from wardkey.dashboard.pages.keys.key import ALL_SCOPES, PATH, FormResult, Status, key_page
@@ -31,6 +30,7 @@ from wardkey.dashboard.shell.auth import (
     require_recent_sign_in,
 )
 from wardkey.dashboard.shell.navigation import SCOPES, SETTINGS
+from wardkey.dashboard.shell.once import write_once
 from wardkey.dashboard.shell.pagination import PAGE, links, page_number
 from wardkey.dashboard.shell.rendering import fault_of, page_router, render, see_other
 from wardkey.db.engine import Transaction
@@ -147,21 +147,14 @@ def issue_key(
     current.by.require(Permission.KEYS_WRITE)
     require_recent_sign_in(ctx, current.person, fields)
     try:
-        nonce = fields.nonce()
         spec = read_spec(fields, current.by, ctx.runner.database.clock())
         new_scopes = read_new_scopes(fields)
 
-        def issue(tx: Transaction, by: Principal) -> Issued:
-            def create() -> tuple[str, Issued]:
-                issued = keys.issue(tx, by, spec, new_scopes)
-                return issued.key.id, issued
+        def issue(tx: Transaction, by: Principal) -> tuple[str, Issued]:
+            issued = keys.issue(tx, by, spec, new_scopes)
+            return issued.key.id, issued
 
-            result: Issued = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, nonce, create
-            )
-            return result
-
-        issued = ctx.runner.write(issue, current.by)
+        issued, _ = write_once(ctx, current, fields, issue)
     except FormSentBefore as before:
         return see_other(current.url(f"{PATH}/{before.made}"), done="sent-before")
     except (Invalid, Conflict) as failure:

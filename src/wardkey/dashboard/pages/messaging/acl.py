@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 
-from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.messaging import acl, simulator
 from wardkey.actions.messaging.simulator import RuleComparison
 from wardkey.dashboard.pages.messaging.acl_form import Trial, read_rule
 from wardkey.dashboard.shell.auth import NOTHING_SENT, Fields, MemberContext, VerifiedForm, Visiting
+from wardkey.dashboard.shell.once import write_once
 from wardkey.dashboard.shell.rendering import fault_of, page_router, render, see_other
 from wardkey.dashboard.shell.session_notices import ended_sessions, receipt_query
 from wardkey.db.engine import Transaction
@@ -65,19 +65,13 @@ def create_rule(
     """Add a rule."""
     current.by.require(Permission.ACL_WRITE)
     try:
-        nonce, spec = fields.nonce(), read_rule(fields)
+        spec = read_rule(fields)
 
-        def create_rule(tx: Transaction, by: Principal) -> acl.SavedRule:
-            def create() -> tuple[str, acl.SavedRule]:
-                rule = acl.create(tx, by, spec)
-                return rule.id, rule
+        def create_rule(tx: Transaction, by: Principal) -> tuple[str, acl.SavedRule]:
+            rule = acl.create(tx, by, spec)
+            return rule.id, rule
 
-            saved: acl.SavedRule = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, nonce, create
-            )
-            return saved
-
-        _, confirmed = ctx.runner.write_confirmed(create_rule, current.by)
+        _, confirmed = write_once(ctx, current, fields, create_rule)
     except FormSentBefore:
         return see_other(current.url(PATH), done="rule-created")
     except (Invalid, Conflict) as failure:

@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.core import audit
 from wardkey.actions.keys import insights
 from wardkey.actions.messaging import clients, held_client_ids
@@ -19,6 +18,7 @@ from wardkey.actions.messaging.held_client_ids import HeldQuery
 from wardkey.adapters.broker_link import Session
 from wardkey.dashboard.pages.messaging.mqtt_snippets import mqtt_snippets
 from wardkey.dashboard.shell.auth import NOTHING_SENT, Fields, MemberContext, VerifiedForm, Visiting
+from wardkey.dashboard.shell.once import write_once
 from wardkey.dashboard.shell.rendering import fault_of, page_router, render, see_other
 from wardkey.dashboard.shell.session_notices import ended_sessions, receipt_query
 from wardkey.db.engine import Transaction
@@ -28,7 +28,6 @@ from wardkey.domain.errors import (
     ClientIdNotFound,
     FormSentBefore,
     Invalid,
-    InvalidRequest,
     MessagingOff,
     SessionNotFound,
     WardkeyError,
@@ -148,23 +147,16 @@ def enable_client(
 def set_password(
     client_id: str, request: Request, current: Visiting, fields: VerifiedForm, ctx: CurrentContext
 ) -> Response:
-    """Give the client a new password; one that is generated is shown in this answer alone."""
+    """Give the client a new password; a generated one is shown in this response only."""
     current.by.require(Permission.CLIENTS_WRITE)
     url = current.url(f"{PATH}/{client_id}")
     try:
-        once = fields.nonce()
         password_hash = hashed_of(fields, current, ctx)
 
-        def set_password(tx: Transaction, by: Principal) -> ClientWithPassword:
-            def make() -> tuple[str, ClientWithPassword]:
-                return client_id, clients.set_password(tx, by, client_id, password_hash)
+        def set_password(tx: Transaction, by: Principal) -> tuple[str, ClientWithPassword]:
+            return client_id, clients.set_password(tx, by, client_id, password_hash)
 
-            done: ClientWithPassword = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, once, make
-            )
-            return done
-
-        made, confirmed = ctx.runner.write_confirmed(set_password, current.by)
+        made, confirmed = write_once(ctx, current, fields, set_password)
     except FormSentBefore:
         return see_other(url, done="client-sent-before")
     except Invalid as failure:
@@ -184,9 +176,7 @@ def delete_client(
     current.by.require(Permission.CLIENTS_WRITE)
     try:
         name = ctx.runner.read(clients.get, current.by, client_id).username
-        if fields.text("confirmation").strip() != name:
-            detail = "Type the user name exactly as shown."
-            raise InvalidRequest(detail, errors=(("confirmation", detail),))
+        fields.require_typed(name, "client's user name")
         _, confirmed = ctx.runner.write_confirmed(clients.remove, current.by, client_id)
     except Invalid as failure:
         outcome = FormResult(dialog="delete", failure=failure, sent=fields)

@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions.accounts import browser_sessions
 from wardkey.actions.messaging import clients
 from wardkey.actions.messaging.clients import ClientOrder, ClientQuery, ClientWithPassword
 from wardkey.dashboard.pages.messaging.client import (
@@ -21,6 +20,7 @@ from wardkey.dashboard.pages.messaging.client import (
     tags_of,
 )
 from wardkey.dashboard.shell.auth import NOTHING_SENT, Fields, MemberContext, VerifiedForm, Visiting
+from wardkey.dashboard.shell.once import write_once
 from wardkey.dashboard.shell.pagination import PAGE, links, page_number
 from wardkey.dashboard.shell.rendering import fault_of, page_router, render, see_other
 from wardkey.dashboard.shell.session_notices import ended_sessions
@@ -126,7 +126,6 @@ def create_client(
     """Create a client; a generated password is shown in this response only."""
     current.by.require(Permission.CLIENTS_WRITE)
     try:
-        nonce = fields.nonce()
         spec = ClientSpec(
             fields.text("username").strip(),
             current.by.environment,
@@ -135,17 +134,11 @@ def create_client(
         )
         password_hash = hashed_of(fields, current, ctx)
 
-        def create(tx: Transaction, by: Principal) -> ClientWithPassword:
-            def create() -> tuple[str, ClientWithPassword]:
-                created = clients.create(tx, by, spec, password_hash)
-                return created.client.id, created
+        def create(tx: Transaction, by: Principal) -> tuple[str, ClientWithPassword]:
+            created = clients.create(tx, by, spec, password_hash)
+            return created.client.id, created
 
-            result: ClientWithPassword = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, nonce, create
-            )
-            return result
-
-        created = ctx.runner.write(create, current.by)
+        created, _ = write_once(ctx, current, fields, create)
     except FormSentBefore as before:
         return see_other(current.url(f"{PATH}/{before.made}"), done="client-sent-before")
     except (Invalid, Conflict) as failure:

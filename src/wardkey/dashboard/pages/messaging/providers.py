@@ -200,9 +200,7 @@ def delete_provider(
     current.by.require(Permission.PROVIDERS_WRITE)
     try:
         name = ctx.runner.read(providers.get, current.by, provider_id).spec.name
-        if fields.text("confirmation").strip() != name:
-            message = "That isn't the provider's name. Type it exactly as shown."
-            raise InvalidRequest(message, errors=(("confirmation", message),))
+        fields.require_typed(name, "provider's name")
         _, confirmed = ctx.runner.write_confirmed(providers.remove, current.by, provider_id)
     except Invalid as failure:
         return _page(request, current, ctx, provider_id, FormResult("delete", failure, fields))

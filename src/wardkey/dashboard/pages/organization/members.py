@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from wardkey.actions.accounts import browser_sessions, members
+from wardkey.actions.accounts import members
 from wardkey.actions.accounts.members import Invitation, Member
 from wardkey.actions.keys import insights
 from wardkey.dashboard.shell.auth import (
@@ -20,6 +20,7 @@ from wardkey.dashboard.shell.auth import (
     require_recent_sign_in,
 )
 from wardkey.dashboard.shell.navigation import SETTINGS
+from wardkey.dashboard.shell.once import write_once
 from wardkey.dashboard.shell.rendering import fault_of, page_router, render, see_other
 from wardkey.db.engine import Transaction
 from wardkey.domain.errors import (
@@ -71,19 +72,13 @@ def invite(
     current.by.require(Permission.MEMBERS_WRITE)
     require_recent_sign_in(ctx, current.person, fields)
     try:
-        nonce, role = fields.nonce(), _read_role(fields)
+        role = _read_role(fields)
 
-        def offer(tx: Transaction, by: Principal) -> tuple[Invitation, str]:
-            def create() -> tuple[str, tuple[Invitation, str]]:
-                invited = members.invite(tx, by, fields.text("email"), role)
-                return invited[0].id, invited
+        def offer(tx: Transaction, by: Principal) -> tuple[str, tuple[Invitation, str]]:
+            invited = members.invite(tx, by, fields.text("email"), role)
+            return invited[0].id, invited
 
-            result: tuple[Invitation, str] = browser_sessions.consume_form_nonce(
-                tx, current.person.session.id, nonce, create
-            )
-            return result
-
-        invited = ctx.runner.write(offer, current.by)
+        invited, _ = write_once(ctx, current, fields, offer)
     except FormSentBefore:
         return see_other(current.url(PATH), done="invited-before")
     except (Invalid, Conflict) as failure:

@@ -21,7 +21,6 @@ from wardkey.dashboard.shell.rendering import fault_of, page_router, render, see
 from wardkey.domain.errors import (
     Conflict,
     Invalid,
-    InvalidRequest,
     InvalidRotationPolicy,
     WardkeyError,
 )
@@ -103,9 +102,8 @@ def delete(
     require_recent_sign_in(ctx, current.person, fields)
     try:
         name = ctx.runner.read(organizations.public, current.by).name
-        if current.by.role is Role.OWNER and fields.text("confirmation").strip() != name:
-            message = "That isn't the organization's name. Type it exactly as shown."
-            raise InvalidRequest(message, errors=(("confirmation", message),))
+        if current.by.role is Role.OWNER:
+            fields.require_typed(name, "organization's name")
         ctx.runner.write(organizations.close, current.by)
     except Invalid as failure:
         return _general_page(request, current, ctx, FormResult("delete", failure))
