@@ -436,25 +436,26 @@ ELSEWHERE = {
     "test_a_client_id_is_listed_and_freed_by_hand",
     "session_not_found": "messaging/test_sessions.py::"
     "test_404_another_organizations_session_cannot_be_ended",
-    "signed_out": "browser/test_sign_in.py::test_signing_out_ends_the_session_here_or_everywhere",
+    "signed_out": "browser/test_sign_in.py::test_signing_out_ends_this_session_or_all_sessions",
     "password_required": "browser/test_sign_in.py::"
-    "test_an_old_sign_in_is_confirmed_before_a_key_is_made",
+    "test_an_old_sign_in_is_confirmed_before_a_key_is_created",
     "invalid_passkey": "browser/test_passkeys.py::"
-    "test_an_answer_counts_once_and_only_as_it_was_given",
-    "passkey_not_found": "browser/test_passkeys.py::test_a_passkey_of_somebody_else_is_not_removed",
+    "test_a_passkey_assertion_works_once_and_only_unaltered",
+    "passkey_not_found": "browser/test_passkeys.py::"
+    "test_another_users_passkey_cannot_be_renamed_or_removed",
     "sign_in_failed": "browser/test_single_sign_on.py::"
-    "test_401_an_answer_counts_in_the_browser_that_asked_and_once",
+    "test_401_a_callback_works_once_and_only_in_the_browser_that_started",
     "sign_in_not_allowed": "browser/test_single_sign_on.py::"
-    "test_403_an_address_that_is_not_welcome_stays_outside",
+    "test_403_an_address_that_may_not_join_is_rejected",
     "account_exists": "api/test_invitations.py::"
     "test_409_an_account_is_never_opened_by_a_password_beside_a_link",
     "account_not_set_up": "browser/test_single_sign_on.py::"
-    "test_409_an_invitation_sets_no_password_of_an_account_without_one",
+    "test_409_an_invitation_cannot_set_the_password_of_an_account_without_one",
     "identity_not_found": "browser/test_single_sign_on.py::"
     "test_a_known_address_is_linked_and_can_be_unlinked",
-    "duplicate_passkey": "browser/test_passkeys.py::test_a_passkey_is_registered_once",
+    "duplicate_passkey": "browser/test_passkeys.py::test_a_passkey_cannot_be_registered_twice",
     "forged_form": "browser/test_sign_in.py::test_a_forged_form_changes_nothing",
-    "form_sent_before": "browser/test_keys.py::test_the_same_form_makes_one_key",
+    "form_sent_before": "browser/test_keys.py::test_a_form_sent_twice_creates_one_key",
     "browser_session_not_found": "browser/test_sign_in.py::test_sessions_are_listed_and_ended",
     "expired": "api/test_verify.py::test_expiry_and_grace_end_at_their_second",
     "storage_full": "cli/test_up.py::test_a_full_disk_refuses_writes_and_verdicts_go_on",

@@ -1,4 +1,4 @@
-"""A server with people in it, and pages in which they are signed in."""
+"""Deployments with members, and browser pages signed in as them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEYS = "/o/acme/live/settings/api-keys"
 
 
 class Site:
-    """One deployment for a module; `cookie` signs somebody in once."""
+    """A deployment shared by a module; `cookie` signs each role in once."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -32,7 +32,7 @@ class Site:
 
     @cached_property
     def api(self) -> httpx.Client:
-        """The owner at the API."""
+        """An API client signed in as the owner."""
         return self.server.owner(Wardkey_Organization="acme")
 
     def url(self, path: str) -> str:
@@ -42,7 +42,7 @@ class Site:
         return OWNER if role == "owner" else f"{role}@acme.example"
 
     def sign_in(self, role: str) -> str:
-        """Sign in as a person with that role; return the cookie's text."""
+        """Sign in as a member with the role; return the session cookie's value."""
         client = self.server.owner() if role == "owner" else self.server.person(role)
         client.close()
         with self.server.client() as anyone:
@@ -50,9 +50,9 @@ class Site:
                 "/sign-in", data={"email": self.email(role), "password": PASSWORD, "next": "/"}
             )
         assert answer.status_code == 303, answer.text
-        found = re.match(rf"{COOKIE}=(\w+);", answer.headers["set-cookie"])
-        assert found is not None
-        return found[1]
+        match = re.match(rf"{COOKIE}=(\w+);", answer.headers["set-cookie"])
+        assert match is not None
+        return match[1]
 
     def cookie(self, role: str = "owner") -> str:
         if role not in self._cookies:
@@ -60,7 +60,7 @@ class Site:
         return self._cookies[role]
 
     def forms(self, cookie: str = "") -> Forms:
-        """Send forms as a browser with that cookie would, without one."""
+        """Return a client that sends forms with the cookie, without a browser."""
         return Forms(self, cookie or self.cookie())
 
     def made(self, name: str, **more: object) -> Any:  # noqa: ANN401 - JSON
@@ -69,11 +69,11 @@ class Site:
         return answer.json()
 
     def names(self) -> list[str]:
-        return [one["name"] for one in self.api.get("/v2/keys?limit=200").json()["keys"]]
+        return [key["name"] for key in self.api.get("/v2/keys?limit=200").json()["keys"]]
 
 
 class Forms:
-    """Pages and forms over plain HTTP, with a session's cookie and token."""
+    """Fetches pages and sends forms over plain HTTP, with a session cookie and CSRF token."""
 
     def __init__(self, site: Site, cookie: str) -> None:
         self.site, self.cookie = site, cookie
@@ -83,14 +83,14 @@ class Forms:
             return client.get(path)
 
     def send(self, path: str, data: dict[str, Any], **headers: str) -> httpx.Response:
-        """Post a form as it is, without the session's token."""
+        """Post the form unchanged, without adding the CSRF token."""
         with self.site.server.client(Cookie=f"{COOKIE}={self.cookie}", **headers) as client:
             return client.post(path, data=data)
 
     def hidden(self, name: str, path: str = KEYS) -> str:
-        found = re.search(rf'name="{name}" value="(\w+)"', self.get(path).text)
-        assert found is not None
-        return found[1]
+        match = re.search(rf'name="{name}" value="(\w+)"', self.get(path).text)
+        assert match is not None
+        return match[1]
 
     def post(self, path: str, **fields: Any) -> httpx.Response:  # noqa: ANN401 - texts or lists
         return self.send(path, {"csrf": self.hidden("csrf", "/account"), **fields})
@@ -101,13 +101,13 @@ Enter = Callable[..., "Page"]
 
 @contextmanager
 def site_in(folder: Path, **settings: object) -> Iterator[Site]:
-    """Run a deployment whose pages try nothing that their policy forbids."""
+    """Run a deployment and check that no page violated its content security policy."""
     with running(folder / "data", metrics_token=TOKEN, **settings) as server:
         there = Site(server)
         yield there
         there.api.close()
         assert scraped(server).get(("wardkey_csp_reports_total", ""), 0) == 0
-        # What came last may not be told as a metric yet.
+        # The metric may lag behind the latest reports; the log does not.
         assert "content security policy" not in server.output
 
 
@@ -117,16 +117,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield there
 
 
-def hidden_part(found: Locator) -> float:
-    """Return by how many pixels a dialog's footer covers what is found in it."""
-    footer = found.locator("xpath=ancestor::dialog").locator("footer")
+def hidden_part(locator: Locator) -> float:
+    """Return how many pixels of the element the dialog's footer covers."""
+    footer = locator.locator("xpath=ancestor::dialog").locator("footer")
     top: float = footer.evaluate("one => one.getBoundingClientRect().top")
-    bottom: float = found.evaluate("one => one.getBoundingClientRect().bottom")
+    bottom: float = locator.evaluate("one => one.getBoundingClientRect().bottom")
     return bottom - top
 
 
 def passes(page: Page) -> None:
-    """Hold the page to axe in both themes, as it stands; only its colours differ in the second."""
+    """Check the page with axe in both themes; the dark theme differs only in its colours."""
     page.emulate_media(color_scheme="light")
     assert violations(page) == []
     page.emulate_media(color_scheme="dark")
@@ -135,14 +135,14 @@ def passes(page: Page) -> None:
 
 @pytest.fixture
 def enter(site: Site, browser: Browser) -> Iterator[Enter]:
-    """Open pages in which somebody is signed in; what a page's console complains of fails."""
+    """Open signed-in pages; errors and warnings in their consoles fail the test."""
     contexts = []
     faults: list[str] = []
 
     def begin(role: str = "owner", path: str = KEYS, *, cookie: str = "", **options: Any) -> Page:  # noqa: ANN401 - Playwright's
         context = browser.new_context(**options)
         contexts.append(context)
-        # Without a secure context it cannot be granted.
+        # Granting fails outside a secure context.
         with suppress(Exception):
             context.grant_permissions(["clipboard-read", "clipboard-write"])
         if role:
@@ -152,7 +152,7 @@ def enter(site: Site, browser: Browser) -> Iterator[Enter]:
         page = context.new_page()
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda fault: faults.append(str(fault)))
-        page.on("console", lambda said: _note(faults, said.type, said.text))
+        page.on("console", lambda message: _note(faults, message.type, message.text))
         page.goto(site.url(path))
         return page
 
@@ -163,19 +163,19 @@ def enter(site: Site, browser: Browser) -> Iterator[Enter]:
 
 
 def _note(faults: list[str], kind: str, text: str) -> None:
-    # The status of a page that was refused on purpose is no fault of the page.
+    # The console also reports error statuses that a test expects.
     if kind in {"error", "warning"} and not text.startswith("Failed to load resource"):
         faults.append(text)
 
 
 def violations(page: Page, *only: str) -> list[str]:
-    """Return what axe finds wrong with the page as it stands, by all its rules or by some."""
+    """Return axe's violations on the page, for all rules or only the given ones."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE.read_text())
     options = {"resultTypes": ["violations"], **({"runOnly": list(only)} if only else {})}
-    found = page.evaluate("options => axe.run(document, options)", options)
+    results = page.evaluate("options => axe.run(document, options)", options)
     return [
-        f"{one['id']}: {node['html'][:160]} {node['failureSummary'][:300]}"
-        for one in found["violations"]
-        for node in one["nodes"]
+        f"{violation['id']}: {node['html'][:160]} {node['failureSummary'][:300]}"
+        for violation in results["violations"]
+        for node in violation["nodes"]
     ]

@@ -36,19 +36,19 @@ def no_rules(site: Site) -> None:
 
 
 def rules(site: Site) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = site.api.get("/v2/acl/rules").json()["rules"]
-    return found
+    rows: list[dict[str, Any]] = site.api.get("/v2/acl/rules").json()["rules"]
+    return rows
 
 
-def put(site: Site, *some: dict[str, Any]) -> list[dict[str, Any]]:
+def put(site: Site, *new_rules: dict[str, Any]) -> list[dict[str, Any]]:
     base = {"subject": {"kind": "everyone"}, "action": "both", "effect": "allow"}
-    sent = {"rules": [{**base, **one} for one in some]}
+    sent = {"rules": [{**base, **rule} for rule in new_rules]}
     answer = site.api.put("/v2/acl/rules", json=sent)
     assert answer.status_code == 200, answer.text
     return rules(site)
 
 
-def test_a_preset_is_previewed_and_made_with_one_click(site: Site, enter: Enter) -> None:
+def test_a_preset_is_previewed_and_applied_with_one_click(site: Site, enter: Enter) -> None:
     page = enter("owner", ACL)
     page.wait_for_selector("text=No rules yet")
     passes(page)
@@ -64,11 +64,11 @@ def test_a_preset_is_previewed_and_made_with_one_click(site: Site, enter: Enter)
     allow_all = page.locator("section.preset", has_text="Allow all")
     allow_all.get_by_role("button", name="Replace current rules").click()
     page.wait_for_selector("text=Preset applied.")
-    assert [one["filter"] for one in rules(site)] == ["#"]
-    # A page that saw no rules replaces none that were made since.
+    assert [rule["filter"] for rule in rules(site)] == ["#"]
+    # A page loaded before there were rules must not replace them.
     answer = site.forms().post(f"{ACL}/presets", preset="chat")
     assert answer.status_code == 409
-    assert [one["filter"] for one in rules(site)] == ["#"]
+    assert [rule["filter"] for rule in rules(site)] == ["#"]
 
 
 def test_a_rule_is_added_edited_and_deleted(site: Site, enter: Enter) -> None:
@@ -104,7 +104,7 @@ def test_a_rule_is_added_edited_and_deleted(site: Site, enter: Enter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "expected"),
     [
         ("filter", "agents/a+/x", r"(?i)position \d+"),
         ("filter", "agents/{user}/#", "position 8"),
@@ -114,22 +114,22 @@ def test_a_rule_is_added_edited_and_deleted(site: Site, enter: Enter) -> None:
         ("subject", "two words", "user name pattern"),
     ],
 )
-def test_a_fault_is_told_at_its_field_with_its_place(
-    site: Site, field: str, value: str, said: str
+def test_an_invalid_value_is_reported_at_its_field(
+    site: Site, field: str, value: str, expected: str
 ) -> None:
     kind = "username" if field == "subject" else "everyone"
     forms = site.forms()
     wrong = {**RULE, "once": forms.hidden("once", ACL), "subject_kind": kind, field: value}
     answer = forms.post(ACL, **wrong)
     assert answer.status_code == 400
-    told = re.search(rf'id="new-{field}-fault"[^>]*>([^<]*)<', answer.text)
-    assert told is not None
-    assert re.search(said, told[1])
-    assert "<b>" not in told[1]
+    match = re.search(rf'id="new-{field}-fault"[^>]*>([^<]*)<', answer.text)
+    assert match is not None
+    assert re.search(expected, match[1])
+    assert "<b>" not in match[1]
     assert rules(site) == []
 
 
-def test_the_same_form_makes_one_rule(site: Site) -> None:
+def test_a_form_sent_twice_creates_one_rule(site: Site) -> None:
     forms = site.forms()
     once = forms.hidden("once", ACL)
     for _ in range(2):
@@ -137,7 +137,7 @@ def test_the_same_form_makes_one_rule(site: Site) -> None:
     assert len(rules(site)) == 1
 
 
-def test_a_rule_that_the_set_forbids_stays_in_the_form(site: Site, enter: Enter) -> None:
+def test_a_rule_that_the_broker_cannot_hold_stays_in_the_form(site: Site, enter: Enter) -> None:
     put(site, {"priority": 50, "filter": "a/b"}, {"priority": 90, "filter": "#"})
     page = enter("owner", f"{ACL}?dialog=create")
     dialog = page.locator("#create")
@@ -151,7 +151,7 @@ def test_a_rule_that_the_set_forbids_stays_in_the_form(site: Site, enter: Enter)
     assert len(rules(site)) == 2
 
 
-def test_the_simulator_shows_the_rule_that_decides(site: Site, enter: Enter) -> None:
+def test_the_simulator_shows_the_deciding_rule(site: Site, enter: Enter) -> None:
     put(
         site,
         {"priority": 5, "filter": "agents/secret/#", "effect": "deny"},
@@ -187,7 +187,7 @@ def test_the_simulator_shows_the_rule_that_decides(site: Site, enter: Enter) -> 
     passes(page)
 
 
-def test_a_rule_is_tried_before_it_is_saved(site: Site, enter: Enter) -> None:
+def test_a_rule_can_be_tried_before_it_is_saved(site: Site, enter: Enter) -> None:
     kept = put(
         site,
         {"priority": 5, "filter": "agents/secret/#", "effect": "deny"},
@@ -202,37 +202,37 @@ def test_a_rule_is_tried_before_it_is_saved(site: Site, enter: Enter) -> None:
     dialog.locator("summary", has_text="Try it before you save").click()
     dialog.get_by_label("User name", exact=True).fill("<i>agent")
 
-    def tried(topic: str) -> str:
+    def try_topic(topic: str) -> str:
         dialog.get_by_label("Topic", exact=True).fill(topic)
         dialog.get_by_role("button", name="Try it").click()
-        found = dialog.get_by_role("group", name="What would change").filter(has_text=topic)
-        found.wait_for()
-        assert found.evaluate("one => one === document.activeElement")
-        assert hidden_part(found) <= 0
-        return found.inner_text()
+        comparison = dialog.get_by_role("group", name="What would change").filter(has_text=topic)
+        comparison.wait_for()
+        assert comparison.evaluate("one => one === document.activeElement")
+        assert hidden_part(comparison) <= 0
+        return comparison.inner_text()
 
-    told = tried("agents/own/x")
-    assert "changes the answer" in told
-    assert re.search(rf"Now: Allowed\. <i>agent may .*{kept[1]['id']}", told)
-    assert re.search(r"With this rule: Denied\. .*this rule \(priority 7\)", told)
+    result = try_topic("agents/own/x")
+    assert "changes the answer" in result
+    assert re.search(rf"Now: Allowed\. <i>agent may .*{kept[1]['id']}", result)
+    assert re.search(r"With this rule: Denied\. .*this rule \(priority 7\)", result)
     passes(page)
-    told = tried("agents/secret/x")
-    assert "doesn't change the answer" in told
-    assert told.count(kept[0]["id"]) == 2
-    assert "no rule matches" in tried("elsewhere")
+    result = try_topic("agents/secret/x")
+    assert "doesn't change the answer" in result
+    assert result.count(kept[0]["id"]) == 2
+    assert "no rule matches" in try_topic("elsewhere")
     assert dialog.get_by_label("Description").input_value() == "<script>alert(1)</script>"
     dialog.get_by_label("Topic", exact=True).fill("a/#")
     dialog.get_by_role("button", name="Try it").click()
     page.wait_for_selector("#new-try-topic-fault")
     passes(page)
     assert rules(site) == kept
-    # Enter saves, though the button that tries stands before the one that saves.
+    # Enter saves, although the try button comes first in the form.
     dialog.get_by_label("Topic filter").press("Enter")
     page.wait_for_selector("text=Rule added.")
     assert len(rules(site)) == 3
 
 
-def test_a_changed_rule_is_tried_in_the_place_of_the_saved_one(site: Site, enter: Enter) -> None:
+def test_trying_an_edited_rule_replaces_the_saved_one(site: Site, enter: Enter) -> None:
     kept = put(site, {"priority": 10, "filter": "agents/#"})
     page = enter("owner", f"{ACL}/{kept[0]['id']}", viewport={"width": 390, "height": 844})
     dialog = page.locator("#edit")
@@ -240,20 +240,20 @@ def test_a_changed_rule_is_tried_in_the_place_of_the_saved_one(site: Site, enter
     dialog.locator("summary", has_text="Try it before you save").click()
     dialog.get_by_label("Topic", exact=True).fill("agents/x")
     dialog.get_by_role("button", name="Try it").click()
-    told = dialog.get_by_role("group", name="What would change").inner_text()
-    assert re.search(r"(?s)Now: Allowed\..*With this rule: Denied\. .*no rule matches", told)
+    result = dialog.get_by_role("group", name="What would change").inner_text()
+    assert re.search(r"(?s)Now: Allowed\..*With this rule: Denied\. .*no rule matches", result)
     assert dialog.get_by_label("Topic filter").input_value() == "others/#"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     passes(page)
     assert rules(site) == kept
 
 
-def test_what_could_not_be_saved_is_not_tried(site: Site) -> None:
+def test_an_invalid_rule_cannot_be_tried(site: Site) -> None:
     put(site, {"priority": 50, "filter": "a/b"}, {"priority": 90, "filter": "#"})
     forms = site.forms()
     path = f"{ACL}/compare"
     barred = {**RULE, "filter": "a/#", "effect": "deny", "priority": "60", "topic": "a/b"}
-    for wrong, said in (
+    for wrong, expected in (
         (barred, "broker cannot hold"),
         ({**RULE, "filter": "x" * 4_000, "topic": "a"}, 'id="new-filter-fault"'),
         ({**RULE, "topic": "x" * 4_000}, 'id="new-try-topic-fault"'),
@@ -264,7 +264,7 @@ def test_what_could_not_be_saved_is_not_tried(site: Site) -> None:
     ):
         answer = forms.post(path, **wrong)
         assert answer.status_code in {400, 404, 409}, wrong
-        assert said in answer.text
+        assert expected in answer.text
         assert "With this rule" not in answer.text
     assert forms.post(f"{ACL}/acl_another/compare", **RULE, topic="a").status_code == 404
     assert forms.send(path, {**RULE, "csrf": "x"}).status_code == 403
@@ -272,7 +272,7 @@ def test_what_could_not_be_saved_is_not_tried(site: Site) -> None:
     assert len(rules(site)) == 2
 
 
-def test_a_change_ends_sessions_and_shows_the_receipt(site: Site, enter: Enter) -> None:
+def test_deleting_a_rule_ends_sessions_and_shows_the_receipt(site: Site, enter: Enter) -> None:
     put(site, {"priority": 10, "filter": "agents/#"})
     made = site.api.post("/v2/clients", json={"username": "agent-cut"}).json()
     name = made["client"]["mqtt_username"]
@@ -284,7 +284,7 @@ def test_a_change_ends_sessions_and_shows_the_receipt(site: Site, enter: Enter) 
         wait_until(lambda: session.ended_at)
 
 
-def test_a_viewer_tries_rules_and_changes_none(site: Site, enter: Enter) -> None:
+def test_a_viewer_can_use_the_simulator_but_not_change_rules(site: Site, enter: Enter) -> None:
     made = put(site, {"priority": 10, "filter": "agents/#"})[0]
     phone = {"viewport": {"width": 390, "height": 844}}
     page = enter("viewer", f"{ACL}?username=agent-01&topic=agents/x", **phone)
@@ -294,10 +294,16 @@ def test_a_viewer_tries_rules_and_changes_none(site: Site, enter: Enter) -> None
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     passes(page)
     forms = site.forms(site.cookie("viewer"))
-    one = f"{ACL}/{made['id']}"
-    for path in (ACL, f"{ACL}/presets", f"{ACL}/compare", f"{one}/edit", f"{one}/compare"):
+    rule_path = f"{ACL}/{made['id']}"
+    for path in (
+        ACL,
+        f"{ACL}/presets",
+        f"{ACL}/compare",
+        f"{rule_path}/edit",
+        f"{rule_path}/compare",
+    ):
         assert forms.post(path, **RULE, topic="a", preset="chat").status_code == 403
-    for path in (f"{one}/delete", f"{ACL}/presets"):
+    for path in (f"{rule_path}/delete", f"{ACL}/presets"):
         assert forms.post(path, **RULE, preset="chat", replace="1").status_code == 403
     assert rules(site) == [made]
     assert site.forms().get(f"/o/acme/test/messaging/acl/{made['id']}").status_code == 404

@@ -49,17 +49,17 @@ def test_the_log_is_filtered_paged_and_opened(site: Site, enter: Enter) -> None:
     assert page.input_value("[name=to]") == "2001-01-01"
 
 
-def test_times_are_in_the_viewers_zone(site: Site, enter: Enter) -> None:
+def test_times_are_in_the_viewers_time_zone(site: Site, enter: Enter) -> None:
     site.made("live-audited-zone")
     page = enter("owner", LOG, timezone_id="Asia/Tokyo")
     shown = page.locator("tbody time").first
     at = shown.get_attribute("datetime")
     assert "GMT+9" in (shown.get_attribute("title") or "")
-    told = f"new Date('{at}').toLocaleTimeString('en', {{timeStyle: 'short'}})"
-    assert page.evaluate(told) in shown.inner_text()
+    expression = f"new Date('{at}').toLocaleTimeString('en', {{timeStyle: 'short'}})"
+    assert page.evaluate(expression) in shown.inner_text()
 
 
-def test_exports_hold_what_the_filters_let_through(site: Site, enter: Enter) -> None:
+def test_exports_contain_only_the_filtered_events(site: Site, enter: Enter) -> None:
     made = site.made("=HYPERLINK(1)")
     page = enter("owner", f"{LOG}?target={made['key']['id']}")
     page.get_by_role("button", name="Export").click()
@@ -79,7 +79,7 @@ def test_exports_hold_what_the_filters_let_through(site: Site, enter: Enter) -> 
     assert json.loads(row["details"]) == event["details"]
 
 
-def test_a_spreadsheet_takes_no_cell_for_a_formula(site: Site) -> None:
+def test_an_exported_cell_is_never_a_spreadsheet_formula(site: Site) -> None:
     agent = '=HYPERLINK("https://evil.example","open")'
     with site.server.owner(User_Agent=agent, Wardkey_Organization="acme") as client:
         made = client.post("/v2/keys", json={"name": "live-formula", "type": "secret"}).json()
@@ -89,15 +89,15 @@ def test_a_spreadsheet_takes_no_cell_for_a_formula(site: Site) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
-def test_the_chain_is_checked_when_asked_and_a_break_is_told(site: Site, enter: Enter) -> None:
+def test_checking_the_chain_reports_a_break(site: Site, enter: Enter) -> None:
     page = enter("owner", LOG)
     assert page.locator(".note").count() == 0
     page.get_by_role("button", name="Check the chain").click()
     page.wait_for_selector("text=Every link is intact.")
     assert violations(page) == []
-    theirs = audit_events.c.target_id == site.made("live-broken")["key"]["id"]
+    of_key = audit_events.c.target_id == site.made("live-broken")["key"]["id"]
     with database_of(site.server) as connection:
-        connection.execute(audit_events.update().where(theirs).values(actor_label="nobody"))
+        connection.execute(audit_events.update().where(of_key).values(actor_label="nobody"))
     page.get_by_role("button", name="Check the chain").click()
     page.wait_for_selector("text=The chain is broken.")
     assert violations(page) == []
@@ -105,7 +105,7 @@ def test_the_chain_is_checked_when_asked_and_a_break_is_told(site: Site, enter: 
     assert site.forms().send(f"{LOG}/check", {"csrf": "forged"}).status_code == 403
     label = site.email("owner")
     with database_of(site.server) as connection:
-        connection.execute(audit_events.update().where(theirs).values(actor_label=label))
+        connection.execute(audit_events.update().where(of_key).values(actor_label=label))
 
 
 def test_the_log_passes_axe_in_both_themes_and_on_a_phone(site: Site, enter: Enter) -> None:
@@ -121,7 +121,7 @@ def test_the_log_passes_axe_in_both_themes_and_on_a_phone(site: Site, enter: Ent
     assert violations(page) == []
 
 
-def test_no_page_of_the_log_is_another_organizations(site: Site) -> None:
+def test_another_organizations_log_is_not_found(site: Site) -> None:
     for below in ("", "/export.csv", "/export.jsonl", "/check"):
         answer = site.forms().get(f"/o/globex/live/audit-log{below}")
         assert answer.status_code == 404

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def key(site: Site) -> str:
-    """Make keys in every state; return the path of one in the middle of a rotation."""
+    """Create keys in every state; return the path of one that is being rotated."""
     site.made("live-publishable", type="publishable", description="For the shop's page")
     ended = site.made("live-ended")
     site.api.post(f"/v2/keys/{ended['key']['id']}/revoke", json={"reason": "keyCompromise"})
@@ -33,7 +33,7 @@ def key(site: Site) -> str:
         "/o/acme/test/settings/api-keys?dialog=create",
         "/account",
         "/o/acme/live/nowhere",
-        # Here without messaging.
+        # Messaging is off in this deployment.
         "/o/acme/live/messaging/clients?dialog=create",
         "/o/acme/live/messaging/clients?connected=now",
         "/o/acme/live/messaging/topics",
@@ -44,11 +44,11 @@ def test_pages_pass_axe(site: Site, enter: Enter, key: str, path: str) -> None: 
 
 
 @pytest.mark.parametrize("dialog", ["", "edit", "rotate", "finish", "revoke"])
-def test_the_keys_page_and_its_dialogs_pass_axe(enter: Enter, key: str, dialog: str) -> None:
+def test_the_page_of_a_key_and_its_dialogs_pass_axe(enter: Enter, key: str, dialog: str) -> None:
     passes(enter("owner", f"{key}?dialog={dialog}"))
 
 
-def test_a_secret_a_receipt_and_menus_pass_axe(enter: Enter, key: str) -> None:
+def test_a_new_secret_a_receipt_and_menus_pass_axe(enter: Enter, key: str) -> None:
     page = enter("owner", f"{KEYS}?dialog=create")
     page.fill("#name", "live-axe-checked")
     page.get_by_role("button", name="Create key").click()
@@ -73,7 +73,7 @@ def test_a_secret_a_receipt_and_menus_pass_axe(enter: Enter, key: str) -> None:
     passes(page)
 
 
-def test_a_phone_a_member_and_strangers_pass_axe(site: Site, enter: Enter, key: str) -> None:
+def test_phone_and_signed_out_pages_pass_axe(site: Site, enter: Enter, key: str) -> None:
     page = enter("member", key, viewport={"width": 390, "height": 844})
     passes(page)
     page.goto(site.url(KEYS))
@@ -101,10 +101,10 @@ new PerformanceObserver((list) => {
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_no_page_jumps_when_its_script_and_fonts_arrive(
+def test_no_page_shifts_when_its_script_and_fonts_load(
     site: Site, enter: Enter, key: str, width: int
 ) -> None:
-    # In another zone the script writes other words for every time.
+    # In another time zone the script rewrites every time on the page.
     page = enter("owner", "/account", viewport={"width": width, "height": 844},
                  timezone_id="Asia/Tokyo")  # fmt: skip
     page.add_init_script(WATCH)
@@ -117,5 +117,5 @@ def test_no_page_jumps_when_its_script_and_fonts_arrive(
         page.goto(site.url(path))
         page.evaluate("document.fonts.ready.then(() => new Promise(requestAnimationFrame))")
         shifts = page.evaluate("window.shifts")
-        # A line in a table may be a letter longer; nothing moves that is worth a hundredth.
+        # A rewritten time may widen a table cell slightly; larger shifts fail.
         assert sum(value for value, _ in shifts) < 0.01, (path, shifts)

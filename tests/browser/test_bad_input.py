@@ -21,7 +21,7 @@ HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 PLACES = ("overview", "usage", "audit-log", "settings/api-keys")
 
 
-def test_hostile_texts_are_text_on_every_page(site: Site, enter: Enter) -> None:
+def test_hostile_input_is_escaped_on_every_page(site: Site, enter: Enter) -> None:
     site.made("live-hostile", description=HOSTILE)
     made = site.made(f"x {HOSTILE}")
     site.api.delete(f"/v2/keys/{made['key']['id']}", params={"comment": HOSTILE})
@@ -29,10 +29,10 @@ def test_hostile_texts_are_text_on_every_page(site: Site, enter: Enter) -> None:
     with site.server.owner(User_Agent=agent, Wardkey_Organization="acme") as client:
         client.patch(f"/v2/keys/{site.made('live-agent')['key']['id']}", json={"name": HOSTILE})
     page = enter("owner", "/o/acme/live/overview")
-    asked: list[str] = []
+    messages: list[str] = []
 
     def note(dialog: Dialog) -> None:
-        asked.append(dialog.message)
+        messages.append(dialog.message)
         dialog.dismiss()
 
     page.on("dialog", note)
@@ -45,11 +45,11 @@ def test_hostile_texts_are_text_on_every_page(site: Site, enter: Enter) -> None:
     page.goto(site.url("/o/acme/live/audit-log"))
     page.locator("details summary").first.click()
     assert HOSTILE in page.inner_text("main")
-    assert asked == []
+    assert messages == []
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_long_and_odd_filters_find_nothing_or_all_and_break_nothing(site: Site, place: str) -> None:
+def test_long_and_odd_filters_never_fail(site: Site, place: str) -> None:
     for text in ("x" * 4_000, "%E2%80%AEdesrever", "%F0%9F%94%91", "'; DROP TABLE keys; --", "%25"):
         for name in ("q", "actor", "target", "action", "from", "to", "before", "page", "days"):
             answer = site.forms().get(f"/o/acme/live/{place}?{name}={text}")
@@ -57,15 +57,15 @@ def test_long_and_odd_filters_find_nothing_or_all_and_break_nothing(site: Site, 
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "localhost:9", "[::1]:9", "169.254.169.254"])
-def test_a_tested_form_makes_the_server_ask_no_private_address(site: Site, host: str) -> None:
+def test_testing_a_provider_never_requests_a_private_address(site: Site, host: str) -> None:
     form = {"kind": "oidc", "issuer": f"https://{host}", "audiences": "app", "user_id": "sub"}
     answer = site.forms().post("/o/acme/live/messaging/providers/test", **form)
-    told = re.search(r'class="failed">.*?<small>(.*?)</small>', answer.text, re.DOTALL)
-    assert told is not None
-    assert "public" in told[1]
+    match = re.search(r'class="failed">.*?<small>(.*?)</small>', answer.text, re.DOTALL)
+    assert match is not None
+    assert "public" in match[1]
 
 
-def test_a_name_from_right_to_left_stays_in_its_place(site: Site, enter: Enter) -> None:
+def test_a_right_to_left_name_is_isolated_from_the_text_around_it(site: Site, enter: Enter) -> None:
     made = site.made("חשבונות-live")
     page = enter("owner")
     cell = page.locator("tr", has_text="חשבונות-live").locator("bdi").first
@@ -74,7 +74,7 @@ def test_a_name_from_right_to_left_stays_in_its_place(site: Site, enter: Enter) 
     assert page.locator("h1 bdi").inner_text() == "חשבונות-live"
 
 
-def test_two_clicks_at_once_make_one_key(site: Site) -> None:
+def test_concurrent_submissions_of_a_form_create_one_key(site: Site) -> None:
     forms = site.forms()
     sent = {**NEW, "name": "live-double-click", "once": forms.hidden("once")}
     answers: list[int] = []
@@ -82,10 +82,10 @@ def test_two_clicks_at_once_make_one_key(site: Site) -> None:
         threading.Thread(target=lambda: answers.append(forms.post(KEYS, **sent).status_code))
         for _ in range(4)
     ]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert sorted(answers) == [200, 303, 303, 303]
     assert site.names().count("live-double-click") == 1
 
@@ -104,7 +104,7 @@ def test_two_clicks_at_once_make_one_key(site: Site) -> None:
         "\t//evil.example",
     ],
 )
-def test_no_form_leads_away_from_here(site: Site, enter: Enter, elsewhere: str) -> None:
+def test_no_form_redirects_to_another_site(site: Site, enter: Enter, elsewhere: str) -> None:
     with site.server.client() as anyone:
         form = {"email": site.email("owner"), "password": PASSWORD, "next": elsewhere}
         for path, sent in (("/sign-in", form), ("/theme", {"theme": "dark", "next": elsewhere})):
@@ -120,7 +120,7 @@ def test_no_form_leads_away_from_here(site: Site, enter: Enter, elsewhere: str) 
 
 
 class Frames(BaseHTTPRequestHandler):
-    """Another site's page that holds one of ours in a frame."""
+    """A page of another site that embeds a dashboard page in a frame."""
 
     inside = ""
 
@@ -131,10 +131,10 @@ class Frames(BaseHTTPRequestHandler):
         self.wfile.write(f"<iframe src='{self.inside}'></iframe>".encode())
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
-def test_no_other_site_frames_a_page(
+def test_other_sites_cannot_frame_a_page(
     site: Site, browser: Browser, start: Callable[..., Server]
 ) -> None:
     for place in (*PLACES, "nowhere"):
@@ -142,20 +142,20 @@ def test_no_other_site_frames_a_page(
         assert headers["x-frame-options"] == "DENY"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert headers["cache-control"] == "no-store"
-    # What a browser reports of it would be a fault of the other tests' server.
-    ours = start()
-    Frames.inside = f"{ours.url}/sign-in"
-    with ThreadingHTTPServer(("127.0.0.1", 0), Frames) as theirs:
-        threading.Thread(target=theirs.serve_forever).start()
+    # Its own server: the browser's CSP report would fail the shared one.
+    server = start()
+    Frames.inside = f"{server.url}/sign-in"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Frames) as other_site:
+        threading.Thread(target=other_site.serve_forever).start()
         page = browser.new_page()
-        page.goto(f"http://localhost:{theirs.server_port}/")
-        wait_until(lambda: '"violated-directive":"frame-ancestors"' in ours.output)
+        page.goto(f"http://localhost:{other_site.server_port}/")
+        wait_until(lambda: '"violated-directive":"frame-ancestors"' in server.output)
         assert "Sign in" not in (page.frames[1].locator("body").text_content() or "")
         page.close()
-        theirs.shutdown()
+        other_site.shutdown()
 
 
-def test_an_ended_session_leads_from_each_page_to_signing_in(site: Site, enter: Enter) -> None:
+def test_every_page_redirects_an_ended_session_to_sign_in(site: Site, enter: Enter) -> None:
     cookie = site.sign_in("admin")
     page = enter("admin", "/o/acme/live/audit-log", cookie=cookie)
     page.goto(site.url("/account"))
@@ -169,12 +169,10 @@ def test_an_ended_session_leads_from_each_page_to_signing_in(site: Site, enter: 
     assert "signed-out-midway" in answer.headers["location"]
 
 
-def test_413_a_page_elsewhere_reads_why_its_message_was_refused(
-    site: Site, browser: Browser
-) -> None:
+def test_413_a_page_on_another_origin_can_read_the_error(site: Site, browser: Browser) -> None:
     page = browser.new_page()
     try:
-        told = page.evaluate(
+        result = page.evaluate(
             """async url => {
                 const body = 'x'.repeat(3_000_000)
                 const answer = await fetch(url, {method: 'POST', body})
@@ -184,4 +182,4 @@ def test_413_a_page_elsewhere_reads_why_its_message_was_refused(
         )
     finally:
         page.close()
-    assert told == [413, "body_too_large"]
+    assert result == [413, "body_too_large"]

@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield there
 
 
-def created(site: Site, username: str, **more: object) -> dict[str, Any]:
+def create_client(site: Site, username: str, **more: object) -> dict[str, Any]:
     answer = site.api.post("/v2/clients", json={"username": username, **more})
     assert answer.status_code == 201, answer.text
     made: dict[str, Any] = answer.json()
@@ -98,26 +98,26 @@ def test_a_given_password_is_never_shown(site: Site, enter: Enter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("username", "said"),
+    ("username", "expected"),
     [
         ("<script>alert(1)</script>", "1 to 64 characters"),
         ("agent 07", "1 to 64 characters"),
         ("taken-name", "Another client"),
     ],
 )
-def test_a_refused_name_is_told_at_its_field(site: Site, username: str, said: str) -> None:
+def test_a_rejected_name_is_reported_at_its_field(site: Site, username: str, expected: str) -> None:
     if username == "taken-name":
-        created(site, username)
+        create_client(site, username)
     forms = site.forms()
     answer = forms.post(CLIENTS, username=username, once=forms.hidden("once", CLIENTS))
     assert answer.status_code in {400, 409}
-    told = re.search(r'id="username-fault"[^>]*>([^<]*)<', answer.text)
-    assert told is not None
-    assert said in told[1]
+    match = re.search(r'id="username-fault"[^>]*>([^<]*)<', answer.text)
+    assert match is not None
+    assert expected in match[1]
     assert "<script>alert" not in answer.text
 
 
-def test_the_same_form_makes_one_client(site: Site) -> None:
+def test_a_form_sent_twice_creates_one_client(site: Site) -> None:
     forms = site.forms()
     once = forms.hidden("once", CLIENTS)
     first = forms.post(CLIENTS, username="sent-twice", once=once)
@@ -129,7 +129,7 @@ def test_the_same_form_makes_one_client(site: Site) -> None:
 
 
 def test_live_sessions_are_listed_and_ended(site: Site, enter: Enter) -> None:
-    client = created(site, "agent-live")
+    client = create_client(site, "agent-live")
     path = f"{CLIENTS}/{client['id']}"
     with connected(site.server, client["mqtt_username"], client["password"], "live-1") as session:
         assert session.subscribe("agents/#") == 1
@@ -146,7 +146,7 @@ def test_live_sessions_are_listed_and_ended(site: Site, enter: Enter) -> None:
 
 
 def test_client_ids_are_listed_and_freed(site: Site, enter: Enter) -> None:
-    client = created(site, "agent-holds")
+    client = create_client(site, "agent-holds")
     login = client["mqtt_username"], client["password"]
     with connected(site.server, *login, "held-away", clean=False) as session:
         assert session.code == 0
@@ -166,7 +166,7 @@ def test_client_ids_are_listed_and_freed(site: Site, enter: Enter) -> None:
 
 
 def test_disabling_ends_sessions_and_shows_the_receipt(site: Site, enter: Enter) -> None:
-    client = created(site, "agent-off")
+    client = create_client(site, "agent-off")
     name, password = client["mqtt_username"], client["password"]
     page = enter("owner", f"{CLIENTS}/{client['id']}")
     with connected(site.server, name, password, "off-1") as session:
@@ -181,7 +181,7 @@ def test_disabling_ends_sessions_and_shows_the_receipt(site: Site, enter: Enter)
 
 
 def test_a_new_password_replaces_the_old_one(site: Site, enter: Enter) -> None:
-    client = created(site, "agent-renewed")
+    client = create_client(site, "agent-renewed")
     name, password = client["mqtt_username"], client["password"]
     page = enter("owner", f"{CLIENTS}/{client['id']}?dialog=password")
     passes(page)
@@ -194,8 +194,8 @@ def test_a_new_password_replaces_the_old_one(site: Site, enter: Enter) -> None:
     assert not logs_in(site, name, password, "renewed-1")
 
 
-def test_deleting_asks_for_the_name_and_shows_the_receipt(site: Site, enter: Enter) -> None:
-    client = created(site, "agent-gone", display_name="To be deleted", tags=["old"])
+def test_deleting_requires_the_name_and_shows_the_receipt(site: Site, enter: Enter) -> None:
+    client = create_client(site, "agent-gone", display_name="To be deleted", tags=["old"])
     page = enter("owner", f"{CLIENTS}/{client['id']}?dialog=edit")
     page.fill("#display_name", "Soon deleted")
     passes(page)
@@ -213,15 +213,15 @@ def test_deleting_asks_for_the_name_and_shows_the_receipt(site: Site, enter: Ent
         page.wait_for_selector("text=1 live session ended")
     assert "agent-gone" not in page.inner_text("main table")
     assert site.forms().get(f"{CLIENTS}/{client['id']}").status_code == 404
-    unnamed = created(site, "agent-kept")
+    unnamed = create_client(site, "agent-kept")
     answer = site.forms().post(f"{CLIENTS}/{unnamed['id']}/delete", confirmation="agent")
     assert answer.status_code == 400
     assert site.forms().get(f"{CLIENTS}/{unnamed['id']}").status_code == 200
 
 
-def test_search_filter_and_pages_find_clients(site: Site, enter: Enter) -> None:
+def test_clients_are_searched_filtered_sorted_and_paged(site: Site, enter: Enter) -> None:
     for number in range(27):
-        created(site, f"many-{number:02}", tags=["many"], enabled=number != 3)
+        create_client(site, f"many-{number:02}", tags=["many"], enabled=number != 3)
     page = enter("owner", CLIENTS)
     page.fill("[name=q]", "many")
     page.keyboard.press("Enter")
@@ -254,18 +254,18 @@ def test_search_filter_and_pages_find_clients(site: Site, enter: Enter) -> None:
     page.get_by_text("No matching clients").wait_for()
 
 
-def test_the_connected_are_found_among_the_others(site: Site, enter: Enter) -> None:
-    some = [created(site, f"here-{number}", tags=["here"]) for number in range(3)]
+def test_clients_can_be_filtered_to_the_connected_ones(site: Site, enter: Enter) -> None:
+    rows = [create_client(site, f"here-{number}", tags=["here"]) for number in range(3)]
     page = enter("owner", f"{CLIENTS}?q=here-")
     page.get_by_label("Connection").select_option("now")
     page.get_by_text("No clients connected").wait_for()
     passes(page)
     with ExitStack() as stack:
-        for number, one in enumerate(some[:2]):
-            name, password = one["mqtt_username"], one["password"]
+        for number, row in enumerate(rows[:2]):
+            name, password = row["mqtt_username"], row["password"]
             stack.enter_context(connected(site.server, name, password, f"here-{number}"))
         stack.enter_context(
-            connected(site.server, some[0]["mqtt_username"], some[0]["password"], "here-again")
+            connected(site.server, rows[0]["mqtt_username"], rows[0]["password"], "here-again")
         )
         page.reload()
         page.wait_for_selector("text=2 clients")
@@ -279,7 +279,7 @@ def test_the_connected_are_found_among_the_others(site: Site, enter: Enter) -> N
         page.wait_for_selector("text=1 client")
         page.goto(site.url("/o/acme/test/messaging/clients?connected=now"))
         page.get_by_text("No clients connected").wait_for()
-        # What is none of the choices is left out.
+        # An unknown value is ignored.
         page.goto(site.url(f"{CLIENTS}?q=here-&connected=%3Cscript%3E"))
         page.wait_for_selector("text=3 clients")
 
@@ -293,41 +293,41 @@ def test_clients_are_sorted_by_name_age_and_last_connection(
         name: runner.write(clients.create, owner, ClientSpec(name, owner.environment))
         for name in ("bob", "Ada", "carl")
     }
-    for one in (made["carl"], made["bob"]):
-        verified, password = VerifiedPasswords(), one.password or ""
-        known = find_login(runner.database, verified, one.client.mqtt_username, password)
-        assert known is not None
-        mark_connected(runner.database, [known])
+    for new in (made["carl"], made["bob"]):
+        verified, password = VerifiedPasswords(), new.password or ""
+        login = find_login(runner.database, verified, new.client.mqtt_username, password)
+        assert login is not None
+        mark_connected(runner.database, [login])
 
-    def listed(order: ClientOrder) -> list[str]:
+    def usernames(order: ClientOrder) -> list[str]:
         query = clients.ClientQuery(order=order)
-        return [one.username for one in runner.read(clients.list_clients, owner, query)]
+        return [client.username for client in runner.read(clients.list_clients, owner, query)]
 
     for up, down, expected in (
         (ClientOrder.USERNAME, ClientOrder.USERNAME_DOWN, ["Ada", "bob", "carl"]),
         (ClientOrder.CREATED, ClientOrder.CREATED_DOWN, ["bob", "Ada", "carl"]),
         (ClientOrder.CONNECTED, ClientOrder.CONNECTED_DOWN, ["Ada", "carl", "bob"]),
     ):
-        assert listed(up) == expected
-        assert listed(down) == expected[::-1]
+        assert usernames(up) == expected
+        assert usernames(down) == expected[::-1]
 
 
-def test_any_number_of_names_is_searched_for(runner: Runner, owner: Principal) -> None:
+def test_a_query_takes_any_number_of_usernames(runner: Runner, owner: Principal) -> None:
     for number in range(30):
         runner.write(clients.create, owner, ClientSpec(f"c-{number:02}", owner.environment))
     names = frozenset(f"c-{number:02}" for number in range(100_000) if number != 7)
     query = clients.ClientQuery("c-0", usernames=names, limit=5, offset=5)
-    found = runner.read(clients.list_clients, owner, query)
-    assert [one.username for one in found] == ["c-03", "c-02", "c-01", "c-00"]
+    rows = runner.read(clients.list_clients, owner, query)
+    assert [row.username for row in rows] == ["c-03", "c-02", "c-01", "c-00"]
     assert runner.read(clients.count_clients, owner, query) == 9
-    nobody = clients.ClientQuery(usernames=frozenset())
-    assert runner.read(clients.count_clients, owner, nobody) == 0
+    empty = clients.ClientQuery(usernames=frozenset())
+    assert runner.read(clients.count_clients, owner, empty) == 0
     odd = clients.ClientQuery(usernames=frozenset({"' OR 1=1 --", "c-01", ":x", "%(y)s"}))
     assert runner.read(clients.count_clients, owner, odd) == 1
 
 
-def test_a_viewer_changes_nothing_and_a_phone_shows_cards(site: Site, enter: Enter) -> None:
-    client = created(site, "agent-seen", tags=["agents"])
+def test_viewers_cannot_change_clients_and_pages_fit_a_phone(site: Site, enter: Enter) -> None:
+    client = create_client(site, "agent-seen", tags=["agents"])
     phone = {"viewport": {"width": 390, "height": 844}}
     page = enter("viewer", f"{CLIENTS}?q=agent-seen", **phone)
     assert "Only members, admins and owners can do this." in page.inner_text("main")
@@ -351,13 +351,13 @@ def test_a_viewer_changes_nothing_and_a_phone_shows_cards(site: Site, enter: Ent
     ):
         assert forms.post(f"{CLIENTS}/{client['id']}/{verb}").status_code == 403
     assert forms.post(CLIENTS, username="agent-none", once="a" * 32).status_code == 403
-    # Another environment's client is not there.
+    # The client does not exist in the other environment.
     assert site.forms().get(f"/o/acme/test/messaging/clients/{client['id']}").status_code == 404
 
 
-# The last one: it takes the broker away.
-def test_nobody_can_say_who_is_connected_while_the_broker_is_away(site: Site, enter: Enter) -> None:
-    created(site, "agent-unknown")
+# Keep this test last: it pauses the broker.
+def test_the_page_says_that_the_broker_does_not_respond(site: Site, enter: Enter) -> None:
+    create_client(site, "agent-unknown")
     page = enter("owner", f"{CLIENTS}?connected=now")
     site.server.pause_broker()
     try:

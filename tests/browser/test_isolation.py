@@ -10,8 +10,8 @@ from tests.api.test_isolation import _ids
 from tests.browser.conftest import Forms, Site
 from wardkey.app import create_app
 
-ROOM = "/o/{slug}/{environment}"
-# What all forms ask for, so that each is refused for its id alone.
+SCOPE_PATH = "/o/{slug}/{environment}"
+# Valid values for every form, so only the id can be the reason for a refusal.
 FIELDS = {
     "once": "3" * 32,
     "name": "taken",
@@ -35,7 +35,7 @@ FIELDS = {
 
 
 def routes(part: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """Return method and path of all of the application's routes."""
+    """Yield the method and path of every route of the application."""
     for route in part:
         for method in getattr(route, "methods", None) or ():
             yield method, route.path
@@ -44,33 +44,35 @@ def routes(part: Iterable[Any]) -> Iterator[tuple[str, str]]:
             yield from routes(inner.routes)
 
 
-ROUTES = sorted({(method, path) for method, path in routes(create_app().routes) if ROOM in path})
+ROUTES = sorted(
+    {(method, path) for method, path in routes(create_app().routes) if SCOPE_PATH in path}
+)
 
 
 @pytest.fixture(scope="module")
 def theirs(site: Site) -> Forms:
-    """Somebody who owns another organization."""
+    """Return the forms of another organization's owner."""
     done = site.server.cli_here("org", "create", "Globex", "--owner", "admin@globex.example")
     token = re.search(r"/setup/(\w+)", done.output)
     assert token is not None
     with site.server.client() as anyone:
         answer = anyone.post(f"/setup/{token[1]}", data={"password": "a password of hers"})
-    found = re.match(r"[\w-]+=(\w+);", answer.headers["set-cookie"])
-    assert found is not None
-    return site.forms(found[1])
+    match = re.match(r"[\w-]+=(\w+);", answer.headers["set-cookie"])
+    assert match is not None
+    return site.forms(match[1])
 
 
 @pytest.fixture(scope="module")
 def ids(site: Site) -> dict[str, str]:
-    found = _ids(site.api)
-    return {**found, "some_id": found["user_id"], "verb": "edit"}
+    own_ids = _ids(site.api)
+    return {**own_ids, "some_id": own_ids["user_id"], "verb": "edit"}
 
 
 def events(site: Site) -> int:
     return len(site.api.get("/v2/audit-events?limit=200").json()["events"])
 
 
-def test_404_no_page_or_form_reaches_another_organization_by_its_name(
+def test_404_for_pages_and_forms_under_another_organizations_slug(
     site: Site, theirs: Forms, ids: dict[str, str]
 ) -> None:
     assert len(ROUTES) > 60
@@ -82,14 +84,14 @@ def test_404_no_page_or_form_reaches_another_organization_by_its_name(
             answer = theirs.send(there, {"csrf": csrf, **FIELDS})
         else:
             answer = theirs.get(there)
-        # Whoever is nobody there is sent on within the address alone.
+        # Short paths redirect non-members without revealing anything.
         if answer.status_code == 303 and path.count("/") <= 3:
             continue
         assert (answer.status_code, "organization_not_found" in answer.text) == (404, True), there
     assert events(site) == before
 
 
-def test_404_no_page_or_form_takes_another_organizations_id(
+def test_404_for_pages_and_forms_with_another_organizations_ids(
     site: Site, theirs: Forms, ids: dict[str, str]
 ) -> None:
     before = events(site)
@@ -104,11 +106,11 @@ def test_404_no_page_or_form_takes_another_organizations_id(
         else:
             answer = theirs.get(there)
         if path.endswith("/members/{user_id}/remove"):
-            # Whoever is no member is removed already, as where two tabs do it.
+            # Removing a non-member succeeds, as for a member removed in another tab.
             assert answer.status_code == 303
             continue
         if method == "GET" and answer.status_code == 303:
-            # It leads to the page, which is as little there.
+            # A redirect to the page, which must not exist either.
             answer = theirs.get(answer.headers["location"])
             if answer.status_code == 200:
                 assert ids[named[0]] not in answer.text

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 
 
 def use(site: Site, made: Any, times: int = 1) -> None:  # noqa: ANN401 - JSON
-    """Use a key's secret, so that a caller of it is known."""
+    """Make requests with the key's secret, so it has a known caller."""
     with site.server.client(made["secret"], User_Agent="billing/2.1") as client:
         for _ in range(times):
             assert client.get("/v2/organization").status_code == 200
@@ -23,7 +23,7 @@ def page_of(made: Any, query: str = "") -> str:  # noqa: ANN401 - JSON
     return f"{KEYS}/{made['key']['id']}{query}"
 
 
-def test_a_rotation_from_its_start_to_its_finish(site: Site, enter: Enter) -> None:
+def test_a_rotation_from_start_to_finish(site: Site, enter: Enter) -> None:
     made = site.made("live-billing-rotated")
     use(site, made, 3)
     page = enter("owner", page_of(made))
@@ -48,13 +48,13 @@ def test_a_rotation_from_its_start_to_its_finish(site: Site, enter: Enter) -> No
     for secret in (text, made["secret"]):
         use(site, {"secret": secret})
     assert "Old, ends in 23 hours" in page.inner_text("main")
-    # Its callers are not gone, so they are listed.
+    # The old secret is still in use, so its callers are listed.
     page.get_by_role("button", name="Finish rotation").first.click()
     page.locator("#finish").get_by_role("button", name="Finish rotation").click()
     page.wait_for_selector("#finish [role=alert]")
     assert "billing/2.1" in page.inner_text("#finish tbody")
     page.keyboard.press("Escape")
-    # Revoking the old secret is never held up.
+    # The old secret can be revoked even while it is in use.
     page.get_by_role("button", name="Revoke this secret").click()
     page.get_by_role("button", name="Revoke secret", exact=True).click()
     page.wait_for_selector("text=Refused everywhere after")
@@ -64,7 +64,7 @@ def test_a_rotation_from_its_start_to_its_finish(site: Site, enter: Enter) -> No
     assert page.locator("text=Rotation in progress").count() == 0
 
 
-def test_a_rotation_that_nobody_holds_up_finishes(site: Site, enter: Enter) -> None:
+def test_a_rotation_finishes_when_the_old_secret_is_unused(site: Site, enter: Enter) -> None:
     made = site.made("live-idle-rotated")
     rotated = site.api.post(f"/v2/keys/{made['key']['id']}/rotate", json={"grace": "until_revoked"})
     page = enter("owner", page_of(made, "?dialog=finish"))
@@ -75,7 +75,7 @@ def test_a_rotation_that_nobody_holds_up_finishes(site: Site, enter: Enter) -> N
         assert client.get("/v2/organization").status_code == 401
 
 
-def test_revoking_asks_for_the_name_and_shows_the_receipt(site: Site, enter: Enter) -> None:
+def test_revoking_requires_the_name_and_shows_the_receipt(site: Site, enter: Enter) -> None:
     made = site.made("live-billing-revoked")
     page = enter("owner", page_of(made))
     page.get_by_role("button", name="Revoke", exact=True).click()
@@ -88,9 +88,9 @@ def test_revoking_asks_for_the_name_and_shows_the_receipt(site: Site, enter: Ent
     page.get_by_label("Comment").first.fill("found in a log")
     button.click()
     page.wait_for_selector("text=Refused everywhere after")
-    found = re.search(r"rcpt_\w+", page.inner_text(".receipt"))
-    assert found is not None
-    proof = site.api.get(f"/v2/receipts/{found[0]}").json()
+    match = re.search(r"rcpt_\w+", page.inner_text(".receipt"))
+    assert match is not None
+    proof = site.api.get(f"/v2/receipts/{match[0]}").json()
     assert (proof["key_id"], proof["reason"]) == (made["key"]["id"], "keyCompromise")
     assert "1 verifier confirmed it." in page.inner_text(".receipt")
     assert "found in a log" in page.inner_text("main")
@@ -100,7 +100,7 @@ def test_revoking_asks_for_the_name_and_shows_the_receipt(site: Site, enter: Ent
         assert client.get("/v2/organization").status_code == 401
 
 
-def test_the_server_asks_for_the_name_too(site: Site) -> None:
+def test_the_server_checks_the_confirmation_name_too(site: Site) -> None:
     made = site.made("live-not-revoked")
     for typed in ("", "live-not-revoke", "LIVE-NOT-REVOKED"):
         answer = site.forms().post(
@@ -113,19 +113,19 @@ def test_the_server_asks_for_the_name_too(site: Site) -> None:
     use(site, made)
 
 
-def test_two_tabs_that_revoke_one_key_get_one_receipt(site: Site, enter: Enter) -> None:
+def test_two_tabs_revoking_one_key_get_the_same_receipt(site: Site, enter: Enter) -> None:
     made = site.made("live-two-tabs")
-    one = enter("owner", page_of(made, "?dialog=revoke"))
-    two = enter("owner", page_of(made, "?dialog=revoke"))
+    first = enter("owner", page_of(made, "?dialog=revoke"))
+    second = enter("owner", page_of(made, "?dialog=revoke"))
     receipts = []
-    for page in (one, two):
+    for page in (first, second):
         page.fill("#confirmation", "live-two-tabs")
         page.get_by_role("button", name="Revoke key").click()
         page.wait_for_selector("text=Refused everywhere after")
         receipts += re.findall(r"rcpt_\w+", page.inner_text(".receipt"))
     assert len(receipts) == 2
     assert len(set(receipts)) == 1
-    # What else another tab still offers is refused with a sentence.
+    # Other actions that a stale tab still offers fail with a message.
     once = site.forms().hidden("once")
     for verb in ("rotate", "disable", "edit"):
         fields = {"grace": "now", "once": once, "name": "live-two-tabs", "expires": "keep"}
@@ -147,7 +147,7 @@ def test_a_key_is_disabled_and_enabled(site: Site, enter: Enter) -> None:
     use(site, made)
 
 
-def test_a_key_is_edited_and_the_rest_of_it_stays(site: Site, enter: Enter) -> None:
+def test_editing_a_key_keeps_its_other_fields(site: Site, enter: Enter) -> None:
     made = site.made(
         "live-edited",
         permissions=["keys:verify", "invoices:read"],
@@ -173,10 +173,10 @@ def test_a_key_is_edited_and_the_rest_of_it_stays(site: Site, enter: Enter) -> N
     assert page.input_value("#allowed_addresses") == "nowhere"
 
 
-def test_a_dialog_holds_the_keys_values_whatever_page_was_seen_before(site: Site) -> None:
+def test_a_dialog_shows_the_keys_values_after_an_empty_form(site: Site) -> None:
     made = site.made("live-filled-in", description="For the books")
     forms = site.forms()
-    # Either worker has shown an empty form by then.
+    # Enough requests for each worker to render an empty form.
     for _ in range(8):
         assert forms.get(f"{KEYS}?dialog=create").status_code == 200
     for _ in range(8):
@@ -185,7 +185,7 @@ def test_a_dialog_holds_the_keys_values_whatever_page_was_seen_before(site: Site
         assert ">For the books</textarea>" in forms.get(page_of(made, "?dialog=edit")).text
 
 
-def test_a_rotation_form_is_taken_once(site: Site) -> None:
+def test_a_rotation_form_sent_twice_rotates_once(site: Site) -> None:
     made = site.made("live-rotated-once")
     forms = site.forms()
     once = forms.hidden("once", page_of(made))
@@ -196,39 +196,39 @@ def test_a_rotation_form_is_taken_once(site: Site) -> None:
         rows = connection.execute(secrets.select().where(secrets.c.key_id == made["key"]["id"]))
         assert len(rows.all()) == 2
     assert forms.post(page_of(made, "/rotate"), grace="soon", once="1" * 32).status_code == 400
-    # The address of a form, asked for by itself, is the key's page.
+    # A GET of the form's URL redirects to the key's page.
     assert forms.get(page_of(made, "/rotate")).headers["location"] == page_of(made)
 
 
-def test_404_another_organizations_keys_and_pages(site: Site) -> None:
+def test_404_for_another_organizations_keys_and_pages(site: Site) -> None:
     made = site.made("live-not-theirs")
     done = site.server.cli_here("org", "create", "Globex", "--owner", "admin@globex.example")
     token = re.search(r"/setup/(\w+)", done.output)
     assert token is not None
     with site.server.client() as anyone:
         answer = anyone.post(f"/setup/{token[1]}", data={"password": "a password of hers"})
-    found = re.match(r"[\w-]+=(\w+);", answer.headers["set-cookie"])
-    assert found is not None
-    theirs = site.forms(found[1])
+    match = re.match(r"[\w-]+=(\w+);", answer.headers["set-cookie"])
+    assert match is not None
+    outsider = site.forms(match[1])
     key = made["key"]["id"]
-    assert theirs.get("/o/globex/live/settings/api-keys").status_code == 200
+    assert outsider.get("/o/globex/live/settings/api-keys").status_code == 200
     once = "2" * 32
     fields = {"name": "x", "expires": "keep", "grace": "now", "once": once, "reason": "unspecified"}
     for organization, code in (("globex", "key_not_found"), ("acme", "organization_not_found")):
         scope = f"/o/{organization}/live/settings/api-keys"
-        assert code in theirs.get(f"{scope}/{key}").text
+        assert code in outsider.get(f"{scope}/{key}").text
         for verb in ("edit", "disable", "enable", "rotate", "finish", "revoke"):
-            answer = theirs.post(f"{scope}/{key}/{verb}", **fields)
+            answer = outsider.post(f"{scope}/{key}/{verb}", **fields)
             assert answer.status_code == 404, verb
             assert code in answer.text
         kid = made["key"]["secrets"][0]["kid"]
-        assert theirs.post(f"{scope}/{key}/revoke", **fields, kid=kid).status_code == 404
-    assert theirs.get("/o/acme/live/settings/api-keys").status_code == 404
-    assert theirs.post("/o/acme/live/settings/api-keys", **fields).status_code == 404
-    # In test the key of live is as unknown.
+        assert outsider.post(f"{scope}/{key}/revoke", **fields, kid=kid).status_code == 404
+    assert outsider.get("/o/acme/live/settings/api-keys").status_code == 404
+    assert outsider.post("/o/acme/live/settings/api-keys", **fields).status_code == 404
+    # A live key does not exist in the test environment.
     other = f"/o/acme/test/settings/api-keys/{key}"
     assert site.forms().get(other).status_code == 404
     for elsewhere in ("/o/acme/prod/settings/api-keys", f"/o/ACME/live/settings/api-keys/{key}"):
         assert site.forms().get(elsewhere).status_code == 404
-    assert "live-not-theirs" not in theirs.get("/o/globex/live/settings/api-keys?q=live").text
+    assert "live-not-theirs" not in outsider.get("/o/globex/live/settings/api-keys?q=live").text
     use(site, made)

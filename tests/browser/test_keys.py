@@ -23,14 +23,14 @@ NEW = {"type": "secret", "access": "usual", "expires": "never"}
 
 
 def create(page: Page, name: str) -> str:
-    """Make a key through the dialog; return the text that is shown."""
+    """Create a key in the dialog; return the secret shown."""
     page.get_by_role("button", name="Create API key").first.click()
     page.fill("#name", name)
     page.get_by_role("button", name="Create key").click()
     return page.inner_text("#secret")
 
 
-def test_a_new_key_is_shown_once_and_never_again(site: Site, enter: Enter) -> None:
+def test_a_new_key_is_shown_only_once(site: Site, enter: Enter) -> None:
     page = enter()
     text = create(page, "live-shop-orders")
     assert re.fullmatch(r"sk_live_\w+", text)
@@ -41,7 +41,7 @@ def test_a_new_key_is_shown_once_and_never_again(site: Site, enter: Enter) -> No
     assert "process.env.WARDKEY_API_KEY" in page.inner_text(".snippet:visible")
     page.get_by_role("radio", name=".env").check()
     assert text in page.inner_text(".snippet:visible")
-    # Closing before copying asks.
+    # Closing before copying asks for confirmation.
     page.keyboard.press("Escape")
     page.wait_for_selector("text=You haven't copied the key")
     page.click("text=Go back")
@@ -57,9 +57,9 @@ def test_a_new_key_is_shown_once_and_never_again(site: Site, enter: Enter) -> No
     assert site.names().count("live-shop-orders") == 1
 
 
-def test_a_reload_before_saving_shows_it_no_more(site: Site, enter: Enter) -> None:
+def test_a_reload_hides_a_new_key_that_was_not_saved_yet(site: Site, enter: Enter) -> None:
     page = enter()
-    page.on("dialog", lambda asked: asked.accept())
+    page.on("dialog", lambda dialog: dialog.accept())
     text = create(page, "live-reloaded-early")
     page.reload()
     assert text not in page.content()
@@ -67,7 +67,7 @@ def test_a_reload_before_saving_shows_it_no_more(site: Site, enter: Enter) -> No
     assert site.names().count("live-reloaded-early") == 1
 
 
-def test_the_same_form_makes_one_key(site: Site) -> None:
+def test_a_form_sent_twice_creates_one_key(site: Site) -> None:
     forms = site.forms()
     once = forms.hidden("once")
     first = forms.post(KEYS, **NEW, name="live-twice-sent", once=once)
@@ -77,11 +77,11 @@ def test_the_same_form_makes_one_key(site: Site) -> None:
     assert again.status_code == 303
     assert again.headers["location"].endswith("?done=sent-before")
     assert "sk_live_" in first.text
-    told = forms.get(again.headers["location"])
-    assert "was already sent" in told.text
-    found = re.search(r"sk_live_\w{20,}", first.text)
-    assert found is not None
-    assert found[0] not in told.text
+    notice = forms.get(again.headers["location"])
+    assert "was already sent" in notice.text
+    match = re.search(r"sk_live_\w{20,}", first.text)
+    assert match is not None
+    assert match[0] not in notice.text
     assert "live-twice-sent-b" not in site.names()
     for nonce in ("", "short", "x" * 33, "ü" * 32):
         assert forms.post(KEYS, **NEW, name="live-no-nonce", once=nonce).status_code == 400
@@ -100,7 +100,7 @@ def test_the_same_form_makes_one_key(site: Site) -> None:
         ("key1", 200),
     ],
 )
-def test_any_name_is_shown_as_text_or_refused(site: Site, name: str, status: int) -> None:
+def test_any_name_is_shown_as_text_or_rejected(site: Site, name: str, status: int) -> None:
     forms = site.forms()
     answer = forms.post(KEYS, **NEW, name=name, once=forms.hidden("once"))
     assert answer.status_code == status
@@ -112,7 +112,7 @@ def test_any_name_is_shown_as_text_or_refused(site: Site, name: str, status: int
         assert "does not say what the key is for" in answer.text
 
 
-def test_a_refused_form_comes_back_filled_in(enter: Enter) -> None:
+def test_a_rejected_form_keeps_its_values(enter: Enter) -> None:
     page = enter("owner", f"{KEYS}?dialog=create")
     page.fill("#name", "live-office-only")
     page.get_by_label("Publishable").check()
@@ -129,7 +129,7 @@ def test_a_refused_form_comes_back_filled_in(enter: Enter) -> None:
     page.click("dialog[open] .shown-once button")
 
 
-def test_chosen_permissions_are_those_of_the_type(site: Site, enter: Enter) -> None:
+def test_a_key_gets_exactly_the_chosen_permissions(site: Site, enter: Enter) -> None:
     page = enter("owner", f"{KEYS}?dialog=create")
     page.fill("#name", "live-invoices-reader")
     page.get_by_label("Custom").check()
@@ -147,7 +147,7 @@ def test_chosen_permissions_are_those_of_the_type(site: Site, enter: Enter) -> N
     assert made["expires_at"] is not None
 
 
-def test_every_permission_that_opens_something_can_be_chosen(enter: Enter) -> None:
+def test_the_form_offers_every_permission_in_use(enter: Enter) -> None:
     page = enter("owner", f"{KEYS}?dialog=create")
     boxes = page.locator(".secret-only [name=permissions]")
     values = boxes.evaluate_all("all => all.map(box => box.value)")
@@ -161,7 +161,9 @@ def test_every_permission_that_opens_something_can_be_chosen(enter: Enter) -> No
     assert page.get_by_text("Preview URLs").count() == 0
 
 
-def test_a_key_keeps_what_the_form_has_no_box_for(site: Site, enter: Enter) -> None:
+def test_editing_a_key_keeps_permissions_that_the_form_does_not_offer(
+    site: Site, enter: Enter
+) -> None:
     made = site.made("live-with-unlisted", permissions=["previews:read", "keys:read"])
     page = enter("owner", f"{KEYS}/{made['key']['id']}?dialog=edit")
     page.fill("#description", "Edited")
@@ -195,12 +197,12 @@ def test_keys_are_searched_filtered_sorted_and_paged(site: Site, enter: Enter) -
     assert names.all_inner_texts() == ["live-paged-20", "live-paged-10", "live-paged-00"]
     page.get_by_label("Status", exact=True).select_option("revoked")
     page.wait_for_selector("text=No matching keys")
-    # What no filter can mean is left out.
+    # Invalid values are ignored.
     page.goto(site.url(f"{KEYS}?page=-1&sort=z&type=x&status=<b>&q=live-paged-03"))
     assert names.all_inner_texts() == ["live-paged-03"]
 
 
-def test_what_asks_for_care_is_said(site: Site, enter: Enter) -> None:
+def test_a_key_that_is_due_for_rotation_gets_a_note(site: Site, enter: Enter) -> None:
     due = site.made("live-long-unrotated")
     with database_of(site.server) as connection:
         connection.execute(
@@ -215,7 +217,7 @@ def test_what_asks_for_care_is_said(site: Site, enter: Enter) -> None:
     page.wait_for_selector("#rotate[open]")
 
 
-def test_members_see_it_all_and_can_change_nothing(site: Site, enter: Enter) -> None:
+def test_members_see_keys_but_cannot_change_them(site: Site, enter: Enter) -> None:
     made = site.made("live-looked-at")
     page = enter("member")
     assert "Only admins and owners can do this." in page.inner_text("main")
@@ -245,7 +247,7 @@ def test_members_see_it_all_and_can_change_nothing(site: Site, enter: Enter) -> 
     assert (shown["status"], shown["name"]) == ("active", "live-looked-at")
 
 
-def test_a_role_that_was_lowered_counts_at_once(site: Site, enter: Enter) -> None:
+def test_a_lowered_role_applies_immediately(site: Site, enter: Enter) -> None:
     page = enter("admin", f"{KEYS}?dialog=create")
     page.fill("#name", "live-by-an-admin")
     with database_of(site.server) as connection:
@@ -255,7 +257,7 @@ def test_a_role_that_was_lowered_counts_at_once(site: Site, enter: Enter) -> Non
     assert "live-by-an-admin" not in site.names()
 
 
-def test_live_and_test_are_two_places_in_two_colours(site: Site, enter: Enter) -> None:
+def test_live_and_test_have_separate_keys_and_different_colours(site: Site, enter: Enter) -> None:
     site.made("live-only-here")
     page = enter("owner", f"{KEYS}?q=live-only-here")
     live = page.locator("main .button.main").first.evaluate(
@@ -273,14 +275,14 @@ def test_live_and_test_are_two_places_in_two_colours(site: Site, enter: Enter) -
     page.click("dialog[open] .shown-once button")
 
 
-def test_the_table_fits_a_laptop_with_its_menus(site: Site, enter: Enter) -> None:
+def test_the_table_fits_a_laptop_screen(site: Site, enter: Enter) -> None:
     site.made("live-billing-webhooks-of-the-shop")
     page = enter("owner", viewport={"width": 1280, "height": 800})
     fits = "box => box.scrollWidth <= box.clientWidth"
     assert page.locator(".scroll", has=page.locator(".table.keys")).evaluate(fits)
 
 
-def test_on_a_phone_the_table_is_cards_and_the_sidebar_a_menu(enter: Enter) -> None:
+def test_a_phone_shows_the_table_as_cards_and_the_sidebar_as_a_menu(enter: Enter) -> None:
     page = enter("owner", viewport={"width": 390, "height": 844}, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert (
@@ -296,7 +298,7 @@ def test_on_a_phone_the_table_is_cards_and_the_sidebar_a_menu(enter: Enter) -> N
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_on_a_phone_the_table_is_sorted_by_choice_and_by_keyboard(site: Site, enter: Enter) -> None:
+def test_a_phone_sorts_the_table_by_select_box_and_by_keyboard(site: Site, enter: Enter) -> None:
     for name in ("live-sorted-b", "live-sorted-a"):
         site.made(name)
     page = enter("owner", f"{KEYS}?q=live-sorted", viewport={"width": 390, "height": 844})
@@ -304,7 +306,7 @@ def test_on_a_phone_the_table_is_sorted_by_choice_and_by_keyboard(site: Site, en
     page.get_by_label("Sort", exact=True).select_option("By name, reversed")
     page.wait_for_url("**sort=-name**")
     assert names.all_inner_texts() == ["live-sorted-b", "live-sorted-a"]
-    # The heads are for screen readers there, until the keyboard comes to one.
+    # The table heads are visually hidden until one gets the keyboard focus.
     head = page.get_by_role("link", name="Name", exact=True)
     head.focus()
     assert page.locator("table.keys thead").evaluate("e => getComputedStyle(e).clipPath") == "none"
@@ -316,7 +318,7 @@ def test_on_a_phone_the_table_is_sorted_by_choice_and_by_keyboard(site: Site, en
     assert page.get_by_label("Sort", exact=True).input_value() == "name"
 
 
-def test_the_keyboard_alone_makes_a_key(site: Site, enter: Enter) -> None:
+def test_a_key_can_be_created_with_the_keyboard_alone(site: Site, enter: Enter) -> None:
     page = enter()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"
@@ -326,22 +328,20 @@ def test_the_keyboard_alone_makes_a_key(site: Site, enter: Enter) -> None:
     page.keyboard.type("live-by-keyboard")
     page.keyboard.press("Enter")
     page.wait_for_selector("#secret")
-    # The focus is on the button that copies.
+    # The copy button has the focus.
     page.keyboard.press("Enter")
     page.wait_for_selector(".copied")
     assert page.evaluate("navigator.clipboard.readText()") == page.inner_text("#secret")
     assert "live-by-keyboard" in site.names()
 
 
-def test_times_are_in_the_viewers_zone_with_the_exact_one_beside(enter: Enter) -> None:
+def test_the_exact_time_in_the_viewers_time_zone_is_the_title(enter: Enter) -> None:
     page = enter("owner", "/account", timezone_id="Asia/Tokyo", locale="en-US")
     time_shown = page.locator("time").first
     assert "GMT+9" in str(time_shown.get_attribute("title"))
 
 
-def test_without_a_script_a_key_is_made_and_a_reload_makes_no_other(
-    site: Site, enter: Enter
-) -> None:
+def test_without_javascript_a_key_is_created_and_shown_once(site: Site, enter: Enter) -> None:
     page = enter("owner", f"{KEYS}?dialog=create", java_script_enabled=False)
     page.fill("#name", "live-without-script")
     page.get_by_role("button", name="Create key").click()
@@ -354,7 +354,7 @@ def test_without_a_script_a_key_is_made_and_a_reload_makes_no_other(
     assert site.names().count("live-without-script") == 1
 
 
-def test_the_theme_is_kept(enter: Enter) -> None:
+def test_the_theme_survives_a_reload(enter: Enter) -> None:
     page = enter("owner", color_scheme="light")
     page.click("[popovertarget=me]")
     page.get_by_role("button", name="Dark").click()
@@ -381,20 +381,20 @@ def test_pages_are_small(site: Site) -> None:
         assert total <= 100 * 1024
         assert sum(size for path, size in sizes.items() if path.endswith(".css")) <= 15 * 1024
         assert sum(size for path, size in sizes.items() if path.endswith(".js")) <= 50 * 1024
-        kept = client.get(css).headers
-        assert "immutable" in kept["cache-control"]
+        headers = client.get(css).headers
+        assert "immutable" in headers["cache-control"]
         assert client.get("/static/app.css").status_code == 404
         assert client.get("/static/..%2fframe.py").status_code == 404
 
 
-def test_a_thousand_keys_take_no_longer_than_a_page_of_them(site: Site) -> None:
+def test_a_thousand_keys_load_about_as_fast_as_a_few(site: Site) -> None:
     def page_ms(cookie: str) -> float:
         with site.server.client(Cookie=f"{COOKIE}={cookie}") as client:
             took = []
             for _ in range(5):
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 assert client.get(KEYS).status_code == 200
-                took.append(time.perf_counter() - begun)
+                took.append(time.perf_counter() - started)
         return statistics.median(took)
 
     few = page_ms(site.cookie())
@@ -410,6 +410,6 @@ def test_a_thousand_keys_take_no_longer_than_a_page_of_them(site: Site) -> None:
     assert page_ms(site.cookie()) <= 3 * few + 0.01
 
 
-def test_licences_stand_beside_what_is_vendored() -> None:
+def test_vendored_files_ship_with_their_licences() -> None:
     static = Path(__file__).parents[2] / "src" / "wardkey" / "dashboard" / "static"
-    assert {"LICENSE-geist", "LICENSE-lucide", "NOTICE"} <= {one.name for one in static.iterdir()}
+    assert {"LICENSE-geist", "LICENSE-lucide", "NOTICE"} <= {path.name for path in static.iterdir()}

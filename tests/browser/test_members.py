@@ -12,22 +12,22 @@ pytestmark = pytest.mark.browser
 MEMBERS = "/o/acme/live/settings/members"
 
 
-def invited(site: Site, email: str) -> list[str]:
-    found = site.api.get("/v2/invitations").json()["invitations"]
-    return [one["status"] for one in found if one["email"] == email]
+def invitation_statuses(site: Site, email: str) -> list[str]:
+    rows = site.api.get("/v2/invitations").json()["invitations"]
+    return [row["status"] for row in rows if row["email"] == email]
 
 
 def role_of(site: Site, email: str) -> str:
-    found = site.api.get("/v2/members").json()["members"]
-    return next((one["role"] for one in found if one["email"] == email), "")
+    rows = site.api.get("/v2/members").json()["members"]
+    return next((row["role"] for row in rows if row["email"] == email), "")
 
 
 def id_of(site: Site, email: str) -> str:
-    found = site.api.get("/v2/members").json()["members"]
-    return str(next(one["user_id"] for one in found if one["email"] == email))
+    rows = site.api.get("/v2/members").json()["members"]
+    return str(next(row["user_id"] for row in rows if row["email"] == email))
 
 
-def test_an_invitations_link_is_shown_once_and_lets_in(site: Site, enter: Enter) -> None:
+def test_an_invitation_link_is_shown_once_and_works(site: Site, enter: Enter) -> None:
     page = enter("owner", MEMBERS)
     passes(page)
     page.get_by_role("button", name="Invite member").click()
@@ -60,13 +60,13 @@ def test_an_invitations_link_is_shown_once_and_lets_in(site: Site, enter: Enter)
     assert role_of(site, "new@acme.example") == "viewer"
 
 
-def test_a_form_sent_twice_makes_one_invitation(site: Site) -> None:
+def test_a_form_sent_twice_creates_one_invitation(site: Site) -> None:
     forms = site.forms()
     sent = {"email": "twice@acme.example", "role": "member", "once": "a" * 32}
     assert forms.post(MEMBERS, **sent).status_code == 200
     again = forms.post(MEMBERS, **sent)
     assert (again.status_code, again.headers["location"]) == (303, f"{MEMBERS}?done=invited-before")
-    assert invited(site, "twice@acme.example") == ["pending"]
+    assert invitation_statuses(site, "twice@acme.example") == ["pending"]
     assert forms.get(f"{MEMBERS}/x/role").headers["location"] == MEMBERS
     odd = {**sent, "once": "b" * 32, "role": "king"}
     assert forms.post(MEMBERS, **odd).status_code == 400
@@ -78,14 +78,14 @@ def test_a_form_sent_twice_makes_one_invitation(site: Site) -> None:
         assert "<b>@" not in refused.text
 
 
-def test_a_revoked_invitation_lets_nobody_in(site: Site, enter: Enter) -> None:
+def test_a_revoked_invitation_cannot_be_used(site: Site, enter: Enter) -> None:
     made = site.api.post(
         "/v2/invitations", json={"email": "gone@acme.example", "role": "member"}
     ).json()
     page = enter("owner", MEMBERS)
     page.get_by_role("button", name="Revoke the invitation of gone@acme.example").click()
     page.wait_for_selector("text=Invitation revoked")
-    assert invited(site, "gone@acme.example") == ["revoked"]
+    assert invitation_statuses(site, "gone@acme.example") == ["revoked"]
     with site.server.client() as anyone:
         assert anyone.get(f"/invitations/{made['link'].rpartition('/')[2]}").status_code == 401
     used = f"{MEMBERS}/{made['id']}/revoke"
@@ -113,7 +113,7 @@ def test_a_role_is_changed_and_a_member_removed(site: Site, enter: Enter) -> Non
     assert site.forms(cookie).get(MEMBERS).status_code == 404
 
 
-def test_the_owner_stays_until_another_is(site: Site, enter: Enter) -> None:
+def test_the_owner_stays_until_ownership_is_transferred(site: Site, enter: Enter) -> None:
     admin = site.forms(site.cookie("admin"))
     owner = id_of(site, "owner@acme.example")
     page = enter("admin", f"{MEMBERS}?dialog=remove&who={owner}")
@@ -133,7 +133,7 @@ def test_the_owner_stays_until_another_is(site: Site, enter: Enter) -> None:
     assert admin.post(f"{MEMBERS}/{owner}/role", role="owner").status_code == 303
 
 
-def test_members_see_everybody_and_can_change_nothing(site: Site, enter: Enter) -> None:
+def test_members_see_the_member_list_but_cannot_change_it(site: Site, enter: Enter) -> None:
     site.api.post("/v2/invitations", json={"email": "seen@acme.example", "role": "member"})
     page = enter("member", f"{MEMBERS}?dialog=invite", viewport={"width": 390, "height": 844})
     assert "Only admins and owners can do this." in page.inner_text("main")
@@ -145,9 +145,9 @@ def test_members_see_everybody_and_can_change_nothing(site: Site, enter: Enter) 
     forms = site.forms(site.cookie("member"))
     owner = id_of(site, "owner@acme.example")
     (pending,) = [
-        one["id"]
-        for one in site.api.get("/v2/invitations").json()["invitations"]
-        if one["email"] == "seen@acme.example"
+        invitation["id"]
+        for invitation in site.api.get("/v2/invitations").json()["invitations"]
+        if invitation["email"] == "seen@acme.example"
     ]
     for path, fields in (
         (MEMBERS, {"email": "x@acme.example", "role": "viewer", "once": "0" * 32}),
@@ -158,10 +158,10 @@ def test_members_see_everybody_and_can_change_nothing(site: Site, enter: Enter) 
         answer = forms.post(path, **fields)
         assert answer.status_code == 403, path
         assert "not_permitted" in answer.text
-    assert invited(site, "seen@acme.example") == ["pending"]
+    assert invitation_statuses(site, "seen@acme.example") == ["pending"]
 
 
-def test_a_role_lowered_meanwhile_invites_nobody(site: Site, enter: Enter) -> None:
+def test_an_admin_whose_role_was_lowered_cannot_invite(site: Site, enter: Enter) -> None:
     site.cookie("admin")
     admin = id_of(site, "admin@acme.example")
     page = enter("admin", f"{MEMBERS}?dialog=invite")
@@ -171,4 +171,4 @@ def test_a_role_lowered_meanwhile_invites_nobody(site: Site, enter: Enter) -> No
     page.get_by_role("button", name="Create link").click()
     page.wait_for_selector("text=not_permitted")
     assert violations(page) == []
-    assert invited(site, "late@acme.example") == []
+    assert invitation_statuses(site, "late@acme.example") == []

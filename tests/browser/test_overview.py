@@ -13,15 +13,13 @@ pytestmark = pytest.mark.browser
 OVERVIEW = "/o/acme/live/overview"
 
 
-def test_signing_in_arrives_at_the_overview_whose_list_ticks_what_is_done(
-    site: Site, enter: Enter
-) -> None:
+def test_signing_in_opens_the_overview_and_its_checklist_fills_up(site: Site, enter: Enter) -> None:
     page = enter("owner", "/")
     assert page.url.endswith(OVERVIEW)
     first = page.get_by_role("region", name="Get started")
     assert "0 of 4 done" in first.inner_text()
     assert "curl" in first.inner_text()
-    # That is for the operator, whom the dashboard does not know.
+    # The master key concerns the operator, who has no role in the dashboard.
     assert "Master key" not in page.inner_text("main")
     assert re.search(r"\d verifiers? running", page.inner_text("main"))
     for theme in ("light", "dark"):
@@ -35,14 +33,14 @@ def test_signing_in_arrives_at_the_overview_whose_list_ticks_what_is_done(
     page.goto(site.url(OVERVIEW))
 
     def says(text: str) -> bool:
-        # Another worker's counts are written twice a second.
+        # Other workers write their counts twice a second.
         page.reload()
         return text in page.inner_text("main")
 
     wait_until(lambda: says("2 of 4 done"))
     rule = {"subject": {"kind": "everyone"}, "filter": "news/#", "action": "subscribe"}
-    wanted = {**rule, "priority": 1, "effect": "allow"}
-    answer = site.api.post("/v2/acl/rules", json=wanted)
+    body = {**rule, "priority": 1, "effect": "allow"}
+    answer = site.api.post("/v2/acl/rules", json=body)
     assert answer.status_code == 201, answer.text
     page.reload()
     assert "3 of 4 done" in first.inner_text()
@@ -56,14 +54,16 @@ def test_signing_in_arrives_at_the_overview_whose_list_ticks_what_is_done(
     assert says("Allowed 1")
 
 
-def test_keys_that_ask_for_care_are_said_on_the_overview(site: Site, enter: Enter) -> None:
+def test_the_overview_lists_keys_that_need_attention(site: Site, enter: Enter) -> None:
     site.made("key1")
     page = enter("owner", OVERVIEW)
     page.get_by_role("link", name="Rename").click()
     page.wait_for_selector("#edit[open]")
 
 
-def test_a_member_sees_it_without_what_members_cannot_do(site: Site, enter: Enter) -> None:
+def test_a_member_sees_the_overview_without_actions_they_cannot_take(
+    site: Site, enter: Enter
+) -> None:
     page = enter("member", OVERVIEW, viewport={"width": 390, "height": 844})
     assert page.get_by_role("link", name="Create API key").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

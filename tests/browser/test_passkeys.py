@@ -50,7 +50,7 @@ AUTHENTICATOR = {
 
 
 class NamedSite(Site):
-    """A deployment at a name, since browsers take no passkeys at an address."""
+    """A deployment at a host name: browsers reject passkeys for IP addresses."""
 
     def url(self, path: str) -> str:
         return f"{self.server.settings['public_url']}{path}"
@@ -70,7 +70,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def authenticator(page: Page) -> None:
-    """Give the page's browser a virtual authenticator."""
+    """Add a virtual authenticator to the page's browser."""
     cdp = page.context.new_cdp_session(page)
     cdp.send("WebAuthn.enable")
     cdp.send("WebAuthn.addVirtualAuthenticator", {"options": AUTHENTICATOR})
@@ -96,7 +96,7 @@ def remove_all(site: Site) -> None:
         connection.execute(passkeys.delete())
 
 
-def test_a_passkey_is_made_named_signs_in_and_is_removed(site: Site, enter: Enter) -> None:
+def test_a_passkey_is_added_renamed_used_and_removed(site: Site, enter: Enter) -> None:
     page = enter("", "/sign-in")
     passes(page)
     authenticator(page)
@@ -147,7 +147,7 @@ def test_a_passkey_is_made_named_signs_in_and_is_removed(site: Site, enter: Ente
     site._cookies.clear()
 
 
-def test_a_browser_without_a_passkey_says_so(site: Site, enter: Enter) -> None:
+def test_signing_in_without_a_passkey_shows_an_error(site: Site, enter: Enter) -> None:
     page = enter("", "/sign-in")
     authenticator(page)
     page.get_by_role("button", name="Sign in with a passkey").click()
@@ -158,99 +158,101 @@ def test_a_browser_without_a_passkey_says_so(site: Site, enter: Enter) -> None:
     assert site.forms("x").get("/sign-in/passkey").headers["location"] == "/sign-in"
 
 
-def answered(site: Site, page: Page) -> Any:  # noqa: ANN401 - JSON
-    """Sign in with the page's passkey; return what the form sent."""
+def sign_in_with_passkey(site: Site, page: Page) -> Any:  # noqa: ANN401 - JSON
+    """Sign in with the page's passkey; return the assertion that the form sent."""
     page.context.clear_cookies()
     page.goto(site.url("/sign-in"))
-    with page.expect_request("**/sign-in/passkey/answer") as asked:
+    with page.expect_request("**/sign-in/passkey/answer") as request:
         page.get_by_role("button", name="Sign in with a passkey").click()
-    sent = parse_qs(asked.value.post_data)
+    sent = parse_qs(request.value.post_data)
     page.wait_for_url("**/overview")
     return json.loads(sent["answer"][0])
 
 
-def test_an_answer_counts_once_and_only_as_it_was_given(site: Site, enter: Enter) -> None:
+def test_a_passkey_assertion_works_once_and_only_unaltered(site: Site, enter: Enter) -> None:
     remove_all(site)
     page = enter("", "/sign-in")
     authenticator(page)
     sign_in(site, page)
     add(page, "Once")
-    told = answered(site, page)
+    assertion = sign_in_with_passkey(site, page)
 
-    def refused(answer: Any) -> bool:  # noqa: ANN401 - JSON
+    def is_rejected(answer: Any) -> bool:  # noqa: ANN401 - JSON
         text = answer if isinstance(answer, str) else json.dumps(answer)
-        found = site.forms("x").send("/sign-in/passkey/answer", {"answer": text})
-        assert "set-cookie" not in found.headers
-        return found.status_code == 401 and "The passkey is not accepted" in found.text
+        response = site.forms("x").send("/sign-in/passkey/answer", {"answer": text})
+        assert "set-cookie" not in response.headers
+        return response.status_code == 401 and "The passkey is not accepted" in response.text
 
-    # Its challenge is spent.
-    assert refused(told)
-    assert refused("{}")
+    # Its challenge was already used.
+    assert is_rejected(assertion)
+    assert is_rejected("{}")
     with database_of(site.server) as connection:
         connection.execute(passkeys.update().values(sign_count=0))
-    signature = told["response"]["signature"]
+    signature = assertion["response"]["signature"]
     flipped = signature[:20] + ("A" if signature[20] != "A" else "B") + signature[21:]
-    assert refused({**told, "response": {**told["response"], "signature": flipped}})
-    assert refused({**told, "response": {**told["response"], "userHandle": "dXNlcl94"}})
+    assert is_rejected({**assertion, "response": {**assertion["response"], "signature": flipped}})
+    assert is_rejected(
+        {**assertion, "response": {**assertion["response"], "userHandle": "dXNlcl94"}}
+    )
 
 
-def test_asking_for_a_passkey_stores_nothing(site: Site) -> None:
+def test_a_sign_in_challenge_is_not_stored(site: Site) -> None:
     with database_of(site.server) as connection:
         before = connection.execute(challenges.select()).all()
     for _ in range(20):
-        asked = site.forms("x").send("/sign-in/passkey", {"next": "/"})
-        assert asked.status_code == 200
+        page = site.forms("x").send("/sign-in/passkey", {"next": "/"})
+        assert page.status_code == 200
     with database_of(site.server) as connection:
         assert connection.execute(challenges.select()).all() == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"id": 1}', "x" * 100_000])
-def test_an_answer_of_another_form_names_no_passkey(text: str) -> None:
+def test_a_malformed_assertion_is_rejected(text: str) -> None:
     with pytest.raises(InvalidPasskey):
         read_credential_id(text)
 
 
 def change_time(challenge: bytes) -> bytes:
-    """Return a challenge that states a later end."""
+    """Return the challenge with its expiry altered."""
     return challenge[:20] + bytes([challenge[20] + 1 & 255]) + challenge[21:]
 
 
-@pytest.mark.parametrize("why", ["late", "of another", "of nobody", "changed", "spent", "not ours"])
-def test_a_challenge_is_answered_in_time_by_its_subject_and_once(
+@pytest.mark.parametrize("why", ["expired", "another user", "no user", "altered", "used", "empty"])
+def test_a_challenge_works_once_in_time_and_only_for_its_subject(
     runner: Runner, owner: Principal, why: str
 ) -> None:
     keys, now = runner.database.vault, runner.database.clock()
     challenges_of = {
-        "late": new_challenge(keys, owner.id, now - CHALLENGE_MS),
-        "of another": new_challenge(keys, "user_another", now),
-        "of nobody": new_challenge(keys, "", now),
-        "changed": change_time(new_challenge(keys, owner.id, now - CHALLENGE_MS)),
-        "spent": new_challenge(keys, owner.id, now),
-        "not ours": b"",
+        "expired": new_challenge(keys, owner.id, now - CHALLENGE_MS),
+        "another user": new_challenge(keys, "user_another", now),
+        "no user": new_challenge(keys, "", now),
+        "altered": change_time(new_challenge(keys, owner.id, now - CHALLENGE_MS)),
+        "used": new_challenge(keys, owner.id, now),
+        "empty": b"",
     }
     challenge = challenges_of[why]
-    if why == "spent":
+    if why == "used":
         runner.write(register, owner, Answer(challenge, b"one device", 0, b"key"), "One")
     with pytest.raises(InvalidPasskey):
         runner.write(register, owner, Answer(challenge, b"a device", 0, b"key"), "Refused")
-    ours = new_challenge(keys, owner.id, now - CHALLENGE_MS + 5_000)
-    runner.write(register, owner, Answer(ours, b"another device", 0, b"key"), "In time")
+    valid = new_challenge(keys, owner.id, now - CHALLENGE_MS + 5_000)
+    runner.write(register, owner, Answer(valid, b"another device", 0, b"key"), "In time")
 
 
-def test_a_passkey_of_somebody_else_is_not_removed(site: Site, enter: Enter) -> None:
+def test_another_users_passkey_cannot_be_renamed_or_removed(site: Site, enter: Enter) -> None:
     remove_all(site)
     page = enter("", "/sign-in")
     authenticator(page)
     sign_in(site, page)
     add(page, "Kept")
-    found = re.search(r"/account/passkeys/(pass_\w+)/remove", page.content())
-    assert found is not None
-    answer = site.forms(site.sign_in("member")).post(found[0])
+    match = re.search(r"/account/passkeys/(pass_\w+)/remove", page.content())
+    assert match is not None
+    answer = site.forms(site.sign_in("member")).post(match[0])
     assert answer.status_code == 404
     assert "passkey_not_found" in answer.text
-    assert site.forms().send(found[0], {}).status_code == 403
-    assert site.forms().get(found[0]).headers["location"] == "/account"
-    renaming = found[0].replace("/remove", "/rename")
+    assert site.forms().send(match[0], {}).status_code == 403
+    assert site.forms().get(match[0]).headers["location"] == "/account"
+    renaming = match[0].replace("/remove", "/rename")
     for name in ("Theirs", "", "x" * 4_000):
         answer = site.forms(site.cookie("member")).post(renaming, name=name)
         assert answer.status_code == 404
@@ -263,7 +265,7 @@ def test_a_passkey_of_somebody_else_is_not_removed(site: Site, enter: Enter) -> 
         assert 'class="fault"' in answer.text
     page.reload()
     assert page.locator("section[aria-labelledby=passkeys]").locator("bdi").inner_text() == "Kept"
-    # The same device makes no second one, and an old sign-in is confirmed first.
+    # An old sign-in must be confirmed, and a device cannot be registered twice.
     age(site.server, browser_sessions, "signed_in_at", FRESH_MS)
     page.get_by_role("button", name="Add a passkey").click()
     page.wait_for_selector("text=Confirm it's you")
@@ -285,10 +287,10 @@ def test_a_passkey_of_somebody_else_is_not_removed(site: Site, enter: Enter) -> 
         ("http://[::1]:8787", ""),
     ],
 )
-def test_passkeys_work_where_browsers_take_them(url: str, host: str) -> None:
-    found = PasskeySite.of(url)
-    assert (found.host if found else "") == host
-    assert not found or found.origin == url
+def test_passkeys_are_offered_only_where_browsers_accept_them(url: str, host: str) -> None:
+    site = PasskeySite.of(url)
+    assert (site.host if site else "") == host
+    assert not site or site.origin == url
 
 
 def answer_of(runner: Runner, who: Principal) -> Answer:
@@ -297,7 +299,7 @@ def answer_of(runner: Runner, who: Principal) -> Answer:
     return Answer(challenge, b"the same device", 0, b"a public key")
 
 
-def test_a_passkey_is_registered_once(runner: Runner, owner: Principal) -> None:
+def test_a_passkey_cannot_be_registered_twice(runner: Runner, owner: Principal) -> None:
     made = runner.write(register, owner, answer_of(runner, owner), "First")
     with pytest.raises(DuplicatePasskey):
         runner.write(register, owner, answer_of(runner, owner), "Second")
@@ -305,7 +307,7 @@ def test_a_passkey_is_registered_once(runner: Runner, owner: Principal) -> None:
     assert (kept.id, kept.name) == (made, "First")
 
 
-def test_a_renamed_passkey_leaves_an_event_and_a_removed_one_keeps_its_name(
+def test_renaming_a_passkey_is_audited_and_fails_once_it_is_removed(
     runner: Runner, owner: Principal
 ) -> None:
     made = runner.write(register, owner, answer_of(runner, owner), "First")

@@ -31,10 +31,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
-    with issuing() as one:
-        jwks = one.puts("/jwks", {"keys": [KEY.as_dict(private=False)]})
-        one.puts("/.well-known/openid-configuration", {"issuer": one.url, "jwks_uri": jwks})
-        yield one
+    with issuing() as server:
+        jwks = server.puts("/jwks", {"keys": [KEY.as_dict(private=False)]})
+        server.puts("/.well-known/openid-configuration", {"issuer": server.url, "jwks_uri": jwks})
+        yield server
 
 
 def token(issuer: Issuer, **more: Any) -> str:  # noqa: ANN401 - claims
@@ -43,16 +43,16 @@ def token(issuer: Issuer, **more: Any) -> str:  # noqa: ANN401 - claims
     return jwt.encode({"alg": "ES256", "kid": "ec"}, {**claims, **more}, KEY, ["ES256"])
 
 
-def trusted(site: Site, issuer: Issuer, name: str) -> dict[str, Any]:
-    """Trust the issuer under that name."""
-    wanted = {"kind": "oidc", "name": name, "issuer": issuer.url, "audiences": ["my-app"]}
-    answer = site.api.post("/v2/auth-providers", json={**wanted, "algorithms": ["ES256"]})
+def add_provider(site: Site, issuer: Issuer, name: str) -> dict[str, Any]:
+    """Add the issuer as a provider with the name."""
+    body = {"kind": "oidc", "name": name, "issuer": issuer.url, "audiences": ["my-app"]}
+    answer = site.api.post("/v2/auth-providers", json={**body, "algorithms": ["ES256"]})
     assert answer.status_code == 201, answer.text
     made: dict[str, Any] = answer.json()
     return made
 
 
-def granted(site: Site, provider: str, text: str) -> dict[str, Any]:
+def exchange_token(site: Site, provider: str, text: str) -> dict[str, Any]:
     with site.server.client(site.server.first_key) as client:
         answer = client.post("/v2/tokens/exchange", json={"provider": provider, "token": text})
     assert answer.status_code == 200, answer.text
@@ -73,10 +73,12 @@ def test_a_provider_is_added_with_the_fields_of_its_kind(
         "clerk": ["#domain", "#allowed_origins", "#audiences"],
         "oidc": ["#issuer", "#jwks_uri", "#audiences", "#audience_claim", "#algorithms"],
     }
-    every = {selector for some in shown.values() for selector in some}
-    for kind, some in shown.items():
+    every = {selector for selectors in shown.values() for selector in selectors}
+    for kind, selectors in shown.items():
         page.select_option("#kind", kind)
-        assert {one for one in every if page.locator(one).is_visible()} == set(some)
+        assert {selector for selector in every if page.locator(selector).is_visible()} == set(
+            selectors
+        )
     passes(page)
     page.fill("#issuer", issuer.url)
     page.fill("#name", "staff")
@@ -101,9 +103,9 @@ def test_a_provider_is_added_with_the_fields_of_its_kind(
     page.fill("#max_ttl_s", "900")
     page.get_by_role("button", name="Save changes").click()
     page.wait_for_selector("text=Provider updated.")
-    found = site.api.get("/v2/auth-providers").json()["auth_providers"][0]
-    assert (found["limits"]["max_ttl_s"], found["algorithms"]) == (900, ["ES256"])
-    assert found["mapping"]["variables"] == {"team": "app.team"}
+    provider = site.api.get("/v2/auth-providers").json()["auth_providers"][0]
+    assert (provider["limits"]["max_ttl_s"], provider["algorithms"]) == (900, ["ES256"])
+    assert provider["mapping"]["variables"] == {"team": "app.team"}
 
 
 def test_a_shared_secret_is_kept_and_never_shown(site: Site) -> None:
@@ -118,7 +120,7 @@ def test_a_shared_secret_is_kept_and_never_shown(site: Site) -> None:
         legacy_secret="1",
         secret=secret,
         user_id="sub",
-        # A field of another kind is out of sight.
+        # A field of another kind; the form hides it.
         project_id="left-over",
     )
     assert made.status_code == 303, made.text
@@ -128,8 +130,8 @@ def test_a_shared_secret_is_kept_and_never_shown(site: Site) -> None:
         f"{path}/edit", name="legacy", project_url=url, legacy_secret="1", user_id="sub", secret=""
     )
     assert edited.status_code == 303
-    found = site.api.get(f"/v2/auth-providers/{path.rpartition('/')[2]}").json()
-    assert found["has_secret"]
+    provider = site.api.get(f"/v2/auth-providers/{path.rpartition('/')[2]}").json()
+    assert provider["has_secret"]
     refused = forms.post(
         f"{path}/edit", name="legacy", project_url="x", legacy_secret="1", secret=secret
     )
@@ -137,43 +139,45 @@ def test_a_shared_secret_is_kept_and_never_shown(site: Site) -> None:
     assert secret not in refused.text
 
 
-def test_the_test_tool_names_the_claim_that_fails(site: Site, enter: Enter, issuer: Issuer) -> None:
-    made = trusted(site, issuer, "tested")
+def test_the_test_tool_names_the_failing_claim(site: Site, enter: Enter, issuer: Issuer) -> None:
+    made = add_provider(site, issuer, "tested")
     page = enter("owner", f"{PROVIDERS}/{made['id']}")
 
-    def tried(text: str) -> str:
+    def run_test(text: str) -> str:
         page.fill("#token", text)
         page.get_by_role("button", name="Run test").click()
         page.wait_for_selector(".steps")
         assert page.input_value("#token") == ""
         return page.inner_text("[aria-labelledby=test] [role=status]")
 
-    assert "The keys were fetched." in tried("")
-    assert "This token would be accepted for user-1" in tried(token(issuer))
+    assert "The keys were fetched." in run_test("")
+    assert "This token would be accepted for user-1" in run_test(token(issuer))
     passes(page)
     wrong = token(issuer, aud="<b>another</b>")
-    assert "would be refused" in tried(wrong)
+    assert "would be refused" in run_test(wrong)
     assert "it must be my-app" in page.inner_text(".steps .failed")
     assert wrong not in page.content()
     assert page.locator(".steps b b").count() == 0
     passes(page)
-    assert "would be refused" in tried("eyJ.not-a-token")
+    assert "would be refused" in run_test("eyJ.not-a-token")
 
 
-def test_a_provider_is_tested_before_it_is_saved(site: Site, enter: Enter, issuer: Issuer) -> None:
+def test_a_provider_can_be_tested_before_it_is_saved(
+    site: Site, enter: Enter, issuer: Issuer
+) -> None:
     page = enter("owner", f"{PROVIDERS}?dialog=create")
     dialog = page.locator("#create")
 
-    def tried(text: str) -> str:
+    def run_test(text: str) -> str:
         dialog.locator("summary", has_text="Test with a token").click()
         dialog.get_by_label("Provider token").fill(text)
         dialog.get_by_role("button", name="Run test").click()
-        found = dialog.get_by_role("group", name="Test result")
-        found.wait_for()
+        result = dialog.get_by_role("group", name="Test result")
+        result.wait_for()
         assert dialog.get_by_label("Provider token").input_value() == ""
-        assert found.evaluate("one => one === document.activeElement")
-        assert hidden_part(found) <= 0
-        return found.inner_text()
+        assert result.evaluate("one => one === document.activeElement")
+        assert hidden_part(result) <= 0
+        return result.inner_text()
 
     page.select_option("#kind", "oidc")
     page.fill("#issuer", issuer.url)
@@ -181,42 +185,44 @@ def test_a_provider_is_tested_before_it_is_saved(site: Site, enter: Enter, issue
     page.fill("#algorithms", "ES256")
     page.fill("#name", "unsaved")
     page.fill("#issuer", "http://127.0.0.1:9")
-    assert "The keys can't be fetched" in tried("")
+    assert "The keys can't be fetched" in run_test("")
     page.fill("#issuer", issuer.url)
     dialog.locator("summary", has_text="Test with a token").click()
     dialog.locator("summary", has_text="Limits").click()
     page.locator("#create [name=keyless_may_exchange]").check()
     good = token(issuer)
-    assert "would be refused" in tried(good)
+    assert "would be refused" in run_test(good)
     assert "it must be another-app" in page.inner_text(".steps .failed")
     assert good not in page.content()
     passes(page)
     page.fill("#audiences", "my-app")
     page.keyboard.press("Tab")
     dialog.locator("summary", has_text="Test with a token").click()
-    assert "This token would be accepted for user-1." in tried(good)
+    assert "This token would be accepted for user-1." in run_test(good)
     assert page.input_value("#name") == "unsaved"
     assert page.locator("#create [name=keyless_may_exchange]").is_checked()
-    names = [one["name"] for one in site.api.get("/v2/auth-providers").json()["auth_providers"]]
+    names = [
+        provider["name"] for provider in site.api.get("/v2/auth-providers").json()["auth_providers"]
+    ]
     assert "unsaved" not in names
-    # Enter saves, though the button that tests stands before the one that saves.
+    # Enter saves, although the test button comes first in the form.
     page.locator("#name").press("Enter")
     page.wait_for_selector("text=Provider added.")
     page.get_by_role("button", name="Edit").click()
     dialog = page.locator("#edit")
     page.fill("#audiences", "another-app")
-    assert "would be refused" in tried(good)
+    assert "would be refused" in run_test(good)
     assert page.input_value("#audiences") == "another-app"
     passes(page)
     assert good not in page.content()
-    found = site.api.get("/v2/auth-providers").json()["auth_providers"]
-    assert [one["audiences"] for one in found if one["name"] == "unsaved"] == [["my-app"]]
+    providers = site.api.get("/v2/auth-providers").json()["auth_providers"]
+    assert [provider["audiences"] for provider in providers if provider["name"] == "unsaved"] == [
+        ["my-app"]
+    ]
     assert good not in site.server.output
 
 
-def test_the_form_of_an_issuer_takes_its_key_set_and_its_audience_claim(
-    site: Site, issuer: Issuer
-) -> None:
+def test_the_oidc_form_takes_a_jwks_uri_and_an_audience_claim(site: Site, issuer: Issuer) -> None:
     forms = site.forms()
     form = {"kind": "oidc", "name": "by-keys", "issuer": "urn:acme", "audiences": "my-app"}
     form |= {"jwks_uri": f"{issuer.url}/jwks", "audience_claim": "client_id", "user_id": "sub"}
@@ -231,21 +237,21 @@ def test_the_form_of_an_issuer_takes_its_key_set_and_its_audience_claim(
     assert HOSTILE not in wrong.text
     made = forms.post(PROVIDERS, **form)
     assert made.status_code == 303
-    found = site.api.get("/v2/auth-providers").json()["auth_providers"][-1]
-    assert (found["jwks_uri"], found["audience_claim"]) == (form["jwks_uri"], "client_id")
-    page = forms.get(f"{PROVIDERS}/{found['id']}").text
+    provider = site.api.get("/v2/auth-providers").json()["auth_providers"][-1]
+    assert (provider["jwks_uri"], provider["audience_claim"]) == (form["jwks_uri"], "client_id")
+    page = forms.get(f"{PROVIDERS}/{provider['id']}").text
     assert form["jwks_uri"] in page
     assert "my-app, in client_id" in page
 
 
-def test_a_setting_that_a_supabase_token_cannot_prove_is_refused_at_its_field(site: Site) -> None:
+def test_a_setting_that_a_supabase_token_cannot_prove_is_rejected_at_its_field(site: Site) -> None:
     form = {"kind": "supabase", "project_url": "https://unproven.supabase.co", "user_id": "sub"}
     answer = site.forms().post(PROVIDERS, **form, email="email", verified_email_only="1")
     assert answer.status_code == 400
     assert 'id="verified_email_only-fault"' in answer.text
 
 
-def test_a_faulty_form_is_told_and_not_tested(site: Site) -> None:
+def test_an_invalid_form_is_rejected_and_not_tested(site: Site) -> None:
     forms = site.forms()
     path = f"{PROVIDERS}/test"
     wrong = forms.post(path, kind="oidc", user_id="sub", issuer=HOSTILE, token="eyJ.x")
@@ -263,21 +269,21 @@ def test_a_faulty_form_is_told_and_not_tested(site: Site) -> None:
     assert (back.status_code, back.headers["location"]) == (303, PROVIDERS)
 
 
-def test_a_kept_secret_tests_changes_and_a_typed_one_is_not_shown(site: Site) -> None:
+def test_changes_are_tested_with_the_saved_or_the_entered_secret(site: Site) -> None:
     forms = site.forms()
     kept, typed = "a-shared-secret-that-is-kept-0123456789", "another-one-that-was-typed-0123456789"
-    wanted = {"kind": "supabase", "name": "sealed", "project_url": "https://ijklmnop.supabase.co"}
+    body = {"kind": "supabase", "name": "sealed", "project_url": "https://ijklmnop.supabase.co"}
     made = site.api.post(
-        "/v2/auth-providers", json={**wanted, "legacy_secret": True, "secret": kept}
+        "/v2/auth-providers", json={**body, "legacy_secret": True, "secret": kept}
     ).json()
     now = int(time.time())
     claims = {"iss": made["issuer"], "aud": "authenticated", "sub": "user-1", "exp": now + 600}
     claims["role"] = "authenticated"
     by_kept, by_typed = (
-        jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(one), ["HS256"])
-        for one in (kept, typed)
+        jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(key), ["HS256"])
+        for key in (kept, typed)
     )
-    form = {**wanted, "legacy_secret": "1", "user_id": "sub"}
+    form = {**body, "legacy_secret": "1", "user_id": "sub"}
     path = f"{PROVIDERS}/{made['id']}/test-changes"
     for secret, good, bad in (("", by_kept, by_typed), (typed, by_typed, by_kept)):
         answer = forms.post(path, **form, secret=secret, token=good)
@@ -293,23 +299,23 @@ def test_a_kept_secret_tests_changes_and_a_typed_one_is_not_shown(site: Site) ->
     assert forms.get(path).status_code == 303
 
 
-def test_a_disabled_provider_exchanges_nothing(site: Site, enter: Enter, issuer: Issuer) -> None:
-    made = trusted(site, issuer, "sleeping")
+def test_a_disabled_provider_exchanges_no_tokens(site: Site, enter: Enter, issuer: Issuer) -> None:
+    made = add_provider(site, issuer, "sleeping")
     page = enter("owner", f"{PROVIDERS}/{made['id']}")
     page.get_by_role("button", name="Disable").click()
     page.wait_for_selector("text=Its tokens can't be exchanged until")
     passes(page)
     with site.server.client(site.server.first_key) as client:
-        wanted = {"provider": "sleeping", "token": token(issuer)}
-        assert client.post("/v2/tokens/exchange", json=wanted).status_code >= 400
+        body = {"provider": "sleeping", "token": token(issuer)}
+        assert client.post("/v2/tokens/exchange", json=body).status_code >= 400
     page.get_by_role("button", name="Enable").click()
     page.wait_for_selector("text=exchanged again")
-    granted(site, "sleeping", token(issuer))
+    exchange_token(site, "sleeping", token(issuer))
 
 
 def test_deleting_a_provider_ends_its_grants(site: Site, enter: Enter, issuer: Issuer) -> None:
-    made = trusted(site, issuer, "ending")
-    grant = granted(site, "ending", token(issuer, sub="leaver"))
+    made = add_provider(site, issuer, "ending")
+    grant = exchange_token(site, "ending", token(issuer, sub="leaver"))
     page = enter("owner", f"{PROVIDERS}/{made['id']}?dialog=delete")
     assert "all its grants and their live sessions are ended" in page.inner_text("#delete")
     passes(page)
@@ -324,13 +330,13 @@ def test_deleting_a_provider_ends_its_grants(site: Site, enter: Enter, issuer: I
     assert refused.status_code == 404
 
 
-def test_grants_are_found_and_revoked_by_one_and_by_user(
+def test_grants_are_filtered_by_user_and_revoked_singly_or_together(
     site: Site, enter: Enter, issuer: Issuer
 ) -> None:
-    trusted(site, issuer, "granting")
-    first = granted(site, "granting", token(issuer, sub="ana", email="Ana@acme.example"))
+    add_provider(site, issuer, "granting")
+    first = exchange_token(site, "granting", token(issuer, sub="ana", email="Ana@acme.example"))
     for number in range(3):
-        granted(site, "granting", token(issuer, sub="bea", jti=str(number)))
+        exchange_token(site, "granting", token(issuer, sub="bea", jti=str(number)))
     page = enter("owner", f"{GRANTS}?user=ana")
     assert page.locator("tbody tr").count() == 1
     passes(page)
@@ -355,11 +361,11 @@ def test_grants_are_found_and_revoked_by_one_and_by_user(
     assert page.inner_text("tbody").count("Revoked") == 3
 
 
-def test_a_member_changes_nothing_and_a_phone_shows_cards(
+def test_members_cannot_change_providers_and_pages_fit_a_phone(
     site: Site, enter: Enter, issuer: Issuer
 ) -> None:
-    made = trusted(site, issuer, "watched")
-    grant = granted(site, "watched", token(issuer, sub="watched-user"))
+    made = add_provider(site, issuer, "watched")
+    grant = exchange_token(site, "watched", token(issuer, sub="watched-user"))
     phone = {"viewport": {"width": 390, "height": 844}}
     page = enter("member", PROVIDERS, **phone)
     for path in (PROVIDERS, f"{PROVIDERS}/{made['id']}", f"{GRANTS}?user=watched-user"):

@@ -13,8 +13,8 @@ from wardkey.domain.permissions import Role
 pytestmark = pytest.mark.browser
 
 PLACE = "/o/acme/live"
-PAGES = [one.path for one in (*SIDEBAR, *SETTINGS) if one.path != "settings"]
-# A table of roles that withholds reading, which today's grants to all of them.
+PAGES = [page.path for page in (*SIDEBAR, *SETTINGS) if page.path != "settings"]
+# A role table without some read permissions; the real one grants them to every role.
 NARROWED = """
 from wardkey.domain.permissions import ROLE_TABLE, Role
 
@@ -29,14 +29,14 @@ for role, gone in {
 
 @pytest.fixture
 def narrowed(start: Callable[..., Server], tmp_path: Path) -> Site:
-    """Run the product with a table of roles that withholds reading."""
+    """Run a deployment in which roles lack some read permissions."""
     (tmp_path / "sitecustomize.py").write_text(NARROWED)
     source = Path(__file__).parents[2] / "src"
     return Site(start(around={"PYTHONPATH": f"{tmp_path}:{source}"}))
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_every_role_reads_every_page_that_is_listed(site: Site, role: Role) -> None:
+def test_every_role_can_read_every_listed_page(site: Site, role: Role) -> None:
     forms = site.forms(site.cookie(role))
     listed = forms.get(f"{PLACE}/settings/security").text
     for path in PAGES:
@@ -45,7 +45,7 @@ def test_every_role_reads_every_page_that_is_listed(site: Site, role: Role) -> N
 
 
 @pytest.mark.parametrize("role", [Role.VIEWER, Role.MEMBER, Role.ADMIN])
-def test_a_page_is_listed_where_it_may_be_read_and_refused_in_its_frame_elsewhere(
+def test_pages_that_a_role_cannot_read_are_unlisted_and_forbidden(
     narrowed: Site, role: Role
 ) -> None:
     forms = narrowed.forms(narrowed.cookie(role))
@@ -67,13 +67,13 @@ def test_a_page_is_listed_where_it_may_be_read_and_refused_in_its_frame_elsewher
     assert forms.get(first).status_code == 200
 
 
-def test_who_can_see_a_page_is_said_to_whoever_may_not(narrowed: Site, enter: Enter) -> None:
+def test_a_forbidden_page_names_the_roles_that_can_see_it(narrowed: Site, enter: Enter) -> None:
     cookie = narrowed.cookie("viewer")
     page = enter("viewer", "/sign-in", cookie=cookie)
     for path, label in (("audit-log", "Audit log"), ("usage?days=90", "Usage")):
-        answered = page.goto(narrowed.url(f"{PLACE}/{path}"))
-        assert answered is not None
-        assert answered.status == 403
+        response = page.goto(narrowed.url(f"{PLACE}/{path}"))
+        assert response is not None
+        assert response.status == 403
         assert page.inner_text("h1") == label
         assert "Only members, admins and owners can see this page." in page.inner_text("main")
         assert "Your role in Acme is viewer." in page.inner_text("main")
@@ -88,12 +88,12 @@ def test_who_can_see_a_page_is_said_to_whoever_may_not(narrowed: Site, enter: En
     forms = narrowed.forms(cookie)
     for path in ("audit-log/export.csv", "audit-log/export.jsonl", "usage?days=30"):
         assert forms.get(f"{PLACE}/{path}").status_code == 403
-    # In the other environment, and under an organization that is not one's own.
+    # In the other environment, and in an organization the viewer does not belong to.
     assert "/o/acme/test/overview" in forms.get("/o/acme/test/audit-log").text
     assert "Audit log" not in forms.get("/o/another/live/audit-log").text
 
 
-def test_a_form_that_is_refused_leaves_one_in_the_frame(site: Site, enter: Enter) -> None:
+def test_a_forbidden_form_keeps_the_navigation(site: Site, enter: Enter) -> None:
     forms = site.forms(site.cookie("viewer"))
     for path in ("messaging/acl", "messaging/providers/test", "settings/rotation-policy"):
         answer = forms.post(f"{PLACE}/{path}", name="<script>alert(1)</script>" + "x" * 4_000)

@@ -45,11 +45,9 @@ def test_a_scope_is_added_described_and_deleted(site: Site, enter: Enter) -> Non
     page.wait_for_selector("text=Scope deleted.")
 
 
-def test_a_new_key_takes_scopes_of_the_catalogue_and_others_once_confirmed(
-    site: Site, enter: Enter
-) -> None:
-    wanted = {"name": "desk:read", "description": "Read all tickets"}
-    assert site.api.post("/v2/scopes", json=wanted).status_code == 201
+def test_a_new_key_takes_catalogue_scopes_and_confirmed_new_ones(site: Site, enter: Enter) -> None:
+    body = {"name": "desk:read", "description": "Read all tickets"}
+    assert site.api.post("/v2/scopes", json=body).status_code == 201
     page = enter("owner", f"{KEYS}?dialog=create")
     page.fill("#name", "live-desk")
     form = page.locator("#create")
@@ -65,7 +63,7 @@ def test_a_new_key_takes_scopes_of_the_catalogue_and_others_once_confirmed(
     page.fill("#scopes", "desk:write")
     form.get_by_label("Add desk:raed to this organization's scopes").check()
     form.get_by_role("button", name="Create key").click()
-    # What was confirmed is another scope than the one that is wanted now.
+    # The confirmation was for another scope, so this one needs its own.
     form.get_by_label("Add desk:write to this organization's scopes").check()
     form.get_by_role("button", name="Create key").click()
     page.wait_for_selector("#secret")
@@ -79,7 +77,7 @@ def test_a_new_key_takes_scopes_of_the_catalogue_and_others_once_confirmed(
     assert site.api.get(f"/v2/keys/{made['id']}").json()["permissions"] == ["desk:read"]
 
 
-def test_a_long_catalogue_is_searched_and_paged_and_a_member_only_looks(
+def test_a_long_catalogue_is_searched_and_paged_and_read_only_for_members(
     site: Site, enter: Enter
 ) -> None:
     names = [f"paged:n{number:02}" for number in range(30)]

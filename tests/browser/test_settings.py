@@ -17,7 +17,7 @@ ROTATION = f"{PLACE}/rotation-policy"
 
 @pytest.fixture(scope="module", autouse=True)
 def people(site: Site) -> None:
-    """Sign everybody in while the owner has one organization alone."""
+    """Sign every role in while the owner has only one organization."""
     for role in ("owner", "admin", "member", "viewer"):
         site.cookie(role)
 
@@ -30,17 +30,17 @@ def slugs_of(site: Site, role: str) -> list[str]:
 
 
 def new_organization(site: Site, name: str, owner: str) -> str:
-    """Make an organization with that owner; return its slug."""
+    """Create an organization with the owner; return its slug."""
     made = site.server.cli_here("org", "create", name, "--owner", owner)
     assert made.exit_code == 0, made.output
     return name.lower()
 
 
-def test_settings_lead_to_their_first_tab(site: Site) -> None:
+def test_settings_redirect_to_the_first_tab(site: Site) -> None:
     assert site.forms().get(PLACE).headers["location"] == KEYS
 
 
-def test_an_organization_is_renamed_and_its_addresses_follow(site: Site, enter: Enter) -> None:
+def test_renaming_an_organization_changes_its_urls(site: Site, enter: Enter) -> None:
     slug = new_organization(site, "Renamed", "owner@acme.example")
     page = enter("owner", f"/o/{slug}/live/settings/general")
     passes(page)
@@ -59,7 +59,7 @@ def test_an_organization_is_renamed_and_its_addresses_follow(site: Site, enter: 
     assert site.forms().get(f"/o/{slug}/live/settings/general").status_code == 404
 
 
-def test_the_policy_says_when_keys_are_due(site: Site, enter: Enter) -> None:
+def test_the_rotation_policy_decides_when_keys_are_due(site: Site, enter: Enter) -> None:
     due = site.made("live-ten-days-old")
     with database_of(site.server) as connection:
         connection.execute(
@@ -88,7 +88,7 @@ def test_the_policy_says_when_keys_are_due(site: Site, enter: Enter) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_members_see_the_settings_and_can_change_nothing(
+def test_members_see_the_settings_but_cannot_change_them(
     site: Site, enter: Enter, width: int
 ) -> None:
     page = enter("member", GENERAL, viewport={"width": width, "height": 844})
@@ -111,7 +111,7 @@ def test_members_see_the_settings_and_can_change_nothing(
     assert (shown["name"], shown["rotation_days"]) == ("Acme", 90)
 
 
-def test_a_member_leaves_and_an_owner_cannot(site: Site, enter: Enter) -> None:
+def test_a_member_can_leave_but_the_owner_cannot(site: Site, enter: Enter) -> None:
     answer = site.forms().post(f"{GENERAL}/leave")
     assert answer.status_code == 409
     assert "transfer ownership first" in answer.text
@@ -130,7 +130,7 @@ def test_a_member_leaves_and_an_owner_cannot(site: Site, enter: Enter) -> None:
     page.wait_for_url("**/sign-in**")
 
 
-def test_an_organization_ends_when_its_owner_types_its_name(site: Site, enter: Enter) -> None:
+def test_deleting_an_organization_requires_its_name(site: Site, enter: Enter) -> None:
     slug = new_organization(site, "Ended", "owner@acme.example")
     general = f"/o/{slug}/live/settings/general"
     with site.server.owner(Wardkey_Organization=slug) as owner:
@@ -149,7 +149,7 @@ def test_an_organization_ends_when_its_owner_types_its_name(site: Site, enter: E
         assert client.get("/v2/organization").status_code == 401
 
 
-def test_the_switcher_lists_what_one_belongs_to(site: Site, enter: Enter) -> None:
+def test_the_switcher_lists_only_the_users_organizations(site: Site, enter: Enter) -> None:
     slug = new_organization(site, "Second", "admin@acme.example")
     page = enter("admin", GENERAL)
     page.click("[popovertarget=organizations]")
@@ -163,7 +163,7 @@ def test_the_switcher_lists_what_one_belongs_to(site: Site, enter: Enter) -> Non
     page.wait_for_url("**/organizations")
     passes(page)
     assert slugs_of(site, "admin") == ["acme", "second"]
-    # Nobody sees what he does not belong to.
+    # Users see only organizations they belong to.
     assert slugs_of(site, "member") == ["acme"]
     assert (
         site.forms(site.cookie("member")).get(f"/o/{slug}/live/settings/general").status_code == 404

@@ -19,7 +19,7 @@ from wardkey.domain.times import SESSION_IDLE_MS
 pytestmark = pytest.mark.browser
 
 
-def test_signing_in_leads_to_where_one_was_going(site: Site, enter: Enter) -> None:
+def test_signing_in_returns_to_the_requested_page(site: Site, enter: Enter) -> None:
     site.cookie()
     page = enter("", f"{KEYS}?q=billing")
     assert "/sign-in?next=" in page.url
@@ -31,7 +31,7 @@ def test_signing_in_leads_to_where_one_was_going(site: Site, enter: Enter) -> No
     page.fill("#password", PASSWORD)
     page.keyboard.press("Enter")
     page.wait_for_url(f"**{KEYS}?q=billing")
-    # The session, and the device that has its own throttle from now on.
+    # The session cookie, and the device cookie that gives this browser its own throttle.
     cookies = {cookie["name"]: cookie for cookie in page.context.cookies()}
     assert cookies.keys() == {COOKIE, f"{COOKIE}-device"}
     for cookie in cookies.values():
@@ -40,9 +40,7 @@ def test_signing_in_leads_to_where_one_was_going(site: Site, enter: Enter) -> No
         assert cookie["sameSite"] == "Lax"
 
 
-def test_a_set_up_link_shows_how_strong_a_password_is_and_signs_in(
-    site: Site, enter: Enter
-) -> None:
+def test_a_set_up_link_shows_the_password_strength_and_signs_in(site: Site, enter: Enter) -> None:
     site.server.person("admin").close()
     done = site.server.cli_here("setup-link", "admin@acme.example")
     page = enter("", f"/setup/{done.stdout.strip().rpartition('/')[2]}")
@@ -56,7 +54,7 @@ def test_a_set_up_link_shows_how_strong_a_password_is_and_signs_in(
     assert "admin@acme.example" in page.inner_text("aside")
 
 
-def test_each_sign_in_is_a_new_session_and_ends_the_browsers_old_one(site: Site) -> None:
+def test_signing_in_again_replaces_the_browsers_session(site: Site) -> None:
     first = site.sign_in("owner")
     with site.server.client(Cookie=f"{COOKIE}={first}") as again:
         answer = again.post(
@@ -80,11 +78,11 @@ def test_each_sign_in_is_a_new_session_and_ends_the_browsers_old_one(site: Site)
         "",
     ],
 )
-def test_next_leads_nowhere_but_to_pages_of_ours(elsewhere: str) -> None:
+def test_next_accepts_only_paths_of_the_dashboard(elsewhere: str) -> None:
     assert own_path(elsewhere) == "/"
 
 
-def test_signing_out_ends_the_session_here_or_everywhere(site: Site, enter: Enter) -> None:
+def test_signing_out_ends_this_session_or_all_sessions(site: Site, enter: Enter) -> None:
     here, there = site.sign_in("viewer"), site.sign_in("viewer")
     page = enter("viewer", cookie=here)
     page.click("[popovertarget=me]")
@@ -109,15 +107,15 @@ def test_sessions_are_listed_and_ended(site: Site, enter: Enter) -> None:
     assert "Session ended." in page.inner_text("main")
     assert rows.count() == 1
     assert site.forms(other).get("/account").status_code == 303
-    theirs = site.forms(site.cookie()).get("/account").text
-    found = re.search(r"/account/sessions/(bses_\w+)/end", theirs)
-    assert found is not None
-    answer = site.forms(site.cookie("member")).post(f"/account/sessions/{found[1]}/end")
+    owners_page = site.forms(site.cookie()).get("/account").text
+    match = re.search(r"/account/sessions/(bses_\w+)/end", owners_page)
+    assert match is not None
+    answer = site.forms(site.cookie("member")).post(f"/account/sessions/{match[1]}/end")
     assert answer.status_code == 404
     assert "browser_session_not_found" in answer.text
 
 
-def test_another_password_ends_the_other_sessions(site: Site, enter: Enter) -> None:
+def test_changing_the_password_ends_the_other_sessions(site: Site, enter: Enter) -> None:
     kept, other = site.sign_in("admin"), site.sign_in("admin")
     page = enter("admin", "/account", cookie=kept)
     page.fill("#current_password", "something else entirely")
@@ -135,7 +133,7 @@ def test_another_password_ends_the_other_sessions(site: Site, enter: Enter) -> N
 @pytest.mark.parametrize(
     ("column", "ms"), [("seen_at", SESSION_IDLE_MS), ("expires_at", LONGEST_MS)]
 )
-def test_a_session_ends_by_itself(site: Site, column: str, ms: int) -> None:
+def test_a_session_expires(site: Site, column: str, ms: int) -> None:
     forms = site.forms(site.sign_in("viewer"))
     assert forms.get("/account").status_code == 200
     age(site.server, browser_sessions, column, ms, address="127.0.0.1")
@@ -161,7 +159,7 @@ def test_a_forged_form_changes_nothing(site: Site) -> None:
         assert anyone.post("/sign-in", data=signing, headers=evil).status_code == 403
 
 
-def test_an_old_sign_in_is_confirmed_before_a_key_is_made(site: Site, enter: Enter) -> None:
+def test_an_old_sign_in_is_confirmed_before_a_key_is_created(site: Site, enter: Enter) -> None:
     cookie = site.sign_in("owner")
     age(site.server, browser_sessions, "signed_in_at", FRESH_MS)
     page = enter("owner", f"{KEYS}?dialog=create", cookie=cookie)
@@ -180,7 +178,7 @@ def test_an_old_sign_in_is_confirmed_before_a_key_is_made(site: Site, enter: Ent
     site._cookies.clear()
 
 
-def test_a_session_that_ends_in_the_middle_of_a_form_says_so(site: Site, enter: Enter) -> None:
+def test_a_form_sent_after_the_session_ended_changes_nothing(site: Site, enter: Enter) -> None:
     cookie = site.sign_in("owner")
     page = enter("owner", f"{KEYS}?dialog=create", cookie=cookie)
     site.forms(cookie).post("/sign-out")
@@ -191,7 +189,7 @@ def test_a_session_that_ends_in_the_middle_of_a_form_says_so(site: Site, enter: 
     assert "live-too-late" not in site.names()
 
 
-def test_pages_are_safe_in_themselves(site: Site) -> None:
+def test_pages_send_strict_security_headers(site: Site) -> None:
     for path in (KEYS, "/account", "/sign-in", "/o/acme/live/nowhere", "/setup/none"):
         answer = site.forms().get(path) if path != "/sign-in" else site.forms("x").get(path)
         headers = answer.headers
@@ -208,36 +206,36 @@ def test_pages_are_safe_in_themselves(site: Site) -> None:
     assert site.forms().get("/o/acme/live/nowhere").status_code == 404
 
 
-def test_a_cookie_is_no_secret_that_the_database_knows(site: Site) -> None:
+def test_the_session_cookie_is_neither_stored_nor_logged(site: Site) -> None:
     cookie = site.cookie()
     with database_of(site.server) as connection:
         assert cookie not in repr(connection.execute(browser_sessions.select()).all())
     assert cookie not in site.server.output
 
 
-def test_429_guesses_at_a_password_are_slowed_down(start: Callable[..., Server]) -> None:
+def test_429_password_guesses_are_throttled(start: Callable[..., Server]) -> None:
     server = start()
     with server.client() as anyone:
         wrong = {"email": OWNER, "password": "a wrong password"}
-        found = [anyone.post("/sign-in", data=wrong) for _ in range(12)]
-    assert found[0].status_code == 401
-    assert found[-1].status_code == 429
-    assert 'role="alert"' in found[-1].text
+        responses = [anyone.post("/sign-in", data=wrong) for _ in range(12)]
+    assert responses[0].status_code == 401
+    assert responses[-1].status_code == 429
+    assert 'role="alert"' in responses[-1].text
 
 
-def test_reports_of_pages_are_written_down_and_counted_by_every_worker(
+def test_csp_reports_are_logged_and_counted_by_every_worker(
     start: Callable[..., Server],
 ) -> None:
     server = start(workers=2, metrics_token=TOKEN)
-    found = []
-    # New connections, so that both workers get some.
+    statuses = []
+    # A new connection per request, so both workers get some.
     for _ in range(40):
         with server.client() as anyone:
-            found.append(anyone.post("/csp-reports", content=b'{"a": "\n\xff"}').status_code)
-    assert set(found) == {204, 429}
-    taken = found.count(204)
-    assert server.output.count("content security policy") == taken
-    wait_until(lambda: scraped(server).get(("wardkey_csp_reports_total", "")) == taken)
+            statuses.append(anyone.post("/csp-reports", content=b'{"a": "\n\xff"}').status_code)
+    assert set(statuses) == {204, 429}
+    accepted = statuses.count(204)
+    assert server.output.count("content security policy") == accepted
+    wait_until(lambda: scraped(server).get(("wardkey_csp_reports_total", "")) == accepted)
 
 
 @pytest.mark.parametrize(
@@ -253,5 +251,5 @@ def test_reports_of_pages_are_written_down_and_counted_by_every_worker(
         ("", False),
     ],
 )
-def test_a_password_that_many_have_is_known(password: str, common: bool) -> None:  # noqa: FBT001
+def test_common_passwords_are_recognized(password: str, common: bool) -> None:  # noqa: FBT001
     assert is_common(password) is common

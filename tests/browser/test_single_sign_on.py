@@ -74,7 +74,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, issuer: OidcProvider) -> Iter
 
 
 def at_issuer(page: Page, email: str) -> None:
-    """Sign in on the issuer's page, where it asks."""
+    """Sign in on the issuer's page."""
     page.fill("[name=email]", email)
     page.fill("[name=password]", AT_ISSUER)
     page.get_by_role("button", name="Sign in").click()
@@ -86,11 +86,11 @@ def enter_as(page: Page, email: str) -> None:
 
 
 def role_of(site: Site, email: str) -> str:
-    found = site.api.get("/v2/members").json()["members"]
-    return next((one["role"] for one in found if one["email"] == email), "")
+    rows = site.api.get("/v2/members").json()["members"]
+    return next((row["role"] for row in rows if row["email"] == email), "")
 
 
-def test_whoever_is_new_at_an_allowed_domain_joins_with_the_default_role(
+def test_a_new_user_at_an_allowed_domain_joins_with_the_default_role(
     site: Site, enter: Enter
 ) -> None:
     page = enter("", "/sign-in?next=/o/acme/test/settings/api-keys")
@@ -98,7 +98,7 @@ def test_whoever_is_new_at_an_allowed_domain_joins_with_the_default_role(
     enter_as(page, "new@acme.example")
     page.wait_for_url("**/o/acme/test/settings/api-keys")
     assert role_of(site, "new@acme.example") == "viewer"
-    cookies = {one["name"] for one in page.context.cookies(site.url("/"))}
+    cookies = {cookie["name"] for cookie in page.context.cookies(site.url("/"))}
     assert cookies == {"__Host-wardkey"}
     page.goto(site.url("/account"))
     assert "you sign in with Acme" in page.inner_text("main")
@@ -106,26 +106,26 @@ def test_whoever_is_new_at_an_allowed_domain_joins_with_the_default_role(
     assert "Acme" in row.inner_text()
     assert "new@acme.example" in row.inner_text()
     passes(page)
-    actions = [one["action"] for one in site.api.get("/v2/audit-events").json()["events"]]
+    actions = [event["action"] for event in site.api.get("/v2/audit-events").json()["events"]]
     assert "member.joined" in actions
-    # The second time nobody joins, and the same person comes in.
+    # Signing in again reuses the account instead of adding one.
     page.get_by_role("button", name="Sign out everywhere").click()
     page.wait_for_url("**/sign-in**")
     page.get_by_role("link", name="Sign in with Acme").click()
     page.wait_for_url("**/overview")
     with database_of(site.server) as connection:
         assert len(connection.execute(users.select()).all()) == len(
-            {one["email"] for one in site.api.get("/v2/members").json()["members"]}
+            {member["email"] for member in site.api.get("/v2/members").json()["members"]}
         )
 
 
-def test_whoever_was_removed_does_not_come_back_by_himself(site: Site, enter: Enter) -> None:
+def test_a_removed_member_does_not_rejoin_by_signing_in(site: Site, enter: Enter) -> None:
     page = enter("", "/sign-in")
     enter_as(page, "removed@acme.example")
     page.wait_for_url("**/overview")
-    found = site.api.get("/v2/members").json()["members"]
-    gone = next(one["user_id"] for one in found if one["email"] == "removed@acme.example")
-    assert site.api.delete(f"/v2/members/{gone}").status_code == 204
+    rows = site.api.get("/v2/members").json()["members"]
+    user_id = next(row["user_id"] for row in rows if row["email"] == "removed@acme.example")
+    assert site.api.delete(f"/v2/members/{user_id}").status_code == 204
     page.goto(site.url("/account"))
     page.get_by_role("button", name="Sign out everywhere").click()
     page.wait_for_url("**/sign-in**")
@@ -159,14 +159,14 @@ def test_a_known_address_is_linked_and_can_be_unlinked(site: Site, enter: Enter)
         ("changed@acme.example", "now belongs to another account at the issuer"),
     ],
 )
-def test_403_an_address_that_is_not_welcome_stays_outside(
+def test_403_an_address_that_may_not_join_is_rejected(
     site: Site, enter: Enter, email: str, sentence: str
 ) -> None:
     page = enter("", "/sign-in")
     enter_as(page, email)
     page.wait_for_selector(f"text={sentence}")
     passes(page)
-    assert {one["name"] for one in page.context.cookies(site.url("/"))} == set()
+    assert {cookie["name"] for cookie in page.context.cookies(site.url("/"))} == set()
     assert role_of(site, email) == ""
 
 
@@ -176,9 +176,7 @@ def invite(site: Site, email: str) -> str:
     return str(made.json()["link"]).rpartition("/")[2]
 
 
-def test_an_invitation_is_accepted_by_whom_the_issuer_knows_as_the_invited(
-    site: Site, enter: Enter
-) -> None:
+def test_an_invitation_is_accepted_only_with_the_invited_address(site: Site, enter: Enter) -> None:
     token = invite(site, "invited@acme.example")
     other = enter("", f"/invitations/{token}")
     passes(other)
@@ -194,15 +192,15 @@ def test_an_invitation_is_accepted_by_whom_the_issuer_knows_as_the_invited(
     page.wait_for_selector("text=The link is invalid, already used")
 
 
-def test_409_an_invitation_sets_no_password_of_an_account_without_one(
+def test_409_an_invitation_cannot_set_the_password_of_an_account_without_one(
     site: Site, enter: Enter
 ) -> None:
     page = enter("", "/sign-in")
     enter_as(page, "confirming@acme.example")
     page.wait_for_url("**/overview")
-    found = site.api.get("/v2/members").json()["members"]
-    who = next(one["user_id"] for one in found if one["email"] == "confirming@acme.example")
-    site.api.delete(f"/v2/members/{who}")
+    rows = site.api.get("/v2/members").json()["members"]
+    user_id = next(row["user_id"] for row in rows if row["email"] == "confirming@acme.example")
+    site.api.delete(f"/v2/members/{user_id}")
     token = invite(site, "confirming@acme.example")
     thief = enter("", f"/invitations/{token}")
     assert "no password" in thief.inner_text("main")
@@ -212,9 +210,9 @@ def test_409_an_invitation_sets_no_password_of_an_account_without_one(
     assert sent.status_code == 409
     assert "set-cookie" not in sent.headers
     with site.server.client() as anyone:
-        wanted = {"token": token, "password": "a password of a thief"}
-        told = anyone.post("/v2/invitations/accept", json=wanted)
-    assert (told.status_code, told.json()["code"]) == (409, "account_not_set_up")
+        body = {"token": token, "password": "a password of a thief"}
+        response = anyone.post("/v2/invitations/accept", json=body)
+    assert (response.status_code, response.json()["code"]) == (409, "account_not_set_up")
     page.goto(site.url(f"/invitations/{token}"))
     passes(page)
     page.get_by_role("button", name="Accept").click()
@@ -222,7 +220,7 @@ def test_409_an_invitation_sets_no_password_of_an_account_without_one(
     assert role_of(site, "confirming@acme.example") == "member"
 
 
-def test_who_has_no_password_confirms_at_the_issuer_or_with_a_passkey(
+def test_a_user_without_a_password_confirms_at_the_issuer_or_with_a_passkey(
     site: Site, enter: Enter
 ) -> None:
     page = enter("", "/sign-in?next=/account")
@@ -238,7 +236,7 @@ def test_who_has_no_password_confirms_at_the_issuer_or_with_a_passkey(
         page.wait_for_selector("text=Confirm it's you")
         assert page.locator("#current_password").count() == 0
         passes(page)
-        # Without a confirmation it stays as it is.
+        # Continuing without a confirmation asks again.
         page.get_by_role("button", name="Continue").click()
         page.wait_for_selector("text=Confirm it's you")
         with page.expect_popup() as opened:
@@ -257,7 +255,7 @@ def test_who_has_no_password_confirms_at_the_issuer_or_with_a_passkey(
     tab.close()
     add(page, "Mine")
     tab = confirm("Use a passkey")
-    # The new tab has no authenticator of the test's; the page asks as the one for signing in does.
+    # The new tab has no virtual authenticator, so check only that its page asks for a passkey.
     tab.wait_for_selector("text=Your browser asks which passkey")
     passes(tab)
     tab.close()
@@ -269,96 +267,98 @@ def test_who_has_no_password_confirms_at_the_issuer_or_with_a_passkey(
     page.wait_for_selector("text=Passkey removed")
 
 
-class Traveller:
-    """A browser on plain HTTP; httpx keeps no cookie of TLS there."""
+class PlainBrowser:
+    """A browser over plain HTTP that keeps the Secure cookies httpx would not send."""
 
     def __init__(self, site: Site, address: str) -> None:
         self.site, self.address, self.cookie = site, address, ""
 
-    def get(self, path: str, told: dict[str, str]) -> httpx.Response:
+    def get(self, path: str, query: dict[str, str]) -> httpx.Response:
         headers = {"X-Forwarded-For": self.address, "Cookie": self.cookie}
         with self.site.server.client(**headers) as client:
-            return client.get(path, params=told)
+            return client.get(path, params=query)
 
     def begin(self, path: str = "/sign-in/oidc", **query: str) -> str:
-        """Set out for the issuer; return where one is sent."""
+        """Start signing in; return the issuer's URL that the browser is redirected to."""
         answer = self.get(path, query)
         assert answer.status_code == 303, answer.text
-        found = re.match(r"(__Host-wardkey-oidc=[^;]+);", answer.headers["set-cookie"])
-        assert found is not None
-        self.cookie = found[1]
+        match = re.match(r"(__Host-wardkey-oidc=[^;]+);", answer.headers["set-cookie"])
+        assert match is not None
+        self.cookie = match[1]
         return str(answer.headers["location"])
 
     def state(self) -> str:
-        """Set out for the issuer; return the state that goes with it."""
+        """Start signing in; return the `state` parameter."""
         return parse_qs(urlsplit(self.begin()).query)["state"][0]
 
-    def back(self, **told: str) -> httpx.Response:
-        """Come back from the issuer."""
-        return self.get("/sign-in/oidc/callback", told)
+    def back(self, **query: str) -> httpx.Response:
+        """Return from the issuer to the callback."""
+        return self.get("/sign-in/oidc/callback", query)
 
 
-def refused(answer: httpx.Response, sentence: str) -> None:
+def assert_rejected(answer: httpx.Response, sentence: str) -> None:
     assert answer.status_code == 401, answer.text
     assert sentence in answer.text
     assert "__Host-wardkey=" not in answer.headers.get("set-cookie", "")
 
 
-def test_who_signed_in_at_the_issuer_long_ago_is_asked_there_again(site: Site) -> None:
-    there = Traveller(site, "192.0.2.5")
-    asked = parse_qs(urlsplit(there.begin()).query)
-    assert asked["max_age"] == [str(FRESH_MS // 1000)]
-    assert "prompt" not in asked
-    # A text that is no invitation's is none, whatever it says.
-    there.begin(invitation="confirm")
-    assert ".enter." in there.cookie
+def test_the_issuer_is_asked_for_a_recent_sign_in(site: Site) -> None:
+    browser = PlainBrowser(site, "192.0.2.5")
+    query = parse_qs(urlsplit(browser.begin()).query)
+    assert query["max_age"] == [str(FRESH_MS // 1000)]
+    assert "prompt" not in query
+    # An invalid invitation token is ignored, even if it names another purpose.
+    browser.begin(invitation="confirm")
+    assert ".enter." in browser.cookie
 
 
-def test_401_an_answer_counts_in_the_browser_that_asked_and_once(
+def test_401_a_callback_works_once_and_only_in_the_browser_that_started(
     site: Site, issuer: OidcProvider
 ) -> None:
-    thief, victim = Traveller(site, "192.0.2.6"), Traveller(site, "192.0.2.7")
+    thief, victim = PlainBrowser(site, "192.0.2.6"), PlainBrowser(site, "192.0.2.7")
     state, me = victim.state(), {"iss": issuer.url}
-    refused(thief.back(code="x", state=state, **me), "started in another browser")
-    refused(victim.back(code="x", state="other", **me), "belongs to another sign-in")
-    refused(victim.back(code="x", state=state, iss="https://other.example"), "another issuer")
-    refused(victim.back(code="x", state=state), "another issuer")
-    told = victim.back(error="<b>access_denied</b>", state=state, **me)
-    refused(told, "You didn&#39;t sign in at Acme")
-    assert "<b>" not in told.text
-    refused(victim.back(state=state, **me), "sent no code")
-    refused(victim.back(code="invented", state=state, **me), "invalid_grant")
-    # A code that somebody else got is tied to his own way.
+    assert_rejected(thief.back(code="x", state=state, **me), "started in another browser")
+    assert_rejected(victim.back(code="x", state="other", **me), "belongs to another sign-in")
+    assert_rejected(
+        victim.back(code="x", state=state, iss="https://other.example"), "another issuer"
+    )
+    assert_rejected(victim.back(code="x", state=state), "another issuer")
+    denied = victim.back(error="<b>access_denied</b>", state=state, **me)
+    assert_rejected(denied, "You didn&#39;t sign in at Acme")
+    assert "<b>" not in denied.text
+    assert_rejected(victim.back(state=state, **me), "sent no code")
+    assert_rejected(victim.back(code="invented", state=state, **me), "invalid_grant")
+    # A code works only with the sign-in that it was issued for.
     got = issuer.visit(victim.begin(), OWNER, AT_ISSUER)
-    refused(thief.back(code=got["code"], state=thief.state(), **me), "invalid_grant")
+    assert_rejected(thief.back(code=got["code"], state=thief.state(), **me), "invalid_grant")
     done = victim.back(**got)
     assert done.status_code == 303
     assert "__Host-wardkey=" in done.headers["set-cookie"]
-    refused(victim.back(**got), "invalid_grant")
+    assert_rejected(victim.back(**got), "invalid_grant")
     victim.cookie = victim.cookie.replace(".enter.", ".confirm.")
-    refused(victim.back(**got), "belongs to another sign-in")
+    assert_rejected(victim.back(**got), "belongs to another sign-in")
 
 
-def test_how_somebody_signed_in_stands_in_the_deployments_audit(
+def test_the_deployments_audit_log_records_how_a_user_signed_in(
     site: Site, issuer: OidcProvider
 ) -> None:
-    there = Traveller(site, "192.0.2.12")
-    done = there.back(**issuer.visit(there.begin(), OWNER, AT_ISSUER))
+    browser = PlainBrowser(site, "192.0.2.12")
+    done = browser.back(**issuer.visit(browser.begin(), OWNER, AT_ISSUER))
     assert done.status_code == 303
     site.sign_in("owner")
     with database_of(site.server) as connection:
-        told = connection.execute(
+        events = connection.execute(
             audit_events.select()
             .where(audit_events.c.action == "user.signed_in", audit_events.c.actor_label == OWNER)
             .order_by(audit_events.c.seq.desc())
             .limit(2)
         ).all()
-    assert [json.loads(one.details)["way"] for one in told] == ["password", issuer.url]
-    assert {one.address for one in told} == {"127.0.0.1", "192.0.2.12"}
+    assert [json.loads(event.details)["way"] for event in events] == ["password", issuer.url]
+    assert {event.address for event in events} == {"127.0.0.1", "192.0.2.12"}
 
 
-def test_429_failures_at_the_issuer_are_counted_as_guesses(site: Site) -> None:
-    guesser = Traveller(site, "192.0.2.9")
+def test_429_failures_at_the_issuer_count_as_guesses(site: Site) -> None:
+    guesser = PlainBrowser(site, "192.0.2.9")
     statuses = [
         guesser.back(state=guesser.state(), error="access_denied").status_code for _ in range(12)
     ]
@@ -366,17 +366,17 @@ def test_429_failures_at_the_issuer_are_counted_as_guesses(site: Site) -> None:
 
 
 @pytest.mark.parametrize("next_", ["https://evil.example/", "//evil.example", "/\\evil.example"])
-def test_nobody_is_sent_elsewhere_afterwards(site: Site, issuer: OidcProvider, next_: str) -> None:
-    there = Traveller(site, "192.0.2.10")
-    answer = there.back(**issuer.visit(there.begin(next=next_), OWNER, AT_ISSUER))
+def test_signing_in_never_redirects_to_another_site(
+    site: Site, issuer: OidcProvider, next_: str
+) -> None:
+    browser = PlainBrowser(site, "192.0.2.10")
+    answer = browser.back(**issuer.visit(browser.begin(next=next_), OWNER, AT_ISSUER))
     assert answer.headers["location"] == "/"
 
 
-def test_a_set_up_link_unlinks_so_that_a_wrong_link_is_mended(
-    site: Site, issuer: OidcProvider
-) -> None:
-    there = Traveller(site, "192.0.2.11")
-    done = there.back(**issuer.visit(there.begin(), OWNER, AT_ISSUER))
+def test_a_set_up_link_unlinks_the_accounts_issuer(site: Site, issuer: OidcProvider) -> None:
+    browser = PlainBrowser(site, "192.0.2.11")
+    done = browser.back(**issuer.visit(browser.begin(), OWNER, AT_ISSUER))
     assert done.status_code == 303
     made = site.server.cli("setup-link", "new@acme.example")
     token = re.search(r"/setup/(\w+)", made.stdout)
@@ -393,7 +393,7 @@ def test_a_set_up_link_unlinks_so_that_a_wrong_link_is_mended(
     assert OWNER in linked()
 
 
-def test_503_an_issuer_that_is_away_is_told_and_passwords_still_open(
+def test_503_passwords_still_work_while_the_issuer_is_unreachable(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     (nowhere,) = free_addresses(1)
@@ -407,7 +407,7 @@ def test_503_an_issuer_that_is_away_is_told_and_passwords_still_open(
         assert there.sign_in("owner")
 
 
-def test_404_without_an_issuer_there_is_no_such_door(
+def test_404_single_sign_on_without_an_issuer(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     with running(tmp_path_factory.mktemp("none") / "data") as server, server.client() as client:

@@ -23,14 +23,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def sender(site: Site) -> tuple[str, str]:
-    """Make a client that may publish everything; return its login."""
+    """Create a client that may publish to every topic; return its user name and password."""
     made = site.api.post("/v2/clients", json={"username": "sender"}).json()
     rule = {**RULE, "subject": {"kind": "username", "value": "sender"}, "priority": 1}
     assert site.api.post("/v2/acl/rules", json={**rule, "filter": "#"}).status_code == 201
     return made["client"]["mqtt_username"], made["password"]
 
 
-def test_without_a_rule_the_page_says_that_there_is_nothing(site: Site, enter: Enter) -> None:
+def test_the_page_says_that_no_rule_allows_the_subscription(site: Site, enter: Enter) -> None:
     page = enter("owner", TOPICS)
     assert "lets owner_acme_example_" in page.inner_text("main .note")
     passes(page)
@@ -40,7 +40,7 @@ def test_without_a_rule_the_page_says_that_there_is_nothing(site: Site, enter: E
     assert site.api.get("/v2/tokens").json()["tokens"][0]["user_email"] == site.email("owner")
 
 
-def test_messages_come_as_text_and_are_bounded(
+def test_messages_are_shown_as_text_and_limited_to_200(
     site: Site, enter: Enter, sender: tuple[str, str]
 ) -> None:
     rule = {**RULE, "priority": 20, "filter": "agents/#", "action": "subscribe"}
@@ -70,7 +70,7 @@ def test_messages_come_as_text_and_are_bounded(
     assert page.get_by_text("No messages yet.").is_visible()
 
 
-def test_the_grant_ends_and_belongs_to_the_member_alone(site: Site) -> None:
+def test_the_grant_belongs_to_the_member_and_cannot_be_refreshed(site: Site) -> None:
     forms = site.forms(site.cookie("member"))
     made = forms.post(f"{TOPICS}/grant")
     assert made.status_code == 200
@@ -82,7 +82,7 @@ def test_the_grant_ends_and_belongs_to_the_member_alone(site: Site) -> None:
     assert forms.send(f"{TOPICS}/grant", {"csrf": "x"}).status_code == 403
 
 
-def test_only_this_page_may_open_the_socket(site: Site, enter: Enter) -> None:
+def test_only_the_topics_page_may_open_a_websocket(site: Site, enter: Enter) -> None:
     forms = site.forms()
     socket = f"ws://127.0.0.1:{site.server.websocket_port}"
     watching = forms.get(TOPICS)

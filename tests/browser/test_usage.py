@@ -24,7 +24,7 @@ def count(
     times: int,
     days_ago: int = 0,
 ) -> None:
-    """Write down as many verdicts, as they would have been counted on that day."""
+    """Store the number of verdicts as if they had been counted that many days ago."""
     (secret,) = key["secrets"]
     row = {"kid": secret["kid"], "key_id": key["id"], "code": code, "count": times}
     hour = int(time.time() * 1000) // HOUR_MS - 24 * days_ago
@@ -61,11 +61,11 @@ def test_verdicts_are_counted_by_day_by_code_and_by_key(site: Site, enter: Enter
     rows = page.get_by_role("region", name="Requests by day and verdict").locator("tbody tr")
     assert rows.count() == 90
     assert rows.nth(2).locator("td").all_inner_texts() == ["7"]
-    # What a chart shows is a table for screen readers too.
+    # Screen readers get the chart as a table.
     assert page.get_by_role("table", name="Requests by day").locator("tbody tr").count() == 90
 
 
-def test_a_use_is_on_the_page_at_once(site: Site, enter: Enter) -> None:
+def test_new_requests_appear_on_the_page(site: Site, enter: Enter) -> None:
     made = site.made("live-used-now")
     page = enter("owner", f"{USAGE}?key={made['key']['id']}")
     use(site, made, 3)
@@ -74,7 +74,7 @@ def test_a_use_is_on_the_page_at_once(site: Site, enter: Enter) -> None:
         page.reload()
         return "Allowed 3" in page.inner_text("main")
 
-    # Another worker writes its counts within half a second.
+    # Other workers write their counts within half a second.
     wait_until(counted)
 
 
@@ -88,7 +88,7 @@ def test_usage_passes_axe_in_both_themes_and_on_a_phone(site: Site, enter: Enter
         assert violations(page) == []
 
 
-def test_no_other_room_sees_the_use_of_a_key(site: Site) -> None:
+def test_other_environments_and_organizations_do_not_see_a_keys_usage(site: Site) -> None:
     made = site.made("live-used-here")
     count(site, made["key"], "valid", 987_654)
     forms, key = site.forms(), made["key"]["id"]

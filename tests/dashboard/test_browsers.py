@@ -35,5 +35,5 @@ CHROME = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/150.0.0.0"
         ("", "Unknown browser"),
     ],
 )
-def test_a_session_is_named_as_its_owner_knows_it(user_agent: str, name: str) -> None:
+def test_a_user_agent_is_named_by_browser_and_system(user_agent: str, name: str) -> None:
     assert browser_name(user_agent) == name

@@ -1,4 +1,4 @@
-"""A browser in which an account signed in before is never kept out by strangers' guesses."""
+"""Strangers' guesses never lock out a browser in which the account signed in before."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ HOSTS = count(1)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # Behind a proxy, so that strangers come from many addresses.
+    # Behind a proxy, so strangers can use many addresses.
     with running(tmp_path_factory.mktemp("server") / "data", workers=2, behind_proxy=1) as up:
         up.owner().close()
         yield up
 
 
 class Browser:
-    """Keeps cookies that only a browser would send to a server without TLS."""
+    """Keeps Secure cookies and sends them over plain HTTP, as browsers do to localhost."""
 
     def __init__(self, server: Server, address: str = "") -> None:
         self.server, self.cookies = server, dict[str, str]()
@@ -59,53 +59,53 @@ def email(server: Server) -> str:
 
 @pytest.fixture
 def known(server: Server, email: str) -> Browser:
-    """Give a browser in which the member signed in once."""
+    """Return a browser in which the member signed in once."""
     browser = Browser(server)
     assert browser.sign_in(email) == 303
     return browser
 
 
 def lock(server: Server, email: str, address: str = "") -> None:
-    """Guess at a password until strangers have to wait."""
+    """Guess the password until strangers are throttled."""
     codes = [Browser(server, address).sign_in(email, WRONG) for _ in range(12)]
     assert codes == [401] * 10 + [429] * 2
 
 
-def test_whoever_knows_the_password_gets_in_from_a_known_browser(
+def test_a_known_browser_signs_in_despite_strangers_guesses(
     server: Server, email: str, known: Browser
 ) -> None:
     lock(server, email)
     assert Browser(server).sign_in(email) == 429
     assert [known.sign_in(email) for _ in range(12)] == [303] * 12
-    # Their own address may be the strangers' as well.
+    # Strangers may even share the member's address.
     lock(server, "nobody@acme.example", known.address)
     assert known.sign_in(email) == 303
-    # A wrong one first, as it happens.
+    # A typo does not lock the member out either.
     assert known.sign_in(email, WRONG) == 401
     assert known.sign_in(email) == 303
 
 
-def test_the_password_is_changed_in_a_known_browser_whatever_strangers_guess(
+def test_a_known_browser_changes_the_password_despite_strangers_guesses(
     server: Server, email: str, known: Browser
 ) -> None:
     lock(server, email)
     page = known.send("GET", "/account")
     change = {"csrf": token_in(page), "current_password": PASSWORD, "password": OTHER}
     assert known.send("POST", "/account/password", change).status_code == 303
-    # The browser is known with the new password, too.
+    # The browser stays known after the change.
     assert known.sign_in(email, OTHER) == 303
 
 
-def test_429_a_device_has_ten_guesses_of_its_own(
+def test_429_a_known_browser_has_ten_guesses_of_its_own(
     server: Server, email: str, known: Browser
 ) -> None:
     assert [known.sign_in(email, WRONG) for _ in range(12)] == [401] * 10 + [429] * 2
     assert known.sign_in(email) == 429
-    # Nobody else waits for that.
+    # Other browsers are not throttled.
     assert Browser(server).sign_in(email) == 303
 
 
-def test_a_cookie_that_is_not_of_the_account_counts_as_none(
+def test_a_forged_or_another_accounts_cookie_is_ignored(
     server: Server, email: str, known: Browser
 ) -> None:
     text = known.cookies[DEVICE_COOKIE]
@@ -120,7 +120,7 @@ def test_a_cookie_that_is_not_of_the_account_counts_as_none(
         assert forger.sign_in(email) == 429, odd
 
 
-def test_a_device_is_unknown_after_a_set_up_link_or_another_password(
+def test_a_set_up_link_or_a_new_password_invalidates_device_cookies(
     server: Server, email: str, known: Browser
 ) -> None:
     before = dict(known.cookies)
@@ -140,17 +140,19 @@ def test_a_device_is_unknown_after_a_set_up_link_or_another_password(
     assert setting_up.sign_in(email) == 303
 
 
-def test_the_cookie_says_nothing_and_stays_with_the_browser(
+def test_the_device_cookie_is_opaque_and_outlives_the_session(
     server: Server, email: str, known: Browser
 ) -> None:
     accepted = Browser(server)
     path = new_person(server, f"new-{next(HOSTS)}")
     answer = accepted.send("POST", path, {"password": PASSWORD})
     (line,) = [
-        one for one in answer.headers.get_list("set-cookie") if one.startswith(DEVICE_COOKIE)
+        header
+        for header in answer.headers.get_list("set-cookie")
+        if header.startswith(DEVICE_COOKIE)
     ]
-    for said in ("HttpOnly", "Secure", "Path=/", "SameSite=lax", f"Max-Age={400 * 86_400}"):
-        assert said in line
+    for attribute in ("HttpOnly", "Secure", "Path=/", "SameSite=lax", f"Max-Age={400 * 86_400}"):
+        assert attribute in line
     assert "Domain" not in line
     text = known.cookies[DEVICE_COOKIE]
     assert re.fullmatch(r"[\w-]{22}\.[0-9a-f]{64}", text)
@@ -159,7 +161,7 @@ def test_the_cookie_says_nothing_and_stays_with_the_browser(
     csrf = {"csrf": token_in(known.send("GET", "/account"))}
     known.send("POST", "/sign-out", csrf)
     assert set(known.cookies) == {DEVICE_COOKIE}
-    # It opens nothing by itself.
+    # The device cookie alone gives no access.
     assert known.send("GET", "/account").status_code == 303
     assert known.sign_in(email) == 303
     csrf = {"csrf": token_in(known.send("GET", "/account"))}

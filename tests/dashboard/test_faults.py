@@ -1,4 +1,4 @@
-"""What breaks where nobody expected it is told as a page to a browser, as JSON to a program."""
+"""Unexpected errors are a page for browsers and JSON for API clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.database import database_of
 from tests.support.server import OWNER, PASSWORD, Server
 
 
-def test_500_an_unexpected_fault_is_a_page_that_names_its_line_in_the_log(
+def test_500_an_unexpected_error_page_names_the_request_id_in_the_log(
     start: Callable[..., Server],
 ) -> None:
     server = start()
@@ -31,12 +31,15 @@ def test_500_an_unexpected_fault_is_a_page_that_names_its_line_in_the_log(
     assert broken.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in broken.headers["content-security-policy"]
     assert 'href="/"' in broken.text
-    # Nothing of the session, nor of what broke.
+    # The page reveals neither the user nor the cause.
     assert OWNER not in broken.text
     assert "passkeys" not in broken.text
     (reference,) = re.findall(r"<code>(req_[0-9a-f]{16})</code>", broken.text)
     assert reference == broken.headers["wardkey-request-id"]
     assert f"request {reference} failed" in server.output
     with server.client(server.first_key) as program:
-        told = program.get("/v2/receipts/rcp_any")
-    assert (told.status_code, told.headers["content-type"]) == (500, "application/problem+json")
+        problem = program.get("/v2/receipts/rcp_any")
+    assert (problem.status_code, problem.headers["content-type"]) == (
+        500,
+        "application/problem+json",
+    )

@@ -1,4 +1,4 @@
-"""A body that is not a form is refused at every form, without a fault of the server's."""
+"""Every form rejects a malformed body without a server error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BODIES = {
 
 
 def form_paths() -> list[str]:
-    """Return every path of the dashboard that takes a form, with ids that do not exist."""
+    """Return the path of every dashboard form, with ids that do not exist."""
     routes = [route for route in create_app().routes if isinstance(route, APIRoute)]
     paths = {
         route.path
@@ -45,7 +45,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_what_is_not_a_form_is_refused_at_every_form(single: Server, name: str) -> None:
+def test_every_form_rejects_a_malformed_body(single: Server, name: str) -> None:
     kind, body = BODIES[name]
     headers = {b"Content-Type": kind.encode("latin-1")} if kind else {}
     paths = form_paths()

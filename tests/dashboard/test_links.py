@@ -10,11 +10,11 @@ from tests.support.server import PASSWORD, Server
 from wardkey.actions.accounts.people import LINK_MS
 from wardkey.db.schema import invitations, setup_links
 
-GONE = "This link doesn't work"
+INVALID_LINK = "This link doesn't work"
 
 
 def new_person(server: Server, name: str) -> str:
-    """Invite somebody through the API; return the path of the page."""
+    """Invite a new user through the API; return the path of the invitation page."""
     with server.owner() as owner:
         made = owner.post(
             "/v2/invitations", json={"email": f"{name}@acme.example", "role": "viewer"}
@@ -24,7 +24,7 @@ def new_person(server: Server, name: str) -> str:
 
 
 def setup_path(server: Server, email: str) -> str:
-    """Have the operator make a set-up link; return the path of the page."""
+    """Create a set-up link as the operator; return its path."""
     done = server.cli("setup-link", email)
     assert done.returncode == 0, done.stderr
     return f"/setup/{done.stdout.strip().rpartition('/')[2]}"
@@ -40,10 +40,10 @@ def member(server: Server, name: str) -> str:
 
 
 def token_in(page: httpx.Response) -> str:
-    """Return the token that the page's forms send."""
-    found = re.search(r'name="csrf" value="(\w+)"', page.text)
-    assert found is not None
-    return found[1]
+    """Return the CSRF token of the page's forms."""
+    match = re.search(r'name="csrf" value="(\w+)"', page.text)
+    assert match is not None
+    return match[1]
 
 
 def signs_in(server: Server, email: str, password: str) -> bool:
@@ -70,7 +70,7 @@ def test_a_set_up_link_works_once(server: Server) -> None:
     email = member(server, "once")
     path = setup_path(server, email)
     with server.client() as anyone:
-        for _ in range(2):  # looking at it does not use it up
+        for _ in range(2):  # opening the link does not use it up
             page = anyone.get(path)
             assert page.status_code == 200
             assert email in page.text
@@ -83,14 +83,14 @@ def test_a_set_up_link_works_once(server: Server) -> None:
         anyone.cookies.clear()
         for answer in (anyone.get(path), anyone.post(path, data={"password": PASSWORD})):
             assert answer.status_code == 401
-            assert GONE in answer.text
+            assert INVALID_LINK in answer.text
             assert email not in answer.text
             assert is_safe(answer)
     assert signs_in(server, email, "a new password, longer")
     assert not signs_in(server, email, PASSWORD)
 
 
-def test_a_new_password_ends_what_was_signed_in_before(server: Server) -> None:
+def test_a_new_password_ends_earlier_sessions(server: Server) -> None:
     email = member(server, "before")
     with server.client() as anyone:
         token = anyone.post("/v2/user-tokens", json={"email": email, "password": PASSWORD}).json()[
@@ -115,7 +115,7 @@ def test_401_a_set_up_link_older_than_seven_days_or_replaced(server: Server) -> 
 
 
 @pytest.mark.parametrize(
-    ("password", "told"),
+    ("password", "expected"),
     [
         ("elevenchars", "12 to 256 characters"),
         ("x" * 257, "12 to 256 characters"),
@@ -125,13 +125,15 @@ def test_401_a_set_up_link_older_than_seven_days_or_replaced(server: Server) -> 
         ("x" * 1025, ""),
     ],
 )
-def test_400_a_weak_password_uses_no_link_up(server: Server, password: str, told: str) -> None:
+def test_400_a_weak_password_does_not_use_up_the_link(
+    server: Server, password: str, expected: str
+) -> None:
     path = setup_path(server, "owner@acme.example")
     with server.client() as anyone:
         answer = anyone.post(path, data={"password": password})
         assert answer.status_code == 400, answer.text
-        if told:
-            assert told in answer.text
+        if expected:
+            assert expected in answer.text
             assert 'role="alert"' in answer.text
             assert is_safe(answer)
             assert password not in answer.text
@@ -140,12 +142,12 @@ def test_400_a_weak_password_uses_no_link_up(server: Server, password: str, told
         assert anyone.get(path).status_code == 200
 
 
-def test_an_account_is_signed_in_to_before_it_accepts(server: Server) -> None:
+def test_an_existing_account_signs_in_before_it_accepts_an_invitation(server: Server) -> None:
     email = member(server, "known")
-    # They have an account here already, and were invited a second time.
+    # A former member keeps the account and is invited again.
     with server.owner() as owner:
         listed = owner.get("/v2/members").json()["members"]
-        (user_id,) = [one["user_id"] for one in listed if one["email"] == email]
+        (user_id,) = [row["user_id"] for row in listed if row["email"] == email]
         owner.delete(f"/v2/members/{user_id}")
     path = new_person(server, "known")
     with server.client() as anyone:
@@ -162,7 +164,7 @@ def test_an_account_is_signed_in_to_before_it_accepts(server: Server) -> None:
         assert f'name="next" value="{path}"' in anyone.get(to_sign_in).text
         back = anyone.post("/sign-in", data={"email": email, "password": PASSWORD, "next": path})
         assert (back.status_code, back.headers["location"]) == (303, path)
-        # A cookie for TLS alone, which the client would not send here by itself.
+        # httpx would not send the Secure cookie over plain HTTP.
         cookie = back.headers["set-cookie"].partition(";")[0]
         accepting = f"{path}/accept"
         with server.client(Cookie=cookie) as user:
@@ -176,12 +178,12 @@ def test_an_account_is_signed_in_to_before_it_accepts(server: Server) -> None:
             assert "Acme" in user.get(done.headers["location"]).text
             again = user.post(accepting, data=csrf)
             assert again.status_code == 401
-            assert GONE in again.text
+            assert INVALID_LINK in again.text
             back = user.get(accepting)
             assert (back.status_code, back.headers["location"]) == (303, path)
 
 
-def test_an_account_does_not_accept_an_invitation_of_another(server: Server) -> None:
+def test_an_account_cannot_accept_an_invitation_for_another_address(server: Server) -> None:
     email = member(server, "somebody")
     path = new_person(server, "else")
     with server.client() as anyone:
@@ -197,18 +199,18 @@ def test_an_account_does_not_accept_an_invitation_of_another(server: Server) -> 
         assert "Choose a password" in anyone.get(path).text
 
 
-def test_401_an_invitation_that_expired_or_was_never_made(server: Server) -> None:
+def test_401_an_invitation_that_expired_or_never_existed(server: Server) -> None:
     path = new_person(server, "expired")
     age(server, invitations, "expires_at", LINK_MS, email="expired@acme.example")
     with server.client() as anyone:
-        for gone in (path, "/invitations/nothing", "/setup/nothing", "/setup/%ED%A0%80"):
-            answer = anyone.get(gone)
-            assert answer.status_code == 401, gone
-            assert GONE in answer.text
+        for link in (path, "/invitations/nothing", "/setup/nothing", "/setup/%ED%A0%80"):
+            answer = anyone.get(link)
+            assert answer.status_code == 401, link
+            assert INVALID_LINK in answer.text
             assert is_safe(answer)
 
 
-def test_a_name_in_a_link_is_shown_as_text(server: Server) -> None:
+def test_the_address_in_an_invitation_is_escaped(server: Server) -> None:
     email = "a'b&c@acme.example"
     with server.owner() as owner:
         made = owner.post("/v2/invitations", json={"email": email, "role": "viewer"})
@@ -219,9 +221,11 @@ def test_a_name_in_a_link_is_shown_as_text(server: Server) -> None:
     assert "a&#39;b&amp;c@acme.example" in page.text
 
 
-def test_429_guesses_at_links_are_slowed_down(server: Server) -> None:
+def test_429_link_guesses_are_throttled(server: Server) -> None:
     with server.client() as anyone:
-        found = [anyone.post(f"/setup/guess{n}", data={"password": PASSWORD}) for n in range(24)]
-    assert found[0].status_code == 401
-    assert found[-1].status_code == 429
-    assert is_safe(found[-1])
+        responses = [
+            anyone.post(f"/setup/guess{n}", data={"password": PASSWORD}) for n in range(24)
+        ]
+    assert responses[0].status_code == 401
+    assert responses[-1].status_code == 429
+    assert is_safe(responses[-1])
