@@ -40,7 +40,7 @@ def rule(topic_filter: str = "a", effect: str = "allow", priority: int = 10, **m
 def made(client: httpx.Client, *args: Any, **more: Any) -> Any:  # noqa: ANN401 - JSON
     answer = client.post(RULES, json=rule(*args, **more))
     assert answer.status_code == 201, answer.text
-    # What became of live sessions is told once, and is no part of the rule.
+    # `sessions` is the effect of this write on live sessions, not a field of the rule.
     return {name: value for name, value in answer.json().items() if name != "sessions"}
 
 
@@ -66,10 +66,10 @@ def events(client: httpx.Client) -> list[tuple[str, str]]:
     ]
 
 
-# --- the life of a rule --------------------------------------------------------------------
+# --- life cycle of a rule ------------------------------------------------------------------
 
 
-def test_a_rule_is_made_shown_changed_and_deleted_and_each_is_in_the_audit(
+def test_a_rule_can_be_created_read_changed_and_deleted_with_an_audit_event_each(
     owner: httpx.Client,
 ) -> None:
     subject = {"kind": "username", "value": "agent-*"}
@@ -89,12 +89,12 @@ def test_a_rule_is_made_shown_changed_and_deleted_and_each_is_in_the_audit(
     assert [done for done, target in events(owner) if target == new["id"]] == expected_events
 
 
-def test_rules_are_listed_by_priority_and_then_by_age(owner: httpx.Client) -> None:
+def test_rules_are_listed_by_priority_then_age(owner: httpx.Client) -> None:
     ids = [made(owner, priority=priority)["id"] for priority in (20, 10, 10)]
     assert [one["id"] for one in listed(owner)] == [ids[1], ids[2], ids[0]]
 
 
-def test_all_rules_are_replaced_at_once_and_keep_their_order(owner: httpx.Client) -> None:
+def test_replacing_all_rules_keeps_their_order(owner: httpx.Client) -> None:
     before = made(owner)
     wanted = [rule(f"t/{n}", priority=n // 100) for n in range(1_000)]
     answer = owner.put(RULES, json={"rules": wanted})
@@ -117,10 +117,10 @@ def test_one_bad_rule_among_many_replaces_nothing(owner: httpx.Client) -> None:
     assert listed(owner) == before
 
 
-# --- who may -------------------------------------------------------------------------------
+# --- permissions ---------------------------------------------------------------------------
 
 
-def test_403_viewers_read_and_try_rules_and_change_none(
+def test_403_viewers_can_read_and_simulate_rules_but_not_change_them(
     server: Server, owner: httpx.Client
 ) -> None:
     where = f"{RULES}/{made(owner)['id']}"
@@ -139,14 +139,14 @@ def test_403_viewers_read_and_try_rules_and_change_none(
     assert len(listed(owner)) == 1
 
 
-def test_403_a_publishable_key_sees_no_rules(server: Server, owner: httpx.Client) -> None:
+def test_403_a_publishable_key_cannot_read_rules(server: Server, owner: httpx.Client) -> None:
     page = owner.post("/v2/keys", json={"name": "live-acl-page", "type": "publishable"}).json()
     with server.client(page["secret"]) as key:
         answer = key.get(RULES)
     assert (answer.status_code, answer.json()["code"]) == (403, "secret_key_required")
 
 
-def test_live_and_test_have_rules_of_their_own(server: Server, owner: httpx.Client) -> None:
+def test_live_and_test_have_separate_rules(server: Server, owner: httpx.Client) -> None:
     new = made(owner)
     with server.owner(Wardkey_Environment="test") as tester:
         assert listed(tester) == []
@@ -163,7 +163,9 @@ def test_live_and_test_have_rules_of_their_own(server: Server, owner: httpx.Clie
     assert listed(owner) == [new]
 
 
-def test_a_rule_is_for_a_client_of_its_own_environment(server: Server, owner: httpx.Client) -> None:
+def test_a_rule_only_accepts_a_client_of_its_own_environment(
+    server: Server, owner: httpx.Client
+) -> None:
     with server.owner(Wardkey_Environment="test") as tester:
         there = tester.post("/v2/clients", json={"username": "acl-there"}).json()
     here = owner.post("/v2/clients", json={"username": "acl-here"}).json()
@@ -213,7 +215,7 @@ def test_a_rule_is_for_a_client_of_its_own_environment(server: Server, owner: ht
         ({"typo": 1}, "invalid_request", "typo", ""),
     ],
 )  # fmt: skip
-def test_400_a_rule_against_the_rules_is_told_with_its_place(
+def test_400_an_invalid_rule_is_reported_with_its_field(
     owner: httpx.Client, fields: dict[str, object], code: str, field: str, told: str
 ) -> None:
     kept = made(owner)
@@ -227,7 +229,7 @@ def test_400_a_rule_against_the_rules_is_told_with_its_place(
     assert listed(owner) == [kept]
 
 
-def test_409_an_exception_above_a_denial_is_refused_and_both_rules_are_named(
+def test_409_an_allow_above_a_deny_is_rejected_and_names_both_rules(
     owner: httpx.Client,
 ) -> None:
     allow = made(owner, "a/b", priority=10)
@@ -237,11 +239,11 @@ def test_409_an_exception_above_a_denial_is_refused_and_both_rules_are_named(
     assert allow["id"] in answer.json()["detail"]
     assert "deny a/#" in answer.json()["detail"]
     made(owner, "a/#", "deny", 5)
-    # At the end it says no more than what is so anyway.
+    # A final deny-all only repeats the default.
     made(owner, "#", "deny", 100_000)
 
 
-def test_409_a_plus_that_the_broker_takes_for_a_hash_is_refused(owner: httpx.Client) -> None:
+def test_409_a_plus_that_the_broker_reads_as_a_hash_is_rejected(owner: httpx.Client) -> None:
     everything = made(owner, "a/#")
     for topic_filter in ("a", "a/+", "a/b/c"):
         made(owner, topic_filter)
@@ -254,7 +256,7 @@ def test_409_a_plus_that_the_broker_takes_for_a_hash_is_refused(owner: httpx.Cli
 # --- presets -------------------------------------------------------------------------------
 
 
-def test_a_preset_is_made_once_and_over_other_rules_only_when_that_is_said(
+def test_a_preset_applies_once_and_replaces_other_rules_only_on_request(
     owner: httpx.Client,
 ) -> None:
     for preset in owner.get("/v2/acl/presets").json()["presets"]:
@@ -300,7 +302,7 @@ PAGE = {"kind": "publishable_key", "username": ""}
         ("chat", ME, "subscribe", "inbox/agent-01/#", True),
     ],
 )
-def test_a_preset_allows_what_it_says(
+def test_a_preset_allows_what_it_promises(
     owner: httpx.Client,
     preset: str,
     who: dict[str, str],
@@ -328,7 +330,7 @@ def test_the_broker_can_hold_every_preset(name: PresetName) -> None:
 # --- the simulator -------------------------------------------------------------------------
 
 
-def test_the_simulator_names_the_saved_rule_that_decides(owner: httpx.Client) -> None:
+def test_the_simulator_names_the_deciding_saved_rule(owner: httpx.Client) -> None:
     allow = made(owner, "agents/{username}/#")
     told = asked(owner, "agents/agent-01/state")
     assert told["allowed"] is True
@@ -343,7 +345,7 @@ def test_the_simulator_names_the_saved_rule_that_decides(owner: httpx.Client) ->
     assert (told["allowed"], told["rule"]["id"]) == (False, deny["id"])
 
 
-def test_the_simulator_tries_rules_that_are_not_saved(owner: httpx.Client) -> None:
+def test_the_simulator_evaluates_unsaved_rules(owner: httpx.Client) -> None:
     made(owner, "#", "deny")
     rules = [rule("b"), rule("a", action="subscribe"), rule("a", priority=20)]
     told = asked(owner, "a", rules=rules)
@@ -368,7 +370,7 @@ def test_the_simulator_tries_rules_that_are_not_saved(owner: httpx.Client) -> No
         ({"kind": "everyone"}, {"kind": "secret_key"}, True),
     ],
 )
-def test_the_simulator_asks_as_anybody(
+def test_the_simulator_evaluates_any_subject(
     owner: httpx.Client,
     subject: dict[str, str],
     who: dict[str, str],
@@ -384,7 +386,7 @@ def test_the_simulator_asks_as_anybody(
     assert told["allowed"] == allowed
 
 
-def test_the_simulator_takes_the_user_name_of_a_client_from_its_record(
+def test_the_simulator_reads_a_clients_username_from_its_record(
     owner: httpx.Client,
 ) -> None:
     name = f"acl-{uuid.uuid4().hex[:8]}"
@@ -398,7 +400,7 @@ def test_the_simulator_takes_the_user_name_of_a_client_from_its_record(
         assert not asked(owner, "a/agent-01", who=who, rules=rules)["allowed"]
 
 
-def test_404_the_simulator_asks_as_no_client_that_is_not_here(
+def test_404_the_simulator_only_finds_clients_of_its_own_scope(
     server: Server, owner: httpx.Client
 ) -> None:
     made = owner.post("/v2/clients", json={"username": f"acl-{uuid.uuid4().hex[:8]}"})
@@ -439,7 +441,7 @@ def test_a_claim_that_would_widen_a_rule_allows_nothing(owner: httpx.Client) -> 
         ({"rules": [rule("a+")]}, "invalid_topic_filter"),
     ],
 )
-def test_400_a_question_that_means_nothing_is_refused(
+def test_400_a_meaningless_simulation_is_rejected(
     owner: httpx.Client, fields: dict[str, object], code: str
 ) -> None:
     body = {"who": {"kind": "client"}, "action": "publish", "topic": "a", **fields}

@@ -29,7 +29,7 @@ ADDRESSES = (f"203.0.113.{number}" for number in range(1, 250))
 
 @dataclass
 class World:
-    """A deployment that trusts issuers on loopback, and such an issuer."""
+    """A deployment that trusts loopback issuers, with a mock issuer."""
 
     server: Server
     issuer: MockIssuer
@@ -39,7 +39,7 @@ class World:
     made: dict[str, str] = field(default_factory=dict)
 
     def provider(self, place: str = "", **more: Any) -> Any:  # noqa: ANN401 - JSON
-        """Trust an OIDC issuer of its own, below a new prefix unless one is given."""
+        """Create a provider with its own OIDC issuer, under a new prefix unless one is given."""
         place = place or next(PLACES)
         name = more.get("name", place)
         wanted = {
@@ -69,7 +69,7 @@ class World:
         return answer.json()
 
     def anyone(self, address: str = "", **headers: str) -> httpx.Client:
-        """Come from an address of one's own, so that nobody is held up for others' failures."""
+        """Return a client with its own address, so other clients' failures can't throttle it."""
         return self.server.client("", X_Forwarded_For=address or next(ADDRESSES), **headers)
 
     def keyless(self, token: str, **more: object) -> httpx.Response:
@@ -109,7 +109,7 @@ def refused(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["code"]
 
 
-def test_a_key_exchanges_a_token_of_supabases_shape(world: World) -> None:
+def test_a_key_exchanges_a_supabase_token(world: World) -> None:
     place = next(PLACES)
     made = world.owner.post(
         PROVIDERS,
@@ -155,7 +155,7 @@ def test_a_key_exchanges_a_token_of_supabases_shape(world: World) -> None:
         assert refused(answer) == (401, "invalid_token")
 
 
-def test_without_a_key_the_issuer_says_whose_token_it_is(world: World) -> None:
+def test_without_a_key_the_issuer_identifies_the_provider(world: World) -> None:
     made = world.provider(limits={"keyless_may_exchange": True})
     token = world.issuer.of_oidc(made["name"], "ec", email="Ada@acme.example")
     answer = world.keyless(token)
@@ -163,7 +163,7 @@ def test_without_a_key_the_issuer_says_whose_token_it_is(world: World) -> None:
     told = answer.json()
     assert (told["user_id"], told["user_email"]) == ("abc", "ada@acme.example")
     named = world.keyless(token, integration_id=made["id"])
-    # Whoever it is, with a key or without, has one name.
+    # The user has the same name with and without a key.
     by_key = world.exchange(made["name"], token)
     names = {one.json()["mqtt_username"] for one in (answer, named, by_key)}
     assert len(names) == 1
@@ -171,7 +171,7 @@ def test_without_a_key_the_issuer_says_whose_token_it_is(world: World) -> None:
     assert {event["action"] for event in told["events"]} == {"grant.exchanged"}
 
 
-def test_an_id_token_that_a_real_sign_in_gave_is_exchanged(world: World) -> None:
+def test_an_id_token_from_a_real_sign_in_is_exchanged(world: World) -> None:
     people = {"ada@acme.example": {"password": "of a test", "sub": "ada", "team": "hall-b"}}
     with oidc_provider(people) as issuer:
         token = issuer.id_token("ada@acme.example", "of a test")
@@ -186,14 +186,14 @@ RSA: RSAKey = RSAKey.generate_key(2048, {"kid": "rsa"})
 
 
 def access_token(issuer: str, **more: object) -> str:
-    """Sign a token as Amazon Cognito makes its access tokens: `client_id`, and no `aud`."""
+    """Sign an access token like Amazon Cognito's: with `client_id`, without `aud`."""
     now = int(time.time())
     claims: dict[str, Any] = {"iss": issuer, "sub": "abc", "client_id": CLIENT, **more}
     claims |= {"token_use": "access", "exp": now + 600, "iat": now}
     return jwt.encode({"alg": "RS256", "kid": "rsa"}, claims, RSA, ["RS256"])
 
 
-def test_an_issuer_that_has_a_key_set_alone_is_trusted(world: World) -> None:
+def test_an_issuer_with_only_a_key_set_is_trusted(world: World) -> None:
     with issuing() as place:
         jwks = place.puts("/d/keys?p=B2C_1_in", {"keys": [RSA.as_dict(private=False)]})
         wanted = {"issuer": "urn:acme:b2c", "jwks_uri": jwks, "audience_claim": "client_id"}
@@ -207,18 +207,18 @@ def test_an_issuer_that_has_a_key_set_alone_is_trusted(world: World) -> None:
             refusal = world.exchange("b2c", access_token("urn:acme:b2c", aud=CLIENT, **wrong))
             assert refused(refusal) == (401, "invalid_token")
             assert "client_id is" in refusal.json()["detail"]
-        # Another key set: what the first one said is not known any more.
+        # With another key set, keys of the first one are no longer trusted.
         other = place.puts("/other", {"keys": []})
         assert world.owner.patch(path, json={"jwks_uri": other}).json()["keys_url"] == other
         assert refused(world.exchange("b2c", token)) == (401, "invalid_token")
         assert {"/other", "/d/keys?p=B2C_1_in"} == set(place.asked)
-        # Without one the issuer has to be a URL again, and has to say itself where its keys are.
+        # Without a key set the issuer must be a URL again, to discover its keys.
         cleared = world.owner.patch(path, json={"jwks_uri": ""})
         assert refused(cleared) == (400, "invalid_provider")
         assert [one["field"] for one in cleared.json()["errors"]] == ["issuer"]
 
 
-def test_keys_that_are_rotated_while_it_runs_are_found_and_none_is_asked_for_twice(
+def test_keys_rotated_at_run_time_are_found_and_each_is_fetched_once(
     world: World,
 ) -> None:
     place = world.provider()["name"]
@@ -236,11 +236,11 @@ def test_keys_that_are_rotated_while_it_runs_are_found_and_none_is_asked_for_twi
         answers = list(pool.map(lambda _: world.exchange(place, stranger), range(40)))
     assert {refused(answer) for answer in answers} == {(401, "invalid_token")}
     assert "nowhere" in answers[0].json()["detail"]
-    # One was asked for just now, so no stranger's kid has them asked for again.
+    # The keys were fetched just now, so an unknown kid doesn't cause another fetch.
     assert world.issuer.fetches(f"/{place}/jwks") == 2
 
 
-def test_an_unknown_kid_asks_once_however_many_come(world: World) -> None:
+def test_concurrent_tokens_with_an_unknown_kid_cause_one_fetch(world: World) -> None:
     place = world.provider()["name"]
     world.granted(place)
     tokens = [
@@ -255,7 +255,7 @@ def test_an_unknown_kid_asks_once_however_many_come(world: World) -> None:
     assert world.issuer.fetches(f"/{place}/jwks") == 2
 
 
-def test_no_exchange_waits_for_another_providers_issuer(world: World) -> None:
+def test_an_exchange_does_not_wait_for_another_providers_issuer(world: World) -> None:
     quick, slow = world.provider()["name"], world.provider()["name"]
     world.granted(quick)
     token, other = world.issuer.of_oidc(slow), world.issuer.of_oidc(quick)
@@ -346,7 +346,7 @@ def trusted(world: World) -> str:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_401_a_token_that_is_not_right_is_refused_with_the_reason(
+def test_401_an_invalid_token_is_rejected_with_the_reason(
     world: World, trusted: str, name: str
 ) -> None:
     make, told = HOSTILE[name]
@@ -359,7 +359,7 @@ def test_401_a_token_that_is_not_right_is_refused_with_the_reason(
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_413_a_token_of_a_mebibyte_is_not_read(world: World, trusted: str) -> None:
+def test_413_a_token_of_one_mebibyte_is_rejected(world: World, trusted: str) -> None:
     for size in (40_000, 1 << 20, (1 << 20) + 50):
         answer = world.exchange(trusted, "x" * size)
         assert refused(answer) == (413, "body_too_large")
@@ -384,13 +384,13 @@ def test_413_a_token_of_a_mebibyte_is_not_read(world: World, trusted: str) -> No
         (b'{"token": "\\ud800.a.b", "provider": "\\ud800"}', "malformed_json"),
     ],
 )
-def test_400_a_body_of_another_form_is_told_so(world: World, body: bytes, code: str) -> None:
+def test_400_a_malformed_body_is_reported(world: World, body: bytes, code: str) -> None:
     answer = world.key.post(EXCHANGE, content=body, headers={"Content-Type": "application/json"})
     assert refused(answer) == (400, code), answer.text
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_null_in_an_optional_field_is_as_if_it_were_absent(world: World) -> None:
+def test_null_in_an_optional_field_means_absent(world: World) -> None:
     name = world.provider()["name"]
     with world.server.client(world.server.first_key) as server:
         empty = {"ttl": None, "organization_id": None, "integration_id": None}
@@ -402,12 +402,12 @@ def test_null_in_an_optional_field_is_as_if_it_were_absent(world: World) -> None
     assert refused(world.keyless(**asked)) == (401, "invalid_token")
 
 
-def test_415_what_is_no_json_is_told_so(world: World) -> None:
+def test_415_a_body_that_is_not_json_is_reported(world: World) -> None:
     answer = world.key.post(EXCHANGE, content=b"{}", headers={"Content-Type": "text/plain"})
     assert refused(answer) == (415, "unsupported_media_type")
 
 
-def test_an_audience_in_a_list_and_a_moment_of_leeway_are_taken(world: World, trusted: str) -> None:
+def test_an_audience_list_and_a_small_clock_skew_are_accepted(world: World, trusted: str) -> None:
     for token in (
         world.issuer.of_oidc(trusted, aud=["api", CLIENT]),
         world.issuer.of_oidc(trusted, exp=int(time.time()) - 10),
@@ -416,7 +416,7 @@ def test_an_audience_in_a_list_and_a_moment_of_leeway_are_taken(world: World, tr
         assert world.exchange(trusted, token).status_code == 200
 
 
-def test_422_a_claim_that_is_needed_is_named(world: World) -> None:
+def test_422_a_missing_claim_is_named(world: World) -> None:
     place = world.provider(mapping={"username_from": "email"})["name"]
     answer = world.exchange(place, world.issuer.of_oidc(place))
     assert refused(answer) == (422, "claim_missing")
@@ -430,7 +430,7 @@ def test_422_a_claim_that_is_needed_is_named(world: World) -> None:
     assert [one["field"] for one in answer.json()["errors"]] == ["uid"]
 
 
-def test_of_two_providers_with_one_issuer_one_has_to_be_named(world: World) -> None:
+def test_two_providers_with_the_same_issuer_require_a_provider_name(world: World) -> None:
     place = next(PLACES)
     one, other = (world.provider(place, name=f"{place}-{n}", audiences=[f"a{n}"]) for n in (1, 2))
     token = world.issuer.of_oidc(place, aud="a2")
@@ -445,7 +445,7 @@ def test_of_two_providers_with_one_issuer_one_has_to_be_named(world: World) -> N
     assert world.key.post(EXCHANGE, json={"token": token}).status_code == 200
 
 
-def test_503_says_that_the_issuer_is_away_and_known_keys_do_meanwhile(world: World) -> None:
+def test_503_while_the_issuer_is_down_and_cached_keys_keep_working(world: World) -> None:
     warm, cold = world.provider(), world.provider()
     tokens = {one["name"]: world.issuer.of_oidc(one["name"]) for one in (warm, cold)}
     assert world.exchange(warm["name"], tokens[warm["name"]]).status_code == 200
@@ -457,7 +457,7 @@ def test_503_says_that_the_issuer_is_away_and_known_keys_do_meanwhile(world: Wor
             assert refused(answer) == (503, "key_set_unavailable")
             assert int(answer.headers["retry-after"]) >= 1
             assert "127.0.0.1" in answer.json()["detail"]
-        # Keys that were purged are not used any more, whether their issuer is there or not.
+        # Purged keys are no longer used, even while their issuer is unreachable.
         purge = f"{PROVIDERS}/{warm['id']}/purge-keys"
         assert world.owner.post(purge).status_code == 204
         answer = world.exchange(warm["name"], tokens[warm["name"]])
@@ -471,7 +471,7 @@ def test_503_says_that_the_issuer_is_away_and_known_keys_do_meanwhile(world: Wor
 LOST = ["a.b", "a_b", "a-b", "a+b", "a/b", "a#b", "a*b", "a@b", "A_B", "a|b", "ä_b", "a_b" * 40]
 
 
-def test_users_whose_ids_differ_in_lost_characters_have_names_of_their_own(world: World) -> None:
+def test_user_ids_that_differ_only_in_dropped_characters_get_distinct_names(world: World) -> None:
     one, other = world.provider()["name"], world.provider()["name"]
     grants = [world.granted(place, sub=sub) for place in (one, other) for sub in LOST]
     assert [grant["user_id"] for grant in grants] == LOST * 2
@@ -480,7 +480,7 @@ def test_users_whose_ids_differ_in_lost_characters_have_names_of_their_own(world
     assert all(re.fullmatch(r"[a-z0-9_]{1,64}@org_\w+", name) for name in names)
 
 
-def test_an_exchange_may_be_repeated_and_the_person_stays_the_same(world: World) -> None:
+def test_a_repeated_exchange_keeps_the_same_user(world: World) -> None:
     place = world.provider()["name"]
     token = world.issuer.of_oidc(place)
     told = [world.exchange(place, token).json() for _ in range(3)]
@@ -490,7 +490,7 @@ def test_an_exchange_may_be_repeated_and_the_person_stays_the_same(world: World)
     assert {world.status(one) for one in told} == {"active"}
 
 
-def test_a_refresh_gives_a_new_password_and_a_second_one_ends_the_family(world: World) -> None:
+def test_a_refresh_returns_a_new_password_and_a_reuse_revokes_the_family(world: World) -> None:
     first = world.granted()
     apart = world.granted(first["provider"])
     second = world.refreshed(first)
@@ -510,7 +510,7 @@ def test_a_refresh_gives_a_new_password_and_a_second_one_ends_the_family(world: 
     assert [event["target_id"] for event in events["events"]] == [first["token_id"]]
 
 
-def test_401_a_refresh_needs_the_id_and_the_password_of_one_grant(world: World) -> None:
+def test_401_a_refresh_needs_the_id_and_password_of_the_same_grant(world: World) -> None:
     one, other = world.granted(), world.granted()
     for wrong in (
         {**one, "mqtt_password": other["mqtt_password"]},
@@ -527,7 +527,7 @@ def _without_id(answer: httpx.Response) -> bytes:
     return answer.content.replace(answer.json()["request_id"].encode(), b"")
 
 
-def test_without_a_key_all_that_is_not_found_is_one_answer(world: World) -> None:
+def test_without_a_key_every_not_found_response_is_the_same(world: World) -> None:
     place = world.provider(limits={"keyless_may_exchange": True})["name"]
     closed = world.provider()["name"]
     disabled = world.provider(limits={"keyless_may_exchange": True})
@@ -564,18 +564,18 @@ def test_without_a_key_all_that_is_not_found_is_one_answer(world: World) -> None
     assert len({_without_id(answer) for answer in answers.values()}) == 1
     heads = [{k for k in answer.headers if k != "date"} for answer in answers.values()]
     assert all(head == heads[0] for head in heads)
-    # Whoever names no place is told so; nothing that exists is told by that.
+    # A missing organization has its own error, which reveals nothing about existing ones.
     nowhere = world.keyless(good, organization_id="")
     assert refused(nowhere) == (401, "missing_credentials")
     assert "organization_id" in nowhere.json()["detail"]
     assert nowhere.headers["access-control-allow-origin"] == "*"
-    # A time that nobody could give is told alike, whatever is there.
+    # An invalid TTL gets the same error whether or not the organization exists.
     for where in (world.org_id, unknown):
         answer = world.keyless(good, organization_id=where, ttl=5)
         assert refused(answer) == (400, "invalid_ttl")
 
 
-def test_429_after_a_hundred_wrong_tokens_and_right_ones_at_that_address_go_on(
+def test_429_after_a_hundred_bad_tokens_while_valid_ones_from_that_address_pass(
     world: World,
 ) -> None:
     trusted = world.provider(limits={"keyless_may_exchange": True})["name"]
@@ -583,7 +583,7 @@ def test_429_after_a_hundred_wrong_tokens_and_right_ones_at_that_address_go_on(
     body = {"organization_id": world.org_id, "token": "nothing"}
     with world.anyone(address) as client:
         codes = [client.post(EXCHANGE, json=body).status_code for _ in range(110)]
-        # One more is due for each second that this takes.
+        # Each second of this loop allows one more attempt.
         assert codes[:100] == [401] * 100
         assert codes[-1] == 429
         many = client.post(EXCHANGE, json=body, headers={"Origin": "https://acme.example"})
@@ -599,7 +599,7 @@ def test_429_after_a_hundred_wrong_tokens_and_right_ones_at_that_address_go_on(
         assert client.post(EXCHANGE, json=taken, headers=shown).status_code == 200
 
 
-def test_whoever_shows_a_key_is_told_what_is_missing(world: World, trusted: str) -> None:
+def test_a_caller_with_a_key_learns_what_is_missing(world: World, trusted: str) -> None:
     token = world.issuer.of_oidc(trusted)
     assert refused(world.exchange("nobody", token)) == (404, "provider_not_found")
     foreign = world.issuer.of_oidc("nobody")
@@ -623,7 +623,7 @@ def test_whoever_shows_a_key_is_told_what_is_missing(world: World, trusted: str)
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_a_page_exchanges_where_its_key_and_the_provider_allow_it(world: World) -> None:
+def test_a_page_can_exchange_where_its_key_and_the_provider_allow_it(world: World) -> None:
     closed = world.provider()["name"]
     place = world.provider(limits={"publishable_may_exchange": True})["name"]
     page = world.new_key(type="publishable", allowed_origins=["https://acme.example"])["secret"]
@@ -671,21 +671,23 @@ def test_a_preflight_is_answered_for_every_origin(world: World, path: str) -> No
     "path", [EXCHANGE, "/v2/tokens/refresh", "/oauth/token", "/publish", "/v1/publish"]
 )
 @pytest.mark.parametrize("query", ["", "?a=%00"])
-def test_a_page_reads_what_is_refused_before_any_route(world: World, path: str, query: str) -> None:
+def test_a_page_can_read_an_error_raised_before_routing(
+    world: World, path: str, query: str
+) -> None:
     with world.server.client(Origin="https://acme.example") as browser:
         answer = browser.post(f"{path}{query}", content=b"" if query else b"x" * 1_100_000)
         assert refused(answer) == ((400, "invalid_request") if query else (413, "body_too_large"))
         assert answer.headers["access-control-allow-origin"] == "*"
-        # What no page of another site may ask it learns nothing of.
+        # A page learns nothing from routes that other sites may not call.
         other = browser.post("/v2/keys", content=b"x" * 1_100_000)
         assert refused(other) == (413, "body_too_large")
         assert "access-control-allow-origin" not in other.headers
 
 
-def test_429_a_provider_takes_as_many_exchanges_as_its_limit_says(world: World) -> None:
+def test_429_a_provider_enforces_its_exchange_limit(world: World) -> None:
     rate = {"limit": 2, "period_s": 3600, "burst": 2}
     place = world.provider(limits={"rate": rate})["name"]
-    # Whoever holds no token of the issuer uses up nothing.
+    # Requests without a valid issuer token don't count against the limit.
     for _ in range(5):
         assert world.exchange(place, _altered(world, place)).status_code == 401
     codes = [world.exchange(place, world.issuer.of_oidc(place)).status_code for _ in range(3)]
@@ -698,7 +700,7 @@ def test_429_a_provider_takes_as_many_exchanges_as_its_limit_says(world: World) 
 
 
 @pytest.mark.parametrize("ttl", [29, 0, -1, 86_401, 10**18])
-def test_400_a_grant_lasts_half_a_minute_to_a_day(world: World, trusted: str, ttl: int) -> None:
+def test_400_a_grant_lasts_from_30_seconds_to_a_day(world: World, trusted: str, ttl: int) -> None:
     answer = world.exchange(trusted, world.issuer.of_oidc(trusted), ttl=ttl)
     assert refused(answer) == (400, "invalid_ttl")
     answer = world.key.post("/v2/tokens/create", json={"user_email": "a@acme.example", "ttl": ttl})
@@ -719,7 +721,7 @@ def test_a_grant_never_lasts_longer_than_its_provider_allows(world: World) -> No
     assert until - made == pytest.approx(600)
 
 
-def test_a_server_makes_grants_for_users_of_its_own(world: World) -> None:
+def test_a_server_creates_grants_for_its_own_users(world: World) -> None:
     def create(client: httpx.Client, **more: object) -> httpx.Response:
         return client.post("/v2/tokens/create", json={"user_email": "Eve@acme.example", **more})
 
@@ -754,7 +756,7 @@ def test_a_server_makes_grants_for_users_of_its_own(world: World) -> None:
             assert create(person).status_code == (200 if role == "admin" else 403)
 
 
-def test_grants_are_listed_in_pages_and_by_whose_they_are(world: World) -> None:
+def test_grants_are_listed_in_pages_and_filtered_by_subject(world: World) -> None:
     place = world.provider()
     key = world.new_key()
     grants = []
@@ -801,7 +803,7 @@ def test_grants_are_listed_in_pages_and_by_whose_they_are(world: World) -> None:
     assert refused(there) == (404, "grant_not_found")
 
 
-def test_a_grant_is_revoked_alone_and_refreshes_no_more(world: World) -> None:
+def test_revoking_a_grant_ends_only_that_grant_and_its_refreshes(world: World) -> None:
     one, other = world.granted(), world.granted()
     path = f"/v2/tokens/{one['token_id']}"
     assert world.owner.delete(path).json()["status"] == "revoked"
@@ -815,7 +817,7 @@ def test_a_grant_is_revoked_alone_and_refreshes_no_more(world: World) -> None:
 
 
 @pytest.mark.parametrize("by", ["user_id", "user_email", "provider_id", "key_id"])
-def test_grants_are_revoked_many_at_once(world: World, by: str) -> None:
+def test_grants_can_be_revoked_in_bulk(world: World, by: str) -> None:
     places = [world.provider(), world.provider()]
     keys = [world.new_key(), world.new_key()]
 
@@ -843,7 +845,7 @@ def test_grants_are_revoked_many_at_once(world: World, by: str) -> None:
     assert answer.json() == {"sessions": None, "revoked": 2}
     everyone = (hit, same_user, same_provider, same_key)
     assert [one for one in everyone if world.status(one) == "revoked"] == [hit, ended]
-    # Whoever exchanges anew after that is in again.
+    # A new exchange after the revocation is accepted.
     assert world.status(grant(0, 0, "a")) == "active"
     assert world.owner.post("/v2/tokens/revoke", json={by: subject}).json()["revoked"] == 1
 
@@ -860,7 +862,7 @@ def test_grants_are_revoked_many_at_once(world: World, by: str) -> None:
         ({"user_id": "nobody"}, (200, None)),
     ],
 )
-def test_a_revocation_names_one_kind_of_subject(
+def test_a_revocation_takes_exactly_one_kind_of_subject(
     world: World, body: dict[str, object], told: tuple[int, str | None]
 ) -> None:
     answer = world.owner.post("/v2/tokens/revoke", json=body)
@@ -887,7 +889,7 @@ def test_grants_end_with_their_provider_or_key_and_outlive_its_disabling(world: 
     assert [world.status(one) for one in by_key] == ["revoked", "revoked", "active"]
 
 
-def test_403_a_suspended_organization_exchanges_nothing(world: World, trusted: str) -> None:
+def test_403_a_suspended_organization_cannot_exchange_tokens(world: World, trusted: str) -> None:
     token, grant = world.issuer.of_oidc(trusted), world.granted()
     assert world.server.cli("org", "suspend", "acme").returncode == 0
     try:
@@ -907,7 +909,7 @@ def test_403_a_suspended_organization_exchanges_nothing(world: World, trusted: s
     assert world.exchange(trusted, token).status_code == 200
 
 
-def test_no_password_and_no_token_is_kept_or_logged(world: World, trusted: str) -> None:
+def test_passwords_and_tokens_are_never_stored_or_logged(world: World, trusted: str) -> None:
     token = world.issuer.of_oidc(trusted)
     grant = world.exchange(trusted, token).json()
     world.exchange(trusted, token + "x")
@@ -917,10 +919,10 @@ def test_no_password_and_no_token_is_kept_or_logged(world: World, trusted: str) 
         assert secret not in kept
 
 
-def test_what_is_changed_of_a_provider_holds_in_every_process_at_once(
+def test_a_provider_change_applies_in_every_process_at_once(
     server: Server,
 ) -> None:
-    # Those processes fetch no keys, for the shared secret is all that a legacy project has.
+    # These processes fetch no keys: a legacy project only has its shared secret.
     secret = "a-shared-secret-of-a-legacy-project-0123456789"
     wanted = {
         "kind": "supabase",

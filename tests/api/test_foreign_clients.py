@@ -1,4 +1,4 @@
-"""What clients that others wrote need to know, and get from the doors of token exchange."""
+"""Token exchange responses contain the details that third-party clients need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.database import everything_stored
 __all__ = ["world"]  # pytest finds fixtures by their names here
 
 
-def test_a_refresh_whose_answer_was_lost_is_asked_again_until_the_new_one_is_used(
+def test_a_refresh_with_a_lost_response_can_be_repeated_until_the_new_password_is_used(
     world: World,
 ) -> None:
     first = world.granted()
@@ -24,13 +24,13 @@ def test_a_refresh_whose_answer_was_lost_is_asked_again_until_the_new_one_is_use
     assert refused(world.refreshed(lost)) == (401, "refresh_replayed")
     assert [world.status(one) for one in (lost, found.json(), again)] == ["revoked"] * 3
     assert world.status(apart) == "active", "only the family ends, not the person's other grants"
-    # Nothing of an answer that may be asked for again is kept.
+    # No password of a repeatable response is stored.
     stored = everything_stored(world.server)
     for one in (first, lost, found.json(), again):
         assert one["mqtt_password"].rpartition("_")[2] not in stored
 
 
-def test_429_after_a_hundred_wrong_refreshes_and_right_ones_at_that_address_go_on(
+def test_429_after_a_hundred_bad_refreshes_while_valid_ones_from_that_address_pass(
     world: World,
 ) -> None:
     grant, address = world.granted(), next(ADDRESSES)
@@ -43,7 +43,7 @@ def test_429_after_a_hundred_wrong_refreshes_and_right_ones_at_that_address_go_o
         assert client.post("/v2/tokens/refresh", json=shown).status_code == 200
 
 
-def test_an_app_without_an_origin_is_told_of_allow_native(world: World) -> None:
+def test_the_error_for_an_app_without_an_origin_names_allow_native(world: World) -> None:
     place = world.provider(limits={"publishable_may_exchange": True})["name"]
     made = world.new_key(type="publishable", allowed_origins=["https://acme.example"])
     body = {"provider": place, "token": world.issuer.of_oidc(place)}
@@ -58,7 +58,7 @@ def test_an_app_without_an_origin_is_told_of_allow_native(world: World) -> None:
         assert app.post(EXCHANGE, json=body).status_code == 200
 
 
-def test_a_page_reads_the_public_part_of_its_organization(world: World) -> None:
+def test_a_page_can_read_the_public_part_of_its_organization(world: World) -> None:
     page = world.new_key(type="publishable", allowed_origins=["https://acme.example"])["secret"]
     with world.server.client(page, Origin="https://acme.example") as client:
         told = client.get("/v2/organization")
@@ -74,7 +74,7 @@ def test_a_page_reads_the_public_part_of_its_organization(world: World) -> None:
     assert answer.headers["access-control-allow-methods"] == "GET, OPTIONS"
 
 
-def test_a_key_that_any_page_can_use_is_warned_of(world: World) -> None:
+def test_a_key_usable_from_any_page_gets_a_warning(world: World) -> None:
     told: dict[str, object] = {"type": "publishable", "name": "live-chat-page"}
     (warning,) = world.new_key(**told)["warnings"]
     assert "allowed_origins" in warning
@@ -87,7 +87,7 @@ def test_a_key_that_any_page_can_use_is_warned_of(world: World) -> None:
     assert world.owner.patch(path, json={"allowed_origins": []}).json()["warnings"] == [warning]
 
 
-def test_the_test_of_a_provider_names_the_user_as_the_exchange_does(world: World) -> None:
+def test_a_provider_test_reports_the_same_user_as_the_exchange(world: World) -> None:
     made = world.provider()
     token = world.issuer.of_oidc(made["name"], sub="user_42")
     exchanged = world.exchange(made["name"], token).json()["mqtt_username"].partition("@")[0]
@@ -98,7 +98,7 @@ def test_the_test_of_a_provider_names_the_user_as_the_exchange_does(world: World
     assert unsaved.json()["identity"]["username"] == "user_42_…"
 
 
-def test_without_a_key_the_answer_names_the_setting_that_may_be_off(world: World) -> None:
+def test_without_a_key_the_error_names_the_setting_to_check(world: World) -> None:
     place = world.provider()["name"]
     answer = world.keyless(world.issuer.of_oidc(place))
     assert refused(answer) == (401, "invalid_token")
@@ -106,7 +106,7 @@ def test_without_a_key_the_answer_names_the_setting_that_may_be_off(world: World
 
 
 @pytest.mark.parametrize("path", [EXCHANGE, "/v2/tokens/refresh", "/oauth/token"])
-def test_a_page_reads_when_to_come_again_and_the_requests_id(world: World, path: str) -> None:
+def test_a_page_can_read_retry_after_and_the_request_id(world: World, path: str) -> None:
     with world.server.client(Origin="https://acme.example") as browser:
         answer = browser.post(path, json={})
     readable = answer.headers["access-control-expose-headers"].split(", ")

@@ -1,4 +1,4 @@
-"""Every entry point says of bad input what came and what is taken, in the same sentences."""
+"""Every entry point reports bad input in the same words: the value sent and the format expected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wardkey.api import acl, clients, keys, organization, people, providers, sch
 from wardkey.domain.errors import InvalidRequest
 from wardkey.web.request_faults import validation_failure
 
-# What pydantic itself would say.
+# Pydantic's own wording.
 FOREIGN = (
     "Input should", "Field required", "Extra inputs", "unable to parse", "Expected `", "Object ",
 )  # fmt: skip
@@ -44,7 +44,7 @@ def request_of(route: APIRoute) -> Request:
 
 
 def model_of(route: APIRoute) -> type[BaseModel]:
-    """Return what a route's body is read as; a body may be left out of some."""
+    """Return the model of a route's body, without `None` if the body is optional."""
     assert route.body_field is not None
     kind: Any = route.body_field.field_info.annotation
     model: type[BaseModel] = (typing.get_args(kind) or (kind,))[0]
@@ -52,7 +52,7 @@ def model_of(route: APIRoute) -> type[BaseModel]:
 
 
 def faults_of(route: APIRoute) -> Iterator[RequestValidationError]:
-    """Yield what the framework finds wrong with a body, for each field and many values."""
+    """Yield the framework's validation errors of a body, for each field and many values."""
     model = model_of(route)
     bodies: list[Any] = [*VALUES, {"no_such_field": 1}]
     bodies += [{name: value} for name in model.model_fields for value in VALUES]
@@ -68,7 +68,7 @@ def faults_of(route: APIRoute) -> Iterator[RequestValidationError]:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
-def test_no_fault_of_a_body_is_told_in_the_librarys_words(route: APIRoute) -> None:
+def test_validation_errors_never_use_the_librarys_wording(route: APIRoute) -> None:
     count = 0
     for fault in faults_of(route):
         failure = validation_failure(fault, request_of(route))
@@ -85,8 +85,8 @@ def test_no_fault_of_a_body_is_told_in_the_librarys_words(route: APIRoute) -> No
 
 
 @pytest.mark.parametrize("kind", typing.get_args(core_schema.ErrorType))
-def test_every_type_of_error_that_pydantic_has_gets_a_sentence_of_ours(kind: str) -> None:
-    """Whatever a model will give one day, its text doesn't leave."""
+def test_every_pydantic_error_type_has_our_own_message(kind: str) -> None:
+    """No pydantic text is returned, even for error types that no model raises today."""
     route = next(one for one in ROUTES if one.name == "issue_key")
     fault = RequestValidationError(
         [{"type": kind, "loc": ("body", "rate_limit", "burst"), "msg": "Input should", "input": 0}],
@@ -99,7 +99,7 @@ def test_every_type_of_error_that_pydantic_has_gets_a_sentence_of_ours(kind: str
         assert "a whole number from 1 to 1,000,000,000" in failure.detail
 
 
-def test_every_model_of_a_body_is_among_those_that_are_tried() -> None:
+def test_every_body_model_is_covered() -> None:
     tried = set(map(model_of, ROUTES))
     described = {
         model
@@ -109,7 +109,7 @@ def test_every_model_of_a_body_is_among_those_that_are_tried() -> None:
     inputs = {model for model in _all_inputs(schemas.Input) if not model.__name__.startswith("_")}
     inside = {_name for model in tried for _name in _inner(model)}
     left = {model.__name__ for model in inputs - tried - described} - inside
-    # What others are made of.
+    # Base classes of other models.
     assert left <= {"KeyFields", "ProviderFields"}, left
 
 
@@ -125,7 +125,7 @@ def _inner(model: type[BaseModel]) -> Iterator[str]:
     yield schema.get("title", "")
 
 
-# An entry point: its path, a body that it takes, and the field that the tests spoil.
+# An entry point: its path, a valid body, and the field that the tests make invalid.
 DOORS: dict[str, tuple[str, dict[str, Any], str]] = {
     "rest": ("/v2/keys", {"name": "live-input-faults", "type": "secret"}, "name"),
     "verify": ("/v2/keys/verify", {"key": "x"}, "key"),
@@ -137,13 +137,13 @@ DOORS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lane", "framework"])
 def ask(request: pytest.FixtureRequest, server: Server) -> Iterator[Callable[..., Any]]:
-    """Ask an entry point, through the lane or past it."""
+    """Call an entry point, through the fast path or around it."""
     with server.client(server.first_key) as key:
 
         def asked(door: str, body: str | bytes, **headers: str) -> Any:  # noqa: ANN401 - any JSON
             content = body if isinstance(body, bytes) else body.encode()
             told = {"Content-Type": "application/json", **headers}
-            # The lane leaves bodies of an unknown length to the framework.
+            # The fast path leaves bodies of unknown length to the framework.
             sent = content if request.param else iter([content])
             return key.post(DOORS[door][0], content=sent, headers=told).json()
 
@@ -152,13 +152,15 @@ def ask(request: pytest.FixtureRequest, server: Server) -> Iterator[Callable[...
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # Input is judged before the storage is asked, so one kind of it is enough.
+    # Input is validated before the storage is queried, so one storage is enough.
     with running(tmp_path_factory.mktemp("faults") / "data", no_messaging=0) as up:
         yield up
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_400_json_is_told_by_line_and_column(ask: Callable[..., Any], door: str) -> None:
+def test_400_invalid_json_is_reported_by_line_and_column(
+    ask: Callable[..., Any], door: str
+) -> None:
     name = DOORS[door][2]
     told = ask(door, f'{{\n  "{name}": "x",\n  "b" 1\n}}')
     assert (told["status"], told["code"]) == (400, "malformed_json")
@@ -171,7 +173,7 @@ def test_400_json_is_told_by_line_and_column(ask: Callable[..., Any], door: str)
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_400_an_empty_body_is_called_empty(ask: Callable[..., Any], door: str) -> None:
+def test_400_an_empty_body_is_reported_as_empty(ask: Callable[..., Any], door: str) -> None:
     for body in ("", "  \n"):
         told = ask(door, body)
         assert (told["status"], told["code"]) == (400, "malformed_json")
@@ -179,7 +181,7 @@ def test_400_an_empty_body_is_called_empty(ask: Callable[..., Any], door: str) -
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_400_an_unknown_field_gets_the_known_ones(ask: Callable[..., Any], door: str) -> None:
+def test_400_an_unknown_field_lists_the_known_fields(ask: Callable[..., Any], door: str) -> None:
     _, good, name = DOORS[door]
     told = ask(door, json.dumps({**good, f"{name}s": 1}))
     assert (told["status"], told["code"]) == (400, "invalid_request")
@@ -189,7 +191,7 @@ def test_400_an_unknown_field_gets_the_known_ones(ask: Callable[..., Any], door:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_400_a_missing_field_and_a_wrong_type_are_told_alike(
+def test_400_missing_fields_and_wrong_types_are_reported_the_same_way(
     ask: Callable[..., Any], door: str
 ) -> None:
     _, good, name = DOORS[door]
@@ -230,7 +232,7 @@ SPOILT: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", SPOILT)
-def test_400_the_fields_of_a_key_are_told_with_their_form(
+def test_400_an_invalid_key_field_is_reported_with_its_expected_format(
     ask: Callable[..., Any], case: str
 ) -> None:
     spoilt, says = SPOILT[case]
@@ -239,9 +241,7 @@ def test_400_the_fields_of_a_key_are_told_with_their_form(
     assert says in told["detail"]
 
 
-def test_a_secret_in_a_wrong_place_is_never_repeated(
-    ask: Callable[..., Any], server: Server
-) -> None:
+def test_a_misplaced_secret_is_never_echoed(ask: Callable[..., Any], server: Server) -> None:
     secret = server.first_key
     for door, (_, good, name) in DOORS.items():
         for spoilt in ({secret: 1}, {name: [secret]}, {name: {"a": secret}}):
@@ -254,14 +254,14 @@ def test_a_secret_in_a_wrong_place_is_never_repeated(
 
 
 @pytest.mark.parametrize("query", ["{key}", "{key}=1", "search={key}", "key=Bearer+{key}"])
-def test_a_key_in_a_url_is_refused_as_a_name_too(server: Server, query: str) -> None:
+def test_a_key_as_a_query_parameter_name_is_rejected_too(server: Server, query: str) -> None:
     with server.client(server.first_key) as key:
         answer = key.get(f"/v2/keys?{query.format(key=server.first_key)}")
     assert (answer.status_code, answer.json()["code"]) == (400, "credential_in_url")
     assert server.first_key not in answer.text
 
 
-def test_a_name_that_a_client_made_up_is_cut(ask: Callable[..., Any]) -> None:
+def test_a_long_unknown_field_name_is_truncated(ask: Callable[..., Any]) -> None:
     told = ask("rest", json.dumps({"x" * 5_000: 1}))
     assert len(told["detail"]) < 1_000
     told = ask("verify", json.dumps({"key": "x", "\n\u001b[31m": 1}))
@@ -279,7 +279,9 @@ def test_a_name_that_a_client_made_up_is_cut(ask: Callable[..., Any]) -> None:
     ],
     ids=["near", "text", "bound", "one of"],
 )
-def test_400_a_parameter_is_told_as_a_field_is(server: Server, query: str, says: str) -> None:
+def test_400_a_bad_parameter_is_reported_like_a_bad_field(
+    server: Server, query: str, says: str
+) -> None:
     with server.client(server.first_key) as key:
         told = key.get(f"/v2/keys?{query}").json()
     assert (told["status"], told["code"]) == (400, "invalid_request")

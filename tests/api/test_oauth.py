@@ -53,7 +53,7 @@ def test_an_oauth_library_exchanges_and_refreshes(world: World, trusted: str, me
         again = session.refresh_token(url, told["refresh_token"])
         assert again["access_token"] != told["access_token"]
         assert again["mqtt_username"] == told["mqtt_username"]
-        # As if the answer had been lost; the one that came then is used.
+        # As if the response was lost; the next one is used.
         once_more = session.refresh_token(url, told["refresh_token"])
         session.refresh_token(url, once_more["refresh_token"])
         with pytest.raises(OAuthError) as refused:
@@ -78,7 +78,7 @@ def test_a_javascript_library_that_encodes_both_parts_exchanges_and_refreshes(
 
 
 @pytest.mark.parametrize("name", ["my_app", ""])
-def test_a_key_is_taken_encoded_by_either_rule_and_raw(
+def test_a_key_is_accepted_raw_and_in_either_encoding(
     world: World, trusted: str, name: str
 ) -> None:
     key = world.server.first_key
@@ -90,7 +90,7 @@ def test_a_key_is_taken_encoded_by_either_rule_and_raw(
         assert answer.status_code == 200, (shown, answer.text)
 
 
-def test_a_form_by_hand_with_a_bearer_key_or_without_any(world: World, trusted: str) -> None:
+def test_a_plain_form_works_with_a_bearer_key_or_without_a_key(world: World, trusted: str) -> None:
     key = world.server.first_key
     for headers in ({"Authorization": f"Bearer {key}"}, {"Wardkey-Api-Key": key}, basic(key)):
         answer = posted(world, asked(world, trusted), **headers)
@@ -105,14 +105,14 @@ def test_a_form_by_hand_with_a_bearer_key_or_without_any(world: World, trusted: 
 
 
 @pytest.mark.parametrize("scope", ["openid", "openid profile email", "offline_access", ""])
-def test_a_scope_is_ignored_and_the_answer_names_the_one_granted(
+def test_a_requested_scope_is_ignored_and_the_response_names_the_granted_one(
     world: World, trusted: str, scope: str
 ) -> None:
     answer = posted(world, asked(world, trusted, scope=scope), **basic(world.server.first_key))
     assert (answer.status_code, answer.json()["scope"]) == (200, "mqtt")
 
 
-def test_a_key_as_the_user_name_of_basic_is_taken(world: World, trusted: str) -> None:
+def test_a_key_as_the_basic_username_is_accepted(world: World, trusted: str) -> None:
     pair = base64.b64encode(f"{world.server.first_key}:".encode()).decode()
     answer = posted(world, asked(world, trusted), Authorization=f"Basic {pair}")
     assert answer.status_code == 200, answer.text
@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[dict[str, str], int, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refusal_has_the_form_of_oauth(world: World, trusted: str, name: str) -> None:
+def test_an_error_has_the_oauth_format(world: World, trusted: str, name: str) -> None:
     more, status, code = REFUSED[name]
     answer = posted(world, asked(world, trusted, **more), **basic(world.server.first_key))
     told = answer.json()
@@ -150,7 +150,7 @@ def test_a_refusal_has_the_form_of_oauth(world: World, trusted: str, name: str) 
     assert answer.headers["cache-control"] == "no-store"
 
 
-def test_a_claim_that_is_missing_is_a_400_of_oauth(world: World) -> None:
+def test_a_missing_claim_is_an_oauth_400(world: World) -> None:
     place = world.provider(mapping={"username_from": "email"})["name"]
     answer = posted(world, asked(world, place), **basic(world.server.first_key))
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
@@ -165,7 +165,7 @@ def test_a_claim_that_is_missing_is_a_400_of_oauth(world: World) -> None:
         ({"Authorization": "Bearer nothing"}, 401, "invalid_client"),
     ],
 )
-def test_401_a_client_that_is_unknown_is_asked_who_it_is(
+def test_401_an_unknown_client_gets_an_authentication_challenge(
     world: World, trusted: str, headers: dict[str, str], status: int, code: str
 ) -> None:
     answer = posted(world, asked(world, trusted), **headers)
@@ -173,7 +173,9 @@ def test_401_a_client_that_is_unknown_is_asked_who_it_is(
     assert answer.headers["www-authenticate"].startswith("Basic ")
 
 
-def test_one_way_to_tell_who_one_is_and_each_parameter_once(world: World, trusted: str) -> None:
+def test_only_one_client_authentication_method_and_no_repeated_parameters(
+    world: World, trusted: str
+) -> None:
     key, form = world.server.first_key, asked(world, trusted)
     for headers in (basic(key), {"Authorization": "Bearer sk_live_other"}):
         answer = posted(world, {**form, "client_secret": key}, **headers)
@@ -190,14 +192,14 @@ def test_one_way_to_tell_who_one_is_and_each_parameter_once(world: World, truste
         assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
 
 
-def test_403_of_a_key_is_an_unauthorized_client(world: World) -> None:
+def test_a_403_for_a_key_becomes_unauthorized_client(world: World) -> None:
     place = world.provider()["name"]
     page = world.new_key(type="publishable")["secret"]
     answer = posted(world, asked(world, place), **basic(page))
     assert (answer.status_code, answer.json()["error"]) == (400, "unauthorized_client")
 
 
-def test_an_issuer_that_is_away_is_a_503_with_the_time_to_wait(world: World) -> None:
+def test_an_unreachable_issuer_is_a_503_with_retry_after(world: World) -> None:
     made = world.provider(name="gone", issuer="http://127.0.0.1:9")
     token = world.issuer.token("rsa", {"iss": made["issuer"], "aud": "my-app", "sub": "abc"})
     form = asked(world, "gone", subject_token=token)

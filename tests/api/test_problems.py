@@ -32,7 +32,7 @@ EVERYONE = {"subject": {"kind": "everyone"}, "action": "both"}
 
 @dataclass
 class World:
-    """One deployment with what most refusals need: people, and keys of several kinds."""
+    """One deployment with the users and keys that most errors need."""
 
     server: Server
     owner: httpx.Client
@@ -165,7 +165,7 @@ class World:
         return answer
 
     def nameless(self) -> httpx.Response:
-        """Ask as a member of two organizations that names none."""
+        """Send a request without an organization as a member of two."""
         made = self.server.cli("org", "create", "Both", "--owner", "owner@acme.example")
         assert made.returncode == 0, made.stderr
         answer = self.owner.get("/v2/keys")
@@ -173,7 +173,7 @@ class World:
         return answer
 
     def ruled(self, *rules: tuple[str, str]) -> httpx.Response:
-        """Put ACL rules for everyone, each an effect and a filter."""
+        """Replace the ACL with rules for everyone, each an effect and a filter."""
         made = [
             {"priority": n, "effect": effect, "filter": topic_filter, **EVERYONE}
             for n, (effect, topic_filter) in enumerate(rules)
@@ -220,7 +220,7 @@ class World:
         return self.exchanged(self.key, provider="auth0")
 
     def exchanged_with_the_legacy_secret(self, **claims: object) -> httpx.Response:
-        """Exchange a token that is signed with a secret, as no issuer is needed for that."""
+        """Exchange a token signed with a shared secret, which needs no issuer."""
         secret = "a-shared-secret-of-a-legacy-project-0123456789"
         url = "https://abcdefgh.supabase.co"
         self.trusts(kind="supabase", project_url=url, legacy_secret=True, secret=secret)
@@ -404,7 +404,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "unusable_file": ("up", "--listen", "127.0.0.1:0", "--data-dir", "/proc/wardkey"),
     "deployment_not_found": ("org", "list", "--data-dir", "nowhere"),
     "already_running": ("master-key", "rotate"),
-    # Nobody makes a folder there, not even root.
+    # Not even root can create a folder there.
     "storage_read_only": ("up", "--listen", "127.0.0.1:0", "--data-dir", "/sys/wardkey"),
     # The last, because it leaves the chain broken.
     "audit_broken": ("audit", "verify"),
@@ -415,12 +415,12 @@ BAD_MESSAGE = "messaging/test_publish.py::test_bad_input_is_refused_with_a_sente
 BROKER_AWAY = "messaging/test_publish.py::test_503_while_the_broker_is_away_and_nothing_was_sent"
 ELSEWHERE = {
     "key_set_unavailable": "api/test_exchange.py::"
-    "test_503_says_that_the_issuer_is_away_and_known_keys_do_meanwhile",
+    "test_503_while_the_issuer_is_down_and_cached_keys_keep_working",
     "provider_changed": "api/test_in_flight.py::"
-    "test_a_token_judged_by_earlier_settings_makes_no_grant",
-    # OAuth has words of its own for them in the answer.
-    "unsupported_grant_type": "api/test_oauth.py::test_a_refusal_has_the_form_of_oauth",
-    "invalid_scope": "api/test_oauth.py::test_a_refusal_has_the_form_of_oauth",
+    "test_a_token_verified_under_earlier_settings_gets_no_grant",
+    # OAuth responses have their own error codes for these.
+    "unsupported_grant_type": "api/test_oauth.py::test_an_error_has_the_oauth_format",
+    "invalid_scope": "api/test_oauth.py::test_an_error_has_the_oauth_format",
     "invalid_payload": BAD_MESSAGE,
     "payload_too_large": BAD_MESSAGE,
     "publish_denied": "messaging/test_publish.py::"
@@ -447,7 +447,7 @@ ELSEWHERE = {
     "sign_in_not_allowed": "browser/test_single_sign_on.py::"
     "test_403_an_address_that_is_not_welcome_stays_outside",
     "account_exists": "api/test_invitations.py::"
-    "test_409_an_account_is_never_opened_by_a_password_beside_a_link",
+    "test_409_an_invitation_link_with_a_password_never_signs_in_to_an_existing_account",
     "account_not_set_up": "browser/test_single_sign_on.py::"
     "test_409_an_invitation_sets_no_password_of_an_account_without_one",
     "identity_not_found": "browser/test_single_sign_on.py::"
@@ -456,7 +456,7 @@ ELSEWHERE = {
     "forged_form": "browser/test_sign_in.py::test_a_forged_form_changes_nothing",
     "form_sent_before": "browser/test_keys.py::test_the_same_form_makes_one_key",
     "browser_session_not_found": "browser/test_sign_in.py::test_sessions_are_listed_and_ended",
-    "expired": "api/test_verify.py::test_expiry_and_grace_end_at_their_second",
+    "expired": "api/test_verify.py::test_expiry_and_grace_period_end_at_their_second",
     "storage_full": "cli/test_up.py::test_a_full_disk_refuses_writes_and_verdicts_go_on",
     "storage_unreachable": "faults/test_postgres_away.py::"
     "test_503_while_postgresql_is_away_and_nothing_is_half_done",
@@ -480,23 +480,23 @@ ELSEWHERE = {
     "revocations_unknown": "cli/test_backup.py::"
     "test_without_a_readable_database_revocations_are_unknown",
     "still_in_use": "api/test_rotations.py::"
-    "test_409_finish_names_the_callers_and_revoke_is_never_held_up",
+    "test_409_finish_names_the_callers_and_revoke_is_never_blocked",
     "not_confirmed": "cli/test_operator.py::"
     "test_a_confirmation_that_is_declined_changes_nothing_and_says_so",
     "metrics_off": "api/test_metrics.py::test_metrics_are_off_without_a_token",
-    "wrong_metrics_token": "api/test_metrics.py::test_metrics_are_told_to_nobody_else",
-    "operator_only": "api/test_problems.py::test_only_the_operator_makes_organizations",
-    "internal_error": "api/test_problems.py::test_500_what_should_not_happen_is_logged_by_its_id",
+    "wrong_metrics_token": "api/test_metrics.py::test_metrics_require_the_right_token",
+    "operator_only": "api/test_problems.py::test_only_the_operator_creates_organizations",
+    "internal_error": "api/test_problems.py::test_500_an_unexpected_error_is_logged_with_its_id",
     "overloaded": "faults/test_costly.py::"
     "test_503_many_sign_ins_at_once_take_bounded_memory_and_hold_up_nobody",
-    "storage_busy": "api/test_problems.py::test_503_while_something_holds_the_database",
-    "database_damaged": "api/test_problems.py::test_a_damaged_file_is_told_by_every_command",
-    "unhealthy_deployment": "api/test_problems.py::test_a_damaged_file_is_told_by_every_command",
-    "headers_too_large": "api/test_problems.py::test_what_is_no_http_is_a_problem_too",
-    "invalid_http": "api/test_problems.py::test_what_is_no_http_is_a_problem_too",
+    "storage_busy": "api/test_problems.py::test_503_while_the_database_is_locked",
+    "database_damaged": "api/test_problems.py::test_every_command_reports_a_damaged_file",
+    "unhealthy_deployment": "api/test_problems.py::test_every_command_reports_a_damaged_file",
+    "headers_too_large": "api/test_problems.py::test_bytes_that_are_not_http_get_a_problem_too",
+    "invalid_http": "api/test_problems.py::test_bytes_that_are_not_http_get_a_problem_too",
 }
 
-# No request leads to these; each with its reason. Whoever makes one reachable moves it up.
+# No request triggers these, each with its reason. Move a code up once it becomes reachable.
 UNREACHED = {
     "quota_exceeded": "Quotas come with billing; the code is reserved.",
     "request_timeout": "It takes 30 seconds of sending nothing, too long for every run.",
@@ -517,7 +517,7 @@ def world(server: Server) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("code", REQUESTS)
-def test_a_request_provokes_each_problem(world: World, code: str) -> None:
+def test_a_request_triggers_each_problem(world: World, code: str) -> None:
     answer = REQUESTS[code](world)
     told = answer.json()
     assert told["code"] == code, answer.text
@@ -529,7 +529,7 @@ def test_a_request_provokes_each_problem(world: World, code: str) -> None:
 
 
 @pytest.mark.parametrize("code", COMMANDS)
-def test_a_command_line_provokes_the_others(world: World, code: str) -> None:
+def test_a_command_triggers_each_other_problem(world: World, code: str) -> None:
     if code == "audit_broken":
         with database_of(world.server) as connection:
             connection.execute(update(audit_events).values(action="edited"))
@@ -538,7 +538,7 @@ def test_a_command_line_provokes_the_others(world: World, code: str) -> None:
     assert f"wardkey: {code}: " in done.stderr
 
 
-def test_every_code_is_provoked_here_or_by_the_test_that_is_named() -> None:
+def test_every_code_is_triggered_here_or_by_a_named_test() -> None:
     known = [*REQUESTS, *COMMANDS, *ELSEWHERE, *UNREACHED]
     assert len(known) == len(set(known))
     assert set(known) == set(ERRORS_BY_CODE)
@@ -547,12 +547,12 @@ def test_every_code_is_provoked_here_or_by_the_test_that_is_named() -> None:
         assert f"def {test}(" in (TESTS / file).read_text(), place
 
 
-def test_only_the_operator_makes_organizations(runner: Runner, owner: Principal) -> None:
+def test_only_the_operator_creates_organizations(runner: Runner, owner: Principal) -> None:
     with pytest.raises(OperatorOnly):
         runner.write(organizations.create, owner, "Mine", "owner@acme.example")
 
 
-def test_500_what_should_not_happen_is_logged_by_its_id(start: Callable[..., Server]) -> None:
+def test_500_an_unexpected_error_is_logged_with_its_id(start: Callable[..., Server]) -> None:
     server = start()
     with database_of(server) as connection:
         connection.execute(text("DROP TABLE receipts"))
@@ -570,7 +570,9 @@ def test_500_what_should_not_happen_is_logged_by_its_id(start: Callable[..., Ser
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 66_000, b"headers_too_large"),
     ],
 )
-def test_what_is_no_http_is_a_problem_too(server: Server, sent: bytes, code: bytes) -> None:
+def test_bytes_that_are_not_http_get_a_problem_too(
+    server: Server, sent: bytes, code: bytes
+) -> None:
     host, _, port = server.url.rpartition("/")[2].rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as line:
         line.sendall(sent)
@@ -580,7 +582,7 @@ def test_what_is_no_http_is_a_problem_too(server: Server, sent: bytes, code: byt
     assert b'"code":"' + code + b'"' in answer.replace(b": ", b":")
 
 
-def test_503_while_something_holds_the_database(server: Server) -> None:
+def test_503_while_the_database_is_locked(server: Server) -> None:
     with server.client(server.first_key) as key:
         with database_of(server) as connection:
             connection.execute(update(feed).values(revision=feed.c.revision))
@@ -590,7 +592,7 @@ def test_503_while_something_holds_the_database(server: Server) -> None:
         assert key.post("/v2/keys", json={**SECRET, "name": "while-held"}).status_code == 201
 
 
-def test_a_damaged_file_is_told_by_every_command(start: Callable[..., Server]) -> None:
+def test_every_command_reports_a_damaged_file(start: Callable[..., Server]) -> None:
     server = start()
     assert server.stop() == 0
     file = server.data_dir / "wardkey.db"

@@ -19,7 +19,7 @@ from wardkey.domain.providers import ALGORITHMS
 
 ROUTE = "/v2/auth-providers"
 SECRET = "a-shared-secret-of-a-legacy-project-0123456789"
-# What people copy out of each vendor's console, and what follows from it.
+# The values people copy from each vendor's console, and the resulting settings.
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "supabase": (
         {"project_url": "https://abcdefgh.supabase.co/"},
@@ -55,7 +55,7 @@ def issuer() -> Iterator[MockIssuer]:
 
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Be the owner of a deployment that trusts issuers at private addresses."""
+    """Sign in as the owner of a deployment that trusts issuers at private addresses."""
     data = tmp_path_factory.mktemp("inside") / "data"
     with running(data, private_issuers=1, workers=2) as up, up.owner() as client:
         yield client
@@ -77,7 +77,7 @@ def actions_on(owner: httpx.Client, target: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_provider_is_made_shown_changed_disabled_and_deleted(
+def test_a_provider_can_be_created_read_changed_disabled_and_deleted(
     owner: httpx.Client, kind: str
 ) -> None:
     fields, issuer = KINDS[kind]
@@ -157,7 +157,7 @@ def test_a_provider_is_made_shown_changed_disabled_and_deleted(
         ),
     ],
 )
-def test_400_a_wrong_setting_is_named(
+def test_400_an_invalid_setting_is_named(
     owner: httpx.Client, wanted: dict[str, Any], field: str
 ) -> None:
     answer = owner.post(ROUTE, json=wanted)
@@ -165,16 +165,14 @@ def test_400_a_wrong_setting_is_named(
     assert [one["field"] for one in answer.json()["errors"]] == [field]
 
 
-def test_a_shared_secret_is_sealed_and_never_told_again(
-    server: Server, owner: httpx.Client
-) -> None:
+def test_a_shared_secret_is_sealed_and_never_returned(server: Server, owner: httpx.Client) -> None:
     wanted = {"kind": "supabase", "name": "legacy", **KINDS["supabase"][0]}
     made = created(owner, **wanted, legacy_secret=True, secret=f" {SECRET}\n")
     path = f"{ROUTE}/{made['id']}"
     assert (made["has_secret"], "HS256" in made["algorithms"]) == (True, True)
     other = SECRET[::-1]
     assert owner.patch(path, json={"secret": other}).json()["has_secret"] is True
-    # Whatever else is changed, the secret stays.
+    # Changing other settings keeps the secret.
     assert owner.patch(path, json={"name": "still-legacy"}).json()["has_secret"] is True
     shown = [owner.get(path).text, owner.get(ROUTE).text, owner.get("/v2/audit-events").text]
     stored = [everything_stored(server), server.output]
@@ -190,7 +188,7 @@ def test_a_shared_secret_is_sealed_and_never_told_again(
     owner.delete(path)
 
 
-def test_a_name_is_taken_once_in_each_environment(owner: httpx.Client) -> None:
+def test_a_provider_name_is_unique_per_environment(owner: httpx.Client) -> None:
     wanted = {"kind": "oidc", **KINDS["oidc"][0]}
     made = created(owner, **wanted)
     assert made["name"] == "oidc"
@@ -209,7 +207,7 @@ def test_a_name_is_taken_once_in_each_environment(owner: httpx.Client) -> None:
         owner.delete(f"{ROUTE}/{one['id']}")
 
 
-def test_an_environment_takes_fifty(owner: httpx.Client) -> None:
+def test_an_environment_has_at_most_fifty_providers(owner: httpx.Client) -> None:
     test = {"Wardkey-Environment": "test"}
     wanted = {"kind": "firebase", "project_id": "acme-app-1"}
     for place in range(50):
@@ -223,7 +221,7 @@ READERS = {"admin": 201, "member": 403, "viewer": 403}
 
 
 @pytest.mark.parametrize("role", READERS)
-def test_403_only_owners_and_admins_change_providers(
+def test_403_only_owners_and_admins_can_change_providers(
     server: Server, owner: httpx.Client, role: str
 ) -> None:
     theirs = created(owner, kind="firebase", project_id="acme-app-1", name=f"seen-by-{role}")
@@ -247,7 +245,7 @@ def test_403_only_owners_and_admins_change_providers(
             assert refused(answer) == (403, "not_permitted")
 
 
-def test_403_a_key_needs_the_permission_and_a_page_never_has_it(
+def test_403_a_key_needs_the_permission_and_a_publishable_key_never_has_it(
     server: Server, owner: httpx.Client
 ) -> None:
     def key(**more: object) -> str:
@@ -264,7 +262,7 @@ def test_403_a_key_needs_the_permission_and_a_page_never_has_it(
             assert client.post(ROUTE, json=wanted).status_code == writes
 
 
-def test_without_the_setting_no_issuer_is_at_a_private_address(owner: httpx.Client) -> None:
+def test_without_the_setting_private_issuer_addresses_are_rejected(owner: httpx.Client) -> None:
     plain = {"kind": "oidc", "issuer": "http://127.0.0.1:9", "audiences": [CLIENT]}
     assert refused(owner.post(ROUTE, json=plain)) == (400, "invalid_provider")
     for host in ("127.0.0.1:9", "localhost:9", "[::1]:9", "169.254.169.254", "10.0.0.1"):
@@ -275,7 +273,7 @@ def test_without_the_setting_no_issuer_is_at_a_private_address(owner: httpx.Clie
         assert "public" in told["steps"][0]["detail"], told
 
 
-def test_400_settings_that_could_not_be_saved_are_not_tested(owner: httpx.Client) -> None:
+def test_400_settings_that_cannot_be_saved_cannot_be_tested(owner: httpx.Client) -> None:
     legacy = {"kind": "supabase", **KINDS["supabase"][0], "legacy_secret": True}
     for more in ({}, {"secret": "too short"}):
         answer = owner.post(f"{ROUTE}/test", json={"provider": {**legacy, **more}, "token": "eyJ"})
@@ -298,7 +296,7 @@ def first_fault(told: Any) -> str:  # noqa: ANN401 - JSON
     return faults[0] if faults else ""
 
 
-def test_the_test_says_step_by_step_where_a_token_fails(
+def test_a_provider_test_shows_step_by_step_where_a_token_fails(
     inside: httpx.Client, issuer: MockIssuer
 ) -> None:
     now = int(time.time())
@@ -350,7 +348,7 @@ def test_the_test_says_step_by_step_where_a_token_fails(
     )
 
 
-def test_the_test_without_a_token_looks_at_the_keys(
+def test_a_provider_test_without_a_token_checks_the_keys(
     inside: httpx.Client, issuer: MockIssuer
 ) -> None:
     wanted = {"kind": "oidc", "issuer": f"{issuer.url}/keys-only", "audiences": [CLIENT]}
@@ -359,7 +357,7 @@ def test_the_test_without_a_token_looks_at_the_keys(
     assert told["steps"] == [{"step": "keys", "ok": True, "detail": ""}]
     asked = issuer.fetches("/keys-only/jwks")
     checked(inside, wanted)
-    # What is remembered is not what is tested.
+    # The test fetches the keys again instead of using the cache.
     assert issuer.fetches("/keys-only/jwks") == asked + 1
     away = checked(inside, {**wanted, "issuer": "http://127.0.0.1:9"})
     assert (away["ok"], away["steps"][0]["step"]) == (False, "keys")
@@ -370,7 +368,7 @@ def test_the_test_without_a_token_looks_at_the_keys(
 RSA: RSAKey = RSAKey.generate_key(2048, {"kid": "rsa"})
 
 
-def test_null_in_a_setting_is_as_if_it_were_left_out(owner: httpx.Client) -> None:
+def test_null_in_a_setting_means_absent(owner: httpx.Client) -> None:
     bare = created(owner, kind="oidc", name="bare", **KINDS["oidc"][0])
     mapping = dict.fromkeys(bare["mapping"])
     wanted = dict.fromkeys(("project_url", "legacy_secret", "secret", "project_id", "domain"))
@@ -391,7 +389,7 @@ def test_null_in_a_setting_is_as_if_it_were_left_out(owner: httpx.Client) -> Non
         assert refused(answer) == (400, "invalid_request")
 
 
-def test_the_test_names_the_keys_that_are_left_out(inside: httpx.Client) -> None:
+def test_a_provider_test_names_the_ignored_keys(inside: httpx.Client) -> None:
     weak = {"kty": "RSA", "kid": "weak", "n": "AQAB", "e": "AQAB"}
     good = {**RSA.as_dict(private=False), "alg": None, "use": None, "key_ops": None}
     with issuing() as place:
@@ -421,7 +419,7 @@ def test_a_key_set_is_fetched_only_from_public_addresses(owner: httpx.Client) ->
     )
 
 
-def test_the_test_of_a_legacy_project_takes_the_shared_secret(inside: httpx.Client) -> None:
+def test_a_provider_test_of_a_legacy_project_uses_the_shared_secret(inside: httpx.Client) -> None:
     now = int(time.time())
     wanted = {
         "kind": "supabase",
@@ -447,7 +445,7 @@ def test_the_test_of_a_legacy_project_takes_the_shared_secret(inside: httpx.Clie
     assert first_fault(checked(inside, wanted, service)) == "role"
 
 
-def test_400_a_shared_secret_is_asked_for_by_the_test_too(inside: httpx.Client) -> None:
+def test_400_a_provider_test_requires_the_shared_secret_too(inside: httpx.Client) -> None:
     wanted = {"kind": "firebase", "project_id": "x"}
     assert refused(inside.post(f"{ROUTE}/test", json={"provider": wanted})) == (
         400,
@@ -457,7 +455,7 @@ def test_400_a_shared_secret_is_asked_for_by_the_test_too(inside: httpx.Client) 
     assert refused(nobody) == (404, "provider_not_found")
 
 
-def test_changes_of_several_people_at_once_all_stay(owner: httpx.Client) -> None:
+def test_concurrent_changes_by_several_people_are_all_kept(owner: httpx.Client) -> None:
     made = created(owner, kind="firebase", project_id="acme-app-1", name="shared")
     path = f"{ROUTE}/{made['id']}"
     changes: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""Who still uses an old secret, and ending a rotation only when nobody does."""
+"""Callers of an old secret; a rotation can only finish once there are none."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def owner(server: Server) -> Iterator[httpx.Client]:
 
 
 def rotated(owner: httpx.Client, name: str, grace: str = "24h") -> tuple[str, str, str]:
-    """Issue a key and rotate it; return its id, the old secret and the new one."""
+    """Issue and rotate a key; return its id, the old secret and the new one."""
     made = owner.post("/v2/keys", json={"name": name, "type": "secret"}).json()
     key_id = made["key"]["id"]
     answer = owner.post(f"/v2/keys/{key_id}/rotate", json={"grace": grace})
@@ -64,7 +64,9 @@ def told(owner: httpx.Client, key_id: str, text: str) -> dict[str, Any]:
     return shown
 
 
-def test_callers_are_told_by_address_program_and_route(server: Server, owner: httpx.Client) -> None:
+def test_callers_are_listed_by_address_program_and_route(
+    server: Server, owner: httpx.Client
+) -> None:
     key_id, old, new = rotated(owner, "live-callers")
     assert use(server, old, route="POST /v1/invoices?page=2") == "valid"
     assert use(server, old) == "valid"
@@ -98,7 +100,7 @@ def test_callers_are_told_by_address_program_and_route(server: Server, owner: ht
     assert (other.status_code, other.json()["code"]) == (404, "secret_not_found")
 
 
-def test_409_finish_names_the_callers_and_revoke_is_never_held_up(
+def test_409_finish_names_the_callers_and_revoke_is_never_blocked(
     server: Server, owner: httpx.Client
 ) -> None:
     key_id, old, new = rotated(owner, "live-finish-used")
@@ -117,7 +119,7 @@ def test_409_finish_names_the_callers_and_revoke_is_never_held_up(
 
 @contextmanager
 def beside(server: Server) -> Iterator[Database]:
-    """Open the server's database as another process of the deployment."""
+    """Open the server's database like another process of the deployment."""
     url = str(server.settings.get("database_url", ""))
     options = {"data_dir": server.data_dir, "database_url": url}
     with open_deployment(load_config({}, options)) as opened:
@@ -130,7 +132,7 @@ def flush_a_use(database: Database, key_id: str, text: str, address: str) -> Non
     usage.flush()
 
 
-def test_what_another_process_flushed_is_seen_at_once_by_all_that_read_it(
+def test_usage_flushed_by_another_process_is_visible_at_once(
     server: Server, owner: httpx.Client
 ) -> None:
     key_id, old, new = rotated(owner, "live-pending")
@@ -150,7 +152,7 @@ def test_what_another_process_flushed_is_seen_at_once_by_all_that_read_it(
     assert named == ["10.9.0.4", "10.9.0.2", "10.9.0.1"]
 
 
-def test_nothing_is_finished_while_a_use_stands_that_cannot_be_merged(
+def test_finish_is_blocked_while_a_recorded_use_cannot_be_merged(
     server: Server, owner: httpx.Client
 ) -> None:
     key_id, old, new = rotated(owner, "live-unmerged")
@@ -163,7 +165,7 @@ def test_nothing_is_finished_while_a_use_stands_that_cannot_be_merged(
         rename("hours", "aside")
         try:
             flush_a_use(database, key_id, old, "10.9.0.1")
-            # The answer to a fault ends its connection.
+            # A 500 response closes its connection.
             with server.owner() as refused:
                 assert refused.post(f"/v2/keys/{key_id}/finish").status_code == 500
             assert owner.get(f"/v2/keys/{key_id}").status_code == 200
@@ -198,7 +200,9 @@ def test_finish_revokes_all_but_the_newest_with_receipts(
     assert owner.get("/v2/audit-events/verify").json()["holds"]
 
 
-def test_403_a_member_sees_callers_but_cannot_finish(server: Server, owner: httpx.Client) -> None:
+def test_403_a_member_can_list_callers_but_cannot_finish(
+    server: Server, owner: httpx.Client
+) -> None:
     key_id, old, new = rotated(owner, "live-finish-member")
     page = owner.post("/v2/keys", json={"name": "live-page-key", "type": "publishable"}).json()
     with server.person("member") as person:
@@ -214,7 +218,7 @@ def test_403_a_member_sees_callers_but_cannot_finish(server: Server, owner: http
     assert [use(server, old), use(server, new)] == ["valid", "valid"]
 
 
-def test_forward_auth_tells_of_a_grace_when_it_began_and_ends(
+def test_forward_auth_returns_the_start_and_end_of_a_grace_period(
     server: Server, owner: httpx.Client
 ) -> None:
     key_id, old, new = rotated(owner, "live-grace-headers", "1h")
@@ -236,7 +240,9 @@ def test_forward_auth_tells_of_a_grace_when_it_began_and_ends(
         assert "sunset" not in ask(endless)
 
 
-def test_grace_ends_at_its_millisecond_in_both_workers(server: Server, owner: httpx.Client) -> None:
+def test_a_grace_period_ends_at_its_millisecond_in_both_workers(
+    server: Server, owner: httpx.Client
+) -> None:
     assert server.process is not None
     port, group = int(server.url.rpartition(":")[2]), server.process.pid
     clients: dict[int, httpx.Client] = {}
@@ -259,7 +265,7 @@ def test_grace_ends_at_its_millisecond_in_both_workers(server: Server, owner: ht
         assert {code for at, code in there if at >= end} == {"expired"}
 
 
-def test_a_kill_costs_the_callers_of_the_last_second_at_most(
+def test_a_kill_loses_at_most_the_last_second_of_callers(
     start: Callable[..., Server], storage_url: str
 ) -> None:
     server = start(database_url=storage_url)
@@ -280,7 +286,7 @@ def test_a_kill_costs_the_callers_of_the_last_second_at_most(
     assert len([at for at in used if at < killed - 1]) <= kept <= len(used)
 
 
-# --- without a server, where stored times can be moved -----------------------------------------
+# --- without a server, so stored times can be changed -------------------------------------------
 
 
 @pytest.fixture
@@ -328,7 +334,7 @@ def test_finish_is_refused_until_the_last_use_is_an_hour_old(
     assert [one.kid for one in end_rotation(runner, admin, made.key.id).receipts] == [made.kid]
 
 
-def test_finish_never_revokes_the_newest_though_the_clock_was_set_back(
+def test_finish_never_revokes_the_newest_secret_even_if_the_clock_is_set_back(
     runner: Runner, admin: Principal
 ) -> None:
     made = issue(runner, admin, "live-clock")
@@ -339,7 +345,7 @@ def test_finish_never_revokes_the_newest_though_the_clock_was_set_back(
     assert (done.kept, [one.kid for one in done.receipts]) == (newest.kid, [made.kid])
 
 
-def test_finish_leaves_a_secret_that_was_made_after_the_callers_were_read(
+def test_finish_keeps_a_secret_created_after_the_callers_were_read(
     runner: Runner, admin: Principal
 ) -> None:
     made = issue(runner, admin, "live-race")
@@ -352,7 +358,7 @@ def test_finish_leaves_a_secret_that_was_made_after_the_callers_were_read(
     assert {one.kid for one in left if one.revoked_at is None} == {second.kid, third.kid}
 
 
-def test_the_last_live_secret_stays_when_the_newest_was_revoked(
+def test_the_last_live_secret_is_kept_if_the_newest_was_revoked(
     runner: Runner, admin: Principal
 ) -> None:
     made = issue(runner, admin, "live-only")

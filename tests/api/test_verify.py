@@ -63,7 +63,7 @@ def test_each_reason_has_its_code(server: Server, owner: httpx.Client) -> None:
     assert verdict(server, text, **here)["code"] == "revoked"
 
 
-def test_a_stranger_learns_nothing_of_a_kid_that_exists(
+def test_an_unauthenticated_caller_cannot_detect_an_existing_kid(
     server: Server, owner: httpx.Client
 ) -> None:
     made = issue(owner, "live-verdict-kid")
@@ -78,7 +78,7 @@ def test_a_stranger_learns_nothing_of_a_kid_that_exists(
     assert told["code"] == "unknown"
 
 
-def test_expiry_and_grace_end_at_their_second(server: Server, owner: httpx.Client) -> None:
+def test_expiry_and_grace_period_end_at_their_second(server: Server, owner: httpx.Client) -> None:
     end = int(time.time() * 1000) + 1_500
     expiring = issue(owner, "live-verdict-expiry", expires_at=iso(end))["secret"]
     rotating = issue(owner, "live-verdict-grace")
@@ -97,7 +97,7 @@ def test_expiry_and_grace_end_at_their_second(server: Server, owner: httpx.Clien
     assert verdict(server, answer["secret"])["code"] == "valid"
 
 
-def test_a_publishable_key_is_bound_to_its_origins(server: Server, owner: httpx.Client) -> None:
+def test_a_publishable_key_is_limited_to_its_origins(server: Server, owner: httpx.Client) -> None:
     text = issue(
         owner,
         "live-verdict-page",
@@ -110,7 +110,9 @@ def test_a_publishable_key_is_bound_to_its_origins(server: Server, owner: httpx.
         assert verdict(server, text, origin=origin)["code"] == "origin_not_allowed", origin
 
 
-def test_a_test_key_is_refused_in_live_with_a_sentence(server: Server, owner: httpx.Client) -> None:
+def test_a_test_key_is_rejected_in_live_with_an_explanation(
+    server: Server, owner: httpx.Client
+) -> None:
     text = issue(owner, "test-verdict", environment="test")["secret"]
     told = verdict(server, text)
     assert told["code"] == "wrong_environment"
@@ -119,11 +121,11 @@ def test_a_test_key_is_refused_in_live_with_a_sentence(server: Server, owner: ht
         assert client.get("/v2/keys").json()["total"] == 1
 
 
-def test_a_rate_limit_is_told_with_the_wait(server: Server, owner: httpx.Client) -> None:
+def test_a_rate_limit_is_returned_with_the_wait(server: Server, owner: httpx.Client) -> None:
     text = issue(owner, "live-verdict-rate", rate_limit={"limit": 1, "period_s": 3600, "burst": 4})[
         "secret"
     ]
-    # On PostgreSQL each of two workers has half of the burst, and the client cannot choose one.
+    # On PostgreSQL each of the two workers has half the burst, and a client can't choose one.
     codes = [verdict(server, text)["code"] for _ in range(40)]
     assert codes[:2] == ["valid", "valid"]
     assert codes.count("valid") <= 4
@@ -185,7 +187,7 @@ def test_forward_auth_always_sends_every_identity_header(
         assert answer.headers["wardkey-key-id"] != "key_forged"
 
 
-def test_a_secret_key_from_a_browser_is_refused_and_audited(
+def test_a_secret_key_from_a_browser_is_rejected_and_audited(
     server: Server, owner: httpx.Client
 ) -> None:
     made = issue(owner, "live-verdict-browser", permissions=["keys:read"])
@@ -200,7 +202,7 @@ def test_a_secret_key_from_a_browser_is_refused_and_audited(
     wait_until(told)
 
 
-def test_a_refused_attempt_is_audited_once_a_minute(server: Server, owner: httpx.Client) -> None:
+def test_a_rejected_attempt_is_audited_once_a_minute(server: Server, owner: httpx.Client) -> None:
     made = issue(owner, "live-verdict-refused", permissions=["keys:read"])
     with server.client(made["secret"]) as client:
         for _ in range(5):
@@ -211,7 +213,7 @@ def test_a_refused_attempt_is_audited_once_a_minute(server: Server, owner: httpx
     assert found[0]["details"]["what"] == "verify_key: not_permitted"
 
 
-def test_a_service_key_verifies_any_organization_and_nothing_else(server: Server) -> None:
+def test_a_service_key_can_only_verify_but_in_any_organization(server: Server) -> None:
     made = server.cli("service-key", "create", "probe", "--allow", "127.0.0.1")
     bound = server.cli("service-key", "create", "elsewhere", "--allow", "203.0.113.1")
     assert made.returncode == 0, made.stderr
@@ -231,7 +233,7 @@ def test_a_service_key_verifies_any_organization_and_nothing_else(server: Server
         assert answer.json()["code"] == "revoked"
 
 
-def test_a_key_in_the_url_and_a_mistyped_filter_are_refused(server: Server) -> None:
+def test_a_key_in_the_url_and_a_mistyped_filter_are_rejected(server: Server) -> None:
     with server.client(server.first_key) as client:
         answer = client.get("/v2/keys", params={"api_key": server.first_key})
         assert answer.json()["code"] == "credential_in_url"
@@ -241,7 +243,7 @@ def test_a_key_in_the_url_and_a_mistyped_filter_are_refused(server: Server) -> N
 
 
 @pytest.mark.parametrize("prefix", ["eyJ", "eyJhbGciOiJ", "eyA", "ewo", "ew0K", "ewkJ"])
-def test_a_prefix_with_which_tokens_of_others_begin_is_refused(
+def test_a_prefix_that_json_web_tokens_start_with_is_rejected(
     owner: httpx.Client, prefix: str
 ) -> None:
     refusal = owner.post("/v2/import-prefixes", json={"prefix": prefix})
@@ -250,12 +252,14 @@ def test_a_prefix_with_which_tokens_of_others_begin_is_refused(
 
 
 @pytest.mark.parametrize("prefix", ["sk_", "pk_live", "ut_abc", "wht", "wsk_1", "tkn_"])
-def test_a_prefix_that_meets_our_own_is_refused(owner: httpx.Client, prefix: str) -> None:
+def test_a_prefix_that_conflicts_with_wardkeys_own_is_rejected(
+    owner: httpx.Client, prefix: str
+) -> None:
     refusal = owner.post("/v2/import-prefixes", json={"prefix": prefix})
     assert refusal.json()["code"] == "invalid_prefix"
 
 
-def test_an_imported_key_goes_on_working(server: Server, owner: httpx.Client) -> None:
+def test_an_imported_key_keeps_working(server: Server, owner: httpx.Client) -> None:
     text = "acme_9f2c7d1e5b8a4036c7d1e5b8a40369f2"
     wanted = {
         "name": "live-legacy-reports",
