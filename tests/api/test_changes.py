@@ -33,8 +33,8 @@ def owner(server: Server) -> Iterator[httpx.Client]:
 
 
 def issue(owner: httpx.Client, **more: object) -> Any:  # noqa: ANN401 - JSON
-    wanted = {"name": f"live-{uuid.uuid4()}", "type": "secret", "create_scopes": True, **more}
-    answer = owner.post("/v2/keys", json=wanted)
+    body = {"name": f"live-{uuid.uuid4()}", "type": "secret", "create_scopes": True, **more}
+    answer = owner.post("/v2/keys", json=body)
     assert answer.status_code == 201, answer.text
     return answer.json()
 
@@ -77,11 +77,11 @@ def test_optional_fields_of_a_key_can_be_cleared(
 
 
 def test_a_narrowing_change_applies_to_the_next_verification(owner: httpx.Client) -> None:
-    def judged(**asked: object) -> str:
-        told: str = owner.post("/v2/keys/verify", json={"key": made["secret"], **asked}).json()[
+    def judged(**fields: object) -> str:
+        code: str = owner.post("/v2/keys/verify", json={"key": made["secret"], **fields}).json()[
             "code"
         ]
-        return told
+        return code
 
     made = issue(owner, permissions=["invoices:read"])
     where = f"/v2/keys/{made['key']['id']}"

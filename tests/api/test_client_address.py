@@ -66,8 +66,8 @@ def test_forwarded_addresses_are_read_from_the_right_without_ports(
             "/v2/auth",
             headers={b"Authorization": b"Bearer " + bound.encode(), b"X-Forwarded-For": forwarded},
         )
-    wanted = (200, "valid") if text in RIGHT else (403, "address_not_allowed")
-    assert (answer.status_code, answer.headers["wardkey-verdict"]) == wanted
+    expected = (200, "valid") if text in RIGHT else (403, "address_not_allowed")
+    assert (answer.status_code, answer.headers["wardkey-verdict"]) == expected
 
 
 @pytest.mark.parametrize("text", [*RIGHT, *WRONG])

@@ -26,15 +26,15 @@ def created(owner: httpx.Client, username: str, **more: object) -> Any:  # noqa:
     return answer.json()
 
 
-def listed(owner: httpx.Client, **asked: str) -> list[str]:
-    page = owner.get("/v2/clients", params=asked).json()
+def listed(owner: httpx.Client, **params: str) -> list[str]:
+    page = owner.get("/v2/clients", params=params).json()
     assert page["total"] == len(page["clients"])
     return [client["username"] for client in page["clients"]]
 
 
 def actions_on(owner: httpx.Client, client_id: str) -> list[str]:
-    told = owner.get("/v2/audit-events", params={"target_id": client_id}).json()
-    return [event["action"] for event in reversed(told["events"])]
+    page = owner.get("/v2/audit-events", params={"target_id": client_id}).json()
+    return [event["action"] for event in reversed(page["events"])]
 
 
 def test_a_client_can_be_created_read_changed_and_deleted(owner: httpx.Client) -> None:
@@ -71,9 +71,9 @@ def test_a_password_is_returned_once_and_never_stored_or_logged(
 ) -> None:
     text = secrets.token_hex(32)
     again = {"Idempotency-Key": text}
-    wanted = {"username": "told-once"}
-    first = owner.post("/v2/clients", json=wanted, headers=again).json()
-    assert owner.post("/v2/clients", json=wanted, headers=again).json() == first
+    body = {"username": "told-once"}
+    first = owner.post("/v2/clients", json=body, headers=again).json()
+    assert owner.post("/v2/clients", json=body, headers=again).json() == first
     path = f"/v2/clients/{first['client']['id']}"
     second = owner.post(f"{path}/password").json()
     given = owner.post(
@@ -81,13 +81,13 @@ def test_a_password_is_returned_once_and_never_stored_or_logged(
     ).json()
     assert given["password"] is None
     assert given["client"]["password_set_at"] >= second["client"]["password_set_at"]
-    told = [first["password"], second["password"]]
-    assert len(set(told)) == 2
-    assert all(len(password) == 32 for password in told)
-    shown = owner.get(path).text + owner.get("/v2/clients").text
-    shown += owner.get("/v2/audit-events").text + server.output + everything_stored(server)
-    for password in (*told, PASSWORD):
-        assert password not in shown
+    passwords = [first["password"], second["password"]]
+    assert len(set(passwords)) == 2
+    assert all(len(password) == 32 for password in passwords)
+    visible = owner.get(path).text + owner.get("/v2/clients").text
+    visible += owner.get("/v2/audit-events").text + server.output + everything_stored(server)
+    for password in (*passwords, PASSWORD):
+        assert password not in visible
     assert actions_on(owner, first["client"]["id"]) == [
         "client.created",
         "client.password_set",
@@ -122,13 +122,13 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("wanted", "code"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("fields", "code"), BAD.values(), ids=BAD)
 def test_400_bad_input_creates_no_client(
-    owner: httpx.Client, wanted: dict[str, object], code: str
+    owner: httpx.Client, fields: dict[str, object], code: str
 ) -> None:
     before = owner.get("/v2/clients").json()["total"]
     # Encoded as ASCII, because the HTTP client's own encoder rejects a lone surrogate.
-    body = json.dumps({"username": "bad", **wanted})
+    body = json.dumps({"username": "bad", **fields})
     answer = owner.post("/v2/clients", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (400, code), answer.text
     assert PASSWORD not in answer.text
@@ -216,8 +216,8 @@ def test_a_list_pages_through_clients_newest_first(owner: httpx.Client) -> None:
     seen: list[str] = []
     cursor: str | None = ""
     while cursor is not None:
-        asked = {"search": "walk-", "limit": "2"} | ({"cursor": cursor} if cursor else {})
-        page = owner.get("/v2/clients", params=asked).json()
+        params = {"search": "walk-", "limit": "2"} | ({"cursor": cursor} if cursor else {})
+        page = owner.get("/v2/clients", params=params).json()
         seen += [client["username"] for client in page["clients"]]
         cursor = page["next_cursor"]
         if len(seen) == 2:

@@ -116,9 +116,9 @@ def test_a_user_token_is_accepted_in_every_form(server: Server) -> None:
         with server.client() as client:
             answer = client.get("/v2/keys", headers={**fields, "Authorization": value})
             assert answer.status_code == 200
-            asked = client.post("/v2/keys/verify", headers={**fields, "Authorization": value},
+            verified = client.post("/v2/keys/verify", headers={**fields, "Authorization": value},
                                 json={"key": server.first_key})  # fmt: skip
-            assert asked.json()["code"] == "valid"
+            assert verified.json()["code"] == "valid"
 
 
 @pytest.mark.parametrize("around", ["\n", " ", "\t\r\n", "\ufeff", "\u200b", "\xa0"])
@@ -149,10 +149,10 @@ def test_the_error_names_quotes_and_bearer_inside_a_key(
         many = client.post("/v2/keys/verify-batch", json={"items": [{"key": text}]}).json()
     with server.client() as client:
         header = client.get("/v2/auth", headers=[(b"apikey", text.encode())]).json()
-    for told in (one, many["items"][0], header):
-        assert told["code"] == "malformed"
-        assert names in told["detail"]
-        assert server.first_key not in told["detail"]
+    for result in (one, many["items"][0], header):
+        assert result["code"] == "malformed"
+        assert names in result["detail"]
+        assert server.first_key not in result["detail"]
 
 
 PLACES = {
@@ -202,8 +202,8 @@ def test_a_former_slug_still_identifies_the_keys_own_organization(
             assert key.get("/v2/keys", headers=named).status_code == 200
             question = {"key": server.first_key, "organization": slug}
             assert key.post("/v2/keys/verify", json=question).json()["code"] == "valid"
-        asked = key.post("/v2/keys/verify", json={"key": "x", "organization": "other"})
-        assert asked.json()["code"] == "other_organization"
+        verified = key.post("/v2/keys/verify", json={"key": "x", "organization": "other"})
+        assert verified.json()["code"] == "other_organization"
 
 
 @pytest.mark.parametrize("door", ASKED)

@@ -42,20 +42,20 @@ class World:
         """Create a provider with its own OIDC issuer, under a new prefix unless one is given."""
         place = place or next(PLACES)
         name = more.get("name", place)
-        wanted = {
+        body = {
             "kind": "oidc",
             "name": name,
             "issuer": f"{self.issuer.url}/{place}",
             "audiences": [CLIENT],
             "algorithms": ["RS256", "ES256"],
         }
-        answer = self.owner.post(PROVIDERS, json=wanted | more)
+        answer = self.owner.post(PROVIDERS, json=body | more)
         assert answer.status_code == 201, answer.text
         return answer.json()
 
     def new_key(self, **more: object) -> Any:  # noqa: ANN401 - JSON
-        wanted = {"type": "secret", "name": f"live-key-{next(PLACES)}"} | more
-        answer = self.owner.post("/v2/keys", json=wanted)
+        body = {"type": "secret", "name": f"live-key-{next(PLACES)}"} | more
+        answer = self.owner.post("/v2/keys", json=body)
         assert answer.status_code == 201, answer.text
         return answer.json()
 
@@ -79,17 +79,17 @@ class World:
             )
 
     def status(self, grant: Any) -> str:  # noqa: ANN401 - JSON
-        found = self.owner.get(f"/v2/tokens/{grant['token_id']}")
-        assert found.status_code == 200, found.text
-        return str(found.json()["status"])
+        result = self.owner.get(f"/v2/tokens/{grant['token_id']}")
+        assert result.status_code == 200, result.text
+        return str(result.json()["status"])
 
     def refreshed(self, grant: Any) -> httpx.Response:  # noqa: ANN401 - JSON
-        shown = {
+        body = {
             "token_id": grant["token_id"],
             "current_token_password": grant["mqtt_password"],
         }
         with self.anyone() as client:
-            return client.post("/v2/tokens/refresh", json=shown)
+            return client.post("/v2/tokens/refresh", json=body)
 
 
 @pytest.fixture(scope="module")
@@ -126,25 +126,25 @@ def test_a_key_exchanges_a_supabase_token(world: World) -> None:
         answer = world.exchange("supabase", token)
         assert answer.status_code == 200, answer.text
         assert answer.headers["cache-control"] == "no-store"
-        told = answer.json()
-        assert told["token_type"] == "Bearer"
-        assert told["mqtt_password"].startswith("tkn_")
-        assert told["access_token"] == told["mqtt_password"]
-        assert told["mqtt_credentials"] == {
-            "username": told["mqtt_username"],
-            "password": told["mqtt_password"],
+        body = answer.json()
+        assert body["token_type"] == "Bearer"
+        assert body["mqtt_password"].startswith("tkn_")
+        assert body["access_token"] == body["mqtt_password"]
+        assert body["mqtt_credentials"] == {
+            "username": body["mqtt_username"],
+            "password": body["mqtt_password"],
         }
-        name, _, scope = told["mqtt_username"].partition("@")
-        assert (scope, told["provider"], told["user_email"]) == (
+        name, _, scope = body["mqtt_username"].partition("@")
+        assert (scope, body["provider"], body["user_email"]) == (
             world.org_id,
             "supabase",
             "ada@acme.example",
         )
-        assert told["user_id"] == "4be2ff38-1a55-4d3c-9c35-0f2d35d1a6a5"
+        assert body["user_id"] == "4be2ff38-1a55-4d3c-9c35-0f2d35d1a6a5"
         assert re.fullmatch(r"4be2ff38_1a55_4d3c_9c35_0f2d35d1a6a5_[a-z2-7]{8}", name)
-        assert told["expires_in"] == 3600
+        assert body["expires_in"] == 3600
         ends, again = (
-            datetime.fromisoformat(told[at]).timestamp()
+            datetime.fromisoformat(body[at]).timestamp()
             for at in ("expires_at", "refresh_recommended_at")
         )
         assert before + 3600 <= ends + 0.01
@@ -160,23 +160,23 @@ def test_without_a_key_the_issuer_identifies_the_provider(world: World) -> None:
     token = world.issuer.of_oidc(made["name"], "ec", email="Ada@acme.example")
     answer = world.keyless(token)
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    assert (told["user_id"], told["user_email"]) == ("abc", "ada@acme.example")
+    body = answer.json()
+    assert (body["user_id"], body["user_email"]) == ("abc", "ada@acme.example")
     named = world.keyless(token, integration_id=made["id"])
     # The user has the same name with and without a key.
     by_key = world.exchange(made["name"], token)
-    names = {one.json()["mqtt_username"] for one in (answer, named, by_key)}
+    names = {grant.json()["mqtt_username"] for grant in (answer, named, by_key)}
     assert len(names) == 1
-    told = world.owner.get("/v2/audit-events", params={"actor_id": made["id"]}).json()
-    assert {event["action"] for event in told["events"]} == {"grant.exchanged"}
+    page = world.owner.get("/v2/audit-events", params={"actor_id": made["id"]}).json()
+    assert {event["action"] for event in page["events"]} == {"grant.exchanged"}
 
 
 def test_an_id_token_from_a_real_sign_in_is_exchanged(world: World) -> None:
     people = {"ada@acme.example": {"password": "of a test", "sub": "ada", "team": "hall-b"}}
     with oidc_provider(people) as issuer:
         token = issuer.id_token("ada@acme.example", "of a test")
-        wanted = {"kind": "oidc", "name": "real", "issuer": issuer.url, "audiences": [CLIENT]}
-        assert world.owner.post(PROVIDERS, json=wanted).status_code == 201
+        body = {"kind": "oidc", "name": "real", "issuer": issuer.url, "audiences": [CLIENT]}
+        assert world.owner.post(PROVIDERS, json=body).status_code == 201
         answer = world.exchange("real", token)
     assert answer.status_code == 200, answer.text
     assert (answer.json()["user_id"], answer.json()["user_email"]) == ("ada", "ada@acme.example")
@@ -196,8 +196,8 @@ def access_token(issuer: str, **more: object) -> str:
 def test_an_issuer_with_only_a_key_set_is_trusted(world: World) -> None:
     with issuing() as place:
         jwks = place.puts("/d/keys?p=B2C_1_in", {"keys": [RSA.as_dict(private=False)]})
-        wanted = {"issuer": "urn:acme:b2c", "jwks_uri": jwks, "audience_claim": "client_id"}
-        made = world.provider("b2c", **wanted)
+        body = {"issuer": "urn:acme:b2c", "jwks_uri": jwks, "audience_claim": "client_id"}
+        made = world.provider("b2c", **body)
         assert (made["jwks_uri"], made["keys_url"]) == (jwks, jwks)
         assert made["audience_claim"] == "client_id"
         path, token = f"{PROVIDERS}/{made['id']}", access_token("urn:acme:b2c")
@@ -215,7 +215,7 @@ def test_an_issuer_with_only_a_key_set_is_trusted(world: World) -> None:
         # Without a key set the issuer must be a URL again, to discover its keys.
         cleared = world.owner.patch(path, json={"jwks_uri": ""})
         assert refused(cleared) == (400, "invalid_provider")
-        assert [one["field"] for one in cleared.json()["errors"]] == ["issuer"]
+        assert [error["field"] for error in cleared.json()["errors"]] == ["issuer"]
 
 
 def test_keys_rotated_at_run_time_are_found_and_each_is_fetched_once(
@@ -223,9 +223,9 @@ def test_keys_rotated_at_run_time_are_found_and_each_is_fetched_once(
 ) -> None:
     place = world.provider()["name"]
     world.granted(place)
-    asked = world.issuer.fetches(f"/{place}/jwks")
+    fetches = world.issuer.fetches(f"/{place}/jwks")
     world.granted(place, kid="ec")
-    assert world.issuer.fetches(f"/{place}/jwks") == asked == 1
+    assert world.issuer.fetches(f"/{place}/jwks") == fetches == 1
     world.issuer.generate("ES256", "rotated")
     world.granted(place, kid="rotated")
     assert world.issuer.fetches(f"/{place}/jwks") == 2
@@ -305,7 +305,7 @@ def _embedded(world: World, place: str) -> str:
 
 def _unsigned(world: World, place: str) -> str:
     claims = {"iss": f"{world.issuer.url}/{place}", "aud": CLIENT, "sub": "abc", "exp": NOW + 60}
-    head, payload = (b64(json.dumps(one).encode()) for one in ({"alg": "none"}, claims))
+    head, payload = (b64(json.dumps(part).encode()) for part in ({"alg": "none"}, claims))
     return f"{head}.{payload}."
 
 
@@ -349,13 +349,13 @@ def trusted(world: World) -> str:
 def test_401_an_invalid_token_is_rejected_with_the_reason(
     world: World, trusted: str, name: str
 ) -> None:
-    make, told = HOSTILE[name]
+    make, expected = HOSTILE[name]
     answer = world.exchange(trusted, make(world, trusted))
     assert answer.status_code == 401, answer.text
     problem = answer.json()
-    code = told if told == "token_expired" else "invalid_token"
+    code = expected if expected == "token_expired" else "invalid_token"
     assert problem["code"] == code
-    assert told == code or told in problem["detail"]
+    assert expected == code or expected in problem["detail"]
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
@@ -394,12 +394,12 @@ def test_null_in_an_optional_field_means_absent(world: World) -> None:
     name = world.provider()["name"]
     with world.server.client(world.server.first_key) as server:
         empty = {"ttl": None, "organization_id": None, "integration_id": None}
-        asked = {"provider": name, "token": world.issuer.of_oidc(name), **empty}
-        assert server.post(EXCHANGE, json=asked).status_code == 200
-        asked = {"user_email": "ada@acme.example", "replace_existing": None, "secret_key": None}
-        assert server.post("/v2/tokens/create", json=asked | empty).status_code == 200
-    asked = {"token": world.issuer.of_oidc(name), "provider": None}
-    assert refused(world.keyless(**asked)) == (401, "invalid_token")
+        body = {"provider": name, "token": world.issuer.of_oidc(name), **empty}
+        assert server.post(EXCHANGE, json=body).status_code == 200
+        body = {"user_email": "ada@acme.example", "replace_existing": None, "secret_key": None}
+        assert server.post("/v2/tokens/create", json=body | empty).status_code == 200
+    body = {"token": world.issuer.of_oidc(name), "provider": None}
+    assert refused(world.keyless(**body)) == (401, "invalid_token")
 
 
 def test_415_a_body_that_is_not_json_is_reported(world: World) -> None:
@@ -420,14 +420,14 @@ def test_422_a_missing_claim_is_named(world: World) -> None:
     place = world.provider(mapping={"username_from": "email"})["name"]
     answer = world.exchange(place, world.issuer.of_oidc(place))
     assert refused(answer) == (422, "claim_missing")
-    assert [one["field"] for one in answer.json()["errors"]] == ["email"]
+    assert [error["field"] for error in answer.json()["errors"]] == ["email"]
     named = world.granted(place, email="ada.b@acme.example")
     assert named["mqtt_username"].startswith("ada_b_acme_example_")
     other = world.provider(mapping={"required": ["app.tenant"], "user_id": "uid"})["name"]
     answer = world.exchange(other, world.issuer.of_oidc(other, uid="x"))
-    assert [one["field"] for one in answer.json()["errors"]] == ["app.tenant"]
+    assert [error["field"] for error in answer.json()["errors"]] == ["app.tenant"]
     answer = world.exchange(other, world.issuer.of_oidc(other, app={"tenant": "t"}))
-    assert [one["field"] for one in answer.json()["errors"]] == ["uid"]
+    assert [error["field"] for error in answer.json()["errors"]] == ["uid"]
 
 
 def test_two_providers_with_the_same_issuer_require_a_provider_name(world: World) -> None:
@@ -447,7 +447,7 @@ def test_two_providers_with_the_same_issuer_require_a_provider_name(world: World
 
 def test_503_while_the_issuer_is_down_and_cached_keys_keep_working(world: World) -> None:
     warm, cold = world.provider(), world.provider()
-    tokens = {one["name"]: world.issuer.of_oidc(one["name"]) for one in (warm, cold)}
+    tokens = {token["name"]: world.issuer.of_oidc(token["name"]) for token in (warm, cold)}
     assert world.exchange(warm["name"], tokens[warm["name"]]).status_code == 200
     world.issuer.stop()
     try:
@@ -483,11 +483,11 @@ def test_user_ids_that_differ_only_in_dropped_characters_get_distinct_names(worl
 def test_a_repeated_exchange_keeps_the_same_user(world: World) -> None:
     place = world.provider()["name"]
     token = world.issuer.of_oidc(place)
-    told = [world.exchange(place, token).json() for _ in range(3)]
-    assert len({one["token_id"] for one in told}) == 3
-    assert len({one["mqtt_password"] for one in told}) == 3
-    assert len({one["mqtt_username"] for one in told}) == 1
-    assert {world.status(one) for one in told} == {"active"}
+    results = [world.exchange(place, token).json() for _ in range(3)]
+    assert len({result["token_id"] for result in results}) == 3
+    assert len({result["mqtt_password"] for result in results}) == 3
+    assert len({result["mqtt_username"] for result in results}) == 1
+    assert {world.status(result) for result in results} == {"active"}
 
 
 def test_a_refresh_returns_a_new_password_and_a_reuse_revokes_the_family(world: World) -> None:
@@ -500,10 +500,10 @@ def test_a_refresh_returns_a_new_password_and_a_reuse_revokes_the_family(world: 
     assert again["mqtt_password"] != first["mqtt_password"]
     assert (again["provider"], again["expires_in"]) == (first["provider"], 3600)
     third = world.refreshed(again).json()
-    shown = world.owner.get(f"/v2/tokens/{first['token_id']}").json()
-    assert shown["replaced_by"] == again["token_id"]
+    body = world.owner.get(f"/v2/tokens/{first['token_id']}").json()
+    assert body["replaced_by"] == again["token_id"]
     assert refused(world.refreshed(first)) == (401, "refresh_replayed")
-    assert [world.status(one) for one in (first, again, third)] == ["revoked"] * 3
+    assert [world.status(grant) for grant in (first, again, third)] == ["revoked"] * 3
     assert refused(world.refreshed(third)) == (401, "invalid_token")
     assert world.status(apart) == "active"
     events = world.owner.get("/v2/audit-events", params={"action": "grant.replayed"}).json()
@@ -591,12 +591,12 @@ def test_429_after_a_hundred_bad_tokens_while_valid_ones_from_that_address_pass(
         assert many.headers["retry-after"]
         assert "Retry-After" in many.headers["access-control-expose-headers"]
         assert client.post(EXCHANGE, json=body | {"token": good}).status_code == 200
-        shown = {"Authorization": f"Bearer {world.server.first_key}"}
+        headers = {"Authorization": f"Bearer {world.server.first_key}"}
         for _ in range(12):
-            bad = client.post(EXCHANGE, json={"provider": trusted, "token": "x"}, headers=shown)
+            bad = client.post(EXCHANGE, json={"provider": trusted, "token": "x"}, headers=headers)
             assert bad.status_code == 401
         taken = {"provider": trusted, "token": good}
-        assert client.post(EXCHANGE, json=taken, headers=shown).status_code == 200
+        assert client.post(EXCHANGE, json=taken, headers=headers).status_code == 200
 
 
 def test_a_caller_with_a_key_learns_what_is_missing(world: World, trusted: str) -> None:
@@ -656,9 +656,9 @@ def test_a_page_can_exchange_where_its_key_and_the_provider_allow_it(world: Worl
     "path", [EXCHANGE, "/v2/tokens/refresh", "/oauth/token", "/v2/organization"]
 )
 def test_a_preflight_is_answered_for_every_origin(world: World, path: str) -> None:
-    asked = {"Origin": "https://any.example", "Access-Control-Request-Method": "POST"}
+    headers = {"Origin": "https://any.example", "Access-Control-Request-Method": "POST"}
     with world.server.client() as browser:
-        answer = browser.options(path, headers=asked)
+        answer = browser.options(path, headers=headers)
     assert answer.status_code == 204
     assert answer.headers["access-control-allow-origin"] == "*"
     assert "access-control-allow-credentials" not in answer.headers
@@ -709,14 +709,14 @@ def test_400_a_grant_lasts_from_30_seconds_to_a_day(world: World, trusted: str, 
 
 def test_a_grant_never_lasts_longer_than_its_provider_allows(world: World) -> None:
     place = world.provider(limits={"max_ttl_s": 120, "max_refresh_s": 600})["name"]
-    told: Any = None
+    body: Any = None
     for ttl, lasts in ((30, 30), (120, 120), (86_400, 120), (None, 120)):
         more = {} if ttl is None else {"ttl": ttl}
-        told = world.exchange(place, world.issuer.of_oidc(place), **more).json()
-        assert told["expires_in"] == lasts
-    shown = world.owner.get(f"/v2/tokens/{told['token_id']}").json()
+        body = world.exchange(place, world.issuer.of_oidc(place), **more).json()
+        assert body["expires_in"] == lasts
+    record = world.owner.get(f"/v2/tokens/{body['token_id']}").json()
     made, until = (
-        datetime.fromisoformat(shown[at]).timestamp() for at in ("created_at", "refreshable_until")
+        datetime.fromisoformat(record[at]).timestamp() for at in ("created_at", "refreshable_until")
     )
     assert until - made == pytest.approx(600)
 
@@ -727,15 +727,15 @@ def test_a_server_creates_grants_for_its_own_users(world: World) -> None:
 
     first = create(world.key)
     assert first.status_code == 200, first.text
-    told = first.json()
-    assert (told["provider"], told["user_email"]) == ("native", "eve@acme.example")
+    body = first.json()
+    assert (body["provider"], body["user_email"]) == ("native", "eve@acme.example")
     key = world.new_key()["secret"]
     with world.server.client() as anyone:
         other = create(anyone, secret_key=key, user_email="eve@acme.example", ttl=60)
         assert other.status_code == 200, other.text
         assert create(anyone).json()["code"] == "missing_credentials"
         assert create(anyone, secret_key="x").status_code == 401
-    assert other.json()["mqtt_username"] == told["mqtt_username"]
+    assert other.json()["mqtt_username"] == body["mqtt_username"]
     assert refused(create(world.key, secret_key=key)) == (400, "ambiguous_credentials")
     assert create(world.key, secret_key=world.server.first_key).status_code == 200
     assert refused(create(world.key, user_email="eve")) == (400, "invalid_email")
@@ -746,10 +746,10 @@ def test_a_server_creates_grants_for_its_own_users(world: World) -> None:
     mine = world.provider()
     linked = create(world.key, integration_id=mine["id"]).json()
     assert linked["provider"] == mine["name"]
-    assert world.status(told) == world.status(other.json()) == "active"
+    assert world.status(body) == world.status(other.json()) == "active"
     apart = world.key.post("/v2/tokens/create", json={"user_email": "bob@acme.example"}).json()
     last = create(world.key, replace_existing=True).json()
-    assert world.status(told) == world.status(other.json()) == "revoked"
+    assert world.status(body) == world.status(other.json()) == "revoked"
     assert world.status(last) == world.status(apart) == "active"
     for role in ("admin", "member"):
         with world.server.person(role) as person:
@@ -770,19 +770,19 @@ def test_grants_are_listed_in_pages_and_filtered_by_subject(world: World) -> Non
         with world.server.client(key["secret"]) as client:
             grants.append(client.post(EXCHANGE, json=body).json()["token_id"])
 
-    def listed(**asked: str) -> list[str]:
+    def listed(**params: str) -> list[str]:
         found: list[str] = []
         while True:
-            page = world.owner.get("/v2/tokens", params=asked)
+            page = world.owner.get("/v2/tokens", params=params)
             assert page.status_code == 200, page.text
             assert "mqtt_password" not in page.text
-            found += [one["token_id"] for one in page.json()["tokens"]]
+            found += [grant["token_id"] for grant in page.json()["tokens"]]
             if page.json()["next_cursor"] is None:
                 return found
-            asked["cursor"] = page.json()["next_cursor"]
+            params["cursor"] = page.json()["next_cursor"]
 
     newest = grants[::-1]
-    of_two = [one for n, one in enumerate(grants) if n % 2 == 0][::-1]
+    of_two = [grant for n, grant in enumerate(grants) if n % 2 == 0][::-1]
     assert listed(provider_id=place["id"], limit="2") == newest
     assert listed(key_id=key["key"]["id"], limit="1") == newest
     assert listed(user_id="u0", provider_id=place["id"]) == of_two
@@ -793,8 +793,8 @@ def test_grants_are_listed_in_pages_and_filtered_by_subject(world: World) -> Non
     page = world.owner.get("/v2/tokens", params={"limit": "2"}).json()
     stolen = {"cursor": page["next_cursor"], "user_id": "u0"}
     assert refused(world.owner.get("/v2/tokens", params=stolen)) == (400, "invalid_cursor")
-    shown = world.owner.get(f"/v2/tokens/{grants[1]}").json()
-    assert (shown["provider_id"], shown["key_id"]) == (place["id"], key["key"]["id"])
+    record = world.owner.get(f"/v2/tokens/{grants[1]}").json()
+    assert (record["provider_id"], record["key_id"]) == (place["id"], key["key"]["id"])
     nobody = world.owner.get("/v2/tokens/tok_nothing")
     assert refused(nobody) == (404, "grant_not_found")
     in_test = {"Wardkey-Environment": "test"}
@@ -844,14 +844,14 @@ def test_grants_can_be_revoked_in_bulk(world: World, by: str) -> None:
     assert answer.status_code == 200, answer.text
     assert answer.json() == {"sessions": None, "revoked": 2}
     everyone = (hit, same_user, same_provider, same_key)
-    assert [one for one in everyone if world.status(one) == "revoked"] == [hit, ended]
+    assert [item for item in everyone if world.status(item) == "revoked"] == [hit, ended]
     # A new exchange after the revocation is accepted.
     assert world.status(grant(0, 0, "a")) == "active"
     assert world.owner.post("/v2/tokens/revoke", json={by: subject}).json()["revoked"] == 1
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         ({}, (400, "invalid_request")),
         ({"user_id": "a", "key_id": "b"}, (400, "invalid_request")),
@@ -863,10 +863,10 @@ def test_grants_can_be_revoked_in_bulk(world: World, by: str) -> None:
     ],
 )
 def test_a_revocation_takes_exactly_one_kind_of_subject(
-    world: World, body: dict[str, object], told: tuple[int, str | None]
+    world: World, body: dict[str, object], expected: tuple[int, str | None]
 ) -> None:
     answer = world.owner.post("/v2/tokens/revoke", json=body)
-    assert (answer.status_code, answer.json().get("code")) == told, answer.text
+    assert (answer.status_code, answer.json().get("code")) == expected, answer.text
 
 
 def test_grants_end_with_their_provider_or_key_and_outlive_its_disabling(world: World) -> None:
@@ -876,8 +876,8 @@ def test_grants_end_with_their_provider_or_key_and_outlive_its_disabling(world: 
     by_key = []
     for key in keys:
         with world.server.client(key["secret"]) as client:
-            wanted = {"user_email": "key@acme.example"}
-            by_key.append(client.post("/v2/tokens/create", json=wanted).json())
+            body = {"user_email": "key@acme.example"}
+            by_key.append(client.post("/v2/tokens/create", json=body).json())
     world.owner.post(f"{PROVIDERS}/{disabled['id']}/disable")
     assert world.status(of_disabled) == "active"
     assert refused(world.refreshed(of_disabled)) == (401, "invalid_token")
@@ -886,7 +886,7 @@ def test_grants_end_with_their_provider_or_key_and_outlive_its_disabling(world: 
     world.owner.post(f"/v2/keys/{keys[0]['key']['id']}/revoke")
     world.owner.post(f"/v2/keys/{keys[1]['key']['id']}/disable")
     world.owner.post(f"/v2/keys/{keys[2]['key']['id']}/rotate")
-    assert [world.status(one) for one in by_key] == ["revoked", "revoked", "active"]
+    assert [world.status(grant) for grant in by_key] == ["revoked", "revoked", "active"]
 
 
 def test_403_a_suspended_organization_cannot_exchange_tokens(world: World, trusted: str) -> None:
@@ -898,7 +898,7 @@ def test_403_a_suspended_organization_cannot_exchange_tokens(world: World, trust
             world.keyless(token),
             world.key.post("/v2/tokens/create", json={"user_email": "eve@acme.example"}),
         ]
-        assert [refused(one) for one in answers] == [
+        assert [refused(item) for item in answers] == [
             (401, "disabled"),
             (403, "organization_suspended"),
             (401, "disabled"),
@@ -924,7 +924,7 @@ def test_a_provider_change_applies_in_every_process_at_once(
 ) -> None:
     # These processes fetch no keys: a legacy project only has its shared secret.
     secret = "a-shared-secret-of-a-legacy-project-0123456789"
-    wanted = {
+    fields = {
         "kind": "supabase",
         "project_url": "https://abcdefgh.supabase.co",
         "legacy_secret": True,
@@ -949,7 +949,7 @@ def test_a_provider_change_applies_in_every_process_at_once(
             return set(pool.map(one, range(24)))
 
     with server.owner() as owner:
-        made = owner.post(PROVIDERS, json=wanted)
+        made = owner.post(PROVIDERS, json=fields)
         assert made.status_code == 201, made.text
         path = f"{PROVIDERS}/{made.json()['id']}"
         assert codes() == {200}

@@ -16,31 +16,31 @@ def test_a_refresh_with_a_lost_response_can_be_repeated_until_the_new_password_i
     first = world.granted()
     apart = world.granted(first["provider"])
     lost = world.refreshed(first).json()
-    found = world.refreshed(first)
-    assert found.status_code == 200, found.text
-    assert found.json()["mqtt_username"] == first["mqtt_username"]
-    assert [world.status(one) for one in (lost, found.json())] == ["refreshed", "active"]
-    again = world.refreshed(found.json()).json()
+    result = world.refreshed(first)
+    assert result.status_code == 200, result.text
+    assert result.json()["mqtt_username"] == first["mqtt_username"]
+    assert [world.status(grant) for grant in (lost, result.json())] == ["refreshed", "active"]
+    again = world.refreshed(result.json()).json()
     assert refused(world.refreshed(lost)) == (401, "refresh_replayed")
-    assert [world.status(one) for one in (lost, found.json(), again)] == ["revoked"] * 3
+    assert [world.status(grant) for grant in (lost, result.json(), again)] == ["revoked"] * 3
     assert world.status(apart) == "active", "only the family ends, not the person's other grants"
     # No password of a repeatable response is stored.
     stored = everything_stored(world.server)
-    for one in (first, lost, found.json(), again):
-        assert one["mqtt_password"].rpartition("_")[2] not in stored
+    for grant in (first, lost, result.json(), again):
+        assert grant["mqtt_password"].rpartition("_")[2] not in stored
 
 
 def test_429_after_a_hundred_bad_refreshes_while_valid_ones_from_that_address_pass(
     world: World,
 ) -> None:
     grant, address = world.granted(), next(ADDRESSES)
-    shown = {"token_id": grant["token_id"], "current_token_password": grant["mqtt_password"]}
-    wrong = shown | {"current_token_password": grant["mqtt_password"][:-1]}
+    body = {"token_id": grant["token_id"], "current_token_password": grant["mqtt_password"]}
+    wrong = body | {"current_token_password": grant["mqtt_password"][:-1]}
     with world.anyone(address) as client:
         codes = [client.post("/v2/tokens/refresh", json=wrong).status_code for _ in range(110)]
         assert codes[:100] == [401] * 100
         assert codes[-1] == 429
-        assert client.post("/v2/tokens/refresh", json=shown).status_code == 200
+        assert client.post("/v2/tokens/refresh", json=body).status_code == 200
 
 
 def test_the_error_for_an_app_without_an_origin_names_allow_native(world: World) -> None:
@@ -61,25 +61,25 @@ def test_the_error_for_an_app_without_an_origin_names_allow_native(world: World)
 def test_a_page_can_read_the_public_part_of_its_organization(world: World) -> None:
     page = world.new_key(type="publishable", allowed_origins=["https://acme.example"])["secret"]
     with world.server.client(page, Origin="https://acme.example") as client:
-        told = client.get("/v2/organization")
+        response = client.get("/v2/organization")
         changed = client.patch("/v2/organization", json={"name": "Mine"})
-    assert (told.status_code, told.json()["id"]) == (200, world.org_id)
-    assert told.json()["created_at"] is None
-    assert told.headers["access-control-allow-origin"] == "*"
-    assert "Wardkey-Request-Id" in told.headers["access-control-expose-headers"]
+    assert (response.status_code, response.json()["id"]) == (200, world.org_id)
+    assert response.json()["created_at"] is None
+    assert response.headers["access-control-allow-origin"] == "*"
+    assert "Wardkey-Request-Id" in response.headers["access-control-expose-headers"]
     assert changed.status_code == 403
     with world.server.client() as browser:
-        asked = {"Origin": "https://acme.example", "Access-Control-Request-Method": "PATCH"}
-        answer = browser.options("/v2/organization", headers=asked)
+        headers = {"Origin": "https://acme.example", "Access-Control-Request-Method": "PATCH"}
+        answer = browser.options("/v2/organization", headers=headers)
     assert answer.headers["access-control-allow-methods"] == "GET, OPTIONS"
 
 
 def test_a_key_usable_from_any_page_gets_a_warning(world: World) -> None:
-    told: dict[str, object] = {"type": "publishable", "name": "live-chat-page"}
-    (warning,) = world.new_key(**told)["warnings"]
+    fields: dict[str, object] = {"type": "publishable", "name": "live-chat-page"}
+    (warning,) = world.new_key(**fields)["warnings"]
     assert "allowed_origins" in warning
-    told |= {"name": "live-chat-site", "allowed_origins": ["https://acme.example"]}
-    made = world.new_key(**told)
+    fields |= {"name": "live-chat-site", "allowed_origins": ["https://acme.example"]}
+    made = world.new_key(**fields)
     assert made["warnings"] == []
     assert world.new_key(name="live-chat-server")["warnings"] == []
     path = f"/v2/keys/{made['key']['id']}"

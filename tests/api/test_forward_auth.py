@@ -88,14 +88,14 @@ def test_a_keys_routes_are_matched_against_the_original_request(
 ) -> None:
     with server.owner() as owner:
         made = owner.post("/v2/keys", json={"name": "live-proxy-routes", "type": "secret"}).json()
-        shown = {"Authorization": f"Bearer {made['secret']}", "X-Forwarded-Uri": "/forged"}
-        client.delete("/v2/auth?organization=acme&path=/orders/7?x=1", headers=shown)
+        headers = {"Authorization": f"Bearer {made['secret']}", "X-Forwarded-Uri": "/forged"}
+        client.delete("/v2/auth?organization=acme&path=/orders/7?x=1", headers=headers)
 
         def routes() -> list[str]:
             kid = made["key"]["secrets"][0]["kid"]
             path = f"/v2/keys/{made['key']['id']}/callers"
-            found = owner.get(path, params={"secret": kid}).json()
-            return [one["route"] for one in found["secrets"][0]["callers"]]
+            body = owner.get(path, params={"secret": kid}).json()
+            return [caller["route"] for caller in body["secrets"][0]["callers"]]
 
         assert wait_until(routes) == ["DELETE /orders/7"]
 
@@ -163,15 +163,15 @@ def test_the_proxys_url_can_allow_browser_requests(
     with server.owner() as owner:
         name = f"live-proxy-{'-'.join(fields).lower()}"
         made = owner.post("/v2/keys", json={"name": name, "type": "secret"}).json()
-        shown = {"Authorization": f"Bearer {made['secret']}"} | fields
+        headers = {"Authorization": f"Bearer {made['secret']}"} | fields
 
         def exposures() -> int:
-            found = owner.get("/v2/audit-events", params={"action": "key.exposed"}).json()
-            return sum(made["key"]["id"] in str(event) for event in found["events"])
+            page = owner.get("/v2/audit-events", params={"action": "key.exposed"}).json()
+            return sum(made["key"]["id"] in str(event) for event in page["events"])
 
-        allowed = client.get("/v2/auth?organization=acme&browser=allow", headers=shown)
+        allowed = client.get("/v2/auth?organization=acme&browser=allow", headers=headers)
         assert (allowed.status_code, allowed.headers["wardkey-verdict"]) == (200, "valid")
-        refused = client.get("/v2/auth?organization=acme", headers=shown)
+        refused = client.get("/v2/auth?organization=acme", headers=headers)
         assert (refused.status_code, refused.json()["code"]) == (403, "secret_key_in_browser")
         assert "browser=allow" in refused.json()["detail"]
         wait_until(exposures)
@@ -187,7 +187,7 @@ def test_allowing_browsers_does_not_widen_a_publishable_key(
             json={"name": "live-proxy-page", "type": "publishable",
                   "allowed_origins": ["https://a.example"]},
         ).json()  # fmt: skip
-    shown = {"Authorization": f"Bearer {page['secret']}", "Origin": "https://b.example"}
+    headers = {"Authorization": f"Bearer {page['secret']}", "Origin": "https://b.example"}
     url = "/v2/auth?organization=acme&type=publishable&browser=allow"
-    assert client.get(url, headers=shown).status_code == 403
-    assert client.get(url, headers=shown | {"Origin": "https://a.example"}).status_code == 200
+    assert client.get(url, headers=headers).status_code == 403
+    assert client.get(url, headers=headers | {"Origin": "https://a.example"}).status_code == 200

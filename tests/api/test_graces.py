@@ -34,12 +34,12 @@ def rotate(owner: httpx.Client, made: Any, **body: str) -> Any:  # noqa: ANN401 
 
 
 def ends(rotated: Any) -> dict[str, str | None]:  # noqa: ANN401 - JSON
-    return {one["kid"]: one["grace_ends_at"] for one in rotated["key"]["secrets"]}
+    return {secret["kid"]: secret["grace_ends_at"] for secret in rotated["key"]["secrets"]}
 
 
 def code(owner: httpx.Client, text: str) -> str:
-    told: str = owner.post("/v2/keys/verify", json={"key": text}).json()["code"]
-    return told
+    result: str = owner.post("/v2/keys/verify", json={"key": text}).json()["code"]
+    return result
 
 
 @pytest.mark.parametrize(
@@ -99,4 +99,4 @@ def test_409_an_eleventh_live_secret_is_rejected(
     rotate(owner, made, grace="1h")
     # Ending all other secrets at once leaves only the new one.
     last = rotate(owner, made, grace="now")
-    assert [one["kid"] for one in last["key"]["secrets"] if one["live"]] == [last["kid"]]
+    assert [secret["kid"] for secret in last["key"]["secrets"] if secret["live"]] == [last["kid"]]

@@ -108,8 +108,8 @@ class World:
 
     def rows(self, table: Table) -> int:
         with self.runner.database.read() as tx:
-            found = tx.connection.execute(select(func.count()).select_from(table))
-            return int(found.scalar_one())
+            result = tx.connection.execute(select(func.count()).select_from(table))
+            return int(result.scalar_one())
 
     def paused(
         self, call: Callable[[], httpx.Response], meanwhile: Callable[[], object]
@@ -337,8 +337,8 @@ def test_a_removed_admin_cannot_change_roles_or_remove_members(world: World) -> 
         ask = partial(call(method, f"/v2/members/{other.id}", **body), world, person.text)
         assert world.paused(ask, person.remove).status_code == 404
         with world.runner.database.read() as tx:
-            found = people.as_member(tx, other.by, world.org_id, Environment.LIVE)
-        assert found.role is Role.ADMIN
+            result = people.as_member(tx, other.by, world.org_id, Environment.LIVE)
+        assert result.role is Role.ADMIN
 
 
 @pytest.mark.parametrize("loss", ["remove", "demote", "sign_out_everywhere", "recover"])

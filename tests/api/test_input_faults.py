@@ -63,8 +63,8 @@ def faults_of(route: APIRoute) -> Iterator[RequestValidationError]:
         try:
             model.model_validate(body)
         except ModelFault as error:
-            found = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
-            yield RequestValidationError(found, body=body)
+            errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
+            yield RequestValidationError(errors, body=body)
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
@@ -87,7 +87,7 @@ def test_validation_errors_never_use_the_librarys_wording(route: APIRoute) -> No
 @pytest.mark.parametrize("kind", typing.get_args(core_schema.ErrorType))
 def test_every_pydantic_error_type_has_our_own_message(kind: str) -> None:
     """No pydantic text is returned, even for error types that no model raises today."""
-    route = next(one for one in ROUTES if one.name == "issue_key")
+    route = next(item for item in ROUTES if item.name == "issue_key")
     fault = RequestValidationError(
         [{"type": kind, "loc": ("body", "rate_limit", "burst"), "msg": "Input should", "input": 0}],
         body={},
@@ -140,14 +140,14 @@ def ask(request: pytest.FixtureRequest, server: Server) -> Iterator[Callable[...
     """Call an entry point, through the fast path or around it."""
     with server.client(server.first_key) as key:
 
-        def asked(door: str, body: str | bytes, **headers: str) -> Any:  # noqa: ANN401 - any JSON
+        def send(door: str, body: str | bytes, **headers: str) -> Any:  # noqa: ANN401 - any JSON
             content = body if isinstance(body, bytes) else body.encode()
-            told = {"Content-Type": "application/json", **headers}
+            sent_headers = {"Content-Type": "application/json", **headers}
             # The fast path leaves bodies of unknown length to the framework.
             sent = content if request.param else iter([content])
-            return key.post(DOORS[door][0], content=sent, headers=told).json()
+            return key.post(DOORS[door][0], content=sent, headers=sent_headers).json()
 
-        yield asked
+        yield send
 
 
 @pytest.fixture(scope="module")
@@ -162,32 +162,32 @@ def test_400_invalid_json_is_reported_by_line_and_column(
     ask: Callable[..., Any], door: str
 ) -> None:
     name = DOORS[door][2]
-    told = ask(door, f'{{\n  "{name}": "x",\n  "b" 1\n}}')
-    assert (told["status"], told["code"]) == (400, "malformed_json")
-    assert "line 3, column 7: expected a colon" in told["detail"]
-    told = ask(door, f'{{"{name}": "x"')
-    assert "ends too early" in told["detail"]
-    told = ask(door, b'{"%b": "\xff"}' % name.encode())
-    assert told["code"] == "malformed_json"
-    assert f"UTF-8 at byte {len(name) + 7};" in told["detail"]
+    problem = ask(door, f'{{\n  "{name}": "x",\n  "b" 1\n}}')
+    assert (problem["status"], problem["code"]) == (400, "malformed_json")
+    assert "line 3, column 7: expected a colon" in problem["detail"]
+    problem = ask(door, f'{{"{name}": "x"')
+    assert "ends too early" in problem["detail"]
+    problem = ask(door, b'{"%b": "\xff"}' % name.encode())
+    assert problem["code"] == "malformed_json"
+    assert f"UTF-8 at byte {len(name) + 7};" in problem["detail"]
 
 
 @pytest.mark.parametrize("door", DOORS)
 def test_400_an_empty_body_is_reported_as_empty(ask: Callable[..., Any], door: str) -> None:
     for body in ("", "  \n"):
-        told = ask(door, body)
-        assert (told["status"], told["code"]) == (400, "malformed_json")
-        assert told["detail"].startswith("The body is empty; send a JSON object")
+        problem = ask(door, body)
+        assert (problem["status"], problem["code"]) == (400, "malformed_json")
+        assert problem["detail"].startswith("The body is empty; send a JSON object")
 
 
 @pytest.mark.parametrize("door", DOORS)
 def test_400_an_unknown_field_lists_the_known_fields(ask: Callable[..., Any], door: str) -> None:
     _, good, name = DOORS[door]
-    told = ask(door, json.dumps({**good, f"{name}s": 1}))
-    assert (told["status"], told["code"]) == (400, "invalid_request")
-    assert told["detail"].startswith(f"There is no field {name}s. Did you mean {name}")
-    assert all(field in told["detail"].partition("accepts")[2] for field in good)
-    assert told["errors"] == [{"field": f"{name}s", "message": told["detail"]}]
+    problem = ask(door, json.dumps({**good, f"{name}s": 1}))
+    assert (problem["status"], problem["code"]) == (400, "invalid_request")
+    assert problem["detail"].startswith(f"There is no field {name}s. Did you mean {name}")
+    assert all(field in problem["detail"].partition("accepts")[2] for field in good)
+    assert problem["errors"] == [{"field": f"{name}s", "message": problem["detail"]}]
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -195,14 +195,14 @@ def test_400_missing_fields_and_wrong_types_are_reported_the_same_way(
     ask: Callable[..., Any], door: str
 ) -> None:
     _, good, name = DOORS[door]
-    told = ask(door, json.dumps({field: v for field, v in good.items() if field != name}))
-    assert told["detail"].startswith(f"{name} is missing; send a")
-    told = ask(door, json.dumps({**good, name: 5}))
-    assert told["errors"][0]["field"] == name
-    assert told["detail"].startswith(f"{name} must be a")
-    assert told["detail"].endswith("but 5 was sent.")
-    told = ask(door, "[3]" if door != "publish" else "3")
-    assert told["detail"].startswith("The body must be an object with ")
+    problem = ask(door, json.dumps({field: v for field, v in good.items() if field != name}))
+    assert problem["detail"].startswith(f"{name} is missing; send a")
+    problem = ask(door, json.dumps({**good, name: 5}))
+    assert problem["errors"][0]["field"] == name
+    assert problem["detail"].startswith(f"{name} must be a")
+    assert problem["detail"].endswith("but 5 was sent.")
+    problem = ask(door, "[3]" if door != "publish" else "3")
+    assert problem["detail"].startswith("The body must be an object with ")
 
 
 NUMBER = "a whole number from 1 to"
@@ -236,21 +236,21 @@ def test_400_an_invalid_key_field_is_reported_with_its_expected_format(
     ask: Callable[..., Any], case: str
 ) -> None:
     spoilt, says = SPOILT[case]
-    told = ask("rest", json.dumps({"name": "live-spoilt", "type": "secret", **spoilt}))
-    assert (told["status"], told["code"]) == (400, "invalid_request")
-    assert says in told["detail"]
+    problem = ask("rest", json.dumps({"name": "live-spoilt", "type": "secret", **spoilt}))
+    assert (problem["status"], problem["code"]) == (400, "invalid_request")
+    assert says in problem["detail"]
 
 
 def test_a_misplaced_secret_is_never_echoed(ask: Callable[..., Any], server: Server) -> None:
     secret = server.first_key
     for door, (_, good, name) in DOORS.items():
         for spoilt in ({secret: 1}, {name: [secret]}, {name: {"a": secret}}):
-            told = ask(door, json.dumps({**good, **spoilt}))
-            assert told["status"] == 400, told
-            assert secret not in json.dumps(told)
+            problem = ask(door, json.dumps({**good, **spoilt}))
+            assert problem["status"] == 400, problem
+            assert secret not in json.dumps(problem)
         assert secret not in json.dumps(ask(door, secret))
-    told = ask("rest", json.dumps({"name": "x", "type": secret}))
-    assert secret not in json.dumps(told)
+    problem = ask("rest", json.dumps({"name": "x", "type": secret}))
+    assert secret not in json.dumps(problem)
 
 
 @pytest.mark.parametrize("query", ["{key}", "{key}=1", "search={key}", "key=Bearer+{key}"])
@@ -262,11 +262,11 @@ def test_a_key_as_a_query_parameter_name_is_rejected_too(server: Server, query: 
 
 
 def test_a_long_unknown_field_name_is_truncated(ask: Callable[..., Any]) -> None:
-    told = ask("rest", json.dumps({"x" * 5_000: 1}))
-    assert len(told["detail"]) < 1_000
-    told = ask("verify", json.dumps({"key": "x", "\n\u001b[31m": 1}))
-    assert "\n" not in told["detail"]
-    assert "\x1b" not in told["detail"]
+    problem = ask("rest", json.dumps({"x" * 5_000: 1}))
+    assert len(problem["detail"]) < 1_000
+    problem = ask("verify", json.dumps({"key": "x", "\n\u001b[31m": 1}))
+    assert "\n" not in problem["detail"]
+    assert "\x1b" not in problem["detail"]
 
 
 @pytest.mark.parametrize(
@@ -283,6 +283,6 @@ def test_400_a_bad_parameter_is_reported_like_a_bad_field(
     server: Server, query: str, says: str
 ) -> None:
     with server.client(server.first_key) as key:
-        told = key.get(f"/v2/keys?{query}").json()
-    assert (told["status"], told["code"]) == (400, "invalid_request")
-    assert says in told["detail"]
+        problem = key.get(f"/v2/keys?{query}").json()
+    assert (problem["status"], problem["code"]) == (400, "invalid_request")
+    assert says in problem["detail"]

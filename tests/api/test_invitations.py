@@ -32,12 +32,14 @@ def accept(server: Server, made: Any, password: str = PASSWORD) -> httpx.Respons
 
 def status(owner: httpx.Client, made: Any) -> str:  # noqa: ANN401 - JSON
     listed = owner.get("/v2/invitations").json()["invitations"]
-    found: str = next(one["status"] for one in listed if one["id"] == made["id"])
-    return found
+    result: str = next(
+        invitation["status"] for invitation in listed if invitation["id"] == made["id"]
+    )
+    return result
 
 
 def emails(owner: httpx.Client) -> list[str]:
-    return [one["email"] for one in owner.get("/v2/members").json()["members"]]
+    return [member["email"] for member in owner.get("/v2/members").json()["members"]]
 
 
 def test_401_an_invitation_older_than_seven_days_is_rejected(
@@ -95,9 +97,9 @@ def test_409_an_invitation_link_with_a_password_never_signs_in_to_an_existing_ac
     made = known_elsewhere(owner, server, "known")
     answers = [accept(server, made, text) for text in ("another password, not hers", PASSWORD)]
     assert [answer.status_code for answer in answers] == [409, 409]
-    told = [{**answer.json(), "request_id": ""} for answer in answers]
-    assert told[0] == told[1]
-    assert told[0]["code"] == "account_exists"
+    problems = [{**answer.json(), "request_id": ""} for answer in answers]
+    assert problems[0] == problems[1]
+    assert problems[0]["code"] == "account_exists"
     assert status(owner, made) == "pending"
 
 
@@ -117,7 +119,9 @@ def test_a_user_with_an_account_accepts_with_a_user_token(
         again = user.post("/v2/invitations/accept", json=link)
         assert (again.status_code, again.json()["code"]) == (401, "invalid_link")
     listed = owner.get("/v2/members").json()["members"]
-    assert [one["role"] for one in listed if one["email"] == made["email"]] == ["admin"]
+    assert [
+        invitation["role"] for invitation in listed if invitation["email"] == made["email"]
+    ] == ["admin"]
 
 
 def test_403_another_user_cannot_accept_an_invitation(server: Server, owner: httpx.Client) -> None:

@@ -148,7 +148,7 @@ def test_404_no_route_reads_or_changes_another_organizations_data(
             shown = theirs.get(path)
             assert shown.status_code == 200, path
             hidden = set(ids.values()) - {ids["prefix"], ids["session_id"]}
-            assert not [one for one in hidden if one in shown.text], path
+            assert not [object_id for object_id in hidden if object_id in shown.text], path
     with server.owner() as ours:
         assert [ours.get(path.format(**ids)).json() for path in OURS] == before
 
@@ -207,8 +207,8 @@ def test_no_route_lets_a_test_key_read_or_change_live_or_shared_data(
     server: Server, ids: dict[str, str]
 ) -> None:
     with server.owner() as owner:
-        wanted = {"name": "test-all", "type": "secret", "environment": "test"}
-        text = owner.post("/v2/keys", json={**wanted, "permissions": EVERY}).json()["secret"]
+        fields = {"name": "test-all", "type": "secret", "environment": "test"}
+        text = owner.post("/v2/keys", json={**fields, "permissions": EVERY}).json()["secret"]
         document = owner.get("/v2/openapi.json").json()
         looks = [path.format(**ids) for path in (*OURS, "/v2/organization", "/v2/members")]
         before = [owner.get(path).json() for path in looks]
@@ -232,7 +232,7 @@ def test_no_route_lets_a_test_key_read_or_change_live_or_shared_data(
             for method, path in CONFINED:
                 if method == "get":
                     shown = key.get(path.format(code="revoked")).text
-                    assert not [one for one in hidden if one in shown], path
+                    assert not [object_id for object_id in hidden if object_id in shown], path
             transferred = key.post("/v2/organization/transfer", json={"user_id": ids["user_id"]})
             assert transferred.json()["code"] == "owner_only"
         assert [owner.get(path).json() for path in looks] == before
@@ -240,8 +240,8 @@ def test_no_route_lets_a_test_key_read_or_change_live_or_shared_data(
 
 def test_a_test_key_reads_only_test_events(server: Server) -> None:
     with server.owner() as owner, server.owner(Wardkey_Environment="test") as in_test:
-        wanted = {"name": "test-audit", "type": "secret", "environment": "test"}
-        made = owner.post("/v2/keys", json={**wanted, "permissions": ["audit:read"]}).json()
+        body = {"name": "test-audit", "type": "secret", "environment": "test"}
+        made = owner.post("/v2/keys", json={**body, "permissions": ["audit:read"]}).json()
         # A user working in test still changes data that both environments share.
         invited = in_test.post(
             "/v2/invitations", json={"email": "seen@acme.example", "role": "viewer"}
@@ -258,7 +258,7 @@ def test_a_test_key_reads_only_test_events(server: Server) -> None:
         assert live["key"]["id"] not in text
         assert "seen@acme.example" not in text
     assert {event["environment"] for event in listed.json()["events"]} == {"test"}
-    assert all(one in everything for one in (live["key"]["id"], "seen@acme.example"))
+    assert all(item in everything for item in (live["key"]["id"], "seen@acme.example"))
 
 
 ALLOWED = {"owner": 201, "admin": 201, "member": 403, "viewer": 403}

@@ -95,8 +95,8 @@ def test_paging_while_keys_are_added_repeats_none(server: Server) -> None:
         seen: list[str] = []
         cursor: str | None = ""
         while cursor is not None:
-            asked = {"search": "live-page", "limit": "2"} | ({"cursor": cursor} if cursor else {})
-            page = owner.get("/v2/keys", params=asked).json()
+            params = {"search": "live-page", "limit": "2"} | ({"cursor": cursor} if cursor else {})
+            page = owner.get("/v2/keys", params=params).json()
             seen += [key["name"] for key in page["keys"]]
             name = f"live-page-late-{len(seen)}"
             owner.post("/v2/keys", json={"name": name, "type": "publishable"})
@@ -108,18 +108,18 @@ def test_paging_while_keys_are_added_repeats_none(server: Server) -> None:
 
 def test_a_revoked_key_frees_its_name_and_cannot_be_rotated(server: Server) -> None:
     with server.owner() as owner:
-        wanted = {"name": "live-again", "type": "secret"}
-        first = owner.post("/v2/keys", json=wanted).json()["key"]["id"]
-        twin = owner.post("/v2/keys", json=wanted | {"name": "LIVE-again"})
+        body = {"name": "live-again", "type": "secret"}
+        first = owner.post("/v2/keys", json=body).json()["key"]["id"]
+        twin = owner.post("/v2/keys", json=body | {"name": "LIVE-again"})
         assert (twin.status_code, twin.json()["code"]) == (409, "duplicate_name")
         receipt = owner.post(f"/v2/keys/{first}/revoke", json={"reason": "keyCompromise"}).json()
         # `took_ms`, the time until every verifier knew, differs in each response.
         again = owner.delete(f"/v2/keys/{first}").json()
-        shown = owner.get(f"/v2/receipts/{receipt['id']}").json()
-        assert again | {"took_ms": 0} == shown | {"took_ms": 0} == receipt | {"took_ms": 0}
+        record = owner.get(f"/v2/receipts/{receipt['id']}").json()
+        assert again | {"took_ms": 0} == record | {"took_ms": 0} == receipt | {"took_ms": 0}
         rotated = owner.post(f"/v2/keys/{first}/rotate", json={"grace": "now"})
         assert (rotated.status_code, rotated.json()["code"]) == (409, "key_revoked")
-        assert owner.post("/v2/keys", json=wanted).status_code == 201
+        assert owner.post("/v2/keys", json=body).status_code == 201
 
 
 def test_no_worker_accepts_a_key_once_its_revocation_returned(server: Server) -> None:

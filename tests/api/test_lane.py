@@ -75,7 +75,7 @@ def secrets(server: Server) -> dict[str, str]:
             assert made.status_code == 201, made.text
             return str(made.json()["secret"])
 
-        found = {
+        texts = {
             "first": server.first_key,
             "plain": issue("live-lane-plain"),
             "narrow": issue("live-lane-narrow", permissions=["keys:read"]),
@@ -94,10 +94,10 @@ def secrets(server: Server) -> dict[str, str]:
             for k in owner.get("/v2/keys", params={"search": "live-lane-gone"}).json()["keys"]
         )
         owner.post(f"/v2/keys/{key_id}/revoke")
-    found["mistyped"] = found["plain"][:-1] + ("a" if found["plain"][-1] != "a" else "b")
-    found["noise"] = "not a key"
-    found["user"] = "ut_nobody"
-    return found
+    texts["mistyped"] = texts["plain"][:-1] + ("a" if texts["plain"][-1] != "a" else "b")
+    texts["noise"] = "not a key"
+    texts["user"] = "ut_nobody"
+    return texts
 
 
 NAMES = (
@@ -206,25 +206,25 @@ def both_ways(server: Server, kept: Wire, head: str, body: bytes) -> None:
 
     The fast path gets three requests: parsed, with a cached caller, with a known head.
     """
-    asked = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    found = [plain(kept, asked) for _ in range(3)]
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    responses = [plain(kept, request) for _ in range(3)]
     framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
     wire = Wire(server)
     chunked = f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + framed + b"0\r\n\r\n"
-    assert found == [plain(wire, chunked)] * 3
+    assert responses == [plain(wire, chunked)] * 3
     wire.close()
 
 
 def plain(wire: Wire, data: bytes) -> tuple[int, set[str], bytes]:
     """Return the response without the parts that differ each time."""
     wire.send(data)
-    status, fields, told = wire.answer()
+    status, fields, body = wire.answer()
     told_fields = {
         VOLATILE.sub(b"", f"{name}: {value}".encode()).decode()
         for name, value in fields.items()
         if name not in ("date", "content-length", "connection")
     }
-    return status, told_fields, VOLATILE.sub(b"", told)
+    return status, told_fields, VOLATILE.sub(b"", body)
 
 
 @given(st.sampled_from(NAMES), HEADERS, BODIES, st.sampled_from(["application/json", "text/plain"]),
@@ -282,12 +282,12 @@ def request(server: Server, *fields: str, version: str = "1.1") -> bytes:
 def test_pipelined_requests_are_answered_in_order(server: Server, wire: Wire) -> None:
     slow = f"GET /v2/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n\r\n"
     wire.send(request(server) + slow.encode() + request(server) + HEALTH)
-    told = [wire.answer() for _ in range(4)]
-    assert [status for status, _, _ in told] == [200, 200, 200, 200]
-    assert "wardkey-verdict" in told[0][1]
-    assert b'"keys"' in told[1][2]
-    assert "wardkey-verdict" in told[2][1]
-    assert b'"ok"' in told[3][2]
+    responses = [wire.answer() for _ in range(4)]
+    assert [status for status, _, _ in responses] == [200, 200, 200, 200]
+    assert "wardkey-verdict" in responses[0][1]
+    assert b'"keys"' in responses[1][2]
+    assert "wardkey-verdict" in responses[2][1]
+    assert b'"ok"' in responses[3][2]
 
 
 def test_a_known_head_with_another_body_is_answered_as_if_parsed(
@@ -300,40 +300,40 @@ def test_a_known_head_with_another_body_is_answered_as_if_parsed(
     right = json.dumps({"key": secrets["plain"]})
     mistyped = json.dumps({"key": secrets["mistyped"]})
     broken = right[:-1] + " "
-    asked = {
+    requests = {
         text: head.format(len(text)).encode() + text.encode() for text in (right, mistyped, broken)
     }
     for _ in range(3):
-        wire.send(asked[right])
+        wire.send(requests[right])
         assert json.loads(wire.answer()[2])["code"] == "valid"
-    wire.send(asked[mistyped])
+    wire.send(requests[mistyped])
     assert json.loads(wire.answer()[2])["code"] == "malformed"
-    wire.send(asked[broken])
+    wire.send(requests[broken])
     assert json.loads(wire.answer()[2])["code"] == "malformed_json"
     # Two at once, and one in two parts, the first as long as a whole request.
-    wire.send(asked[right] * 2)
+    wire.send(requests[right] * 2)
     assert [wire.answer()[0] for _ in range(2)] == [200, 200]
-    wire.send(asked[right] + asked[mistyped][:-20])
+    wire.send(requests[right] + requests[mistyped][:-20])
     assert json.loads(wire.answer()[2])["code"] == "valid"
-    wire.send(asked[mistyped][-20:])
+    wire.send(requests[mistyped][-20:])
     assert json.loads(wire.answer()[2])["code"] == "malformed"
-    wire.send(asked[right])
+    wire.send(requests[right])
     assert json.loads(wire.answer()[2])["code"] == "valid"
 
 
 def test_a_connection_in_use_is_not_closed_as_idle(server: Server, wire: Wire) -> None:
     """The framework closes connections idle for 5 s; fast-path requests count as use too."""
     body = json.dumps({"key": server.first_key})
-    asked = (
+    request = (
         f"POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
-    for data in (asked, asked, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+    for data in (request, request, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
         wire.send(data)
         assert wire.answer()[0] == 200
     end = time.monotonic() + 6
     while time.monotonic() < end:
-        wire.send(asked)
+        wire.send(request)
         assert wire.answer()[0] == 200
         time.sleep(0.2)
 
@@ -352,8 +352,8 @@ def test_the_connection_closes_on_request(
     server: Server, wire: Wire, version: str, fields: tuple[str, ...]
 ) -> None:
     wire.send(request(server, *fields, version=version))
-    status, told, _ = wire.answer()
-    assert (status, told["connection"]) == (200, "close")
+    status, headers, _ = wire.answer()
+    assert (status, headers["connection"]) == (200, "close")
     assert wire.closed()
 
 
@@ -406,10 +406,10 @@ def test_a_connections_cached_caller_is_not_reused_for_another_credential(
     secrets: dict[str, str], wire: Wire
 ) -> None:
     """The connection caches its last caller; each request is verified by its own credential."""
-    for name, wanted in (("first", 200), ("gone", 401), ("first", 200), ("mistyped", 401)):
+    for name, expected in (("first", 200), ("gone", 401), ("first", 200), ("mistyped", 401)):
         head = f"GET /v2/auth HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secrets[name]}\r\n\r\n"
         wire.send(head.encode())
-        assert wire.answer()[0] == wanted
+        assert wire.answer()[0] == expected
 
 
 def test_a_cached_caller_is_rejected_once_revoked(server: Server, wire: Wire) -> None:
@@ -434,34 +434,34 @@ def test_a_revoked_caller_is_rejected_even_after_another_key_used_the_connection
     server: Server, secrets: dict[str, str], wire: Wire
 ) -> None:
     with server.owner() as owner:
-        wanted = {"name": "live-lane-between", "type": "secret", "permissions": ["keys:verify"]}
-        made = owner.post("/v2/keys", json=wanted).json()
+        fields = {"name": "live-lane-between", "type": "secret", "permissions": ["keys:verify"]}
+        made = owner.post("/v2/keys", json=fields).json()
         body = json.dumps({"key": server.first_key})
         ask = (
             "POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\n"
             f"Authorization: Bearer {made['secret']}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
         ).encode()
-        shown = f"Authorization: Bearer {secrets['plain']}"
-        other = f"GET /v2/auth HTTP/1.1\r\nHost: x\r\n{shown}\r\n\r\n"
+        credential = f"Authorization: Bearer {secrets['plain']}"
+        other = f"GET /v2/auth HTTP/1.1\r\nHost: x\r\n{credential}\r\n\r\n"
         for data in (ask, other.encode(), ask, other.encode()):
             wire.send(data)
             assert wire.answer()[0] == 200
         owner.post(f"/v2/keys/{made['key']['id']}/revoke")
         wire.send(ask)
-        status, _, told = wire.answer()
-    assert (status, json.loads(told)["code"]) == (401, "revoked")
+        status, _, content = wire.answer()
+    assert (status, json.loads(content)["code"]) == (401, "revoked")
 
 
 def test_a_second_credential_is_ambiguous_even_if_the_first_is_cached(
     server: Server, secrets: dict[str, str], wire: Wire
 ) -> None:
     body = json.dumps({"key": secrets["plain"]})
-    for extra, wanted in (("", 200), (f"Authorization: Bearer {secrets['plain']}\r\n", 400)):
+    for extra, expected in (("", 200), (f"Authorization: Bearer {secrets['plain']}\r\n", 400)):
         wire.send(
             "POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\n"
             f"Authorization: Bearer {server.first_key}\r\n{extra}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
         )
-        status, _, told = wire.answer()
-        assert status == wanted, told
+        status, _, content = wire.answer()
+        assert status == expected, content

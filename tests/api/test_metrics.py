@@ -23,11 +23,11 @@ def samples(server: Server) -> list[Sample]:
 
 def scraped(server: Server) -> dict[tuple[str, str], float]:
     """Return each sample summed over all verifiers, by its name and its other label."""
-    found: dict[tuple[str, str], float] = {}
+    sums: dict[tuple[str, str], float] = {}
     for sample in samples(server):
         name = (sample.name, sample.labels.get("code") or sample.labels.get("what") or "")
-        found[name] = found.get(name, 0) + sample.value
-    return found
+        sums[name] = sums.get(name, 0) + sample.value
+    return sums
 
 
 def verifiers(server: Server) -> set[str]:

@@ -117,7 +117,7 @@ def test_null_removes_an_expiry_and_leaves_other_fields_unchanged(server: Server
         )
         changed = owner.patch(f"/v2/keys/{made['id']}", json=nulls)
     assert changed.status_code == 200, changed.text
-    told = changed.json()["key"]
-    assert told["expires_at"] is None
+    key = changed.json()["key"]
+    assert key["expires_at"] is None
     for name in ("description", "allowed_addresses", "name", "metadata"):
-        assert told[name] == made[name]
+        assert key[name] == made[name]

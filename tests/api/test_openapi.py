@@ -66,10 +66,10 @@ def test_every_operation_is_described_once_and_never_returns_422(
 ) -> None:
     assert document["openapi"].startswith("3.1")
     assert document["servers"][0]["url"]
-    found = operations(document)
-    ids = [operation["operationId"] for operation in found]
+    described = operations(document)
+    ids = [operation["operationId"] for operation in described]
     assert len(set(ids)) == len(ids)
-    for operation in found:
+    for operation in described:
         assert operation["description"]
         assert operation["summary"]
         assert operation["tags"]

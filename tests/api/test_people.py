@@ -97,9 +97,9 @@ def test_a_publishable_key_reads_only_the_public_part(server: Server) -> None:
         )
         assert refused.json()["code"] == "permission_not_for_type"
     with server.client(made.json()["secret"]) as page:
-        shown = page.get("/v2/organization").json()
-        assert shown["name"] == "Acme"
-        assert shown["created_at"] is None
+        body = page.get("/v2/organization").json()
+        assert body["name"] == "Acme"
+        assert body["created_at"] is None
         for path in ("/v2/keys", "/v2/members", "/v2/invitations", "/v2/audit-events"):
             assert page.get(path).json()["code"] == "secret_key_required", path
 

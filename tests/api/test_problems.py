@@ -50,7 +50,7 @@ class World:
     def refused(self, **more: object) -> httpx.Response:
         return self.owner.post("/v2/keys", json={**SECRET, "name": "refused", **more})
 
-    def shown(self, credential: str, **headers: str) -> httpx.Response:
+    def send_as(self, credential: str, **headers: str) -> httpx.Response:
         with self.server.client(credential, **headers) as client:
             return client.get("/v2/keys")
 
@@ -101,20 +101,20 @@ class World:
         return self.owner.post("/v2/keys", json={**SECRET, "name": "twice"}, headers=again)
 
     def brought(self, prefix: str = "brought_", **more: object) -> httpx.Response:
-        wanted = {"name": f"brought-{self.count}", "environment": "live", "prefix": prefix}
+        body = {"name": f"brought-{self.count}", "environment": "live", "prefix": prefix}
         self.count += 1
         return self.owner.post(
-            "/v2/keys/import", json=wanted | {"sha256": "ab" * 32, "entropy_bits": 160} | more
+            "/v2/keys/import", json=body | {"sha256": "ab" * 32, "entropy_bits": 160} | more
         )
 
     def tested(self) -> httpx.Response:
-        wanted = {"environment": "test", "permissions": ["members:read"]}
-        with self.server.client(self.made(**wanted)["secret"]) as key:
+        body = {"environment": "test", "permissions": ["members:read"]}
+        with self.server.client(self.made(**body)["secret"]) as key:
             return key.get("/v2/members")
 
     def unlimited(self) -> httpx.Response:
-        wanted = {"permissions": ["keys:write"], "allowed_addresses": ["127.0.0.0/8"]}
-        with self.server.client(self.made(**wanted)["secret"]) as key:
+        body = {"permissions": ["keys:write"], "allowed_addresses": ["127.0.0.0/8"]}
+        with self.server.client(self.made(**body)["secret"]) as key:
             return key.post("/v2/keys", json={**SECRET, "name": "unlimited", "permissions": []})
 
     def prefixed(self) -> httpx.Response:
@@ -142,15 +142,15 @@ class World:
 
     def limited(self) -> httpx.Response:
         text = self.made(rate_limit={"limit": 1, "period_s": 3600, "burst": 1})["secret"]
-        return [self.shown(text) for _ in range(9)][-1]
+        return [self.send_as(text) for _ in range(9)][-1]
 
     def connects(self, **more: object) -> httpx.Response:
         self.count += 1
         return self.owner.post("/v2/clients", json={"username": f"agent-{self.count}", **more})
 
     def guessed(self) -> httpx.Response:
-        wanted = {"email": "guessed@acme.example", "password": "guess"}
-        return [self.anyone.post("/v2/user-tokens", json=wanted) for _ in range(24)][-1]
+        body = {"email": "guessed@acme.example", "password": "guess"}
+        return [self.anyone.post("/v2/user-tokens", json=body) for _ in range(24)][-1]
 
     def slug_taken(self) -> httpx.Response:
         assert (
@@ -185,18 +185,18 @@ class World:
         return self.owner.post("/v2/acl/presets", json={"preset": "chat"})
 
     def simulated(self, topic: str) -> httpx.Response:
-        asked = {"who": {"kind": "client"}, "action": "publish", "topic": topic}
-        return self.owner.post("/v2/acl/simulate", json=asked)
+        body = {"who": {"kind": "client"}, "action": "publish", "topic": topic}
+        return self.owner.post("/v2/acl/simulate", json=body)
 
     def trusts(self, **more: object) -> httpx.Response:
-        wanted = {"kind": "firebase", "project_id": "acme-app-1"}
-        return self.owner.post("/v2/auth-providers", json=more or wanted)
+        body = {"kind": "firebase", "project_id": "acme-app-1"}
+        return self.owner.post("/v2/auth-providers", json=more or body)
 
     def too_many_providers(self) -> httpx.Response:
-        wanted = {"kind": "firebase", "project_id": "acme-app-1"}
+        body = {"kind": "firebase", "project_id": "acme-app-1"}
         test = {"Wardkey-Environment": "test"}
         return [
-            self.owner.post("/v2/auth-providers", json={**wanted, "name": f"n{n}"}, headers=test)
+            self.owner.post("/v2/auth-providers", json={**body, "name": f"n{n}"}, headers=test)
             for n in range(51)
         ][-1]
 
@@ -235,8 +235,8 @@ class World:
         return self.exchanged(self.key, provider="supabase", token=token)
 
     def refreshed_twice(self) -> httpx.Response:
-        wanted = {"user_email": "guest@acme.example"}
-        made = self.key.post("/v2/tokens/create", json=wanted).json()
+        body = {"user_email": "guest@acme.example"}
+        made = self.key.post("/v2/tokens/create", json=body).json()
         shown = {"token_id": made["token_id"], "current_token_password": made["mqtt_password"]}
         again = self.anyone.post("/v2/tokens/refresh", json=shown).json()
         used = {"token_id": again["token_id"], "current_token_password": again["mqtt_password"]}
@@ -308,26 +308,26 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     "organization_required": World.nameless,
     "credential_in_url": lambda w: w.key.get(f"/v2/keys?search={w.server.first_key}"),
     "missing_credentials": lambda w: w.anyone.get("/v2/keys"),
-    "malformed": lambda w: w.shown(w.server.first_key[:-1]),
-    "unknown": lambda w: w.shown(generate(SecretKind.SECRET, Environment.LIVE).text),
-    "revoked": lambda w: w.shown(w.revoked()["secret"]),
-    "disabled": lambda w: w.shown(w.disabled()),
-    "invalid_user_token": lambda w: w.shown(generate(SecretKind.USER, None).text),
+    "malformed": lambda w: w.send_as(w.server.first_key[:-1]),
+    "unknown": lambda w: w.send_as(generate(SecretKind.SECRET, Environment.LIVE).text),
+    "revoked": lambda w: w.send_as(w.revoked()["secret"]),
+    "disabled": lambda w: w.send_as(w.disabled()),
+    "invalid_user_token": lambda w: w.send_as(generate(SecretKind.USER, None).text),
     "invalid_hook_token": lambda w: w.anyone.post("/hooks/rabbitmq/nothing/user"),
     "wrong_password": lambda w: w.anyone.post(
         "/v2/user-tokens", json={"email": "nobody@acme.example", "password": "guess"}
     ),
     "invalid_link": lambda w: w.accepted("nothing"),
-    "not_permitted": lambda w: w.shown(w.made(permissions=["keys:verify"])["secret"]),
+    "not_permitted": lambda w: w.send_as(w.made(permissions=["keys:verify"])["secret"]),
     "wrong_environment": lambda w: w.key.get("/v2/keys?environment=test"),
     "live_key_required": World.tested,
     "exceeds_own_limits": World.unlimited,
-    "secret_key_required": lambda w: w.shown(w.made(**PAGE)["secret"]),
-    "address_not_allowed": lambda w: w.shown(w.made(allowed_addresses=["203.0.113.1"])["secret"]),
-    "origin_not_allowed": lambda w: w.shown(
+    "secret_key_required": lambda w: w.send_as(w.made(**PAGE)["secret"]),
+    "address_not_allowed": lambda w: w.send_as(w.made(allowed_addresses=["203.0.113.1"])["secret"]),
+    "origin_not_allowed": lambda w: w.send_as(
         w.made(**PAGE, allowed_origins=["https://a.example"])["secret"], Origin="https://b.example"
     ),
-    "secret_key_in_browser": lambda w: w.shown(w.made()["secret"], Origin="https://a.example"),
+    "secret_key_in_browser": lambda w: w.send_as(w.made()["secret"], Origin="https://a.example"),
     "exceeds_own_permissions": lambda w: w.admin.post(
         "/v2/keys", json={**SECRET, "name": "more", "permissions": ["billing:read"]}
     ),
@@ -519,13 +519,13 @@ def world(server: Server) -> Iterator[World]:
 @pytest.mark.parametrize("code", REQUESTS)
 def test_a_request_triggers_each_problem(world: World, code: str) -> None:
     answer = REQUESTS[code](world)
-    told = answer.json()
-    assert told["code"] == code, answer.text
-    assert answer.status_code == told["status"] == status_of(ERRORS_BY_CODE[code])
+    result = answer.json()
+    assert result["code"] == code, answer.text
+    assert answer.status_code == result["status"] == status_of(ERRORS_BY_CODE[code])
     assert answer.headers["content-type"] == "application/problem+json"
-    assert told["request_id"] == answer.headers["wardkey-request-id"]
-    assert told["detail"].endswith(".")
-    assert (told["error"], told["message"]) == (code, told["detail"])
+    assert result["request_id"] == answer.headers["wardkey-request-id"]
+    assert result["detail"].endswith(".")
+    assert (result["error"], result["message"]) == (code, result["detail"])
 
 
 @pytest.mark.parametrize("code", COMMANDS)

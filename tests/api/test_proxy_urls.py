@@ -104,8 +104,8 @@ def test_a_wrong_url_is_logged_once_and_reported_by_doctor(
     assert server.output.count("names no organization, and") == 1
 
     def diagnosis() -> str:
-        found = server.cli_here("doctor").output
-        return found if "acmme" in found and "names no organization" in found else ""
+        report = server.cli_here("doctor").output
+        return report if "acmme" in report and "names no organization" in report else ""
 
     assert "warning  forward-auth: " in wait_until(diagnosis)
 

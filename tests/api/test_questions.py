@@ -40,6 +40,6 @@ def test_verifying_a_permission_that_no_key_can_hold_is_rejected(
 
 
 def test_a_scope_outside_the_catalogue_can_be_verified(server: Server, key: httpx.Client) -> None:
-    asked = {"key": server.first_key, "permissions": ["nowhere:read"]}
-    verdict = key.post("/v2/keys/verify", json=asked)
+    body = {"key": server.first_key, "permissions": ["nowhere:read"]}
+    verdict = key.post("/v2/keys/verify", json=body)
     assert (verdict.status_code, verdict.json()["code"]) == (200, "not_permitted")

@@ -16,11 +16,11 @@ MINUTE = 60_000
 @pytest.fixture
 def key_id(server: Server) -> str:
     with server.owner() as owner:
-        wanted = {"name": f"live-{uuid.uuid4()}", "type": "secret", "permissions": ["keys:read"]}
-        made = owner.post("/v2/keys", json=wanted)
+        body = {"name": f"live-{uuid.uuid4()}", "type": "secret", "permissions": ["keys:read"]}
+        made = owner.post("/v2/keys", json=body)
     assert made.status_code == 201, made.text
-    found: str = made.json()["key"]["id"]
-    return found
+    result: str = made.json()["key"]["id"]
+    return result
 
 
 def rotate(client: httpx.Client, key_id: str, text: str, grace: str = "24h") -> Any:  # noqa: ANN401 - JSON

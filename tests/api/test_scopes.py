@@ -26,8 +26,8 @@ def first(server: Server) -> Iterator[httpx.Client]:
 
 
 def new(*permissions: str, **more: object) -> dict[str, object]:
-    wanted = {"name": f"live-{uuid.uuid4()}", "type": "secret", "permissions": permissions}
-    return {**wanted, **more}
+    body = {"name": f"live-{uuid.uuid4()}", "type": "secret", "permissions": permissions}
+    return {**body, **more}
 
 
 def key_with(server: Server, owner: httpx.Client, *permissions: str, **more: object) -> Any:  # noqa: ANN401 - a client
@@ -56,8 +56,8 @@ def test_the_first_key_adds_a_scope_issues_a_key_with_it_and_verifies_that_key(
         assert verdict.json()["code"] == code
     rotated = first.post(f"/v2/keys/{made.json()['key']['id']}/rotate")
     assert rotated.status_code == 200, rotated.text
-    (shown,) = first.get("/v2/scopes", params={"search": "ledger:r"}).json()["scopes"]
-    assert (shown["name"], shown["keys"]) == ("ledger:read", 1)
+    (scope,) = first.get("/v2/scopes", params={"search": "ledger:r"}).json()["scopes"]
+    assert (scope["name"], scope["keys"]) == ("ledger:read", 1)
 
 
 @pytest.mark.parametrize("how", ["issue", "change", "import"])
@@ -70,14 +70,14 @@ def test_a_scope_missing_from_the_catalogue_is_rejected_or_added_on_request(
         owner.post("/v2/import-prefixes", json={"prefix": "elsewhere_"})
 
     def ask(**more: object) -> httpx.Response:
-        wanted = {"permissions": [scope, f"{how}d:write"], **more}
+        body = {"permissions": [scope, f"{how}d:write"], **more}
         if how == "change":
-            return first.patch(f"/v2/keys/{made}", json=wanted)
+            return first.patch(f"/v2/keys/{made}", json=body)
         if how == "issue":
-            return first.post("/v2/keys", json=new() | wanted)
+            return first.post("/v2/keys", json=new() | body)
         origin = {"prefix": "elsewhere_", "sha256": "cd" * 32, "entropy_bits": 160}
         known = {"name": "live-elsewhere", "environment": "live"}
-        return first.post("/v2/keys/import", json={**known, **origin, **wanted})
+        return first.post("/v2/keys/import", json={**known, **origin, **body})
 
     refused = ask()
     assert refused.status_code == 400
@@ -209,8 +209,8 @@ def test_catalogue_changes_are_audited(owner: httpx.Client) -> None:
 
 def test_the_catalogue_can_be_paged_and_searched(owner: httpx.Client) -> None:
     for number in range(7):
-        wanted = {"name": f"paged:n{number}", "description": f"Number {number} of the pages"}
-        owner.post("/v2/scopes", json=wanted)
+        body = {"name": f"paged:n{number}", "description": f"Number {number} of the pages"}
+        owner.post("/v2/scopes", json=body)
     seen: list[str] = []
     cursor: str | None = ""
     while cursor is not None:

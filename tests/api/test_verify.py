@@ -27,12 +27,12 @@ def issue(owner: httpx.Client, name: str, **more: object) -> dict[str, Any]:
     return made
 
 
-def verdict(server: Server, text: str, **asked: object) -> dict[str, Any]:
+def verdict(server: Server, text: str, **fields: object) -> dict[str, Any]:
     with server.client(server.first_key) as client:
-        answer = client.post("/v2/keys/verify", json={"key": text, **asked})
+        answer = client.post("/v2/keys/verify", json={"key": text, **fields})
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    result: dict[str, Any] = answer.json()
+    return result
 
 
 def test_each_reason_has_its_code(server: Server, owner: httpx.Client) -> None:
@@ -50,9 +50,9 @@ def test_each_reason_has_its_code(server: Server, owner: httpx.Client) -> None:
     assert verdict(server, text)["code"] == "address_not_allowed"
     assert verdict(server, text, permissions=["acl:read"], **here)["code"] == "not_permitted"
     assert verdict(server, text, type="publishable", **here)["code"] == "not_permitted"
-    told = verdict(server, text, origin="https://app.example.com", **here)
-    assert told["code"] == "origin_not_allowed"
-    assert "browser" in told["detail"]
+    result = verdict(server, text, origin="https://app.example.com", **here)
+    assert result["code"] == "origin_not_allowed"
+    assert "browser" in result["detail"]
     assert verdict(server, text[:-1])["code"] == "malformed"
     assert verdict(server, "")["code"] == "malformed"
     owner.post(f"/v2/keys/{key_id}/disable")
@@ -73,9 +73,9 @@ def test_an_unauthenticated_caller_cannot_detect_an_existing_kid(
     for _ in range(6):
         value, digit = divmod(value, 62)
         digits = ALPHABET[digit] + digits
-    told = verdict(server, body + digits)
-    assert set(told) == {"valid", "code", "detail", "as_of"}
-    assert told["code"] == "unknown"
+    result = verdict(server, body + digits)
+    assert set(result) == {"valid", "code", "detail", "as_of"}
+    assert result["code"] == "unknown"
 
 
 def test_expiry_and_grace_period_end_at_their_second(server: Server, owner: httpx.Client) -> None:
@@ -114,9 +114,9 @@ def test_a_test_key_is_rejected_in_live_with_an_explanation(
     server: Server, owner: httpx.Client
 ) -> None:
     text = issue(owner, "test-verdict", environment="test")["secret"]
-    told = verdict(server, text)
-    assert told["code"] == "wrong_environment"
-    assert "use the live key" in told["detail"]
+    result = verdict(server, text)
+    assert result["code"] == "wrong_environment"
+    assert "use the live key" in result["detail"]
     with server.client(text) as client:
         assert client.get("/v2/keys").json()["total"] == 1
 
@@ -129,8 +129,8 @@ def test_a_rate_limit_is_returned_with_the_wait(server: Server, owner: httpx.Cli
     codes = [verdict(server, text)["code"] for _ in range(40)]
     assert codes[:2] == ["valid", "valid"]
     assert codes.count("valid") <= 4
-    told = next(told for _ in range(40) if (told := verdict(server, text))["code"] != "valid")
-    assert told["limits"]["retry_after_s"] > 0
+    result = next(result for _ in range(40) if (result := verdict(server, text))["code"] != "valid")
+    assert result["limits"]["retry_after_s"] > 0
     with server.client(text) as client:
         refused = [client.get("/v2/auth") for _ in range(4)][-1]
     assert refused.status_code == 429
@@ -196,8 +196,8 @@ def test_a_secret_key_from_a_browser_is_rejected_and_audited(
         assert (answer.status_code, answer.json()["code"]) == (403, "secret_key_in_browser")
 
     def told() -> bool:
-        found = owner.get("/v2/audit-events", params={"action": "key.exposed"}).json()["events"]
-        return any(event["actor_id"] == made["key"]["id"] for event in found)
+        events = owner.get("/v2/audit-events", params={"action": "key.exposed"}).json()["events"]
+        return any(event["actor_id"] == made["key"]["id"] for event in events)
 
     wait_until(told)
 
@@ -207,10 +207,10 @@ def test_a_rejected_attempt_is_audited_once_a_minute(server: Server, owner: http
     with server.client(made["secret"]) as client:
         for _ in range(5):
             assert client.post("/v2/keys/verify", json={"key": "x"}).status_code == 403
-    asked = {"action": "attempt.refused", "actor_id": made["key"]["id"]}
-    found = wait_until(lambda: owner.get("/v2/audit-events", params=asked).json()["events"])
-    assert 1 <= len(found) <= 2 * 2
-    assert found[0]["details"]["what"] == "verify_key: not_permitted"
+    params = {"action": "attempt.refused", "actor_id": made["key"]["id"]}
+    events = wait_until(lambda: owner.get("/v2/audit-events", params=params).json()["events"])
+    assert 1 <= len(events) <= 2 * 2
+    assert events[0]["details"]["what"] == "verify_key: not_permitted"
 
 
 def test_a_service_key_can_only_verify_but_in_any_organization(server: Server) -> None:
@@ -218,9 +218,9 @@ def test_a_service_key_can_only_verify_but_in_any_organization(server: Server) -
     bound = server.cli("service-key", "create", "elsewhere", "--allow", "203.0.113.1")
     assert made.returncode == 0, made.stderr
     with server.client(made.stdout.strip()) as client:
-        told = client.post("/v2/keys/verify", json={"key": server.first_key}).json()
-        assert told["code"] == "valid"
-        assert told["organization"]["name"] == "Acme"
+        result = client.post("/v2/keys/verify", json={"key": server.first_key}).json()
+        assert result["code"] == "valid"
+        assert result["organization"]["name"] == "Acme"
         assert client.get("/v2/keys").status_code == 403
         assert client.post("/v2/keys", json={"name": "n", "type": "secret"}).status_code == 403
     with server.client(bound.stdout.strip()) as client:
@@ -261,22 +261,22 @@ def test_a_prefix_that_conflicts_with_wardkeys_own_is_rejected(
 
 def test_an_imported_key_keeps_working(server: Server, owner: httpx.Client) -> None:
     text = "acme_9f2c7d1e5b8a4036c7d1e5b8a40369f2"
-    wanted = {
+    body = {
         "name": "live-legacy-reports",
         "environment": "live",
         "prefix": "acme_",
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "entropy_bits": 128,
     }
-    early = owner.post("/v2/keys/import", json=wanted)
+    early = owner.post("/v2/keys/import", json=body)
     assert early.json()["code"] == "prefix_not_found"
     assert owner.post("/v2/import-prefixes", json={"prefix": "acme_"}).status_code == 201
     overlap = owner.post("/v2/import-prefixes", json={"prefix": "acme_x"})
     assert overlap.json()["code"] == "duplicate_prefix"
-    weak = owner.post("/v2/keys/import", json=wanted | {"entropy_bits": 64})
+    weak = owner.post("/v2/keys/import", json=body | {"entropy_bits": 64})
     assert weak.json()["code"] == "weak_import"
-    assert owner.post("/v2/keys/import", json=wanted).status_code == 201
-    again = owner.post("/v2/keys/import", json=wanted | {"name": "live-legacy-two"})
+    assert owner.post("/v2/keys/import", json=body).status_code == 201
+    again = owner.post("/v2/keys/import", json=body | {"name": "live-legacy-two"})
     assert again.json()["code"] == "duplicate_import"
     assert verdict(server, text)["name"] == "live-legacy-reports"
     assert verdict(server, text + "x")["code"] == "malformed"

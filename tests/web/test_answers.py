@@ -42,9 +42,9 @@ def test_no_parameter_of_forward_auth_reaches_the_response_headers(
         f"GET /v2/auth?{parameter}={quote(value)} HTTP/1.1\r\nHost: x\r\n{way}"
         f"Authorization: Bearer {single.first_key}\r\nConnection: close\r\n\r\n"
     )
-    told = answers(single.url, head.encode())
+    received = answers(single.url, head.encode())
     # The body quotes the value, so only the heads are checked.
-    heads = told.rpartition(b"\r\n\r\n")[0]
+    heads = received.rpartition(b"\r\n\r\n")[0]
     # An organization that does not exist is the proxy's mistake: 404.
     assert statuses(heads)[-1:] in ([400], [401], [404])
     assert b"set-cookie" not in heads.lower()

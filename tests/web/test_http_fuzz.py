@@ -128,5 +128,5 @@ def test_wardkey_answers_as_many_requests_as_h11_parses(
             pass
     count = len(re.findall(rb"HTTP/1\.1 \d{3} ", received))
     refused = b'"code":"invalid_http"' in received
-    until = next((i for i, one in enumerate(pieces) if is_framed_twice(one)), len(pieces) + 1)
+    until = next((i for i, piece in enumerate(pieces) if is_framed_twice(piece)), len(pieces) + 1)
     assert count - refused == min(counted_by_h11(data), until), received

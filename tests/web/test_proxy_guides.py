@@ -82,13 +82,13 @@ class Upstream:
                     self.close_connection = True
                     return
                 length = int(self.headers.get("Content-Length", "0"))
-                told = {
+                echo = {
                     "method": self.command,
                     "path": self.path,
                     "body": len(self.rfile.read(length)),
                     "fields": self.headers.items(),
                 }
-                body = json.dumps(told).encode()
+                body = json.dumps(echo).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -186,19 +186,19 @@ def gate(
 def made(server: Server, **spec: object) -> dict[str, str]:
     """Issue a key; return its id and secret."""
     number = made.count = getattr(made, "count", 0) + 1  # type: ignore[attr-defined]
-    wanted = {"name": f"live-proxied-{number}", "type": "secret", "permissions": ["keys:verify"]}
+    body = {"name": f"live-proxied-{number}", "type": "secret", "permissions": ["keys:verify"]}
     with server.owner() as owner:
-        answer = owner.post("/v2/keys", json=wanted | spec)
+        answer = owner.post("/v2/keys", json=body | spec)
     assert answer.status_code == 201, answer.text
     return {"id": answer.json()["key"]["id"], "secret": answer.json()["secret"]}
 
 
 def cgi(answer: httpx.Response) -> dict[str, list[str]]:
     """Return the headers that reached the service, by their CGI and WSGI names."""
-    found: dict[str, list[str]] = {}
+    headers: dict[str, list[str]] = {}
     for name, value in answer.json()["fields"]:
-        found.setdefault(re.sub(r"[^A-Z0-9]", "_", name.upper()), []).append(value)
-    return found
+        headers.setdefault(re.sub(r"[^A-Z0-9]", "_", name.upper()), []).append(value)
+    return headers
 
 
 def spellings(name: str) -> Iterator[str]:
@@ -228,7 +228,7 @@ def test_a_valid_key_passes_with_its_identity_and_without_the_secret(gate: Gate)
 
 def test_no_spelling_of_an_identity_header_reaches_the_service(gate: Gate) -> None:
     key = made(gate.server)
-    forged = [(one, "forged") for name in IDENTITY for one in spellings(name)]
+    forged = [(spelling, "forged") for name in IDENTITY for spelling in spellings(name)]
     for start in range(0, len(forged), 40):
         with gate.client(key["secret"]) as client:
             fields = [*client.headers.items(), *forged[start : start + 40]]
@@ -296,14 +296,17 @@ def test_a_websocket_opens_through_the_proxy_only_with_a_key(gate: Gate) -> None
     key = made(gate.server)
     parts = urlsplit(gate.url)
     assert parts.hostname
-    for shown, status in ((f"Authorization: Bearer {key['secret']}\r\n", b"101"), ("", b"401")):
+    for credential, status in (
+        (f"Authorization: Bearer {key['secret']}\r\n", b"101"),
+        ("", b"401"),
+    ):
         with socket.create_connection(
             (parts.hostname, parts.port or 80), timeout=10, source_address=(CLIENT, 0)
         ) as sock:
             sock.sendall(
                 "GET /socket HTTP/1.1\r\nHost: api.example.com\r\nUpgrade: websocket\r\n"
                 "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-                f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{shown}\r\n".encode()
+                f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{credential}\r\n".encode()
             )
             with sock.makefile("rb") as file:
                 assert file.readline().split()[1] == status
@@ -381,11 +384,11 @@ def test_the_block_for_wardkey_itself_serves_users_and_keys_but_not_proxies(
 ) -> None:
     port = urlsplit(front).port
     with httpx.Client(base_url=front, headers={"Host": f"keys.example.com:{port}"}) as client:
-        shown = {"Authorization": f"Bearer {server.first_key}"}
-        assert client.get("/v2/keys", headers=shown).status_code == 200
+        headers = {"Authorization": f"Bearer {server.first_key}"}
+        assert client.get("/v2/keys", headers=headers).status_code == 200
         for path in ("/v2/auth", "/v2/auth/", "/v2/auth/x", "/v2/auth?organization=acme"):
-            assert client.get(path, headers=shown).status_code == 404
-            assert "wardkey-verdict" not in client.get(path, headers=shown).headers
+            assert client.get(path, headers=headers).status_code == 404
+            assert "wardkey-verdict" not in client.get(path, headers=headers).headers
         form = {"email": OWNER, "password": PASSWORD}
         for origin, status in ((f"http://keys.example.com:{port}", 303),
                                ("https://evil.example", 403)):  # fmt: skip

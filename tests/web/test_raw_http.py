@@ -180,8 +180,8 @@ def statuses(data: bytes) -> list[int]:
 def test_raw_bytes_get_exactly_the_expected_responses(
     single: Server, name: str, route: str
 ) -> None:
-    data, wanted = EXCHANGES[name]
-    assert statuses(answers(single.url, filled(single, data, route) + LAST)) == wanted
+    data, expected = EXCHANGES[name]
+    assert statuses(answers(single.url, filled(single, data, route) + LAST)) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,14 +199,14 @@ def test_bytes_sent_through_a_proxy_never_change_another_clients_response(
 
 def test_an_earlier_request_is_answered_before_the_next_one_is_rejected(single: Server) -> None:
     slow = f"GET /v2/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {single.first_key}\r\n\r\n"
-    told = answers(single.url, slow.encode() + b"noise\r\n\r\n" + LAST)
-    assert statuses(told) == [200, 400]
-    assert told.index(b'"keys"') < told.index(b'"invalid_http"')
+    received = answers(single.url, slow.encode() + b"noise\r\n\r\n" + LAST)
+    assert statuses(received) == [200, 400]
+    assert received.index(b'"keys"') < received.index(b'"invalid_http"')
 
 
 def test_a_client_that_sends_a_large_body_can_read_the_rejection(single: Server) -> None:
     """Closing while bytes are unread resets the connection, and the answer may be lost."""
     head = b"POST /v2/keys HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n"
-    told = answers(single.url, head + b"x" * 4_000_000)
-    assert statuses(told) == [413]
-    assert b'"body_too_large"' in told
+    received = answers(single.url, head + b"x" * 4_000_000)
+    assert statuses(received) == [413]
+    assert b'"body_too_large"' in received

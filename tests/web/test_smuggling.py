@@ -136,8 +136,8 @@ def test_an_offer_of_h2c_is_ignored_and_the_body_is_read(single: Server) -> None
                 + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
             )
             sock.sendall(body)
-            status, told = read_answer(sock)
-            assert (status, json.loads(told)["code"]) == (200, "valid")
+            status, response = read_answer(sock)
+            assert (status, json.loads(response)["code"]) == (200, "valid")
 
 
 def test_a_websocket_handshake_on_forward_auth_gets_a_verdict_and_logs_no_warning(

@@ -99,12 +99,12 @@ def test_a_rejected_attempt_is_not_counted(throttle: Throttle) -> None:
 def test_an_ipv6_64_counts_as_one_address_and_a_48_as_four(throttle: Throttle) -> None:
     def from_subnet(number: int, attempts: int = 25) -> int:
         sources = [f"2001:db8:1:{number:x}::{host:x}" for host in range(attempts)]
-        return sum(fail(throttle, *by_address("address", one)) for one in sources)
+        return sum(fail(throttle, *by_address("address", source)) for source in sources)
 
     assert [from_subnet(number) for number in range(6)] == [10, 10, 10, 10, 0, 0]
     assert fail(throttle, *by_address("address", "2001:db8:2::1"))
     mapped = [f"::ffff:{ADDRESS}", ADDRESS] * 10
-    assert sum(fail(throttle, *by_address("address", one)) for one in mapped) == 10
+    assert sum(fail(throttle, *by_address("address", source)) for source in mapped) == 10
 
 
 def test_an_account_name_is_normalized(throttle: Throttle) -> None:
@@ -216,9 +216,9 @@ def test_an_account_has_ten_failures_across_all_addresses_and_entry_points(serve
         signed = anyone.post("/sign-in", data={"email": email, "password": PASSWORD})
     session = signed.headers["set-cookie"].partition(";")[0]
     with server.client(Cookie=session) as client:
-        found = re.search(r'name="csrf" value="(\w+)"', client.get("/account").text)
-    assert found is not None
-    csrf = {"csrf": found[1]}
+        match = re.search(r'name="csrf" value="(\w+)"', client.get("/account").text)
+    assert match is not None
+    csrf = {"csrf": match[1]}
     change = {**csrf, "current_password": WRONG, "password": "moss on a northern roof"}
     forms = [
         ("/v2/user-tokens", {"email": email.upper(), "password": WRONG}, False, ""),
@@ -254,17 +254,17 @@ def test_of_concurrent_wrong_tokens_a_hundred_are_checked(server: Server, path: 
 def test_of_forty_concurrent_wrong_logins_at_most_ten_are_checked(server: Server) -> None:
     made = server.cli("hook", "create", "emqx")
     assert made.returncode == 0, made.stderr
-    found = re.search(r"wht_\w+", made.stdout)
-    assert found is not None
+    match = re.search(r"wht_\w+", made.stdout)
+    assert match is not None
     with server.client(server.first_key) as key:
         client = key.post("/v2/clients", json={"username": "a", "password": PASSWORD}).json()
         name = client["client"]["mqtt_username"]
-    asked = {"username": name, "clientid": "a", "peerhost": "203.0.113.30"}
+    body = {"username": name, "clientid": "a", "peerhost": "203.0.113.30"}
 
     def login(password: str, address: str) -> bool:
-        with server.client(found[0]) as broker:
-            told = {**asked, "password": password, "peerhost": address}
-            answer = broker.post("/hooks/emqx/authentication", json=told)
+        with server.client(match[0]) as broker:
+            login_body = {**body, "password": password, "peerhost": address}
+            answer = broker.post("/hooks/emqx/authentication", json=login_body)
         return bool(answer.json()["result"] == "allow")
 
     assert not any(at_once(lambda n: login(f"wrong {n}", ADDRESS)))
