@@ -39,7 +39,7 @@ def basic(pair: str) -> str:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
-def doors(server: Server, fields: list[tuple[str, str]]) -> list[tuple[int, str]]:
+def call_entry_points(server: Server, fields: list[tuple[str, str]]) -> list[tuple[int, str]]:
     """Return status and code of every entry point for keys, each twice on one connection."""
     answers = []
     with httpx.Client(base_url=server.url, timeout=20, verify=server.trust) as client:
@@ -68,7 +68,7 @@ def test_a_foreign_credential_beside_a_key_is_ignored(server: Server, imported: 
             [("Authorization", f"Bearer {mine}"), ("apikey", JWT)],
             [("Wardkey-Api-Key", mine), ("apikey", mine)],
         ):
-            for status, code in doors(server, fields):
+            for status, code in call_entry_points(server, fields):
                 assert status in (200, 403), (fields, status, code)
 
 
@@ -82,13 +82,13 @@ def test_two_different_wardkey_credentials_are_ambiguous(server: Server, importe
         [("Authorization", basic(f"{key}:{other}"))],
         [("Authorization", f"Bearer {JWT}"), ("apikey", "another.thing")],
     ):
-        assert {code for _, code in doors(server, fields)} == {"ambiguous_credentials"}
+        assert {code for _, code in call_entry_points(server, fields)} == {"ambiguous_credentials"}
 
 
 def test_a_key_is_accepted_as_basic_and_bare(server: Server, imported: str) -> None:
     for key in (server.first_key, imported):
         for value in (key, basic(f"{key}:"), basic(f":{key}"), basic(f"me:{key}")):
-            for status, code in doors(server, [("Authorization", value)]):
+            for status, code in call_entry_points(server, [("Authorization", value)]):
                 assert status in (200, 403), (value, status, code)
 
 
@@ -159,7 +159,7 @@ PLACES = {
     "organization": ("other_organization", "other"),
     "environment": ("wrong_environment", "test"),
 }
-ASKED = {
+ENTRY_POINTS = {
     "rest": ("GET", "/v2/keys", None),
     "verify": ("POST", "/v2/keys/verify", {"key": "x"}),
     "batch": ("POST", "/v2/keys/verify-batch", {"items": [{"key": "x"}]}),
@@ -171,11 +171,11 @@ ASKED = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("door", ASKED)
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_403_a_key_that_names_another_organization_or_environment(
-    server: Server, door: str, place: str
+    server: Server, entry: str, place: str
 ) -> None:
-    method, path, body = ASKED[door]
+    method, path, body = ENTRY_POINTS[entry]
     code, other = PLACES[place]
     with server.client(server.first_key) as key:
         own = key.get("/v2/organization").json()
@@ -206,11 +206,11 @@ def test_a_former_slug_still_identifies_the_keys_own_organization(
         assert verified.json()["code"] == "other_organization"
 
 
-@pytest.mark.parametrize("door", ASKED)
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_401_every_entry_point_names_a_credential_of_another_form(
-    server: Server, door: str
+    server: Server, entry: str
 ) -> None:
-    method, path, body = ASKED[door]
+    method, path, body = ENTRY_POINTS[entry]
     forms = {
         "x-api-key": {"X-API-Key": server.first_key},
         "Token": {"Authorization": f"Token {server.first_key}"},

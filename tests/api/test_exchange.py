@@ -317,7 +317,7 @@ def _altered(world: World, place: str) -> str:
 HOSTILE: dict[str, tuple[Hostile, str]] = {
     "expired": (of(exp=NOW - 100), "token_expired"),
     "without an end": (of(exp=None), "exp"),
-    "an end that is a text": (of(exp="tomorrow"), "exp"),
+    "a text as expiry": (of(exp="tomorrow"), "exp"),
     "not yet valid": (of(nbf=NOW + 7200), "nbf"),
     "made in the future": (of(iat=NOW + 7200), "iat"),
     "an issuer with a slash": (lambda w, p: w.issuer.of_oidc(f"{p}/"), "a slash at the end"),

@@ -126,7 +126,7 @@ def _inner(model: type[BaseModel]) -> Iterator[str]:
 
 
 # An entry point: its path, a valid body, and the field that the tests make invalid.
-DOORS: dict[str, tuple[str, dict[str, Any], str]] = {
+ENTRY_POINTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "rest": ("/v2/keys", {"name": "live-input-faults", "type": "secret"}, "name"),
     "verify": ("/v2/keys/verify", {"key": "x"}, "key"),
     "publish": ("/publish", {"topic": "a", "payload": 1}, "topic"),
@@ -140,12 +140,12 @@ def ask(request: pytest.FixtureRequest, server: Server) -> Iterator[Callable[...
     """Call an entry point, through the fast path or around it."""
     with server.client(server.first_key) as key:
 
-        def send(door: str, body: str | bytes, **headers: str) -> Any:  # noqa: ANN401 - any JSON
+        def send(entry: str, body: str | bytes, **headers: str) -> Any:  # noqa: ANN401 - any JSON
             content = body if isinstance(body, bytes) else body.encode()
             sent_headers = {"Content-Type": "application/json", **headers}
             # The fast path leaves bodies of unknown length to the framework.
             sent = content if request.param else iter([content])
-            return key.post(DOORS[door][0], content=sent, headers=sent_headers).json()
+            return key.post(ENTRY_POINTS[entry][0], content=sent, headers=sent_headers).json()
 
         yield send
 
@@ -157,51 +157,51 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield up
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_400_invalid_json_is_reported_by_line_and_column(
-    ask: Callable[..., Any], door: str
+    ask: Callable[..., Any], entry: str
 ) -> None:
-    name = DOORS[door][2]
-    problem = ask(door, f'{{\n  "{name}": "x",\n  "b" 1\n}}')
+    name = ENTRY_POINTS[entry][2]
+    problem = ask(entry, f'{{\n  "{name}": "x",\n  "b" 1\n}}')
     assert (problem["status"], problem["code"]) == (400, "malformed_json")
     assert "line 3, column 7: expected a colon" in problem["detail"]
-    problem = ask(door, f'{{"{name}": "x"')
+    problem = ask(entry, f'{{"{name}": "x"')
     assert "ends too early" in problem["detail"]
-    problem = ask(door, b'{"%b": "\xff"}' % name.encode())
+    problem = ask(entry, b'{"%b": "\xff"}' % name.encode())
     assert problem["code"] == "malformed_json"
     assert f"UTF-8 at byte {len(name) + 7};" in problem["detail"]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_400_an_empty_body_is_reported_as_empty(ask: Callable[..., Any], door: str) -> None:
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_400_an_empty_body_is_reported_as_empty(ask: Callable[..., Any], entry: str) -> None:
     for body in ("", "  \n"):
-        problem = ask(door, body)
+        problem = ask(entry, body)
         assert (problem["status"], problem["code"]) == (400, "malformed_json")
         assert problem["detail"].startswith("The body is empty; send a JSON object")
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_400_an_unknown_field_lists_the_known_fields(ask: Callable[..., Any], door: str) -> None:
-    _, good, name = DOORS[door]
-    problem = ask(door, json.dumps({**good, f"{name}s": 1}))
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_400_an_unknown_field_lists_the_known_fields(ask: Callable[..., Any], entry: str) -> None:
+    _, good, name = ENTRY_POINTS[entry]
+    problem = ask(entry, json.dumps({**good, f"{name}s": 1}))
     assert (problem["status"], problem["code"]) == (400, "invalid_request")
     assert problem["detail"].startswith(f"There is no field {name}s. Did you mean {name}")
     assert all(field in problem["detail"].partition("accepts")[2] for field in good)
     assert problem["errors"] == [{"field": f"{name}s", "message": problem["detail"]}]
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_400_missing_fields_and_wrong_types_are_reported_the_same_way(
-    ask: Callable[..., Any], door: str
+    ask: Callable[..., Any], entry: str
 ) -> None:
-    _, good, name = DOORS[door]
-    problem = ask(door, json.dumps({field: v for field, v in good.items() if field != name}))
+    _, good, name = ENTRY_POINTS[entry]
+    problem = ask(entry, json.dumps({field: v for field, v in good.items() if field != name}))
     assert problem["detail"].startswith(f"{name} is missing; send a")
-    problem = ask(door, json.dumps({**good, name: 5}))
+    problem = ask(entry, json.dumps({**good, name: 5}))
     assert problem["errors"][0]["field"] == name
     assert problem["detail"].startswith(f"{name} must be a")
     assert problem["detail"].endswith("but 5 was sent.")
-    problem = ask(door, "[3]" if door != "publish" else "3")
+    problem = ask(entry, "[3]" if entry != "publish" else "3")
     assert problem["detail"].startswith("The body must be an object with ")
 
 
@@ -243,12 +243,12 @@ def test_400_an_invalid_key_field_is_reported_with_its_expected_format(
 
 def test_a_misplaced_secret_is_never_echoed(ask: Callable[..., Any], server: Server) -> None:
     secret = server.first_key
-    for door, (_, good, name) in DOORS.items():
+    for entry, (_, good, name) in ENTRY_POINTS.items():
         for spoilt in ({secret: 1}, {name: [secret]}, {name: {"a": secret}}):
-            problem = ask(door, json.dumps({**good, **spoilt}))
+            problem = ask(entry, json.dumps({**good, **spoilt}))
             assert problem["status"] == 400, problem
             assert secret not in json.dumps(problem)
-        assert secret not in json.dumps(ask(door, secret))
+        assert secret not in json.dumps(ask(entry, secret))
     problem = ask("rest", json.dumps({"name": "x", "type": secret}))
     assert secret not in json.dumps(problem)
 

@@ -67,7 +67,7 @@ def test_a_body_with_nulls_means_the_same_as_one_without_the_fields(
     server: Server, document: Node
 ) -> None:
     with server.owner() as owner:
-        asked = 0
+        requests = 0
         for method, path, content in bodies(document):
             shapes = list(objects(document, content["schema"]))
             example = content["example"]
@@ -79,8 +79,8 @@ def test_a_body_with_nulls_means_the_same_as_one_without_the_fields(
             nulls = dict.fromkeys(optional - example.keys())
             answer = owner.request(method, path, json=example | nulls)
             assert '"code":"invalid_request"' not in answer.text, f"{method} {path}: {answer.text}"
-            asked += 1
-        assert asked > 10
+            requests += 1
+        assert requests > 10
 
 
 @pytest.mark.parametrize(

@@ -499,8 +499,8 @@ ELSEWHERE = {
 # No request triggers these, each with its reason. Move a code up once it becomes reachable.
 UNREACHED = {
     "quota_exceeded": "Quotas come with billing; the code is reserved.",
-    "request_timeout": "It takes 30 seconds of sending nothing, too long for every run.",
-    "invalid_rate_limit": "The API's types bound a rate first; the rule guards other callers.",
+    "request_timeout": "It takes 30 idle seconds, too slow for every run.",
+    "invalid_rate_limit": "The API types limit rates first; the rule protects other callers.",
 }
 
 

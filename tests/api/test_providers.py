@@ -289,10 +289,10 @@ def checked(inside: httpx.Client, provider: object, token: str = "") -> Any:  # 
     return answer.json()
 
 
-def first_fault(told: Any) -> str:  # noqa: ANN401 - JSON
-    faults = [step["step"] for step in told["steps"] if not step["ok"]]
-    assert told["ok"] is not bool(faults)
-    assert (told["identity"] is None) is bool(faults)
+def first_fault(result: Any) -> str:  # noqa: ANN401 - JSON
+    faults = [step["step"] for step in result["steps"] if not step["ok"]]
+    assert result["ok"] is not bool(faults)
+    assert (result["identity"] is None) is bool(faults)
     return faults[0] if faults else ""
 
 

@@ -195,11 +195,11 @@ def test_a_secret_key_from_a_browser_is_rejected_and_audited(
         answer = client.get("/v2/keys", headers={"Origin": "https://app.example.com"})
         assert (answer.status_code, answer.json()["code"]) == (403, "secret_key_in_browser")
 
-    def told() -> bool:
+    def is_audited() -> bool:
         events = owner.get("/v2/audit-events", params={"action": "key.exposed"}).json()["events"]
         return any(event["actor_id"] == made["key"]["id"] for event in events)
 
-    wait_until(told)
+    wait_until(is_audited)
 
 
 def test_a_rejected_attempt_is_audited_once_a_minute(server: Server, owner: httpx.Client) -> None:

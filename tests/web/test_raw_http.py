@@ -80,7 +80,7 @@ EXCHANGES: dict[str, tuple[bytes, list[int]]] = {
     "chunked, misspelled": (POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", [400]),
     "chunked in HTTP/1.0": (CHUNKED.replace(b"1.1", b"1.0") + b"0\r\n\r\n", [400]),
     "chunks": (CHUNKED + b"1\r\n{\r\n1;a=b\r\n}\r\n0\r\n\r\n", [401, 200]),
-    "chunk size that is no number": (CHUNKED + b"x\r\n{}\r\n0\r\n\r\n" + GET + b"%\r\n", [400]),
+    "chunk size that is not a number": (CHUNKED + b"x\r\n{}\r\n0\r\n\r\n" + GET + b"%\r\n", [400]),
     "chunk longer than it says": (CHUNKED + b"1\r\n{}\r\n0\r\n\r\n" + GET + b"%\r\n", [400]),
     "chunk size without bound": (CHUNKED + b"f" * 20 + b"\r\n{}", [400]),
     "credential in a trailer": (
