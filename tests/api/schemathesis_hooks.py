@@ -1,4 +1,4 @@
-"""What schemathesis cannot read out of the document: values of our formats, and our state."""
+"""Schemathesis hooks: values for our formats, and errors that depend on server state."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-# Refusals that hang on the state of things, or on several fields together, which a schema cannot
-# tell: the type of the key, whether the client that a rule names is there, what a kind of provider
-# takes. And nobody makes up the token of an issuer, or the password of a grant.
+# Errors that depend on server state or on several fields together, which a schema can't express:
+# the key type, whether a rule's client exists, the settings of a provider kind. Generated data
+# can't contain a valid issuer token or grant password either.
 BEYOND_A_SCHEMA = {
     "permission_not_for_type",
     "origins_not_for_type",
@@ -28,8 +28,8 @@ BEYOND_A_SCHEMA = {
 FILTERS = ["#", "agents/{username}/#", "a/+/b", "{org}-{claim.team}", "é.x/{client_id}"]
 
 WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=12)
-# Times are in the future: an expiry that has passed is refused.
-TIMES = st.datetimes(datetime(2200, 1, 1), datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001 - the zone comes beside it
+# Times are in the future: a past expiry is rejected.
+TIMES = st.datetimes(datetime(2200, 1, 1), datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001 - the zone is a separate argument
 FORMATS = {
     "date-time": TIMES.map(datetime.isoformat),
     "name": st.text("aeiou bcd-ÄÖ☃東", min_size=1, max_size=50).map(lambda text: f"live {text}"),
@@ -51,9 +51,9 @@ FORMATS = {
     "shared-secret": WORD.map(lambda word: word.ljust(40, "x")),
     "provider-token": WORD.map(lambda word: f"{word}.{word}.{word}"),
     "grant-password": WORD.map(lambda word: f"tkn_{word}"),
-    # The real key comes with every request.
+    # Every request already carries the real key.
     "key-text": st.just(""),
-    # Only the server writes cursors; the walk through pages has a test of its own.
+    # Only the server creates cursors; paging has its own test.
     "cursor": st.just(""),
 }
 for name, strategy in FORMATS.items():
@@ -62,20 +62,20 @@ for name, strategy in FORMATS.items():
 
 @schemathesis.hook
 def filter_body(_: Any, body: Any) -> bool:  # noqa: ANN401 - any JSON
-    """Leave out 1.0 and its like, which JSON Schema takes for integers and a strict reader not."""
+    """Skip floats such as 1.0, which are integers to JSON Schema but not to a strict parser."""
     if isinstance(body, float):
         return not body.is_integer()
     parts = body.values() if isinstance(body, dict) else body if isinstance(body, list) else ()
     return all(filter_body(_, part) for part in parts)
 
 
-# Exactly one of these routes' parameters is given, which OpenAPI cannot say of a query.
+# These routes take exactly one of their parameters, which OpenAPI can't express for a query.
 ONE_OF_SEVERAL = {"/v2/presence", "/v2/retained"}
 
 
 @schemathesis.check
 def what_fits_the_schema_is_taken(ctx: Any, response: Any, case: Any) -> bool | None:  # noqa: ANN401 - schemathesis's own types are private
-    """Stand in for `positive_data_acceptance`, but for what hangs on the state of things."""
+    """Run `positive_data_acceptance`, ignoring errors that depend on server state."""
     if response.status_code in {400, 401, 403} and response.json()["code"] in BEYOND_A_SCHEMA:
         return None
     if response.status_code == 400 and case.operation.path in ONE_OF_SEVERAL:

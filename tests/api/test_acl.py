@@ -40,7 +40,7 @@ def rule(topic_filter: str = "a", effect: str = "allow", priority: int = 10, **m
 def made(client: httpx.Client, *args: Any, **more: Any) -> Any:  # noqa: ANN401 - JSON
     answer = client.post(RULES, json=rule(*args, **more))
     assert answer.status_code == 201, answer.text
-    # What became of live sessions is told once, and is no part of the rule.
+    # `sessions` is the effect of this write on live sessions, not a field of the rule.
     return {name: value for name, value in answer.json().items() if name != "sessions"}
 
 
@@ -48,7 +48,7 @@ def listed(client: httpx.Client) -> Any:  # noqa: ANN401 - JSON
     return client.get(RULES).json()["rules"]
 
 
-def asked(client: httpx.Client, topic: str, action: str = "publish", **more: Any) -> Any:  # noqa: ANN401 - JSON
+def simulate(client: httpx.Client, topic: str, action: str = "publish", **more: Any) -> Any:  # noqa: ANN401 - JSON
     who = {"kind": "client", "username": "agent-01", **more.pop("who", {})}
     answer = client.post(
         "/v2/acl/simulate", json={"who": who, "action": action, "topic": topic, **more}
@@ -58,18 +58,16 @@ def asked(client: httpx.Client, topic: str, action: str = "publish", **more: Any
 
 
 def events(client: httpx.Client) -> list[tuple[str, str]]:
-    found = client.get("/v2/audit-events").json()["events"]
+    rows = client.get("/v2/audit-events").json()["events"]
     return [
-        (event["action"], event["target_id"])
-        for event in found
-        if event["action"].startswith("acl")
+        (event["action"], event["target_id"]) for event in rows if event["action"].startswith("acl")
     ]
 
 
-# --- the life of a rule --------------------------------------------------------------------
+# --- life cycle of a rule ------------------------------------------------------------------
 
 
-def test_a_rule_is_made_shown_changed_and_deleted_and_each_is_in_the_audit(
+def test_a_rule_can_be_created_read_changed_and_deleted_with_an_audit_event_each(
     owner: httpx.Client,
 ) -> None:
     subject = {"kind": "username", "value": "agent-*"}
@@ -89,17 +87,17 @@ def test_a_rule_is_made_shown_changed_and_deleted_and_each_is_in_the_audit(
     assert [done for done, target in events(owner) if target == new["id"]] == expected_events
 
 
-def test_rules_are_listed_by_priority_and_then_by_age(owner: httpx.Client) -> None:
+def test_rules_are_listed_by_priority_then_age(owner: httpx.Client) -> None:
     ids = [made(owner, priority=priority)["id"] for priority in (20, 10, 10)]
-    assert [one["id"] for one in listed(owner)] == [ids[1], ids[2], ids[0]]
+    assert [item["id"] for item in listed(owner)] == [ids[1], ids[2], ids[0]]
 
 
-def test_all_rules_are_replaced_at_once_and_keep_their_order(owner: httpx.Client) -> None:
+def test_replacing_all_rules_keeps_their_order(owner: httpx.Client) -> None:
     before = made(owner)
-    wanted = [rule(f"t/{n}", priority=n // 100) for n in range(1_000)]
-    answer = owner.put(RULES, json={"rules": wanted})
+    rules = [rule(f"t/{n}", priority=n // 100) for n in range(1_000)]
+    answer = owner.put(RULES, json={"rules": rules})
     assert answer.status_code == 200, answer.text
-    assert [one["filter"] for one in answer.json()["rules"]] == [one["filter"] for one in wanted]
+    assert [item["filter"] for item in answer.json()["rules"]] == [item["filter"] for item in rules]
     assert listed(owner) == answer.json()["rules"]
     assert owner.get(f"{RULES}/{before['id']}").status_code == 404
     assert events(owner)[0] == ("acl_rules.replaced", "live")
@@ -117,16 +115,16 @@ def test_one_bad_rule_among_many_replaces_nothing(owner: httpx.Client) -> None:
     assert listed(owner) == before
 
 
-# --- who may -------------------------------------------------------------------------------
+# --- permissions ---------------------------------------------------------------------------
 
 
-def test_403_viewers_read_and_try_rules_and_change_none(
+def test_403_viewers_can_read_and_simulate_rules_but_not_change_them(
     server: Server, owner: httpx.Client
 ) -> None:
     where = f"{RULES}/{made(owner)['id']}"
     with server.person("viewer") as viewer:
-        assert [one["filter"] for one in listed(viewer)] == ["a"]
-        assert asked(viewer, "a")["allowed"]
+        assert [item["filter"] for item in listed(viewer)] == ["a"]
+        assert simulate(viewer, "a")["allowed"]
         for answer in (
             viewer.post(RULES, json=rule()),
             viewer.put(RULES, json={"rules": []}),
@@ -139,18 +137,18 @@ def test_403_viewers_read_and_try_rules_and_change_none(
     assert len(listed(owner)) == 1
 
 
-def test_403_a_publishable_key_sees_no_rules(server: Server, owner: httpx.Client) -> None:
+def test_403_a_publishable_key_cannot_read_rules(server: Server, owner: httpx.Client) -> None:
     page = owner.post("/v2/keys", json={"name": "live-acl-page", "type": "publishable"}).json()
     with server.client(page["secret"]) as key:
         answer = key.get(RULES)
     assert (answer.status_code, answer.json()["code"]) == (403, "secret_key_required")
 
 
-def test_live_and_test_have_rules_of_their_own(server: Server, owner: httpx.Client) -> None:
+def test_live_and_test_have_separate_rules(server: Server, owner: httpx.Client) -> None:
     new = made(owner)
     with server.owner(Wardkey_Environment="test") as tester:
         assert listed(tester) == []
-        assert not asked(tester, "a")["allowed"]
+        assert not simulate(tester, "a")["allowed"]
         where = f"{RULES}/{new['id']}"
         for answer in (
             tester.get(where),
@@ -159,16 +157,18 @@ def test_live_and_test_have_rules_of_their_own(server: Server, owner: httpx.Clie
         ):
             assert (answer.status_code, answer.json()["code"]) == (404, "acl_rule_not_found")
         assert tester.put(RULES, json={"rules": [rule("b")]}).status_code == 200
-        assert [one["filter"] for one in listed(tester)] == ["b"]
+        assert [item["filter"] for item in listed(tester)] == ["b"]
     assert listed(owner) == [new]
 
 
-def test_a_rule_is_for_a_client_of_its_own_environment(server: Server, owner: httpx.Client) -> None:
+def test_a_rule_only_accepts_a_client_of_its_own_environment(
+    server: Server, owner: httpx.Client
+) -> None:
     with server.owner(Wardkey_Environment="test") as tester:
         there = tester.post("/v2/clients", json={"username": "acl-there"}).json()
     here = owner.post("/v2/clients", json={"username": "acl-here"}).json()
-    ids = [found.get("id") or found["client"]["id"] for found in (here, there)]
-    subjects = [{"kind": "client", "value": one} for one in (*ids, "cli_nobody")]
+    ids = [body.get("id") or body["client"]["id"] for body in (here, there)]
+    subjects = [{"kind": "client", "value": client_id} for client_id in (*ids, "cli_nobody")]
     kept = made(owner, subject=subjects[0])
     for subject in subjects[1:]:
         for answer, field in (
@@ -185,7 +185,7 @@ def test_a_rule_is_for_a_client_of_its_own_environment(server: Server, owner: ht
 
 
 @pytest.mark.parametrize(
-    ("fields", "code", "field", "told"),
+    ("fields", "code", "field", "expected"),
     [
         ({"filter": ""}, "invalid_topic_filter", "filter", "empty"),
         ({"filter": "a/#/b"}, "invalid_topic_filter", "filter", "# at position 3"),
@@ -213,8 +213,8 @@ def test_a_rule_is_for_a_client_of_its_own_environment(server: Server, owner: ht
         ({"typo": 1}, "invalid_request", "typo", ""),
     ],
 )  # fmt: skip
-def test_400_a_rule_against_the_rules_is_told_with_its_place(
-    owner: httpx.Client, fields: dict[str, object], code: str, field: str, told: str
+def test_400_an_invalid_rule_is_reported_with_its_field(
+    owner: httpx.Client, fields: dict[str, object], code: str, field: str, expected: str
 ) -> None:
     kept = made(owner)
     for answer in (
@@ -223,11 +223,11 @@ def test_400_a_rule_against_the_rules_is_told_with_its_place(
     ):
         assert (answer.status_code, answer.json()["code"]) == (400, code)
         assert answer.json()["errors"][0]["field"] == field
-        assert told in answer.json()["detail"]
+        assert expected in answer.json()["detail"]
     assert listed(owner) == [kept]
 
 
-def test_409_an_exception_above_a_denial_is_refused_and_both_rules_are_named(
+def test_409_an_allow_above_a_deny_is_rejected_and_names_both_rules(
     owner: httpx.Client,
 ) -> None:
     allow = made(owner, "a/b", priority=10)
@@ -237,11 +237,11 @@ def test_409_an_exception_above_a_denial_is_refused_and_both_rules_are_named(
     assert allow["id"] in answer.json()["detail"]
     assert "deny a/#" in answer.json()["detail"]
     made(owner, "a/#", "deny", 5)
-    # At the end it says no more than what is so anyway.
+    # A final deny-all only repeats the default.
     made(owner, "#", "deny", 100_000)
 
 
-def test_409_a_plus_that_the_broker_takes_for_a_hash_is_refused(owner: httpx.Client) -> None:
+def test_409_a_plus_that_the_broker_reads_as_a_hash_is_rejected(owner: httpx.Client) -> None:
     everything = made(owner, "a/#")
     for topic_filter in ("a", "a/+", "a/b/c"):
         made(owner, topic_filter)
@@ -254,19 +254,19 @@ def test_409_a_plus_that_the_broker_takes_for_a_hash_is_refused(owner: httpx.Cli
 # --- presets -------------------------------------------------------------------------------
 
 
-def test_a_preset_is_made_once_and_over_other_rules_only_when_that_is_said(
+def test_a_preset_applies_once_and_replaces_other_rules_only_on_request(
     owner: httpx.Client,
 ) -> None:
     for preset in owner.get("/v2/acl/presets").json()["presets"]:
-        wanted = {"preset": preset["name"]}
+        body = {"preset": preset["name"]}
         owner.put(RULES, json={"rules": []})
-        answer = owner.post("/v2/acl/presets", json=wanted)
+        answer = owner.post("/v2/acl/presets", json=body)
         assert answer.status_code == 200, answer.text
-        kept = [{name: one[name] for name in preset["rules"][0]} for one in listed(owner)]
+        kept = [{name: item[name] for name in preset["rules"][0]} for item in listed(owner)]
         assert kept == preset["rules"]
-        answer = owner.post("/v2/acl/presets", json=wanted)
+        answer = owner.post("/v2/acl/presets", json=body)
         assert (answer.status_code, answer.json()["code"]) == (409, "acl_rules_exist")
-        answer = owner.post("/v2/acl/presets", json={**wanted, "replace": True})
+        answer = owner.post("/v2/acl/presets", json={**body, "replace": True})
         assert answer.status_code == 200
         assert len(listed(owner)) == len(preset["rules"])
 
@@ -300,7 +300,7 @@ PAGE = {"kind": "publishable_key", "username": ""}
         ("chat", ME, "subscribe", "inbox/agent-01/#", True),
     ],
 )
-def test_a_preset_allows_what_it_says(
+def test_a_preset_allows_what_it_promises(
     owner: httpx.Client,
     preset: str,
     who: dict[str, str],
@@ -309,11 +309,11 @@ def test_a_preset_allows_what_it_says(
     allowed: bool,  # noqa: FBT001 - a parameter
 ) -> None:
     rules = next(
-        one["rules"]
-        for one in owner.get("/v2/acl/presets").json()["presets"]
-        if one["name"] == preset
+        row["rules"]
+        for row in owner.get("/v2/acl/presets").json()["presets"]
+        if row["name"] == preset
     )
-    assert asked(owner, topic, action, who=who, rules=rules)["allowed"] == allowed
+    assert simulate(owner, topic, action, who=who, rules=rules)["allowed"] == allowed
 
 
 @pytest.mark.parametrize("name", PresetName)
@@ -328,29 +328,29 @@ def test_the_broker_can_hold_every_preset(name: PresetName) -> None:
 # --- the simulator -------------------------------------------------------------------------
 
 
-def test_the_simulator_names_the_saved_rule_that_decides(owner: httpx.Client) -> None:
+def test_the_simulator_names_the_deciding_saved_rule(owner: httpx.Client) -> None:
     allow = made(owner, "agents/{username}/#")
-    told = asked(owner, "agents/agent-01/state")
-    assert told["allowed"] is True
-    assert (told["rule"]["id"], told["rule"]["position"]) == (allow["id"], None)
-    assert allow["id"] in told["sentence"]
-    assert told["sentence"].startswith("agent-01 can publish to agents/agent-01/state: ")
-    told = asked(owner, "agents/agent-02/state")
-    assert (told["allowed"], told["rule"]) == (False, None)
-    assert "no rule matches" in told["sentence"]
+    result = simulate(owner, "agents/agent-01/state")
+    assert result["allowed"] is True
+    assert (result["rule"]["id"], result["rule"]["position"]) == (allow["id"], None)
+    assert allow["id"] in result["sentence"]
+    assert result["sentence"].startswith("agent-01 can publish to agents/agent-01/state: ")
+    result = simulate(owner, "agents/agent-02/state")
+    assert (result["allowed"], result["rule"]) == (False, None)
+    assert "no rule matches" in result["sentence"]
     deny = made(owner, "agents/+/secret", "deny", 1)
-    told = asked(owner, "agents/agent-01/secret", "subscribe")
-    assert (told["allowed"], told["rule"]["id"]) == (False, deny["id"])
+    result = simulate(owner, "agents/agent-01/secret", "subscribe")
+    assert (result["allowed"], result["rule"]["id"]) == (False, deny["id"])
 
 
-def test_the_simulator_tries_rules_that_are_not_saved(owner: httpx.Client) -> None:
+def test_the_simulator_evaluates_unsaved_rules(owner: httpx.Client) -> None:
     made(owner, "#", "deny")
     rules = [rule("b"), rule("a", action="subscribe"), rule("a", priority=20)]
-    told = asked(owner, "a", rules=rules)
-    assert (told["allowed"], told["rule"]["id"], told["rule"]["position"]) == (True, None, 2)
-    assert not asked(owner, "a", rules=[])["allowed"]
-    assert not asked(owner, "a")["allowed"]
-    assert [one["effect"] for one in listed(owner)] == ["deny"]
+    result = simulate(owner, "a", rules=rules)
+    assert (result["allowed"], result["rule"]["id"], result["rule"]["position"]) == (True, None, 2)
+    assert not simulate(owner, "a", rules=[])["allowed"]
+    assert not simulate(owner, "a")["allowed"]
+    assert [item["effect"] for item in listed(owner)] == ["deny"]
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_the_simulator_tries_rules_that_are_not_saved(owner: httpx.Client) -> No
         ({"kind": "everyone"}, {"kind": "secret_key"}, True),
     ],
 )
-def test_the_simulator_asks_as_anybody(
+def test_the_simulator_evaluates_any_subject(
     owner: httpx.Client,
     subject: dict[str, str],
     who: dict[str, str],
@@ -380,11 +380,11 @@ def test_the_simulator_asks_as_anybody(
     for one in named:
         for name, value in one.items():
             one[name] = client_id if value == "cli_1" else value
-    told = asked(owner, "a", who=named[1], rules=[rule(subject=named[0])])
-    assert told["allowed"] == allowed
+    result = simulate(owner, "a", who=named[1], rules=[rule(subject=named[0])])
+    assert result["allowed"] == allowed
 
 
-def test_the_simulator_takes_the_user_name_of_a_client_from_its_record(
+def test_the_simulator_reads_a_clients_username_from_its_record(
     owner: httpx.Client,
 ) -> None:
     name = f"acl-{uuid.uuid4().hex[:8]}"
@@ -392,13 +392,13 @@ def test_the_simulator_takes_the_user_name_of_a_client_from_its_record(
     rules = [rule("a/{username}")]
     for sent in ({}, {"username": "agent-01"}):
         who = {"kind": "client", "id": client["id"], **sent}
-        told = asked(owner, f"a/{name}", who=who, rules=rules)
-        assert told["allowed"]
-        assert told["sentence"].startswith(f"{name} can publish")
-        assert not asked(owner, "a/agent-01", who=who, rules=rules)["allowed"]
+        result = simulate(owner, f"a/{name}", who=who, rules=rules)
+        assert result["allowed"]
+        assert result["sentence"].startswith(f"{name} can publish")
+        assert not simulate(owner, "a/agent-01", who=who, rules=rules)["allowed"]
 
 
-def test_404_the_simulator_asks_as_no_client_that_is_not_here(
+def test_404_the_simulator_only_finds_clients_of_its_own_scope(
     server: Server, owner: httpx.Client
 ) -> None:
     made = owner.post("/v2/clients", json={"username": f"acl-{uuid.uuid4().hex[:8]}"})
@@ -424,8 +424,8 @@ def test_a_claim_that_would_widen_a_rule_allows_nothing(owner: httpx.Client) -> 
     rules = [rule("teams/{claim.team}/#")]
     for value, allowed in (("red", True), ("+", False), ("#", False), ("red/x", False)):
         who = {"kind": "grant", "id": "idp_1", "claims": {"team": value}}
-        told = asked(owner, "teams/red/x", "subscribe", who=who, rules=rules)
-        assert told["allowed"] == allowed, value
+        result = simulate(owner, "teams/red/x", "subscribe", who=who, rules=rules)
+        assert result["allowed"] == allowed, value
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_a_claim_that_would_widen_a_rule_allows_nothing(owner: httpx.Client) -> 
         ({"rules": [rule("a+")]}, "invalid_topic_filter"),
     ],
 )
-def test_400_a_question_that_means_nothing_is_refused(
+def test_400_a_meaningless_simulation_is_rejected(
     owner: httpx.Client, fields: dict[str, object], code: str
 ) -> None:
     body = {"who": {"kind": "client"}, "action": "publish", "topic": "a", **fields}

@@ -11,7 +11,7 @@ from tests.support.server import Server
 
 LATER = "2200-01-31T12:00:00.000Z"
 RATE = {"limit": 5, "period_s": 60, "burst": 5}
-# type, field, what is sent, what is shown after it
+# key type, field, value sent, value returned afterwards
 SHOWN: list[tuple[str, str, object, object]] = [
     ("secret", "name", " live-renamed ", "live-renamed"),
     ("secret", "description", "Nightly\r\nexport", "Nightly\nexport"),
@@ -33,8 +33,8 @@ def owner(server: Server) -> Iterator[httpx.Client]:
 
 
 def issue(owner: httpx.Client, **more: object) -> Any:  # noqa: ANN401 - JSON
-    wanted = {"name": f"live-{uuid.uuid4()}", "type": "secret", "create_scopes": True, **more}
-    answer = owner.post("/v2/keys", json=wanted)
+    body = {"name": f"live-{uuid.uuid4()}", "type": "secret", "create_scopes": True, **more}
+    answer = owner.post("/v2/keys", json=body)
     assert answer.status_code == 201, answer.text
     return answer.json()
 
@@ -42,7 +42,7 @@ def issue(owner: httpx.Client, **more: object) -> Any:  # noqa: ANN401 - JSON
 @pytest.mark.parametrize(
     ("kind", "field", "sent", "shown"), SHOWN, ids=[f"{row[1]}={row[2]}" for row in SHOWN]
 )
-def test_a_change_changes_its_field_and_nothing_else(
+def test_a_change_updates_only_its_own_field(
     owner: httpx.Client, kind: str, field: str, sent: object, shown: object
 ) -> None:
     before = issue(owner, type=kind)["key"]
@@ -67,7 +67,7 @@ def test_a_change_changes_its_field_and_nothing_else(
         ({"allowed_addresses": ["203.0.113.7/32"]}, {"allowed_addresses": []}),
     ],
 )
-def test_what_was_said_of_a_key_can_be_taken_back(
+def test_optional_fields_of_a_key_can_be_cleared(
     owner: httpx.Client, taken: dict[str, object], left: dict[str, object]
 ) -> None:
     key_id = issue(owner, **taken)["key"]["id"]
@@ -76,12 +76,12 @@ def test_what_was_said_of_a_key_can_be_taken_back(
     assert owner.patch(f"/v2/keys/{key_id}", json=left).json()["key"][field] == left[field]
 
 
-def test_a_narrowing_change_binds_the_next_verdict(owner: httpx.Client) -> None:
-    def judged(**asked: object) -> str:
-        told: str = owner.post("/v2/keys/verify", json={"key": made["secret"], **asked}).json()[
+def test_a_narrowing_change_applies_to_the_next_verification(owner: httpx.Client) -> None:
+    def judged(**fields: object) -> str:
+        code: str = owner.post("/v2/keys/verify", json={"key": made["secret"], **fields}).json()[
             "code"
         ]
-        return told
+        return code
 
     made = issue(owner, permissions=["invoices:read"])
     where = f"/v2/keys/{made['key']['id']}"
@@ -95,7 +95,7 @@ def test_a_narrowing_change_binds_the_next_verdict(owner: httpx.Client) -> None:
     assert "rate_limited" in [judged() for _ in range(6)]
 
 
-def test_null_and_nothing_leave_a_key_as_it_is(owner: httpx.Client) -> None:
+def test_null_and_an_empty_change_leave_a_key_unchanged(owner: httpx.Client) -> None:
     before = issue(owner, permissions=["invoices:read"])["key"]
     for body in ({}, {"name": None}, {"permissions": None}):
         after = owner.patch(f"/v2/keys/{before['id']}", json=body).json()["key"]
@@ -115,7 +115,7 @@ def test_null_and_nothing_leave_a_key_as_it_is(owner: httpx.Client) -> None:
         ({"metadata": {"deep": [[[[[]]]]]}}, "invalid_metadata"),
     ],
 )
-def test_400_a_change_against_the_rules_changes_nothing(
+def test_400_an_invalid_change_has_no_effect(
     owner: httpx.Client, body: dict[str, object], code: str
 ) -> None:
     before = issue(owner)["key"]

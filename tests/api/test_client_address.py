@@ -1,4 +1,4 @@
-"""A client's address is the same however a proxy writes it, and no client can write its own."""
+"""A client's address is parsed from every proxy format, and clients can't forge it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def bound(proxied: Server) -> str:
-    """Give a key that is bound to two addresses."""
+    """Issue a key that is limited to two addresses."""
     spec = {
         "name": "live-bound",
         "type": "secret",
@@ -66,12 +66,12 @@ def test_forwarded_addresses_are_read_from_the_right_without_ports(
             "/v2/auth",
             headers={b"Authorization": b"Bearer " + bound.encode(), b"X-Forwarded-For": forwarded},
         )
-    wanted = (200, "valid") if text in RIGHT else (403, "address_not_allowed")
-    assert (answer.status_code, answer.headers["wardkey-verdict"]) == wanted
+    expected = (200, "valid") if text in RIGHT else (403, "address_not_allowed")
+    assert (answer.status_code, answer.headers["wardkey-verdict"]) == expected
 
 
 @pytest.mark.parametrize("text", [*RIGHT, *WRONG])
-def test_an_address_that_a_service_names_is_read_alike(
+def test_an_address_sent_by_a_service_is_parsed_the_same_way(
     proxied: Server, bound: str, text: str
 ) -> None:
     with proxied.client(proxied.first_key) as client:

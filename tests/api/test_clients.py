@@ -26,18 +26,18 @@ def created(owner: httpx.Client, username: str, **more: object) -> Any:  # noqa:
     return answer.json()
 
 
-def listed(owner: httpx.Client, **asked: str) -> list[str]:
-    page = owner.get("/v2/clients", params=asked).json()
+def listed(owner: httpx.Client, **params: str) -> list[str]:
+    page = owner.get("/v2/clients", params=params).json()
     assert page["total"] == len(page["clients"])
     return [client["username"] for client in page["clients"]]
 
 
 def actions_on(owner: httpx.Client, client_id: str) -> list[str]:
-    told = owner.get("/v2/audit-events", params={"target_id": client_id}).json()
-    return [event["action"] for event in reversed(told["events"])]
+    page = owner.get("/v2/audit-events", params={"target_id": client_id}).json()
+    return [event["action"] for event in reversed(page["events"])]
 
 
-def test_a_client_is_made_shown_changed_and_deleted(owner: httpx.Client) -> None:
+def test_a_client_can_be_created_read_changed_and_deleted(owner: httpx.Client) -> None:
     made = created(owner, "agent-01", display_name=" Agent 1 ", tags=["a", "b", "a"])["client"]
     org_id = owner.get("/v2/organization").json()["id"]
     assert made["id"].startswith("cli_")
@@ -66,14 +66,14 @@ def test_a_client_is_made_shown_changed_and_deleted(owner: httpx.Client) -> None
     assert again["id"] != made["id"]
 
 
-def test_a_password_is_told_once_and_neither_stored_nor_logged(
+def test_a_password_is_returned_once_and_never_stored_or_logged(
     server: Server, owner: httpx.Client
 ) -> None:
     text = secrets.token_hex(32)
     again = {"Idempotency-Key": text}
-    wanted = {"username": "told-once"}
-    first = owner.post("/v2/clients", json=wanted, headers=again).json()
-    assert owner.post("/v2/clients", json=wanted, headers=again).json() == first
+    body = {"username": "told-once"}
+    first = owner.post("/v2/clients", json=body, headers=again).json()
+    assert owner.post("/v2/clients", json=body, headers=again).json() == first
     path = f"/v2/clients/{first['client']['id']}"
     second = owner.post(f"{path}/password").json()
     given = owner.post(
@@ -81,13 +81,13 @@ def test_a_password_is_told_once_and_neither_stored_nor_logged(
     ).json()
     assert given["password"] is None
     assert given["client"]["password_set_at"] >= second["client"]["password_set_at"]
-    told = [first["password"], second["password"]]
-    assert len(set(told)) == 2
-    assert all(len(password) == 32 for password in told)
-    shown = owner.get(path).text + owner.get("/v2/clients").text
-    shown += owner.get("/v2/audit-events").text + server.output + everything_stored(server)
-    for password in (*told, PASSWORD):
-        assert password not in shown
+    passwords = [first["password"], second["password"]]
+    assert len(set(passwords)) == 2
+    assert all(len(password) == 32 for password in passwords)
+    visible = owner.get(path).text + owner.get("/v2/clients").text
+    visible += owner.get("/v2/audit-events").text + server.output + everything_stored(server)
+    for password in (*passwords, PASSWORD):
+        assert password not in visible
     assert actions_on(owner, first["client"]["id"]) == [
         "client.created",
         "client.password_set",
@@ -122,20 +122,20 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("wanted", "code"), BAD.values(), ids=BAD)
-def test_400_bad_input_makes_no_client(
-    owner: httpx.Client, wanted: dict[str, object], code: str
+@pytest.mark.parametrize(("fields", "code"), BAD.values(), ids=BAD)
+def test_400_bad_input_creates_no_client(
+    owner: httpx.Client, fields: dict[str, object], code: str
 ) -> None:
     before = owner.get("/v2/clients").json()["total"]
-    # As ASCII, since a client's own encoder refuses a lone surrogate.
-    body = json.dumps({"username": "bad", **wanted})
+    # Encoded as ASCII, because the HTTP client's own encoder rejects a lone surrogate.
+    body = json.dumps({"username": "bad", **fields})
     answer = owner.post("/v2/clients", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (400, code), answer.text
     assert PASSWORD not in answer.text
     assert owner.get("/v2/clients").json()["total"] == before
 
 
-def test_400_bad_changes_leave_a_client_as_it_was(owner: httpx.Client) -> None:
+def test_400_bad_changes_leave_a_client_unchanged(owner: httpx.Client) -> None:
     made = created(owner, "steady")["client"]
     path = f"/v2/clients/{made['id']}"
     assert owner.patch(path, json={"username": "other"}).json()["code"] == "invalid_request"
@@ -147,7 +147,7 @@ def test_400_bad_changes_leave_a_client_as_it_was(owner: httpx.Client) -> None:
     assert owner.get(path).json() == made
 
 
-def test_409_a_user_name_is_taken_in_its_own_environment_alone(owner: httpx.Client) -> None:
+def test_409_a_username_is_unique_per_environment(owner: httpx.Client) -> None:
     live = created(owner, "both", environment="live")["client"]
     test = created(owner, "both", environment="test")["client"]
     assert test["mqtt_username"] == f"{live['mqtt_username']}.test"
@@ -178,7 +178,7 @@ def test_403_viewer_cannot_create_a_client(server: Server, owner: httpx.Client) 
     with server.person("viewer") as viewer:
         refused = [
             viewer.post("/v2/clients", json={"username": "viewers"}),
-            # Whether the password is weak is told to nobody who may not set it.
+            # Callers without the permission don't learn whether the password is weak.
             viewer.post("/v2/clients", json={"username": "viewers", "password": "short"}),
             viewer.patch(path, json={"enabled": False}),
             viewer.post(f"{path}/disable"),
@@ -210,14 +210,14 @@ def test_403_a_key_needs_the_permission_for_clients(server: Server, owner: httpx
         assert page.get("/v2/clients").json()["code"] == "secret_key_required"
 
 
-def test_a_list_is_walked_page_by_page_newest_first(owner: httpx.Client) -> None:
+def test_a_list_pages_through_clients_newest_first(owner: httpx.Client) -> None:
     for n in range(5):
         created(owner, f"walk-{n}")
     seen: list[str] = []
     cursor: str | None = ""
     while cursor is not None:
-        asked = {"search": "walk-", "limit": "2"} | ({"cursor": cursor} if cursor else {})
-        page = owner.get("/v2/clients", params=asked).json()
+        params = {"search": "walk-", "limit": "2"} | ({"cursor": cursor} if cursor else {})
+        page = owner.get("/v2/clients", params=params).json()
         seen += [client["username"] for client in page["clients"]]
         cursor = page["next_cursor"]
         if len(seen) == 2:
@@ -226,7 +226,7 @@ def test_a_list_is_walked_page_by_page_newest_first(owner: httpx.Client) -> None
     assert seen == [f"walk-{n}" for n in reversed(range(5))]
 
 
-def test_a_search_finds_names_whole_tags_and_ids(owner: httpx.Client) -> None:
+def test_a_search_matches_names_whole_tags_and_ids(owner: httpx.Client) -> None:
     lamp = created(owner, "find.lamp", display_name="Lämp 100%", tags=["hall:b"])["client"]
     created(owner, "find.door", tags=["hall:bc"], enabled=False)
     assert listed(owner, search="FIND.") == ["find.door", "find.lamp"]
@@ -238,5 +238,5 @@ def test_a_search_finds_names_whole_tags_and_ids(owner: httpx.Client) -> None:
         assert listed(owner, search=text) == [], text
 
 
-def test_the_audit_chain_holds_after_it_all(owner: httpx.Client) -> None:
+def test_the_audit_chain_is_intact_at_the_end(owner: httpx.Client) -> None:
     assert owner.get("/v2/audit-events/verify").json()["holds"]

@@ -39,9 +39,8 @@ def basic(pair: str) -> str:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
-# Each door that takes a key, with the status of a taken key and one that is missing or refused.
-def doors(server: Server, fields: list[tuple[str, str]]) -> list[tuple[int, str]]:
-    """Return status and code of every door, twice each over one connection."""
+def call_entry_points(server: Server, fields: list[tuple[str, str]]) -> list[tuple[int, str]]:
+    """Return status and code of every entry point for keys, each twice on one connection."""
     answers = []
     with httpx.Client(base_url=server.url, timeout=20, verify=server.trust) as client:
         for _ in range(2):
@@ -59,7 +58,7 @@ def doors(server: Server, fields: list[tuple[str, str]]) -> list[tuple[int, str]
     ]
 
 
-def test_a_text_of_another_shape_beside_a_key_is_not_ours(server: Server, imported: str) -> None:
+def test_a_foreign_credential_beside_a_key_is_ignored(server: Server, imported: str) -> None:
     key = server.first_key
     for mine in (key, imported):
         for fields in (
@@ -69,11 +68,11 @@ def test_a_text_of_another_shape_beside_a_key_is_not_ours(server: Server, import
             [("Authorization", f"Bearer {mine}"), ("apikey", JWT)],
             [("Wardkey-Api-Key", mine), ("apikey", mine)],
         ):
-            for status, code in doors(server, fields):
+            for status, code in call_entry_points(server, fields):
                 assert status in (200, 403), (fields, status, code)
 
 
-def test_two_different_texts_of_our_shape_are_ambiguous(server: Server, imported: str) -> None:
+def test_two_different_wardkey_credentials_are_ambiguous(server: Server, imported: str) -> None:
     key = server.first_key
     other = key[:-1] + ("a" if key[-1] != "a" else "b")
     for fields in (
@@ -83,17 +82,17 @@ def test_two_different_texts_of_our_shape_are_ambiguous(server: Server, imported
         [("Authorization", basic(f"{key}:{other}"))],
         [("Authorization", f"Bearer {JWT}"), ("apikey", "another.thing")],
     ):
-        assert {code for _, code in doors(server, fields)} == {"ambiguous_credentials"}
+        assert {code for _, code in call_entry_points(server, fields)} == {"ambiguous_credentials"}
 
 
-def test_a_key_is_taken_as_basic_and_bare(server: Server, imported: str) -> None:
+def test_a_key_is_accepted_as_basic_and_bare(server: Server, imported: str) -> None:
     for key in (server.first_key, imported):
         for value in (key, basic(f"{key}:"), basic(f":{key}"), basic(f"me:{key}")):
-            for status, code in doors(server, [("Authorization", value)]):
+            for status, code in call_entry_points(server, [("Authorization", value)]):
                 assert status in (200, 403), (value, status, code)
 
 
-def test_what_came_instead_of_a_key_is_named(server: Server) -> None:
+def test_the_error_names_the_credential_sent_instead_of_a_key(server: Server) -> None:
     for value, names in (
         (basic("me:password"), "Basic"),
         ("Token abc", "Token"),
@@ -110,20 +109,20 @@ def test_what_came_instead_of_a_key_is_named(server: Server) -> None:
                 assert value.split()[-1] not in answer.json()["detail"]
 
 
-def test_a_key_of_a_person_is_taken_in_every_form(server: Server) -> None:
+def test_a_user_token_is_accepted_in_every_form(server: Server) -> None:
     token = server.owner().headers["Authorization"].removeprefix("Bearer ")
     fields = {"Wardkey-Organization": "acme"}
     for value in (token, basic(f"{token}:"), f"Bearer  {token}"):
         with server.client() as client:
             answer = client.get("/v2/keys", headers={**fields, "Authorization": value})
             assert answer.status_code == 200
-            asked = client.post("/v2/keys/verify", headers={**fields, "Authorization": value},
+            verified = client.post("/v2/keys/verify", headers={**fields, "Authorization": value},
                                 json={"key": server.first_key})  # fmt: skip
-            assert asked.json()["code"] == "valid"
+            assert verified.json()["code"] == "valid"
 
 
 @pytest.mark.parametrize("around", ["\n", " ", "\t\r\n", "\ufeff", "\u200b", "\xa0"])
-def test_what_cannot_be_seen_around_a_presented_key_does_not_count(
+def test_invisible_characters_around_a_presented_key_are_ignored(
     server: Server, imported: str, around: str
 ) -> None:
     with server.client(server.first_key) as client:
@@ -141,24 +140,26 @@ def test_what_cannot_be_seen_around_a_presented_key_does_not_count(
 @pytest.mark.parametrize(
     ("form", "names"), [('"{}"', "quotes"), ("Bearer {}", "Bearer"), ("“{}”", "quotes")]
 )
-def test_quotes_and_bearer_within_a_key_are_named(server: Server, form: str, names: str) -> None:
+def test_the_error_names_quotes_and_bearer_inside_a_key(
+    server: Server, form: str, names: str
+) -> None:
     text = form.format(server.first_key)
     with server.client(server.first_key) as client:
         one = client.post("/v2/keys/verify", json={"key": text}).json()
         many = client.post("/v2/keys/verify-batch", json={"items": [{"key": text}]}).json()
     with server.client() as client:
         header = client.get("/v2/auth", headers=[(b"apikey", text.encode())]).json()
-    for told in (one, many["items"][0], header):
-        assert told["code"] == "malformed"
-        assert names in told["detail"]
-        assert server.first_key not in told["detail"]
+    for result in (one, many["items"][0], header):
+        assert result["code"] == "malformed"
+        assert names in result["detail"]
+        assert server.first_key not in result["detail"]
 
 
 PLACES = {
     "organization": ("other_organization", "other"),
     "environment": ("wrong_environment", "test"),
 }
-ASKED = {
+ENTRY_POINTS = {
     "rest": ("GET", "/v2/keys", None),
     "verify": ("POST", "/v2/keys/verify", {"key": "x"}),
     "batch": ("POST", "/v2/keys/verify-batch", {"items": [{"key": "x"}]}),
@@ -170,17 +171,17 @@ ASKED = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("door", ASKED)
-def test_403_a_key_that_names_another_place_than_its_own(
-    server: Server, door: str, place: str
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_403_a_key_that_names_another_organization_or_environment(
+    server: Server, entry: str, place: str
 ) -> None:
-    method, path, body = ASKED[door]
+    method, path, body = ENTRY_POINTS[entry]
     code, other = PLACES[place]
     with server.client(server.first_key) as key:
         own = key.get("/v2/organization").json()
         answer = key.request(method, path, json=body, headers={f"Wardkey-{place}": other})
         if path == "/publish" and answer.status_code == 404:
-            pytest.skip("messaging is off here; the lane's tests ask there")
+            pytest.skip("messaging is off here; the fast path's tests cover it")
         assert (answer.status_code, answer.json()["code"]) == (403, code), answer.text
         assert "leave the header out" in answer.json()["detail"]
         names = [own["id"], own["slug"]] if place == "organization" else ["live"]
@@ -189,7 +190,9 @@ def test_403_a_key_that_names_another_place_than_its_own(
             assert answer.json().get("code") != code, answer.text
 
 
-def test_a_former_slug_still_names_a_keys_own_organization(start: Callable[..., Server]) -> None:
+def test_a_former_slug_still_identifies_the_keys_own_organization(
+    start: Callable[..., Server],
+) -> None:
     server = start()
     with server.owner() as owner, server.client(server.first_key) as key:
         before = owner.get("/v2/organization").json()["slug"]
@@ -199,13 +202,15 @@ def test_a_former_slug_still_names_a_keys_own_organization(start: Callable[..., 
             assert key.get("/v2/keys", headers=named).status_code == 200
             question = {"key": server.first_key, "organization": slug}
             assert key.post("/v2/keys/verify", json=question).json()["code"] == "valid"
-        asked = key.post("/v2/keys/verify", json={"key": "x", "organization": "other"})
-        assert asked.json()["code"] == "other_organization"
+        verified = key.post("/v2/keys/verify", json={"key": "x", "organization": "other"})
+        assert verified.json()["code"] == "other_organization"
 
 
-@pytest.mark.parametrize("door", ASKED)
-def test_401_a_credential_in_another_form_is_named_everywhere(server: Server, door: str) -> None:
-    method, path, body = ASKED[door]
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_401_every_entry_point_names_a_credential_of_another_form(
+    server: Server, entry: str
+) -> None:
+    method, path, body = ENTRY_POINTS[entry]
     forms = {
         "x-api-key": {"X-API-Key": server.first_key},
         "Token": {"Authorization": f"Token {server.first_key}"},
@@ -215,7 +220,7 @@ def test_401_a_credential_in_another_form_is_named_everywhere(server: Server, do
         with server.client() as anyone:
             answer = anyone.request(method, path, json=body, headers=fields)
         if path == "/publish" and answer.status_code == 404:
-            pytest.skip("messaging is off here; the lane's tests ask there")
+            pytest.skip("messaging is off here; the fast path's tests cover it")
         assert (answer.status_code, answer.json()["code"]) == (401, "missing_credentials")
         assert named in answer.json()["detail"].replace("X-API-Key", "x-api-key")
         assert server.first_key not in answer.text
@@ -229,7 +234,7 @@ def test_401_a_proxied_request_with_a_credential_in_another_form(server: Server)
 
 
 def test_a_client_of_a_proxy_may_send_any_organization(server: Server) -> None:
-    # The field is the client's there, and the service gets Wardkey's own.
+    # Behind a proxy the header is the client's own; the service gets Wardkey's.
     with server.client(server.first_key) as key:
         answer = key.get("/v2/auth", headers={"Wardkey-Organization": "other"})
     assert answer.status_code == 200

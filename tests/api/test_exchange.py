@@ -29,7 +29,7 @@ ADDRESSES = (f"203.0.113.{number}" for number in range(1, 250))
 
 @dataclass
 class World:
-    """A deployment that trusts issuers on loopback, and such an issuer."""
+    """A deployment that trusts loopback issuers, with a mock issuer."""
 
     server: Server
     issuer: MockIssuer
@@ -39,23 +39,23 @@ class World:
     made: dict[str, str] = field(default_factory=dict)
 
     def provider(self, place: str = "", **more: Any) -> Any:  # noqa: ANN401 - JSON
-        """Trust an OIDC issuer of its own, below a new prefix unless one is given."""
+        """Create a provider with its own OIDC issuer, under a new prefix unless one is given."""
         place = place or next(PLACES)
         name = more.get("name", place)
-        wanted = {
+        body = {
             "kind": "oidc",
             "name": name,
             "issuer": f"{self.issuer.url}/{place}",
             "audiences": [CLIENT],
             "algorithms": ["RS256", "ES256"],
         }
-        answer = self.owner.post(PROVIDERS, json=wanted | more)
+        answer = self.owner.post(PROVIDERS, json=body | more)
         assert answer.status_code == 201, answer.text
         return answer.json()
 
     def new_key(self, **more: object) -> Any:  # noqa: ANN401 - JSON
-        wanted = {"type": "secret", "name": f"live-key-{next(PLACES)}"} | more
-        answer = self.owner.post("/v2/keys", json=wanted)
+        body = {"type": "secret", "name": f"live-key-{next(PLACES)}"} | more
+        answer = self.owner.post("/v2/keys", json=body)
         assert answer.status_code == 201, answer.text
         return answer.json()
 
@@ -69,7 +69,7 @@ class World:
         return answer.json()
 
     def anyone(self, address: str = "", **headers: str) -> httpx.Client:
-        """Come from an address of one's own, so that nobody is held up for others' failures."""
+        """Return a client with its own address, so other clients' failures can't throttle it."""
         return self.server.client("", X_Forwarded_For=address or next(ADDRESSES), **headers)
 
     def keyless(self, token: str, **more: object) -> httpx.Response:
@@ -79,17 +79,17 @@ class World:
             )
 
     def status(self, grant: Any) -> str:  # noqa: ANN401 - JSON
-        found = self.owner.get(f"/v2/tokens/{grant['token_id']}")
-        assert found.status_code == 200, found.text
-        return str(found.json()["status"])
+        result = self.owner.get(f"/v2/tokens/{grant['token_id']}")
+        assert result.status_code == 200, result.text
+        return str(result.json()["status"])
 
     def refreshed(self, grant: Any) -> httpx.Response:  # noqa: ANN401 - JSON
-        shown = {
+        body = {
             "token_id": grant["token_id"],
             "current_token_password": grant["mqtt_password"],
         }
         with self.anyone() as client:
-            return client.post("/v2/tokens/refresh", json=shown)
+            return client.post("/v2/tokens/refresh", json=body)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def refused(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["code"]
 
 
-def test_a_key_exchanges_a_token_of_supabases_shape(world: World) -> None:
+def test_a_key_exchanges_a_supabase_token(world: World) -> None:
     place = next(PLACES)
     made = world.owner.post(
         PROVIDERS,
@@ -126,25 +126,25 @@ def test_a_key_exchanges_a_token_of_supabases_shape(world: World) -> None:
         answer = world.exchange("supabase", token)
         assert answer.status_code == 200, answer.text
         assert answer.headers["cache-control"] == "no-store"
-        told = answer.json()
-        assert told["token_type"] == "Bearer"
-        assert told["mqtt_password"].startswith("tkn_")
-        assert told["access_token"] == told["mqtt_password"]
-        assert told["mqtt_credentials"] == {
-            "username": told["mqtt_username"],
-            "password": told["mqtt_password"],
+        body = answer.json()
+        assert body["token_type"] == "Bearer"
+        assert body["mqtt_password"].startswith("tkn_")
+        assert body["access_token"] == body["mqtt_password"]
+        assert body["mqtt_credentials"] == {
+            "username": body["mqtt_username"],
+            "password": body["mqtt_password"],
         }
-        name, _, scope = told["mqtt_username"].partition("@")
-        assert (scope, told["provider"], told["user_email"]) == (
+        name, _, scope = body["mqtt_username"].partition("@")
+        assert (scope, body["provider"], body["user_email"]) == (
             world.org_id,
             "supabase",
             "ada@acme.example",
         )
-        assert told["user_id"] == "4be2ff38-1a55-4d3c-9c35-0f2d35d1a6a5"
+        assert body["user_id"] == "4be2ff38-1a55-4d3c-9c35-0f2d35d1a6a5"
         assert re.fullmatch(r"4be2ff38_1a55_4d3c_9c35_0f2d35d1a6a5_[a-z2-7]{8}", name)
-        assert told["expires_in"] == 3600
+        assert body["expires_in"] == 3600
         ends, again = (
-            datetime.fromisoformat(told[at]).timestamp()
+            datetime.fromisoformat(body[at]).timestamp()
             for at in ("expires_at", "refresh_recommended_at")
         )
         assert before + 3600 <= ends + 0.01
@@ -155,28 +155,28 @@ def test_a_key_exchanges_a_token_of_supabases_shape(world: World) -> None:
         assert refused(answer) == (401, "invalid_token")
 
 
-def test_without_a_key_the_issuer_says_whose_token_it_is(world: World) -> None:
+def test_without_a_key_the_issuer_identifies_the_provider(world: World) -> None:
     made = world.provider(limits={"keyless_may_exchange": True})
     token = world.issuer.of_oidc(made["name"], "ec", email="Ada@acme.example")
     answer = world.keyless(token)
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    assert (told["user_id"], told["user_email"]) == ("abc", "ada@acme.example")
+    body = answer.json()
+    assert (body["user_id"], body["user_email"]) == ("abc", "ada@acme.example")
     named = world.keyless(token, integration_id=made["id"])
-    # Whoever it is, with a key or without, has one name.
+    # The user has the same name with and without a key.
     by_key = world.exchange(made["name"], token)
-    names = {one.json()["mqtt_username"] for one in (answer, named, by_key)}
+    names = {grant.json()["mqtt_username"] for grant in (answer, named, by_key)}
     assert len(names) == 1
-    told = world.owner.get("/v2/audit-events", params={"actor_id": made["id"]}).json()
-    assert {event["action"] for event in told["events"]} == {"grant.exchanged"}
+    page = world.owner.get("/v2/audit-events", params={"actor_id": made["id"]}).json()
+    assert {event["action"] for event in page["events"]} == {"grant.exchanged"}
 
 
-def test_an_id_token_that_a_real_sign_in_gave_is_exchanged(world: World) -> None:
+def test_an_id_token_from_a_real_sign_in_is_exchanged(world: World) -> None:
     people = {"ada@acme.example": {"password": "of a test", "sub": "ada", "team": "hall-b"}}
     with oidc_provider(people) as issuer:
         token = issuer.id_token("ada@acme.example", "of a test")
-        wanted = {"kind": "oidc", "name": "real", "issuer": issuer.url, "audiences": [CLIENT]}
-        assert world.owner.post(PROVIDERS, json=wanted).status_code == 201
+        body = {"kind": "oidc", "name": "real", "issuer": issuer.url, "audiences": [CLIENT]}
+        assert world.owner.post(PROVIDERS, json=body).status_code == 201
         answer = world.exchange("real", token)
     assert answer.status_code == 200, answer.text
     assert (answer.json()["user_id"], answer.json()["user_email"]) == ("ada", "ada@acme.example")
@@ -186,18 +186,18 @@ RSA: RSAKey = RSAKey.generate_key(2048, {"kid": "rsa"})
 
 
 def access_token(issuer: str, **more: object) -> str:
-    """Sign a token as Amazon Cognito makes its access tokens: `client_id`, and no `aud`."""
+    """Sign an access token like Amazon Cognito's: with `client_id`, without `aud`."""
     now = int(time.time())
     claims: dict[str, Any] = {"iss": issuer, "sub": "abc", "client_id": CLIENT, **more}
     claims |= {"token_use": "access", "exp": now + 600, "iat": now}
     return jwt.encode({"alg": "RS256", "kid": "rsa"}, claims, RSA, ["RS256"])
 
 
-def test_an_issuer_that_has_a_key_set_alone_is_trusted(world: World) -> None:
+def test_an_issuer_with_only_a_key_set_is_trusted(world: World) -> None:
     with issuing() as place:
         jwks = place.puts("/d/keys?p=B2C_1_in", {"keys": [RSA.as_dict(private=False)]})
-        wanted = {"issuer": "urn:acme:b2c", "jwks_uri": jwks, "audience_claim": "client_id"}
-        made = world.provider("b2c", **wanted)
+        body = {"issuer": "urn:acme:b2c", "jwks_uri": jwks, "audience_claim": "client_id"}
+        made = world.provider("b2c", **body)
         assert (made["jwks_uri"], made["keys_url"]) == (jwks, jwks)
         assert made["audience_claim"] == "client_id"
         path, token = f"{PROVIDERS}/{made['id']}", access_token("urn:acme:b2c")
@@ -207,25 +207,25 @@ def test_an_issuer_that_has_a_key_set_alone_is_trusted(world: World) -> None:
             refusal = world.exchange("b2c", access_token("urn:acme:b2c", aud=CLIENT, **wrong))
             assert refused(refusal) == (401, "invalid_token")
             assert "client_id is" in refusal.json()["detail"]
-        # Another key set: what the first one said is not known any more.
+        # With another key set, keys of the first one are no longer trusted.
         other = place.puts("/other", {"keys": []})
         assert world.owner.patch(path, json={"jwks_uri": other}).json()["keys_url"] == other
         assert refused(world.exchange("b2c", token)) == (401, "invalid_token")
         assert {"/other", "/d/keys?p=B2C_1_in"} == set(place.asked)
-        # Without one the issuer has to be a URL again, and has to say itself where its keys are.
+        # Without a key set the issuer must be a URL again, to discover its keys.
         cleared = world.owner.patch(path, json={"jwks_uri": ""})
         assert refused(cleared) == (400, "invalid_provider")
-        assert [one["field"] for one in cleared.json()["errors"]] == ["issuer"]
+        assert [error["field"] for error in cleared.json()["errors"]] == ["issuer"]
 
 
-def test_keys_that_are_rotated_while_it_runs_are_found_and_none_is_asked_for_twice(
+def test_keys_rotated_at_run_time_are_found_and_each_is_fetched_once(
     world: World,
 ) -> None:
     place = world.provider()["name"]
     world.granted(place)
-    asked = world.issuer.fetches(f"/{place}/jwks")
+    fetches = world.issuer.fetches(f"/{place}/jwks")
     world.granted(place, kid="ec")
-    assert world.issuer.fetches(f"/{place}/jwks") == asked == 1
+    assert world.issuer.fetches(f"/{place}/jwks") == fetches == 1
     world.issuer.generate("ES256", "rotated")
     world.granted(place, kid="rotated")
     assert world.issuer.fetches(f"/{place}/jwks") == 2
@@ -236,11 +236,11 @@ def test_keys_that_are_rotated_while_it_runs_are_found_and_none_is_asked_for_twi
         answers = list(pool.map(lambda _: world.exchange(place, stranger), range(40)))
     assert {refused(answer) for answer in answers} == {(401, "invalid_token")}
     assert "nowhere" in answers[0].json()["detail"]
-    # One was asked for just now, so no stranger's kid has them asked for again.
+    # The keys were fetched just now, so an unknown kid doesn't cause another fetch.
     assert world.issuer.fetches(f"/{place}/jwks") == 2
 
 
-def test_an_unknown_kid_asks_once_however_many_come(world: World) -> None:
+def test_concurrent_tokens_with_an_unknown_kid_cause_one_fetch(world: World) -> None:
     place = world.provider()["name"]
     world.granted(place)
     tokens = [
@@ -255,7 +255,7 @@ def test_an_unknown_kid_asks_once_however_many_come(world: World) -> None:
     assert world.issuer.fetches(f"/{place}/jwks") == 2
 
 
-def test_no_exchange_waits_for_another_providers_issuer(world: World) -> None:
+def test_an_exchange_does_not_wait_for_another_providers_issuer(world: World) -> None:
     quick, slow = world.provider()["name"], world.provider()["name"]
     world.granted(quick)
     token, other = world.issuer.of_oidc(slow), world.issuer.of_oidc(quick)
@@ -305,7 +305,7 @@ def _embedded(world: World, place: str) -> str:
 
 def _unsigned(world: World, place: str) -> str:
     claims = {"iss": f"{world.issuer.url}/{place}", "aud": CLIENT, "sub": "abc", "exp": NOW + 60}
-    head, payload = (b64(json.dumps(one).encode()) for one in ({"alg": "none"}, claims))
+    head, payload = (b64(json.dumps(part).encode()) for part in ({"alg": "none"}, claims))
     return f"{head}.{payload}."
 
 
@@ -317,7 +317,7 @@ def _altered(world: World, place: str) -> str:
 HOSTILE: dict[str, tuple[Hostile, str]] = {
     "expired": (of(exp=NOW - 100), "token_expired"),
     "without an end": (of(exp=None), "exp"),
-    "an end that is a text": (of(exp="tomorrow"), "exp"),
+    "a text as expiry": (of(exp="tomorrow"), "exp"),
     "not yet valid": (of(nbf=NOW + 7200), "nbf"),
     "made in the future": (of(iat=NOW + 7200), "iat"),
     "an issuer with a slash": (lambda w, p: w.issuer.of_oidc(f"{p}/"), "a slash at the end"),
@@ -346,20 +346,20 @@ def trusted(world: World) -> str:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_401_a_token_that_is_not_right_is_refused_with_the_reason(
+def test_401_an_invalid_token_is_rejected_with_the_reason(
     world: World, trusted: str, name: str
 ) -> None:
-    make, told = HOSTILE[name]
+    make, expected = HOSTILE[name]
     answer = world.exchange(trusted, make(world, trusted))
     assert answer.status_code == 401, answer.text
     problem = answer.json()
-    code = told if told == "token_expired" else "invalid_token"
+    code = expected if expected == "token_expired" else "invalid_token"
     assert problem["code"] == code
-    assert told == code or told in problem["detail"]
+    assert expected == code or expected in problem["detail"]
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_413_a_token_of_a_mebibyte_is_not_read(world: World, trusted: str) -> None:
+def test_413_a_token_of_one_mebibyte_is_rejected(world: World, trusted: str) -> None:
     for size in (40_000, 1 << 20, (1 << 20) + 50):
         answer = world.exchange(trusted, "x" * size)
         assert refused(answer) == (413, "body_too_large")
@@ -384,30 +384,30 @@ def test_413_a_token_of_a_mebibyte_is_not_read(world: World, trusted: str) -> No
         (b'{"token": "\\ud800.a.b", "provider": "\\ud800"}', "malformed_json"),
     ],
 )
-def test_400_a_body_of_another_form_is_told_so(world: World, body: bytes, code: str) -> None:
+def test_400_a_malformed_body_is_reported(world: World, body: bytes, code: str) -> None:
     answer = world.key.post(EXCHANGE, content=body, headers={"Content-Type": "application/json"})
     assert refused(answer) == (400, code), answer.text
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_null_in_an_optional_field_is_as_if_it_were_absent(world: World) -> None:
+def test_null_in_an_optional_field_means_absent(world: World) -> None:
     name = world.provider()["name"]
     with world.server.client(world.server.first_key) as server:
         empty = {"ttl": None, "organization_id": None, "integration_id": None}
-        asked = {"provider": name, "token": world.issuer.of_oidc(name), **empty}
-        assert server.post(EXCHANGE, json=asked).status_code == 200
-        asked = {"user_email": "ada@acme.example", "replace_existing": None, "secret_key": None}
-        assert server.post("/v2/tokens/create", json=asked | empty).status_code == 200
-    asked = {"token": world.issuer.of_oidc(name), "provider": None}
-    assert refused(world.keyless(**asked)) == (401, "invalid_token")
+        body = {"provider": name, "token": world.issuer.of_oidc(name), **empty}
+        assert server.post(EXCHANGE, json=body).status_code == 200
+        body = {"user_email": "ada@acme.example", "replace_existing": None, "secret_key": None}
+        assert server.post("/v2/tokens/create", json=body | empty).status_code == 200
+    body = {"token": world.issuer.of_oidc(name), "provider": None}
+    assert refused(world.keyless(**body)) == (401, "invalid_token")
 
 
-def test_415_what_is_no_json_is_told_so(world: World) -> None:
+def test_415_a_body_that_is_not_json_is_reported(world: World) -> None:
     answer = world.key.post(EXCHANGE, content=b"{}", headers={"Content-Type": "text/plain"})
     assert refused(answer) == (415, "unsupported_media_type")
 
 
-def test_an_audience_in_a_list_and_a_moment_of_leeway_are_taken(world: World, trusted: str) -> None:
+def test_an_audience_list_and_a_small_clock_skew_are_accepted(world: World, trusted: str) -> None:
     for token in (
         world.issuer.of_oidc(trusted, aud=["api", CLIENT]),
         world.issuer.of_oidc(trusted, exp=int(time.time()) - 10),
@@ -416,21 +416,21 @@ def test_an_audience_in_a_list_and_a_moment_of_leeway_are_taken(world: World, tr
         assert world.exchange(trusted, token).status_code == 200
 
 
-def test_422_a_claim_that_is_needed_is_named(world: World) -> None:
+def test_422_a_missing_claim_is_named(world: World) -> None:
     place = world.provider(mapping={"username_from": "email"})["name"]
     answer = world.exchange(place, world.issuer.of_oidc(place))
     assert refused(answer) == (422, "claim_missing")
-    assert [one["field"] for one in answer.json()["errors"]] == ["email"]
+    assert [error["field"] for error in answer.json()["errors"]] == ["email"]
     named = world.granted(place, email="ada.b@acme.example")
     assert named["mqtt_username"].startswith("ada_b_acme_example_")
     other = world.provider(mapping={"required": ["app.tenant"], "user_id": "uid"})["name"]
     answer = world.exchange(other, world.issuer.of_oidc(other, uid="x"))
-    assert [one["field"] for one in answer.json()["errors"]] == ["app.tenant"]
+    assert [error["field"] for error in answer.json()["errors"]] == ["app.tenant"]
     answer = world.exchange(other, world.issuer.of_oidc(other, app={"tenant": "t"}))
-    assert [one["field"] for one in answer.json()["errors"]] == ["uid"]
+    assert [error["field"] for error in answer.json()["errors"]] == ["uid"]
 
 
-def test_of_two_providers_with_one_issuer_one_has_to_be_named(world: World) -> None:
+def test_two_providers_with_the_same_issuer_require_a_provider_name(world: World) -> None:
     place = next(PLACES)
     one, other = (world.provider(place, name=f"{place}-{n}", audiences=[f"a{n}"]) for n in (1, 2))
     token = world.issuer.of_oidc(place, aud="a2")
@@ -445,9 +445,9 @@ def test_of_two_providers_with_one_issuer_one_has_to_be_named(world: World) -> N
     assert world.key.post(EXCHANGE, json={"token": token}).status_code == 200
 
 
-def test_503_says_that_the_issuer_is_away_and_known_keys_do_meanwhile(world: World) -> None:
+def test_503_while_the_issuer_is_down_and_cached_keys_keep_working(world: World) -> None:
     warm, cold = world.provider(), world.provider()
-    tokens = {one["name"]: world.issuer.of_oidc(one["name"]) for one in (warm, cold)}
+    tokens = {token["name"]: world.issuer.of_oidc(token["name"]) for token in (warm, cold)}
     assert world.exchange(warm["name"], tokens[warm["name"]]).status_code == 200
     world.issuer.stop()
     try:
@@ -457,7 +457,7 @@ def test_503_says_that_the_issuer_is_away_and_known_keys_do_meanwhile(world: Wor
             assert refused(answer) == (503, "key_set_unavailable")
             assert int(answer.headers["retry-after"]) >= 1
             assert "127.0.0.1" in answer.json()["detail"]
-        # Keys that were purged are not used any more, whether their issuer is there or not.
+        # Purged keys are no longer used, even while their issuer is unreachable.
         purge = f"{PROVIDERS}/{warm['id']}/purge-keys"
         assert world.owner.post(purge).status_code == 204
         answer = world.exchange(warm["name"], tokens[warm["name"]])
@@ -471,7 +471,7 @@ def test_503_says_that_the_issuer_is_away_and_known_keys_do_meanwhile(world: Wor
 LOST = ["a.b", "a_b", "a-b", "a+b", "a/b", "a#b", "a*b", "a@b", "A_B", "a|b", "ä_b", "a_b" * 40]
 
 
-def test_users_whose_ids_differ_in_lost_characters_have_names_of_their_own(world: World) -> None:
+def test_user_ids_that_differ_only_in_dropped_characters_get_distinct_names(world: World) -> None:
     one, other = world.provider()["name"], world.provider()["name"]
     grants = [world.granted(place, sub=sub) for place in (one, other) for sub in LOST]
     assert [grant["user_id"] for grant in grants] == LOST * 2
@@ -480,17 +480,17 @@ def test_users_whose_ids_differ_in_lost_characters_have_names_of_their_own(world
     assert all(re.fullmatch(r"[a-z0-9_]{1,64}@org_\w+", name) for name in names)
 
 
-def test_an_exchange_may_be_repeated_and_the_person_stays_the_same(world: World) -> None:
+def test_a_repeated_exchange_keeps_the_same_user(world: World) -> None:
     place = world.provider()["name"]
     token = world.issuer.of_oidc(place)
-    told = [world.exchange(place, token).json() for _ in range(3)]
-    assert len({one["token_id"] for one in told}) == 3
-    assert len({one["mqtt_password"] for one in told}) == 3
-    assert len({one["mqtt_username"] for one in told}) == 1
-    assert {world.status(one) for one in told} == {"active"}
+    results = [world.exchange(place, token).json() for _ in range(3)]
+    assert len({result["token_id"] for result in results}) == 3
+    assert len({result["mqtt_password"] for result in results}) == 3
+    assert len({result["mqtt_username"] for result in results}) == 1
+    assert {world.status(result) for result in results} == {"active"}
 
 
-def test_a_refresh_gives_a_new_password_and_a_second_one_ends_the_family(world: World) -> None:
+def test_a_refresh_returns_a_new_password_and_a_reuse_revokes_the_family(world: World) -> None:
     first = world.granted()
     apart = world.granted(first["provider"])
     second = world.refreshed(first)
@@ -500,17 +500,17 @@ def test_a_refresh_gives_a_new_password_and_a_second_one_ends_the_family(world: 
     assert again["mqtt_password"] != first["mqtt_password"]
     assert (again["provider"], again["expires_in"]) == (first["provider"], 3600)
     third = world.refreshed(again).json()
-    shown = world.owner.get(f"/v2/tokens/{first['token_id']}").json()
-    assert shown["replaced_by"] == again["token_id"]
+    body = world.owner.get(f"/v2/tokens/{first['token_id']}").json()
+    assert body["replaced_by"] == again["token_id"]
     assert refused(world.refreshed(first)) == (401, "refresh_replayed")
-    assert [world.status(one) for one in (first, again, third)] == ["revoked"] * 3
+    assert [world.status(grant) for grant in (first, again, third)] == ["revoked"] * 3
     assert refused(world.refreshed(third)) == (401, "invalid_token")
     assert world.status(apart) == "active"
     events = world.owner.get("/v2/audit-events", params={"action": "grant.replayed"}).json()
     assert [event["target_id"] for event in events["events"]] == [first["token_id"]]
 
 
-def test_401_a_refresh_needs_the_id_and_the_password_of_one_grant(world: World) -> None:
+def test_401_a_refresh_needs_the_id_and_password_of_the_same_grant(world: World) -> None:
     one, other = world.granted(), world.granted()
     for wrong in (
         {**one, "mqtt_password": other["mqtt_password"]},
@@ -527,7 +527,7 @@ def _without_id(answer: httpx.Response) -> bytes:
     return answer.content.replace(answer.json()["request_id"].encode(), b"")
 
 
-def test_without_a_key_all_that_is_not_found_is_one_answer(world: World) -> None:
+def test_without_a_key_every_not_found_response_is_the_same(world: World) -> None:
     place = world.provider(limits={"keyless_may_exchange": True})["name"]
     closed = world.provider()["name"]
     disabled = world.provider(limits={"keyless_may_exchange": True})
@@ -564,18 +564,18 @@ def test_without_a_key_all_that_is_not_found_is_one_answer(world: World) -> None
     assert len({_without_id(answer) for answer in answers.values()}) == 1
     heads = [{k for k in answer.headers if k != "date"} for answer in answers.values()]
     assert all(head == heads[0] for head in heads)
-    # Whoever names no place is told so; nothing that exists is told by that.
+    # A missing organization has its own error, which reveals nothing about existing ones.
     nowhere = world.keyless(good, organization_id="")
     assert refused(nowhere) == (401, "missing_credentials")
     assert "organization_id" in nowhere.json()["detail"]
     assert nowhere.headers["access-control-allow-origin"] == "*"
-    # A time that nobody could give is told alike, whatever is there.
+    # An invalid TTL gets the same error whether or not the organization exists.
     for where in (world.org_id, unknown):
         answer = world.keyless(good, organization_id=where, ttl=5)
         assert refused(answer) == (400, "invalid_ttl")
 
 
-def test_429_after_a_hundred_wrong_tokens_and_right_ones_at_that_address_go_on(
+def test_429_after_a_hundred_bad_tokens_while_valid_ones_from_that_address_pass(
     world: World,
 ) -> None:
     trusted = world.provider(limits={"keyless_may_exchange": True})["name"]
@@ -583,7 +583,7 @@ def test_429_after_a_hundred_wrong_tokens_and_right_ones_at_that_address_go_on(
     body = {"organization_id": world.org_id, "token": "nothing"}
     with world.anyone(address) as client:
         codes = [client.post(EXCHANGE, json=body).status_code for _ in range(110)]
-        # One more is due for each second that this takes.
+        # Each second of this loop allows one more attempt.
         assert codes[:100] == [401] * 100
         assert codes[-1] == 429
         many = client.post(EXCHANGE, json=body, headers={"Origin": "https://acme.example"})
@@ -591,15 +591,15 @@ def test_429_after_a_hundred_wrong_tokens_and_right_ones_at_that_address_go_on(
         assert many.headers["retry-after"]
         assert "Retry-After" in many.headers["access-control-expose-headers"]
         assert client.post(EXCHANGE, json=body | {"token": good}).status_code == 200
-        shown = {"Authorization": f"Bearer {world.server.first_key}"}
+        headers = {"Authorization": f"Bearer {world.server.first_key}"}
         for _ in range(12):
-            bad = client.post(EXCHANGE, json={"provider": trusted, "token": "x"}, headers=shown)
+            bad = client.post(EXCHANGE, json={"provider": trusted, "token": "x"}, headers=headers)
             assert bad.status_code == 401
         taken = {"provider": trusted, "token": good}
-        assert client.post(EXCHANGE, json=taken, headers=shown).status_code == 200
+        assert client.post(EXCHANGE, json=taken, headers=headers).status_code == 200
 
 
-def test_whoever_shows_a_key_is_told_what_is_missing(world: World, trusted: str) -> None:
+def test_a_caller_with_a_key_learns_what_is_missing(world: World, trusted: str) -> None:
     token = world.issuer.of_oidc(trusted)
     assert refused(world.exchange("nobody", token)) == (404, "provider_not_found")
     foreign = world.issuer.of_oidc("nobody")
@@ -623,7 +623,7 @@ def test_whoever_shows_a_key_is_told_what_is_missing(world: World, trusted: str)
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_a_page_exchanges_where_its_key_and_the_provider_allow_it(world: World) -> None:
+def test_a_page_can_exchange_where_its_key_and_the_provider_allow_it(world: World) -> None:
     closed = world.provider()["name"]
     place = world.provider(limits={"publishable_may_exchange": True})["name"]
     page = world.new_key(type="publishable", allowed_origins=["https://acme.example"])["secret"]
@@ -656,9 +656,9 @@ def test_a_page_exchanges_where_its_key_and_the_provider_allow_it(world: World) 
     "path", [EXCHANGE, "/v2/tokens/refresh", "/oauth/token", "/v2/organization"]
 )
 def test_a_preflight_is_answered_for_every_origin(world: World, path: str) -> None:
-    asked = {"Origin": "https://any.example", "Access-Control-Request-Method": "POST"}
+    headers = {"Origin": "https://any.example", "Access-Control-Request-Method": "POST"}
     with world.server.client() as browser:
-        answer = browser.options(path, headers=asked)
+        answer = browser.options(path, headers=headers)
     assert answer.status_code == 204
     assert answer.headers["access-control-allow-origin"] == "*"
     assert "access-control-allow-credentials" not in answer.headers
@@ -671,21 +671,23 @@ def test_a_preflight_is_answered_for_every_origin(world: World, path: str) -> No
     "path", [EXCHANGE, "/v2/tokens/refresh", "/oauth/token", "/publish", "/v1/publish"]
 )
 @pytest.mark.parametrize("query", ["", "?a=%00"])
-def test_a_page_reads_what_is_refused_before_any_route(world: World, path: str, query: str) -> None:
+def test_a_page_can_read_an_error_raised_before_routing(
+    world: World, path: str, query: str
+) -> None:
     with world.server.client(Origin="https://acme.example") as browser:
         answer = browser.post(f"{path}{query}", content=b"" if query else b"x" * 1_100_000)
         assert refused(answer) == ((400, "invalid_request") if query else (413, "body_too_large"))
         assert answer.headers["access-control-allow-origin"] == "*"
-        # What no page of another site may ask it learns nothing of.
+        # A page learns nothing from routes that other sites may not call.
         other = browser.post("/v2/keys", content=b"x" * 1_100_000)
         assert refused(other) == (413, "body_too_large")
         assert "access-control-allow-origin" not in other.headers
 
 
-def test_429_a_provider_takes_as_many_exchanges_as_its_limit_says(world: World) -> None:
+def test_429_a_provider_enforces_its_exchange_limit(world: World) -> None:
     rate = {"limit": 2, "period_s": 3600, "burst": 2}
     place = world.provider(limits={"rate": rate})["name"]
-    # Whoever holds no token of the issuer uses up nothing.
+    # Requests without a valid issuer token don't count against the limit.
     for _ in range(5):
         assert world.exchange(place, _altered(world, place)).status_code == 401
     codes = [world.exchange(place, world.issuer.of_oidc(place)).status_code for _ in range(3)]
@@ -698,7 +700,7 @@ def test_429_a_provider_takes_as_many_exchanges_as_its_limit_says(world: World) 
 
 
 @pytest.mark.parametrize("ttl", [29, 0, -1, 86_401, 10**18])
-def test_400_a_grant_lasts_half_a_minute_to_a_day(world: World, trusted: str, ttl: int) -> None:
+def test_400_a_grant_lasts_from_30_seconds_to_a_day(world: World, trusted: str, ttl: int) -> None:
     answer = world.exchange(trusted, world.issuer.of_oidc(trusted), ttl=ttl)
     assert refused(answer) == (400, "invalid_ttl")
     answer = world.key.post("/v2/tokens/create", json={"user_email": "a@acme.example", "ttl": ttl})
@@ -707,33 +709,33 @@ def test_400_a_grant_lasts_half_a_minute_to_a_day(world: World, trusted: str, tt
 
 def test_a_grant_never_lasts_longer_than_its_provider_allows(world: World) -> None:
     place = world.provider(limits={"max_ttl_s": 120, "max_refresh_s": 600})["name"]
-    told: Any = None
+    body: Any = None
     for ttl, lasts in ((30, 30), (120, 120), (86_400, 120), (None, 120)):
         more = {} if ttl is None else {"ttl": ttl}
-        told = world.exchange(place, world.issuer.of_oidc(place), **more).json()
-        assert told["expires_in"] == lasts
-    shown = world.owner.get(f"/v2/tokens/{told['token_id']}").json()
+        body = world.exchange(place, world.issuer.of_oidc(place), **more).json()
+        assert body["expires_in"] == lasts
+    record = world.owner.get(f"/v2/tokens/{body['token_id']}").json()
     made, until = (
-        datetime.fromisoformat(shown[at]).timestamp() for at in ("created_at", "refreshable_until")
+        datetime.fromisoformat(record[at]).timestamp() for at in ("created_at", "refreshable_until")
     )
     assert until - made == pytest.approx(600)
 
 
-def test_a_server_makes_grants_for_users_of_its_own(world: World) -> None:
+def test_a_server_creates_grants_for_its_own_users(world: World) -> None:
     def create(client: httpx.Client, **more: object) -> httpx.Response:
         return client.post("/v2/tokens/create", json={"user_email": "Eve@acme.example", **more})
 
     first = create(world.key)
     assert first.status_code == 200, first.text
-    told = first.json()
-    assert (told["provider"], told["user_email"]) == ("native", "eve@acme.example")
+    body = first.json()
+    assert (body["provider"], body["user_email"]) == ("native", "eve@acme.example")
     key = world.new_key()["secret"]
     with world.server.client() as anyone:
         other = create(anyone, secret_key=key, user_email="eve@acme.example", ttl=60)
         assert other.status_code == 200, other.text
         assert create(anyone).json()["code"] == "missing_credentials"
         assert create(anyone, secret_key="x").status_code == 401
-    assert other.json()["mqtt_username"] == told["mqtt_username"]
+    assert other.json()["mqtt_username"] == body["mqtt_username"]
     assert refused(create(world.key, secret_key=key)) == (400, "ambiguous_credentials")
     assert create(world.key, secret_key=world.server.first_key).status_code == 200
     assert refused(create(world.key, user_email="eve")) == (400, "invalid_email")
@@ -744,17 +746,17 @@ def test_a_server_makes_grants_for_users_of_its_own(world: World) -> None:
     mine = world.provider()
     linked = create(world.key, integration_id=mine["id"]).json()
     assert linked["provider"] == mine["name"]
-    assert world.status(told) == world.status(other.json()) == "active"
+    assert world.status(body) == world.status(other.json()) == "active"
     apart = world.key.post("/v2/tokens/create", json={"user_email": "bob@acme.example"}).json()
     last = create(world.key, replace_existing=True).json()
-    assert world.status(told) == world.status(other.json()) == "revoked"
+    assert world.status(body) == world.status(other.json()) == "revoked"
     assert world.status(last) == world.status(apart) == "active"
     for role in ("admin", "member"):
         with world.server.person(role) as person:
             assert create(person).status_code == (200 if role == "admin" else 403)
 
 
-def test_grants_are_listed_in_pages_and_by_whose_they_are(world: World) -> None:
+def test_grants_are_listed_in_pages_and_filtered_by_subject(world: World) -> None:
     place = world.provider()
     key = world.new_key()
     grants = []
@@ -768,19 +770,19 @@ def test_grants_are_listed_in_pages_and_by_whose_they_are(world: World) -> None:
         with world.server.client(key["secret"]) as client:
             grants.append(client.post(EXCHANGE, json=body).json()["token_id"])
 
-    def listed(**asked: str) -> list[str]:
+    def listed(**params: str) -> list[str]:
         found: list[str] = []
         while True:
-            page = world.owner.get("/v2/tokens", params=asked)
+            page = world.owner.get("/v2/tokens", params=params)
             assert page.status_code == 200, page.text
             assert "mqtt_password" not in page.text
-            found += [one["token_id"] for one in page.json()["tokens"]]
+            found += [grant["token_id"] for grant in page.json()["tokens"]]
             if page.json()["next_cursor"] is None:
                 return found
-            asked["cursor"] = page.json()["next_cursor"]
+            params["cursor"] = page.json()["next_cursor"]
 
     newest = grants[::-1]
-    of_two = [one for n, one in enumerate(grants) if n % 2 == 0][::-1]
+    of_two = [grant for n, grant in enumerate(grants) if n % 2 == 0][::-1]
     assert listed(provider_id=place["id"], limit="2") == newest
     assert listed(key_id=key["key"]["id"], limit="1") == newest
     assert listed(user_id="u0", provider_id=place["id"]) == of_two
@@ -791,8 +793,8 @@ def test_grants_are_listed_in_pages_and_by_whose_they_are(world: World) -> None:
     page = world.owner.get("/v2/tokens", params={"limit": "2"}).json()
     stolen = {"cursor": page["next_cursor"], "user_id": "u0"}
     assert refused(world.owner.get("/v2/tokens", params=stolen)) == (400, "invalid_cursor")
-    shown = world.owner.get(f"/v2/tokens/{grants[1]}").json()
-    assert (shown["provider_id"], shown["key_id"]) == (place["id"], key["key"]["id"])
+    record = world.owner.get(f"/v2/tokens/{grants[1]}").json()
+    assert (record["provider_id"], record["key_id"]) == (place["id"], key["key"]["id"])
     nobody = world.owner.get("/v2/tokens/tok_nothing")
     assert refused(nobody) == (404, "grant_not_found")
     in_test = {"Wardkey-Environment": "test"}
@@ -801,7 +803,7 @@ def test_grants_are_listed_in_pages_and_by_whose_they_are(world: World) -> None:
     assert refused(there) == (404, "grant_not_found")
 
 
-def test_a_grant_is_revoked_alone_and_refreshes_no_more(world: World) -> None:
+def test_revoking_a_grant_ends_only_that_grant_and_its_refreshes(world: World) -> None:
     one, other = world.granted(), world.granted()
     path = f"/v2/tokens/{one['token_id']}"
     assert world.owner.delete(path).json()["status"] == "revoked"
@@ -815,7 +817,7 @@ def test_a_grant_is_revoked_alone_and_refreshes_no_more(world: World) -> None:
 
 
 @pytest.mark.parametrize("by", ["user_id", "user_email", "provider_id", "key_id"])
-def test_grants_are_revoked_many_at_once(world: World, by: str) -> None:
+def test_grants_can_be_revoked_in_bulk(world: World, by: str) -> None:
     places = [world.provider(), world.provider()]
     keys = [world.new_key(), world.new_key()]
 
@@ -842,14 +844,14 @@ def test_grants_are_revoked_many_at_once(world: World, by: str) -> None:
     assert answer.status_code == 200, answer.text
     assert answer.json() == {"sessions": None, "revoked": 2}
     everyone = (hit, same_user, same_provider, same_key)
-    assert [one for one in everyone if world.status(one) == "revoked"] == [hit, ended]
-    # Whoever exchanges anew after that is in again.
+    assert [item for item in everyone if world.status(item) == "revoked"] == [hit, ended]
+    # A new exchange after the revocation is accepted.
     assert world.status(grant(0, 0, "a")) == "active"
     assert world.owner.post("/v2/tokens/revoke", json={by: subject}).json()["revoked"] == 1
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         ({}, (400, "invalid_request")),
         ({"user_id": "a", "key_id": "b"}, (400, "invalid_request")),
@@ -860,11 +862,11 @@ def test_grants_are_revoked_many_at_once(world: World, by: str) -> None:
         ({"user_id": "nobody"}, (200, None)),
     ],
 )
-def test_a_revocation_names_one_kind_of_subject(
-    world: World, body: dict[str, object], told: tuple[int, str | None]
+def test_a_revocation_takes_exactly_one_kind_of_subject(
+    world: World, body: dict[str, object], expected: tuple[int, str | None]
 ) -> None:
     answer = world.owner.post("/v2/tokens/revoke", json=body)
-    assert (answer.status_code, answer.json().get("code")) == told, answer.text
+    assert (answer.status_code, answer.json().get("code")) == expected, answer.text
 
 
 def test_grants_end_with_their_provider_or_key_and_outlive_its_disabling(world: World) -> None:
@@ -874,8 +876,8 @@ def test_grants_end_with_their_provider_or_key_and_outlive_its_disabling(world: 
     by_key = []
     for key in keys:
         with world.server.client(key["secret"]) as client:
-            wanted = {"user_email": "key@acme.example"}
-            by_key.append(client.post("/v2/tokens/create", json=wanted).json())
+            body = {"user_email": "key@acme.example"}
+            by_key.append(client.post("/v2/tokens/create", json=body).json())
     world.owner.post(f"{PROVIDERS}/{disabled['id']}/disable")
     assert world.status(of_disabled) == "active"
     assert refused(world.refreshed(of_disabled)) == (401, "invalid_token")
@@ -884,10 +886,10 @@ def test_grants_end_with_their_provider_or_key_and_outlive_its_disabling(world: 
     world.owner.post(f"/v2/keys/{keys[0]['key']['id']}/revoke")
     world.owner.post(f"/v2/keys/{keys[1]['key']['id']}/disable")
     world.owner.post(f"/v2/keys/{keys[2]['key']['id']}/rotate")
-    assert [world.status(one) for one in by_key] == ["revoked", "revoked", "active"]
+    assert [world.status(grant) for grant in by_key] == ["revoked", "revoked", "active"]
 
 
-def test_403_a_suspended_organization_exchanges_nothing(world: World, trusted: str) -> None:
+def test_403_a_suspended_organization_cannot_exchange_tokens(world: World, trusted: str) -> None:
     token, grant = world.issuer.of_oidc(trusted), world.granted()
     assert world.server.cli("org", "suspend", "acme").returncode == 0
     try:
@@ -896,7 +898,7 @@ def test_403_a_suspended_organization_exchanges_nothing(world: World, trusted: s
             world.keyless(token),
             world.key.post("/v2/tokens/create", json={"user_email": "eve@acme.example"}),
         ]
-        assert [refused(one) for one in answers] == [
+        assert [refused(item) for item in answers] == [
             (401, "disabled"),
             (403, "organization_suspended"),
             (401, "disabled"),
@@ -907,7 +909,7 @@ def test_403_a_suspended_organization_exchanges_nothing(world: World, trusted: s
     assert world.exchange(trusted, token).status_code == 200
 
 
-def test_no_password_and_no_token_is_kept_or_logged(world: World, trusted: str) -> None:
+def test_passwords_and_tokens_are_never_stored_or_logged(world: World, trusted: str) -> None:
     token = world.issuer.of_oidc(trusted)
     grant = world.exchange(trusted, token).json()
     world.exchange(trusted, token + "x")
@@ -917,12 +919,12 @@ def test_no_password_and_no_token_is_kept_or_logged(world: World, trusted: str) 
         assert secret not in kept
 
 
-def test_what_is_changed_of_a_provider_holds_in_every_process_at_once(
+def test_a_provider_change_applies_in_every_process_at_once(
     server: Server,
 ) -> None:
-    # Those processes fetch no keys, for the shared secret is all that a legacy project has.
+    # These processes fetch no keys: a legacy project only has its shared secret.
     secret = "a-shared-secret-of-a-legacy-project-0123456789"
-    wanted = {
+    fields = {
         "kind": "supabase",
         "project_url": "https://abcdefgh.supabase.co",
         "legacy_secret": True,
@@ -947,7 +949,7 @@ def test_what_is_changed_of_a_provider_holds_in_every_process_at_once(
             return set(pool.map(one, range(24)))
 
     with server.owner() as owner:
-        made = owner.post(PROVIDERS, json=wanted)
+        made = owner.post(PROVIDERS, json=fields)
         assert made.status_code == 201, made.text
         path = f"{PROVIDERS}/{made.json()['id']}"
         assert codes() == {200}

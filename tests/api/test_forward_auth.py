@@ -32,7 +32,7 @@ def bearer(server: Server) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_judged_on_every_path(
+def test_every_method_is_verified_on_every_path(
     server: Server, client: httpx.Client, method: str
 ) -> None:
     for url in (
@@ -70,37 +70,37 @@ def test_the_clients_path_and_query_never_name_the_organization(
     assert answer.headers["wardkey-verdict"] == "organization_required"
 
 
-def test_a_parameter_that_comes_twice_is_refused(server: Server, client: httpx.Client) -> None:
+def test_a_repeated_parameter_is_rejected(server: Server, client: httpx.Client) -> None:
     answer = client.get("/v2/auth?organization=beta/&organization=acme", headers=bearer(server))
     assert (answer.status_code, answer.headers["wardkey-verdict"]) == (400, "invalid_request")
     with pytest.raises(InvalidRequest):
         parse_terms(b"type=secret&type=secret")
 
 
-def test_only_the_first_path_ends_the_parameters() -> None:
+def test_everything_after_the_first_path_parameter_is_the_path() -> None:
     assert split_query(b"a=1&path=/x&path=/y") == (b"a=1", b"/x&path=/y")
     assert split_query(b"path=") == (b"", b"")
     assert split_query(b"xpath=/x") == (b"xpath=/x", b"")
 
 
-def test_the_routes_of_a_key_are_those_of_the_original_request(
+def test_a_keys_routes_are_matched_against_the_original_request(
     server: Server, client: httpx.Client
 ) -> None:
     with server.owner() as owner:
         made = owner.post("/v2/keys", json={"name": "live-proxy-routes", "type": "secret"}).json()
-        shown = {"Authorization": f"Bearer {made['secret']}", "X-Forwarded-Uri": "/forged"}
-        client.delete("/v2/auth?organization=acme&path=/orders/7?x=1", headers=shown)
+        headers = {"Authorization": f"Bearer {made['secret']}", "X-Forwarded-Uri": "/forged"}
+        client.delete("/v2/auth?organization=acme&path=/orders/7?x=1", headers=headers)
 
         def routes() -> list[str]:
             kid = made["key"]["secrets"][0]["kid"]
             path = f"/v2/keys/{made['key']['id']}/callers"
-            found = owner.get(path, params={"secret": kid}).json()
-            return [one["route"] for one in found["secrets"][0]["callers"]]
+            body = owner.get(path, params={"secret": kid}).json()
+            return [caller["route"] for caller in body["secrets"][0]["callers"]]
 
         assert wait_until(routes) == ["DELETE /orders/7"]
 
 
-def test_a_preflight_passes_only_where_the_proxys_url_says_so(client: httpx.Client) -> None:
+def test_a_preflight_passes_only_if_the_proxys_url_allows_it(client: httpx.Client) -> None:
     url = "/v2/auth?organization=acme"
     refused = client.get(url, headers=PREFLIGHT | {"X-Forwarded-Method": "OPTIONS"})
     assert refused.status_code == 401
@@ -127,7 +127,7 @@ def test_a_preflight_passes_only_where_the_proxys_url_says_so(client: httpx.Clie
         ("method", "POST", [("X-Forwarded-Method", "OPTIONS"), ("X-Original-Method", "OPTIONS")]),
     ],
 )  # fmt: skip
-def test_what_a_client_says_of_its_method_opens_nothing(
+def test_a_method_claimed_by_the_client_grants_no_access(
     client: httpx.Client, source: str, method: str, fields: list[tuple[str, str]]
 ) -> None:
     answer = client.request(
@@ -139,15 +139,13 @@ def test_what_a_client_says_of_its_method_opens_nothing(
 
 
 @pytest.mark.parametrize("missing", PREFLIGHT)
-def test_options_without_the_fields_of_a_preflight_need_a_key(
-    client: httpx.Client, missing: str
-) -> None:
+def test_options_without_preflight_headers_need_a_key(client: httpx.Client, missing: str) -> None:
     fields = {name: value for name, value in PREFLIGHT.items() if name != missing}
     answer = client.options("/v2/auth?organization=acme&preflight=method", headers=fields)
     assert answer.status_code == 401
 
 
-def test_a_key_beside_a_preflight_is_judged(server: Server, client: httpx.Client) -> None:
+def test_a_key_sent_with_a_preflight_is_verified(server: Server, client: httpx.Client) -> None:
     wrong = server.first_key[:-1] + ("a" if server.first_key[-1] != "a" else "b")
     answer = client.options(
         "/v2/auth?organization=acme&preflight=method",
@@ -159,28 +157,28 @@ def test_a_key_beside_a_preflight_is_judged(server: Server, client: httpx.Client
 @pytest.mark.parametrize(
     "fields", [{"Origin": "http://api.internal"}, {"Sec-Fetch-Site": "cross-site"}]
 )
-def test_the_proxys_url_may_allow_what_looks_like_a_browser(
+def test_the_proxys_url_can_allow_browser_requests(
     server: Server, client: httpx.Client, fields: dict[str, str]
 ) -> None:
     with server.owner() as owner:
         name = f"live-proxy-{'-'.join(fields).lower()}"
         made = owner.post("/v2/keys", json={"name": name, "type": "secret"}).json()
-        shown = {"Authorization": f"Bearer {made['secret']}"} | fields
+        headers = {"Authorization": f"Bearer {made['secret']}"} | fields
 
         def exposures() -> int:
-            found = owner.get("/v2/audit-events", params={"action": "key.exposed"}).json()
-            return sum(made["key"]["id"] in str(event) for event in found["events"])
+            page = owner.get("/v2/audit-events", params={"action": "key.exposed"}).json()
+            return sum(made["key"]["id"] in str(event) for event in page["events"])
 
-        allowed = client.get("/v2/auth?organization=acme&browser=allow", headers=shown)
+        allowed = client.get("/v2/auth?organization=acme&browser=allow", headers=headers)
         assert (allowed.status_code, allowed.headers["wardkey-verdict"]) == (200, "valid")
-        refused = client.get("/v2/auth?organization=acme", headers=shown)
+        refused = client.get("/v2/auth?organization=acme", headers=headers)
         assert (refused.status_code, refused.json()["code"]) == (403, "secret_key_in_browser")
         assert "browser=allow" in refused.json()["detail"]
         wait_until(exposures)
         assert exposures() == 1
 
 
-def test_an_allowed_browser_does_not_widen_a_publishable_key(
+def test_allowing_browsers_does_not_widen_a_publishable_key(
     server: Server, client: httpx.Client
 ) -> None:
     with server.owner() as owner:
@@ -189,7 +187,7 @@ def test_an_allowed_browser_does_not_widen_a_publishable_key(
             json={"name": "live-proxy-page", "type": "publishable",
                   "allowed_origins": ["https://a.example"]},
         ).json()  # fmt: skip
-    shown = {"Authorization": f"Bearer {page['secret']}", "Origin": "https://b.example"}
+    headers = {"Authorization": f"Bearer {page['secret']}", "Origin": "https://b.example"}
     url = "/v2/auth?organization=acme&type=publishable&browser=allow"
-    assert client.get(url, headers=shown).status_code == 403
-    assert client.get(url, headers=shown | {"Origin": "https://a.example"}).status_code == 200
+    assert client.get(url, headers=headers).status_code == 403
+    assert client.get(url, headers=headers | {"Origin": "https://a.example"}).status_code == 200

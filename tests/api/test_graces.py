@@ -34,19 +34,19 @@ def rotate(owner: httpx.Client, made: Any, **body: str) -> Any:  # noqa: ANN401 
 
 
 def ends(rotated: Any) -> dict[str, str | None]:  # noqa: ANN401 - JSON
-    return {one["kid"]: one["grace_ends_at"] for one in rotated["key"]["secrets"]}
+    return {secret["kid"]: secret["grace_ends_at"] for secret in rotated["key"]["secrets"]}
 
 
 def code(owner: httpx.Client, text: str) -> str:
-    told: str = owner.post("/v2/keys/verify", json={"key": text}).json()["code"]
-    return told
+    result: str = owner.post("/v2/keys/verify", json={"key": text}).json()["code"]
+    return result
 
 
 @pytest.mark.parametrize(
     ("body", "hours"),
     [({}, 24), ({"grace": "1h"}, 1), ({"grace": "24h"}, 24), ({"grace": "7d"}, 168)],
 )
-def test_the_old_secret_goes_on_for_the_grace(
+def test_the_old_secret_works_during_the_grace_period(
     owner: httpx.Client,
     made: Any,  # noqa: ANN401 - JSON
     body: dict[str, str],
@@ -60,7 +60,7 @@ def test_the_old_secret_goes_on_for_the_grace(
     assert code(owner, made["secret"]) == code(owner, rotated["secret"]) == "valid"
 
 
-def test_without_a_grace_the_old_secret_ends_at_once(
+def test_without_a_grace_period_the_old_secret_ends_at_once(
     owner: httpx.Client,
     made: Any,  # noqa: ANN401 - JSON
 ) -> None:
@@ -71,14 +71,14 @@ def test_without_a_grace_the_old_secret_ends_at_once(
     assert (old["kid"], old["revoke_reason"]) == (made["kid"], "superseded")
 
 
-def test_the_end_of_the_grace_may_be_a_time_or_be_left_open(
+def test_the_grace_period_can_end_at_a_given_time_or_stay_open(
     owner: httpx.Client,
     made: Any,  # noqa: ANN401 - JSON
 ) -> None:
     assert ends(rotate(owner, made, grace="until_revoked"))[made["kid"]] is None
     end = iso(int(time.time() * 1000) + 48 * HOUR)
     assert ends(rotate(owner, made, grace=end))[made["kid"]] == end
-    # An end that was promised earlier is not put off, nor is a nearer one kept back.
+    # An earlier end is not postponed, but a nearer one takes effect.
     assert ends(rotate(owner, made, grace="7d"))[made["kid"]] == end
     assert ends(rotate(owner, made, grace="1h"))[made["kid"]] != end
     for refused in ("2001-01-01T00:00:00Z", "2h", "", "tomorrow"):
@@ -86,7 +86,7 @@ def test_the_end_of_the_grace_may_be_a_time_or_be_left_open(
         assert answer.json()["code"] == "invalid_grace", refused
 
 
-def test_409_an_eleventh_live_secret(
+def test_409_an_eleventh_live_secret_is_rejected(
     owner: httpx.Client,
     made: Any,  # noqa: ANN401 - JSON
 ) -> None:
@@ -97,6 +97,6 @@ def test_409_an_eleventh_live_secret(
     assert len(owner.get(where).json()["secrets"]) == 10
     owner.post(f"{where}/secrets/{rotated['kid']}/revoke")
     rotate(owner, made, grace="1h")
-    # Ending all the others at once leaves one.
+    # Ending all other secrets at once leaves only the new one.
     last = rotate(owner, made, grace="now")
-    assert [one["kid"] for one in last["key"]["secrets"] if one["live"]] == [last["kid"]]
+    assert [secret["kid"] for secret in last["key"]["secrets"] if secret["live"]] == [last["kid"]]

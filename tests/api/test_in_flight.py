@@ -1,4 +1,4 @@
-"""A request that was let in before its caller lost a right changes nothing after the loss."""
+"""A request admitted before its caller lost a permission changes nothing after the loss."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ EVERYTHING = (
 
 
 class Gate:
-    """Holds one writer of the server up, just before its transaction, while it is armed."""
+    """Pauses one writer of the server just before its transaction, while armed."""
 
     def __init__(self) -> None:
         self.is_armed = False
@@ -70,7 +70,7 @@ class Gate:
 
 @dataclass
 class World:
-    """A server in this process whose requests can be paused between identity and transaction."""
+    """An in-process server whose requests can pause between authentication and transaction."""
 
     runner: Runner
     gate: Gate
@@ -108,13 +108,13 @@ class World:
 
     def rows(self, table: Table) -> int:
         with self.runner.database.read() as tx:
-            found = tx.connection.execute(select(func.count()).select_from(table))
-            return int(found.scalar_one())
+            result = tx.connection.execute(select(func.count()).select_from(table))
+            return int(result.scalar_one())
 
     def paused(
         self, call: Callable[[], httpx.Response], meanwhile: Callable[[], object]
     ) -> httpx.Response:
-        """Make a call, do something between its identity and its transaction, let it go on."""
+        """Start a call, pause it between authentication and transaction, run an action, resume."""
         self.gate.arm()
         answer = self.pool.submit(call)
         try:
@@ -174,7 +174,7 @@ def world(
 
 @dataclass
 class Person:
-    """A new admin of the organization, signed in with a user token and with a browser."""
+    """A new admin of the organization, signed in with a user token and in a browser."""
 
     world: World
 
@@ -214,7 +214,7 @@ class Person:
 
 @dataclass
 class Key:
-    """A new secret key that may do much."""
+    """A new secret key with many permissions."""
 
     world: World
 
@@ -299,7 +299,7 @@ CALLS: dict[str, tuple[Call, Table]] = {
     ("loss", "status"),
     [("remove", 404), ("demote", 403), ("sign_out_everywhere", 401), ("recover", 401)],
 )
-def test_a_member_who_lost_the_right_makes_nothing(
+def test_a_member_who_lost_the_permission_creates_nothing(
     world: World, made: str, loss: str, status: int
 ) -> None:
     person, (ask, table) = Person(world), CALLS[made]
@@ -321,7 +321,7 @@ def test_a_member_who_lost_the_right_makes_nothing(
         ("bind", 403),
     ],
 )
-def test_a_key_that_lost_the_right_makes_nothing(
+def test_a_key_that_lost_the_permission_creates_nothing(
     world: World, made: str, loss: str, status: int
 ) -> None:
     key, (ask, table) = Key(world), CALLS[made]
@@ -331,14 +331,14 @@ def test_a_key_that_lost_the_right_makes_nothing(
     assert (answer.status_code, world.rows(table)) == (status, before), answer.text
 
 
-def test_a_removed_admin_changes_no_role_and_removes_nobody(world: World) -> None:
+def test_a_removed_admin_cannot_change_roles_or_remove_members(world: World) -> None:
     for method, body in (("PATCH", {"role": "viewer"}), ("DELETE", {})):
         person, other = Person(world), Person(world)
         ask = partial(call(method, f"/v2/members/{other.id}", **body), world, person.text)
         assert world.paused(ask, person.remove).status_code == 404
         with world.runner.database.read() as tx:
-            found = people.as_member(tx, other.by, world.org_id, Environment.LIVE)
-        assert found.role is Role.ADMIN
+            result = people.as_member(tx, other.by, world.org_id, Environment.LIVE)
+        assert result.role is Role.ADMIN
 
 
 @pytest.mark.parametrize("loss", ["remove", "demote", "sign_out_everywhere", "recover"])
@@ -353,7 +353,7 @@ def test_a_removed_admin_changes_no_role_and_removes_nobody(world: World) -> Non
          schema.invitations),
     ],
 )  # fmt: skip
-def test_a_form_of_someone_who_lost_the_right_makes_nothing(
+def test_a_form_from_a_user_who_lost_the_permission_creates_nothing(
     world: World, path: str, fields: dict[str, str], table: Table, loss: str
 ) -> None:
     person = Person(world)
@@ -376,7 +376,7 @@ def exchange(world: World, provider: str, credential: str) -> Callable[[], httpx
 
 
 @pytest.mark.parametrize("loss", ["revoke", "disable", "narrow", "bind"])
-def test_a_key_that_lost_the_right_exchanges_nothing(world: World, loss: str) -> None:
+def test_a_key_that_lost_the_permission_cannot_exchange_tokens(world: World, loss: str) -> None:
     key = Key(world)
     ask = exchange(world, "trusted", key.text)
     assert ask().is_success, "as long as the right is there"
@@ -392,7 +392,7 @@ def test_a_key_that_lost_the_right_exchanges_nothing(world: World, loss: str) ->
     [("disable", "provider_disabled"), ("remove", "provider_not_found"),
      ("narrow", "provider_changed")],
 )  # fmt: skip
-def test_a_token_judged_by_earlier_settings_makes_no_grant(
+def test_a_token_verified_under_earlier_settings_gets_no_grant(
     world: World, change: str, code: str, *, keyless: bool
 ) -> None:
     provider_id, by = world.trusted, world.owner
@@ -412,14 +412,14 @@ def test_a_token_judged_by_earlier_settings_makes_no_grant(
     world.trusted = world.provider("trusted").id
 
 
-def test_a_batch_refuses_only_those_that_lost_the_right(world: World) -> None:
+def test_a_batch_rejects_only_callers_that_lost_the_permission(world: World) -> None:
     lost, kept = Key(world), Key(world)
     answers = world.pool.submit(exchange(world, "trusted", kept.text))
     answer = world.paused(exchange(world, "trusted", lost.text), lost.revoke)
     assert (answer.status_code, answers.result(20).status_code) == (401, 200)
 
 
-def test_a_writer_in_line_behind_the_removal_is_refused(world: World) -> None:
+def test_a_write_queued_behind_the_removal_is_rejected(world: World) -> None:
     person, removed, asking = Person(world), threading.Event(), threading.Event()
     by = people_member(world, person)
 

@@ -1,4 +1,4 @@
-"""Every entry point says of bad input what came and what is taken, in the same sentences."""
+"""Every entry point reports bad input in the same words: the value sent and the format expected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wardkey.api import acl, clients, keys, organization, people, providers, sch
 from wardkey.domain.errors import InvalidRequest
 from wardkey.web.request_faults import validation_failure
 
-# What pydantic itself would say.
+# Pydantic's own wording.
 FOREIGN = (
     "Input should", "Field required", "Extra inputs", "unable to parse", "Expected `", "Object ",
 )  # fmt: skip
@@ -44,7 +44,7 @@ def request_of(route: APIRoute) -> Request:
 
 
 def model_of(route: APIRoute) -> type[BaseModel]:
-    """Return what a route's body is read as; a body may be left out of some."""
+    """Return the model of a route's body, without `None` if the body is optional."""
     assert route.body_field is not None
     kind: Any = route.body_field.field_info.annotation
     model: type[BaseModel] = (typing.get_args(kind) or (kind,))[0]
@@ -52,7 +52,7 @@ def model_of(route: APIRoute) -> type[BaseModel]:
 
 
 def faults_of(route: APIRoute) -> Iterator[RequestValidationError]:
-    """Yield what the framework finds wrong with a body, for each field and many values."""
+    """Yield the framework's validation errors of a body, for each field and many values."""
     model = model_of(route)
     bodies: list[Any] = [*VALUES, {"no_such_field": 1}]
     bodies += [{name: value} for name in model.model_fields for value in VALUES]
@@ -63,12 +63,12 @@ def faults_of(route: APIRoute) -> Iterator[RequestValidationError]:
         try:
             model.model_validate(body)
         except ModelFault as error:
-            found = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
-            yield RequestValidationError(found, body=body)
+            errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
+            yield RequestValidationError(errors, body=body)
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
-def test_no_fault_of_a_body_is_told_in_the_librarys_words(route: APIRoute) -> None:
+def test_validation_errors_never_use_the_librarys_wording(route: APIRoute) -> None:
     count = 0
     for fault in faults_of(route):
         failure = validation_failure(fault, request_of(route))
@@ -85,9 +85,9 @@ def test_no_fault_of_a_body_is_told_in_the_librarys_words(route: APIRoute) -> No
 
 
 @pytest.mark.parametrize("kind", typing.get_args(core_schema.ErrorType))
-def test_every_type_of_error_that_pydantic_has_gets_a_sentence_of_ours(kind: str) -> None:
-    """Whatever a model will give one day, its text doesn't leave."""
-    route = next(one for one in ROUTES if one.name == "issue_key")
+def test_every_pydantic_error_type_has_our_own_message(kind: str) -> None:
+    """No pydantic text is returned, even for error types that no model raises today."""
+    route = next(item for item in ROUTES if item.name == "issue_key")
     fault = RequestValidationError(
         [{"type": kind, "loc": ("body", "rate_limit", "burst"), "msg": "Input should", "input": 0}],
         body={},
@@ -99,7 +99,7 @@ def test_every_type_of_error_that_pydantic_has_gets_a_sentence_of_ours(kind: str
         assert "a whole number from 1 to 1,000,000,000" in failure.detail
 
 
-def test_every_model_of_a_body_is_among_those_that_are_tried() -> None:
+def test_every_body_model_is_covered() -> None:
     tried = set(map(model_of, ROUTES))
     described = {
         model
@@ -109,7 +109,7 @@ def test_every_model_of_a_body_is_among_those_that_are_tried() -> None:
     inputs = {model for model in _all_inputs(schemas.Input) if not model.__name__.startswith("_")}
     inside = {_name for model in tried for _name in _inner(model)}
     left = {model.__name__ for model in inputs - tried - described} - inside
-    # What others are made of.
+    # Base classes of other models.
     assert left <= {"KeyFields", "ProviderFields"}, left
 
 
@@ -125,8 +125,8 @@ def _inner(model: type[BaseModel]) -> Iterator[str]:
     yield schema.get("title", "")
 
 
-# An entry point: its path, a body that it takes, and the field that the tests spoil.
-DOORS: dict[str, tuple[str, dict[str, Any], str]] = {
+# An entry point: its path, a valid body, and the field that the tests make invalid.
+ENTRY_POINTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "rest": ("/v2/keys", {"name": "live-input-faults", "type": "secret"}, "name"),
     "verify": ("/v2/keys/verify", {"key": "x"}, "key"),
     "publish": ("/publish", {"topic": "a", "payload": 1}, "topic"),
@@ -137,70 +137,72 @@ DOORS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lane", "framework"])
 def ask(request: pytest.FixtureRequest, server: Server) -> Iterator[Callable[..., Any]]:
-    """Ask an entry point, through the lane or past it."""
+    """Call an entry point, through the fast path or around it."""
     with server.client(server.first_key) as key:
 
-        def asked(door: str, body: str | bytes, **headers: str) -> Any:  # noqa: ANN401 - any JSON
+        def send(entry: str, body: str | bytes, **headers: str) -> Any:  # noqa: ANN401 - any JSON
             content = body if isinstance(body, bytes) else body.encode()
-            told = {"Content-Type": "application/json", **headers}
-            # The lane leaves bodies of an unknown length to the framework.
+            sent_headers = {"Content-Type": "application/json", **headers}
+            # The fast path leaves bodies of unknown length to the framework.
             sent = content if request.param else iter([content])
-            return key.post(DOORS[door][0], content=sent, headers=told).json()
+            return key.post(ENTRY_POINTS[entry][0], content=sent, headers=sent_headers).json()
 
-        yield asked
+        yield send
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # Input is judged before the storage is asked, so one kind of it is enough.
+    # Input is validated before the storage is queried, so one storage is enough.
     with running(tmp_path_factory.mktemp("faults") / "data", no_messaging=0) as up:
         yield up
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_400_json_is_told_by_line_and_column(ask: Callable[..., Any], door: str) -> None:
-    name = DOORS[door][2]
-    told = ask(door, f'{{\n  "{name}": "x",\n  "b" 1\n}}')
-    assert (told["status"], told["code"]) == (400, "malformed_json")
-    assert "line 3, column 7: expected a colon" in told["detail"]
-    told = ask(door, f'{{"{name}": "x"')
-    assert "ends too early" in told["detail"]
-    told = ask(door, b'{"%b": "\xff"}' % name.encode())
-    assert told["code"] == "malformed_json"
-    assert f"UTF-8 at byte {len(name) + 7};" in told["detail"]
-
-
-@pytest.mark.parametrize("door", DOORS)
-def test_400_an_empty_body_is_called_empty(ask: Callable[..., Any], door: str) -> None:
-    for body in ("", "  \n"):
-        told = ask(door, body)
-        assert (told["status"], told["code"]) == (400, "malformed_json")
-        assert told["detail"].startswith("The body is empty; send a JSON object")
-
-
-@pytest.mark.parametrize("door", DOORS)
-def test_400_an_unknown_field_gets_the_known_ones(ask: Callable[..., Any], door: str) -> None:
-    _, good, name = DOORS[door]
-    told = ask(door, json.dumps({**good, f"{name}s": 1}))
-    assert (told["status"], told["code"]) == (400, "invalid_request")
-    assert told["detail"].startswith(f"There is no field {name}s. Did you mean {name}")
-    assert all(field in told["detail"].partition("accepts")[2] for field in good)
-    assert told["errors"] == [{"field": f"{name}s", "message": told["detail"]}]
-
-
-@pytest.mark.parametrize("door", DOORS)
-def test_400_a_missing_field_and_a_wrong_type_are_told_alike(
-    ask: Callable[..., Any], door: str
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_400_invalid_json_is_reported_by_line_and_column(
+    ask: Callable[..., Any], entry: str
 ) -> None:
-    _, good, name = DOORS[door]
-    told = ask(door, json.dumps({field: v for field, v in good.items() if field != name}))
-    assert told["detail"].startswith(f"{name} is missing; send a")
-    told = ask(door, json.dumps({**good, name: 5}))
-    assert told["errors"][0]["field"] == name
-    assert told["detail"].startswith(f"{name} must be a")
-    assert told["detail"].endswith("but 5 was sent.")
-    told = ask(door, "[3]" if door != "publish" else "3")
-    assert told["detail"].startswith("The body must be an object with ")
+    name = ENTRY_POINTS[entry][2]
+    problem = ask(entry, f'{{\n  "{name}": "x",\n  "b" 1\n}}')
+    assert (problem["status"], problem["code"]) == (400, "malformed_json")
+    assert "line 3, column 7: expected a colon" in problem["detail"]
+    problem = ask(entry, f'{{"{name}": "x"')
+    assert "ends too early" in problem["detail"]
+    problem = ask(entry, b'{"%b": "\xff"}' % name.encode())
+    assert problem["code"] == "malformed_json"
+    assert f"UTF-8 at byte {len(name) + 7};" in problem["detail"]
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_400_an_empty_body_is_reported_as_empty(ask: Callable[..., Any], entry: str) -> None:
+    for body in ("", "  \n"):
+        problem = ask(entry, body)
+        assert (problem["status"], problem["code"]) == (400, "malformed_json")
+        assert problem["detail"].startswith("The body is empty; send a JSON object")
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_400_an_unknown_field_lists_the_known_fields(ask: Callable[..., Any], entry: str) -> None:
+    _, good, name = ENTRY_POINTS[entry]
+    problem = ask(entry, json.dumps({**good, f"{name}s": 1}))
+    assert (problem["status"], problem["code"]) == (400, "invalid_request")
+    assert problem["detail"].startswith(f"There is no field {name}s. Did you mean {name}")
+    assert all(field in problem["detail"].partition("accepts")[2] for field in good)
+    assert problem["errors"] == [{"field": f"{name}s", "message": problem["detail"]}]
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_400_missing_fields_and_wrong_types_are_reported_the_same_way(
+    ask: Callable[..., Any], entry: str
+) -> None:
+    _, good, name = ENTRY_POINTS[entry]
+    problem = ask(entry, json.dumps({field: v for field, v in good.items() if field != name}))
+    assert problem["detail"].startswith(f"{name} is missing; send a")
+    problem = ask(entry, json.dumps({**good, name: 5}))
+    assert problem["errors"][0]["field"] == name
+    assert problem["detail"].startswith(f"{name} must be a")
+    assert problem["detail"].endswith("but 5 was sent.")
+    problem = ask(entry, "[3]" if entry != "publish" else "3")
+    assert problem["detail"].startswith("The body must be an object with ")
 
 
 NUMBER = "a whole number from 1 to"
@@ -230,43 +232,41 @@ SPOILT: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", SPOILT)
-def test_400_the_fields_of_a_key_are_told_with_their_form(
+def test_400_an_invalid_key_field_is_reported_with_its_expected_format(
     ask: Callable[..., Any], case: str
 ) -> None:
     spoilt, says = SPOILT[case]
-    told = ask("rest", json.dumps({"name": "live-spoilt", "type": "secret", **spoilt}))
-    assert (told["status"], told["code"]) == (400, "invalid_request")
-    assert says in told["detail"]
+    problem = ask("rest", json.dumps({"name": "live-spoilt", "type": "secret", **spoilt}))
+    assert (problem["status"], problem["code"]) == (400, "invalid_request")
+    assert says in problem["detail"]
 
 
-def test_a_secret_in_a_wrong_place_is_never_repeated(
-    ask: Callable[..., Any], server: Server
-) -> None:
+def test_a_misplaced_secret_is_never_echoed(ask: Callable[..., Any], server: Server) -> None:
     secret = server.first_key
-    for door, (_, good, name) in DOORS.items():
+    for entry, (_, good, name) in ENTRY_POINTS.items():
         for spoilt in ({secret: 1}, {name: [secret]}, {name: {"a": secret}}):
-            told = ask(door, json.dumps({**good, **spoilt}))
-            assert told["status"] == 400, told
-            assert secret not in json.dumps(told)
-        assert secret not in json.dumps(ask(door, secret))
-    told = ask("rest", json.dumps({"name": "x", "type": secret}))
-    assert secret not in json.dumps(told)
+            problem = ask(entry, json.dumps({**good, **spoilt}))
+            assert problem["status"] == 400, problem
+            assert secret not in json.dumps(problem)
+        assert secret not in json.dumps(ask(entry, secret))
+    problem = ask("rest", json.dumps({"name": "x", "type": secret}))
+    assert secret not in json.dumps(problem)
 
 
 @pytest.mark.parametrize("query", ["{key}", "{key}=1", "search={key}", "key=Bearer+{key}"])
-def test_a_key_in_a_url_is_refused_as_a_name_too(server: Server, query: str) -> None:
+def test_a_key_as_a_query_parameter_name_is_rejected_too(server: Server, query: str) -> None:
     with server.client(server.first_key) as key:
         answer = key.get(f"/v2/keys?{query.format(key=server.first_key)}")
     assert (answer.status_code, answer.json()["code"]) == (400, "credential_in_url")
     assert server.first_key not in answer.text
 
 
-def test_a_name_that_a_client_made_up_is_cut(ask: Callable[..., Any]) -> None:
-    told = ask("rest", json.dumps({"x" * 5_000: 1}))
-    assert len(told["detail"]) < 1_000
-    told = ask("verify", json.dumps({"key": "x", "\n\u001b[31m": 1}))
-    assert "\n" not in told["detail"]
-    assert "\x1b" not in told["detail"]
+def test_a_long_unknown_field_name_is_truncated(ask: Callable[..., Any]) -> None:
+    problem = ask("rest", json.dumps({"x" * 5_000: 1}))
+    assert len(problem["detail"]) < 1_000
+    problem = ask("verify", json.dumps({"key": "x", "\n\u001b[31m": 1}))
+    assert "\n" not in problem["detail"]
+    assert "\x1b" not in problem["detail"]
 
 
 @pytest.mark.parametrize(
@@ -279,8 +279,10 @@ def test_a_name_that_a_client_made_up_is_cut(ask: Callable[..., Any]) -> None:
     ],
     ids=["near", "text", "bound", "one of"],
 )
-def test_400_a_parameter_is_told_as_a_field_is(server: Server, query: str, says: str) -> None:
+def test_400_a_bad_parameter_is_reported_like_a_bad_field(
+    server: Server, query: str, says: str
+) -> None:
     with server.client(server.first_key) as key:
-        told = key.get(f"/v2/keys?{query}").json()
-    assert (told["status"], told["code"]) == (400, "invalid_request")
-    assert says in told["detail"]
+        problem = key.get(f"/v2/keys?{query}").json()
+    assert (problem["status"], problem["code"]) == (400, "invalid_request")
+    assert says in problem["detail"]

@@ -32,15 +32,19 @@ def accept(server: Server, made: Any, password: str = PASSWORD) -> httpx.Respons
 
 def status(owner: httpx.Client, made: Any) -> str:  # noqa: ANN401 - JSON
     listed = owner.get("/v2/invitations").json()["invitations"]
-    found: str = next(one["status"] for one in listed if one["id"] == made["id"])
-    return found
+    result: str = next(
+        invitation["status"] for invitation in listed if invitation["id"] == made["id"]
+    )
+    return result
 
 
 def emails(owner: httpx.Client) -> list[str]:
-    return [one["email"] for one in owner.get("/v2/members").json()["members"]]
+    return [member["email"] for member in owner.get("/v2/members").json()["members"]]
 
 
-def test_401_an_invitation_older_than_seven_days(server: Server, owner: httpx.Client) -> None:
+def test_401_an_invitation_older_than_seven_days_is_rejected(
+    server: Server, owner: httpx.Client
+) -> None:
     made = invite(owner, "late")
     age(server, invitations, "expires_at", INVITATION_MS - 60_000, id=made["id"])
     assert status(owner, made) == "pending"
@@ -51,7 +55,7 @@ def test_401_an_invitation_older_than_seven_days(server: Server, owner: httpx.Cl
     assert made["email"] not in emails(owner)
 
 
-def test_401_an_invitation_that_was_taken_back(server: Server, owner: httpx.Client) -> None:
+def test_401_a_revoked_invitation_is_rejected(server: Server, owner: httpx.Client) -> None:
     made = invite(owner, "unwanted")
     for _ in range(2):
         taken = owner.delete(f"/v2/invitations/{made['id']}")
@@ -61,7 +65,7 @@ def test_401_an_invitation_that_was_taken_back(server: Server, owner: httpx.Clie
     assert made["email"] not in emails(owner)
 
 
-def test_401_an_invitation_used_twice(server: Server, owner: httpx.Client) -> None:
+def test_401_an_invitation_cannot_be_used_twice(server: Server, owner: httpx.Client) -> None:
     made = invite(owner, "keen", "member")
     first = accept(server, made)
     assert first.status_code == 201, first.text
@@ -74,28 +78,28 @@ def test_401_an_invitation_used_twice(server: Server, owner: httpx.Client) -> No
     assert (again.status_code, again.json()["code"]) == (409, "already_member")
 
 
-def test_a_new_invitation_ends_the_earlier_ones(server: Server, owner: httpx.Client) -> None:
+def test_a_new_invitation_revokes_the_earlier_ones(server: Server, owner: httpx.Client) -> None:
     first, second = invite(owner, "asked.twice"), invite(owner, "asked.twice")
     assert accept(server, first).json()["code"] == "invalid_link"
     assert accept(server, second).status_code == 201
 
 
 def known_elsewhere(owner: httpx.Client, server: Server, name: str) -> Any:  # noqa: ANN401 - JSON
-    """Return an invitation of somebody who has an account and is no member any more."""
+    """Return an invitation for a former member, who still has an account."""
     user = accept(server, invite(owner, name)).json()
     assert owner.delete(f"/v2/members/{user['user_id']}").status_code == 204
     return {**invite(owner, name, "admin"), "user": user}
 
 
-def test_409_an_account_is_never_opened_by_a_password_beside_a_link(
+def test_409_an_invitation_link_with_a_password_never_signs_in_to_an_existing_account(
     server: Server, owner: httpx.Client
 ) -> None:
     made = known_elsewhere(owner, server, "known")
     answers = [accept(server, made, text) for text in ("another password, not hers", PASSWORD)]
     assert [answer.status_code for answer in answers] == [409, 409]
-    told = [{**answer.json(), "request_id": ""} for answer in answers]
-    assert told[0] == told[1]
-    assert told[0]["code"] == "account_exists"
+    problems = [{**answer.json(), "request_id": ""} for answer in answers]
+    assert problems[0] == problems[1]
+    assert problems[0]["code"] == "account_exists"
     assert status(owner, made) == "pending"
 
 
@@ -115,10 +119,12 @@ def test_a_user_with_an_account_accepts_with_a_user_token(
         again = user.post("/v2/invitations/accept", json=link)
         assert (again.status_code, again.json()["code"]) == (401, "invalid_link")
     listed = owner.get("/v2/members").json()["members"]
-    assert [one["role"] for one in listed if one["email"] == made["email"]] == ["admin"]
+    assert [
+        invitation["role"] for invitation in listed if invitation["email"] == made["email"]
+    ] == ["admin"]
 
 
-def test_403_nobody_else_accepts_an_invitation(server: Server, owner: httpx.Client) -> None:
+def test_403_another_user_cannot_accept_an_invitation(server: Server, owner: httpx.Client) -> None:
     made = known_elsewhere(owner, server, "intended")
     link = {"token": made["link"].rpartition("/")[2]}
     new = invite(owner, "someone.new")
@@ -139,7 +145,7 @@ def test_400_a_new_account_needs_a_password(server: Server, owner: httpx.Client)
             assert (answer.status_code, answer.json()["code"]) == (400, "weak_password")
 
 
-def test_a_user_token_ends_when_its_person_signs_out(server: Server, owner: httpx.Client) -> None:
+def test_a_user_token_ends_when_its_user_signs_out(server: Server, owner: httpx.Client) -> None:
     token = accept(server, invite(owner, "leaving.today")).json()["token"]
     with server.client(token) as person:
         assert person.get("/v2/keys").status_code == 200
@@ -147,7 +153,7 @@ def test_a_user_token_ends_when_its_person_signs_out(server: Server, owner: http
         assert person.get("/v2/keys").json()["code"] == "invalid_user_token"
 
 
-def test_another_invitation_of_an_address_in_any_case_ends_the_earlier_one(
+def test_a_new_invitation_ends_earlier_ones_regardless_of_address_case(
     server: Server, owner: httpx.Client
 ) -> None:
     earlier = invite(owner, "cased", "admin")

@@ -10,7 +10,7 @@ from wardkey.domain.permissions import Permission
 
 METHODS = ("get", "post", "put", "patch", "delete")
 OUR_ROUTES = {
-    # Without messaging; with it see tests/messaging/test_sessions.py.
+    # Without messaging; tests/messaging/test_sessions.py covers the rest.
     ("delete", "/v2/sessions/{session_id}"): "messaging_off",
     ("get", "/v2/sessions/receipts/{receipt_id}"): "receipt_not_found",
     ("get", "/v2/keys/{key_id}"): "key_not_found",
@@ -100,7 +100,7 @@ def _ids(owner: httpx.Client) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ids(server: Server) -> dict[str, str]:
-    """Make one of each thing in live; return their ids."""
+    """Create one object of each kind in live; return their ids."""
     with server.owner() as owner:
         return _ids(owner)
 
@@ -115,7 +115,7 @@ def _second_owner(server: Server) -> httpx.Client:
     return server.client(answer.json()["token"])
 
 
-def test_404_no_route_shows_or_changes_another_organizations_things(
+def test_404_no_route_reads_or_changes_another_organizations_data(
     server: Server, ids: dict[str, str]
 ) -> None:
     with server.owner() as ours:
@@ -148,12 +148,12 @@ def test_404_no_route_shows_or_changes_another_organizations_things(
             shown = theirs.get(path)
             assert shown.status_code == 200, path
             hidden = set(ids.values()) - {ids["prefix"], ids["session_id"]}
-            assert not [one for one in hidden if one in shown.text], path
+            assert not [object_id for object_id in hidden if object_id in shown.text], path
     with server.owner() as ours:
         assert [ours.get(path.format(**ids)).json() for path in OURS] == before
 
 
-# What both environments share: a test key reaches none of it, whatever it holds.
+# Shared by both environments: out of reach of a test key, whatever its permissions.
 SHARED = {
     ("patch", "/v2/organization"): {"slug": "taken"},
     ("get", "/v2/members"): None,
@@ -169,7 +169,7 @@ SHARED = {
     ("delete", "/v2/scopes/{name}"): None,
     ("get", "/v2/audit-events/verify"): None,
 }
-# What stays in the caller's environment, shows the public part, or asks for no key.
+# Routes that stay in the caller's environment, return the public part, or need no key.
 CONFINED = {
     *(
         ("get", f"/v2/{scope}")
@@ -203,12 +203,12 @@ CONFINED = {
 }
 
 
-def test_no_route_lets_a_test_key_see_or_change_live_or_what_both_share(
+def test_no_route_lets_a_test_key_read_or_change_live_or_shared_data(
     server: Server, ids: dict[str, str]
 ) -> None:
     with server.owner() as owner:
-        wanted = {"name": "test-all", "type": "secret", "environment": "test"}
-        text = owner.post("/v2/keys", json={**wanted, "permissions": EVERY}).json()["secret"]
+        fields = {"name": "test-all", "type": "secret", "environment": "test"}
+        text = owner.post("/v2/keys", json={**fields, "permissions": EVERY}).json()["secret"]
         document = owner.get("/v2/openapi.json").json()
         looks = [path.format(**ids) for path in (*OURS, "/v2/organization", "/v2/members")]
         before = [owner.get(path).json() for path in looks]
@@ -232,17 +232,17 @@ def test_no_route_lets_a_test_key_see_or_change_live_or_what_both_share(
             for method, path in CONFINED:
                 if method == "get":
                     shown = key.get(path.format(code="revoked")).text
-                    assert not [one for one in hidden if one in shown], path
+                    assert not [object_id for object_id in hidden if object_id in shown], path
             transferred = key.post("/v2/organization/transfer", json={"user_id": ids["user_id"]})
             assert transferred.json()["code"] == "owner_only"
         assert [owner.get(path).json() for path in looks] == before
 
 
-def test_a_test_key_reads_the_events_of_test_alone(server: Server) -> None:
+def test_a_test_key_reads_only_test_events(server: Server) -> None:
     with server.owner() as owner, server.owner(Wardkey_Environment="test") as in_test:
-        wanted = {"name": "test-audit", "type": "secret", "environment": "test"}
-        made = owner.post("/v2/keys", json={**wanted, "permissions": ["audit:read"]}).json()
-        # Who works in test still changes what both environments share.
+        body = {"name": "test-audit", "type": "secret", "environment": "test"}
+        made = owner.post("/v2/keys", json={**body, "permissions": ["audit:read"]}).json()
+        # A user working in test still changes data that both environments share.
         invited = in_test.post(
             "/v2/invitations", json={"email": "seen@acme.example", "role": "viewer"}
         )
@@ -258,14 +258,14 @@ def test_a_test_key_reads_the_events_of_test_alone(server: Server) -> None:
         assert live["key"]["id"] not in text
         assert "seen@acme.example" not in text
     assert {event["environment"] for event in listed.json()["events"]} == {"test"}
-    assert all(one in everything for one in (live["key"]["id"], "seen@acme.example"))
+    assert all(item in everything for item in (live["key"]["id"], "seen@acme.example"))
 
 
 ALLOWED = {"owner": 201, "admin": 201, "member": 403, "viewer": 403}
 
 
 @pytest.mark.parametrize("role", ALLOWED)
-def test_403_members_and_viewers_cannot_issue(server: Server, role: str) -> None:
+def test_403_members_and_viewers_cannot_issue_keys(server: Server, role: str) -> None:
     client = server.owner() if role == "owner" else server.person(role)
     with client:
         answer = client.post("/v2/keys", json={"name": f"live-by-{role}", "type": "secret"})
@@ -276,7 +276,7 @@ def test_403_members_and_viewers_cannot_issue(server: Server, role: str) -> None
             assert "insufficient_scope" in answer.headers["www-authenticate"]
 
 
-def test_the_audit_chain_holds_after_it_all(server: Server) -> None:
+def test_the_audit_chain_is_intact_at_the_end(server: Server) -> None:
     with server.owner() as owner:
         state = owner.get("/v2/audit-events/verify").json()
         assert state["holds"], json.dumps(state)

@@ -46,7 +46,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("body", "status", "code"), BAD.values(), ids=BAD)
-def test_bad_input_is_a_problem_and_makes_nothing(
+def test_bad_input_returns_a_problem_and_creates_nothing(
     server: Server, body: str | bytes, status: int, code: str
 ) -> None:
     with server.owner() as owner:
@@ -57,7 +57,7 @@ def test_bad_input_is_a_problem_and_makes_nothing(
         assert owner.get("/v2/keys").json()["total"] == before
 
 
-def test_409_of_concurrent_twins_one_is_made(server: Server) -> None:
+def test_409_of_concurrent_duplicates_only_one_is_created(server: Server) -> None:
     def issue(_: int) -> httpx.Response:
         with server.owner() as owner:
             return owner.post("/v2/keys", json={"name": "live-twin", "type": "secret"})
@@ -68,7 +68,7 @@ def test_409_of_concurrent_twins_one_is_made(server: Server) -> None:
     assert statuses == [201] + [409] * 15
 
 
-def test_an_idempotency_key_gives_concurrent_twins_one_answer(server: Server) -> None:
+def test_an_idempotency_key_gives_concurrent_duplicates_the_same_response(server: Server) -> None:
     text = secrets.token_hex(32)
 
     def issue(_: int) -> httpx.Response:
@@ -88,15 +88,15 @@ def test_an_idempotency_key_gives_concurrent_twins_one_answer(server: Server) ->
         assert (weak.status_code, weak.json()["code"]) == (400, "weak_idempotency_key")
 
 
-def test_a_list_walked_while_keys_are_added_repeats_none(server: Server) -> None:
+def test_paging_while_keys_are_added_repeats_none(server: Server) -> None:
     with server.owner() as owner:
         for n in range(6):
             owner.post("/v2/keys", json={"name": f"live-page-{n}", "type": "publishable"})
         seen: list[str] = []
         cursor: str | None = ""
         while cursor is not None:
-            asked = {"search": "live-page", "limit": "2"} | ({"cursor": cursor} if cursor else {})
-            page = owner.get("/v2/keys", params=asked).json()
+            params = {"search": "live-page", "limit": "2"} | ({"cursor": cursor} if cursor else {})
+            page = owner.get("/v2/keys", params=params).json()
             seen += [key["name"] for key in page["keys"]]
             name = f"live-page-late-{len(seen)}"
             owner.post("/v2/keys", json={"name": name, "type": "publishable"})
@@ -106,20 +106,20 @@ def test_a_list_walked_while_keys_are_added_repeats_none(server: Server) -> None
         assert answer.json()["code"] == "invalid_cursor"
 
 
-def test_a_key_once_revoked_frees_its_name_and_cannot_be_rotated(server: Server) -> None:
+def test_a_revoked_key_frees_its_name_and_cannot_be_rotated(server: Server) -> None:
     with server.owner() as owner:
-        wanted = {"name": "live-again", "type": "secret"}
-        first = owner.post("/v2/keys", json=wanted).json()["key"]["id"]
-        twin = owner.post("/v2/keys", json=wanted | {"name": "LIVE-again"})
+        body = {"name": "live-again", "type": "secret"}
+        first = owner.post("/v2/keys", json=body).json()["key"]["id"]
+        twin = owner.post("/v2/keys", json=body | {"name": "LIVE-again"})
         assert (twin.status_code, twin.json()["code"]) == (409, "duplicate_name")
         receipt = owner.post(f"/v2/keys/{first}/revoke", json={"reason": "keyCompromise"}).json()
-        # How long it took until every verifier knew is told anew each time.
+        # `took_ms`, the time until every verifier knew, differs in each response.
         again = owner.delete(f"/v2/keys/{first}").json()
-        shown = owner.get(f"/v2/receipts/{receipt['id']}").json()
-        assert again | {"took_ms": 0} == shown | {"took_ms": 0} == receipt | {"took_ms": 0}
+        record = owner.get(f"/v2/receipts/{receipt['id']}").json()
+        assert again | {"took_ms": 0} == record | {"took_ms": 0} == receipt | {"took_ms": 0}
         rotated = owner.post(f"/v2/keys/{first}/rotate", json={"grace": "now"})
         assert (rotated.status_code, rotated.json()["code"]) == (409, "key_revoked")
-        assert owner.post("/v2/keys", json=wanted).status_code == 201
+        assert owner.post("/v2/keys", json=body).status_code == 201
 
 
 def test_no_worker_accepts_a_key_once_its_revocation_returned(server: Server) -> None:
@@ -134,7 +134,7 @@ def test_no_worker_accepts_a_key_once_its_revocation_returned(server: Server) ->
                     assert fresh.get("/v2/me").json()["code"] == "revoked"
 
 
-def test_last_use_is_told_within_two_seconds(server: Server) -> None:
+def test_last_use_is_reported_within_two_seconds(server: Server) -> None:
     with server.owner() as owner:
         made = owner.post("/v2/keys", json={"name": "live-used", "type": "secret"}).json()
         with server.client(made["secret"], User_Agent="probe/1") as used:

@@ -1,4 +1,4 @@
-"""The fast lane answers as the framework does, and carefully whatever a client sends."""
+"""The fast path answers like the framework, and handles malformed requests safely."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.support.server import Server
 
-# What differs from one answer to the next whoever writes it.
+# Parts of a response that differ each time, from the fast path and the framework alike.
 VOLATILE = re.compile(
     rb'req_[0-9a-f]{16}|"as_of":"[^"]+"|"(remaining|reset_s|retry_after_s)":[0-9.]+'
     rb"|(?<=;r=)\d+|(?<=;t=)\d+|(?<=retry-after: )\d+"
@@ -24,7 +24,7 @@ VOLATILE = re.compile(
 
 
 class Wire:
-    """A bare connection that sends bytes and reads whole answers."""
+    """A raw connection that sends bytes and reads whole responses."""
 
     def __init__(self, server: Server) -> None:
         parts = urlsplit(server.url)
@@ -35,7 +35,7 @@ class Wire:
         self.socket.sendall(data)
 
     def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers in lower case and body of the next answer."""
+        """Return status, headers in lower case and body of the next response."""
         line = self.file.readline()
         assert line, "the server closed the connection"
         status = int(line.split()[1])
@@ -67,7 +67,7 @@ def wire(server: Server) -> Iterator[Wire]:
 
 @pytest.fixture(scope="module")
 def secrets(server: Server) -> dict[str, str]:
-    """Issue a key of each sort that a request may show."""
+    """Issue a key of each kind that a request can present."""
     with server.owner() as owner:
 
         def issue(name: str, **more: object) -> str:
@@ -75,7 +75,7 @@ def secrets(server: Server) -> dict[str, str]:
             assert made.status_code == 201, made.text
             return str(made.json()["secret"])
 
-        found = {
+        texts = {
             "first": server.first_key,
             "plain": issue("live-lane-plain"),
             "narrow": issue("live-lane-narrow", permissions=["keys:read"]),
@@ -94,10 +94,10 @@ def secrets(server: Server) -> dict[str, str]:
             for k in owner.get("/v2/keys", params={"search": "live-lane-gone"}).json()["keys"]
         )
         owner.post(f"/v2/keys/{key_id}/revoke")
-    found["mistyped"] = found["plain"][:-1] + ("a" if found["plain"][-1] != "a" else "b")
-    found["noise"] = "not a key"
-    found["user"] = "ut_nobody"
-    return found
+    texts["mistyped"] = texts["plain"][:-1] + ("a" if texts["plain"][-1] != "a" else "b")
+    texts["noise"] = "not a key"
+    texts["user"] = "ut_nobody"
+    return texts
 
 
 NAMES = (
@@ -149,7 +149,7 @@ ORDINARY = st.one_of(st.just("Authorization: Bearer {key}"), FORMS)
 
 
 def presented(form: str, headers: dict[str, str], secrets: dict[str, str], caller: str) -> str:
-    """Return header fields that present a credential in a form, with others."""
+    """Return headers that present a credential in the given form, plus the given headers."""
     lines = form + "\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     key = secrets[caller]
     for name, text in {
@@ -195,36 +195,36 @@ QUERIES = st.sampled_from(
 
 @pytest.fixture(scope="module")
 def kept(server: Server) -> Iterator[Wire]:
-    """Hold one connection for all requests through the lane, which remembers what it saw there."""
+    """Keep one connection for all fast-path requests, so its caches stay filled."""
     made = Wire(server)
     yield made
     made.close()
 
 
 def both_ways(server: Server, kept: Wire, head: str, body: bytes) -> None:
-    """Hold the lane's answer against the framework's, which chunked bodies take.
+    """Compare the fast path's response with the framework's, which handles chunked bodies.
 
-    The lane is asked three times: parsed, with a caller that it remembers, with a known head.
+    The fast path gets three requests: parsed, with a cached caller, with a known head.
     """
-    asked = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    found = [plain(kept, asked) for _ in range(3)]
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    responses = [plain(kept, request) for _ in range(3)]
     framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
     wire = Wire(server)
     chunked = f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + framed + b"0\r\n\r\n"
-    assert found == [plain(wire, chunked)] * 3
+    assert responses == [plain(wire, chunked)] * 3
     wire.close()
 
 
 def plain(wire: Wire, data: bytes) -> tuple[int, set[str], bytes]:
-    """Return the answer without what differs each time."""
+    """Return the response without the parts that differ each time."""
     wire.send(data)
-    status, fields, told = wire.answer()
+    status, fields, body = wire.answer()
     told_fields = {
         VOLATILE.sub(b"", f"{name}: {value}".encode()).decode()
         for name, value in fields.items()
         if name not in ("date", "content-length", "connection")
     }
-    return status, told_fields, VOLATILE.sub(b"", told)
+    return status, told_fields, VOLATILE.sub(b"", body)
 
 
 @given(st.sampled_from(NAMES), HEADERS, BODIES, st.sampled_from(["application/json", "text/plain"]),
@@ -232,7 +232,7 @@ def plain(wire: Wire, data: bytes) -> tuple[int, set[str], bytes]:
 @settings(
     max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
-def test_verify_is_answered_alike_by_the_lane_and_by_the_framework(
+def test_verify_gets_the_same_response_from_the_fast_path_and_the_framework(
     server: Server,
     kept: Wire,
     secrets: dict[str, str],
@@ -256,7 +256,7 @@ def test_verify_is_answered_alike_by_the_lane_and_by_the_framework(
 @settings(
     max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
-def test_forward_auth_is_answered_alike_by_the_lane_and_by_the_framework(
+def test_forward_auth_gets_the_same_response_from_the_fast_path_and_the_framework(
     server: Server,
     kept: Wire,
     secrets: dict[str, str],
@@ -279,18 +279,18 @@ def request(server: Server, *fields: str, version: str = "1.1") -> bytes:
     return (head + "".join(f"{field}\r\n" for field in fields) + "\r\n").encode()
 
 
-def test_pipelined_requests_are_answered_in_their_order(server: Server, wire: Wire) -> None:
+def test_pipelined_requests_are_answered_in_order(server: Server, wire: Wire) -> None:
     slow = f"GET /v2/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n\r\n"
     wire.send(request(server) + slow.encode() + request(server) + HEALTH)
-    told = [wire.answer() for _ in range(4)]
-    assert [status for status, _, _ in told] == [200, 200, 200, 200]
-    assert "wardkey-verdict" in told[0][1]
-    assert b'"keys"' in told[1][2]
-    assert "wardkey-verdict" in told[2][1]
-    assert b'"ok"' in told[3][2]
+    responses = [wire.answer() for _ in range(4)]
+    assert [status for status, _, _ in responses] == [200, 200, 200, 200]
+    assert "wardkey-verdict" in responses[0][1]
+    assert b'"keys"' in responses[1][2]
+    assert "wardkey-verdict" in responses[2][1]
+    assert b'"ok"' in responses[3][2]
 
 
-def test_a_known_head_with_other_bodies_is_answered_as_when_parsed(
+def test_a_known_head_with_another_body_is_answered_as_if_parsed(
     server: Server, secrets: dict[str, str], wire: Wire
 ) -> None:
     head = (
@@ -300,45 +300,45 @@ def test_a_known_head_with_other_bodies_is_answered_as_when_parsed(
     right = json.dumps({"key": secrets["plain"]})
     mistyped = json.dumps({"key": secrets["mistyped"]})
     broken = right[:-1] + " "
-    asked = {
+    requests = {
         text: head.format(len(text)).encode() + text.encode() for text in (right, mistyped, broken)
     }
     for _ in range(3):
-        wire.send(asked[right])
+        wire.send(requests[right])
         assert json.loads(wire.answer()[2])["code"] == "valid"
-    wire.send(asked[mistyped])
+    wire.send(requests[mistyped])
     assert json.loads(wire.answer()[2])["code"] == "malformed"
-    wire.send(asked[broken])
+    wire.send(requests[broken])
     assert json.loads(wire.answer()[2])["code"] == "malformed_json"
     # Two at once, and one in two parts, the first as long as a whole request.
-    wire.send(asked[right] * 2)
+    wire.send(requests[right] * 2)
     assert [wire.answer()[0] for _ in range(2)] == [200, 200]
-    wire.send(asked[right] + asked[mistyped][:-20])
+    wire.send(requests[right] + requests[mistyped][:-20])
     assert json.loads(wire.answer()[2])["code"] == "valid"
-    wire.send(asked[mistyped][-20:])
+    wire.send(requests[mistyped][-20:])
     assert json.loads(wire.answer()[2])["code"] == "malformed"
-    wire.send(asked[right])
+    wire.send(requests[right])
     assert json.loads(wire.answer()[2])["code"] == "valid"
 
 
-def test_a_connection_in_use_is_not_taken_for_idle(server: Server, wire: Wire) -> None:
-    """The framework closes what is idle for 5 s after its answer; the lane's requests count too."""
+def test_a_connection_in_use_is_not_closed_as_idle(server: Server, wire: Wire) -> None:
+    """The framework closes connections idle for 5 s; fast-path requests count as use too."""
     body = json.dumps({"key": server.first_key})
-    asked = (
+    request = (
         f"POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
-    for data in (asked, asked, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+    for data in (request, request, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
         wire.send(data)
         assert wire.answer()[0] == 200
     end = time.monotonic() + 6
     while time.monotonic() < end:
-        wire.send(asked)
+        wire.send(request)
         assert wire.answer()[0] == 200
         time.sleep(0.2)
 
 
-def test_bytes_that_come_one_by_one_are_one_request(server: Server, wire: Wire) -> None:
+def test_bytes_sent_one_by_one_form_one_request(server: Server, wire: Wire) -> None:
     for byte in request(server):
         wire.send(bytes([byte]))
     assert wire.answer()[0] == 200
@@ -348,12 +348,12 @@ def test_bytes_that_come_one_by_one_are_one_request(server: Server, wire: Wire) 
     ("version", "fields"),
     [("1.0", ()), ("1.0", ("Connection: keep-alive",)), ("1.1", ("Connection: close",))],
 )
-def test_the_connection_ends_when_the_client_wants_it(
+def test_the_connection_closes_on_request(
     server: Server, wire: Wire, version: str, fields: tuple[str, ...]
 ) -> None:
     wire.send(request(server, *fields, version=version))
-    status, told, _ = wire.answer()
-    assert (status, told["connection"]) == (200, "close")
+    status, headers, _ = wire.answer()
+    assert (status, headers["connection"]) == (200, "close")
     assert wire.closed()
 
 
@@ -370,7 +370,7 @@ def test_expect_is_answered_before_the_body_is_sent(server: Server, wire: Wire) 
     assert wire.answer()[0] == 200
 
 
-def test_a_head_without_end_is_refused_with_431(wire: Wire) -> None:
+def test_an_endless_head_is_rejected_with_431(wire: Wire) -> None:
     wire.send(b"GET /v2/auth HTTP/1.1\r\nX-Long: ")
     for _ in range(80):
         try:
@@ -386,14 +386,14 @@ def test_a_head_without_end_is_refused_with_431(wire: Wire) -> None:
     "noise",
     [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n"],
 )
-def test_what_is_no_http_is_refused_with_400(wire: Wire, noise: bytes) -> None:
+def test_bytes_that_are_not_http_are_rejected_with_400(wire: Wire, noise: bytes) -> None:
     wire.send(noise)
     status, _, body = wire.answer()
     assert (status, json.loads(body)["code"]) == (400, "invalid_http")
     assert wire.closed()
 
 
-def test_a_body_over_the_bound_is_refused_with_413(server: Server, wire: Wire) -> None:
+def test_a_body_over_the_limit_is_rejected_with_413(server: Server, wire: Wire) -> None:
     wire.send(
         f"POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n"
         "Content-Type: application/json\r\nContent-Length: 2000000\r\n\r\n".encode()
@@ -402,15 +402,17 @@ def test_a_body_over_the_bound_is_refused_with_413(server: Server, wire: Wire) -
     assert (status, json.loads(body)["code"]) == (413, "body_too_large")
 
 
-def test_a_connections_caller_is_not_taken_for_another(secrets: dict[str, str], wire: Wire) -> None:
-    """The connection remembers its last caller; each request is judged by its own credential."""
-    for name, wanted in (("first", 200), ("gone", 401), ("first", 200), ("mistyped", 401)):
+def test_a_connections_cached_caller_is_not_reused_for_another_credential(
+    secrets: dict[str, str], wire: Wire
+) -> None:
+    """The connection caches its last caller; each request is verified by its own credential."""
+    for name, expected in (("first", 200), ("gone", 401), ("first", 200), ("mistyped", 401)):
         head = f"GET /v2/auth HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secrets[name]}\r\n\r\n"
         wire.send(head.encode())
-        assert wire.answer()[0] == wanted
+        assert wire.answer()[0] == expected
 
 
-def test_a_remembered_caller_is_refused_once_revoked(server: Server, wire: Wire) -> None:
+def test_a_cached_caller_is_rejected_once_revoked(server: Server, wire: Wire) -> None:
     with server.owner() as owner:
         made = owner.post("/v2/keys", json={"name": "live-lane-caller", "type": "secret",
                                             "permissions": ["keys:verify"]}).json()  # fmt: skip
@@ -428,38 +430,38 @@ def test_a_remembered_caller_is_refused_once_revoked(server: Server, wire: Wire)
         assert wire.answer()[0] == 401
 
 
-def test_a_revoked_caller_is_refused_though_another_key_came_over_the_connection(
+def test_a_revoked_caller_is_rejected_even_after_another_key_used_the_connection(
     server: Server, secrets: dict[str, str], wire: Wire
 ) -> None:
     with server.owner() as owner:
-        wanted = {"name": "live-lane-between", "type": "secret", "permissions": ["keys:verify"]}
-        made = owner.post("/v2/keys", json=wanted).json()
+        fields = {"name": "live-lane-between", "type": "secret", "permissions": ["keys:verify"]}
+        made = owner.post("/v2/keys", json=fields).json()
         body = json.dumps({"key": server.first_key})
         ask = (
             "POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\n"
             f"Authorization: Bearer {made['secret']}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
         ).encode()
-        shown = f"Authorization: Bearer {secrets['plain']}"
-        other = f"GET /v2/auth HTTP/1.1\r\nHost: x\r\n{shown}\r\n\r\n"
+        credential = f"Authorization: Bearer {secrets['plain']}"
+        other = f"GET /v2/auth HTTP/1.1\r\nHost: x\r\n{credential}\r\n\r\n"
         for data in (ask, other.encode(), ask, other.encode()):
             wire.send(data)
             assert wire.answer()[0] == 200
         owner.post(f"/v2/keys/{made['key']['id']}/revoke")
         wire.send(ask)
-        status, _, told = wire.answer()
-    assert (status, json.loads(told)["code"]) == (401, "revoked")
+        status, _, content = wire.answer()
+    assert (status, json.loads(content)["code"]) == (401, "revoked")
 
 
-def test_a_second_credential_is_ambiguous_though_the_first_is_remembered(
+def test_a_second_credential_is_ambiguous_even_if_the_first_is_cached(
     server: Server, secrets: dict[str, str], wire: Wire
 ) -> None:
     body = json.dumps({"key": secrets["plain"]})
-    for extra, wanted in (("", 200), (f"Authorization: Bearer {secrets['plain']}\r\n", 400)):
+    for extra, expected in (("", 200), (f"Authorization: Bearer {secrets['plain']}\r\n", 400)):
         wire.send(
             "POST /v2/keys/verify HTTP/1.1\r\nHost: x\r\n"
             f"Authorization: Bearer {server.first_key}\r\n{extra}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
         )
-        status, _, told = wire.answer()
-        assert status == wanted, told
+        status, _, content = wire.answer()
+        assert status == expected, content

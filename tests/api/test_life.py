@@ -3,7 +3,7 @@ from __future__ import annotations
 from tests.support.server import Server
 
 
-def test_a_key_lives_its_whole_life(server: Server) -> None:
+def test_a_key_goes_through_its_whole_life_cycle(server: Server) -> None:
     with server.owner() as owner:
         issued = owner.post("/v2/keys", json={"name": "live-billing-webhooks", "type": "secret"})
         assert issued.status_code == 201, issued.text

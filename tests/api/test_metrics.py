@@ -1,4 +1,4 @@
-"""Metrics: told to who has the token, of every worker."""
+"""Metrics cover every worker and require the token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKEN = "scraped-by-the-test-only"
 
 
 def samples(server: Server) -> list[Sample]:
-    """Return what a scrape tells."""
+    """Return the samples of one scrape."""
     answer = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 200, answer.text
     families = text_string_to_metric_families(answer.text)
@@ -22,48 +22,48 @@ def samples(server: Server) -> list[Sample]:
 
 
 def scraped(server: Server) -> dict[tuple[str, str], float]:
-    """Return the sum over all verifiers of each sample, by its name and its other label."""
-    found: dict[tuple[str, str], float] = {}
+    """Return each sample summed over all verifiers, by its name and its other label."""
+    sums: dict[tuple[str, str], float] = {}
     for sample in samples(server):
         name = (sample.name, sample.labels.get("code") or sample.labels.get("what") or "")
-        found[name] = found.get(name, 0) + sample.value
-    return found
+        sums[name] = sums.get(name, 0) + sample.value
+    return sums
 
 
 def verifiers(server: Server) -> set[str]:
-    """Return who is told of."""
+    """Return the verifiers that the metrics name."""
     return {sample.labels["verifier"] for sample in samples(server) if "verifier" in sample.labels}
 
 
-def test_verdicts_of_every_worker_are_told_to_who_has_the_token(
+def test_metrics_cover_every_worker_and_need_the_token(
     start: Callable[..., Server], storage_url: str
 ) -> None:
     server = start(database_url=storage_url, workers=2, metrics_token=TOKEN)
-    # New connections, so that both workers get some.
+    # New connections, so both workers get some of them.
     for _ in range(20):
         with server.client(server.first_key) as client:
             assert client.post("/v2/keys/verify", json={"key": "sk_live_none"}).is_success
-    # One connection, which remembers its caller: each of his verdicts counts all the same.
+    # One connection, which caches its caller: each of its verdicts still counts.
     with server.client(server.first_key) as client:
         for _ in range(10):
             assert client.post("/v2/keys/verify", json={"key": "sk_live_none"}).is_success
     wait_until(lambda: scraped(server).get(("wardkey_verdicts_total", "malformed")) == 30)
-    # A worker is told of once it has told of itself.
+    # A worker appears once it has reported its own metrics.
     wait_until(lambda: len(verifiers(server)) == 2)
     seen = scraped(server)
     assert seen["wardkey_verdicts_total", "valid"] == 30
     assert seen["wardkey_verifiers", ""] == 2
     assert seen["wardkey_seconds_count", "POST /v2/keys/verify"] == 30
-    # Who was asked nothing yet knows the newest commit all the same.
+    # A worker without requests still catches up with the newest commit.
     wait_until(lambda: scraped(server)["wardkey_feed_lag", ""] == 0)
     assert seen["wardkey_directory_secrets", ""] >= 1
-    # What a killed worker told last is told no more, once it is silent for longer than any lives.
+    # A killed worker's last report expires once it is older than any live worker's.
     before = verifiers(server)
     server.kill_one_worker()
     wait_until(lambda: len(verifiers(server) & before) == 1 and len(verifiers(server)) == 2, 30)
 
 
-def test_metrics_are_told_to_nobody_else(start: Callable[..., Server]) -> None:
+def test_metrics_require_the_right_token(start: Callable[..., Server]) -> None:
     server = start(metrics_token=TOKEN)
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         refused = httpx.get(f"{server.url}/metrics", headers=headers)

@@ -1,4 +1,4 @@
-"""Null stands for a field that is left out, in every body that the API takes."""
+"""Null means an absent field in every request body."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def objects(document: Node, schema: Node, seen: tuple[str, ...] = ()) -> Iterato
             name = ref.rpartition("/")[2]
             yield from objects(document, document["components"]["schemas"][name], (*seen, ref))
         return
-    # Without a type it narrows another object; with a maximum one of its fields is required.
+    # Without a type it narrows another object; with a maximum, one of its fields is required.
     if "properties" in schema and schema.get("type") == "object" and "maxProperties" not in schema:
         yield schema
     for part in (
@@ -52,7 +52,7 @@ def bodies(document: Node) -> Iterator[tuple[str, str, Node]]:
                 yield method, path, content
 
 
-def test_every_optional_field_of_every_body_takes_null(document: Node) -> None:
+def test_every_optional_field_of_every_body_accepts_null(document: Node) -> None:
     looked = 0
     for method, path, content in bodies(document):
         for shape in objects(document, content["schema"]):
@@ -63,9 +63,11 @@ def test_every_optional_field_of_every_body_takes_null(document: Node) -> None:
     assert looked > 100
 
 
-def test_a_body_with_nulls_is_read_as_the_one_without_them(server: Server, document: Node) -> None:
+def test_a_body_with_nulls_means_the_same_as_one_without_the_fields(
+    server: Server, document: Node
+) -> None:
     with server.owner() as owner:
-        asked = 0
+        requests = 0
         for method, path, content in bodies(document):
             shapes = list(objects(document, content["schema"]))
             example = content["example"]
@@ -77,8 +79,8 @@ def test_a_body_with_nulls_is_read_as_the_one_without_them(server: Server, docum
             nulls = dict.fromkeys(optional - example.keys())
             answer = owner.request(method, path, json=example | nulls)
             assert '"code":"invalid_request"' not in answer.text, f"{method} {path}: {answer.text}"
-            asked += 1
-        assert asked > 10
+            requests += 1
+        assert requests > 10
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,9 @@ def test_a_body_with_nulls_is_read_as_the_one_without_them(server: Server, docum
         {"user_agent": None, "route": None},
     ],
 )
-def test_a_question_with_nulls_is_judged(server: Server, nulls: dict[str, None]) -> None:
+def test_a_verification_request_with_nulls_is_answered(
+    server: Server, nulls: dict[str, None]
+) -> None:
     question: dict[str, object] = {"key": server.first_key, **nulls}
     with server.client(server.first_key) as client:
         one = client.post("/v2/keys/verify", json=question).json()
@@ -100,7 +104,7 @@ def test_a_question_with_nulls_is_judged(server: Server, nulls: dict[str, None])
     assert missing.status_code == unknown.status_code == 400
 
 
-def test_null_takes_an_expiry_away_and_leaves_all_else(server: Server) -> None:
+def test_null_removes_an_expiry_and_leaves_other_fields_unchanged(server: Server) -> None:
     with server.owner() as owner:
         made = owner.post(
             "/v2/keys",
@@ -113,7 +117,7 @@ def test_null_takes_an_expiry_away_and_leaves_all_else(server: Server) -> None:
         )
         changed = owner.patch(f"/v2/keys/{made['id']}", json=nulls)
     assert changed.status_code == 200, changed.text
-    told = changed.json()["key"]
-    assert told["expires_at"] is None
+    key = changed.json()["key"]
+    assert key["expires_at"] is None
     for name in ("description", "allowed_addresses", "name", "metadata"):
-        assert told[name] == made[name]
+        assert key[name] == made[name]

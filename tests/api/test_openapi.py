@@ -35,7 +35,7 @@ def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def resolved(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of the document, or what it refers to."""
+    """Return a part of the document, following a reference."""
     while "$ref" in node:
         found: Any = document
         for part in node["$ref"].removeprefix("#/").split("/"):
@@ -53,7 +53,7 @@ def pointed_at(node: object) -> set[str]:
     return set()
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+def test_every_reference_resolves(document: dict[str, Any]) -> None:
     for reference in pointed_at(document):
         node: Any = document
         for part in reference.removeprefix("#/").split("/"):
@@ -61,15 +61,15 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
             node = node[part]
 
 
-def test_every_operation_is_described_once_and_never_answers_422(
+def test_every_operation_is_described_once_and_never_returns_422(
     document: dict[str, Any],
 ) -> None:
     assert document["openapi"].startswith("3.1")
     assert document["servers"][0]["url"]
-    found = operations(document)
-    ids = [operation["operationId"] for operation in found]
+    described = operations(document)
+    ids = [operation["operationId"] for operation in described]
     assert len(set(ids)) == len(ids)
-    for operation in found:
+    for operation in described:
         assert operation["description"]
         assert operation["summary"]
         assert operation["tags"]
@@ -77,7 +77,7 @@ def test_every_operation_is_described_once_and_never_answers_422(
         assert "422" not in operation["responses"]
 
 
-def test_every_body_and_answer_has_an_example_that_fits_its_schema(
+def test_every_body_and_response_has_an_example_that_matches_its_schema(
     document: dict[str, Any],
 ) -> None:
     for operation in operations(document):
@@ -123,7 +123,7 @@ def test_every_declared_problem_has_its_status_example_and_page(
         ("POST", "/v2/keys/key_0fA3xQ2LmN7pR9sT1uV4wY", "DELETE, GET, HEAD, PATCH"),
     ],
 )
-def test_405_names_the_methods_that_the_path_takes(
+def test_405_lists_the_methods_that_the_path_allows(
     server: Server, method: str, path: str, allowed: str
 ) -> None:
     with server.client() as anyone:
@@ -148,7 +148,7 @@ def test_the_document_is_small_and_sent_compressed(server: Server) -> None:
     assert plain.headers["etag"] != zipped.headers["etag"]
 
 
-def test_publish_is_described_with_its_body_answers_and_headers(document: dict[str, Any]) -> None:
+def test_publish_is_described_with_its_body_responses_and_headers(document: dict[str, Any]) -> None:
     publish = document["paths"]["/publish"]["post"]
     one, many = publish["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
     assert one["required"] == ["topic", "payload"]
@@ -160,7 +160,7 @@ def test_publish_is_described_with_its_body_answers_and_headers(document: dict[s
     assert publish["security"]
 
 
-def test_every_field_of_a_question_is_described(document: dict[str, Any]) -> None:
+def test_every_field_of_a_verification_request_is_described(document: dict[str, Any]) -> None:
     fields = document["components"]["schemas"]["VerifyRequest"]["properties"]
     assert fields.keys() >= {"organization", "origin", "cost", "route", "type"}
     assert all(field["description"].endswith(".") for field in fields.values())
@@ -168,7 +168,7 @@ def test_every_field_of_a_question_is_described(document: dict[str, Any]) -> Non
     assert set(codes) == set(Verdict)
 
 
-def test_the_page_shows_every_operation_parameter_and_code(
+def test_the_docs_page_shows_every_operation_parameter_and_code(
     document: dict[str, Any], server: Server
 ) -> None:
     with server.client() as anyone:
@@ -184,7 +184,7 @@ def test_the_page_shows_every_operation_parameter_and_code(
 
 
 @pytest.mark.browser
-def test_the_page_can_be_used_at_once_and_passes_axe(server: Server, browser: Browser) -> None:
+def test_the_docs_page_is_usable_at_once_and_passes_axe(server: Server, browser: Browser) -> None:
     page = browser.new_page()
     faults: list[str] = []
     page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
@@ -199,7 +199,7 @@ def test_the_page_can_be_used_at_once_and_passes_axe(server: Server, browser: Br
     page.close()
 
 
-def test_the_docs_page_runs_only_our_own_files(server: Server) -> None:
+def test_the_docs_page_loads_only_our_own_files(server: Server) -> None:
     with server.client() as anyone:
         page = anyone.get("/v2/docs")
         assert "script-src 'self';" in page.headers["content-security-policy"]
@@ -213,7 +213,7 @@ def test_the_docs_page_runs_only_our_own_files(server: Server) -> None:
     ("phases", "examples", "within_s"),
     [
         ("examples,fuzzing,stateful", 3, 110),
-        # Every bound and wrong type of each field: six thousand requests.
+        # Every boundary value and wrong type of each field: 6,000 requests.
         pytest.param(
             "examples,coverage,fuzzing,stateful",
             20,
@@ -223,10 +223,10 @@ def test_the_docs_page_runs_only_our_own_files(server: Server) -> None:
     ],
     ids=["short", "deep"],
 )
-def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(
+def test_schemathesis_finds_no_undocumented_response(
     start: Callable[..., Server], tmp_path: Path, phases: str, examples: int, within_s: int
 ) -> None:
-    # The storage changes no form of an answer, so one is enough for so many requests.
+    # The storage doesn't affect the format of responses, so one is enough for so many requests.
     server = start()
     with server.owner() as owner:
         credential = owner.headers["authorization"]
@@ -245,9 +245,9 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(
             # Made-up credentials beside the real one would be ambiguous.
             "--generation-with-security-parameters=false",
             "--generation-database=none",
-            # It would end the token that everything else is asked with.
+            # It would end the token that all other requests use.
             "--exclude-operation-id=sign_out",
-            # `what_fits_the_schema_is_taken` in the hooks stands in its place and says why.
+            # `what_fits_the_schema_is_taken` in the hooks replaces it and explains why.
             "--exclude-checks=positive_data_acceptance",
         ],
         cwd=tmp_path,
@@ -266,7 +266,7 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(
 
 
 def cpu_s(server: Server) -> float:
-    """Return how long the workers have used a CPU."""
+    """Return the CPU time of the workers, in seconds."""
     ticks, workers = 0, server.workers()
     assert workers
     for pid in workers:
@@ -275,7 +275,7 @@ def cpu_s(server: Server) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def test_the_document_and_its_page_are_made_once_and_not_sent_again_where_they_are_known(
+def test_the_document_and_its_page_are_rendered_once_and_cached_by_clients(
     server: Server,
 ) -> None:
     paths = ("/v2/openapi.json", "/v2/docs", "/static/reference/reference.css")
@@ -291,5 +291,5 @@ def test_the_document_and_its_page_are_made_once_and_not_sent_again_where_they_a
         for _ in range(40):
             with server.client() as another:
                 assert another.get("/v2/openapi.json").status_code == 200
-    # Forty times a third of a second otherwise.
+    # Without the cache: 40 times a third of a second.
     assert cpu_s(server) - before < 4

@@ -10,7 +10,7 @@ ISSUE = {"type": "secret"}
 @pytest.mark.parametrize(
     ("role", "status"), [("owner", 201), ("admin", 201), ("member", 403), ("viewer", 403)]
 )
-def test_403_member_and_viewer_cannot_issue(server: Server, role: str, status: int) -> None:
+def test_403_members_and_viewers_cannot_issue_keys(server: Server, role: str, status: int) -> None:
     person = server.owner() if role == "owner" else server.person(role)
     with person:
         answer = person.post("/v2/keys", json={**ISSUE, "name": f"live-by-{role}"})
@@ -21,7 +21,7 @@ def test_403_member_and_viewer_cannot_issue(server: Server, role: str, status: i
             assert 'scope="keys:write"' in answer.headers["www-authenticate"]
 
 
-def test_nobody_grants_what_he_does_not_hold(server: Server) -> None:
+def test_users_cannot_grant_permissions_they_do_not_hold(server: Server) -> None:
     with server.person("admin") as admin:
         answer = admin.post(
             "/v2/keys", json={**ISSUE, "name": "live-billing", "permissions": ["billing:read"]}
@@ -48,7 +48,7 @@ def test_nobody_grants_what_he_does_not_hold(server: Server) -> None:
         assert same.status_code == 201, same.text
 
 
-def test_a_leaver_takes_no_key_along(server: Server) -> None:
+def test_a_removed_member_keeps_no_key(server: Server) -> None:
     with server.owner() as owner:
         made = owner.post("/v2/invitations", json={"email": "l@acme.example", "role": "admin"})
         token = made.json()["link"].rpartition("/")[2]
@@ -69,7 +69,7 @@ def test_a_leaver_takes_no_key_along(server: Server) -> None:
             assert still.get("/v2/organization").status_code == 200
 
 
-def test_there_is_always_an_owner(server: Server) -> None:
+def test_the_last_owner_cannot_leave_or_be_demoted(server: Server) -> None:
     with server.owner() as owner, server.person("admin") as admin:
         me = owner.get("/v2/me").json()["id"]
         heir = admin.get("/v2/me").json()["id"]
@@ -88,7 +88,7 @@ def test_there_is_always_an_owner(server: Server) -> None:
         assert roles.count("owner") == 1
 
 
-def test_a_publishable_key_reads_the_public_part_and_nothing_else(server: Server) -> None:
+def test_a_publishable_key_reads_only_the_public_part(server: Server) -> None:
     with server.owner() as owner:
         made = owner.post("/v2/keys", json={"name": "live-page-key", "type": "publishable"})
         refused = owner.post(
@@ -97,14 +97,14 @@ def test_a_publishable_key_reads_the_public_part_and_nothing_else(server: Server
         )
         assert refused.json()["code"] == "permission_not_for_type"
     with server.client(made.json()["secret"]) as page:
-        shown = page.get("/v2/organization").json()
-        assert shown["name"] == "Acme"
-        assert shown["created_at"] is None
+        body = page.get("/v2/organization").json()
+        assert body["name"] == "Acme"
+        assert body["created_at"] is None
         for path in ("/v2/keys", "/v2/members", "/v2/invitations", "/v2/audit-events"):
             assert page.get(path).json()["code"] == "secret_key_required", path
 
 
-def test_guesses_at_a_password_are_slowed_down(server: Server) -> None:
+def test_password_guesses_are_throttled(server: Server) -> None:
     with server.client() as anyone:
         codes = [
             anyone.post(
@@ -116,7 +116,7 @@ def test_guesses_at_a_password_are_slowed_down(server: Server) -> None:
     assert codes[-1] == "too_many_attempts"
 
 
-def test_a_second_organization_must_be_named(server: Server) -> None:
+def test_with_two_organizations_the_request_must_name_one(server: Server) -> None:
     made = server.cli("org", "create", "Second", "--owner", "owner@acme.example")
     assert made.returncode == 0, made.stderr
     with server.owner() as owner:
@@ -137,7 +137,7 @@ def test_a_second_organization_must_be_named(server: Server) -> None:
     assert server.cli("org", "delete", "second", "--yes").returncode == 0
 
 
-def test_a_secret_stands_nowhere_but_in_its_answer(server: Server) -> None:
+def test_a_secret_appears_only_in_its_own_response(server: Server) -> None:
     with server.owner(wardkey_organization="acme") as owner:
         made = owner.post("/v2/keys", json={**ISSUE, "name": "live-search-me"}).json()
         with server.client(made["secret"]) as key:

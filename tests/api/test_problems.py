@@ -32,7 +32,7 @@ EVERYONE = {"subject": {"kind": "everyone"}, "action": "both"}
 
 @dataclass
 class World:
-    """One deployment with what most refusals need: people, and keys of several kinds."""
+    """One deployment with the users and keys that most errors need."""
 
     server: Server
     owner: httpx.Client
@@ -50,7 +50,7 @@ class World:
     def refused(self, **more: object) -> httpx.Response:
         return self.owner.post("/v2/keys", json={**SECRET, "name": "refused", **more})
 
-    def shown(self, credential: str, **headers: str) -> httpx.Response:
+    def send_as(self, credential: str, **headers: str) -> httpx.Response:
         with self.server.client(credential, **headers) as client:
             return client.get("/v2/keys")
 
@@ -101,20 +101,20 @@ class World:
         return self.owner.post("/v2/keys", json={**SECRET, "name": "twice"}, headers=again)
 
     def brought(self, prefix: str = "brought_", **more: object) -> httpx.Response:
-        wanted = {"name": f"brought-{self.count}", "environment": "live", "prefix": prefix}
+        body = {"name": f"brought-{self.count}", "environment": "live", "prefix": prefix}
         self.count += 1
         return self.owner.post(
-            "/v2/keys/import", json=wanted | {"sha256": "ab" * 32, "entropy_bits": 160} | more
+            "/v2/keys/import", json=body | {"sha256": "ab" * 32, "entropy_bits": 160} | more
         )
 
     def tested(self) -> httpx.Response:
-        wanted = {"environment": "test", "permissions": ["members:read"]}
-        with self.server.client(self.made(**wanted)["secret"]) as key:
+        body = {"environment": "test", "permissions": ["members:read"]}
+        with self.server.client(self.made(**body)["secret"]) as key:
             return key.get("/v2/members")
 
     def unlimited(self) -> httpx.Response:
-        wanted = {"permissions": ["keys:write"], "allowed_addresses": ["127.0.0.0/8"]}
-        with self.server.client(self.made(**wanted)["secret"]) as key:
+        body = {"permissions": ["keys:write"], "allowed_addresses": ["127.0.0.0/8"]}
+        with self.server.client(self.made(**body)["secret"]) as key:
             return key.post("/v2/keys", json={**SECRET, "name": "unlimited", "permissions": []})
 
     def prefixed(self) -> httpx.Response:
@@ -142,15 +142,15 @@ class World:
 
     def limited(self) -> httpx.Response:
         text = self.made(rate_limit={"limit": 1, "period_s": 3600, "burst": 1})["secret"]
-        return [self.shown(text) for _ in range(9)][-1]
+        return [self.send_as(text) for _ in range(9)][-1]
 
     def connects(self, **more: object) -> httpx.Response:
         self.count += 1
         return self.owner.post("/v2/clients", json={"username": f"agent-{self.count}", **more})
 
     def guessed(self) -> httpx.Response:
-        wanted = {"email": "guessed@acme.example", "password": "guess"}
-        return [self.anyone.post("/v2/user-tokens", json=wanted) for _ in range(24)][-1]
+        body = {"email": "guessed@acme.example", "password": "guess"}
+        return [self.anyone.post("/v2/user-tokens", json=body) for _ in range(24)][-1]
 
     def slug_taken(self) -> httpx.Response:
         assert (
@@ -165,7 +165,7 @@ class World:
         return answer
 
     def nameless(self) -> httpx.Response:
-        """Ask as a member of two organizations that names none."""
+        """Send a request without an organization as a member of two."""
         made = self.server.cli("org", "create", "Both", "--owner", "owner@acme.example")
         assert made.returncode == 0, made.stderr
         answer = self.owner.get("/v2/keys")
@@ -173,7 +173,7 @@ class World:
         return answer
 
     def ruled(self, *rules: tuple[str, str]) -> httpx.Response:
-        """Put ACL rules for everyone, each an effect and a filter."""
+        """Replace the ACL with rules for everyone, each an effect and a filter."""
         made = [
             {"priority": n, "effect": effect, "filter": topic_filter, **EVERYONE}
             for n, (effect, topic_filter) in enumerate(rules)
@@ -185,18 +185,18 @@ class World:
         return self.owner.post("/v2/acl/presets", json={"preset": "chat"})
 
     def simulated(self, topic: str) -> httpx.Response:
-        asked = {"who": {"kind": "client"}, "action": "publish", "topic": topic}
-        return self.owner.post("/v2/acl/simulate", json=asked)
+        body = {"who": {"kind": "client"}, "action": "publish", "topic": topic}
+        return self.owner.post("/v2/acl/simulate", json=body)
 
     def trusts(self, **more: object) -> httpx.Response:
-        wanted = {"kind": "firebase", "project_id": "acme-app-1"}
-        return self.owner.post("/v2/auth-providers", json=more or wanted)
+        body = {"kind": "firebase", "project_id": "acme-app-1"}
+        return self.owner.post("/v2/auth-providers", json=more or body)
 
     def too_many_providers(self) -> httpx.Response:
-        wanted = {"kind": "firebase", "project_id": "acme-app-1"}
+        body = {"kind": "firebase", "project_id": "acme-app-1"}
         test = {"Wardkey-Environment": "test"}
         return [
-            self.owner.post("/v2/auth-providers", json={**wanted, "name": f"n{n}"}, headers=test)
+            self.owner.post("/v2/auth-providers", json={**body, "name": f"n{n}"}, headers=test)
             for n in range(51)
         ][-1]
 
@@ -220,7 +220,7 @@ class World:
         return self.exchanged(self.key, provider="auth0")
 
     def exchanged_with_the_legacy_secret(self, **claims: object) -> httpx.Response:
-        """Exchange a token that is signed with a secret, as no issuer is needed for that."""
+        """Exchange a token signed with a shared secret, which needs no issuer."""
         secret = "a-shared-secret-of-a-legacy-project-0123456789"
         url = "https://abcdefgh.supabase.co"
         self.trusts(kind="supabase", project_url=url, legacy_secret=True, secret=secret)
@@ -235,8 +235,8 @@ class World:
         return self.exchanged(self.key, provider="supabase", token=token)
 
     def refreshed_twice(self) -> httpx.Response:
-        wanted = {"user_email": "guest@acme.example"}
-        made = self.key.post("/v2/tokens/create", json=wanted).json()
+        body = {"user_email": "guest@acme.example"}
+        made = self.key.post("/v2/tokens/create", json=body).json()
         shown = {"token_id": made["token_id"], "current_token_password": made["mqtt_password"]}
         again = self.anyone.post("/v2/tokens/refresh", json=shown).json()
         used = {"token_id": again["token_id"], "current_token_password": again["mqtt_password"]}
@@ -308,26 +308,26 @@ REQUESTS: dict[str, Callable[[World], httpx.Response]] = {
     "organization_required": World.nameless,
     "credential_in_url": lambda w: w.key.get(f"/v2/keys?search={w.server.first_key}"),
     "missing_credentials": lambda w: w.anyone.get("/v2/keys"),
-    "malformed": lambda w: w.shown(w.server.first_key[:-1]),
-    "unknown": lambda w: w.shown(generate(SecretKind.SECRET, Environment.LIVE).text),
-    "revoked": lambda w: w.shown(w.revoked()["secret"]),
-    "disabled": lambda w: w.shown(w.disabled()),
-    "invalid_user_token": lambda w: w.shown(generate(SecretKind.USER, None).text),
+    "malformed": lambda w: w.send_as(w.server.first_key[:-1]),
+    "unknown": lambda w: w.send_as(generate(SecretKind.SECRET, Environment.LIVE).text),
+    "revoked": lambda w: w.send_as(w.revoked()["secret"]),
+    "disabled": lambda w: w.send_as(w.disabled()),
+    "invalid_user_token": lambda w: w.send_as(generate(SecretKind.USER, None).text),
     "invalid_hook_token": lambda w: w.anyone.post("/hooks/rabbitmq/nothing/user"),
     "wrong_password": lambda w: w.anyone.post(
         "/v2/user-tokens", json={"email": "nobody@acme.example", "password": "guess"}
     ),
     "invalid_link": lambda w: w.accepted("nothing"),
-    "not_permitted": lambda w: w.shown(w.made(permissions=["keys:verify"])["secret"]),
+    "not_permitted": lambda w: w.send_as(w.made(permissions=["keys:verify"])["secret"]),
     "wrong_environment": lambda w: w.key.get("/v2/keys?environment=test"),
     "live_key_required": World.tested,
     "exceeds_own_limits": World.unlimited,
-    "secret_key_required": lambda w: w.shown(w.made(**PAGE)["secret"]),
-    "address_not_allowed": lambda w: w.shown(w.made(allowed_addresses=["203.0.113.1"])["secret"]),
-    "origin_not_allowed": lambda w: w.shown(
+    "secret_key_required": lambda w: w.send_as(w.made(**PAGE)["secret"]),
+    "address_not_allowed": lambda w: w.send_as(w.made(allowed_addresses=["203.0.113.1"])["secret"]),
+    "origin_not_allowed": lambda w: w.send_as(
         w.made(**PAGE, allowed_origins=["https://a.example"])["secret"], Origin="https://b.example"
     ),
-    "secret_key_in_browser": lambda w: w.shown(w.made()["secret"], Origin="https://a.example"),
+    "secret_key_in_browser": lambda w: w.send_as(w.made()["secret"], Origin="https://a.example"),
     "exceeds_own_permissions": lambda w: w.admin.post(
         "/v2/keys", json={**SECRET, "name": "more", "permissions": ["billing:read"]}
     ),
@@ -404,7 +404,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "unusable_file": ("up", "--listen", "127.0.0.1:0", "--data-dir", "/proc/wardkey"),
     "deployment_not_found": ("org", "list", "--data-dir", "nowhere"),
     "already_running": ("master-key", "rotate"),
-    # Nobody makes a folder there, not even root.
+    # Not even root can create a folder there.
     "storage_read_only": ("up", "--listen", "127.0.0.1:0", "--data-dir", "/sys/wardkey"),
     # The last, because it leaves the chain broken.
     "audit_broken": ("audit", "verify"),
@@ -415,12 +415,12 @@ BAD_MESSAGE = "messaging/test_publish.py::test_bad_input_is_refused_with_a_sente
 BROKER_AWAY = "messaging/test_publish.py::test_503_while_the_broker_is_away_and_nothing_was_sent"
 ELSEWHERE = {
     "key_set_unavailable": "api/test_exchange.py::"
-    "test_503_says_that_the_issuer_is_away_and_known_keys_do_meanwhile",
+    "test_503_while_the_issuer_is_down_and_cached_keys_keep_working",
     "provider_changed": "api/test_in_flight.py::"
-    "test_a_token_judged_by_earlier_settings_makes_no_grant",
-    # OAuth has words of its own for them in the answer.
-    "unsupported_grant_type": "api/test_oauth.py::test_a_refusal_has_the_form_of_oauth",
-    "invalid_scope": "api/test_oauth.py::test_a_refusal_has_the_form_of_oauth",
+    "test_a_token_verified_under_earlier_settings_gets_no_grant",
+    # OAuth responses have their own error codes for these.
+    "unsupported_grant_type": "api/test_oauth.py::test_an_error_has_the_oauth_format",
+    "invalid_scope": "api/test_oauth.py::test_an_error_has_the_oauth_format",
     "invalid_payload": BAD_MESSAGE,
     "payload_too_large": BAD_MESSAGE,
     "publish_denied": "messaging/test_publish.py::"
@@ -448,7 +448,7 @@ ELSEWHERE = {
     "sign_in_not_allowed": "browser/test_single_sign_on.py::"
     "test_403_an_address_that_may_not_join_is_rejected",
     "account_exists": "api/test_invitations.py::"
-    "test_409_an_account_is_never_opened_by_a_password_beside_a_link",
+    "test_409_an_invitation_link_with_a_password_never_signs_in_to_an_existing_account",
     "account_not_set_up": "browser/test_single_sign_on.py::"
     "test_409_an_invitation_cannot_set_the_password_of_an_account_without_one",
     "identity_not_found": "browser/test_single_sign_on.py::"
@@ -457,7 +457,7 @@ ELSEWHERE = {
     "forged_form": "browser/test_sign_in.py::test_a_forged_form_changes_nothing",
     "form_sent_before": "browser/test_keys.py::test_a_form_sent_twice_creates_one_key",
     "browser_session_not_found": "browser/test_sign_in.py::test_sessions_are_listed_and_ended",
-    "expired": "api/test_verify.py::test_expiry_and_grace_end_at_their_second",
+    "expired": "api/test_verify.py::test_expiry_and_grace_period_end_at_their_second",
     "storage_full": "cli/test_up.py::test_a_full_disk_refuses_writes_and_verdicts_go_on",
     "storage_unreachable": "faults/test_postgres_away.py::"
     "test_503_while_postgresql_is_away_and_nothing_is_half_done",
@@ -481,27 +481,27 @@ ELSEWHERE = {
     "revocations_unknown": "cli/test_backup.py::"
     "test_without_a_readable_database_revocations_are_unknown",
     "still_in_use": "api/test_rotations.py::"
-    "test_409_finish_names_the_callers_and_revoke_is_never_held_up",
+    "test_409_finish_names_the_callers_and_revoke_is_never_blocked",
     "not_confirmed": "cli/test_operator.py::"
     "test_a_confirmation_that_is_declined_changes_nothing_and_says_so",
     "metrics_off": "api/test_metrics.py::test_metrics_are_off_without_a_token",
-    "wrong_metrics_token": "api/test_metrics.py::test_metrics_are_told_to_nobody_else",
-    "operator_only": "api/test_problems.py::test_only_the_operator_makes_organizations",
-    "internal_error": "api/test_problems.py::test_500_what_should_not_happen_is_logged_by_its_id",
+    "wrong_metrics_token": "api/test_metrics.py::test_metrics_require_the_right_token",
+    "operator_only": "api/test_problems.py::test_only_the_operator_creates_organizations",
+    "internal_error": "api/test_problems.py::test_500_an_unexpected_error_is_logged_with_its_id",
     "overloaded": "faults/test_costly.py::"
     "test_503_many_sign_ins_at_once_take_bounded_memory_and_hold_up_nobody",
-    "storage_busy": "api/test_problems.py::test_503_while_something_holds_the_database",
-    "database_damaged": "api/test_problems.py::test_a_damaged_file_is_told_by_every_command",
-    "unhealthy_deployment": "api/test_problems.py::test_a_damaged_file_is_told_by_every_command",
-    "headers_too_large": "api/test_problems.py::test_what_is_no_http_is_a_problem_too",
-    "invalid_http": "api/test_problems.py::test_what_is_no_http_is_a_problem_too",
+    "storage_busy": "api/test_problems.py::test_503_while_the_database_is_locked",
+    "database_damaged": "api/test_problems.py::test_every_command_reports_a_damaged_file",
+    "unhealthy_deployment": "api/test_problems.py::test_every_command_reports_a_damaged_file",
+    "headers_too_large": "api/test_problems.py::test_bytes_that_are_not_http_get_a_problem_too",
+    "invalid_http": "api/test_problems.py::test_bytes_that_are_not_http_get_a_problem_too",
 }
 
-# No request leads to these; each with its reason. Whoever makes one reachable moves it up.
+# No request triggers these, each with its reason. Move a code up once it becomes reachable.
 UNREACHED = {
     "quota_exceeded": "Quotas come with billing; the code is reserved.",
-    "request_timeout": "It takes 30 seconds of sending nothing, too long for every run.",
-    "invalid_rate_limit": "The API's types bound a rate first; the rule guards other callers.",
+    "request_timeout": "It takes 30 idle seconds, too slow for every run.",
+    "invalid_rate_limit": "The API types limit rates first; the rule protects other callers.",
 }
 
 
@@ -518,19 +518,19 @@ def world(server: Server) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("code", REQUESTS)
-def test_a_request_provokes_each_problem(world: World, code: str) -> None:
+def test_a_request_triggers_each_problem(world: World, code: str) -> None:
     answer = REQUESTS[code](world)
-    told = answer.json()
-    assert told["code"] == code, answer.text
-    assert answer.status_code == told["status"] == status_of(ERRORS_BY_CODE[code])
+    result = answer.json()
+    assert result["code"] == code, answer.text
+    assert answer.status_code == result["status"] == status_of(ERRORS_BY_CODE[code])
     assert answer.headers["content-type"] == "application/problem+json"
-    assert told["request_id"] == answer.headers["wardkey-request-id"]
-    assert told["detail"].endswith(".")
-    assert (told["error"], told["message"]) == (code, told["detail"])
+    assert result["request_id"] == answer.headers["wardkey-request-id"]
+    assert result["detail"].endswith(".")
+    assert (result["error"], result["message"]) == (code, result["detail"])
 
 
 @pytest.mark.parametrize("code", COMMANDS)
-def test_a_command_line_provokes_the_others(world: World, code: str) -> None:
+def test_a_command_triggers_each_other_problem(world: World, code: str) -> None:
     if code == "audit_broken":
         with database_of(world.server) as connection:
             connection.execute(update(audit_events).values(action="edited"))
@@ -539,7 +539,7 @@ def test_a_command_line_provokes_the_others(world: World, code: str) -> None:
     assert f"wardkey: {code}: " in done.stderr
 
 
-def test_every_code_is_provoked_here_or_by_the_test_that_is_named() -> None:
+def test_every_code_is_triggered_here_or_by_a_named_test() -> None:
     known = [*REQUESTS, *COMMANDS, *ELSEWHERE, *UNREACHED]
     assert len(known) == len(set(known))
     assert set(known) == set(ERRORS_BY_CODE)
@@ -548,12 +548,12 @@ def test_every_code_is_provoked_here_or_by_the_test_that_is_named() -> None:
         assert f"def {test}(" in (TESTS / file).read_text(), place
 
 
-def test_only_the_operator_makes_organizations(runner: Runner, owner: Principal) -> None:
+def test_only_the_operator_creates_organizations(runner: Runner, owner: Principal) -> None:
     with pytest.raises(OperatorOnly):
         runner.write(organizations.create, owner, "Mine", "owner@acme.example")
 
 
-def test_500_what_should_not_happen_is_logged_by_its_id(start: Callable[..., Server]) -> None:
+def test_500_an_unexpected_error_is_logged_with_its_id(start: Callable[..., Server]) -> None:
     server = start()
     with database_of(server) as connection:
         connection.execute(text("DROP TABLE receipts"))
@@ -571,7 +571,9 @@ def test_500_what_should_not_happen_is_logged_by_its_id(start: Callable[..., Ser
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 66_000, b"headers_too_large"),
     ],
 )
-def test_what_is_no_http_is_a_problem_too(server: Server, sent: bytes, code: bytes) -> None:
+def test_bytes_that_are_not_http_get_a_problem_too(
+    server: Server, sent: bytes, code: bytes
+) -> None:
     host, _, port = server.url.rpartition("/")[2].rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as line:
         line.sendall(sent)
@@ -581,7 +583,7 @@ def test_what_is_no_http_is_a_problem_too(server: Server, sent: bytes, code: byt
     assert b'"code":"' + code + b'"' in answer.replace(b": ", b":")
 
 
-def test_503_while_something_holds_the_database(server: Server) -> None:
+def test_503_while_the_database_is_locked(server: Server) -> None:
     with server.client(server.first_key) as key:
         with database_of(server) as connection:
             connection.execute(update(feed).values(revision=feed.c.revision))
@@ -591,7 +593,7 @@ def test_503_while_something_holds_the_database(server: Server) -> None:
         assert key.post("/v2/keys", json={**SECRET, "name": "while-held"}).status_code == 201
 
 
-def test_a_damaged_file_is_told_by_every_command(start: Callable[..., Server]) -> None:
+def test_every_command_reports_a_damaged_file(start: Callable[..., Server]) -> None:
     server = start()
     assert server.stop() == 0
     file = server.data_dir / "wardkey.db"

@@ -19,7 +19,7 @@ from wardkey.domain.providers import ALGORITHMS
 
 ROUTE = "/v2/auth-providers"
 SECRET = "a-shared-secret-of-a-legacy-project-0123456789"
-# What people copy out of each vendor's console, and what follows from it.
+# The values people copy from each vendor's console, and the resulting settings.
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "supabase": (
         {"project_url": "https://abcdefgh.supabase.co/"},
@@ -55,14 +55,14 @@ def issuer() -> Iterator[MockIssuer]:
 
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Be the owner of a deployment that trusts issuers at private addresses."""
+    """Sign in as the owner of a deployment that trusts issuers at private addresses."""
     data = tmp_path_factory.mktemp("inside") / "data"
     with running(data, private_issuers=1, workers=2) as up, up.owner() as client:
         yield client
 
 
-def created(owner: httpx.Client, **wanted: object) -> Any:  # noqa: ANN401 - JSON
-    answer = owner.post(ROUTE, json=wanted)
+def created(owner: httpx.Client, **fields: object) -> Any:  # noqa: ANN401 - JSON
+    answer = owner.post(ROUTE, json=fields)
     assert answer.status_code == 201, answer.text
     return answer.json()
 
@@ -72,12 +72,12 @@ def refused(answer: httpx.Response) -> tuple[int, str]:
 
 
 def actions_on(owner: httpx.Client, target: str) -> list[str]:
-    told = owner.get("/v2/audit-events", params={"target_id": target}).json()
-    return [event["action"] for event in reversed(told["events"])]
+    page = owner.get("/v2/audit-events", params={"target_id": target}).json()
+    return [event["action"] for event in reversed(page["events"])]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_provider_is_made_shown_changed_disabled_and_deleted(
+def test_a_provider_can_be_created_read_changed_disabled_and_deleted(
     owner: httpx.Client, kind: str
 ) -> None:
     fields, issuer = KINDS[kind]
@@ -89,8 +89,8 @@ def test_a_provider_is_made_shown_changed_disabled_and_deleted(
     assert set(made["algorithms"]) <= set(ALGORITHMS)
     assert owner.get(path).json() == made
     assert made in owner.get(ROUTE).json()["auth_providers"]
-    wanted = {"limits": {"max_ttl_s": 900}, "mapping": {"variables": {"team": "app.team"}}}
-    changed = owner.patch(path, json=wanted).json()
+    settings = {"limits": {"max_ttl_s": 900}, "mapping": {"variables": {"team": "app.team"}}}
+    changed = owner.patch(path, json=settings).json()
     assert changed["limits"]["max_ttl_s"] == 900
     assert changed["mapping"]["variables"] == {"team": "app.team"}
     assert {name: changed[name] for name in fields} == {name: made[name] for name in fields}
@@ -114,7 +114,7 @@ def test_a_provider_is_made_shown_changed_disabled_and_deleted(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "field"),
+    ("fields", "field"),
     [
         ({"kind": "supabase"}, "project_url"),
         ({"kind": "supabase", "project_url": "http://abc.supabase.co"}, "project_url"),
@@ -157,24 +157,22 @@ def test_a_provider_is_made_shown_changed_disabled_and_deleted(
         ),
     ],
 )
-def test_400_a_wrong_setting_is_named(
-    owner: httpx.Client, wanted: dict[str, Any], field: str
+def test_400_an_invalid_setting_is_named(
+    owner: httpx.Client, fields: dict[str, Any], field: str
 ) -> None:
-    answer = owner.post(ROUTE, json=wanted)
+    answer = owner.post(ROUTE, json=fields)
     assert refused(answer) == (400, "invalid_provider"), answer.text
-    assert [one["field"] for one in answer.json()["errors"]] == [field]
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
 
 
-def test_a_shared_secret_is_sealed_and_never_told_again(
-    server: Server, owner: httpx.Client
-) -> None:
-    wanted = {"kind": "supabase", "name": "legacy", **KINDS["supabase"][0]}
-    made = created(owner, **wanted, legacy_secret=True, secret=f" {SECRET}\n")
+def test_a_shared_secret_is_sealed_and_never_returned(server: Server, owner: httpx.Client) -> None:
+    settings = {"kind": "supabase", "name": "legacy", **KINDS["supabase"][0]}
+    made = created(owner, **settings, legacy_secret=True, secret=f" {SECRET}\n")
     path = f"{ROUTE}/{made['id']}"
     assert (made["has_secret"], "HS256" in made["algorithms"]) == (True, True)
     other = SECRET[::-1]
     assert owner.patch(path, json={"secret": other}).json()["has_secret"] is True
-    # Whatever else is changed, the secret stays.
+    # Changing other settings keeps the secret.
     assert owner.patch(path, json={"name": "still-legacy"}).json()["has_secret"] is True
     shown = [owner.get(path).text, owner.get(ROUTE).text, owner.get("/v2/audit-events").text]
     stored = [everything_stored(server), server.output]
@@ -190,32 +188,32 @@ def test_a_shared_secret_is_sealed_and_never_told_again(
     owner.delete(path)
 
 
-def test_a_name_is_taken_once_in_each_environment(owner: httpx.Client) -> None:
-    wanted = {"kind": "oidc", **KINDS["oidc"][0]}
-    made = created(owner, **wanted)
+def test_a_provider_name_is_unique_per_environment(owner: httpx.Client) -> None:
+    settings = {"kind": "oidc", **KINDS["oidc"][0]}
+    made = created(owner, **settings)
     assert made["name"] == "oidc"
-    assert refused(owner.post(ROUTE, json=wanted)) == (409, "duplicate_provider")
-    other = created(owner, **wanted, name="other")
+    assert refused(owner.post(ROUTE, json=settings)) == (409, "duplicate_provider")
+    other = created(owner, **settings, name="other")
     answer = owner.patch(f"{ROUTE}/{other['id']}", json={"name": "oidc"})
     assert refused(answer) == (409, "duplicate_provider")
     test = {"Wardkey-Environment": "test"}
-    there = owner.post(ROUTE, json=wanted, headers=test)
+    there = owner.post(ROUTE, json=settings, headers=test)
     assert (there.status_code, there.json()["environment"]) == (201, "test")
     in_test = f"{ROUTE}/{there.json()['id']}"
     assert owner.get(in_test).status_code == 404
     assert refused(owner.patch(in_test, json={})) == (404, "provider_not_found")
     assert owner.delete(in_test, headers=test).status_code == 200
-    for one in (made, other):
-        owner.delete(f"{ROUTE}/{one['id']}")
+    for item in (made, other):
+        owner.delete(f"{ROUTE}/{item['id']}")
 
 
-def test_an_environment_takes_fifty(owner: httpx.Client) -> None:
+def test_an_environment_has_at_most_fifty_providers(owner: httpx.Client) -> None:
     test = {"Wardkey-Environment": "test"}
-    wanted = {"kind": "firebase", "project_id": "acme-app-1"}
+    settings = {"kind": "firebase", "project_id": "acme-app-1"}
     for place in range(50):
-        made = owner.post(ROUTE, json={**wanted, "name": f"p{place}"}, headers=test)
+        made = owner.post(ROUTE, json={**settings, "name": f"p{place}"}, headers=test)
         assert made.status_code == 201
-    answer = owner.post(ROUTE, json={**wanted, "name": "p50"}, headers=test)
+    answer = owner.post(ROUTE, json={**settings, "name": "p50"}, headers=test)
     assert refused(answer) == (409, "too_many_providers")
 
 
@@ -223,15 +221,15 @@ READERS = {"admin": 201, "member": 403, "viewer": 403}
 
 
 @pytest.mark.parametrize("role", READERS)
-def test_403_only_owners_and_admins_change_providers(
+def test_403_only_owners_and_admins_can_change_providers(
     server: Server, owner: httpx.Client, role: str
 ) -> None:
     theirs = created(owner, kind="firebase", project_id="acme-app-1", name=f"seen-by-{role}")
     path = f"{ROUTE}/{theirs['id']}"
-    wanted = {"kind": "firebase", "project_id": "acme-app-1", "name": f"by-{role}"}
+    settings = {"kind": "firebase", "project_id": "acme-app-1", "name": f"by-{role}"}
     with server.person(role) as person:
         assert person.get(path).status_code == 200
-        assert person.post(ROUTE, json=wanted).status_code == READERS[role]
+        assert person.post(ROUTE, json=settings).status_code == READERS[role]
         if role != "admin":
             for method, ending in (
                 ("PATCH", ""),
@@ -243,11 +241,11 @@ def test_403_only_owners_and_admins_change_providers(
             ):
                 answer = person.request(method, path + ending, json={})
                 assert refused(answer) == (403, "not_permitted"), ending
-            answer = person.post(f"{ROUTE}/test", json={"provider": wanted})
+            answer = person.post(f"{ROUTE}/test", json={"provider": settings})
             assert refused(answer) == (403, "not_permitted")
 
 
-def test_403_a_key_needs_the_permission_and_a_page_never_has_it(
+def test_403_a_key_needs_the_permission_and_a_publishable_key_never_has_it(
     server: Server, owner: httpx.Client
 ) -> None:
     def key(**more: object) -> str:
@@ -257,25 +255,25 @@ def test_403_a_key_needs_the_permission_and_a_page_never_has_it(
     page = key(name="live-page", type="publishable")
     reader = key(name="live-reader", permissions=["providers:read"])
     writer = key(name="live-writer", permissions=["providers:write", "providers:read"])
-    wanted = {"kind": "firebase", "project_id": "acme-app-1", "name": "by-key"}
+    settings = {"kind": "firebase", "project_id": "acme-app-1", "name": "by-key"}
     for credential, reads, writes in ((page, 403, 403), (reader, 200, 403), (writer, 200, 201)):
         with server.client(credential) as client:
             assert client.get(ROUTE).status_code == reads
-            assert client.post(ROUTE, json=wanted).status_code == writes
+            assert client.post(ROUTE, json=settings).status_code == writes
 
 
-def test_without_the_setting_no_issuer_is_at_a_private_address(owner: httpx.Client) -> None:
+def test_without_the_setting_private_issuer_addresses_are_rejected(owner: httpx.Client) -> None:
     plain = {"kind": "oidc", "issuer": "http://127.0.0.1:9", "audiences": [CLIENT]}
     assert refused(owner.post(ROUTE, json=plain)) == (400, "invalid_provider")
     for host in ("127.0.0.1:9", "localhost:9", "[::1]:9", "169.254.169.254", "10.0.0.1"):
-        told = owner.post(
+        body = owner.post(
             f"{ROUTE}/test", json={"provider": {**plain, "issuer": f"https://{host}"}}
         ).json()
-        assert (told["ok"], told["steps"][0]["step"]) == (False, "keys"), told
-        assert "public" in told["steps"][0]["detail"], told
+        assert (body["ok"], body["steps"][0]["step"]) == (False, "keys"), body
+        assert "public" in body["steps"][0]["detail"], body
 
 
-def test_400_settings_that_could_not_be_saved_are_not_tested(owner: httpx.Client) -> None:
+def test_400_settings_that_cannot_be_saved_cannot_be_tested(owner: httpx.Client) -> None:
     legacy = {"kind": "supabase", **KINDS["supabase"][0], "legacy_secret": True}
     for more in ({}, {"secret": "too short"}):
         answer = owner.post(f"{ROUTE}/test", json={"provider": {**legacy, **more}, "token": "eyJ"})
@@ -291,18 +289,18 @@ def checked(inside: httpx.Client, provider: object, token: str = "") -> Any:  # 
     return answer.json()
 
 
-def first_fault(told: Any) -> str:  # noqa: ANN401 - JSON
-    faults = [step["step"] for step in told["steps"] if not step["ok"]]
-    assert told["ok"] is not bool(faults)
-    assert (told["identity"] is None) is bool(faults)
+def first_fault(result: Any) -> str:  # noqa: ANN401 - JSON
+    faults = [step["step"] for step in result["steps"] if not step["ok"]]
+    assert result["ok"] is not bool(faults)
+    assert (result["identity"] is None) is bool(faults)
     return faults[0] if faults else ""
 
 
-def test_the_test_says_step_by_step_where_a_token_fails(
+def test_a_provider_test_shows_step_by_step_where_a_token_fails(
     inside: httpx.Client, issuer: MockIssuer
 ) -> None:
     now = int(time.time())
-    wanted = {
+    settings = {
         "kind": "oidc",
         "issuer": f"{issuer.url}/tested",
         "audiences": [CLIENT],
@@ -315,13 +313,13 @@ def test_the_test_says_step_by_step_where_a_token_fails(
         "app": {"team": "hall"},
     }
     text = issuer.of_oidc("tested", **good)
-    told = checked(inside, wanted, text)
-    assert first_fault(told) == ""
-    assert [step["step"] for step in told["steps"]] == [
+    result = checked(inside, settings, text)
+    assert first_fault(result) == ""
+    assert [step["step"] for step in result["steps"]] == [
         *("keys", "form", "header", "algorithm", "key", "signature", "payload"),
         *("iss", "aud", "exp", "nbf", "iat", "claims"),
     ]
-    who = told["identity"]
+    who = result["identity"]
     assert who["username"].startswith("abc_")
     assert (who["user_id"], who["roles"]) == ("abc", ["x"])
     assert who["variables"] == {"user_id": "abc", "team": "hall"}
@@ -340,80 +338,81 @@ def test_the_test_says_step_by_step_where_a_token_fails(
         "iat": issuer.of_oidc("tested", **good, iat=now + 100),
         "claims": issuer.of_oidc("tested", **good | {"tenant": None}),
     }
-    made = created(inside, name="tested", **wanted)
+    made = created(inside, name="tested", **settings)
     for step, hostile in bad.items():
-        assert first_fault(checked(inside, wanted, hostile)) == step
+        assert first_fault(checked(inside, settings, hostile)) == step
         assert first_fault(checked(inside, made["id"], hostile)) == step
-    assert "tenant" in checked(inside, wanted, bad["claims"])["steps"][-1]["detail"]
+    assert "tenant" in checked(inside, settings, bad["claims"])["steps"][-1]["detail"]
     assert (
-        "issued by someone else" in checked(inside, wanted, bad["signature"])["steps"][-1]["detail"]
+        "issued by someone else"
+        in checked(inside, settings, bad["signature"])["steps"][-1]["detail"]
     )
 
 
-def test_the_test_without_a_token_looks_at_the_keys(
+def test_a_provider_test_without_a_token_checks_the_keys(
     inside: httpx.Client, issuer: MockIssuer
 ) -> None:
-    wanted = {"kind": "oidc", "issuer": f"{issuer.url}/keys-only", "audiences": [CLIENT]}
-    told = checked(inside, wanted)
-    assert (told["ok"], told["identity"]) == (True, None)
-    assert told["steps"] == [{"step": "keys", "ok": True, "detail": ""}]
-    asked = issuer.fetches("/keys-only/jwks")
-    checked(inside, wanted)
-    # What is remembered is not what is tested.
-    assert issuer.fetches("/keys-only/jwks") == asked + 1
-    away = checked(inside, {**wanted, "issuer": "http://127.0.0.1:9"})
+    settings = {"kind": "oidc", "issuer": f"{issuer.url}/keys-only", "audiences": [CLIENT]}
+    result = checked(inside, settings)
+    assert (result["ok"], result["identity"]) == (True, None)
+    assert result["steps"] == [{"step": "keys", "ok": True, "detail": ""}]
+    fetches = issuer.fetches("/keys-only/jwks")
+    checked(inside, settings)
+    # The test fetches the keys again instead of using the cache.
+    assert issuer.fetches("/keys-only/jwks") == fetches + 1
+    away = checked(inside, {**settings, "issuer": "http://127.0.0.1:9"})
     assert (away["ok"], away["steps"][0]["step"]) == (False, "keys")
-    other = checked(inside, {**wanted, "issuer": f"{issuer.url}/keys-only/"})
+    other = checked(inside, {**settings, "issuer": f"{issuer.url}/keys-only/"})
     assert "another issuer" in other["steps"][0]["detail"]
 
 
 RSA: RSAKey = RSAKey.generate_key(2048, {"kid": "rsa"})
 
 
-def test_null_in_a_setting_is_as_if_it_were_left_out(owner: httpx.Client) -> None:
+def test_null_in_a_setting_means_absent(owner: httpx.Client) -> None:
     bare = created(owner, kind="oidc", name="bare", **KINDS["oidc"][0])
     mapping = dict.fromkeys(bare["mapping"])
-    wanted = dict.fromkeys(("project_url", "legacy_secret", "secret", "project_id", "domain"))
-    wanted |= dict.fromkeys(("jwks_uri", "audience_claim", "allowed_origins", "algorithms"))
+    settings = dict.fromkeys(("project_url", "legacy_secret", "secret", "project_id", "domain"))
+    settings |= dict.fromkeys(("jwks_uri", "audience_claim", "allowed_origins", "algorithms"))
     for parts in (
         {"mapping": None, "limits": None},
         {"mapping": mapping, "limits": {"rate": None}},
     ):
         made = created(
-            owner, **{**wanted, "name": "nulls", "kind": "oidc", **KINDS["oidc"][0]}, **parts
+            owner, **{**settings, "name": "nulls", "kind": "oidc", **KINDS["oidc"][0]}, **parts
         )
         own = ("id", "name", "created_at", "updated_at")
         assert {**made, **{name: bare[name] for name in own}} == bare
-        assert owner.patch(f"{ROUTE}/{made['id']}", json={**wanted, **parts}).json() == made
+        assert owner.patch(f"{ROUTE}/{made['id']}", json={**settings, **parts}).json() == made
         assert owner.delete(f"{ROUTE}/{made['id']}").status_code == 200
     for unknown in ({"typo": None}, {"mapping": {"typo": None}}):
         answer = owner.post(ROUTE, json={"kind": "oidc", **KINDS["oidc"][0], **unknown})
         assert refused(answer) == (400, "invalid_request")
 
 
-def test_the_test_names_the_keys_that_are_left_out(inside: httpx.Client) -> None:
+def test_a_provider_test_names_the_ignored_keys(inside: httpx.Client) -> None:
     weak = {"kty": "RSA", "kid": "weak", "n": "AQAB", "e": "AQAB"}
     good = {**RSA.as_dict(private=False), "alg": None, "use": None, "key_ops": None}
     with issuing() as place:
         jwks = place.puts("/keys", {"keys": [{"kty": "oct", "kid": "hs"}, good, weak]})
-        wanted = {"kind": "oidc", "issuer": place.url, "audiences": [CLIENT], "jwks_uri": jwks}
-        (step,) = checked(inside, wanted)["steps"]
+        settings = {"kind": "oidc", "issuer": place.url, "audiences": [CLIENT], "jwks_uri": jwks}
+        (step,) = checked(inside, settings)["steps"]
         assert step["ok"]
         assert "Key 1 with the kid “hs” is left out: its kty is “oct”" in step["detail"]
         assert "Key 3 with the kid “weak” is left out: it has 17 bits" in step["detail"]
         place.puts("/keys", {"keys": [weak]})
-        (step,) = checked(inside, wanted)["steps"]
+        (step,) = checked(inside, settings)["steps"]
         assert not step["ok"]
         assert step["detail"].startswith("The key set has no key that can verify. Key 1 with")
 
 
 def test_a_key_set_is_fetched_only_from_public_addresses(owner: httpx.Client) -> None:
-    wanted = {"kind": "oidc", "issuer": "https://id.acme.example", "audiences": [CLIENT]}
+    settings = {"kind": "oidc", "issuer": "https://id.acme.example", "audiences": [CLIENT]}
     for host in ("127.0.0.1:9", "localhost:9", "[::1]:9", "169.254.169.254", "10.0.0.1"):
-        told = checked(owner, {**wanted, "jwks_uri": f"https://{host}/keys?x=1"})
-        assert (told["ok"], told["steps"][0]["step"]) == (False, "keys"), told
-        assert "public" in told["steps"][0]["detail"], told
-    plain = {**wanted, "jwks_uri": "http://id.acme.example/keys"}
+        result = checked(owner, {**settings, "jwks_uri": f"https://{host}/keys?x=1"})
+        assert (result["ok"], result["steps"][0]["step"]) == (False, "keys"), result
+        assert "public" in result["steps"][0]["detail"], result
+    plain = {**settings, "jwks_uri": "http://id.acme.example/keys"}
     assert refused(owner.post(ROUTE, json=plain)) == (400, "invalid_provider")
     assert refused(owner.post(f"{ROUTE}/test", json={"provider": plain})) == (
         400,
@@ -421,9 +420,9 @@ def test_a_key_set_is_fetched_only_from_public_addresses(owner: httpx.Client) ->
     )
 
 
-def test_the_test_of_a_legacy_project_takes_the_shared_secret(inside: httpx.Client) -> None:
+def test_a_provider_test_of_a_legacy_project_uses_the_shared_secret(inside: httpx.Client) -> None:
     now = int(time.time())
-    wanted = {
+    settings = {
         "kind": "supabase",
         "project_url": "https://abcdefgh.supabase.co",
         "legacy_secret": True,
@@ -439,17 +438,17 @@ def test_the_test_of_a_legacy_project_takes_the_shared_secret(inside: httpx.Clie
     header = {"alg": "HS256", "typ": "JWT"}
     good = signed(header, claims, OctKey.import_key(SECRET.encode()))
     forged = signed(header, claims, OctKey.import_key(b"another-secret-of-somebody-0123456789"))
-    made = created(inside, name="legacy", **wanted)
-    for provider in (wanted, made["id"]):
+    made = created(inside, name="legacy", **settings)
+    for provider in (settings, made["id"]):
         assert first_fault(checked(inside, provider, good)) == ""
         assert first_fault(checked(inside, provider, forged)) == "signature"
     service = signed(header, claims | {"role": "anon"}, OctKey.import_key(SECRET.encode()))
-    assert first_fault(checked(inside, wanted, service)) == "role"
+    assert first_fault(checked(inside, settings, service)) == "role"
 
 
-def test_400_a_shared_secret_is_asked_for_by_the_test_too(inside: httpx.Client) -> None:
-    wanted = {"kind": "firebase", "project_id": "x"}
-    assert refused(inside.post(f"{ROUTE}/test", json={"provider": wanted})) == (
+def test_400_a_provider_test_requires_the_shared_secret_too(inside: httpx.Client) -> None:
+    settings = {"kind": "firebase", "project_id": "x"}
+    assert refused(inside.post(f"{ROUTE}/test", json={"provider": settings})) == (
         400,
         "invalid_provider",
     )
@@ -457,7 +456,7 @@ def test_400_a_shared_secret_is_asked_for_by_the_test_too(inside: httpx.Client) 
     assert refused(nobody) == (404, "provider_not_found")
 
 
-def test_changes_of_several_people_at_once_all_stay(owner: httpx.Client) -> None:
+def test_concurrent_changes_by_several_people_are_all_kept(owner: httpx.Client) -> None:
     made = created(owner, kind="firebase", project_id="acme-app-1", name="shared")
     path = f"{ROUTE}/{made['id']}"
     changes: list[dict[str, Any]] = [
@@ -469,6 +468,6 @@ def test_changes_of_several_people_at_once_all_stay(owner: httpx.Client) -> None
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(lambda one: owner.patch(path, json=one).status_code, changes))
     assert done == [200] * 4
-    found = owner.get(path).json()
-    assert (found["name"], found["project_id"]) == ("renamed", "acme-app-2")
-    assert (found["limits"]["max_ttl_s"], found["mapping"]["roles"]) == (900, "roles")
+    body = owner.get(path).json()
+    assert (body["name"], body["project_id"]) == ("renamed", "acme-app-2")
+    assert (body["limits"]["max_ttl_s"], body["mapping"]["roles"]) == (900, "roles")

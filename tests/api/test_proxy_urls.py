@@ -1,4 +1,4 @@
-"""Whose keys a proxy's forward-auth URL takes, and what comes of a mistake in it."""
+"""Organizations in a proxy's forward-auth URL, and how mistakes in it are reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bearer(server: Server) -> dict[str, str]:
 
 
 def issued(server: Server, slug: str, name: str) -> dict[str, str]:
-    """Return the header fields that show a new key of an organization whose owner is known."""
+    """Issue a key of the organization and return the headers that present it."""
     with server.owner(wardkey_organization=slug) as owner:
         made = owner.post("/v2/keys", json={"name": name, "type": "secret"})
     assert made.status_code == 201, made.text
@@ -39,11 +39,11 @@ def issued(server: Server, slug: str, name: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def gamma(server: Server) -> dict[str, str]:
-    """Show a key of the second organization."""
+    """Return headers that present a key of the second organization."""
     return issued(server, "gamma", "live-gamma")
 
 
-def test_a_url_for_any_organization_takes_keys_of_all_and_says_whose_they_are(
+def test_a_url_for_any_organization_accepts_all_keys_and_names_their_organization(
     server: Server, client: httpx.Client, gamma: dict[str, str]
 ) -> None:
     for shown, slug in ((bearer(server), "acme"), (gamma, "gamma")):
@@ -55,7 +55,7 @@ def test_a_url_for_any_organization_takes_keys_of_all_and_says_whose_they_are(
 
 
 @pytest.mark.parametrize("named", ["acmee", "org_0fA3xQ2LmN7pR9sT1uV4wY", "ANY", "acme/", "%E2%82"])
-def test_a_url_that_names_no_organization_of_ours_is_told_from_a_bad_key(
+def test_a_url_with_an_unknown_organization_is_reported_differently_from_a_bad_key(
     server: Server, client: httpx.Client, named: str
 ) -> None:
     strange = {"Authorization": f"Bearer {server.first_key[:-1]}"}
@@ -67,7 +67,7 @@ def test_a_url_that_names_no_organization_of_ours_is_told_from_a_bad_key(
         assert answer.headers["wardkey-key-id"] == ""
 
 
-def test_a_key_as_the_name_of_an_organization_is_neither_told_nor_logged(
+def test_a_key_in_place_of_an_organization_is_never_returned_or_logged(
     server: Server, client: httpx.Client
 ) -> None:
     answer = client.get(f"/v2/auth?organization={server.first_key}")
@@ -78,9 +78,7 @@ def test_a_key_as_the_name_of_an_organization_is_neither_told_nor_logged(
     assert "brought_" not in server.output
 
 
-def test_a_slug_counts_at_once_after_it_was_made_or_changed(
-    server: Server, client: httpx.Client
-) -> None:
+def test_a_new_or_changed_slug_works_at_once(server: Server, client: httpx.Client) -> None:
     def status(named: str, shown: dict[str, str]) -> int:
         return client.get(f"/v2/auth?organization={named}", headers=shown).status_code
 
@@ -96,7 +94,9 @@ def test_a_slug_counts_at_once_after_it_was_made_or_changed(
     assert [status(named, bearer(server)) for named in ("delta", "epsilon")] == [401, 401]
 
 
-def test_a_wrong_url_is_in_the_log_once_and_in_doctor(server: Server, client: httpx.Client) -> None:
+def test_a_wrong_url_is_logged_once_and_reported_by_doctor(
+    server: Server, client: httpx.Client
+) -> None:
     for _ in range(30):
         client.get("/v2/auth?organization=acmme", headers=bearer(server))
         client.get("/v2/auth", headers=bearer(server))
@@ -104,13 +104,13 @@ def test_a_wrong_url_is_in_the_log_once_and_in_doctor(server: Server, client: ht
     assert server.output.count("names no organization, and") == 1
 
     def diagnosis() -> str:
-        found = server.cli_here("doctor").output
-        return found if "acmme" in found and "names no organization" in found else ""
+        report = server.cli_here("doctor").output
+        return report if "acmme" in report and "names no organization" in report else ""
 
     assert "warning  forward-auth: " in wait_until(diagnosis)
 
 
-def test_strangers_cannot_fill_the_log_with_wrong_urls(
+def test_unauthenticated_clients_cannot_fill_the_log_with_wrong_urls(
     server: Server, client: httpx.Client
 ) -> None:
     for number in range(60):
@@ -118,7 +118,7 @@ def test_strangers_cannot_fill_the_log_with_wrong_urls(
     assert server.output.count("nobody-") <= 10
 
 
-def test_any_is_no_slug_of_a_new_organization(server: Server) -> None:
+def test_a_new_organization_cannot_use_any_as_its_slug(server: Server) -> None:
     refused = server.cli("org", "create", "X", "--owner", "o@any.example", "--slug", "any")
     assert "invalid_slug" in refused.stderr
     with server.owner(wardkey_organization="acme") as owner:
@@ -129,7 +129,7 @@ def test_any_is_no_slug_of_a_new_organization(server: Server) -> None:
     assert "(any-2," in made.stdout
 
 
-def test_the_second_organization_alone_comes_with_a_word_on_proxies(
+def test_only_the_second_organization_comes_with_a_note_on_proxies(
     start: Callable[..., Server],
 ) -> None:
     server = start()

@@ -1,4 +1,4 @@
-"""What may be asked of a key: permissions that some key can hold."""
+"""A verification request only takes permissions that some key can hold."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from tests.support.server import Server
 
 @pytest.fixture(scope="module")
 def key(server: Server) -> Iterator[httpx.Client]:
-    """Call with the key that the first start made."""
+    """Return a client with the key created at first start."""
     with server.client(server.first_key) as client:
         yield client
 
 
 @pytest.mark.parametrize("text", ["invoices-read", "nope", "Invoices:read", "keys:burn", ""])
-def test_a_question_about_what_no_key_can_hold_is_refused(key: httpx.Client, text: str) -> None:
+def test_verifying_a_permission_that_no_key_can_hold_is_rejected(
+    key: httpx.Client, text: str
+) -> None:
     questions: list[Callable[[], httpx.Response]] = [
         lambda: key.post("/v2/keys/verify", json={"key": "x", "permissions": [text]}),
         lambda: key.post(
@@ -37,7 +39,7 @@ def test_a_question_about_what_no_key_can_hold_is_refused(key: httpx.Client, tex
             assert "Did you mean invoices:read?" in answer.json()["detail"]
 
 
-def test_a_scope_outside_the_catalogue_may_be_asked_for(server: Server, key: httpx.Client) -> None:
-    asked = {"key": server.first_key, "permissions": ["nowhere:read"]}
-    verdict = key.post("/v2/keys/verify", json=asked)
+def test_a_scope_outside_the_catalogue_can_be_verified(server: Server, key: httpx.Client) -> None:
+    body = {"key": server.first_key, "permissions": ["nowhere:read"]}
+    verdict = key.post("/v2/keys/verify", json=body)
     assert (verdict.status_code, verdict.json()["code"]) == (200, "not_permitted")

@@ -16,11 +16,11 @@ MINUTE = 60_000
 @pytest.fixture
 def key_id(server: Server) -> str:
     with server.owner() as owner:
-        wanted = {"name": f"live-{uuid.uuid4()}", "type": "secret", "permissions": ["keys:read"]}
-        made = owner.post("/v2/keys", json=wanted)
+        body = {"name": f"live-{uuid.uuid4()}", "type": "secret", "permissions": ["keys:read"]}
+        made = owner.post("/v2/keys", json=body)
     assert made.status_code == 201, made.text
-    found: str = made.json()["key"]["id"]
-    return found
+    result: str = made.json()["key"]["id"]
+    return result
 
 
 def rotate(client: httpx.Client, key_id: str, text: str, grace: str = "24h") -> Any:  # noqa: ANN401 - JSON
@@ -52,7 +52,7 @@ def test_the_same_idempotency_key_of_another_credential_is_another_request(
         again = anyone.post("/v2/user-tokens", json={"email": OWNER, "password": PASSWORD})
         assert again.status_code == 201, again.text
         made = [rotate(owner, key_id, text)["secret"]]
-        # The same person with another token, and an admin.
+        # The same user with another token, and an admin.
         for client in (server.client(again.json()["token"]), server.person("admin")):
             with client:
                 made.append(rotate(client, key_id, text)["secret"])
@@ -60,7 +60,9 @@ def test_the_same_idempotency_key_of_another_credential_is_another_request(
     assert len(set(made)) == 3
 
 
-def test_409_the_same_idempotency_key_with_another_body(server: Server, key_id: str) -> None:
+def test_409_the_same_idempotency_key_with_another_body_is_rejected(
+    server: Server, key_id: str
+) -> None:
     text = str(uuid.uuid4())
     with server.owner() as owner:
         rotate(owner, key_id, text)
@@ -74,7 +76,7 @@ def test_409_the_same_idempotency_key_with_another_body(server: Server, key_id: 
         assert other.status_code == 201, other.text
 
 
-def test_a_kept_answer_is_sealed(server: Server, key_id: str) -> None:
+def test_a_stored_response_is_sealed(server: Server, key_id: str) -> None:
     with server.owner() as owner:
         made = rotate(owner, key_id, str(uuid.uuid4()))
     stored = everything_stored(server)
@@ -86,14 +88,16 @@ def test_a_kept_answer_is_sealed(server: Server, key_id: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "short", "a" * 40, "0123456789abcdef" * 1, "0123456789abcdef-0123456789abcde"]
 )
-def test_400_an_idempotency_key_that_can_be_guessed(server: Server, key_id: str, text: str) -> None:
+def test_400_a_guessable_idempotency_key_is_rejected(
+    server: Server, key_id: str, text: str
+) -> None:
     with server.owner() as owner:
         assert rotate(owner, key_id, text)["code"] == "weak_idempotency_key"
         assert len(owner.get(f"/v2/keys/{key_id}").json()["secrets"]) == 1
 
 
 @pytest.mark.parametrize("route", ["issue", "rotate", "create_client", "set_client_password"])
-def test_a_kept_answer_is_not_given_to_a_caller_who_may_no_longer_ask(
+def test_a_stored_response_is_not_returned_to_a_caller_who_lost_the_permission(
     server: Server, key_id: str, route: str
 ) -> None:
     name = f"live-{uuid.uuid4()}"

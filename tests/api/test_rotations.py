@@ -1,4 +1,4 @@
-"""Who still uses an old secret, and ending a rotation only when nobody does."""
+"""Callers of an old secret; a rotation can only finish once there are none."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def owner(server: Server) -> Iterator[httpx.Client]:
 
 
 def rotated(owner: httpx.Client, name: str, grace: str = "24h") -> tuple[str, str, str]:
-    """Issue a key and rotate it; return its id, the old secret and the new one."""
+    """Issue and rotate a key; return its id, the old secret and the new one."""
     made = owner.post("/v2/keys", json={"name": name, "type": "secret"}).json()
     key_id = made["key"]["id"]
     answer = owner.post(f"/v2/keys/{key_id}/rotate", json={"grace": grace})
@@ -47,14 +47,14 @@ def rotated(owner: httpx.Client, name: str, grace: str = "24h") -> tuple[str, st
 
 
 def use(server: Server, text: str, **more: object) -> str:
-    asked = {"key": text, "address": "203.0.113.7", "user_agent": "billing/1.4 (x)"} | more
+    body = {"key": text, "address": "203.0.113.7", "user_agent": "billing/1.4 (x)"} | more
     with server.client(server.first_key) as client:
-        answer = client.post("/v2/keys/verify", json=asked)
+        answer = client.post("/v2/keys/verify", json=body)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["code"])
 
 
-def told(owner: httpx.Client, key_id: str, text: str) -> dict[str, Any]:
+def callers_of(owner: httpx.Client, key_id: str, text: str) -> dict[str, Any]:
     kid = text.split("_")[2]
     answer = owner.get(f"/v2/keys/{key_id}/callers", params={"secret": kid})
     assert answer.status_code == 200, answer.text
@@ -64,7 +64,9 @@ def told(owner: httpx.Client, key_id: str, text: str) -> dict[str, Any]:
     return shown
 
 
-def test_callers_are_told_by_address_program_and_route(server: Server, owner: httpx.Client) -> None:
+def test_callers_are_listed_by_address_program_and_route(
+    server: Server, owner: httpx.Client
+) -> None:
     key_id, old, new = rotated(owner, "live-callers")
     assert use(server, old, route="POST /v1/invoices?page=2") == "valid"
     assert use(server, old) == "valid"
@@ -76,8 +78,8 @@ def test_callers_are_told_by_address_program_and_route(server: Server, owner: ht
         assert client.get(f"/v2/keys/{key_id}").status_code == 200
 
     def seen() -> dict[str, Any]:
-        shown = told(owner, key_id, old)
-        return shown if sum(one["count"] for one in shown["callers"]) == 6 else {}
+        shown = callers_of(owner, key_id, old)
+        return shown if sum(caller["count"] for caller in shown["callers"]) == 6 else {}
 
     shown = wait_until(seen, 3)
     assert {(c["address"], c["product"], c["route"], c["count"]) for c in shown["callers"]} == {
@@ -91,23 +93,27 @@ def test_callers_are_told_by_address_program_and_route(server: Server, owner: ht
     counts = [hour["counts"] for hour in shown["hours"]]
     assert sum(each.get("valid", 0) for each in counts) == 5
     assert sum(each.get("not_permitted", 0) for each in counts) == 1
-    assert told(owner, key_id, new)["callers"] == []
+    assert callers_of(owner, key_id, new)["callers"] == []
     both = owner.get(f"/v2/keys/{key_id}/callers").json()["secrets"]
-    assert [one["kid"] for one in both] == [new.split("_")[2], old.split("_")[2]]
+    assert [caller["kid"] for caller in both] == [new.split("_")[2], old.split("_")[2]]
     other = owner.get(f"/v2/keys/{key_id}/callers", params={"secret": "000000000000"})
     assert (other.status_code, other.json()["code"]) == (404, "secret_not_found")
 
 
-def test_409_finish_names_the_callers_and_revoke_is_never_held_up(
+def test_409_finish_names_the_callers_and_revoke_is_never_blocked(
     server: Server, owner: httpx.Client
 ) -> None:
     key_id, old, new = rotated(owner, "live-finish-used")
     use(server, old)
     use(server, new, address="198.51.100.1")
-    wait_until(lambda: told(owner, key_id, old)["callers"] and told(owner, key_id, new)["callers"])
+    wait_until(
+        lambda: (
+            callers_of(owner, key_id, old)["callers"] and callers_of(owner, key_id, new)["callers"]
+        )
+    )
     refused = owner.post(f"/v2/keys/{key_id}/finish")
     assert (refused.status_code, refused.json()["code"]) == (409, "still_in_use")
-    assert [one["address"] for one in refused.json()["callers"]] == ["203.0.113.7"]
+    assert [caller["address"] for caller in refused.json()["callers"]] == ["203.0.113.7"]
     assert "used just now; one caller" in refused.json()["detail"]
     assert [use(server, old), use(server, new)] == ["valid", "valid"]
     kid = old.split("_")[2]
@@ -117,7 +123,7 @@ def test_409_finish_names_the_callers_and_revoke_is_never_held_up(
 
 @contextmanager
 def beside(server: Server) -> Iterator[Database]:
-    """Open the server's database as another process of the deployment."""
+    """Open the server's database like another process of the deployment."""
     url = str(server.settings.get("database_url", ""))
     options = {"data_dir": server.data_dir, "database_url": url}
     with open_deployment(load_config({}, options)) as opened:
@@ -130,27 +136,29 @@ def flush_a_use(database: Database, key_id: str, text: str, address: str) -> Non
     usage.flush()
 
 
-def test_what_another_process_flushed_is_seen_at_once_by_all_that_read_it(
+def test_usage_flushed_by_another_process_is_visible_at_once(
     server: Server, owner: httpx.Client
 ) -> None:
     key_id, old, new = rotated(owner, "live-pending")
     with beside(server) as database:
         flush_a_use(database, key_id, old, "10.9.0.1")
-        assert [one["address"] for one in told(owner, key_id, old)["callers"]] == ["10.9.0.1"]
+        assert [caller["address"] for caller in callers_of(owner, key_id, old)["callers"]] == [
+            "10.9.0.1"
+        ]
         flush_a_use(database, key_id, old, "10.9.0.2")
         secrets = owner.get(f"/v2/keys/{key_id}").json()["secrets"]
         assert secrets[1]["last_used"]["address"] == "10.9.0.2"
         flush_a_use(database, key_id, new, "10.9.0.3")
-        (shown,) = owner.get("/v2/keys", params={"search": "live-pending"}).json()["keys"]
-        assert shown["secrets"][0]["last_used"]["address"] == "10.9.0.3"
+        (key,) = owner.get("/v2/keys", params={"search": "live-pending"}).json()["keys"]
+        assert key["secrets"][0]["last_used"]["address"] == "10.9.0.3"
         flush_a_use(database, key_id, old, "10.9.0.4")
         refused = owner.post(f"/v2/keys/{key_id}/finish")
     assert (refused.status_code, refused.json()["code"]) == (409, "still_in_use")
-    named = [one["address"] for one in refused.json()["callers"]]
+    named = [caller["address"] for caller in refused.json()["callers"]]
     assert named == ["10.9.0.4", "10.9.0.2", "10.9.0.1"]
 
 
-def test_nothing_is_finished_while_a_use_stands_that_cannot_be_merged(
+def test_finish_is_blocked_while_a_recorded_use_cannot_be_merged(
     server: Server, owner: httpx.Client
 ) -> None:
     key_id, old, new = rotated(owner, "live-unmerged")
@@ -163,7 +171,7 @@ def test_nothing_is_finished_while_a_use_stands_that_cannot_be_merged(
         rename("hours", "aside")
         try:
             flush_a_use(database, key_id, old, "10.9.0.1")
-            # The answer to a fault ends its connection.
+            # A 500 response closes its connection.
             with server.owner() as refused:
                 assert refused.post(f"/v2/keys/{key_id}/finish").status_code == 500
             assert owner.get(f"/v2/keys/{key_id}").status_code == 200
@@ -189,8 +197,8 @@ def test_finish_revokes_all_but_the_newest_with_receipts(
         assert (again["kid"], again["revision"]) == (receipt["kid"], receipt["revision"])
     codes = [use(server, text) for text in (old, middle, newest)]
     assert codes == ["revoked", "revoked", "valid"]
-    asked = {"target_id": key_id, "action": "rotation.finished"}
-    (event,) = owner.get("/v2/audit-events", params=asked).json()["events"]
+    params = {"target_id": key_id, "action": "rotation.finished"}
+    (event,) = owner.get("/v2/audit-events", params=params).json()["events"]
     assert set(event["details"]["revoked"]) == kids
     again = owner.post(f"/v2/keys/{key_id}/finish")
     assert (again.status_code, again.json()["receipts"]) == (200, [])
@@ -198,7 +206,9 @@ def test_finish_revokes_all_but_the_newest_with_receipts(
     assert owner.get("/v2/audit-events/verify").json()["holds"]
 
 
-def test_403_a_member_sees_callers_but_cannot_finish(server: Server, owner: httpx.Client) -> None:
+def test_403_a_member_can_list_callers_but_cannot_finish(
+    server: Server, owner: httpx.Client
+) -> None:
     key_id, old, new = rotated(owner, "live-finish-member")
     page = owner.post("/v2/keys", json={"name": "live-page-key", "type": "publishable"}).json()
     with server.person("member") as person:
@@ -214,7 +224,7 @@ def test_403_a_member_sees_callers_but_cannot_finish(server: Server, owner: http
     assert [use(server, old), use(server, new)] == ["valid", "valid"]
 
 
-def test_forward_auth_tells_of_a_grace_when_it_began_and_ends(
+def test_forward_auth_returns_the_start_and_end_of_a_grace_period(
     server: Server, owner: httpx.Client
 ) -> None:
     key_id, old, new = rotated(owner, "live-grace-headers", "1h")
@@ -236,7 +246,9 @@ def test_forward_auth_tells_of_a_grace_when_it_began_and_ends(
         assert "sunset" not in ask(endless)
 
 
-def test_grace_ends_at_its_millisecond_in_both_workers(server: Server, owner: httpx.Client) -> None:
+def test_a_grace_period_ends_at_its_millisecond_in_both_workers(
+    server: Server, owner: httpx.Client
+) -> None:
     assert server.process is not None
     port, group = int(server.url.rpartition(":")[2]), server.process.pid
     clients: dict[int, httpx.Client] = {}
@@ -259,7 +271,7 @@ def test_grace_ends_at_its_millisecond_in_both_workers(server: Server, owner: ht
         assert {code for at, code in there if at >= end} == {"expired"}
 
 
-def test_a_kill_costs_the_callers_of_the_last_second_at_most(
+def test_a_kill_loses_at_most_the_last_second_of_callers(
     start: Callable[..., Server], storage_url: str
 ) -> None:
     server = start(database_url=storage_url)
@@ -274,13 +286,13 @@ def test_a_kill_costs_the_callers_of_the_last_second_at_most(
     server.kill()
     server.start()
     with server.client(server.first_key) as client:
-        shown = client.get(f"/v2/keys/{key_id}/callers").json()["secrets"][1]
-    kept = sum(caller["count"] for caller in shown["callers"])
-    assert kept == sum(hour["counts"]["valid"] for hour in shown["hours"])
+        body = client.get(f"/v2/keys/{key_id}/callers").json()["secrets"][1]
+    kept = sum(caller["count"] for caller in body["callers"])
+    assert kept == sum(hour["counts"]["valid"] for hour in body["hours"])
     assert len([at for at in used if at < killed - 1]) <= kept <= len(used)
 
 
-# --- without a server, where stored times can be moved -----------------------------------------
+# --- without a server, so stored times can be changed -------------------------------------------
 
 
 @pytest.fixture
@@ -320,15 +332,17 @@ def test_finish_is_refused_until_the_last_use_is_an_hour_old(
             connection.execute(update(callers).values(last_at=now - age))
         with pytest.raises(StillInUse) as refused:
             end_rotation(runner, admin, made.key.id)
-        assert [one.last_at for one in refused.value.callers] == [now - age]
+        assert [caller.last_at for caller in refused.value.callers] == [now - age]
         if age == 3 * 60_000:
             assert "last used 3 minutes ago" in refused.value.detail
     with runner.database.counting() as connection:
         connection.execute(update(callers).values(last_at=now - HOUR_MS))
-    assert [one.kid for one in end_rotation(runner, admin, made.key.id).receipts] == [made.kid]
+    assert [caller.kid for caller in end_rotation(runner, admin, made.key.id).receipts] == [
+        made.kid
+    ]
 
 
-def test_finish_never_revokes_the_newest_though_the_clock_was_set_back(
+def test_finish_never_revokes_the_newest_secret_even_if_the_clock_is_set_back(
     runner: Runner, admin: Principal
 ) -> None:
     made = issue(runner, admin, "live-clock")
@@ -336,10 +350,10 @@ def test_finish_never_revokes_the_newest_though_the_clock_was_set_back(
     runner.database.clock = lambda: early
     newest = runner.write(keys.rotate, admin, made.key.id, "until_revoked")
     done = end_rotation(runner, admin, made.key.id)
-    assert (done.kept, [one.kid for one in done.receipts]) == (newest.kid, [made.kid])
+    assert (done.kept, [receipt.kid for receipt in done.receipts]) == (newest.kid, [made.kid])
 
 
-def test_finish_leaves_a_secret_that_was_made_after_the_callers_were_read(
+def test_finish_keeps_a_secret_created_after_the_callers_were_read(
     runner: Runner, admin: Principal
 ) -> None:
     made = issue(runner, admin, "live-race")
@@ -347,12 +361,15 @@ def test_finish_leaves_a_secret_that_was_made_after_the_callers_were_read(
     second = runner.write(keys.rotate, admin, made.key.id, "7d")
     third = runner.write(keys.rotate, admin, made.key.id, "7d")
     done = runner.write(rotations.finish, admin, made.key.id, used)
-    assert (done.kept, [one.kid for one in done.receipts]) == (third.kid, [made.kid])
+    assert (done.kept, [receipt.kid for receipt in done.receipts]) == (third.kid, [made.kid])
     left = runner.read(keys.get, admin, made.key.id).secrets
-    assert {one.kid for one in left if one.revoked_at is None} == {second.kid, third.kid}
+    assert {receipt.kid for receipt in left if receipt.revoked_at is None} == {
+        second.kid,
+        third.kid,
+    }
 
 
-def test_the_last_live_secret_stays_when_the_newest_was_revoked(
+def test_the_last_live_secret_is_kept_if_the_newest_was_revoked(
     runner: Runner, admin: Principal
 ) -> None:
     made = issue(runner, admin, "live-only")

@@ -1,4 +1,4 @@
-"""Scopes of an organization's own services: the catalogue, and who grants what is in it."""
+"""Scopes of an organization's own services: the catalogue, and the permission to grant them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def owner(server: Server) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def first(server: Server) -> Iterator[httpx.Client]:
-    """Call with the key that the first start made."""
+    """Return a client with the key created at first start."""
     with server.client(server.first_key) as client:
         yield client
 
 
 def new(*permissions: str, **more: object) -> dict[str, object]:
-    wanted = {"name": f"live-{uuid.uuid4()}", "type": "secret", "permissions": permissions}
-    return {**wanted, **more}
+    body = {"name": f"live-{uuid.uuid4()}", "type": "secret", "permissions": permissions}
+    return {**body, **more}
 
 
 def key_with(server: Server, owner: httpx.Client, *permissions: str, **more: object) -> Any:  # noqa: ANN401 - a client
@@ -56,12 +56,12 @@ def test_the_first_key_adds_a_scope_issues_a_key_with_it_and_verifies_that_key(
         assert verdict.json()["code"] == code
     rotated = first.post(f"/v2/keys/{made.json()['key']['id']}/rotate")
     assert rotated.status_code == 200, rotated.text
-    (shown,) = first.get("/v2/scopes", params={"search": "ledger:r"}).json()["scopes"]
-    assert (shown["name"], shown["keys"]) == ("ledger:read", 1)
+    (scope,) = first.get("/v2/scopes", params={"search": "ledger:r"}).json()["scopes"]
+    assert (scope["name"], scope["keys"]) == ("ledger:read", 1)
 
 
 @pytest.mark.parametrize("how", ["issue", "change", "import"])
-def test_a_scope_that_the_catalogue_lacks_is_refused_and_added_on_request(
+def test_a_scope_missing_from_the_catalogue_is_rejected_or_added_on_request(
     owner: httpx.Client, first: httpx.Client, how: str
 ) -> None:
     scope = f"{how}d:read"
@@ -70,14 +70,14 @@ def test_a_scope_that_the_catalogue_lacks_is_refused_and_added_on_request(
         owner.post("/v2/import-prefixes", json={"prefix": "elsewhere_"})
 
     def ask(**more: object) -> httpx.Response:
-        wanted = {"permissions": [scope, f"{how}d:write"], **more}
+        body = {"permissions": [scope, f"{how}d:write"], **more}
         if how == "change":
-            return first.patch(f"/v2/keys/{made}", json=wanted)
+            return first.patch(f"/v2/keys/{made}", json=body)
         if how == "issue":
-            return first.post("/v2/keys", json=new() | wanted)
+            return first.post("/v2/keys", json=new() | body)
         origin = {"prefix": "elsewhere_", "sha256": "cd" * 32, "entropy_bits": 160}
         known = {"name": "live-elsewhere", "environment": "live"}
-        return first.post("/v2/keys/import", json={**known, **origin, **wanted})
+        return first.post("/v2/keys/import", json={**known, **origin, **body})
 
     refused = ask()
     assert refused.status_code == 400
@@ -89,7 +89,7 @@ def test_a_scope_that_the_catalogue_lacks_is_refused_and_added_on_request(
     assert "create_scopes" in detail
     assert scope not in names(owner)
     if how == "change":
-        # A key with keys:write alone widens no key; the owner does.
+        # A key with only keys:write can't widen a key, so the owner does it.
         taken = owner.patch(
             f"/v2/keys/{made}", json={"permissions": [scope], "create_scopes": True}
         )
@@ -108,7 +108,7 @@ def test_a_scope_that_the_catalogue_lacks_is_refused_and_added_on_request(
         ("invoicing-read", "unknown_permission", "invoicing:read"),
     ],
 )
-def test_a_typing_mistake_gets_the_permission_that_was_meant(
+def test_a_typo_gets_the_intended_permission_as_a_suggestion(
     owner: httpx.Client, text: str, code: str, meant: str
 ) -> None:
     owner.post("/v2/scopes", json={"name": "invoicing:read"})
@@ -117,7 +117,7 @@ def test_a_typing_mistake_gets_the_permission_that_was_meant(
     assert f"Did you mean {meant}" in answer.json()["detail"]
 
 
-def test_a_key_without_scopes_grant_grants_the_scopes_that_it_holds_alone(
+def test_a_key_without_scopes_grant_can_only_grant_its_own_scopes(
     server: Server, owner: httpx.Client
 ) -> None:
     owner.post("/v2/scopes", json={"name": "stock:write"})
@@ -134,7 +134,7 @@ def test_a_key_without_scopes_grant_grants_the_scopes_that_it_holds_alone(
         assert "stock:count" not in names(key)
 
 
-def test_scopes_grant_is_held_only_where_it_is_ticked_and_grants_no_permission_of_wardkey(
+def test_scopes_grant_must_be_selected_and_covers_no_wardkey_permission(
     server: Server, owner: httpx.Client
 ) -> None:
     usual = owner.post("/v2/keys", json={"name": "live-usual", "type": "secret"}).json()["key"]
@@ -146,7 +146,7 @@ def test_scopes_grant_is_held_only_where_it_is_ticked_and_grants_no_permission_o
         assert refused.json()["code"] == "exceeds_own_permissions"
 
 
-def test_the_names_of_the_catalogue_are_hidden_from_a_key_without_keys_read(
+def test_catalogue_names_are_hidden_from_a_key_without_keys_read(
     server: Server, owner: httpx.Client
 ) -> None:
     owner.post("/v2/scopes", json={"name": "covert:action"})
@@ -156,7 +156,7 @@ def test_the_names_of_the_catalogue_are_hidden_from_a_key_without_keys_read(
         assert key.get("/v2/scopes").status_code == 403
 
 
-def test_a_scope_that_keys_hold_stays_until_the_last_of_them_is_gone(owner: httpx.Client) -> None:
+def test_a_scope_in_use_cannot_be_deleted_until_its_last_key_is_gone(owner: httpx.Client) -> None:
     made = [
         owner.post("/v2/keys", json=new("held:read", create_scopes=True, environment=where))
         for where in ("live", "test")
@@ -185,7 +185,7 @@ def test_a_scope_that_keys_hold_stays_until_the_last_of_them_is_gone(owner: http
         ("", "resource:action"),
     ],
 )
-def test_a_scope_has_the_form_of_one_and_is_not_wardkeys_own(
+def test_a_scope_must_be_well_formed_and_not_a_wardkey_permission(
     owner: httpx.Client, name: str, said: str
 ) -> None:
     answer = owner.post("/v2/scopes", json={"name": name})
@@ -193,7 +193,7 @@ def test_a_scope_has_the_form_of_one_and_is_not_wardkeys_own(
     assert said in answer.json()["detail"]
 
 
-def test_changes_of_the_catalogue_are_in_the_audit(owner: httpx.Client) -> None:
+def test_catalogue_changes_are_audited(owner: httpx.Client) -> None:
     made = owner.post("/v2/scopes", json={"name": "audited:read"}).json()
     changed = owner.patch("/v2/scopes/audited:read", json={"description": "Why"}).json()
     assert changed == made | {"description": "Why"}
@@ -207,10 +207,10 @@ def test_changes_of_the_catalogue_are_in_the_audit(owner: httpx.Client) -> None:
     assert owner.get("/v2/audit-events").json()["events"][1]["action"] == "scope.created"
 
 
-def test_the_catalogue_is_walked_in_pages_and_searched(owner: httpx.Client) -> None:
+def test_the_catalogue_can_be_paged_and_searched(owner: httpx.Client) -> None:
     for number in range(7):
-        wanted = {"name": f"paged:n{number}", "description": f"Number {number} of the pages"}
-        owner.post("/v2/scopes", json=wanted)
+        body = {"name": f"paged:n{number}", "description": f"Number {number} of the pages"}
+        owner.post("/v2/scopes", json=body)
     seen: list[str] = []
     cursor: str | None = ""
     while cursor is not None:

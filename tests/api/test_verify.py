@@ -27,12 +27,12 @@ def issue(owner: httpx.Client, name: str, **more: object) -> dict[str, Any]:
     return made
 
 
-def verdict(server: Server, text: str, **asked: object) -> dict[str, Any]:
+def verdict(server: Server, text: str, **fields: object) -> dict[str, Any]:
     with server.client(server.first_key) as client:
-        answer = client.post("/v2/keys/verify", json={"key": text, **asked})
+        answer = client.post("/v2/keys/verify", json={"key": text, **fields})
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    result: dict[str, Any] = answer.json()
+    return result
 
 
 def test_each_reason_has_its_code(server: Server, owner: httpx.Client) -> None:
@@ -50,9 +50,9 @@ def test_each_reason_has_its_code(server: Server, owner: httpx.Client) -> None:
     assert verdict(server, text)["code"] == "address_not_allowed"
     assert verdict(server, text, permissions=["acl:read"], **here)["code"] == "not_permitted"
     assert verdict(server, text, type="publishable", **here)["code"] == "not_permitted"
-    told = verdict(server, text, origin="https://app.example.com", **here)
-    assert told["code"] == "origin_not_allowed"
-    assert "browser" in told["detail"]
+    result = verdict(server, text, origin="https://app.example.com", **here)
+    assert result["code"] == "origin_not_allowed"
+    assert "browser" in result["detail"]
     assert verdict(server, text[:-1])["code"] == "malformed"
     assert verdict(server, "")["code"] == "malformed"
     owner.post(f"/v2/keys/{key_id}/disable")
@@ -63,7 +63,7 @@ def test_each_reason_has_its_code(server: Server, owner: httpx.Client) -> None:
     assert verdict(server, text, **here)["code"] == "revoked"
 
 
-def test_a_stranger_learns_nothing_of_a_kid_that_exists(
+def test_an_unauthenticated_caller_cannot_detect_an_existing_kid(
     server: Server, owner: httpx.Client
 ) -> None:
     made = issue(owner, "live-verdict-kid")
@@ -73,12 +73,12 @@ def test_a_stranger_learns_nothing_of_a_kid_that_exists(
     for _ in range(6):
         value, digit = divmod(value, 62)
         digits = ALPHABET[digit] + digits
-    told = verdict(server, body + digits)
-    assert set(told) == {"valid", "code", "detail", "as_of"}
-    assert told["code"] == "unknown"
+    result = verdict(server, body + digits)
+    assert set(result) == {"valid", "code", "detail", "as_of"}
+    assert result["code"] == "unknown"
 
 
-def test_expiry_and_grace_end_at_their_second(server: Server, owner: httpx.Client) -> None:
+def test_expiry_and_grace_period_end_at_their_second(server: Server, owner: httpx.Client) -> None:
     end = int(time.time() * 1000) + 1_500
     expiring = issue(owner, "live-verdict-expiry", expires_at=iso(end))["secret"]
     rotating = issue(owner, "live-verdict-grace")
@@ -97,7 +97,7 @@ def test_expiry_and_grace_end_at_their_second(server: Server, owner: httpx.Clien
     assert verdict(server, answer["secret"])["code"] == "valid"
 
 
-def test_a_publishable_key_is_bound_to_its_origins(server: Server, owner: httpx.Client) -> None:
+def test_a_publishable_key_is_limited_to_its_origins(server: Server, owner: httpx.Client) -> None:
     text = issue(
         owner,
         "live-verdict-page",
@@ -110,25 +110,27 @@ def test_a_publishable_key_is_bound_to_its_origins(server: Server, owner: httpx.
         assert verdict(server, text, origin=origin)["code"] == "origin_not_allowed", origin
 
 
-def test_a_test_key_is_refused_in_live_with_a_sentence(server: Server, owner: httpx.Client) -> None:
+def test_a_test_key_is_rejected_in_live_with_an_explanation(
+    server: Server, owner: httpx.Client
+) -> None:
     text = issue(owner, "test-verdict", environment="test")["secret"]
-    told = verdict(server, text)
-    assert told["code"] == "wrong_environment"
-    assert "use the live key" in told["detail"]
+    result = verdict(server, text)
+    assert result["code"] == "wrong_environment"
+    assert "use the live key" in result["detail"]
     with server.client(text) as client:
         assert client.get("/v2/keys").json()["total"] == 1
 
 
-def test_a_rate_limit_is_told_with_the_wait(server: Server, owner: httpx.Client) -> None:
+def test_a_rate_limit_is_returned_with_the_wait(server: Server, owner: httpx.Client) -> None:
     text = issue(owner, "live-verdict-rate", rate_limit={"limit": 1, "period_s": 3600, "burst": 4})[
         "secret"
     ]
-    # On PostgreSQL each of two workers has half of the burst, and the client cannot choose one.
+    # On PostgreSQL each of the two workers has half the burst, and a client can't choose one.
     codes = [verdict(server, text)["code"] for _ in range(40)]
     assert codes[:2] == ["valid", "valid"]
     assert codes.count("valid") <= 4
-    told = next(told for _ in range(40) if (told := verdict(server, text))["code"] != "valid")
-    assert told["limits"]["retry_after_s"] > 0
+    result = next(result for _ in range(40) if (result := verdict(server, text))["code"] != "valid")
+    assert result["limits"]["retry_after_s"] > 0
     with server.client(text) as client:
         refused = [client.get("/v2/auth") for _ in range(4)][-1]
     assert refused.status_code == 429
@@ -185,7 +187,7 @@ def test_forward_auth_always_sends_every_identity_header(
         assert answer.headers["wardkey-key-id"] != "key_forged"
 
 
-def test_a_secret_key_from_a_browser_is_refused_and_audited(
+def test_a_secret_key_from_a_browser_is_rejected_and_audited(
     server: Server, owner: httpx.Client
 ) -> None:
     made = issue(owner, "live-verdict-browser", permissions=["keys:read"])
@@ -193,32 +195,32 @@ def test_a_secret_key_from_a_browser_is_refused_and_audited(
         answer = client.get("/v2/keys", headers={"Origin": "https://app.example.com"})
         assert (answer.status_code, answer.json()["code"]) == (403, "secret_key_in_browser")
 
-    def told() -> bool:
-        found = owner.get("/v2/audit-events", params={"action": "key.exposed"}).json()["events"]
-        return any(event["actor_id"] == made["key"]["id"] for event in found)
+    def is_audited() -> bool:
+        events = owner.get("/v2/audit-events", params={"action": "key.exposed"}).json()["events"]
+        return any(event["actor_id"] == made["key"]["id"] for event in events)
 
-    wait_until(told)
+    wait_until(is_audited)
 
 
-def test_a_refused_attempt_is_audited_once_a_minute(server: Server, owner: httpx.Client) -> None:
+def test_a_rejected_attempt_is_audited_once_a_minute(server: Server, owner: httpx.Client) -> None:
     made = issue(owner, "live-verdict-refused", permissions=["keys:read"])
     with server.client(made["secret"]) as client:
         for _ in range(5):
             assert client.post("/v2/keys/verify", json={"key": "x"}).status_code == 403
-    asked = {"action": "attempt.refused", "actor_id": made["key"]["id"]}
-    found = wait_until(lambda: owner.get("/v2/audit-events", params=asked).json()["events"])
-    assert 1 <= len(found) <= 2 * 2
-    assert found[0]["details"]["what"] == "verify_key: not_permitted"
+    params = {"action": "attempt.refused", "actor_id": made["key"]["id"]}
+    events = wait_until(lambda: owner.get("/v2/audit-events", params=params).json()["events"])
+    assert 1 <= len(events) <= 2 * 2
+    assert events[0]["details"]["what"] == "verify_key: not_permitted"
 
 
-def test_a_service_key_verifies_any_organization_and_nothing_else(server: Server) -> None:
+def test_a_service_key_can_only_verify_but_in_any_organization(server: Server) -> None:
     made = server.cli("service-key", "create", "probe", "--allow", "127.0.0.1")
     bound = server.cli("service-key", "create", "elsewhere", "--allow", "203.0.113.1")
     assert made.returncode == 0, made.stderr
     with server.client(made.stdout.strip()) as client:
-        told = client.post("/v2/keys/verify", json={"key": server.first_key}).json()
-        assert told["code"] == "valid"
-        assert told["organization"]["name"] == "Acme"
+        result = client.post("/v2/keys/verify", json={"key": server.first_key}).json()
+        assert result["code"] == "valid"
+        assert result["organization"]["name"] == "Acme"
         assert client.get("/v2/keys").status_code == 403
         assert client.post("/v2/keys", json={"name": "n", "type": "secret"}).status_code == 403
     with server.client(bound.stdout.strip()) as client:
@@ -231,7 +233,7 @@ def test_a_service_key_verifies_any_organization_and_nothing_else(server: Server
         assert answer.json()["code"] == "revoked"
 
 
-def test_a_key_in_the_url_and_a_mistyped_filter_are_refused(server: Server) -> None:
+def test_a_key_in_the_url_and_a_mistyped_filter_are_rejected(server: Server) -> None:
     with server.client(server.first_key) as client:
         answer = client.get("/v2/keys", params={"api_key": server.first_key})
         assert answer.json()["code"] == "credential_in_url"
@@ -241,7 +243,7 @@ def test_a_key_in_the_url_and_a_mistyped_filter_are_refused(server: Server) -> N
 
 
 @pytest.mark.parametrize("prefix", ["eyJ", "eyJhbGciOiJ", "eyA", "ewo", "ew0K", "ewkJ"])
-def test_a_prefix_with_which_tokens_of_others_begin_is_refused(
+def test_a_prefix_that_json_web_tokens_start_with_is_rejected(
     owner: httpx.Client, prefix: str
 ) -> None:
     refusal = owner.post("/v2/import-prefixes", json={"prefix": prefix})
@@ -250,29 +252,31 @@ def test_a_prefix_with_which_tokens_of_others_begin_is_refused(
 
 
 @pytest.mark.parametrize("prefix", ["sk_", "pk_live", "ut_abc", "wht", "wsk_1", "tkn_"])
-def test_a_prefix_that_meets_our_own_is_refused(owner: httpx.Client, prefix: str) -> None:
+def test_a_prefix_that_conflicts_with_wardkeys_own_is_rejected(
+    owner: httpx.Client, prefix: str
+) -> None:
     refusal = owner.post("/v2/import-prefixes", json={"prefix": prefix})
     assert refusal.json()["code"] == "invalid_prefix"
 
 
-def test_an_imported_key_goes_on_working(server: Server, owner: httpx.Client) -> None:
+def test_an_imported_key_keeps_working(server: Server, owner: httpx.Client) -> None:
     text = "acme_9f2c7d1e5b8a4036c7d1e5b8a40369f2"
-    wanted = {
+    body = {
         "name": "live-legacy-reports",
         "environment": "live",
         "prefix": "acme_",
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "entropy_bits": 128,
     }
-    early = owner.post("/v2/keys/import", json=wanted)
+    early = owner.post("/v2/keys/import", json=body)
     assert early.json()["code"] == "prefix_not_found"
     assert owner.post("/v2/import-prefixes", json={"prefix": "acme_"}).status_code == 201
     overlap = owner.post("/v2/import-prefixes", json={"prefix": "acme_x"})
     assert overlap.json()["code"] == "duplicate_prefix"
-    weak = owner.post("/v2/keys/import", json=wanted | {"entropy_bits": 64})
+    weak = owner.post("/v2/keys/import", json=body | {"entropy_bits": 64})
     assert weak.json()["code"] == "weak_import"
-    assert owner.post("/v2/keys/import", json=wanted).status_code == 201
-    again = owner.post("/v2/keys/import", json=wanted | {"name": "live-legacy-two"})
+    assert owner.post("/v2/keys/import", json=body).status_code == 201
+    again = owner.post("/v2/keys/import", json=body | {"name": "live-legacy-two"})
     assert again.json()["code"] == "duplicate_import"
     assert verdict(server, text)["name"] == "live-legacy-reports"
     assert verdict(server, text + "x")["code"] == "malformed"

@@ -1,4 +1,4 @@
-"""What every answer has in its head, and what never gets into it."""
+"""Headers that every response has, and values that never get into them."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ INJECTED = [
     "\0",
     "keys:read\r\n",
 ]
-# The lane answers the first; the second has it left to the framework.
+# The fast path answers the first; `Expect` makes it leave the second to the framework.
 WAYS = ["", "Expect: 100-continue\r\n"]
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("parameter", ["permission", "organization", "environment", "type"])
 @pytest.mark.parametrize("value", INJECTED)
-def test_no_parameter_of_forward_auth_reaches_the_head_of_its_answer(
+def test_no_parameter_of_forward_auth_reaches_the_response_headers(
     single: Server, parameter: str, value: str, way: str
 ) -> None:
     head = (
         f"GET /v2/auth?{parameter}={quote(value)} HTTP/1.1\r\nHost: x\r\n{way}"
         f"Authorization: Bearer {single.first_key}\r\nConnection: close\r\n\r\n"
     )
-    told = answers(single.url, head.encode())
-    # The body quotes the value, so only heads count.
-    heads = told.rpartition(b"\r\n\r\n")[0]
+    received = answers(single.url, head.encode())
+    # The body quotes the value, so only the heads are checked.
+    heads = received.rpartition(b"\r\n\r\n")[0]
     # An organization that does not exist is the proxy's mistake: 404.
     assert statuses(heads)[-1:] in ([400], [401], [404])
     assert b"set-cookie" not in heads.lower()
@@ -57,7 +57,7 @@ def test_a_header_value_that_would_end_its_line_is_not_written(value: str) -> No
         header_lines({"Name": value})
 
 
-def test_answers_with_secrets_in_them_are_never_stored(single: Server) -> None:
+def test_responses_with_secrets_are_never_cached(single: Server) -> None:
     with single.owner() as owner:
         for path, body in (
             ("/v2/keys", {"name": "live-stored", "type": "secret"}),

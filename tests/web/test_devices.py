@@ -1,4 +1,4 @@
-"""The text of a device cookie is known again for one account and its current password alone."""
+"""A device cookie is only recognized for its own account and that account's current password."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_device_keeps_its_id() -> None:
     ("user_id", "password_hash"),
     [("user_two", MINE[1]), (MINE[0], "$argon2id$two"), ("user_on", f"e {MINE[1]}"), ("", "")],
 )
-def test_a_device_is_unknown_to_another_account_and_after_another_password(
+def test_a_device_is_unknown_to_another_account_and_after_a_password_change(
     user_id: str, password_hash: str
 ) -> None:
     assert device_id_of(VAULT, TEXT, user_id, password_hash) == ""
@@ -39,5 +39,5 @@ def test_a_device_is_unknown_under_another_master_key() -> None:
 @example("\ud800" * 87)
 @example(TEXT.upper())
 @example(f"{TEXT[:22]}..{TEXT[24:]}")
-def test_no_other_text_is_a_device(text: str) -> None:
+def test_other_texts_are_not_devices(text: str) -> None:
     assert device_id_of(VAULT, text, *MINE) == ""

@@ -39,7 +39,7 @@ def token(issuer: Issuer, kid: str = "demo-1") -> str:
     return jwt.encode({"alg": "ES256", "kid": kid}, claims, issuer.key)
 
 
-def test_only_a_token_whose_key_is_not_known_yet_asks_the_issuer(
+def test_only_a_token_with_an_unknown_key_queries_the_issuer(
     runner: Runner, owner: Principal, exchanges: TokenExchange, issuer: Issuer
 ) -> None:
     spec = ProviderSpec(
@@ -48,14 +48,14 @@ def test_only_a_token_whose_key_is_not_known_yet_asks_the_issuer(
     made = runner.write(providers.create, owner, spec, http_allowed=True)
     for name in ("oidc", made.id, ""):
         shown = exchanges.find_provider(owner, name, token(issuer))
-        # Each process asks once, and then answers from what it knows.
+        # Each process queries the issuer once, then uses its cache.
         assert exchanges.has_cached_keys(shown) is (name != "oidc")
         assert exchanges.verify(owner, "", shown, None).grant.user_id == "ada"
     assert not exchanges.has_cached_keys(
         exchanges.find_provider(owner, "oidc", token(issuer, "another"))
     )
     runner.write(providers.purge_keys, owner, made.id)
-    # This process is no verifier that a change waits for.
+    # This process isn't a registered verifier, so the write doesn't wait for it.
     wait_until(
         lambda: not exchanges.has_cached_keys(exchanges.find_provider(owner, "oidc", token(issuer)))
     )

@@ -1,4 +1,4 @@
-"""An export frees its place however it ends, and one that is cut off never looks whole."""
+"""An export always releases its slot, and an aborted one never looks complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GET: Scope = {"type": "http"}
 
 
 class Client:
-    """A client that reads until it stops, and goes away when `gone` is set."""
+    """A client that reads a number of chunks, and disconnects when `gone` is set."""
 
     def __init__(self, reads: int = 1_000) -> None:
         self.reads, self.came = reads, list[Message]()
@@ -34,7 +34,7 @@ class Client:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the end of the body came."""
+        """Whether the end of the body arrived."""
         return bool(self.came) and self.came[-1].get("more_body") is False
 
 
@@ -57,7 +57,7 @@ def run(export: Callable[[Scope, Receive, Send], Any], client: Client) -> None:
 
 @pytest.fixture
 def closed() -> Iterator[list[int]]:
-    """Collect how often a generator was closed; it is closed in every test."""
+    """Collect the closings of the generator, which every test must close."""
     times: list[int] = []
     yield times
     assert times == [1]
@@ -73,7 +73,7 @@ def is_free(among: Exports) -> bool:
     return True
 
 
-def test_an_export_is_sent_whole(closed: list[int]) -> None:
+def test_an_export_is_sent_completely(closed: list[int]) -> None:
     among, client = Exports(), Client()
     run(begun(among, closed), client)
     assert client.is_whole
@@ -81,7 +81,7 @@ def test_an_export_is_sent_whole(closed: list[int]) -> None:
     assert is_free(among)
 
 
-def test_an_export_ends_after_its_time_though_its_client_never_does(
+def test_an_export_ends_at_its_deadline_even_if_its_client_does_not(
     closed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "LONGEST_S", 0.05)
@@ -101,7 +101,7 @@ def test_an_export_ends_when_its_client_goes_away(closed: list[int]) -> None:
 
 
 @pytest.mark.parametrize("fails_at", [0, 3])
-def test_a_fault_is_told_before_the_first_chunk_and_cuts_the_export_off_later(
+def test_an_error_is_reported_before_the_first_chunk_and_aborts_the_export_later(
     closed: list[int], fails_at: int
 ) -> None:
     among, client = Exports(), Client()
@@ -116,7 +116,7 @@ def test_a_fault_is_told_before_the_first_chunk_and_cuts_the_export_off_later(
     assert is_free(among)
 
 
-def test_503_a_third_export_of_an_organization_does_not_begin(closed: list[int]) -> None:
+def test_503_a_third_concurrent_export_of_an_organization_is_rejected(closed: list[int]) -> None:
     among = Exports()
     first = begun(among, closed)
     among.slots.take("org_a")

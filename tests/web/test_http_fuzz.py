@@ -1,4 +1,4 @@
-"""Wardkey and h11 see the same requests in the same bytes, however these arrive."""
+"""Wardkey and h11 parse the same requests from the same bytes, however they are split."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 def is_framed_twice(request: bytes) -> bool:
-    """Return whether a head gives two lengths; h11 takes one, and RFC 9112 lets a server refuse."""
+    """Return whether a head has two lengths; h11 uses one, RFC 9112 lets a server reject it."""
     head = request.partition(b"\r\n\r\n")[0]
     return len(re.findall(rb"\r\n(?:Content-Length|Transfer-Encoding):", head)) > 1
 
 
 def counted_by_h11(data: bytes) -> int:
-    """Return how many whole requests h11 finds before an error or the end."""
+    """Return the number of whole requests h11 parses before an error or the end."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=65_536)
     connection.receive_data(data)
     connection.receive_data(b"")
@@ -108,7 +108,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @given(st.lists(requests(), min_size=1, max_size=5), st.lists(st.integers(1, 400), max_size=12))
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-def test_as_many_requests_are_answered_as_h11_finds(
+def test_wardkey_answers_as_many_requests_as_h11_parses(
     single: Server, pieces: list[bytes], cuts: list[int]
 ) -> None:
     data = rest = b"".join(pieces) + LAST
@@ -128,5 +128,5 @@ def test_as_many_requests_are_answered_as_h11_finds(
             pass
     count = len(re.findall(rb"HTTP/1\.1 \d{3} ", received))
     refused = b'"code":"invalid_http"' in received
-    until = next((i for i, one in enumerate(pieces) if is_framed_twice(one)), len(pieces) + 1)
+    until = next((i for i, piece in enumerate(pieces) if is_framed_twice(piece)), len(pieces) + 1)
     assert count - refused == min(counted_by_h11(data), until), received

@@ -6,9 +6,7 @@ from wardkey.domain.errors import Overloaded
 from wardkey.services.work_slots import WorkSlots
 
 
-def test_one_organization_has_its_share_of_the_places_and_all_together_no_more_than_there_are() -> (
-    None
-):
+def test_each_organization_has_a_limit_and_all_together_have_a_total() -> None:
     places = WorkSlots(total=3, per_organization=2)
     places.take("org_a")
     places.take("org_a")
@@ -22,7 +20,7 @@ def test_one_organization_has_its_share_of_the_places_and_all_together_no_more_t
     places.take("org_c")
 
 
-def test_a_place_is_free_again_after_the_block_whatever_happened_in_it() -> None:
+def test_a_slot_is_released_after_the_block_even_on_an_error() -> None:
     places = WorkSlots(total=1, per_organization=1)
 
     def fail() -> None:

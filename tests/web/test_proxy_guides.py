@@ -1,4 +1,4 @@
-"""The blocks of the guide on proxies, run as they stand by real proxies."""
+"""The configuration blocks of the proxy guide, run unchanged by real proxies."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ IDENTITY = (
     "Wardkey-Environment", "Wardkey-Organization", "Wardkey-Organization-Slug",
     "Wardkey-Permissions", "Wardkey-Expires-At",
 )  # fmt: skip
-# Clients come from another address than the proxy's, so that one is not taken for the other.
+# Clients have another address than the proxy, to tell the two apart.
 CLIENT = "127.0.0.2"
 PREFLIGHT = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
 
 
 def block(kind: str, number: int) -> str:
-    """Return one of the blocks for a kind of proxy, as the guide has it."""
+    """Return one of the guide's blocks for a kind of proxy."""
     return str(re.findall(rf"```{LANGUAGES[kind]}\n(.*?)```", GUIDE, re.DOTALL)[number])
 
 
 def settings(kind: str, text: str, port: int, host: str, folder: Path) -> str:
-    """Return a block with what it needs around it to run without TLS on a port."""
+    """Return a block with the settings around it that it needs to run on a port without TLS."""
     if kind == "caddy":
         opened = text.replace(f"{host} {{", f"http://{host}:{port} {{\n\tbind 127.0.0.1", 1)
         return "{\n\tadmin off\n\tauto_https off\n}\n" + opened
@@ -59,7 +59,7 @@ def settings(kind: str, text: str, port: int, host: str, folder: Path) -> str:
 
 @dataclass
 class Upstream:
-    """A service that answers with what reached it; `seen` counts requests."""
+    """A service that echoes the request it got; `seen` counts requests."""
 
     seen: list[str] = field(default_factory=list)
     netloc: str = ""
@@ -82,13 +82,13 @@ class Upstream:
                     self.close_connection = True
                     return
                 length = int(self.headers.get("Content-Length", "0"))
-                told = {
+                echo = {
                     "method": self.command,
                     "path": self.path,
                     "body": len(self.rfile.read(length)),
                     "fields": self.headers.items(),
                 }
-                body = json.dumps(told).encode()
+                body = json.dumps(echo).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -105,7 +105,7 @@ class Upstream:
 
 @dataclass
 class Gate:
-    """A proxy in front of the service, which asks the deployment."""
+    """A proxy in front of the service that authenticates requests with the deployment."""
 
     url: str
     server: Server
@@ -155,7 +155,7 @@ def open_gate(
     terms: str = "",
     wardkey: str = "",
 ) -> Gate:
-    """Run the first block of a kind, its URL with further terms."""
+    """Run the first block of a kind, with more parameters in its URL."""
     (port,) = free_ports(1)
     text = block(kind, 0)
     assert text.count(ID) == text.count("127.0.0.1:9000") == text.count("127.0.0.1:8787") == 1
@@ -186,23 +186,23 @@ def gate(
 def made(server: Server, **spec: object) -> dict[str, str]:
     """Issue a key; return its id and secret."""
     number = made.count = getattr(made, "count", 0) + 1  # type: ignore[attr-defined]
-    wanted = {"name": f"live-proxied-{number}", "type": "secret", "permissions": ["keys:verify"]}
+    body = {"name": f"live-proxied-{number}", "type": "secret", "permissions": ["keys:verify"]}
     with server.owner() as owner:
-        answer = owner.post("/v2/keys", json=wanted | spec)
+        answer = owner.post("/v2/keys", json=body | spec)
     assert answer.status_code == 201, answer.text
     return {"id": answer.json()["key"]["id"], "secret": answer.json()["secret"]}
 
 
 def cgi(answer: httpx.Response) -> dict[str, list[str]]:
-    """Return what reached the service by the names that CGI and WSGI make of header fields."""
-    found: dict[str, list[str]] = {}
+    """Return the headers that reached the service, by their CGI and WSGI names."""
+    headers: dict[str, list[str]] = {}
     for name, value in answer.json()["fields"]:
-        found.setdefault(re.sub(r"[^A-Z0-9]", "_", name.upper()), []).append(value)
-    return found
+        headers.setdefault(re.sub(r"[^A-Z0-9]", "_", name.upper()), []).append(value)
+    return headers
 
 
 def spellings(name: str) -> Iterator[str]:
-    """Return a header's name with every mixture of hyphens, underscores and dots."""
+    """Return a header's name in every mix of hyphens, underscores and dots."""
     parts = name.split("-")
     for marks in product("-_.", repeat=len(parts) - 1):
         spelled = "".join(a + b for a, b in zip(parts, (*marks, ""), strict=True))
@@ -228,7 +228,7 @@ def test_a_valid_key_passes_with_its_identity_and_without_the_secret(gate: Gate)
 
 def test_no_spelling_of_an_identity_header_reaches_the_service(gate: Gate) -> None:
     key = made(gate.server)
-    forged = [(one, "forged") for name in IDENTITY for one in spellings(name)]
+    forged = [(spelling, "forged") for name in IDENTITY for spelling in spellings(name)]
     for start in range(0, len(forged), 40):
         with gate.client(key["secret"]) as client:
             fields = [*client.headers.items(), *forged[start : start + 40]]
@@ -238,7 +238,7 @@ def test_no_spelling_of_an_identity_header_reaches_the_service(gate: Gate) -> No
         assert cgi(answer)["WARDKEY_KEY_ID"] == [key["id"]]
 
 
-def test_refusals_keep_their_status_and_never_reach_the_service(gate: Gate) -> None:
+def test_rejections_keep_their_status_and_never_reach_the_service(gate: Gate) -> None:
     revoked = made(gate.server)
     with gate.server.owner() as owner:
         assert owner.post(f"/v2/keys/{revoked['id']}/revoke").status_code == 200
@@ -263,14 +263,14 @@ def test_refusals_keep_their_status_and_never_reach_the_service(gate: Gate) -> N
     assert len(gate.upstream.seen) == before
 
 
-def test_the_clients_own_address_counts(gate: Gate) -> None:
+def test_the_clients_own_address_is_checked(gate: Gate) -> None:
     here = made(gate.server, allowed_addresses=[CLIENT])
     with gate.client(here["secret"]) as client:
         assert client.get("/").status_code == 200
         assert client.get("/", headers={"X-Forwarded-For": "203.0.113.7"}).status_code == 200
 
 
-def test_a_rate_limit_is_429_and_says_when_to_come_back(gate: Gate) -> None:
+def test_a_rate_limit_is_429_with_retry_after(gate: Gate) -> None:
     limited = made(gate.server, rate_limit={"limit": 1, "period_s": 60, "burst": 1})
     with gate.client(limited["secret"]) as client:
         assert client.get("/").status_code == 200
@@ -288,22 +288,25 @@ def test_bodies_of_any_size_and_every_method_reach_the_service(gate: Gate) -> No
                 assert answer.status_code == 200, answer.text
                 assert (answer.json()["method"], answer.json()["body"]) == (method, size)
         assert client.head("/").status_code == 200
-        # In pieces of unknown number, which proxies pass on as they like.
+        # Chunked, without a length; proxies may forward it either way.
         assert client.post("/", content=iter([b"x" * 100_000] * 3)).status_code == 200
 
 
-def test_a_websocket_opens_through_the_proxy_for_a_key_alone(gate: Gate) -> None:
+def test_a_websocket_opens_through_the_proxy_only_with_a_key(gate: Gate) -> None:
     key = made(gate.server)
     parts = urlsplit(gate.url)
     assert parts.hostname
-    for shown, status in ((f"Authorization: Bearer {key['secret']}\r\n", b"101"), ("", b"401")):
+    for credential, status in (
+        (f"Authorization: Bearer {key['secret']}\r\n", b"101"),
+        ("", b"401"),
+    ):
         with socket.create_connection(
             (parts.hostname, parts.port or 80), timeout=10, source_address=(CLIENT, 0)
         ) as sock:
             sock.sendall(
                 "GET /socket HTTP/1.1\r\nHost: api.example.com\r\nUpgrade: websocket\r\n"
                 "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-                f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{shown}\r\n".encode()
+                f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{credential}\r\n".encode()
             )
             with sock.makefile("rb") as file:
                 assert file.readline().split()[1] == status
@@ -314,7 +317,7 @@ def test_a_websocket_opens_through_the_proxy_for_a_key_alone(gate: Gate) -> None
                     assert file.read(4) == b"ping"
 
 
-def test_a_preflight_passes_and_only_a_preflight(gate: Gate) -> None:
+def test_only_a_preflight_passes_without_a_key(gate: Gate) -> None:
     with gate.client() as client:
         passed = client.options("/", headers=PREFLIGHT)
         assert passed.status_code == 200, passed.text
@@ -326,13 +329,13 @@ def test_a_preflight_passes_and_only_a_preflight(gate: Gate) -> None:
         assert client.options("/").status_code == 401
 
 
-def test_a_secret_key_from_a_browser_is_refused(gate: Gate) -> None:
+def test_a_secret_key_from_a_browser_is_rejected(gate: Gate) -> None:
     with gate.client(made(gate.server)["secret"]) as client:
         assert client.get("/", headers={"Origin": "https://a.example"}).status_code == 403
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_url_can_ask_for_permissions(
+def test_the_url_can_require_permissions(
     kind: str, server: Server, upstream: Upstream, tmp_path: Path
 ) -> None:
     right = made(server, permissions=["keys:verify", "keys:read"])
@@ -376,16 +379,16 @@ def front(
         yield url
 
 
-def test_the_block_for_wardkey_itself_serves_people_and_keys_but_no_proxies(
+def test_the_block_for_wardkey_itself_serves_users_and_keys_but_not_proxies(
     front: str, server: Server
 ) -> None:
     port = urlsplit(front).port
     with httpx.Client(base_url=front, headers={"Host": f"keys.example.com:{port}"}) as client:
-        shown = {"Authorization": f"Bearer {server.first_key}"}
-        assert client.get("/v2/keys", headers=shown).status_code == 200
+        headers = {"Authorization": f"Bearer {server.first_key}"}
+        assert client.get("/v2/keys", headers=headers).status_code == 200
         for path in ("/v2/auth", "/v2/auth/", "/v2/auth/x", "/v2/auth?organization=acme"):
-            assert client.get(path, headers=shown).status_code == 404
-            assert "wardkey-verdict" not in client.get(path, headers=shown).headers
+            assert client.get(path, headers=headers).status_code == 404
+            assert "wardkey-verdict" not in client.get(path, headers=headers).headers
         form = {"email": OWNER, "password": PASSWORD}
         for origin, status in ((f"http://keys.example.com:{port}", 303),
                                ("https://evil.example", 403)):  # fmt: skip
@@ -406,7 +409,7 @@ def test_signing_in_works_behind_an_nginx_that_sends_its_own_host(
         running_proxy("nginx", made, port, tmp_path) as url,
         httpx.Client(base_url=url, headers=fields) as client,
     ):
-        # A browser sends Sec-Fetch-Site over TLS and to loopback, and not elsewhere.
+        # A browser sends Sec-Fetch-Site only over TLS or to loopback.
         sent = client.post("/sign-in", data=form, headers={"Sec-Fetch-Site": "same-origin"})
         assert sent.status_code == 303, sent.text
         crossed = client.post("/sign-in", data=form, headers={"Sec-Fetch-Site": "cross-site"})

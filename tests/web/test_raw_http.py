@@ -1,4 +1,4 @@
-"""What raw bytes are answered with: how many answers, which, and that nothing follows them."""
+"""Raw bytes get exactly the expected responses, in number and status, and nothing after them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.support.proxies import KINDS, proxy_in_front
 from tests.support.server import Server, running
 
-# The way of the framework, and the one of the lane.
+# One route of the framework, one of the fast path.
 ROUTES = ("/healthz", "/v2/auth")
 LAST = b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 GET = b"GET @ HTTP/1.1\r\nHost: x\r\n"
@@ -23,8 +23,8 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
 
 OWN = b"GET /v2/organization HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%\r\n"
 
-# Bytes and the statuses of their answers. `@` is the route, `%` its credential. A request for
-# /readyz that asks to close follows each: 200 at the end says that the connection was in step.
+# Bytes and the statuses of their responses. `@` is the route, `%` its credential. A closing
+# request for /readyz follows each: its 200 at the end shows that the connection was in sync.
 EXCHANGES: dict[str, tuple[bytes, list[int]]] = {
     "one": (GET + b"%\r\n", [200, 200]),
     "three": ((GET + b"%\r\n") * 3, [200, 200, 200, 200]),
@@ -80,7 +80,7 @@ EXCHANGES: dict[str, tuple[bytes, list[int]]] = {
     "chunked, misspelled": (POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", [400]),
     "chunked in HTTP/1.0": (CHUNKED.replace(b"1.1", b"1.0") + b"0\r\n\r\n", [400]),
     "chunks": (CHUNKED + b"1\r\n{\r\n1;a=b\r\n}\r\n0\r\n\r\n", [401, 200]),
-    "chunk size that is no number": (CHUNKED + b"x\r\n{}\r\n0\r\n\r\n" + GET + b"%\r\n", [400]),
+    "chunk size that is not a number": (CHUNKED + b"x\r\n{}\r\n0\r\n\r\n" + GET + b"%\r\n", [400]),
     "chunk longer than it says": (CHUNKED + b"1\r\n{}\r\n0\r\n\r\n" + GET + b"%\r\n", [400]),
     "chunk size without bound": (CHUNKED + b"f" * 20 + b"\r\n{}", [400]),
     "credential in a trailer": (
@@ -157,7 +157,7 @@ def filled(server: Server, data: bytes, route: str) -> bytes:
 
 
 def answers(url: str, data: bytes, timeout_s: float = 10) -> bytes:
-    """Send bytes and return all that is answered until the other end closes or is silent."""
+    """Send bytes and return everything received until the server closes or goes silent."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname or "", parts.port or 0)) as sock:
         sock.settimeout(timeout_s)
@@ -177,16 +177,18 @@ def statuses(data: bytes) -> list[int]:
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", EXCHANGES)
-def test_bytes_get_their_answers_and_no_other(single: Server, name: str, route: str) -> None:
-    data, wanted = EXCHANGES[name]
-    assert statuses(answers(single.url, filled(single, data, route) + LAST)) == wanted
+def test_raw_bytes_get_exactly_the_expected_responses(
+    single: Server, name: str, route: str
+) -> None:
+    data, expected = EXCHANGES[name]
+    assert statuses(answers(single.url, filled(single, data, route) + LAST)) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_bytes_sent_through_a_proxy_change_another_clients_answer(
+def test_bytes_sent_through_a_proxy_never_change_another_clients_response(
     single: Server, proxies: dict[str, str], kind: str
 ) -> None:
-    """The proxy keeps one connection to the server, which the next client's request goes over."""
+    """The proxy keeps one connection to the server and reuses it for the next client's request."""
     for name, (data, _) in EXCHANGES.items():
         for route in ROUTES:
             answers(proxies[kind], filled(single, data, route) + LAST, 0.3)
@@ -195,16 +197,16 @@ def test_no_bytes_sent_through_a_proxy_change_another_clients_answer(
             assert b'"slug":"acme"' in own, (name, route, own)
 
 
-def test_an_earlier_request_is_answered_before_what_follows_it_is_refused(single: Server) -> None:
+def test_an_earlier_request_is_answered_before_the_next_one_is_rejected(single: Server) -> None:
     slow = f"GET /v2/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {single.first_key}\r\n\r\n"
-    told = answers(single.url, slow.encode() + b"noise\r\n\r\n" + LAST)
-    assert statuses(told) == [200, 400]
-    assert told.index(b'"keys"') < told.index(b'"invalid_http"')
+    received = answers(single.url, slow.encode() + b"noise\r\n\r\n" + LAST)
+    assert statuses(received) == [200, 400]
+    assert received.index(b'"keys"') < received.index(b'"invalid_http"')
 
 
-def test_a_client_that_sends_a_large_body_can_read_why_it_is_refused(single: Server) -> None:
+def test_a_client_that_sends_a_large_body_can_read_the_rejection(single: Server) -> None:
     """Closing while bytes are unread resets the connection, and the answer may be lost."""
     head = b"POST /v2/keys HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n"
-    told = answers(single.url, head + b"x" * 4_000_000)
-    assert statuses(told) == [413]
-    assert b'"body_too_large"' in told
+    received = answers(single.url, head + b"x" * 4_000_000)
+    assert statuses(received) == [413]
+    assert b'"body_too_large"' in received

@@ -1,4 +1,4 @@
-"""No byte of one request is ever taken for another request, with or without a proxy in front."""
+"""No byte of one request is ever parsed as another, with or without a proxy in front."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.server import Server, running
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run one worker, so that a proxy's pool of one connection is shared by its clients."""
+    """Run one worker, so a proxy's clients share its pool of one connection."""
     with running(tmp_path_factory.mktemp("single") / "data", workers=1) as up:
         yield up
 
@@ -33,7 +33,7 @@ def connect(url: str) -> socket.socket:
 
 
 def read_answer(sock: socket.socket) -> tuple[int, bytes]:
-    """Return status and body of one answer."""
+    """Return status and body of one response."""
     with sock.makefile("rb") as file:
         status = int(file.readline().split()[1])
         length = 0
@@ -53,7 +53,7 @@ def offering_upgrade(path: str, protocol: str, body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket", "foo"])
-def test_another_client_of_nginx_gets_the_answer_to_its_own_request(
+def test_another_client_of_nginx_gets_the_response_to_its_own_request(
     single: Server, nginx: str, protocol: str
 ) -> None:
     hidden = b"GET /v2/organization HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk_live_x\r\n\r\n"
@@ -74,7 +74,7 @@ def test_another_client_of_nginx_gets_the_answer_to_its_own_request(
 def test_a_request_hidden_in_a_body_cannot_swallow_the_next_clients_request(
     single: Server, nginx: str
 ) -> None:
-    """The hidden request is longer than what was sent of it: the rest would be the victim's."""
+    """The hidden request is sent incomplete: its rest would be the victim's request."""
     hidden = (
         b"POST /v2/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
         + single.first_key.encode()
@@ -100,7 +100,7 @@ FRAMINGS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("protocol", ["h2c", "websocket", "foo"])
 @pytest.mark.parametrize("path", ["/healthz", "/v2/keys/verify", "/v2/keys", "/sign-in"])
 @pytest.mark.parametrize("cut", ["whole", "after the head", "everywhere"])
-def test_the_body_of_a_request_that_offers_an_upgrade_is_its_body(
+def test_a_request_that_offers_an_upgrade_keeps_its_body(
     single: Server, path: str, protocol: str, framing: str, cut: str
 ) -> None:
     hidden = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -124,7 +124,7 @@ def test_the_body_of_a_request_that_offers_an_upgrade_is_its_body(
 
 
 def test_an_offer_of_h2c_is_ignored_and_the_body_is_read(single: Server) -> None:
-    """As Java's default client sends it."""
+    """Java's default client sends this offer."""
     body = json.dumps({"key": single.first_key}).encode()
     with connect(single.url) as sock:
         for _ in range(3):
@@ -136,11 +136,11 @@ def test_an_offer_of_h2c_is_ignored_and_the_body_is_read(single: Server) -> None
                 + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
             )
             sock.sendall(body)
-            status, told = read_answer(sock)
-            assert (status, json.loads(told)["code"]) == (200, "valid")
+            status, response = read_answer(sock)
+            assert (status, json.loads(response)["code"]) == (200, "valid")
 
 
-def test_a_websocket_handshake_on_forward_auth_gets_a_verdict_and_leaves_no_warning(
+def test_a_websocket_handshake_on_forward_auth_gets_a_verdict_and_logs_no_warning(
     single: Server,
 ) -> None:
     with connect(single.url) as sock:

@@ -1,4 +1,4 @@
-"""Failed attempts are counted before they are judged, by all workers together."""
+"""Failed attempts are counted before they are checked, across all workers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def throttle(tmp_path: Path) -> Iterator[Throttle]:
 
 
 def fail(throttle: Throttle, *counters: Counter) -> bool:
-    """Make an attempt that fails; return whether it was judged."""
+    """Make an attempt that fails; return whether the throttle let it through."""
     refused = False
     try:
         with throttle.attempt(*counters):
@@ -52,13 +52,13 @@ def failures(file: Path, attempts: int) -> int:
     return sum(fail(throttle, *by_address("address", ADDRESS)) for _ in range(attempts))
 
 
-def test_processes_together_judge_ten_failures(tmp_path: Path) -> None:
+def test_all_processes_together_allow_ten_failures(tmp_path: Path) -> None:
     with get_context("fork").Pool(4) as pool:
         counts = pool.starmap(failures, [(tmp_path / "attempts", 50)] * 4)
     assert sum(counts) == 10
 
 
-def test_attempts_that_are_not_judged_yet_count(throttle: Throttle) -> None:
+def test_pending_attempts_count(throttle: Throttle) -> None:
     counters = by_address("address", ADDRESS)
     for _ in range(10):
         throttle.take(*counters)
@@ -89,32 +89,32 @@ def test_an_attempt_that_did_not_fail_is_given_back(
     assert [fail(throttle, *counters) for _ in range(11)] == [True] * 10 + [False]
 
 
-def test_a_refused_attempt_counts_nowhere(throttle: Throttle) -> None:
+def test_a_rejected_attempt_is_not_counted(throttle: Throttle) -> None:
     mine, theirs = by_account("mine@acme.example"), by_account("theirs@acme.example")
     assert [fail(throttle, mine) for _ in range(11)] == [True] * 10 + [False]
     assert not any(fail(throttle, mine, theirs) for _ in range(20))
     assert [fail(throttle, theirs) for _ in range(11)] == [True] * 10 + [False]
 
 
-def test_an_ipv6_64_is_one_address_and_a_48_is_four(throttle: Throttle) -> None:
+def test_an_ipv6_64_counts_as_one_address_and_a_48_as_four(throttle: Throttle) -> None:
     def from_subnet(number: int, attempts: int = 25) -> int:
         sources = [f"2001:db8:1:{number:x}::{host:x}" for host in range(attempts)]
-        return sum(fail(throttle, *by_address("address", one)) for one in sources)
+        return sum(fail(throttle, *by_address("address", source)) for source in sources)
 
     assert [from_subnet(number) for number in range(6)] == [10, 10, 10, 10, 0, 0]
     assert fail(throttle, *by_address("address", "2001:db8:2::1"))
     mapped = [f"::ffff:{ADDRESS}", ADDRESS] * 10
-    assert sum(fail(throttle, *by_address("address", one)) for one in mapped) == 10
+    assert sum(fail(throttle, *by_address("address", source)) for source in mapped) == 10
 
 
-def test_an_account_is_one_name_however_it_is_written(throttle: Throttle) -> None:
+def test_an_account_name_is_normalized(throttle: Throttle) -> None:
     names = [OWNER, f" {OWNER.upper()} ", OWNER.title()] * 10
     assert sum(fail(throttle, by_account(name)) for name in names) == 10
 
 
 @given(st.lists(st.sampled_from(["fail", "begin", "succeed"]), max_size=60))
 @settings(deadline=None, max_examples=60)
-def test_failures_and_open_attempts_together_are_at_most_ten(
+def test_failures_and_pending_attempts_together_are_at_most_ten(
     tmp_path_factory: pytest.TempPathFactory, steps: list[str]
 ) -> None:
     throttle = Throttle(tmp_path_factory.mktemp("throttle") / "attempts")
@@ -139,13 +139,13 @@ def test_failures_and_open_attempts_together_are_at_most_ten(
     throttle.close()
 
 
-# --- every entry -----------------------------------------------------------------------------
+# --- every entry point -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (port,) = free_ports(1)
-    # Passkeys need a name.
+    # Passkeys need a host name.
     where = {"listen": f"127.0.0.1:{port}", "public_url": f"http://localhost:{port}"}
     folder = tmp_path_factory.mktemp("server") / "data"
     with running(folder, workers=2, behind_proxy=1, **where) as up:
@@ -161,7 +161,7 @@ def at_once(send: Callable[[int], Any], count: int = 40) -> list[Any]:
 def posting(
     server: Server, path: str, body: Mapping[str, Any], *, form: bool, **headers: str
 ) -> Callable[[int], int]:
-    """Return what sends a body over a connection of its own, and returns the status."""
+    """Return a function that posts the body over a new connection and returns the status."""
     kind = "x-www-form-urlencoded" if form else "json"
     content = urlencode(body) if form else json.dumps(body)
 
@@ -187,28 +187,28 @@ ENTRIES: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("family", [4, 6])
-def test_of_forty_wrong_attempts_at_once_at_most_ten_are_judged(
+def test_of_forty_concurrent_wrong_attempts_at_most_ten_are_checked(
     server: Server, entry: str, family: int
 ) -> None:
-    """A refusal for another reason than a wrong guess, such as load, counts as none."""
+    """A rejection for another reason than a wrong guess, such as load, doesn't count."""
     path, body, form = ENTRIES[entry]
     number = list(ENTRIES).index(entry)
 
     def send(host: int) -> int:
         address = f"2001:db8:0:{number}::{host:x}" if family == 6 else f"198.51.100.{number}"
-        # Names of their own, so that only the address counts here.
+        # Distinct names, so only the address counts.
         own = {"email": f"{family}-{number}-{host}@acme.example"} if "email" in body else {}
         return posting(server, path, {**body, **own}, form=form, X_Forwarded_For=address)(host)
 
     statuses = at_once(send)
     assert set(statuses) <= {401, 429, 503}
     assert 1 <= statuses.count(401) <= 10
-    # What was left of the ten by other refusals is there for the next ones.
+    # Attempts not used up, because of other rejections, remain for the next requests.
     statuses += [send(40) for _ in range(12)]
     assert statuses.count(401) == 10
 
 
-def test_an_account_has_ten_failures_from_all_addresses_and_at_every_entry(server: Server) -> None:
+def test_an_account_has_ten_failures_across_all_addresses_and_entry_points(server: Server) -> None:
     with server.person("viewer"):
         pass
     email = "viewer@acme.example"
@@ -216,9 +216,9 @@ def test_an_account_has_ten_failures_from_all_addresses_and_at_every_entry(serve
         signed = anyone.post("/sign-in", data={"email": email, "password": PASSWORD})
     session = signed.headers["set-cookie"].partition(";")[0]
     with server.client(Cookie=session) as client:
-        found = re.search(r'name="csrf" value="(\w+)"', client.get("/account").text)
-    assert found is not None
-    csrf = {"csrf": found[1]}
+        match = re.search(r'name="csrf" value="(\w+)"', client.get("/account").text)
+    assert match is not None
+    csrf = {"csrf": match[1]}
     change = {**csrf, "current_password": WRONG, "password": "moss on a northern roof"}
     forms = [
         ("/v2/user-tokens", {"email": email.upper(), "password": WRONG}, False, ""),
@@ -238,7 +238,7 @@ def test_an_account_has_ten_failures_from_all_addresses_and_at_every_entry(serve
 
 
 @pytest.mark.parametrize("path", ["/v2/tokens/exchange", "/v2/tokens/refresh"])
-def test_of_wrong_tokens_at_once_a_hundred_are_judged(server: Server, path: str) -> None:
+def test_of_concurrent_wrong_tokens_a_hundred_are_checked(server: Server, path: str) -> None:
     body = (
         {"organization_id": "org_nobody", "token": "nothing"}
         if path.endswith("exchange")
@@ -247,37 +247,37 @@ def test_of_wrong_tokens_at_once_a_hundred_are_judged(server: Server, path: str)
     send = posting(server, path, body, form=False, X_Forwarded_For="203.0.113.20")
     statuses = at_once(send, 40) + at_once(send, 40) + at_once(send, 40)
     assert set(statuses) == {401, 429}
-    # One more is due for each second that this takes.
+    # Each second of this loop allows one more attempt.
     assert 100 <= statuses.count(401) <= 110
 
 
-def test_of_forty_wrong_logins_at_once_at_most_ten_are_judged(server: Server) -> None:
+def test_of_forty_concurrent_wrong_logins_at_most_ten_are_checked(server: Server) -> None:
     made = server.cli("hook", "create", "emqx")
     assert made.returncode == 0, made.stderr
-    found = re.search(r"wht_\w+", made.stdout)
-    assert found is not None
+    match = re.search(r"wht_\w+", made.stdout)
+    assert match is not None
     with server.client(server.first_key) as key:
         client = key.post("/v2/clients", json={"username": "a", "password": PASSWORD}).json()
         name = client["client"]["mqtt_username"]
-    asked = {"username": name, "clientid": "a", "peerhost": "203.0.113.30"}
+    body = {"username": name, "clientid": "a", "peerhost": "203.0.113.30"}
 
     def login(password: str, address: str) -> bool:
-        with server.client(found[0]) as broker:
-            told = {**asked, "password": password, "peerhost": address}
-            answer = broker.post("/hooks/emqx/authentication", json=told)
+        with server.client(match[0]) as broker:
+            login_body = {**body, "password": password, "peerhost": address}
+            answer = broker.post("/hooks/emqx/authentication", json=login_body)
         return bool(answer.json()["result"] == "allow")
 
     assert not any(at_once(lambda n: login(f"wrong {n}", ADDRESS)))
-    # Load may have refused some of them unjudged; these are judged.
+    # Load may have rejected some unchecked; these are checked.
     assert not any(login(f"wrong {n}", ADDRESS) for n in range(10))
     assert not login(PASSWORD, ADDRESS)
     assert login(PASSWORD, "203.0.113.8")
-    # Right ones at once count as none.
+    # Concurrent correct logins aren't counted.
     assert any(at_once(lambda _: login(PASSWORD, "203.0.113.9")))
     assert login(PASSWORD, "203.0.113.9")
 
 
-def test_right_sign_ins_leave_no_count(server: Server) -> None:
+def test_successful_sign_ins_are_not_counted(server: Server) -> None:
     with server.person("member"):
         pass
     right = {"email": "member@acme.example", "password": PASSWORD}
@@ -285,7 +285,7 @@ def test_right_sign_ins_leave_no_count(server: Server) -> None:
     assert [send(0) for _ in range(12)] == [201] * 12
 
 
-def test_limits_have_the_documented_size() -> None:
+def test_limits_match_the_documentation() -> None:
     assert (Limit.PERSON.value.burst, Limit.PERSON.value.increment_ms) == (10, 30_000)
     assert (Limit.SHARED.value.burst, Limit.SHARED.value.increment_ms) == (100, 1_000)
     assert issubclass(WrongPassword, Unauthenticated)
