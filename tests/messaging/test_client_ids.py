@@ -109,7 +109,7 @@ def test_a_deleted_clients_id_is_free_and_its_queue_deleted(broker: Server) -> N
     wait_until(lambda: stored_bytes(broker) < before + SIZE, 10)
 
 
-def test_a_session_is_deleted_with_its_client_if_the_id_is_not_reused(broker: Server) -> None:
+def test_a_session_is_deleted_with_its_client_even_if_the_id_is_not_reused(broker: Server) -> None:
     deleted, stays = create(broker, "gone"), create(broker, "stays")
     leave_subscribed(broker, login_of(deleted), "gone-1")
     leave_subscribed(broker, login_of(stays), "stays-1")

@@ -212,13 +212,13 @@ def test_null_in_an_optional_field_means_absent(world: World) -> None:
 
 def test_emqx_gets_a_room_and_an_acl_that_denies_the_rest(world: World) -> None:
     client = world.client("lamp")
-    told = world.emqx_login(client, "lamp-1")
-    assert told["result"] == "allow"
-    assert told["is_superuser"] is False
-    assert told["client_attrs"] == {"room": world.org_id}
+    response = world.emqx_login(client, "lamp-1")
+    assert response["result"] == "allow"
+    assert response["is_superuser"] is False
+    assert response["client_attrs"] == {"room": world.org_id}
     # A client's access has no end, so there is no expiry.
-    assert "expire_at" not in told
-    assert [(r["permission"], r["action"], r["topic"]) for r in told["acl"]] == [
+    assert "expire_at" not in response
+    assert [(r["permission"], r["action"], r["topic"]) for r in response["acl"]] == [
         ("deny", "all", "$SYS/#"),
         ("deny", "all", "shared/secret"),
         # EMQX would deliver the denied topic to a subscriber of shared/#.

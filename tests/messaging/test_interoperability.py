@@ -64,17 +64,17 @@ def arrived_until(client: MqttClient, payload: str) -> list[tuple[str, str, int,
     return [(m.topic, m.payload.decode(), m.qos, m.retain) for m in client.arrived]
 
 
-@pytest.mark.parametrize("asked", [0, 1, 2])
+@pytest.mark.parametrize("subscribed", [0, 1, 2])
 def test_a_message_is_delivered_at_the_lower_qos(
-    broker: Server, one: Login, sender: MqttClient, asked: int
+    broker: Server, one: Login, sender: MqttClient, subscribed: int
 ) -> None:
     with connected(broker, *one, "") as client:
-        assert client.subscribe(f"basic/{asked}/#", asked) == asked
+        assert client.subscribe(f"basic/{subscribed}/#", subscribed) == subscribed
         for sent in (0, 1, 2):
-            sender.publish(f"basic/{asked}/{sent}", "m", sent)
+            sender.publish(f"basic/{subscribed}/{sent}", "m", sent)
         wait_until(lambda: len(client.arrived) >= 3)
         assert sorted((m.topic, m.qos) for m in client.arrived) == [
-            (f"basic/{asked}/{sent}", min(asked, sent)) for sent in (0, 1, 2)
+            (f"basic/{subscribed}/{sent}", min(subscribed, sent)) for sent in (0, 1, 2)
         ]
         assert client.paho.unsubscribe("basic/#")[0] == 0
 

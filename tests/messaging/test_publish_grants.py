@@ -87,7 +87,7 @@ def test_401_a_grant_sent_with_a_key_is_live_and_of_the_same_tenant_scope(
         body = {"user_email": "over@acme.example"}
         elsewhere = other.post("/v2/tokens/create", json=body).json()
     test = grant_of(broker, "over@acme.example", **{"Wardkey-Environment": "test"})
-    assert len({one["mqtt_username"] for one in (grant, elsewhere, test)}) == 3
+    assert len({minted["mqtt_username"] for minted in (grant, elsewhere, test)}) == 3
     for password in (
         elsewhere["mqtt_password"], test["mqtt_password"], grant["mqtt_password"][:-1], "x"
     ):  # fmt: skip

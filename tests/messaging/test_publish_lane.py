@@ -47,17 +47,17 @@ def message(topic: str = "public/x", qos: int = 1) -> str:
     return json.dumps({"topic": topic, "payload": 1, "qos": qos})
 
 
-@pytest.mark.parametrize("who", ["first", "page", "nobody"])
+@pytest.mark.parametrize("key_name", ["first", "page", "invalid"])
 @pytest.mark.parametrize(
     "body",
     [message(), message(qos=0), message("a/+"), message("private/x"), "{", "[]", '{"topic":1}',
      f"[{message()}]", '{"topic":"public/x","payload":1,"payload_encoding":"plain"}'],
 )  # fmt: skip
 def test_a_message_gets_the_same_answer_on_the_fast_path_and_in_the_framework(
-    broker: Server, page: str, who: str, body: str
+    broker: Server, page: str, key_name: str, body: str
 ) -> None:
-    key = {"first": broker.first_key, "page": page, "nobody": page[:-1]}[who]
-    origin = ("Origin: https://a.example",) if who == "page" else ()
+    key = {"first": broker.first_key, "page": page, "invalid": page[:-1]}[key_name]
+    origin = ("Origin: https://a.example",) if key_name == "page" else ()
     wire = Wire(broker)
     try:
         fast = [plain(wire, publish_request(key, body, *origin)) for _ in range(3)]
@@ -119,7 +119,7 @@ def test_a_revoked_key_publishes_nothing_over_an_open_connection(broker: Server)
         wire.close()
 
 
-@pytest.mark.parametrize("chunked", [False, True], ids=["lane", "framework"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["fast path", "framework"])
 @pytest.mark.parametrize(
     ("field", "code"),
     [

@@ -43,13 +43,13 @@ def created(owner: httpx.Client, username: str, **more: Any) -> dict[str, Any]: 
 
 
 def settle(owner: httpx.Client, sessions: dict[str, Any]) -> dict[str, Any]:
-    def shown() -> dict[str, Any]:
+    def settled_receipt() -> dict[str, Any]:
         receipt: dict[str, Any] = owner.get(
             f"/v2/sessions/receipts/{sessions['receipt_id']}"
         ).json()
         return {} if receipt["pending"] else receipt
 
-    return wait_until(shown, 10)
+    return wait_until(settled_receipt, 10)
 
 
 def all_ended(clients: list[MqttClient]) -> bool:
@@ -91,8 +91,8 @@ def test_a_change_ends_and_counts_only_the_sessions_of_its_client(
             assert max(session_client.ended_at for session_client in clients) - returned < 0.5
             receipts.append(sessions)
         for sessions in receipts:
-            shown = settle(owner, sessions)
-            assert shown == {**sessions, "ended": 3, "pending": False, "pending_until": None}
+            receipt = settle(owner, sessions)
+            assert receipt == {**sessions, "ended": 3, "pending": False, "pending_until": None}
         assert stays.ended_at == 0
 
 

@@ -207,8 +207,8 @@ def test_presence_lists_the_online_users_and_a_topics_receivers(broker: Server) 
         broker.owner() as owner,
     ):
 
-        def get_presence(**asked: Any) -> dict[str, Any]:  # noqa: ANN401
-            response = owner.get("/v2/presence", params=asked)
+        def get_presence(**params: Any) -> dict[str, Any]:  # noqa: ANN401
+            response = owner.get("/v2/presence", params=params)
             assert response.status_code == 200, response.text
             body: dict[str, Any] = response.json()
             return body
@@ -231,8 +231,8 @@ def test_presence_lists_the_online_users_and_a_topics_receivers(broker: Server) 
         assert pages[1]["next_cursor"] is None
         names = [page["users"][0]["username"] for page in pages]
         assert names == sorted([name, other["mqtt_username"]])
-        for asked in ("elsewhere", other["mqtt_username"]):
-            assert get_presence(username=asked)["users"][0]["client_ids"] == ["elsewhere-1"]
+        for params in ("elsewhere", other["mqtt_username"]):
+            assert get_presence(username=params)["users"][0]["client_ids"] == ["elsewhere-1"]
         assert get_presence(username="wrong-password")["online"] is False
         for wrong in ({}, {"topic": "a", "username": "b"}):
             assert owner.get("/v2/presence", params=wrong).json()["code"] == "invalid_request"

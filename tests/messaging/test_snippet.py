@@ -93,14 +93,16 @@ def test_the_guides_page_signs_in_subscribes_and_limits_its_requests(
     console: list[str] = []
     requests: list[Request] = []
     page.on("console", lambda message: console.append(message.text))
-    page.on("request", lambda one: requests.append(one) if one.method == "POST" else None)
+    page.on(
+        "request", lambda request: requests.append(request) if request.method == "POST" else None
+    )
     page.goto(stage.site)
     page.wait_for_function("window.client && window.client.connected")
     with stage.server.owner() as owner:
 
         def listening() -> list[dict[str, str]]:
             live = owner.get("/v2/sessions").json()["sessions"]
-            return [one for one in live if one["subscriptions"]]
+            return [session for session in live if session["subscriptions"]]
 
         (session,) = wait_until(listening)
         assert session["username"].startswith("ada_")
@@ -117,7 +119,7 @@ def test_the_guides_page_signs_in_subscribes_and_limits_its_requests(
     }""")
     assert result == [True, session["username"]]
     assert len(requests) == 2
-    first, second = (one.timing["startTime"] for one in requests)
+    first, second = (request.timing["startTime"] for request in requests)
     # Five seconds by the page's clock; Chromium may start the first request a little later.
     assert second - first >= 4_500
     # A page can also read the reason for a refusal.
