@@ -1,4 +1,4 @@
-"""Walks along an audit chain see all of it up to one moment, and hold no connection meanwhile."""
+"""Walks along an audit chain return it as of one moment, and hold no connection between pages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def note(tx: Transaction, by: Principal, count: int, action: str = "test.noted")
 
 @pytest.fixture
 def long(runner: Runner, owner: Principal) -> int:
-    """Make the organization's chain longer than two pages; return how long it is."""
+    """Make the organization's chain longer than two pages; return its length."""
     runner.write(note, owner, 2 * PAGE)
     return 2 * PAGE + 1
 
@@ -48,7 +48,7 @@ def at(table: Table, owner: Principal, seq: int) -> Any:  # noqa: ANN401 - SQLAl
     return (table.c.org_id == owner.org_id) & (table.c.seq == seq)
 
 
-def test_an_export_has_every_event_up_to_its_beginning_and_no_later_one(
+def test_an_export_has_every_event_up_to_its_start_and_no_later_one(
     runner: Runner, owner: Principal, long: int
 ) -> None:
     walk = export_events(runner.database, owner, AuditQuery())
@@ -61,9 +61,7 @@ def test_an_export_has_every_event_up_to_its_beginning_and_no_later_one(
 
 
 @pytest.mark.usefixtures("long")
-def test_an_export_ends_for_a_member_who_was_removed_meanwhile(
-    runner: Runner, owner: Principal
-) -> None:
+def test_an_export_ends_when_its_member_is_removed(runner: Runner, owner: Principal) -> None:
     _, link = runner.write(members.invite, owner, "ada@acme.example", Role.ADMIN)
     stranger = Principal(PrincipalKind.USER, "", "")
     joined = runner.write(members.accept, stranger, link, "a hash")
@@ -75,7 +73,7 @@ def test_an_export_ends_for_a_member_who_was_removed_meanwhile(
         next(walk)
 
 
-def test_no_connection_is_held_between_pages_nor_by_a_walk_that_is_given_up(
+def test_no_connection_is_held_between_pages_or_by_an_abandoned_walk(
     runner: Runner, owner: Principal, long: int
 ) -> None:
     pool = cast("QueuePool", runner.database.reader.pool)
@@ -90,7 +88,7 @@ def test_no_connection_is_held_between_pages_nor_by_a_walk_that_is_given_up(
     assert long == sum(map(len, walks[0])) + PAGE
 
 
-def test_an_export_finds_the_few_events_that_fit_and_passes_over_numbers_that_are_gone(
+def test_an_export_finds_rare_matching_events_and_skips_missing_numbers(
     runner: Runner, owner: Principal, long: int
 ) -> None:
     runner.write(note, owner, 1, "test.rare")
@@ -106,7 +104,7 @@ def test_an_export_finds_the_few_events_that_fit_and_passes_over_numbers_that_ar
     assert numbers(list(export_events(runner.database, owner, rare))) == [long + 1]
 
 
-def test_a_chain_is_checked_up_to_its_end_at_the_beginning_while_it_grows(
+def test_a_growing_chain_is_verified_up_to_its_end_at_the_start(
     runner: Runner, owner: Principal, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = runner.database.read
@@ -123,7 +121,7 @@ def test_a_chain_is_checked_up_to_its_end_at_the_beginning_while_it_grows(
     assert len(pages) == 4
 
 
-def test_what_is_edited_removed_added_or_cut_off_is_found_on_every_page(
+def test_edited_deleted_added_and_truncated_events_are_found_on_every_page(
     runner: Runner, owner: Principal, long: int
 ) -> None:
     database, org_id = runner.database, owner.org_id
@@ -137,23 +135,23 @@ def test_what_is_edited_removed_added_or_cut_off_is_found_on_every_page(
     edit(runner, insert(audit_events).values(forged))
     count, breaks = verify_chain(database, owner, org_id, head)
     assert count == long
-    assert [found.seq for found in breaks] == [3, PAGE + 2, long + 1, long + 1]
+    assert [item.seq for item in breaks] == [3, PAGE + 2, long + 1, long + 1]
     edit(runner, delete(audit_events).where(audit_events.c.seq > 4))
     edit(runner, update(audit_heads).where(audit_heads.c.org_id == org_id).values(seq=4))
-    assert [found.seq for found in verify_chain(database, owner, org_id, head)[1]] == [3, 4, long]
+    assert [item.seq for item in verify_chain(database, owner, org_id, head)[1]] == [3, 4, long]
     edit(runner, delete(audit_events).where(audit_events.c.org_id == org_id))
     edit(runner, delete(audit_heads).where(audit_heads.c.org_id == org_id))
     assert verify_chain(database, owner, org_id) == (0, [])
 
 
-def test_a_check_stops_at_its_time_and_only_those_who_may_read_the_audit_have_one(
+def test_verification_stops_at_its_deadline_and_needs_permission_to_read_the_audit(
     runner: Runner, owner: Principal, long: int
 ) -> None:
     assert verify_chain(runner.database, owner, owner.org_id, within_s=60)[0] == long
     with pytest.raises(Overloaded):
         verify_chain(runner.database, owner, owner.org_id, within_s=-1)
-    nobody = Principal(owner.kind, owner.id, owner.label, owner.org_id)
+    unprivileged = Principal(owner.kind, owner.id, owner.label, owner.org_id)
     with pytest.raises(NotPermitted):
-        verify_chain(runner.database, nobody, owner.org_id)
+        verify_chain(runner.database, unprivileged, owner.org_id)
     with pytest.raises(NotPermitted):
-        list(export_events(runner.database, nobody, AuditQuery()))
+        list(export_events(runner.database, unprivileged, AuditQuery()))

@@ -1,4 +1,4 @@
-"""Whose an MQTT client id is, for which connection it was told, and when it is free again."""
+"""The holder of an MQTT client id, its latest connection, and when the id is freed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from wardkey.domain.tenants import TenantScope
 SCOPE = TenantScope("org_1", Environment.LIVE)
 
 
-def claimed(subject: str, cid: int, grant_kid: str | None = None) -> IdClaim:
+def claim_by(subject: str, cid: int, grant_kid: str | None = None) -> IdClaim:
     return IdClaim(SCOPE, "device-1", subject, subject.encode(), ("NODE", cid), grant_kid)
 
 
@@ -46,13 +46,13 @@ def owner_in(runner: Runner) -> Owner:
         return find_owners(tx, SCOPE, ["device-1"])["device-1"]
 
 
-def test_what_is_kept_is_of_the_connection_that_was_judged_last(runner: Runner) -> None:
+def test_the_stored_claim_is_that_of_the_latest_login(runner: Runner) -> None:
     ids = ClientIds(runner.database)
     for cid, kid in ((7, None), (8, "7QdRk2mVx9Ta"), (9, "7QdRk2mVx9Ta")):
-        assert ids.take(claimed("cli_a", cid, kid)) is None
-        found = owner_in(runner)
-        assert (found.subject_id, found.rights) == ("cli_a", b"cli_a")
-        assert (found.connection, found.grant_kid) == (("NODE", cid), kid)
+        assert ids.take(claim_by("cli_a", cid, kid)) is None
+        holder = owner_in(runner)
+        assert (holder.subject_id, holder.rights) == ("cli_a", b"cli_a")
+        assert (holder.connection, holder.grant_kid) == (("NODE", cid), kid)
 
 
 def make_client(runner: Runner, by: Principal, username: str) -> str:
@@ -60,8 +60,8 @@ def make_client(runner: Runner, by: Principal, username: str) -> str:
     return runner.write(clients.create, by, spec).client.id
 
 
-def takes(runner: Runner, claim: IdClaim) -> bool:
-    """Tell whether a login gets the client id, whose former session is removed if there is one."""
+def can_take(runner: Runner, claim: IdClaim) -> bool:
+    """Return whether a login gets the client id; an abandoned session of it is removed first."""
     holder = ClientIds(runner.database).take(claim)
     if holder is None:
         return True
@@ -71,29 +71,35 @@ def takes(runner: Runner, claim: IdClaim) -> bool:
     return ClientIds(runner.database).take(replace(claim, lease=until)) is None
 
 
-def test_a_client_id_is_its_first_users_until_it_was_not_shown_for_a_week(
+def test_a_client_id_belongs_to_its_first_client_until_unused_for_a_week(
     runner: Runner, owner: Principal
 ) -> None:
     now = runner.database.clock()
     runner.database.clock = lambda: now
     first, second = (make_client(runner, owner, name) for name in ("first", "second"))
-    claims = [IdClaim(owner.scope, "device-1", one, b"", ("NODE", 1)) for one in (first, second)]
-    assert takes(runner, claims[0])
+    claims = [
+        IdClaim(owner.scope, "device-1", client_id, b"", ("NODE", 1))
+        for client_id in (first, second)
+    ]
+    assert can_take(runner, claims[0])
     for later, taken in ((KEPT_MS - 1, False), (KEPT_MS, True)):
         runner.database.clock = lambda later=later: now + later  # type: ignore[misc]
-        assert takes(runner, claims[1]) is taken
-    assert not takes(runner, claims[0])
+        assert can_take(runner, claims[1]) is taken
+    assert not can_take(runner, claims[0])
 
 
 def test_a_client_id_is_free_once_its_client_is_deleted(runner: Runner, owner: Principal) -> None:
     first, second = (make_client(runner, owner, name) for name in ("first", "second"))
-    claims = [IdClaim(owner.scope, "device-1", one, b"", ("NODE", 1)) for one in (first, second)]
-    assert takes(runner, claims[0])
-    assert not takes(runner, claims[1])
+    claims = [
+        IdClaim(owner.scope, "device-1", client_id, b"", ("NODE", 1))
+        for client_id in (first, second)
+    ]
+    assert can_take(runner, claims[0])
+    assert not can_take(runner, claims[1])
     runner.write(clients.change, owner, first, {"enabled": False})
-    assert not takes(runner, claims[1])
+    assert not can_take(runner, claims[1])
     runner.write(clients.remove, owner, first)
-    assert takes(runner, claims[1])
+    assert can_take(runner, claims[1])
     with runner.database.read() as tx:
         (held,) = held_client_ids.list_held(tx, owner, HeldQuery())
     assert (held.mqtt_id, held.holder_id) == ("device-1", second)
@@ -104,26 +110,26 @@ def test_a_client_id_at_a_foreign_broker_stays_held_for_a_week(
 ) -> None:
     first = make_client(runner, owner, "first")
     claim = IdClaim(owner.scope, "device-1", first, b"", ("", 0))
-    assert takes(runner, claim)
+    assert can_take(runner, claim)
     runner.write(clients.remove, owner, first)
-    assert not takes(runner, replace(claim, subject_id=make_client(runner, owner, "second")))
+    assert not can_take(runner, replace(claim, subject_id=make_client(runner, owner, "second")))
     assert free_orphaned(runner.database) == 0
 
 
-def minted(runner: Runner, by: Principal, refreshable_s: int = 3_600) -> MintedGrant:
+def mint(runner: Runner, by: Principal, refreshable_s: int = 3_600) -> MintedGrant:
     user = NewGrant("", "u1", "ann@x.example", "key-of-ann", "ann-1", {}, 60, refreshable_s)
     return runner.write(grants.create, by, user)
 
 
-def test_a_users_client_ids_are_free_once_no_grant_logs_in_or_is_refreshed(
+def test_a_users_client_ids_are_freed_once_no_grant_can_log_in_or_be_refreshed(
     runner: Runner, owner: Principal
 ) -> None:
     now = runner.database.clock()
     runner.database.clock = lambda: now
-    minted(runner, owner)
+    mint(runner, owner)
     claim = IdClaim(owner.scope, "page-1", "key-of-ann", b"", ("NODE", 1))
-    assert takes(runner, claim)
-    # It has expired, but its password still refreshes it.
+    assert can_take(runner, claim)
+    # The grant has expired, but its password can still refresh it.
     runner.database.clock = lambda: now + 3_599_999
     assert free_orphaned(runner.database) == 0
     runner.database.clock = lambda: now + 3_600_000
@@ -133,11 +139,11 @@ def test_a_users_client_ids_are_free_once_no_grant_logs_in_or_is_refreshed(
 
 
 @pytest.mark.parametrize("how", ["grant", "user"])
-def test_a_users_client_ids_are_free_when_all_grants_are_ended(
+def test_a_users_client_ids_are_freed_when_all_grants_are_revoked(
     runner: Runner, owner: Principal, how: str
 ) -> None:
-    first, second = minted(runner, owner), minted(runner, owner)
-    assert takes(runner, IdClaim(owner.scope, "page-1", "key-of-ann", b"", ("NODE", 1)))
+    first, second = mint(runner, owner), mint(runner, owner)
+    assert can_take(runner, IdClaim(owner.scope, "page-1", "key-of-ann", b"", ("NODE", 1)))
     if how == "grant":
         runner.write(grants.revoke, owner, first.grant.token_id)
         assert free_orphaned(runner.database) == 0
@@ -145,10 +151,10 @@ def test_a_users_client_ids_are_free_when_all_grants_are_ended(
     else:
         runner.write(grants.revoke_all, owner, CutoffKind.USER, "u1")
     assert free_orphaned(runner.database) == 1
-    assert [one.mqtt_id for one in list_freed(runner.database, 9)] == ["page-1"]
+    assert [freed.mqtt_id for freed in list_freed(runner.database, 9)] == ["page-1"]
 
 
-def test_of_a_client_a_thousand_ids_stay_and_those_that_are_connected(
+def test_a_client_keeps_a_thousand_ids_and_all_connected_ones(
     runner: Runner, owner: Principal
 ) -> None:
     now = runner.database.clock()
@@ -156,47 +162,47 @@ def test_of_a_client_a_thousand_ids_stay_and_those_that_are_connected(
     for number in range(MAX_PER_HOLDER + 3):
         runner.database.clock = lambda number=number: now - 400_000 + number  # type: ignore[misc]
         name = f"device-{number}"
-        assert takes(runner, IdClaim(owner.scope, name, client, b"", ("NODE", number)))
+        assert can_take(runner, IdClaim(owner.scope, name, client, b"", ("NODE", number)))
     runner.database.clock = lambda: now
     assert scopes_to_scan(runner.database) == [owner.scope]
-    # The second connection is not the one that has the client id.
+    # The second connection does not hold the client id.
     live = [("device-1", ("NODE", 1)), ("device-2", ("NODE", 7))]
     mark_live(runner.database, owner.scope, live)
     free_unused(runner.database)
-    freed = {one.mqtt_id for one in list_freed(runner.database, 9)}
+    freed = {row.mqtt_id for row in list_freed(runner.database, 9)}
     assert freed == {"device-0", "device-2", "device-3"}
 
 
-def test_only_who_has_the_lease_takes_or_forgets_a_freed_client_id(
+def test_only_the_lease_holder_takes_or_forgets_a_freed_client_id(
     runner: Runner, owner: Principal
 ) -> None:
     now = runner.database.clock()
     runner.database.clock = lambda: now
     scope, claim = owner.scope, IdClaim(owner.scope, "device-1", "cli_b", b"", ("NODE", 1))
-    assert takes(runner, replace(claim, subject_id="cli_a"))
+    assert can_take(runner, replace(claim, subject_id="cli_a"))
     force_free(runner.database, scope, "device-1")
     until = lease(runner.database, scope, "device-1")
     assert until is not None
     assert lease(runner.database, scope, "device-1") is None
-    assert [one.due_at for one in list_freed(runner.database, 9)] == [until]
+    assert [row.due_at for row in list_freed(runner.database, 9)] == [until]
     runner.database.clock = lambda: until
     later = lease(runner.database, scope, "device-1")
     ids = ClientIds(runner.database)
     assert ids.take(replace(claim, lease=until)) is not None
     end_lease(runner.database, scope, "device-1", until, forget=True)
     assert ids.take(replace(claim, lease=later)) is None
-    # A removal that took too long does nothing to what is another's by then.
+    # A removal that took too long leaves the new holder's claim alone.
     assert later is not None
     end_lease(runner.database, scope, "device-1", later, forget=True)
     with runner.database.read() as tx:
         assert find_owners(tx, scope, ["device-1"])["device-1"].subject_id == "cli_b"
 
 
-def test_of_many_who_ask_at_once_one_gets_the_client_id(runner: Runner) -> None:
-    # As two processes do.
+def test_one_of_many_simultaneous_logins_gets_the_client_id(runner: Runner) -> None:
+    # As in two processes.
     ids = [ClientIds(runner.database), ClientIds(runner.database)]
-    asked = [claimed(f"cli_{number}", number) for number in range(24)]
+    claims = [claim_by(f"cli_{number}", number) for number in range(24)]
     with ThreadPoolExecutor(12) as pool:
-        told = list(pool.map(lambda claim: ids[claim.connection[1] % 2].take(claim), asked))
-    assert told.count(None) == 1
-    assert owner_in(runner).connection == ("NODE", told.index(None))
+        holders = list(pool.map(lambda claim: ids[claim.connection[1] % 2].take(claim), claims))
+    assert holders.count(None) == 1
+    assert owner_in(runner).connection == ("NODE", holders.index(None))

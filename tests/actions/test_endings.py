@@ -1,4 +1,4 @@
-"""Each cell of the table in docs/endings.md is what happens."""
+"""Each cell of the table in docs/endings.md matches the behaviour."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ COLUMNS, ROWS = table()
 
 @dataclass
 class World:
-    """An organization in which a member has one of everything that a change may end."""
+    """An organization whose member has one of each thing that a change may end."""
 
     runner: Runner
     verifier: Verifier
     owner: Principal = field(init=False)
-    ended_rooms: set[tuple[str, str]] = field(default_factory=set)
-    # The account of a suspended organization is closed at the broker as a whole.
+    ended_scopes: set[tuple[str, str]] = field(default_factory=set)
+    # The broker closes a suspended organization's account as a whole.
     is_stopped: bool = False
 
     def __post_init__(self) -> None:
@@ -107,20 +107,20 @@ class World:
         self.invitation, _ = self.run(
             members.invite, self.admin, f"new{number}@acme.example", Role.VIEWER
         )
-        own = self.wanted("", self.email)
+        own = self.new_grant("", self.email)
         self.own = self.run(grants.create_own, self.admin, own)
-        self.for_another = self.run(grants.create, self.admin, self.wanted("", "another"))
-        self.by_key = self.run(grants.create, self.key_principal(), self.wanted("", "end-user"))
-        exchanged = [(self.wanted(self.provider, "end-user"), "")]
+        self.for_another = self.run(grants.create, self.admin, self.new_grant("", "another"))
+        self.by_key = self.run(grants.create, self.key_principal(), self.new_grant("", "end-user"))
+        exchanged = [(self.new_grant(self.provider, "end-user"), "")]
         exchanging = replace(
             self.owner,
             permissions=self.owner.permissions | {Permission.TOKENS_EXCHANGE},
         )
         (self.by_provider,) = self.run(grants.mint, exchanging, exchanged)
-        self.runner.end_sessions = self.note_room
+        self.runner.end_sessions = self.note_scope
 
-    def note_room(self, concern: SessionImpact) -> EndedSessions:
-        self.ended_rooms.add((concern.scope[0], str(concern.scope[1])))
+    def note_scope(self, concern: SessionImpact) -> EndedSessions:
+        self.ended_scopes.add((concern.scope[0], str(concern.scope[1])))
         return EndedSessions()
 
     def run(self, action: Callable[..., Any], by: Principal, *args: object) -> Any:  # noqa: ANN401 - as `action`
@@ -143,11 +143,11 @@ class World:
         )
 
     @staticmethod
-    def wanted(provider: str, email: str) -> NewGrant:
+    def new_grant(provider: str, email: str) -> NewGrant:
         name = f"u{next(NUMBERS)}"
         return NewGrant(provider, email, email, f"usr_{name}", name, {}, 600, 600)
 
-    # --- the changes, by the names of the table's rows -----------------------------------------
+    # --- the changes, named after the table's rows -----------------------------------------
 
     def key_revoked(self) -> None:
         self.run(revocations.revoke, self.owner, self.key.key.id, "superseded")
@@ -195,7 +195,7 @@ class World:
         disable.__name__ = "disable"  # type: ignore[attr-defined]
         self.run(disable, self.owner, self.provider)
 
-    # --- what is left, by the names of its columns ----------------------------------------------
+    # --- what remains, named after the table's columns ------------------------------------------
 
     def verdicts_of_the_key(self) -> str:
         return self.verdict(self.key.secret.text)
@@ -250,9 +250,9 @@ class World:
         except InvalidToken:
             if logs_in:
                 return "no refresh"
-            # What ends a grant has its live sessions looked at before the call returns.
+            # Ending a grant checks its live sessions before the call returns.
             scope = (self.org.id, str(Environment.LIVE))
-            assert scope in self.ended_rooms or self.is_stopped
+            assert scope in self.ended_scopes or self.is_stopped
             return "ends"
         return "stays"
 
@@ -265,7 +265,7 @@ class World:
 
 
 def method_of(name: str) -> str:
-    """Return the name of the method that stands for a row or a column."""
+    """Return the name of a row's or a column's method."""
     return re.sub(r"\W+", "_", name.lower()).strip("_")
 
 
@@ -277,8 +277,8 @@ def world(runner: Runner) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_change_ends_what_the_page_says_and_nothing_else(world: World, row: str) -> None:
+def test_a_change_ends_exactly_what_the_page_lists(world: World, row: str) -> None:
     assert len(ROWS[row]) == len(COLUMNS) == 11
     getattr(world, method_of(row))()
-    found = [getattr(world, method_of(column))() for column in COLUMNS]
-    assert dict(zip(COLUMNS, found, strict=True)) == dict(zip(COLUMNS, ROWS[row], strict=True))
+    results = [getattr(world, method_of(column))() for column in COLUMNS]
+    assert dict(zip(COLUMNS, results, strict=True)) == dict(zip(COLUMNS, ROWS[row], strict=True))

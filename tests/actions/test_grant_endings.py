@@ -1,4 +1,4 @@
-"""Whoever was ended never logs in, and nobody else is ended, in whatever order things happen."""
+"""A revoked grant never logs in, and no other grant ends, in any order of events."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ NAMES = count()
 # Two of three users share an address.
 EMAILS = ("ada@acme.example", "ada@acme.example", "grace@acme.example")
 which = st.integers(0, 5)
-# Most of what happens is that grants are made.
-HAPPENING = [
+# Most events create grants.
+EVENTS = [
     *["mint"] * 6, *["create", "refresh"] * 2, "one", "user", "email", "provider", "key",
     "delete provider", "revoke key",
 ]  # fmt: skip
-STEPS = st.lists(st.tuples(st.sampled_from(HAPPENING), which, which), max_size=20)
+STEPS = st.lists(st.tuples(st.sampled_from(EVENTS), which, which), max_size=20)
 
 
 @dataclass
 class Noted:
-    """A grant as somebody would write it down."""
+    """A grant with its expected state."""
 
     made: MintedGrant
     user: str
@@ -51,7 +51,7 @@ class Noted:
 
 
 class Notebook:
-    """An organization whose grants are notes, beside the same in a database."""
+    """A model of an organization's grants, compared with those in the database."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -66,11 +66,11 @@ class Notebook:
         )
         self.providers = [self.provider(f"p{n}") for n in range(2)]
         self.keys = [self.key(f"live-{n}") for n in range(2)]
-        self.gone: set[str] = set()
+        self.removed: set[str] = set()
         self.notes: list[Noted] = []
         test = replace(self.owner, environment=Environment.TEST)
-        wanted = self.wanted("", EMAILS[0], EMAILS[0])
-        self.bystander = runner.write(grants.create, test, wanted)
+        spec = self.new_grant("", EMAILS[0], EMAILS[0])
+        self.bystander = runner.write(grants.create, test, spec)
 
     def provider(self, name: str) -> str:
         spec = ProviderSpec(
@@ -86,16 +86,16 @@ class Notebook:
         spec = KeySpec(name, KeyType.SECRET, Environment.LIVE)
         return self.runner.write(keys.issue, self.owner, spec).key.id
 
-    def wanted(self, provider: str, user: str, email: str) -> NewGrant:
+    def new_grant(self, provider: str, user: str, email: str) -> NewGrant:
         name = f"{user.partition('@')[0]}_{provider}"
         return NewGrant(provider, user, email, f"usr_{name}"[:32], name, {"user_id": user}, 600)
 
-    # --- what is done ------------------------------------------------------------------------
+    # --- the events ------------------------------------------------------------------------
 
     def mint(self, user: int, where: int) -> None:
         provider, key = self.providers[where % 2], self.keys[where // 2 % 2]
-        # No token of a provider that is gone passes.
-        if provider in self.gone:
+        # A deleted provider's tokens are rejected.
+        if provider in self.removed:
             return
         by = Principal(
             PrincipalKind.KEY,
@@ -106,18 +106,18 @@ class Notebook:
             permissions=frozenset({Permission.TOKENS_EXCHANGE}),
         )
         user_id, email = f"user{user % 3}", EMAILS[user % 3]
-        wanted = [(self.wanted(provider, user_id, email), "")]
-        if key in self.gone:
+        specs = [(self.new_grant(provider, user_id, email), "")]
+        if key in self.removed:
             with pytest.raises(Revoked):
-                self.runner.write(grants.mint, by, wanted)
+                self.runner.write(grants.mint, by, specs)
             return
-        (made,) = self.runner.write(grants.mint, by, wanted)
+        (made,) = self.runner.write(grants.mint, by, specs)
         self.notes.append(Noted(made, user_id, email, provider, key, len(self.notes)))
 
     def create(self, user: int, how: int) -> None:
         email = EMAILS[user % 3]
-        wanted = self.wanted("", email, email)
-        made = self.runner.write(grants.create, self.owner, wanted, replace=bool(how % 2))
+        spec = self.new_grant("", email, email)
+        made = self.runner.write(grants.create, self.owner, spec, replace=bool(how % 2))
         if how % 2:
             self.end(email=email)
         self.notes.append(Noted(made, email, email, "", "", len(self.notes)))
@@ -155,7 +155,7 @@ class Notebook:
 
     def of_provider(self, number: int, _: int) -> None:
         provider = self.providers[number % 2]
-        if provider not in self.gone:
+        if provider not in self.removed:
             self.revoke_all(CutoffKind.PROVIDER, provider=provider)
 
     def of_key(self, number: int, _: int) -> None:
@@ -163,15 +163,15 @@ class Notebook:
 
     def delete_provider(self, number: int, _: int) -> None:
         provider = self.providers[number % 2]
-        if provider not in self.gone:
+        if provider not in self.removed:
             self.runner.write(providers.remove, self.owner, provider)
-            self.gone.add(provider)
+            self.removed.add(provider)
             self.end(provider=provider)
 
     def revoke_key(self, number: int, _: int) -> None:
         key = self.keys[number % 2]
         self.runner.write(revocations.revoke, self.owner, key, "unspecified")
-        self.gone.add(key)
+        self.removed.add(key)
         self.end(key=key)
 
     def revoke_all(self, kind: CutoffKind, **whose: str) -> None:
@@ -180,44 +180,44 @@ class Notebook:
         assert live == self.end(**whose)
 
     def end(self, **whose: Any) -> int:  # noqa: ANN401
-        """Note that all with these marks are over; return how many lived."""
+        """Mark all grants with this attribute as ended; return how many were live."""
         ((name, value),) = whose.items()
         ended = [note for note in self.notes if note.live and getattr(note, name) == value]
         for note in ended:
             note.live = False
         return len(ended)
 
-    # --- what is then true -------------------------------------------------------------------
+    # --- the invariants -------------------------------------------------------------------
 
     def check(self) -> None:
         database = self.runner.database
         for note in self.notes:
             grant = note.made.grant
-            found = find_grant(database, note.made.password.text, grant.mqtt_username)
-            assert (found is not None) is note.live
-        alive = {note.made.grant.kid for note in self.notes if note.live}
+            login = find_grant(database, note.made.password.text, grant.mqtt_username)
+            assert (login is not None) is note.live
+        live_kids = {note.made.grant.kid for note in self.notes if note.live}
         with database.read() as tx:
             kids = [note.made.grant.kid for note in self.notes]
-            # The newest of a family keeps the sessions of all that was refreshed to it.
+            # The newest grant of a family keeps the sessions of those it was refreshed from.
             newest_lives = {n.family: n.live for n in self.notes if not n.replaced}
-            going_on = {
+            with_sessions = {
                 note.made.grant.kid
                 for note in self.notes
                 if note.live and newest_lives[note.family]
             }
-            assert set(live_grants(tx, self.owner.scope, kids)) == going_on
+            assert set(live_grants(tx, self.owner.scope, kids)) == with_sessions
             for name in {note.made.grant.mqtt_username for note in self.notes}:
                 lives = [n for n in self.notes if n.live and n.made.grant.mqtt_username == name]
                 newest = newest_grant(tx, name)
                 assert (newest is not None) is bool(lives)
-                assert newest is None or newest.kid in alive
+                assert newest is None or newest.kid in live_kids
             query = grants.GrantQuery(active=True, limit=200)
             listed = grants.list_grants(tx, self.owner, query)
-        assert {one.kid for one in listed} == alive
+        assert {grant_row.kid for grant_row in listed} == live_kids
         assert find_grant(database, self.bystander.password.text) is not None
 
 
-DONE = {
+HANDLERS = {
     "provider": Notebook.of_provider,
     "key": Notebook.of_key,
     **{name: getattr(Notebook, name) for name in ("mint", "create", "refresh", "one", "user")},
@@ -227,7 +227,7 @@ DONE = {
 }
 
 
-def test_who_was_ended_never_logs_in_and_nobody_else_is_ended(
+def test_a_revoked_grant_never_logs_in_and_no_other_grant_ends(
     runner: Runner, storage_url: str
 ) -> None:
     @settings(
@@ -236,10 +236,10 @@ def test_who_was_ended_never_logs_in_and_nobody_else_is_ended(
         suppress_health_check=list(HealthCheck),
     )
     @given(STEPS)
-    def judged(steps: list[tuple[str, int, int]]) -> None:
+    def check_steps(steps: list[tuple[str, int, int]]) -> None:
         book = Notebook(runner)
         for name, first, second in steps:
-            DONE[name](book, first, second)
+            HANDLERS[name](book, first, second)
             book.check()
 
-    judged()
+    check_steps()

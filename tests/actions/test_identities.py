@@ -1,4 +1,4 @@
-"""Whoever is new at an allowed domain joins the organization that the operator meant."""
+"""New users of an allowed domain join the organization that the operator configured."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from wardkey.domain.permissions import Role
 from wardkey.domain.principal import Principal, PrincipalKind
 from wardkey.domain.single_sign_on import Identity, SignInPolicy
 
-NOBODY = Principal(PrincipalKind.USER, "", "")
+ANONYMOUS = Principal(PrincipalKind.USER, "", "")
 ISSUER = "https://login.acme.example"
 
 
-def signs_in(runner: Runner, name: str, reference: str) -> None:
+def sign_in(runner: Runner, name: str, reference: str) -> None:
     identity = Identity(ISSUER, f"subject-{name}", f"{name}@acme.example")
     welcome = SignInPolicy(frozenset({"acme.example"}), reference, Role.VIEWER)
-    runner.write(identities.sign_in, NOBODY, identity, welcome, "")
+    runner.write(identities.sign_in, ANONYMOUS, identity, welcome, "")
 
 
-def test_an_id_goes_on_naming_what_newcomers_join_when_the_slug_is_changed(
+def test_an_organization_id_in_the_sign_in_policy_survives_a_slug_change(
     runner: Runner, owner: Principal
 ) -> None:
-    signs_in(runner, "first", "acme")
+    sign_in(runner, "first", "acme")
     runner.write(organizations.change, owner, slug="apex")
     with pytest.raises(SignInNotAllowed):
-        signs_in(runner, "second", "acme")
-    signs_in(runner, "third", owner.org_id)
-    emails = {one.email for one in runner.read(members.list_members, owner)}
+        sign_in(runner, "second", "acme")
+    sign_in(runner, "third", owner.org_id)
+    emails = {row.email for row in runner.read(members.list_members, owner)}
     assert emails == {f"{name}@acme.example" for name in ("owner", "first", "third")}

@@ -1,4 +1,4 @@
-"""What pages show of keys is counted in the same way on both storages."""
+"""Key usage is counted in the same way on both storages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wardkey.domain.secret import Environment
 HOUR_MS = 3_600_000
 
 
-def test_uses_are_counted_by_day_of_one_key_and_of_all(runner: Runner, owner: Principal) -> None:
+def test_uses_are_counted_by_day_for_one_key_and_for_all(runner: Runner, owner: Principal) -> None:
     spec = KeySpec("live-counted", KeyType.SECRET, Environment.LIVE)
     issued = runner.write(keys.issue, owner, spec)
     today = runner.database.clock() // HOUR_MS

@@ -1,4 +1,4 @@
-"""A key with keys:write never comes by a key that does more than itself."""
+"""A key with keys:write can never obtain a key with more power than its own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PROBES = (
 FIELDS: Mapping[str, tuple[Any, ...]] = {
     "allowed_addresses": ((), ("10.0.0.0/8",), ("10.1.0.0/16", "192.0.2.1"), ("0.0.0.0/0",)),
     "rate_limit": (None, RATE, Rate(100, 1, 10), Rate(1, 60, 11), Rate(1, 60, 1)),
-    # Added to the time at which the deployment was made; None is no expiry.
+    # Added to the world's start time; None means no expiry.
     "expires_at": (None, 20 * 60_000, DAY, 30 * DAY),
     "permissions": (
         ("acl:read",),
@@ -62,7 +62,7 @@ FIELDS: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass
 class World:
-    """An organization whose key was stolen: `texts` are the secrets that the thief has."""
+    """An organization with a stolen key: `texts` are the thief's secrets."""
 
     runner: Runner
     owner: Principal
@@ -86,13 +86,13 @@ class World:
         return known
 
     def caller(self, text: str) -> Principal | None:
-        """Return who shows a secret from inside; None if it is refused."""
+        """Return the principal of a secret used from inside; None if it is refused."""
         known, now = self.known(text), self.runner.database.clock()
         verdict = decide(known, VerificationRequest(text, address=INSIDE), now)
         return key_principal(known, INSIDE, "") if verdict is Verdict.VALID else None
 
     def powers(self, text: str) -> set[tuple[str, str, int]]:
-        """Return from where, for what and at what time a secret is valid."""
+        """Return the addresses, permissions and times for which a secret is valid."""
         known, now = self.known(text), self.runner.database.clock()
         return {
             (address, permission, at)
@@ -119,7 +119,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 
 @pytest.fixture(scope="module")
 def begin(opened: Runner) -> Iterator[Callable[[], World]]:
-    """Make an organization on each call."""
+    """Create an organization on each call."""
     verifier = Verifier(opened.database, Usage(opened.database))
     clock, count = opened.database.clock, 0
 
@@ -146,8 +146,8 @@ def begin(opened: Runner) -> Iterator[Callable[[], World]]:
     verifier.directory.close()
 
 
-def stolen(world: World) -> keys.Issued:
-    """Make the limited key that the thief has."""
+def create_stolen_key(world: World) -> keys.Issued:
+    """Create the limited key that was stolen."""
     limits = {"allowed_addresses": ("10.0.0.0/8",), "rate_limit": RATE}
     made = world.made(HELD, **limits, expires_at=world.began + DAY)
     world.texts.append(made.secret.text)
@@ -155,17 +155,17 @@ def stolen(world: World) -> keys.Issued:
     return made
 
 
-def others(world: World) -> list[str]:
-    """Make keys that the thief must not widen; return their secrets."""
+def create_other_keys(world: World) -> list[str]:
+    """Create keys that the thief must not widen; return their secrets."""
     weaker = world.made(("acl:read",))
     stronger = world.made(("acl:read", "acl:write"), allowed_addresses=(INSIDE,))
     stopped = world.made(("acl:read",), expires_at=world.began + HOUR)
     world.runner.write(keys.disable, world.owner, stopped.key.id)
-    # One that is as limited, which the thief may use for what it can do itself.
-    like = {"allowed_addresses": ("10.1.0.0/16",), "rate_limit": RATE}
-    within = world.made(("acl:read",), **like, expires_at=world.began + HOUR)
-    world.ids += [one.key.id for one in (weaker, stronger, stopped, within)]
-    return [one.secret.text for one in (weaker, stronger, stopped)]
+    # A key as limited as the stolen one, which the thief may use.
+    limits = {"allowed_addresses": ("10.1.0.0/16",), "rate_limit": RATE}
+    within = world.made(("acl:read",), **limits, expires_at=world.began + HOUR)
+    world.ids += [issued.key.id for issued in (weaker, stronger, stopped, within)]
+    return [issued.secret.text for issued in (weaker, stronger, stopped)]
 
 
 steps = st.tuples(
@@ -178,33 +178,33 @@ steps = st.tuples(
 )
 
 
-def take(world: World, step: Any) -> None:  # noqa: ANN401 - what hypothesis drew
-    act, who, which, (name, value), grace, values = step
-    if act == "wait":
+def perform(world: World, step: Any) -> None:  # noqa: ANN401 - what hypothesis drew
+    action, caller_index, key_index, (name, value), grace, values = step
+    if action == "wait":
         later = world.runner.database.clock() + 40 * 60_000
         world.runner.database.clock = lambda: later
-    by = world.caller(world.texts[who % len(world.texts)])
+    by = world.caller(world.texts[caller_index % len(world.texts)])
     if by is None:
         return
-    key_id, change = world.ids[which % len(world.ids)], world.runner.write
+    key_id, change = world.ids[key_index % len(world.ids)], world.runner.write
 
-    def at(wanted: int | None) -> int | None:
-        return None if wanted is None else world.began + wanted
+    def at(offset: int | None) -> int | None:
+        return None if offset is None else world.began + offset
 
     made = None
     with suppress(WardkeyError):
-        if act == "issue":
+        if action == "issue":
             spec = world.spec(**{**values, "expires_at": at(values["expires_at"])})
             made = change(keys.issue, by, spec)
-        elif act == "change":
+        elif action == "change":
             new = at(value) if name == "expires_at" else value
             change(keys.change, by, key_id, {name: new})
-        elif act == "rotate":
+        elif action == "rotate":
             made = change(keys.rotate, by, key_id, grace)
-        elif act == "revoke":
+        elif action == "revoke":
             change(revocations.revoke, by, key_id, "superseded")
-        elif act in {"enable", "disable"}:
-            change(getattr(keys, act), by, key_id)
+        elif action in {"enable", "disable"}:
+            change(getattr(keys, action), by, key_id)
     if made is not None:
         world.texts.append(made.secret.text)
         world.ids.append(made.key.id)
@@ -214,26 +214,27 @@ def take(world: World, step: Any) -> None:  # noqa: ANN401 - what hypothesis dre
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(calls=st.lists(steps, min_size=1, max_size=12), replaced=st.booleans())
-def test_no_sequence_of_calls_yields_a_key_that_may_do_what_the_stolen_one_could_not(
+def test_no_sequence_of_calls_yields_a_key_with_more_power_than_the_stolen_one(
     begin: Callable[[], World], *, calls: list[Any], replaced: bool
 ) -> None:
     world = begin()
-    made = stolen(world)
-    foreign = others(world)
+    made = create_stolen_key(world)
+    foreign = create_other_keys(world)
     if replaced:
         # An admin replaces the secret because it was stolen; it works for another hour.
         world.runner.write(keys.rotate, world.owner, made.key.id, "1h")
-    mine, theirs = world.powers(world.texts[0]), [world.powers(text) for text in foreign]
-    assert mine
+    own_powers = world.powers(world.texts[0])
+    other_powers = [world.powers(text) for text in foreign]
+    assert own_powers
     for step in calls:
-        take(world, step)
+        perform(world, step)
     for text in world.texts:
-        assert world.powers(text) <= mine
+        assert world.powers(text) <= own_powers
         rate = world.known(text).rate
         assert rate is not None
         assert rate.limit / rate.period_ms <= RATE.limit / RATE.period_s / 1000
         assert rate.burst <= RATE.burst
-    for text, before in zip(foreign, theirs, strict=True):
+    for text, before in zip(foreign, other_powers, strict=True):
         assert world.powers(text) <= before
 
 
@@ -248,21 +249,21 @@ def test_no_sequence_of_calls_yields_a_key_that_may_do_what_the_stolen_one_could
         {"metadata": {"plan": "all"}},
     ],
 )
-def test_a_key_changes_no_restriction_of_its_own(
+def test_a_key_cannot_change_its_own_restrictions(
     begin: Callable[[], World], change: dict[str, Any]
 ) -> None:
     world = begin()
-    made = stolen(world)
+    made = create_stolen_key(world)
     by = world.caller(made.secret.text)
     assert by is not None
     with pytest.raises(ExceedsOwnLimits):
         world.runner.write(keys.change, by, made.key.id, change)
-    # What restricts nothing may be changed, and what stays the same named.
+    # Fields that restrict nothing may change, and unchanged restrictions may be sent.
     same = {"allowed_addresses": ("10.0.0.0/8",), "description": "mine"}
     assert world.runner.write(keys.change, by, made.key.id, same)[0].description == "mine"
 
 
-def test_a_key_narrows_others_and_widens_none(begin: Callable[[], World]) -> None:
+def test_a_key_can_narrow_other_keys_but_not_widen_them(begin: Callable[[], World]) -> None:
     world = begin()
     by = world.caller(world.made(HELD).secret.text)
     assert by is not None
@@ -270,9 +271,9 @@ def test_a_key_narrows_others_and_widens_none(begin: Callable[[], World]) -> Non
     weaker = world.made(("acl:read",)).key.id
     stronger = world.made(("acl:write",), allowed_addresses=(INSIDE,)).key.id
     change(keys.change, by, weaker, {"allowed_addresses": ("10.0.0.0/8",), "expires_at": until})
-    for wanted in ({"allowed_addresses": ()}, {"allowed_addresses": ("10.0.0.0/7",)}):
+    for wider in ({"allowed_addresses": ()}, {"allowed_addresses": ("10.0.0.0/7",)}):
         with pytest.raises(ExceedsOwnLimits):
-            change(keys.change, by, weaker, wanted)
+            change(keys.change, by, weaker, wider)
     with pytest.raises(ExceedsOwnLimits):
         change(keys.change, by, weaker, {"expires_at": until + 1})
     for restriction in ({"allowed_addresses": ("0.0.0.0/0",)}, {"permissions": ()}):
@@ -285,8 +286,8 @@ def test_a_key_adds_permissions_only_to_keys_within_its_own_limits(
     begin: Callable[[], World],
 ) -> None:
     world = begin()
-    made = stolen(world)
-    others(world)
+    made = create_stolen_key(world)
+    create_other_keys(world)
     by = world.caller(made.secret.text)
     assert by is not None
     weaker, within = world.ids[1], world.ids[-1]
@@ -317,12 +318,14 @@ def test_a_key_with_scopes_grant_grants_every_scope_within_its_own_limits(
     assert change(keys.rotate, by, other, "now").key.permissions == (SCOPE,)
 
 
-@pytest.mark.parametrize("who", ["member", "keys:admin"])
-def test_members_and_keys_with_keys_admin_lift_limits(begin: Callable[[], World], who: str) -> None:
+@pytest.mark.parametrize("principal", ["member", "keys:admin"])
+def test_members_and_keys_with_keys_admin_lift_limits(
+    begin: Callable[[], World], principal: str
+) -> None:
     world = begin()
     limits = {"allowed_addresses": ("10.0.0.0/8",), "expires_at": world.began + DAY}
     own = world.made((*HELD, "keys:admin"), **limits)
-    by = world.owner if who == "member" else world.caller(own.secret.text)
+    by = world.owner if principal == "member" else world.caller(own.secret.text)
     assert by is not None
     change = world.runner.write
     other = world.made(("acl:write",), **limits).key.id
@@ -332,7 +335,7 @@ def test_members_and_keys_with_keys_admin_lift_limits(begin: Callable[[], World]
     for key_id in (other, own.key.id):
         assert change(keys.change, by, key_id, free)[0].expires_at is None
     assert change(keys.issue, by, world.spec(("acl:read",))).key.allowed_addresses == ()
-    if who != "member":
+    if principal != "member":
         with pytest.raises(ExceedsOwnPermissions):
             change(keys.rotate, by, other, "now")
 
@@ -349,7 +352,7 @@ def test_a_key_enables_only_what_it_disabled_itself(begin: Callable[[], World]) 
         change(keys.enable, another, key_id)
     assert change(keys.enable, by, key_id).disabled_at is None
     change(keys.disable, by, key_id)
-    # A person who disables it too has the last word.
+    # If a member disables it too, the key cannot enable it.
     change(keys.disable, world.owner, key_id)
     with pytest.raises(ExceedsOwnLimits):
         change(keys.enable, by, key_id)
@@ -357,20 +360,22 @@ def test_a_key_enables_only_what_it_disabled_itself(begin: Callable[[], World]) 
 
 def test_an_imported_key_is_within_the_limits_of_its_importer(begin: Callable[[], World]) -> None:
     world = begin()
-    by = world.caller(stolen(world).secret.text)
+    by = world.caller(create_stolen_key(world).secret.text)
     assert by is not None
     prefix = f"p{world.began}_"
     world.runner.write(imports.register_prefix, world.owner, prefix)
     hashed = hashlib.sha256(b"a text of another issuer").hexdigest()
-    wanted = imports.Import(world.spec(("acl:read",)), prefix, hashed, 160)
+    unlimited = imports.Import(world.spec(("acl:read",)), prefix, hashed, 160)
     with pytest.raises(ExceedsOwnLimits):
-        world.runner.write(imports.import_key, by, wanted)
+        world.runner.write(imports.import_key, by, unlimited)
     limits = {"allowed_addresses": (INSIDE,), "rate_limit": RATE, "expires_at": world.began + 1}
-    within = replace(wanted, spec=world.spec(("acl:read",), **limits))
+    within = replace(unlimited, spec=world.spec(("acl:read",), **limits))
     assert world.runner.write(imports.import_key, by, within).expires_at == world.began + 1
 
 
-def test_a_secret_in_its_grace_makes_nothing_that_outlives_it(begin: Callable[[], World]) -> None:
+def test_a_secret_in_its_grace_period_creates_nothing_that_outlives_it(
+    begin: Callable[[], World],
+) -> None:
     world = begin()
     made = world.made(HELD)
     change = world.runner.write

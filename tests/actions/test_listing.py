@@ -1,4 +1,4 @@
-"""A list's filters choose what the records themselves say of their state."""
+"""A list's filters match the state that the records themselves report."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_each_key_is_listed_under_its_own_status(runner: Runner, owner: Principa
     )
 
 
-def test_the_organizations_policy_says_when_a_rotation_is_due(
+def test_the_organizations_policy_sets_when_a_rotation_is_due(
     runner: Runner, owner: Principal
 ) -> None:
     issue(runner, owner, "old")
@@ -78,7 +78,7 @@ def test_the_organizations_policy_says_when_a_rotation_is_due(
         assert key.rotation_due(at) == bool(expected)
 
 
-def test_a_key_is_unused_once_neither_made_nor_used_for_so_many_days(
+def test_a_key_is_unused_once_neither_created_nor_used_for_that_many_days(
     runner: Runner, owner: Principal
 ) -> None:
     usage = Usage(runner.database)
@@ -105,8 +105,8 @@ def test_a_key_is_expiring_in_its_last_fourteen_days(runner: Runner, owner: Prin
     end = START + 20 * DAY
     issue(runner, owner, "ends", expires_at=end)
     issue(runner, owner, "stays")
-    gone = issue(runner, owner, "gone", expires_at=end)
-    runner.write(revocations.revoke, owner, gone.key.id, "unspecified")
+    revoked = issue(runner, owner, "gone", expires_at=end)
+    runner.write(revocations.revoke, owner, revoked.key.id, "unspecified")
     query = KeyQuery(expiring=True)
     assert names(runner, owner, end - EXPIRING_MS - 1, query) == set()
     assert names(runner, owner, end - EXPIRING_MS, query) == {"ends"}

@@ -1,4 +1,4 @@
-"""A login is found by what is on the wire, and a storm of logins pays for its password once."""
+"""Logins are looked up by their MQTT username, and a storm of logins hashes its password once."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def verified() -> VerifiedPasswords:
 
 @pytest.fixture
 def hashings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Count what Argon2 is asked, which it still answers."""
-    asked: list[str] = []
+    """Record the passwords that Argon2 verifies."""
+    passwords: list[str] = []
     verify = PasswordHasher.verify
 
     def counted(self: PasswordHasher, known: str | bytes, password: str | bytes) -> Any:  # noqa: ANN401 - Argon2's own answer
-        asked.append(str(password))
+        passwords.append(str(password))
         return verify(self, known, password)
 
     monkeypatch.setattr(PasswordHasher, "verify", counted)
-    return asked
+    return passwords
 
 
 def fits(verified: VerifiedPasswords, known: str, password: str) -> bool:
@@ -65,22 +65,22 @@ def made(
     return runner.write(clients.create, by, ClientSpec(username, by.environment), hashed)
 
 
-def test_the_right_password_finds_the_client_and_a_wrong_one_nobody(
+def test_only_the_correct_password_finds_the_client(
     runner: Runner, owner: Principal, verified: VerifiedPasswords
 ) -> None:
     given, generated = made(runner, owner, "given", GIVEN), made(runner, owner, "generated")
     assert given.password is None
     assert generated.password is not None
-    for one, right in ((given, GIVEN), (generated, generated.password)):
-        name = one.client.mqtt_username
-        found = find_login(runner.database, verified, name, right)
-        assert found is not None
-        assert (found.id, found.mqtt_username) == (one.client.id, name)
+    for created, right in ((given, GIVEN), (generated, generated.password)):
+        name = created.client.mqtt_username
+        login = find_login(runner.database, verified, name, right)
+        assert login is not None
+        assert (login.id, login.mqtt_username) == (created.client.id, name)
         for wrong in (OTHER, right + " ", "\ud800", "x" * 70_000):
             assert find_login(runner.database, verified, name, wrong) is None
 
 
-def test_no_other_user_name_opens_with_a_known_password(
+def test_a_password_works_with_no_other_username(
     runner: Runner, owner: Principal, verified: VerifiedPasswords
 ) -> None:
     password = made(runner, owner).password or ""
@@ -106,53 +106,53 @@ def test_the_same_name_in_test_is_another_client(
 ) -> None:
     live = made(runner, owner)
     test = made(runner, replace(owner, environment=Environment.TEST))
-    for one, other in ((live, test), (test, live)):
-        name = one.client.mqtt_username
-        found = find_login(runner.database, verified, name, one.password or "")
-        assert found is not None
-        assert (found.id, found.environment) == (one.client.id, one.client.environment)
+    for created, other in ((live, test), (test, live)):
+        name = created.client.mqtt_username
+        login = find_login(runner.database, verified, name, created.password or "")
+        assert login is not None
+        assert (login.id, login.environment) == (created.client.id, created.client.environment)
         assert find_login(runner.database, verified, name, other.password or "") is None
 
 
-def test_a_disabled_or_deleted_client_is_not_found_though_its_password_is_remembered(
+def test_a_disabled_or_deleted_client_is_not_found_even_with_a_cached_password(
     runner: Runner, owner: Principal, verified: VerifiedPasswords
 ) -> None:
     client = made(runner, owner, password=GIVEN).client
 
-    def found() -> bool:
+    def can_log_in() -> bool:
         return find_login(runner.database, verified, client.mqtt_username, GIVEN) is not None
 
-    assert found()
+    assert can_log_in()
     runner.write(clients.change, owner, client.id, {"enabled": False})
-    assert not found()
+    assert not can_log_in()
     runner.write(clients.change, owner, client.id, {"enabled": True})
-    assert found()
+    assert can_log_in()
     runner.write(clients.remove, owner, client.id)
-    assert not found()
+    assert not can_log_in()
 
 
 def test_no_client_of_a_suspended_or_deleted_organization_is_found(
     runner: Runner, owner: Principal, verified: VerifiedPasswords
 ) -> None:
-    one = made(runner, owner)
+    created = made(runner, owner)
 
-    def found() -> bool:
-        name = one.client.mqtt_username
-        return find_login(runner.database, verified, name, one.password or "") is not None
+    def can_log_in() -> bool:
+        name = created.client.mqtt_username
+        return find_login(runner.database, verified, name, created.password or "") is not None
 
-    assert found()
+    assert can_log_in()
     runner.write(organizations.suspend, operator(), owner.org_id)
-    assert not found()
+    assert not can_log_in()
     runner.write(organizations.resume, operator(), owner.org_id)
-    assert found()
+    assert can_log_in()
     runner.write(organizations.delete, operator(), owner.org_id)
-    assert not found()
+    assert not can_log_in()
 
 
-def test_a_new_password_ends_the_old_one_that_is_remembered(
+def test_a_new_password_replaces_a_cached_one(
     runner: Runner, owner: Principal, verified: VerifiedPasswords
 ) -> None:
-    # The clock stands still, so that nothing but the password itself tells the two apart.
+    # The clock is frozen, so only the password itself distinguishes the two.
     now = runner.database.clock()
     runner.database.clock = lambda: now
     client = made(runner, owner, password=GIVEN).client
@@ -166,7 +166,7 @@ def test_a_new_password_ends_the_old_one_that_is_remembered(
     assert find_login(runner.database, verified, name, generated)
 
 
-def test_passwords_outlive_a_rotation_of_the_master_key(
+def test_passwords_survive_a_master_key_rotation(
     runner: Runner, owner: Principal, verified: VerifiedPasswords
 ) -> None:
     given, generated = made(runner, owner, "given", GIVEN), made(runner, owner, "generated")
@@ -176,22 +176,22 @@ def test_passwords_outlive_a_rotation_of_the_master_key(
     with runner.database.write() as tx:
         master_keys.rotate(tx, operator(), MasterKey.generate())
         runner.database.vault = tx.vault
-    for one, right in ((given, GIVEN), (generated, generated.password or "")):
-        assert find_login(runner.database, verified, one.client.mqtt_username, right)
-        assert find_login(runner.database, verified, one.client.mqtt_username, OTHER) is None
+    for created, right in ((given, GIVEN), (generated, generated.password or "")):
+        assert find_login(runner.database, verified, created.client.mqtt_username, right)
+        assert find_login(runner.database, verified, created.client.mqtt_username, OTHER) is None
 
 
-def test_a_storm_of_logins_pays_for_its_password_once(
+def test_a_storm_of_logins_hashes_its_password_once(
     runner: Runner, owner: Principal, verified: VerifiedPasswords, hashings: list[str]
 ) -> None:
     name = made(runner, owner, password=GIVEN).client.mqtt_username
 
-    def found(_: int) -> bool:
+    def can_log_in(_: int) -> bool:
         return find_login(runner.database, verified, name, GIVEN) is not None
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(found, range(200)))
-    # Two may begin at once, before either is remembered.
+        assert all(pool.map(can_log_in, range(200)))
+    # Two may begin at once, before either is cached.
     assert len(hashings) <= 2
     generated = made(runner, owner, "generated")
     mqtt_username, password = generated.client.mqtt_username, generated.password or ""
@@ -216,21 +216,21 @@ def test_every_refusal_costs_as_much_as_a_wrong_password(
         assert len(hashings) == count, name
 
 
-def test_a_verified_password_is_remembered_for_five_minutes(hashings: list[str]) -> None:
+def test_a_verified_password_is_cached_for_five_minutes(hashings: list[str]) -> None:
     now = [1000.0]
     verified = VerifiedPasswords(clock=lambda: now[0])
     known = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(GIVEN)
-    for later, asked in ((0, 1), (CACHED_S - 0.1, 1), (0.1, 2), (1, 2)):
+    for later, count in ((0, 1), (CACHED_S - 0.1, 1), (0.1, 2), (1, 2)):
         now[0] += later
         assert fits(verified, known, GIVEN)
-        assert len(hashings) == asked
+        assert len(hashings) == count
     for _ in range(2):
         assert not fits(verified, known, OTHER)
     assert len(hashings) == 4
     assert GIVEN not in repr(verified)
 
 
-def test_no_more_than_ten_thousand_passwords_are_remembered(hashings: list[str]) -> None:
+def test_at_most_ten_thousand_passwords_are_cached(hashings: list[str]) -> None:
     verified = VerifiedPasswords()
     known = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(GIVEN)
     assert fits(verified, known, GIVEN)
@@ -249,22 +249,24 @@ def test_no_more_than_ten_thousand_passwords_are_remembered(hashings: list[str])
 def test_a_connection_is_stored_at_most_once_a_minute(
     runner: Runner, owner: Principal, verified: VerifiedPasswords
 ) -> None:
-    one = made(runner, owner)
+    created = made(runner, owner)
     start = runner.database.clock()
 
     def connected_at(now: int, by: Principal = owner) -> int | None:
         runner.database.clock = lambda: now
-        known = find_login(runner.database, verified, one.client.mqtt_username, one.password or "")
+        known = find_login(
+            runner.database, verified, created.client.mqtt_username, created.password or ""
+        )
         assert known is not None
         mark_connected(runner.database, [known, stale(known)])
-        return runner.read(clients.get, by, one.client.id).last_connected_at
+        return runner.read(clients.get, by, created.client.id).last_connected_at
 
     def stale(known: KnownClient) -> KnownClient:
-        """Return what a process knows that did not see the other one's mark."""
+        """Return the client as cached by a process that has not seen the other's mark."""
         return replace(known, last_connected_at=None)
 
     assert connected_at(start) == start
     assert connected_at(start + MINUTE_MS - 1) == start
     assert connected_at(start + MINUTE_MS) == start + MINUTE_MS
-    # A clock that was set back does not stop it.
+    # It is also stored after the clock is set back.
     assert connected_at(start) == start

@@ -12,8 +12,8 @@ from wardkey.domain.errors import WrongMasterKey
 from wardkey.domain.principal import operator
 
 
-def take(runner: Runner, *, new_broker_keys: bool = False) -> bytes:
-    """Rotate the master key as a server finds it afterwards; return the broker's root."""
+def rotate_and_reopen(runner: Runner, *, new_broker_keys: bool = False) -> bytes:
+    """Rotate the master key and reopen the vault as a server would; return the broker's root."""
     following = MasterKey.generate()
     with runner.database.write() as tx:
         rotate(tx, operator(), following, new_broker_keys=new_broker_keys)
@@ -24,20 +24,20 @@ def take(runner: Runner, *, new_broker_keys: bool = False) -> bytes:
     return runner.database.vault.broker_root
 
 
-def test_the_brokers_root_outlives_each_master_key_unless_new_keys_are_wanted(
+def test_the_brokers_root_survives_rotations_unless_new_keys_are_requested(
     runner: Runner,
 ) -> None:
     first = runner.database.vault.broker_root
-    # As deployments had it before it was kept.
+    # As in deployments from before it was stored.
     assert first == runner.database.vault.key_for("broker")
-    assert [take(runner), take(runner)] == [first, first]
-    second = take(runner, new_broker_keys=True)
+    assert [rotate_and_reopen(runner), rotate_and_reopen(runner)] == [first, first]
+    second = rotate_and_reopen(runner, new_broker_keys=True)
     assert second == runner.database.vault.key_for("broker") != first
-    assert take(runner) == second
+    assert rotate_and_reopen(runner) == second
 
 
-def test_a_brokers_root_that_does_not_open_is_noticed(runner: Runner) -> None:
-    take(runner)
+def test_a_brokers_root_that_cannot_be_opened_is_reported(runner: Runner) -> None:
+    rotate_and_reopen(runner)
     with runner.database.writer.begin() as connection:
         connection.execute(update(master_keys).values(sealed_broker_root=b"edited"))
         rows = connection.execute(select(master_keys)).all()

@@ -1,4 +1,4 @@
-"""What was decided of providers outlives a restore and every rotation of the master key."""
+"""Changes to providers survive a restore and every rotation of the master key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import func, select
 
-from tests.actions.test_master_keys import take
+from tests.actions.test_master_keys import rotate_and_reopen
 from tests.actions.test_restore import back_up  # noqa: F401 - a fixture
 from wardkey.actions.accounts import organizations
 from wardkey.actions.core.audit_walks import verify_chain
@@ -46,35 +46,37 @@ def create(runner: Runner, owner: Principal, spec: ProviderSpec, secret: str = "
 
 def grant_of(runner: Runner, owner: Principal, provider_id: str = "") -> MintedGrant:
     email = "admin@acme.example"
-    wanted = NewGrant(provider_id, email, email, "usr_1", "admin_1", {}, 600)
-    return runner.write(grants.create, owner, wanted)
+    spec = NewGrant(provider_id, email, email, "usr_1", "admin_1", {}, 600)
+    return runner.write(grants.create, owner, spec)
 
 
 def trusted(runner: Runner, owner: Principal) -> dict[str, tuple[bool, bytes]]:
-    """Return whom an exchange finds, with what it would check a token with."""
-    found = TrustedProviders().get(runner.database, owner.scope, 0)
-    return {one.id: (one.enabled, one.secret) for one in found}
+    """Return the providers that an exchange finds: whether enabled, and the shared secret."""
+    rows = TrustedProviders().get(runner.database, owner.scope, 0)
+    return {row.id: (row.enabled, row.secret) for row in rows}
 
 
-def test_a_provider_that_was_deleted_since_the_backup_stays_so(
+def test_a_provider_deleted_since_the_backup_stays_deleted(
     runner: Runner,
     owner: Principal,
     back_up: BackUp,  # noqa: F811
 ) -> None:
-    gone, kept = create(runner, owner, OIDC), create(runner, owner, replace(OIDC, name="app"))
+    deleted, kept = create(runner, owner, OIDC), create(runner, owner, replace(OIDC, name="app"))
     put_back = back_up()
-    runner.write(providers.remove, owner, gone)
+    runner.write(providers.remove, owner, deleted)
 
     done = put_back()
 
     with pytest.raises(ProviderNotFound):
-        runner.read(providers.get, owner, gone)
+        runner.read(providers.get, owner, deleted)
     assert trusted(runner, owner) == {kept: (True, b"")}
-    assert [(one.action, one.target.id) for one in done.carried] == [("provider.deleted", gone)]
+    assert [(event.action, event.target.id) for event in done.carried] == [
+        ("provider.deleted", deleted)
+    ]
     assert verify_chain(runner.database, operator(), owner.org_id)[1] == []
 
 
-def test_a_provider_is_as_it_was_decided_last_and_not_as_the_backup_says(
+def test_a_restore_keeps_later_changes_to_providers(
     runner: Runner,
     owner: Principal,
     back_up: BackUp,  # noqa: F811
@@ -99,11 +101,11 @@ def test_a_provider_is_as_it_was_decided_last_and_not_as_the_backup_says(
         legacy: (True, OTHER.encode()),
     }
     assert runner.read(providers.get, owner, changed).spec.audiences == ("shop-2",)
-    assert {one.action for one in done.carried} == {"provider.updated"}
-    assert [(one.kind, one.id) for one in done.lost] == [("provider", added)]
+    assert {row.action for row in done.carried} == {"provider.updated"}
+    assert [(row.kind, row.id) for row in done.lost] == [("provider", added)]
 
 
-def test_providers_that_are_as_in_the_backup_are_not_named(
+def test_providers_unchanged_since_the_backup_are_not_reported(
     runner: Runner,
     owner: Principal,
     back_up: BackUp,  # noqa: F811
@@ -117,10 +119,10 @@ def test_providers_that_are_as_in_the_backup_are_not_named(
     done = put_back()
 
     assert done.carried == ()
-    assert [one.id for one in done.lost] == [other.id]
+    assert [loss.id for loss in done.lost] == [other.id]
 
 
-def test_a_restore_leaves_no_grant(
+def test_a_restore_deletes_all_grants(
     runner: Runner,
     owner: Principal,
     back_up: BackUp,  # noqa: F811
@@ -134,26 +136,26 @@ def test_a_restore_leaves_no_grant(
 
     put_back()
 
-    for one in (before, since):
-        assert find_grant(database, one.password.text) is None
+    for minted in (before, since):
+        assert find_grant(database, minted.password.text) is None
     with database.read() as tx:
         for table in (grants_table, grant_cutoffs):
             count = tx.connection.execute(select(func.count()).select_from(table)).scalar_one()
             assert count == 0
-    again = grant_of(runner, owner)
-    assert find_grant(database, again.password.text)
+    after = grant_of(runner, owner)
+    assert find_grant(database, after.password.text)
 
 
-def test_a_sealed_secret_and_live_grants_outlive_the_master_key(
+def test_a_sealed_secret_and_live_grants_survive_a_master_key_rotation(
     runner: Runner, owner: Principal
 ) -> None:
     legacy = create(runner, owner, LEGACY, SHARED)
     grant = grant_of(runner, owner, legacy)
     for _ in range(2):
-        take(runner)
+        rotate_and_reopen(runner)
         assert trusted(runner, owner) == {legacy: (True, SHARED.encode())}
         assert find_grant(runner.database, grant.password.text, grant.grant.mqtt_username)
     password = grant.password.text
-    again = runner.write(refreshes.refresh, owner, grant.grant.token_id, password)
-    assert again is not None
-    assert find_grant(runner.database, again.password.text)
+    refreshed = runner.write(refreshes.refresh, owner, grant.grant.token_id, password)
+    assert refreshed is not None
+    assert find_grant(runner.database, refreshed.password.text)

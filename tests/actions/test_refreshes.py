@@ -1,4 +1,4 @@
-"""A refresh whose answer was lost can be asked again, and a stolen password is still found out."""
+"""A refresh can be retried after a lost response, and a stolen password is still detected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def clock_ahead(ms: int) -> int:
 
 @dataclass
 class Family:
-    """A grant and what came of it, with who knows which password and what was used."""
+    """A grant and its successors, with the passwords that each party knows and those used."""
 
     runner: Runner
     owner: Principal
@@ -52,14 +52,14 @@ class Family:
     def __post_init__(self) -> None:
         number = next(NUMBERS)
         email = f"u{number}@acme.example"
-        wanted = NewGrant("", email, email, f"usr_{number}", f"u{number}", {}, 3_600)
-        made = self.runner.write(grants.create, self.owner, wanted)
-        self.bystander = self.runner.write(grants.create, self.owner, wanted)
+        spec = NewGrant("", email, email, f"usr_{number}", f"u{number}", {}, 3_600)
+        made = self.runner.write(grants.create, self.owner, spec)
+        self.bystander = self.runner.write(grants.create, self.owner, spec)
         self.known["client"] = made.grant.kid
         self.passwords[made.grant.kid] = made.password.text
 
     def refresh(self, kid: str) -> str:
-        """Return the kid of a new grant; empty where the refresh is refused."""
+        """Return the kid of the new grant, or "" if the refresh is refused."""
         password = self.passwords[kid]
         try:
             made = self.runner.write(refreshes.refresh, STRANGER, f"tok_{kid}", password)
@@ -81,11 +81,11 @@ class Family:
         return any(map(self.logs_in, self.passwords)) or any(map(self.refresh, [*self.passwords]))
 
     def act(self, party: str, what: str) -> None:
-        """Show the password that a party knows; what comes of it agrees with what was used."""
+        """Use the password that a party knows, and check the result against earlier uses."""
         kid = self.known[party]
-        others = [one for one in self.children[self.parents.get(kid, "")] if one != kid]
+        others = [sibling for sibling in self.children[self.parents.get(kid, "")] if sibling != kid]
         later = self.children[kid] if what != "login" else []
-        is_reuse = any(one in self.used for one in (*others, *later))
+        is_reuse = any(other in self.used for other in (*others, *later))
         if what == "login":
             worked = self.logs_in(kid)
         else:
@@ -106,11 +106,11 @@ class Family:
     max_examples=200,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-# The client's answer is superseded by the thief's, and both log in; or the other way round.
+# The thief's response supersedes the client's, and both log in; or the other way round.
 @example(steps=[*BOTH, ("thief", "login"), ("client", "login")], is_stolen=True)
 @example(steps=[*BOTH[::-1], ("client", "login"), ("thief", "login")], is_stolen=True)
 @given(steps=STEPS, is_stolen=st.booleans())
-def test_two_who_both_use_what_one_password_became_end_the_family(
+def test_two_parties_that_use_successors_of_one_password_end_the_family(
     runner: Runner, owner: Principal, steps: list[tuple[str, str]], *, is_stolen: bool
 ) -> None:
     family, later_ms = Family(runner, owner), 0
@@ -125,11 +125,11 @@ def test_two_who_both_use_what_one_password_became_end_the_family(
                 family.known["thief"] = family.known["client"]
             elif party in family.known:
                 family.act(party, what)
-            # No lost answer ends anything where only one has the passwords and waits not too long.
+            # Lost responses end nothing if only one party has the passwords and retries in time.
             assert "thief" in family.known or later_ms >= RETRY_MS or not family.is_over
             for siblings in family.children.values():
                 assert len(family.used.intersection(siblings)) <= 1
-            # The person's other grants are none of the family's.
+            # The user's other grants do not belong to the family.
             assert find_grant(runner.database, family.bystander.password.text) is not None
     finally:
         runner.database.clock = wall_clock
@@ -140,29 +140,29 @@ def family(runner: Runner, owner: Principal) -> Family:
     return Family(runner, owner)
 
 
-def test_an_answer_that_was_lost_is_given_again_until_it_is_used(family: Family) -> None:
+def test_a_lost_response_can_be_requested_again_until_it_is_used(family: Family) -> None:
     first = family.known["client"]
     lost = [family.refresh(first) for _ in range(3)]
-    found = family.refresh(first)
-    assert found
-    assert len({*lost, found}) == 4
-    assert family.logs_in(found)
-    assert not family.refresh(first), "what it became was used"
+    newest = family.refresh(first)
+    assert newest
+    assert len({*lost, newest}) == 4
+    assert family.logs_in(newest)
+    assert not family.refresh(first), "its successor was used"
     assert not family.is_alive()
 
 
 @pytest.mark.parametrize("use", [Family.logs_in, Family.refresh])
-def test_an_answer_that_was_not_lost_after_all_ends_the_family(
+def test_using_a_superseded_response_ends_the_family(
     family: Family, use: Callable[[Family, str], object]
 ) -> None:
     first = family.known["client"]
-    stolen, found = family.refresh(first), family.refresh(first)
-    assert family.logs_in(found)
+    stolen, newest = family.refresh(first), family.refresh(first)
+    assert family.logs_in(newest)
     assert not use(family, stolen)
     assert not family.is_alive()
 
 
-def test_after_two_minutes_an_answer_is_lost_for_good(family: Family) -> None:
+def test_a_refresh_cannot_be_retried_after_two_minutes(family: Family) -> None:
     first = family.known["client"]
     assert family.refresh(first)
     family.runner.database.clock = partial(clock_ahead, RETRY_MS)
@@ -170,7 +170,7 @@ def test_after_two_minutes_an_answer_is_lost_for_good(family: Family) -> None:
     assert family.is_over
 
 
-def test_of_a_first_login_and_a_retry_at_once_one_is_let_in(
+def test_only_one_of_a_simultaneous_first_login_and_retry_succeeds(
     runner: Runner, owner: Principal
 ) -> None:
     with ThreadPoolExecutor(2) as pool:

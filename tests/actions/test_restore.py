@@ -1,4 +1,4 @@
-"""After a restore clients may do what they could just before it, whatever the backup says."""
+"""A restore keeps clients' rights as they were just before it, not as in the backup."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOPICS = ("a", "a/b", "a/secret", "b")
 
 @pytest.fixture
 def back_up(runner: Runner, tmp_path: Path) -> Callable[[], Callable[[], Restored]]:
-    """Make a backup, and give what puts it in the database's place."""
+    """Return a function that makes a backup and returns a function that restores it."""
 
     def begin() -> Callable[[], Restored]:
         file = tmp_path / "copy.wardkey"
@@ -64,14 +64,14 @@ def add(runner: Runner, by: Principal, spec: RuleSpec) -> str:
 
 
 def allowed(runner: Runner, by: Principal) -> set[str]:
-    """Return the topics that a client of the room may publish to."""
+    """Return the topics that a client of the tenant scope may publish to."""
     actor = Actor(ActorKind.CLIENT, by.org_id, "agent", "agent-1", "cli_1")
     with runner.database.read() as tx:
         rules = RuleCache().rules(tx, by.scope)
     return {topic for topic in TOPICS if rules.decide(actor, Action.PUBLISH, topic).allowed}
 
 
-def narrowed(runner: Runner, owner: Principal, how: str, first: str) -> None:
+def narrow_rules(runner: Runner, owner: Principal, how: str, first: str) -> None:
     if how == "denied":
         add(runner, owner, rule("a/secret", Effect.DENY, 1))
     elif how == "changed":
@@ -83,14 +83,14 @@ def narrowed(runner: Runner, owner: Principal, how: str, first: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["denied", "changed", "deleted", "replaced"])
-def test_rules_that_were_narrowed_since_the_backup_stay_so(
+def test_rules_narrowed_since_the_backup_stay_narrowed(
     runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]], how: str
 ) -> None:
     test = replace(owner, environment=Environment.TEST)
     first = add(runner, owner, rule("a/#"))
     add(runner, test, rule("b"))
     put_back = back_up()
-    narrowed(runner, owner, how, first)
+    narrow_rules(runner, owner, how, first)
     before, rules = allowed(runner, owner), runner.read(acl.list_rules, owner)
     assert before != {"a", "a/b", "a/secret"}
 
@@ -105,7 +105,7 @@ def test_rules_that_were_narrowed_since_the_backup_stay_so(
     assert verify_chain(runner.database, operator(), owner.org_id)[1] == []
 
 
-def test_rules_that_are_as_in_the_backup_are_not_named(
+def test_rules_unchanged_since_the_backup_are_not_reported(
     runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
 ) -> None:
     add(runner, owner, rule("a/#"))
@@ -121,7 +121,7 @@ def test_rules_that_are_as_in_the_backup_are_not_named(
     assert allowed(runner, owner) == {"a", "a/b", "a/secret"}
 
 
-def test_a_rule_for_a_client_that_is_lost_stays_and_means_nobody(
+def test_a_rule_for_a_lost_client_stays_and_applies_to_no_client(
     runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
 ) -> None:
     put_back = back_up()
@@ -135,7 +135,7 @@ def test_a_rule_for_a_client_that_is_lost_stays_and_means_nobody(
     assert allowed(runner, owner) == set()
 
 
-def test_a_password_that_was_only_hashed_anew_is_not_another_one(
+def test_a_rehashed_password_does_not_count_as_changed(
     runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
 ) -> None:
     made = runner.write(clients.create, owner, ClientSpec("agent", owner.environment))
@@ -152,7 +152,7 @@ def test_a_password_that_was_only_hashed_anew_is_not_another_one(
     assert find_login(runner.database, verified, wire, password)
 
 
-def test_a_passkey_that_was_removed_since_the_backup_signs_nobody_in(
+def test_a_passkey_removed_since_the_backup_cannot_sign_in(
     runner: Runner, owner: Principal, back_up: Callable[[], Callable[[], Restored]]
 ) -> None:
     def add_passkey(name: bytes) -> str:
@@ -168,7 +168,7 @@ def test_a_passkey_that_was_removed_since_the_backup_signs_nobody_in(
 
     done = put_back()
 
-    assert [one.id for one in runner.read(passkeys.list_passkeys, owner)] == [kept]
+    assert [passkey.id for passkey in runner.read(passkeys.list_passkeys, owner)] == [kept]
     assert [(loss.kind, loss.id) for loss in done.lost] == [("passkey", lost)]
     with runner.database.read() as tx, pytest.raises(InvalidPasskey):
         passkeys.find(tx, b"removed", owner.id)

@@ -29,7 +29,7 @@ def issue(runner: Runner, by: Principal, name: str, *permissions: str) -> str:
 
 def catalogue(runner: Runner, by: Principal) -> dict[str, int]:
     query = scopes.ScopeQuery(limit=scopes.MOST_SCOPES)
-    return {one.name: one.keys for one in runner.read(scopes.list_scopes, by, query)}
+    return {scope.name: scope.keys for scope in runner.read(scopes.list_scopes, by, query)}
 
 
 @pytest.fixture
@@ -44,17 +44,17 @@ def other(runner: Runner) -> Principal:
     )
 
 
-def test_an_upgrade_fills_the_catalogue_with_what_keys_hold_and_takes_our_own_names(
+def test_an_upgrade_fills_the_catalogue_from_keys_and_drops_our_own_names(
     runner: Runner, owner: Principal, other: Principal
 ) -> None:
     issue(runner, owner, "live-a", "invoices:read", "invoices:write", "keys:read")
     issue(runner, owner, "live-b", "invoices:read")
     issue(runner, other, "test-a", "invoices:read")
-    gone = issue(runner, owner, "live-gone", "orders:read")
-    runner.write(revocations.revoke, owner, gone, "unspecified", "")
+    revoked = issue(runner, owner, "live-gone", "orders:read")
+    runner.write(revocations.revoke, owner, revoked, "unspecified", "")
     clash = issue(runner, owner, "live-clash", "usage:read")
     with runner.database.writer.begin() as connection:
-        # As an earlier version allowed: scopes was no resource of ours.
+        # As an earlier version allowed, in which scopes was not one of our resources.
         held = ["scopes:grant", "scopes:read", "usage:read"]
         connection.execute(
             update(key_table).where(key_table.c.id == clash).values(permissions=held)
@@ -66,7 +66,7 @@ def test_an_upgrade_fills_the_catalogue_with_what_keys_hold_and_takes_our_own_na
     assert runner.read(keys.get, owner, clash).permissions == ("usage:read",)
 
 
-def test_a_restore_brings_the_catalogue_of_the_backup_and_names_what_differs(
+def test_a_restore_brings_back_the_catalogue_and_reports_differences(
     runner: Runner, owner: Principal, tmp_path: Path
 ) -> None:
     issue(runner, owner, "live-a", "invoices:read")
@@ -82,12 +82,12 @@ def test_a_restore_brings_the_catalogue_of_the_backup_and_names_what_differs(
     ):
         done = runner.write(restore, operator(), backup, lost)
     assert catalogue(runner, owner) == {"invoices:read": 1, "orders:read": 0, "parcels:read": 0}
-    assert [one.label for one in done.lost if one.kind == "scope"] == ["refunds:read"]
-    widened = {(one.label, one.fields) for one in done.widened if one.kind == "scope"}
+    assert [row.label for row in done.lost if row.kind == "scope"] == ["refunds:read"]
+    widened = {(row.label, row.fields) for row in done.widened if row.kind == "scope"}
     assert widened == {("parcels:read", ("description",)), ("orders:read", ("deleted",))}
 
 
-def test_the_catalogue_is_the_organizations_own(
+def test_each_organization_has_its_own_catalogue(
     runner: Runner, owner: Principal, other: Principal
 ) -> None:
     runner.write(scopes.create, owner, "invoices:read", "Ours")

@@ -1,4 +1,4 @@
-"""A slug never comes to mean another organization's keys."""
+"""A slug never refers to another organization's keys."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def reserved(runner: Runner) -> dict[str, str]:
 
 @pytest.fixture
 def ask(runner: Runner) -> Iterator[Ask]:
-    """Ask one verifier, which remembers, for the verdict on a key of an organization."""
+    """Return a function that gets verdicts from one caching verifier."""
     verifier = Verifier(runner.database, Usage(runner.database))
 
     def verdict(key: str, named: str) -> str:
@@ -66,31 +66,31 @@ def ask(runner: Runner) -> Iterator[Ask]:
 
 @pytest.fixture
 def other(runner: Runner, owner: Principal) -> Principal:
-    """Give the owner of a second organization, made after Acme."""
+    """Return the owner of a second organization, created after Acme."""
     assert owner.org_id
     return organization(runner, "globex")
 
 
-def test_a_slug_that_was_given_up_still_means_its_own_organization_alone(
+def test_a_former_slug_still_refers_only_to_its_own_organization(
     runner: Runner, owner: Principal, other: Principal, ask: Ask
 ) -> None:
-    mine, theirs = key_of(runner, owner), key_of(runner, other)
-    assert ask(mine, "acme") == "valid"
+    own_key, other_key = key_of(runner, owner), key_of(runner, other)
+    assert ask(own_key, "acme") == "valid"
     rename(runner, owner, "apex")
     with pytest.raises(DuplicateSlug):
         rename(runner, other, "acme")
-    assert {named: ask(mine, named) for named in ("acme", "apex", owner.org_id, "globex")} == {
+    assert {named: ask(own_key, named) for named in ("acme", "apex", owner.org_id, "globex")} == {
         "acme": "valid",
         "apex": "valid",
         owner.org_id: "valid",
         "globex": "unknown",
     }
-    assert [ask(theirs, named) for named in ("acme", "apex")] == ["unknown"] * 2
+    assert [ask(other_key, named) for named in ("acme", "apex")] == ["unknown"] * 2
     rename(runner, owner, "acme")
-    assert [ask(mine, named) for named in ("acme", "apex")] == ["valid"] * 2
+    assert [ask(own_key, named) for named in ("acme", "apex")] == ["valid"] * 2
 
 
-def test_a_given_up_slug_cannot_move_the_people_who_join_by_sign_in(
+def test_a_former_slug_cannot_redirect_users_who_join_by_sign_in(
     runner: Runner, owner: Principal, other: Principal
 ) -> None:
     rename(runner, owner, "apex")
@@ -124,7 +124,7 @@ def test_no_slug_keeps_another_organization_from_being_deleted(
     assert runner.write(organizations.close, owner).deleted_at is not None
 
 
-def test_a_restore_frees_no_slug_that_was_taken_since_the_backup(
+def test_a_restore_keeps_slugs_reserved_since_the_backup(
     runner: Runner, owner: Principal, other: Principal, tmp_path: Path
 ) -> None:
     write_backup(runner.database, tmp_path / "copy.wardkey")
@@ -146,12 +146,12 @@ def test_a_restore_frees_no_slug_that_was_taken_since_the_backup(
             rename(runner, other, slug)
 
 
-def test_an_upgrade_reserves_the_slugs_in_use_and_those_that_the_audit_names(
+def test_an_upgrade_reserves_the_slugs_in_use_and_those_in_the_audit(
     runner: Runner, owner: Principal, other: Principal
 ) -> None:
     rename(runner, owner, "apex")
-    gone = organization(runner, "gone")
-    runner.write(organizations.close, gone)
+    closed = organization(runner, "gone")
+    runner.write(organizations.close, closed)
     # As an earlier version allowed: another organization took a slug that was given up.
     with runner.database.writer.begin() as connection:
         connection.execute(delete(organization_slugs).where(organization_slugs.c.slug == "acme"))
@@ -165,5 +165,5 @@ def test_an_upgrade_reserves_the_slugs_in_use_and_those_that_the_audit_names(
         "acme": other.org_id,
         "apex": owner.org_id,
         "globex": other.org_id,
-        "gone": gone.org_id,
+        "gone": closed.org_id,
     }

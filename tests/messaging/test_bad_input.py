@@ -1,4 +1,4 @@
-"""What no decent client sends: over MQTT it ends that connection alone, over HTTP it is told."""
+"""Malformed and hostile input ends its own MQTT connection alone, and is reported over HTTP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.server import Server, running, wait_until
 
 LEVEL = pack(">BBH", 4, 2, 60)
 JSON = {"content-type": "application/json"}
-# So many guesses come from here that some are closed without an answer.
+# So many wrong logins come from this address that some are closed without an answer.
 REFUSED = ((5, False), None)
 
 
@@ -60,8 +60,8 @@ def bystander(broker: Server) -> Iterator[MqttClient]:
         yield client
 
 
-def nothing_came(client: MqttClient) -> bool:
-    """Tell whether a client that sees all topics, and is still there, saw nothing until now."""
+def received_nothing(client: MqttClient) -> bool:
+    """Return whether a client subscribed to all topics is still connected and received nothing."""
     client.publish("end", "end")
     wait_until(lambda: client.messages)
     seen, client.messages[:] = list(client.messages), []
@@ -99,14 +99,14 @@ def nothing_came(client: MqttClient) -> bool:
         "256 MiB announced",
     ],
 )
-def test_a_malformed_packet_ends_the_connection_that_sent_it_and_no_other(
+def test_a_malformed_packet_ends_only_the_connection_that_sent_it(
     broker: Server, login: tuple[str, str], bystander: MqttClient, sent: bytes
 ) -> None:
     with wired(broker) as wire:
         assert wire.login(*login, "") == (0, False)
         wire.socket.sendall(sent)
         assert wire.read() is None
-    assert nothing_came(bystander)
+    assert received_nothing(bystander)
 
 
 @pytest.mark.parametrize(
@@ -120,28 +120,28 @@ def test_a_malformed_packet_ends_the_connection_that_sent_it_and_no_other(
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x16\x03\x01\x00\x05hello",
     ],
-    ids=["PUBLISH", "PINGREQ", "reserved flag", "MQTT 3.1", "no MQTT", "HTTP", "TLS"],
+    ids=["PUBLISH", "PINGREQ", "reserved flag", "MQTT 3.1", "not MQTT", "HTTP", "TLS"],
 )
-def test_whoever_does_not_begin_with_connect_is_closed(
+def test_a_connection_that_does_not_begin_with_connect_is_closed(
     broker: Server, bystander: MqttClient, sent: bytes
 ) -> None:
     with wired(broker) as wire:
         wire.socket.sendall(sent)
         assert wire.read() is None
-    assert nothing_came(bystander)
+    assert received_nothing(bystander)
 
 
 @pytest.mark.parametrize(
     "topic", ["", "a/+", "a/#", "a b", "a\tb", "a\nb", "a\0", "a\x7f", b"\xff\xfe"]
 )
-def test_publishing_to_what_is_no_topic_ends_the_connection(
+def test_publishing_to_an_invalid_topic_ends_the_connection(
     broker: Server, login: tuple[str, str], bystander: MqttClient, topic: str | bytes
 ) -> None:
     with wired(broker) as wire:
         assert wire.login(*login, "") == (0, False)
         wire.publish(topic, b"x")
         assert not wire.is_alive()
-    assert nothing_came(bystander)
+    assert received_nothing(bystander)
 
 
 def test_the_longest_topic_of_mqtt_arrives_whole(
@@ -167,7 +167,7 @@ def test_the_longest_topic_of_mqtt_arrives_whole(
         (b"\xff", None),
     ],
 )
-def test_subscribing_to_what_is_no_filter_is_refused(
+def test_subscribing_to_an_invalid_filter_is_refused(
     broker: Server, login: tuple[str, str], pattern: str | bytes, answer: int | None
 ) -> None:
     with wired(broker) as wire:
@@ -185,18 +185,18 @@ def test_a_payload_over_the_brokers_limit_ends_the_connection(
             assert wire.read() is None
         except ConnectionError:
             pass
-    assert nothing_came(bystander)
+    assert received_nothing(bystander)
 
 
 @pytest.mark.parametrize("name", ["a@b", "a+b", "a#", "a*", "a>", "a b", "a\0", "a/b", "", "é"])
-def test_400_a_user_name_that_means_something_else(broker: Server, name: str) -> None:
+def test_400_a_username_with_reserved_characters(broker: Server, name: str) -> None:
     with broker.owner() as owner:
-        told = owner.post("/v2/clients", json={"username": name})
-    assert (told.status_code, told.json()["code"]) == (400, "invalid_username")
+        response = owner.post("/v2/clients", json={"username": name})
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_username")
 
 
 @pytest.mark.parametrize("username", ["*@{org}", "fuzzer@*", "fuzzer@{org}>", "x@fuzzer@{org}"])
-def test_a_login_whose_name_means_something_else_is_refused(
+def test_a_login_with_reserved_characters_in_its_username_is_refused(
     broker: Server, login: tuple[str, str], username: str
 ) -> None:
     organization = login[0].partition("@")[2]
@@ -231,17 +231,17 @@ def test_a_login_whose_name_means_something_else_is_refused(
     ],
     ids=lambda value: str(value[:60]),
 )
-def test_400_what_cannot_be_published_is_told(
+def test_400_a_message_that_cannot_be_published(
     broker: Server, bystander: MqttClient, body: bytes, code: str
 ) -> None:
     with broker.client(broker.first_key) as client:
-        told = client.post("/publish", content=body, headers=JSON)
-    assert (told.status_code, told.json()["code"]) == (400, code)
-    assert nothing_came(bystander)
+        response = client.post("/publish", content=body, headers=JSON)
+    assert (response.status_code, response.json()["code"]) == (400, code)
+    assert received_nothing(bystander)
 
 
 @pytest.mark.parametrize("mqtt_id", ["i" * 257, "i" * 65_535, "a\x01b", "a\u2028b"])
-def test_a_client_id_that_cannot_be_kept_or_shown_does_not_log_in(
+def test_a_login_with_an_overlong_or_unprintable_client_id_is_refused(
     broker: Server, login: tuple[str, str], mqtt_id: str
 ) -> None:
     with wired(broker) as client:
@@ -252,18 +252,22 @@ def test_a_client_id_that_cannot_be_kept_or_shown_does_not_log_in(
 
 def test_400_an_environment_that_does_not_exist(broker: Server) -> None:
     with broker.owner(**{"Wardkey-Environment": "staging"}) as owner:
-        told = owner.post("/publish", json={"topic": "a", "payload": 1})
-    assert (told.status_code, told.json()["code"]) == (400, "invalid_request")
-    assert "live or test" in told.json()["detail"]
+        response = owner.post("/publish", json={"topic": "a", "payload": 1})
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
+    assert "live or test" in response.json()["detail"]
 
 
-def test_no_password_is_ever_written_down(broker: Server, bystander: MqttClient) -> None:
+def test_no_password_is_logged_or_stored_in_plain_text(
+    broker: Server, bystander: MqttClient
+) -> None:
     chosen, wrong = "a-chosen-password-4711", "a-wrong-password-4712"
     with broker.owner() as owner:
-        one = owner.post("/v2/clients", json={"username": "chosen", "password": chosen}).json()
-        two = owner.post("/v2/clients", json={"username": "generated"}).json()
-    names = [told["client"]["mqtt_username"] for told in (one, two)]
-    generated = two["password"]
+        with_chosen = owner.post(
+            "/v2/clients", json={"username": "chosen", "password": chosen}
+        ).json()
+        with_generated = owner.post("/v2/clients", json={"username": "generated"}).json()
+    names = [created["client"]["mqtt_username"] for created in (with_chosen, with_generated)]
+    generated = with_generated["password"]
     with connected(broker, names[0], chosen, "chosen-1") as first:
         assert first.code == 0
     with connected(broker, names[1], generated, "generated-1") as second:
@@ -271,24 +275,24 @@ def test_no_password_is_ever_written_down(broker: Server, bystander: MqttClient)
     for name in (names[0], names[1] + ".test", "nobody"):
         with wired(broker) as wire:
             assert wire.login(name, wrong, "w") in REFUSED
-    # What the broker tells of a connection that breaks.
+    # The broker also logs broken connections.
     with wired(broker) as wire:
         assert wire.login(names[0], chosen, "w", level=5) == (1, False)
     with wired(broker) as wire:
         wire.login(names[0], chosen, "chosen-1")
         wire.socket.sendall(framed(15))
         assert wire.read() is None
-    assert nothing_came(bystander)
+    assert received_nothing(bystander)
     data = [file for file in broker.data_dir.rglob("*") if file.is_file()]
     assert any("nats" in file.name for file in data)
     for secret in (chosen, wrong, generated):
-        for written in (secret.encode(), base64.b64encode(secret.encode()).rstrip(b"=")):
-            assert written not in broker.log.read_bytes()
-            assert [file for file in data if written in _bytes_of(file)] == []
+        for encoded in (secret.encode(), base64.b64encode(secret.encode()).rstrip(b"=")):
+            assert encoded not in broker.log.read_bytes()
+            assert [file for file in data if encoded in _bytes_of(file)] == []
 
 
 def _bytes_of(file: Path) -> bytes:
     try:
         return file.read_bytes()
-    except FileNotFoundError:  # the broker removes its own at will
+    except FileNotFoundError:  # the broker deletes its files at any time
         return b""

@@ -1,4 +1,4 @@
-"""The permissions that rules become, held against nats-server itself."""
+"""Permissions compiled from access rules, checked against nats-server itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from wardkey.domain.broker_acl import (
 from wardkey.domain.rule_set import RuleSet
 from wardkey.domain.topics import covers, to_subject, to_subjects
 
-# Levels that are empty or have a dot are written otherwise on NATS.
+# Empty levels and levels with a dot are encoded differently on NATS.
 LEVELS = ("a", "b", "", "b.c", "+")
 VARIABLES = ("{username}", "{client_id}", "x-{username}", "{claim.team}")
 TOPICS = [
@@ -38,7 +38,7 @@ TOPICS = [
     if (topic := "/".join(levels))
 ]
 OF_VARIABLES = ["device-1", "a/device-2", "x-a/b", "x-ab", "b/x-b/ab", "page-1/a"]
-# Nobody reaches the broker's own topics, whatever is allowed.
+# The broker's own topics are out of reach under any rule.
 RESERVED = ["$SYS/a", "$JS/API/a", "$SYS/#", "$JS/#"]
 PLAIN = [
     pattern
@@ -48,7 +48,7 @@ PLAIN = [
 ]
 ALWAYS = ["#", "+", "a/#", "a/+", "+/#", "+/+", "/#", "/+"]
 BATCHES, EACH = 20, 100
-# The cases that a permission of NATS, taken by itself, gets wrong, come first.
+# Cases that plain NATS permissions get wrong come first.
 KNOWN = [
     [rule("+")],
     [rule("a"), rule("a/+", priority=11)],
@@ -59,20 +59,20 @@ KNOWN = [
 ]
 
 
-def made_filter(random: Random) -> str:
+def random_filter(random: Random) -> str:
     while True:
         levels = random.choices(LEVELS, (3, 1, 1, 1, 4), k=random.choice((1, 2, 2, 3, 3, 4)))
         if random.random() < 0.6:
             levels[-1] = random.choice(("#", "#", *VARIABLES))
-        if found := "/".join(levels):
-            return found
+        if pattern := "/".join(levels):
+            return pattern
 
 
-def made(random: Random) -> list[AclRule]:
+def random_rules(random: Random) -> list[AclRule]:
     while True:
         rules = [
             rule(
-                made_filter(random),
+                random_filter(random),
                 random.choice(list(Effect)),
                 priority,
                 random.choice((SUBJECTS[0], random.choice(SUBJECTS[:6]))),
@@ -80,7 +80,7 @@ def made(random: Random) -> list[AclRule]:
             )
             for priority in range(random.randint(1, 8))
         ]
-        # Most sets end in something wide, or nearly everything would be denied by all of them.
+        # Most sets end in a wide filter; otherwise nearly all of them would deny everything.
         if random.random() < 0.6:
             rules.append(rule(random.choice(["#", "a/#", "+/+", "+/#", "+"]), priority=9))
         if find_exception(rules) is None and find_loose_wildcard(rules) is None:
@@ -89,43 +89,43 @@ def made(random: Random) -> list[AclRule]:
 
 def cases() -> list[tuple[list[AclRule], Actor]]:
     random = Random(4)
-    found = [(rules, ACTORS[0]) for rules in KNOWN]
-    more = BATCHES * EACH - len(found)
-    return found + [(made(random), random.choice(ACTORS[:4])) for _ in range(more)]
+    known = [(rules, ACTORS[0]) for rules in KNOWN]
+    missing = BATCHES * EACH - len(known)
+    return known + [(random_rules(random), random.choice(ACTORS[:4])) for _ in range(missing)]
 
 
 CASES = cases()
 
 
-def permitted(may: Subjects) -> dict[str, Any]:
-    """Return what a session's token holds, as it stands in the broker's settings."""
+def permissions_of(may: Subjects) -> dict[str, Any]:
+    """Return the permissions of a session's token in the form of the broker's settings."""
     claims = _user_claims(
         may.publish_allow, may.publish_deny, may.subscribe_allow, may.subscribe_deny
     )
     return {"publish": claims["pub"], "subscribe": claims["sub"]}
 
 
-class Line:
-    """A connection in NATS's own protocol, which tells of each subscription what it gets."""
+class NatsConnection:
+    """A connection in the NATS protocol, which names the subscription of each message."""
 
     def __init__(self, port: int, user: str) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.send(f"CONNECT {json.dumps({'user': user, 'pass': 'x', 'verbose': False})}")
-        self.answers()
+        self.drain()
 
     def send(self, *lines: str) -> None:
         self.socket.sendall("".join(f"{line}\r\n" for line in lines).encode())
 
-    def answers(self) -> str:
-        """Return everything that was said until all that was sent is done."""
+    def drain(self) -> str:
+        """Return everything received until the broker has processed all that was sent."""
         self.send("PING")
-        said = bytearray()
-        while not said.endswith(b"PONG\r\n"):
+        received = bytearray()
+        while not received.endswith(b"PONG\r\n"):
             part = self.socket.recv(65_536)
-            assert part, said
-            said += part
-        return said.decode()
+            assert part, received
+            received += part
+        return received.decode()
 
     def close(self) -> None:
         self.socket.close()
@@ -135,70 +135,80 @@ class Line:
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder = tmp_path_factory.mktemp("nats")
     users = [
-        {"user": f"u{n}", "password": "x", "permissions": permitted(compile_subjects(rules, actor))}
+        {
+            "user": f"u{n}",
+            "password": "x",
+            "permissions": permissions_of(compile_subjects(rules, actor)),
+        }
         for n, (rules, actor) in enumerate(CASES)
     ]
     users.append({"user": "all", "password": "x"})
     settings = folder / "nats.conf"
     settings.write_text(json.dumps({"authorization": {"users": users}}))
-    told = folder / "ports"
-    told.mkdir()
-    options = ["-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(told)]
+    ports_dir = folder / "ports"
+    ports_dir.mkdir()
+    options = ["-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(ports_dir)]
     with subprocess.Popen(
         [broker_program(""), "-c", settings, *options],
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            file = wait_until(lambda: next(told.glob("*.ports"), None))
+            file = wait_until(lambda: next(ports_dir.glob("*.ports"), None))
             assert file
-            found = wait_until(lambda: re.search(r":(\d+)\"", file.read_text()))
-            assert found
-            yield int(found[1])
+            match = wait_until(lambda: re.search(r":(\d+)\"", file.read_text()))
+            assert match
+            yield int(match[1])
         finally:
             process.kill()
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_nats_server_holds_what_the_rules_say(port: int, batch: int) -> None:
-    with closing(Line(port, "all")) as other:
+def test_nats_server_enforces_the_rules(port: int, batch: int) -> None:
+    with closing(NatsConnection(port, "all")) as other:
         for number in range(batch * EACH, (batch + 1) * EACH):
-            with closing(Line(port, f"u{number}")) as mine:
-                held(number, mine, other)
+            with closing(NatsConnection(port, f"u{number}")) as connection:
+                check_case(number, connection, other)
 
 
-def held(number: int, mine: Line, other: Line) -> None:
-    """Hold one case's rules against the broker; `other` hears and says everything."""
+def check_case(number: int, connection: NatsConnection, other: NatsConnection) -> None:
+    """Check one case's rules against the broker; `other` may publish and read everything."""
     rules, actor = CASES[number]
-    told = f"{actor.username!r} under {[(r.effect, r.action, r.subject, r.filter) for r in rules]}"
-    random, known = Random(number), RuleSet(rules)
+    case = f"{actor.username!r} under {[(r.effect, r.action, r.subject, r.filter) for r in rules]}"
+    random, rule_set = Random(number), RuleSet(rules)
     topics = [*random.sample(TOPICS, 60), *OF_VARIABLES]
     other.send("SUB > 1")
-    other.answers()
-    mine.send(*(f"PUB {to_subject(topic)} 0\r\n" for topic in [*topics, *RESERVED[:2]]))
-    mine.answers()
-    sent = set(re.findall(r"MSG (\S+) 1 0", other.answers()))
-    allowed = {t for t in topics if known.decide(actor, Action.PUBLISH, t).allowed}
-    assert sent == {to_subject(topic) for topic in allowed}, told
+    other.drain()
+    connection.send(*(f"PUB {to_subject(topic)} 0\r\n" for topic in [*topics, *RESERVED[:2]]))
+    connection.drain()
+    sent = set(re.findall(r"MSG (\S+) 1 0", other.drain()))
+    allowed = {t for t in topics if rule_set.decide(actor, Action.PUBLISH, t).allowed}
+    assert sent == {to_subject(topic) for topic in allowed}, case
     other.send("UNSUB 1")
 
-    wanted = dict(enumerate([*ALWAYS, *RESERVED, *random.sample(PLAIN, 12)], 1))
-    # As its gateway for MQTT does, `a/#` is two subscriptions, both of which it needs.
-    both = {sid: to_subjects(pattern) for sid, pattern in wanted.items()}
-    mine.send(*(f"SUB {one} {sid}.{n}" for sid, two in both.items() for n, one in enumerate(two)))
-    errors = set(re.findall(r"-ERR '[^\n]*Subscription to \"(\S+)\"", mine.answers()))
-    refused = {sid for sid, two in both.items() if errors & set(two)}
-    mine.send(*(f"UNSUB {sid}.{n}" for sid in refused for n in range(2)))
-    mine.answers()
+    patterns = dict(enumerate([*ALWAYS, *RESERVED, *random.sample(PLAIN, 12)], 1))
+    # As in the broker's MQTT gateway, `a/#` is two subscriptions and needs both.
+    subjects_by_sid = {sid: to_subjects(pattern) for sid, pattern in patterns.items()}
+    connection.send(
+        *(
+            f"SUB {part} {sid}.{n}"
+            for sid, subjects in subjects_by_sid.items()
+            for n, part in enumerate(subjects)
+        )
+    )
+    errors = set(re.findall(r"-ERR '[^\n]*Subscription to \"(\S+)\"", connection.drain()))
+    refused = {sid for sid, subjects in subjects_by_sid.items() if errors & set(subjects)}
+    connection.send(*(f"UNSUB {sid}.{n}" for sid in refused for n in range(2)))
+    connection.drain()
     other.send(*(f"PUB {to_subject(topic)} 0\r\n" for topic in topics))
-    other.answers()
-    got: dict[int, set[str]] = {sid: set() for sid in wanted}
-    for subject, sid in re.findall(r"MSG (\S+) (\d+)\.\d 0", mine.answers()):
-        got[int(sid)].add(subject)
-    readable = {t for t in topics if known.decide(actor, Action.SUBSCRIBE, t).allowed}
-    for sid, pattern in wanted.items():
+    other.drain()
+    received: dict[int, set[str]] = {sid: set() for sid in patterns}
+    for subject, sid in re.findall(r"MSG (\S+) (\d+)\.\d 0", connection.drain()):
+        received[int(sid)].add(subject)
+    readable = {t for t in topics if rule_set.decide(actor, Action.SUBSCRIBE, t).allowed}
+    for sid, pattern in patterns.items():
         below = {to_subject(t) for t in readable if covers(pattern, t)}
-        assert got[sid] <= below, (pattern, told)
-        if known.decide(actor, Action.SUBSCRIBE, pattern).allowed:
-            assert sid not in refused, (pattern, told)
-            assert got[sid] == below, (pattern, told)
-    assert {sid for sid, pattern in wanted.items() if pattern in RESERVED} <= refused, told
+        assert received[sid] <= below, (pattern, case)
+        if rule_set.decide(actor, Action.SUBSCRIBE, pattern).allowed:
+            assert sid not in refused, (pattern, case)
+            assert received[sid] == below, (pattern, case)
+    assert {sid for sid, pattern in patterns.items() if pattern in RESERVED} <= refused, case

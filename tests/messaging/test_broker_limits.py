@@ -1,4 +1,4 @@
-"""The broker's limits, as the guide says them under "What the broker does differently"."""
+"""The broker's limits, as in the guide under "What the broker does differently"."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.support.mqtt_wire import (
 from tests.support.server import Server, running, wait_until
 
 MIB = 1_048_576
-# What the broker puts before each message that it keeps.
+# The header that the broker adds to each stored message.
 OWN = 25
 # The same for QoS 2, to which the topic's length is added.
 OWN_2 = 42
-# What the broker closes over in a topic; a wildcard is one more such letter.
+# Characters in a topic that make the broker close the connection, as wildcards do.
 CLOSING = "\0\t\n\f\r \x7f"
 CONNACK_1 = bytes([0x82, 4, 0x20, 2, 0, 1])
 UPGRADE = (
@@ -68,7 +68,7 @@ def one(broker: Server) -> Login:
 def test_the_largest_payload_is_a_little_less_than_a_mebibyte(
     broker: Server, one: Login, topic: str, qos: int
 ) -> None:
-    most = MIB - (OWN_2 + len(topic) if qos == 2 else OWN)
+    largest = MIB - (OWN_2 + len(topic) if qos == 2 else OWN)
 
     def is_taken(size: int) -> bool:
         with wired(broker) as wire:
@@ -79,8 +79,8 @@ def test_the_largest_payload_is_a_little_less_than_a_mebibyte(
             except ConnectionError:
                 return False
 
-    assert is_taken(most)
-    assert not is_taken(most + 1)
+    assert is_taken(largest)
+    assert not is_taken(largest + 1)
 
 
 @pytest.mark.parametrize("code", [*range(0x21), 0x7F, 0x80, 0x85, 0xA0, 0x2028])
@@ -88,120 +88,118 @@ def test_a_topic_with_one_of_seven_characters_ends_the_connection(
     broker: Server, one: Login, code: int
 ) -> None:
     letter = chr(code)
-    with wired(broker) as wire, connected(broker, *made(broker), "") as listens:
-        assert listens.subscribe("#") == 1
+    with wired(broker) as wire, connected(broker, *made(broker), "") as listener:
+        assert listener.subscribe("#") == 1
         assert wire.login(*one, "") == (0, False)
         wire.publish(f"a{letter}b", b"x")
         assert wire.is_alive() is (letter not in CLOSING)
-        listens.publish("end", "end")
-        wait_until(lambda: ("end", b"end") in listens.messages)
-        arrived = {topic for topic, _ in listens.messages} - {"end"}
+        listener.publish("end", "end")
+        wait_until(lambda: ("end", b"end") in listener.messages)
+        arrived = {topic for topic, _ in listener.messages} - {"end"}
         assert arrived == (set() if letter in CLOSING else {f"a{letter}b"})
 
 
-def test_no_will_is_sent_for_a_session_that_is_taken_over(broker: Server, one: Login) -> None:
+def test_no_will_is_sent_when_a_session_is_taken_over(broker: Server, one: Login) -> None:
     with connected(broker, *made(broker), "") as watcher, wired(broker) as first:
         watcher.subscribe("wills/#")
         assert first.login(*one, "same", will=("wills/taken", "gone")) == (0, False)
         with wired(broker) as second, wired(broker) as third:
             assert second.login(*one, "same") == (0, False)
             assert first.read() is None
-            # One that comes after it would come second.
+            # A will sent for the takeover would arrive before this one.
             assert third.login(*one, "other", will=("wills/vanished", "gone")) == (0, False)
             third.socket.close()
             wait_until(lambda: watcher.messages)
         assert watcher.messages == [("wills/vanished", b"gone")]
 
 
-def test_a_will_is_sent_for_a_session_that_is_ended_by_hand(broker: Server, one: Login) -> None:
+def test_a_will_is_sent_when_a_session_is_ended_by_hand(broker: Server, one: Login) -> None:
     with connected(broker, *made(broker), "") as watcher, wired(broker) as ended:
         watcher.subscribe("wills/#")
         assert ended.login(*one, "by-hand", will=("wills/ended", "gone")) == (0, False)
         with broker.owner() as owner:
-            found = owner.get("/v2/sessions", params={"search": "by-hand"}).json()["sessions"]
-            assert owner.delete(f"/v2/sessions/{found[0]['id']}").status_code == 204
+            sessions = owner.get("/v2/sessions", params={"search": "by-hand"}).json()["sessions"]
+            assert owner.delete(f"/v2/sessions/{sessions[0]['id']}").status_code == 204
         wait_until(lambda: watcher.messages)
         assert watcher.messages == [("wills/ended", b"gone")]
 
 
-def told(wire: Wire, kind: int) -> None:
+def expect_packet(wire: Wire, kind: int) -> None:
     packet = wire.read()
     assert packet is not None
     assert packet.kind == kind
 
 
-def test_a_message_of_quality_2_is_passed_on_once_when_it_is_released(
-    broker: Server, one: Login
-) -> None:
-    with connected(broker, *made(broker), "") as listens:
-        listens.subscribe("exactly", 2)
+def test_a_qos_2_message_is_delivered_once_when_it_is_released(broker: Server, one: Login) -> None:
+    with connected(broker, *made(broker), "") as listener:
+        listener.subscribe("exactly", 2)
         with wired(broker) as wire:
             assert wire.login(*one, "exactly", clean=False) == (0, False)
             wire.publish("exactly", b"once", 2)
-            told(wire, PUBREC)
+            expect_packet(wire, PUBREC)
             wire.send(PUBLISH, text("exactly") + b"\0\7once", 0b1100)
-            told(wire, PUBREC)
+            expect_packet(wire, PUBREC)
         with wired(broker) as wire:
             assert wire.login(*one, "exactly", clean=False) == (0, True)
-            assert listens.messages == []
+            assert listener.messages == []
             for _ in range(2):
                 wire.send(PUBREL, b"\0\7", 2)
-                told(wire, PUBCOMP)
+                expect_packet(wire, PUBCOMP)
             wire.publish("exactly", b"end", 1)
-            told(wire, PUBACK)
-        wait_until(lambda: len(listens.arrived) == 2)
-        # Paho shows one of QoS 2 once the broker has released it.
-        assert sorted(listens.messages) == [("exactly", b"end"), ("exactly", b"once")]
+            expect_packet(wire, PUBACK)
+        wait_until(lambda: len(listener.arrived) == 2)
+        # Paho delivers a QoS 2 message once the broker has released it.
+        assert sorted(listener.messages) == [("exactly", b"end"), ("exactly", b"once")]
 
 
-def test_a_clean_session_forgets_no_message_of_quality_2_that_was_not_released(
-    broker: Server, one: Login
-) -> None:
-    with connected(broker, *made(broker), "") as listens:
-        listens.subscribe("forgets", 2)
+def test_a_clean_session_keeps_an_unreleased_qos_2_message(broker: Server, one: Login) -> None:
+    with connected(broker, *made(broker), "") as listener:
+        listener.subscribe("forgets", 2)
         with wired(broker) as wire:
             assert wire.login(*one, "forgets") == (0, False)
             wire.publish("forgets", b"old", 2)
-            told(wire, PUBREC)
+            expect_packet(wire, PUBREC)
             wire.send(DISCONNECT)
         with wired(broker) as wire:
             assert wire.login(*one, "forgets") == (0, False)
             # With the same packet id.
             wire.publish("forgets", b"new", 2)
-            told(wire, PUBREC)
+            expect_packet(wire, PUBREC)
             wire.send(PUBREL, b"\0\7", 2)
-            told(wire, PUBCOMP)
-        wait_until(lambda: listens.messages)
-        assert listens.messages == [("forgets", b"old")]
+            expect_packet(wire, PUBCOMP)
+        wait_until(lambda: listener.messages)
+        assert listener.messages == [("forgets", b"old")]
 
 
-def sent_over_websocket(server: Server, packet: bytes) -> bytes:
-    """Return all that comes until the broker closes."""
-    with socket.create_connection(("127.0.0.1", server.websocket_port), 10) as line:
-        line.sendall(UPGRADE)
-        came = b""
-        while b"\r\n\r\n" not in came:
-            came += line.recv(4096)
+def send_over_websocket(server: Server, packet: bytes) -> bytes:
+    """Return everything received until the broker closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.websocket_port), 10) as connection:
+        connection.sendall(UPGRADE)
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += connection.recv(4096)
         mask = os.urandom(4)
         masked = bytes(byte ^ mask[place % 4] for place, byte in enumerate(packet))
-        line.sendall(bytes([0x82, 0x80 | len(packet)]) + mask + masked)
-        came = came.partition(b"\r\n\r\n")[2]
-        while part := line.recv(4096):
-            came += part
-    return came
+        connection.sendall(bytes([0x82, 0x80 | len(packet)]) + mask + masked)
+        received = received.partition(b"\r\n\r\n")[2]
+        while part := connection.recv(4096):
+            received += part
+    return received
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_another_version_over_websocket_is_closed_at_once(broker: Server, version: str) -> None:
+def test_an_unsupported_version_over_websocket_is_closed_at_once(
+    broker: Server, version: str
+) -> None:
     began = time.monotonic()
-    # The broker often closes before its answer is on its way; see decision 36.
+    # The broker often closes before it has sent its answer; see decision 36.
     answers = {b"", CONNACK_1} if version == "MQTT 5" else {b""}
     for _ in range(20):
-        assert sent_over_websocket(broker, VERSIONS[version]) in answers
+        assert send_over_websocket(broker, VERSIONS[version]) in answers
     assert time.monotonic() - began < 5
 
 
-def test_mqtt_5_is_told_over_tcp_and_mqtt_3_1_is_closed(broker: Server) -> None:
+def test_mqtt_5_gets_an_error_code_over_tcp_and_mqtt_3_1_is_closed(broker: Server) -> None:
     for version, answer in (("MQTT 5", Packet(2, 0, b"\0\1")), ("MQTT 3.1", None)):
         for _ in range(20):
             with wired(broker) as wire:

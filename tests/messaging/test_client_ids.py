@@ -1,4 +1,4 @@
-"""Client ids change hands, and the broker keeps nothing for a holder that is gone."""
+"""Client ids are freed for other clients, and the broker deletes the queues of former holders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.mqtt_wire import PUBCOMP, PUBREC, PUBREL, wired
 from tests.support.server import Server, running, wait_until
 
 COUNT, SIZE = 100, 200_000
-# The file that the broker writes to stays while a message of another waits in it.
+# The file being written stays while it contains a message of another session.
 BLOCK = 4_500_000
 QUEUED = COUNT * SIZE
 # What paho calls CONNACK 5.
@@ -35,10 +35,10 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def stored(server: Server) -> int:
-    """Return how many bytes the broker has on the disk."""
+def stored_bytes(server: Server) -> int:
+    """Return the number of message bytes that the broker has on disk."""
     total = 0
-    # The broker removes files and folders meanwhile.
+    # The broker deletes files and folders at the same time.
     for folder, _, names in os.walk(server.data_dir / "broker" / "jetstream"):
         for name in names:
             with suppress(FileNotFoundError):
@@ -46,15 +46,15 @@ def stored(server: Server) -> int:
     return total
 
 
-def subscribed(server: Server, login: tuple[str, str], mqtt_id: str, qos: int = 1) -> None:
-    """Leave a session that is away, with a subscription."""
+def leave_subscribed(server: Server, login: tuple[str, str], mqtt_id: str, qos: int = 1) -> None:
+    """Leave a disconnected session with a subscription."""
     with connected(server, *login, mqtt_id, clean=False) as client:
         assert client.code == 0
         assert client.subscribe(f"agents/{mqtt_id}/#", qos) == qos
 
 
 def fill(server: Server, topic: str) -> None:
-    """Queue 20 MB for a session that is away."""
+    """Queue 20 MB for a disconnected session."""
     message = {"topic": topic, "payload": "x" * SIZE, "qos": 1}
     with server.owner() as owner:
         for _ in range(COUNT):
@@ -65,18 +65,18 @@ def login_of(client: dict[str, Any]) -> tuple[str, str]:
     return client["mqtt_username"], client["password"]
 
 
-def held(server: Server, **asked: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+def list_held(server: Server, **params: Any) -> list[dict[str, Any]]:  # noqa: ANN401
     with server.owner() as owner:
-        answer = owner.get("/v2/client-ids", params=asked)
-        assert answer.status_code == 200, answer.text
-        found: list[dict[str, Any]] = answer.json()["client_ids"]
-    return found
+        response = owner.get("/v2/client-ids", params=params)
+        assert response.status_code == 200, response.text
+        rows: list[dict[str, Any]] = response.json()["client_ids"]
+    return rows
 
 
-def let_in(server: Server, login: tuple[str, str], mqtt_id: str) -> Callable[[], bool]:
-    """Return a function that logs in once and says whether it was let in, to a new session."""
+def login_attempt(server: Server, login: tuple[str, str], mqtt_id: str) -> Callable[[], bool]:
+    """Return a function that logs in once and returns whether that opened a new session."""
 
-    def tries() -> bool:
+    def attempt() -> bool:
         try:
             with connected(server, *login, mqtt_id, clean=False) as client:
                 assert not client.present or client.code != 0
@@ -84,15 +84,15 @@ def let_in(server: Server, login: tuple[str, str], mqtt_id: str) -> Callable[[],
         except OSError:
             return False
 
-    return tries
+    return attempt
 
 
-def test_a_deleted_clients_id_and_queue_are_gone_for_the_next_user(broker: Server) -> None:
+def test_a_deleted_clients_id_is_free_and_its_queue_deleted(broker: Server) -> None:
     first, second = create(broker, "first"), create(broker, "second")
-    subscribed(broker, login_of(first), "device-1")
-    before = stored(broker)
+    leave_subscribed(broker, login_of(first), "device-1")
+    before = stored_bytes(broker)
     fill(broker, "agents/device-1/x")
-    assert stored(broker) > before + QUEUED
+    assert stored_bytes(broker) > before + QUEUED
     with connected(broker, *login_of(second), "device-1") as refused:
         assert refused.code == NOT_AUTHORIZED
     assert f"client id device-1 is held by first ({first['id']})" in broker.output
@@ -106,58 +106,58 @@ def test_a_deleted_clients_id_and_queue_are_gone_for_the_next_user(broker: Serve
             assert owner.post("/publish", json=new).status_code == 200
         wait_until(lambda: client.messages)
         assert client.messages == [("agents/device-1/x", b"new")]
-    wait_until(lambda: stored(broker) < before + SIZE, 10)
+    wait_until(lambda: stored_bytes(broker) < before + SIZE, 10)
 
 
-def test_a_session_goes_with_its_client_though_no_one_wants_its_id(broker: Server) -> None:
-    gone, stays = create(broker, "gone"), create(broker, "stays")
-    subscribed(broker, login_of(gone), "gone-1")
-    subscribed(broker, login_of(stays), "stays-1")
-    before = stored(broker)
+def test_a_session_is_deleted_with_its_client_even_if_the_id_is_not_reused(broker: Server) -> None:
+    deleted, stays = create(broker, "gone"), create(broker, "stays")
+    leave_subscribed(broker, login_of(deleted), "gone-1")
+    leave_subscribed(broker, login_of(stays), "stays-1")
+    before = stored_bytes(broker)
     fill(broker, "agents/gone-1/x")
-    assert stored(broker) > before + QUEUED
+    assert stored_bytes(broker) > before + QUEUED
     with broker.owner() as owner:
         kept = {"topic": "agents/stays-1/x", "payload": "kept", "qos": 1}
         assert owner.post("/publish", json=kept).status_code == 200
-        assert owner.delete(f"/v2/clients/{gone['id']}").status_code == 200
-    wait_until(lambda: stored(broker) < before + BLOCK, 10)
-    assert held(broker, search="gone-1") == []
+        assert owner.delete(f"/v2/clients/{deleted['id']}").status_code == 200
+    wait_until(lambda: stored_bytes(broker) < before + BLOCK, 10)
+    assert list_held(broker, search="gone-1") == []
     with connected(broker, *login_of(stays), "stays-1", clean=False) as client:
         assert client.present
         wait_until(lambda: client.messages)
         assert client.messages == [("agents/stays-1/x", b"kept")]
 
 
-def test_a_users_sessions_go_with_the_last_grant(broker: Server) -> None:
+def test_a_users_sessions_are_deleted_with_the_last_grant(broker: Server) -> None:
     with broker.owner() as owner:
-        told = [
+        tokens = [
             owner.post("/v2/tokens/create", json={"user_email": "ann@acme.example"}).json()
             for _ in range(2)
         ]
-        logins = [(one["mqtt_username"], one["mqtt_password"]) for one in told]
-        subscribed(broker, logins[0], "page-1")
-        (listed,) = held(broker, username=logins[0][0])
+        logins = [(token["mqtt_username"], token["mqtt_password"]) for token in tokens]
+        leave_subscribed(broker, logins[0], "page-1")
+        (listed,) = list_held(broker, username=logins[0][0])
         assert (listed["client_id"], listed["holder"]["kind"]) == ("page-1", "user")
         assert listed["holder"]["username"] == logins[0][0]
-        before = stored(broker)
+        before = stored_bytes(broker)
         fill(broker, "agents/page-1/x")
-        assert owner.delete(f"/v2/tokens/{told[0]['token_id']}").status_code == 200
+        assert owner.delete(f"/v2/tokens/{tokens[0]['token_id']}").status_code == 200
         # The same user returns with another grant.
         with connected(broker, *logins[1], "page-1", clean=False) as client:
             assert client.present
             wait_until(lambda: len(client.messages) == COUNT)
         fill(broker, "agents/page-1/x")
-        assert stored(broker) > before + QUEUED
-        assert owner.delete(f"/v2/tokens/{told[1]['token_id']}").status_code == 200
-    wait_until(lambda: stored(broker) < before + BLOCK, 10)
-    assert held(broker, search="page-1") == []
+        assert stored_bytes(broker) > before + QUEUED
+        assert owner.delete(f"/v2/tokens/{tokens[1]['token_id']}").status_code == 200
+    wait_until(lambda: stored_bytes(broker) < before + BLOCK, 10)
+    assert list_held(broker, search="page-1") == []
 
 
 def test_a_client_id_is_listed_and_freed_by_hand(broker: Server) -> None:
-    mine, other = create(broker, "mine"), create(broker, "other")
-    subscribed(broker, login_of(mine), "sensor-1")
+    client_1, other = create(broker, "mine"), create(broker, "other")
+    leave_subscribed(broker, login_of(client_1), "sensor-1")
     with (
-        connected(broker, *login_of(mine), "sensor/ä", clean=False) as live,
+        connected(broker, *login_of(client_1), "sensor/ä", clean=False) as live,
         broker.owner() as owner,
     ):
         assert live.code == 0
@@ -170,22 +170,22 @@ def test_a_client_id_is_listed_and_freed_by_hand(broker: Server) -> None:
         )
         assert [page["total"] for page in pages] == [2, 2]
         assert pages[1]["next_cursor"] is None
-        found = [one for page in pages for one in page["client_ids"]]
-        holder = {"kind": "client", "id": mine["id"], "username": mine["mqtt_username"]}
-        assert {one["client_id"]: one["connected"] for one in found} == {
+        rows = [row for page in pages for row in page["client_ids"]]
+        holder = {"kind": "client", "id": client_1["id"], "username": client_1["mqtt_username"]}
+        assert {row["client_id"]: row["connected"] for row in rows} == {
             "sensor-1": False,
             "sensor/ä": True,
         }
-        assert [one["holder"] for one in found] == [holder, holder]
-        assert all(one["since"] <= one["last_seen_at"] for one in found)
+        assert [row["holder"] for row in rows] == [holder, holder]
+        assert all(row["since"] <= row["last_seen_at"] for row in rows)
         for name in ("sensor-1", "sensor/ä"):
             assert owner.delete("/v2/client-ids", params={"client_id": name}).status_code == 204
         assert owner.get("/v2/client-ids?username=mine").json()["total"] == 0
-        again = owner.delete("/v2/client-ids", params={"client_id": "sensor-1"})
-        assert (again.status_code, again.json()["code"]) == (404, "client_id_not_found")
+        repeated = owner.delete("/v2/client-ids", params={"client_id": "sensor-1"})
+        assert (repeated.status_code, repeated.json()["code"]) == (404, "client_id_not_found")
         wait_until(lambda: live.ended_at)
         events = owner.get("/v2/audit-events", params={"action": "client_id.freed"}).json()
-        assert {one["details"]["client_id"] for one in events["events"]} == {"sensor-1", "sensor/ä"}
+        assert {row["details"]["client_id"] for row in events["events"]} == {"sensor-1", "sensor/ä"}
     with connected(broker, *login_of(other), "sensor-1", clean=False) as client:
         assert (client.code, client.present) == (0, False)
     with broker.person("viewer") as viewer:
@@ -194,7 +194,9 @@ def test_a_client_id_is_listed_and_freed_by_hand(broker: Server) -> None:
         assert refused.json()["code"] == "not_permitted"
 
 
-def test_404_a_client_id_of_another_room_is_neither_shown_nor_freed(broker: Server) -> None:
+def test_404_a_client_id_of_another_tenant_scope_is_neither_listed_nor_freed(
+    broker: Server,
+) -> None:
     client = create(broker, "apart")
     _, stranger = second_organization(broker)
     with (
@@ -204,31 +206,31 @@ def test_404_a_client_id_of_another_room_is_neither_shown_nor_freed(broker: Serv
     ):
         for other in (stranger, in_test):
             for name in ("apart", client["mqtt_username"]):
-                shown = other.get("/v2/client-ids", params={"username": name}).json()
-                assert (shown["client_ids"], shown["total"]) == ([], 0)
+                page = other.get("/v2/client-ids", params={"username": name}).json()
+                assert (page["client_ids"], page["total"]) == ([], 0)
             assert other.get("/v2/client-ids").json()["total"] == 0
             refused = other.delete("/v2/client-ids", params={"client_id": "apart-1"})
             assert (refused.status_code, refused.json()["code"]) == (404, "client_id_not_found")
         assert live.ended_at == 0
-    assert [one["client_id"] for one in held(broker, username="apart")] == ["apart-1"]
+    assert [row["client_id"] for row in list_held(broker, username="apart")] == ["apart-1"]
 
 
-def test_a_session_is_removed_though_broker_and_workers_die_meanwhile(broker: Server) -> None:
-    gone, other = create(broker, "gone-2"), create(broker, "other-2")
-    subscribed(broker, login_of(gone), "gone-2")
-    before = stored(broker)
+def test_a_session_is_deleted_even_if_broker_and_workers_are_killed(broker: Server) -> None:
+    deleted, other = create(broker, "gone-2"), create(broker, "other-2")
+    leave_subscribed(broker, login_of(deleted), "gone-2")
+    before = stored_bytes(broker)
     fill(broker, "agents/gone-2/x")
     broker.pause_broker()
     with broker.owner() as owner:
-        assert owner.delete(f"/v2/clients/{gone['id']}").status_code == 200
+        assert owner.delete(f"/v2/clients/{deleted['id']}").status_code == 200
     broker.kill_workers()
     broker.resume_broker()
-    wait_until(let_in(broker, login_of(other), "unused"), 30)
-    wait_until(lambda: stored(broker) < before + BLOCK, 20)
-    wait_until(let_in(broker, login_of(other), "gone-2"), 10)
+    wait_until(login_attempt(broker, login_of(other), "unused"), 30)
+    wait_until(lambda: stored_bytes(broker) < before + BLOCK, 20)
+    wait_until(login_attempt(broker, login_of(other), "gone-2"), 10)
 
 
-def test_an_unreleased_message_of_quality_2_is_not_the_next_users(broker: Server) -> None:
+def test_an_unreleased_qos_2_message_is_not_passed_to_the_next_holder(broker: Server) -> None:
     first, second = create(broker, "exactly-1"), create(broker, "exactly-2")
     reader = create(broker, "exactly-reader")
 
@@ -245,20 +247,20 @@ def test_an_unreleased_message_of_quality_2_is_not_the_next_users(broker: Server
                 assert packet is not None
                 assert packet.kind == PUBCOMP
 
-    with connected(broker, *login_of(reader), "exactly-reader") as listens:
-        listens.subscribe("agents/exactly", 2)
+    with connected(broker, *login_of(reader), "exactly-reader") as listener:
+        listener.subscribe("agents/exactly", 2)
         publish(first, b"old")
         with broker.owner() as owner:
             assert owner.delete(f"/v2/clients/{first['id']}").status_code == 200
         publish(second, b"new")
-        wait_until(lambda: listens.messages)
-        assert listens.messages == [("agents/exactly", b"new")]
+        wait_until(lambda: listener.messages)
+        assert listener.messages == [("agents/exactly", b"new")]
 
 
-def test_a_session_is_found_by_the_short_user_name(broker: Server) -> None:
+def test_a_session_is_found_by_the_short_username(broker: Server) -> None:
     client = create(broker, "agent-77")
     with connected(broker, *login_of(client), "agent-77"), broker.owner() as owner:
-        found = owner.get("/v2/sessions?username=agent-77").json()["sessions"]
-        assert [one["client_id"] for one in found] == ["agent-77"]
-        assert sessions_of(broker, client) == found
+        sessions = owner.get("/v2/sessions?username=agent-77").json()["sessions"]
+        assert [session["client_id"] for session in sessions] == ["agent-77"]
+        assert sessions_of(broker, client) == sessions
         assert owner.get("/v2/sessions?username=agent").json()["sessions"] == []

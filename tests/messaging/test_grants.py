@@ -1,4 +1,4 @@
-"""People log in over MQTT with what an exchange returned, see their own, and are ended with it."""
+"""Users log in over MQTT with exchanged grants, and their sessions end with those grants."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ RULES: list[Json] = [
     {"subject": {"kind": "everyone"}, "filter": "shouts/{claim.team}", "action": "both"},
     {"subject": {"kind": "everyone"}, "filter": "news/#", "action": "subscribe"},
 ]
-# 100 ms are promised; the socket's end has a way to paho's threads on a busy machine.
+# The promise is 100 ms; on a busy machine a closed socket reaches paho's threads later.
 AT_ONCE_S = 0.5
-# The shortest time that a grant can be asked for, and that an old password goes on after a refresh.
+# The shortest life of a grant, and the time that an old password stays valid after a refresh.
 SHORT_S = 30
 NOW_WALL = time.time() - time.monotonic()
 
 
 @dataclass
 class World:
-    """A deployment with its broker, an issuer, and the people of one provider."""
+    """A deployment with its broker, an issuer, and the users of one provider."""
 
     server: Server
     issuer: Issuer
@@ -57,19 +57,19 @@ class World:
         return made["key"]["id"], made["secret"]
 
     def ended(self, sessions: Json) -> int:
-        """Return how many sessions a change ended, once that is settled."""
+        """Return how many sessions a change ended, once the count is final."""
 
-        def told() -> Any:  # noqa: ANN401
-            shown = self.owner.get(f"/v2/sessions/receipts/{sessions['receipt_id']}").json()
-            return None if shown["pending"] else [shown["ended"]]
+        def final_count() -> Any:  # noqa: ANN401
+            receipt = self.owner.get(f"/v2/sessions/receipts/{sessions['receipt_id']}").json()
+            return None if receipt["pending"] else [receipt["ended"]]
 
-        (count,) = wait_until(told)
+        (count,) = wait_until(final_count)
         return int(count)
 
 
 @dataclass
 class Aging:
-    """What takes half a minute, begun before all tests: an expiry, and the end of an overlap."""
+    """Grants that take half a minute to expire or to end their overlap, begun before all tests."""
 
     expiring: Json
     short: MqttClient
@@ -89,12 +89,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         server.owner() as owner,
     ):
         people = People(server, issuer, "people")
-        theirs = {
+        provider_rule = {
             "subject": {"kind": "provider", "value": people.provider_id},
             "filter": "teams/{claim.team}/#",
             "action": "both",
         }
-        for number, rule in enumerate([*RULES, theirs]):
+        for number, rule in enumerate([*RULES, provider_rule]):
             made = owner.post(
                 "/v2/acl/rules", json={**rule, "priority": number + 1, "effect": "allow"}
             )
@@ -131,14 +131,14 @@ def all_ended(clients: list[MqttClient]) -> bool:
     return all(client.ended_at for client in clients)
 
 
-def test_people_see_their_own_and_what_everyone_sees(world: World) -> None:
+def test_users_receive_their_own_and_public_topics(world: World) -> None:
     ada = world.people.grant("ada", team="hall-b")
     grace = world.people.grant("grace", team="hall-a")
     with (
-        online(world.server, ada, "ada-1") as one,
-        online(world.server, grace, "grace-1") as other,
+        online(world.server, ada, "ada-1") as ada_client,
+        online(world.server, grace, "grace-1") as grace_client,
     ):
-        assert (one.code, other.code) == (0, 0)
+        assert (ada_client.code, grace_client.code) == (0, 0)
         for pattern, granted in (
             ("people/ada/#", 1),
             ("teams/hall-b/#", 1),
@@ -149,24 +149,24 @@ def test_people_see_their_own_and_what_everyone_sees(world: World) -> None:
             ("people/{claim.user_id}/#", 128),
             ("#", 128),
         ):
-            assert (pattern, one.subscribe(pattern)) == (pattern, granted)
-        assert other.subscribe("people/grace/#") == 1
-        one.publish("people/grace/x", "not hers", qos=0)
-        one.publish("news/x", "not his", qos=0)
-        one.publish("people/ada/x", "his")
-        other.publish("people/grace/x", "hers")
-        wait_until(lambda: one.messages and other.messages)
-        assert one.messages == [("people/ada/x", b"his")]
-        assert other.messages == [("people/grace/x", b"hers")]
+            assert (pattern, ada_client.subscribe(pattern)) == (pattern, granted)
+        assert grace_client.subscribe("people/grace/#") == 1
+        ada_client.publish("people/grace/x", "not hers", qos=0)
+        ada_client.publish("news/x", "not his", qos=0)
+        ada_client.publish("people/ada/x", "his")
+        grace_client.publish("people/grace/x", "hers")
+        wait_until(lambda: ada_client.messages and grace_client.messages)
+        assert ada_client.messages == [("people/ada/x", b"his")]
+        assert grace_client.messages == [("people/grace/x", b"hers")]
 
 
-def test_rules_of_a_provider_are_for_its_people_alone(world: World) -> None:
+def test_a_providers_rules_apply_only_to_its_users(world: World) -> None:
     others = People(world.server, world.issuer, "others")
     with online(world.server, others.grant("ada", team="hall-b"), "other-ada") as ada:
         assert ada.code == 0
         assert ada.subscribe("teams/hall-b/#") == 128
         assert ada.subscribe("people/ada/#") == 1
-    # A client has no claims, and so no topics that are made of one.
+    # A client has no claims, and so no topics with a claim in them.
     made = world.owner.post("/v2/clients", json={"username": "device"}).json()
     client = {
         "mqtt_username": made["client"]["mqtt_username"],
@@ -180,13 +180,13 @@ def test_rules_of_a_provider_are_for_its_people_alone(world: World) -> None:
 @pytest.mark.parametrize(
     "value", ["/", "a/b", "+", "#", "*", ">", "a b", "a*", "a+", "a>", "a/#", "\u2003", " "]
 )
-def test_a_claim_that_could_widen_a_rule_allows_nothing(world: World, value: str) -> None:
-    answer = world.people.ask(f"u{value}", team=value)
-    # What cannot be shown is no user id; it is refused before there is a grant.
-    if answer.status_code != 200:
-        assert answer.json()["code"] == "claim_missing"
+def test_a_claim_that_would_widen_a_rule_allows_nothing(world: World, value: str) -> None:
+    response = world.people.ask(f"u{value}", team=value)
+    # An unprintable user id is refused before there is a grant.
+    if response.status_code != 200:
+        assert response.json()["code"] == "claim_missing"
         return
-    with online(world.server, answer.json(), f"wide-{value.encode().hex()}") as wide:
+    with online(world.server, response.json(), f"wide-{value.encode().hex()}") as wide:
         assert wide.code == 0
         for pattern in (
             f"people/u{value}/#", "people/+/#", "people/#", "people/u/#", "people/ada/#",
@@ -194,7 +194,7 @@ def test_a_claim_that_could_widen_a_rule_allows_nothing(world: World, value: str
         ):  # fmt: skip
             try:
                 granted = wide.subscribe(pattern)
-            except ValueError:  # paho itself takes it for no filter
+            except ValueError:  # paho itself rejects the filter
                 continue
             assert (pattern, granted) == (pattern, 128)
 
@@ -205,7 +205,7 @@ def test_a_dot_in_a_claim_is_a_dot(world: World) -> None:
         assert dotted.subscribe("people/a/b/#") == 128
 
 
-def test_a_password_is_for_its_own_user_name_alone(world: World) -> None:
+def test_a_password_works_only_with_its_own_username(world: World) -> None:
     ada, grace = world.people.grant("ada"), world.people.grant("grace")
     name: str = ada["mqtt_username"]
     for wrong in (
@@ -218,26 +218,26 @@ def test_a_password_is_for_its_own_user_name_alone(world: World) -> None:
     assert is_let_in(world.server, ada, "named")
 
 
-def test_nobody_takes_anothers_client_id(world: World) -> None:
+def test_a_user_cannot_take_over_another_users_client_id(world: World) -> None:
     ada, grace = world.people.grant("ada"), world.people.grant("grace")
     with online(world.server, ada, "ones-own") as live:
         assert not is_let_in(world.server, grace, "ones-own")
         assert live.ended_at == 0
-        # The same person, with another grant, takes his own over.
+        # The same user takes the session over with another grant.
         assert is_let_in(world.server, world.people.grant("ada"), "ones-own")
 
 
-def test_a_refreshed_password_goes_on_with_what_was_queued(world: World) -> None:
+def test_a_refreshed_password_receives_queued_messages(world: World) -> None:
     grant = world.people.grant("queued")
     with online(world.server, grant, "queued-1", clean=False) as first:
         assert first.subscribe("people/queued/#") == 1
-    again = world.people.refresh(grant).json()
-    assert again["mqtt_username"] == grant["mqtt_username"]
-    assert again["mqtt_password"] != grant["mqtt_password"]
+    refreshed = world.people.refresh(grant).json()
+    assert refreshed["mqtt_username"] == grant["mqtt_username"]
+    assert refreshed["mqtt_password"] != grant["mqtt_password"]
     with world.server.client(world.server.first_key) as key:
         sent = key.post("/publish", json={"topic": "people/queued/x", "payload": "kept", "qos": 1})
     assert sent.status_code == 200, sent.text
-    with online(world.server, again, "queued-1", clean=False) as second:
+    with online(world.server, refreshed, "queued-1", clean=False) as second:
         wait_until(lambda: second.messages)
         assert second.messages == [("people/queued/x", b"kept")]
 
@@ -249,50 +249,50 @@ def test_a_replayed_refresh_ends_every_session_of_the_family(world: World) -> No
     third = world.people.refresh(second).json()
     with ExitStack() as stack:
         family = [
-            stack.enter_context(online(world.server, one, f"family-{number}"))
-            for number, one in enumerate((first, second, third))
+            stack.enter_context(online(world.server, grant, f"family-{number}"))
+            for number, grant in enumerate((first, second, third))
         ]
         stays = stack.enter_context(online(world.server, other, "family-not"))
-        assert [one.code for one in (*family, stays)] == [0, 0, 0, 0]
+        assert [client.code for client in (*family, stays)] == [0, 0, 0, 0]
         refused = world.people.refresh(first)
         returned = time.monotonic()
         assert (refused.status_code, refused.json()["code"]) == (401, "refresh_replayed")
         wait_until(partial(all_ended, family))
-        assert max(one.ended_at for one in family) - returned < AT_ONCE_S
-        for one in (first, second, third):
-            assert not is_let_in(world.server, one, "family-0")
+        assert max(client.ended_at for client in family) - returned < AT_ONCE_S
+        for grant in (first, second, third):
+            assert not is_let_in(world.server, grant, "family-0")
         assert world.people.refresh(third).json()["code"] == "invalid_token"
         assert is_let_in(world.server, other, "family-not-2")
         assert stays.ended_at == 0
 
 
-def test_a_login_with_an_answer_that_another_took_the_place_of_ends_the_family(
+def test_a_login_with_a_superseded_refresh_ends_the_family(
     world: World,
 ) -> None:
     first, other = world.people.grant("lost-answer"), world.people.grant("lost-answer")
     stolen = world.people.refresh(first).json()
-    found = world.people.refresh(first).json()
+    newest = world.people.refresh(first).json()
     with (
-        online(world.server, found, "lost-answer-1") as live,
+        online(world.server, newest, "lost-answer-1") as live,
         online(world.server, other, "lost-answer-2") as stays,
     ):
         assert (live.code, stays.code) == (0, 0)
         assert world.people.refresh(first).json()["code"] == "refresh_replayed"
         wait_until(lambda: live.ended_at)
-    again = world.people.grant("lost-answer")
-    stolen = world.people.refresh(again).json()
-    found = world.people.refresh(again).json()
-    with online(world.server, found, "lost-answer-3") as live:
+    another = world.people.grant("lost-answer")
+    stolen = world.people.refresh(another).json()
+    newest = world.people.refresh(another).json()
+    with online(world.server, newest, "lost-answer-3") as live:
         assert live.code == 0
         assert not is_let_in(world.server, stolen, "lost-answer-4")
         wait_until(lambda: live.ended_at)
-        assert not is_let_in(world.server, found, "lost-answer-3")
+        assert not is_let_in(world.server, newest, "lost-answer-3")
         assert is_let_in(world.server, other, "lost-answer-2")
 
 
 @dataclass
 class Case:
-    """Somebody whose grant is to end: by which provider, and with which key he has it."""
+    """A grant that is to end, with the provider and the key that it was made with."""
 
     people: People
     grant: Json
@@ -327,7 +327,7 @@ ENDINGS: dict[str, Callable[[World, Case], httpx.Response]] = {
 
 
 @pytest.mark.parametrize("how", ENDINGS)
-def test_whatever_ends_a_grant_ends_and_counts_its_sessions(world: World, how: str) -> None:
+def test_ending_a_grant_ends_and_counts_its_sessions(world: World, how: str) -> None:
     name = how.replace(" ", "-")
     people = People(world.server, world.issuer, f"of-{name}")
     key_id, key = world.key(f"live-{name}")
@@ -339,7 +339,7 @@ def test_whatever_ends_a_grant_ends_and_counts_its_sessions(world: World, how: s
         online(world.server, grant, f"{name}-2") as second,
         online(world.server, other, f"{name}-by") as stays,
     ):
-        assert [one.code for one in (first, second, stays)] == [0, 0, 0]
+        assert [client.code for client in (first, second, stays)] == [0, 0, 0]
         done = ENDINGS[how](world, Case(people, grant, key_id, kid))
         returned = time.monotonic()
         assert done.status_code == 200, done.text
@@ -354,11 +354,11 @@ def test_whatever_ends_a_grant_ends_and_counts_its_sessions(world: World, how: s
             assert how == "key disabled"
         assert stays.ended_at == 0
     if how in ("one", "user", "email", "provider", "key"):
-        # It is about grants that there were; whoever may sign in is let in anew.
+        # Only existing grants end; a user who may sign in gets a new one.
         assert is_let_in(world.server, people.grant(f"u-{name}", key), f"{name}-1")
 
 
-def test_a_disabled_provider_and_a_rotated_key_end_nothing(world: World) -> None:
+def test_disabling_a_provider_or_rotating_a_key_ends_no_session(world: World) -> None:
     people = People(world.server, world.issuer, "paused")
     key_id, key = world.key("live-rotated")
     grant = people.grant("paused", key)
@@ -370,42 +370,42 @@ def test_a_disabled_provider_and_a_rotated_key_end_nothing(world: World) -> None
         assert rotated.status_code == 200, rotated.text
         assert people.ask("paused").json()["code"] == "provider_disabled"
         assert people.refresh(grant).json()["code"] == "invalid_token"
-        # Everybody is looked at for this, also those of `aging`, whose overlap may end just now.
-        told = world.owner.post("/v2/tokens/revoke", json={"user_id": "nobody"}).json()
-        assert (told["revoked"], world.ended(told["sessions"]) <= 1) == (0, True)
+        # This checks all sessions, also those of `aging`, whose overlap may end just now.
+        revoked = world.owner.post("/v2/tokens/revoke", json={"user_id": "nobody"}).json()
+        assert (revoked["revoked"], world.ended(revoked["sessions"]) <= 1) == (0, True)
         assert live.ended_at == 0
         assert is_let_in(world.server, grant, "paused-2")
         assert world.owner.post(f"{path}/enable").status_code == 200
         assert people.refresh(grant).status_code == 200
 
 
-def test_a_login_in_flight_is_caught_by_the_second_look(world: World) -> None:
+def test_a_login_in_flight_is_ended_by_the_second_check(world: World) -> None:
     for attempt in range(60):
         grant = world.people.grant(f"flight-{attempt}")
         with ThreadPoolExecutor(12) as pool:
             login = partial(
                 MqttClient, world.server.mqtt_port, grant["mqtt_username"], grant["mqtt_password"]
             )
-            asked = [pool.submit(login, f"flight-{attempt}-{number}") for number in range(12)]
+            logins = [pool.submit(login, f"flight-{attempt}-{number}") for number in range(12)]
             time.sleep(0.002 * (attempt % 30))
-            told = world.owner.delete(f"/v2/tokens/{grant['token_id']}").json()["sessions"]
+            sessions = world.owner.delete(f"/v2/tokens/{grant['token_id']}").json()["sessions"]
             returned = time.monotonic()
-            live = [one.result() for one in asked]
-        let_in = [one for one in live if one.code == 0]
+            clients = [future.result() for future in logins]
+        let_in = [client for client in clients if client.code == 0]
         wait_until(partial(all_ended, let_in))
-        assert all(one.ended_at - returned < 2.6 for one in let_in)
-        for one in live:
-            one.close()
-        if told["ended"] < len(let_in):
-            assert world.ended(told) == len(let_in)
+        assert all(client.ended_at - returned < 2.6 for client in let_in)
+        for client in clients:
+            client.close()
+        if sessions["ended"] < len(let_in):
+            assert world.ended(sessions) == len(let_in)
             return
     pytest.fail("no login was in flight while its grant was revoked")
 
 
 def refused_too_late(world: World, grant: Json, mqtt_id: str) -> None:
-    """Have a login judged when the broker waits for it no more."""
+    """Have a login decided after the broker has stopped waiting for it."""
     with open_existing(config_of(world.server)) as runner:
-        # What one login is let in with is written while nobody else counts anything.
+        # The broker gives up: the login cannot be stored while this lock is held.
         with runner.database.counting(), online(world.server, grant, mqtt_id) as late:
             assert late.code != 0
         scope = TenantScope(world.owner.get("/v2/organization").json()["id"], Environment.LIVE)
@@ -419,25 +419,25 @@ def refused_too_late(world: World, grant: Json, mqtt_id: str) -> None:
 
 
 def let_in_elsewhere(world: World, grant: Json, mqtt_id: str) -> None:
-    """Log in at a broker of somebody else's, which asks over HTTP."""
+    """Log in at a foreign broker, which authenticates over HTTP."""
     hook = world.server.cli_here("hook", "create", "emqx")
     assert hook.exit_code == 0, hook.stderr
-    asked = {
+    body = {
         "username": grant["mqtt_username"],
         "password": grant["mqtt_password"],
         "clientid": mqtt_id,
         "peerhost": "203.0.113.9",
     }
     with world.server.client(hook.stdout.strip()) as broker:
-        assert broker.post("/hooks/emqx/authentication", json=asked).json()["result"] == "allow"
+        assert broker.post("/hooks/emqx/authentication", json=body).json()["result"] == "allow"
 
 
 @pytest.mark.parametrize("judged", [refused_too_late, let_in_elsewhere])
-def test_a_session_ends_with_its_own_grant_whatever_login_was_judged_since(
+def test_a_session_ends_with_its_own_grant_despite_later_logins(
     world: World, judged: Callable[[World, Json, str], None]
 ) -> None:
     name = judged.__name__
-    # Second looks for what other tests changed are over when this one's is.
+    # The second checks for other tests' changes are over when this one is.
     nothing = world.owner.post("/v2/tokens/revoke", json={"user_id": "nobody"}).json()
     world.ended(nothing["sessions"])
     older, newer = world.people.grant(name), world.people.grant(name)
@@ -445,15 +445,15 @@ def test_a_session_ends_with_its_own_grant_whatever_login_was_judged_since(
         assert live.code == 0
         judged(world, newer, name)
         assert live.ended_at == 0
-        told = world.owner.delete(f"/v2/tokens/{older['token_id']}").json()["sessions"]
+        sessions = world.owner.delete(f"/v2/tokens/{older['token_id']}").json()["sessions"]
         returned = time.monotonic()
         wait_until(lambda: live.ended_at, 3)
         assert live.ended_at - returned < AT_ONCE_S
-        assert world.ended(told) == 1
+        assert world.ended(sessions) == 1
     assert is_let_in(world.server, newer, name)
 
 
-def test_a_suspended_organizations_people_are_closed_out(world: World) -> None:
+def test_a_suspended_organizations_users_are_disconnected_and_refused(world: World) -> None:
     slug, owner = second_organization(world.server)
     with owner:
         grant = owner.post("/v2/tokens/create", json={"user_email": "o@acme.example"}).json()
@@ -464,9 +464,7 @@ def test_a_suspended_organizations_people_are_closed_out(world: World) -> None:
     assert not is_let_in(world.server, grant, "suspended-1")
 
 
-def test_an_old_password_goes_on_for_half_a_minute_after_a_refresh(
-    world: World, aging: Aging
-) -> None:
+def test_an_old_password_stays_valid_for_30_s_after_a_refresh(world: World, aging: Aging) -> None:
     until = aging.refreshed_at + SHORT_S
     while time.monotonic() < until - 3:
         assert is_let_in(world.server, aging.first, "overlap-2")
@@ -474,11 +472,11 @@ def test_an_old_password_goes_on_for_half_a_minute_after_a_refresh(
     wait_until(lambda: time.monotonic() > until + 0.5)
     assert not is_let_in(world.server, aging.first, "overlap-2")
     assert is_let_in(world.server, aging.second, "overlap-3")
-    # The session that the old one opened goes on under the new one, and ends with it.
+    # The session opened with the old password continues under the new grant, and ends with it.
     assert aging.old.ended_at == 0
-    told = world.owner.delete(f"/v2/tokens/{aging.second['token_id']}").json()["sessions"]
+    sessions = world.owner.delete(f"/v2/tokens/{aging.second['token_id']}").json()["sessions"]
     wait_until(lambda: aging.old.ended_at, 3)
-    assert world.ended(told) == 1
+    assert world.ended(sessions) == 1
 
 
 def test_a_session_of_a_refreshed_grant_ends_when_the_new_grant_expires(aging: Aging) -> None:
@@ -487,16 +485,14 @@ def test_a_session_of_a_refreshed_grant_ends_when_the_new_grant_expires(aging: A
     assert -0.1 < aging.refreshing.ended_at + NOW_WALL - expires_at < 1.5
 
 
-def test_a_session_is_closed_in_the_second_in_which_its_grant_expires(
-    world: World, aging: Aging
-) -> None:
+def test_a_session_is_closed_within_1_5_s_of_its_grants_expiry(world: World, aging: Aging) -> None:
     wait_until(lambda: aging.short.ended_at, SHORT_S)
     expires_at = datetime.fromisoformat(aging.expiring["expires_at"]).timestamp()
     assert -0.1 < aging.short.ended_at + NOW_WALL - expires_at < 1.5
     assert not is_let_in(world.server, aging.expiring, "short-1")
 
 
-def test_what_ended_while_no_worker_lived_is_closed_when_one_is_back(world: World) -> None:
+def test_a_session_revoked_while_no_worker_runs_is_closed_at_the_next_start(world: World) -> None:
     key_id, key = world.key("live-meanwhile")
     grant = world.people.grant("meanwhile", key)
     org_id = world.owner.get("/v2/organization").json()["id"]
@@ -507,7 +503,7 @@ def test_what_ended_while_no_worker_lived_is_closed_when_one_is_back(world: Worl
     ):
         assert (live.code, stays.code) == (0, 0)
         with open_existing(config_of(world.server)) as runner:
-            # No worker may stop while it holds the writers' lock, so it is held here meanwhile.
+            # No worker may stop while it holds the writer lock, so hold it here meanwhile.
             with runner.database.write():
                 world.server.pause_workers()
             by = member(
@@ -526,8 +522,8 @@ def test_what_ended_while_no_worker_lived_is_closed_when_one_is_back(world: Worl
     assert not is_let_in(world.server, grant, "meanwhile-1")
 
 
-def test_a_session_is_closed_when_the_key_expires_that_made_its_grant(world: World) -> None:
-    """Also where the expiry was brought forward while the session was open."""
+def test_a_session_is_closed_when_the_key_of_its_grant_expires(world: World) -> None:
+    """Also if the expiry is brought forward while the session is open."""
     key_id, text = world.key("live-expiring", permissions=["tokens:create"])
     with world.server.client(text) as key:
         made = key.post("/v2/tokens/create", json={"user_email": "soon@acme.example", "ttl": 3600})

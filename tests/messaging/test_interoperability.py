@@ -1,4 +1,4 @@
-"""What Eclipse Paho's interoperability suite asks of a broker, asked of the one that we run."""
+"""The cases of Eclipse Paho's interoperability suite, run against our broker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Login(NamedTuple):
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run a deployment in which everyone may do everything but publish below forbidden/."""
+    """Run a deployment in which everyone may do anything except publish below forbidden/."""
     with running(tmp_path_factory.mktemp("interop") / "data", no_messaging=0) as server:
         with server.owner() as owner:
             everyone = {"subject": {"kind": "everyone"}}
@@ -38,8 +38,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def made(server: Server) -> Login:
     with server.owner() as owner:
-        told = owner.post("/v2/clients", json={"username": new_id("a", 0)}).json()
-    return Login(told["client"]["mqtt_username"], told["password"])
+        created = owner.post("/v2/clients", json={"username": new_id("a", 0)}).json()
+    return Login(created["client"]["mqtt_username"], created["password"])
 
 
 @pytest.fixture
@@ -59,33 +59,33 @@ def sender(broker: Server, other: Login) -> Iterator[MqttClient]:
 
 
 def arrived_until(client: MqttClient, payload: str) -> list[tuple[str, str, int, bool]]:
-    """Return topic, payload, QoS and retained of all that came, once `payload` has come."""
+    """Return topic, payload, QoS and retain flag of each message, once `payload` has arrived."""
     wait_until(lambda: any(m.payload == payload.encode() for m in list(client.arrived)))
     return [(m.topic, m.payload.decode(), m.qos, m.retain) for m in client.arrived]
 
 
-@pytest.mark.parametrize("asked", [0, 1, 2])
-def test_a_message_comes_at_the_lower_of_both_qualities(
-    broker: Server, one: Login, sender: MqttClient, asked: int
+@pytest.mark.parametrize("subscribed", [0, 1, 2])
+def test_a_message_is_delivered_at_the_lower_qos(
+    broker: Server, one: Login, sender: MqttClient, subscribed: int
 ) -> None:
     with connected(broker, *one, "") as client:
-        assert client.subscribe(f"basic/{asked}/#", asked) == asked
+        assert client.subscribe(f"basic/{subscribed}/#", subscribed) == subscribed
         for sent in (0, 1, 2):
-            sender.publish(f"basic/{asked}/{sent}", "m", sent)
+            sender.publish(f"basic/{subscribed}/{sent}", "m", sent)
         wait_until(lambda: len(client.arrived) >= 3)
         assert sorted((m.topic, m.qos) for m in client.arrived) == [
-            (f"basic/{asked}/{sent}", min(asked, sent)) for sent in (0, 1, 2)
+            (f"basic/{subscribed}/{sent}", min(subscribed, sent)) for sent in (0, 1, 2)
         ]
         assert client.paho.unsubscribe("basic/#")[0] == 0
 
 
-def test_a_client_holds_hundreds_of_subscriptions_of_quality_1(
+def test_a_client_can_have_hundreds_of_qos_1_subscriptions(
     broker: Server, one: Login, sender: MqttClient
 ) -> None:
     with connected(broker, *one, "") as client:
         assert [client.subscribe(f"many/{n}") for n in range(255)] == [1] * 255
         assert [client.subscribe(f"deep/{n}/#") for n in range(200)] == [1] * 200
-        # The sum of all windows is used up: the next one is refused, and QoS 0 never is.
+        # The sum of all windows is used up: the next QoS 1 is refused, while QoS 0 never is.
         assert client.subscribe("many/beyond") == 128
         assert client.subscribe("many/beyond", 0) == 0
         sender.publish("many/254", "wide")
@@ -110,7 +110,7 @@ def test_mosquitto_subscribes_to_hundreds_of_filters_at_once(
         assert "here" in taker.stdout.read()
 
 
-def test_retained_messages_are_told_to_whoever_comes_later_until_they_are_cleared(
+def test_retained_messages_are_sent_to_new_subscribers_until_they_are_cleared(
     broker: Server, one: Login, sender: MqttClient
 ) -> None:
     with connected(broker, *one, "") as live:
@@ -119,27 +119,27 @@ def test_retained_messages_are_told_to_whoever_comes_later_until_they_are_cleare
             sender.publish(f"kept/{qos}", "old", qos, retain=True)
             sender.publish(f"kept/{qos}", "new", qos, retain=True)
         sender.publish("kept/end", "end")
-        # Who was there already sees ordinary messages (§3.3.1.3).
+        # An existing subscriber receives ordinary messages (§3.3.1.3).
         assert not any(retained for *_, retained in arrived_until(live, "end"))
 
     def later() -> list[tuple[str, str, int, bool]]:
         with connected(broker, *one, "") as late:
             late.subscribe("kept/+", 2)
-            # Retained ones are sent before anything that is published after the SUBACK.
+            # Retained messages are sent before those published after the SUBACK.
             sender.publish("kept/end", "end", 2)
             return sorted(m for m in arrived_until(late, "end") if m[1] != "end")
 
     def all_three() -> bool:
         return later() == [(f"kept/{qos}", "new", qos, True) for qos in (0, 1, 2)]
 
-    # The broker stores a retained message of QoS 0 a moment after it was sent.
+    # The broker stores a retained QoS 0 message with a short delay.
     wait_until(all_three)
     for qos in (0, 1, 2):
         sender.publish(f"kept/{qos}", "", qos, retain=True)
     wait_until(lambda: later() == [])
 
 
-def test_what_comes_while_a_session_is_away_waits_for_it(
+def test_messages_for_a_disconnected_session_are_queued(
     broker: Server, one: Login, sender: MqttClient
 ) -> None:
     with connected(broker, *one, "away", clean=False) as client:
@@ -147,8 +147,8 @@ def test_what_comes_while_a_session_is_away_waits_for_it(
     for qos in (0, 1, 2):
         sender.publish("away/x", f"qos {qos}", qos)
     with connected(broker, *one, "away", clean=False) as client:
-        # Without subscribing anew. What the broker sent while the session was ending comes five
-        # seconds later; QoS 0 is not kept, which MQTT leaves open.
+        # Without subscribing again. Messages sent while the session was ending arrive five
+        # seconds later; QoS 0 is not queued, which MQTT allows.
         wait_until(lambda: {p for _, p in client.messages} >= {b"qos 1", b"qos 2"})
         assert ("away/x", b"qos 0") not in client.messages
     with wired(broker) as clean:
@@ -161,7 +161,7 @@ def test_what_comes_while_a_session_is_away_waits_for_it(
         assert [payload for _, payload, *_ in arrived_until(client, "end")] == ["end"]
 
 
-def test_each_subscription_that_a_message_matches_gets_it_once(
+def test_each_matching_subscription_receives_a_message_once(
     broker: Server, one: Login, sender: MqttClient
 ) -> None:
     with connected(broker, *one, "") as client:
@@ -176,7 +176,7 @@ def test_each_subscription_that_a_message_matches_gets_it_once(
         ]  # fmt: skip
 
 
-def test_a_topic_that_was_unsubscribed_says_no_more(
+def test_an_unsubscribed_topic_is_no_longer_delivered(
     broker: Server, one: Login, sender: MqttClient
 ) -> None:
     done: list[int] = []
@@ -191,7 +191,7 @@ def test_a_topic_that_was_unsubscribed_says_no_more(
         assert [topic for topic, *_ in arrived_until(client, "yes")] == ["un/b"]
 
 
-def test_each_filter_of_a_subscription_is_answered_for_itself(broker: Server, one: Login) -> None:
+def test_each_filter_of_a_subscription_is_answered_separately(broker: Server, one: Login) -> None:
     with connected(broker, *one, "") as client:
         client.paho.subscribe([("a/b", 1), ("$SYS/#", 1), ("a/c", 0)])
         wait_until(lambda: len(client.granted) == 3)
@@ -221,7 +221,7 @@ def test_a_silent_client_is_closed_and_its_will_is_sent(
 
 
 @pytest.mark.parametrize("how", ["vanishes", "says goodbye"])
-def test_a_will_is_sent_for_whoever_vanishes_and_for_nobody_else(
+def test_a_will_is_sent_only_for_a_client_that_vanishes(
     broker: Server, one: Login, sender: MqttClient, how: str
 ) -> None:
     topic = f"wills/{how[:4]}"
@@ -239,7 +239,7 @@ def test_a_will_is_sent_for_whoever_vanishes_and_for_nobody_else(
 
 
 @pytest.mark.parametrize("topic", ["forbidden/x", "$JS/API/INFO"])
-def test_a_will_on_a_topic_that_is_not_allowed_is_not_sent(
+def test_a_will_on_a_forbidden_topic_is_not_sent(
     broker: Server, one: Login, sender: MqttClient, topic: str
 ) -> None:
     with connected(broker, *made(broker), "") as watcher:
@@ -252,12 +252,12 @@ def test_a_will_on_a_topic_that_is_not_allowed_is_not_sent(
         assert [payload for _, payload, *_ in arrived_until(watcher, "end")] == ["end"]
 
 
-def test_a_will_with_a_wildcard_ends_the_login(broker: Server, one: Login) -> None:
+def test_a_login_with_a_wildcard_in_its_will_is_closed(broker: Server, one: Login) -> None:
     with wired(broker) as dying:
         assert dying.login(*one, "", will=("wills/+", "gone")) is None
 
 
-def test_what_was_not_acknowledged_comes_again_after_30_s_and_says_so(
+def test_an_unacknowledged_message_is_resent_after_30_s_as_a_duplicate(
     broker: Server, one: Login, sender: MqttClient
 ) -> None:
     with wired(broker) as slow:
@@ -277,8 +277,8 @@ def _leave_unacknowledged(broker: Server, one: Login, sender: MqttClient) -> Non
     # QoS 1 without PUBACK, QoS 2 without PUBREC, QoS 2 without PUBCOMP: all at once, because
     # the broker waits 30 seconds for each.
     names = ["again-1", "again-2", "released"]
-    qualities = dict(zip(names, (1, 2, 2), strict=True))
-    for name, qos in qualities.items():
+    qos_by_name = dict(zip(names, (1, 2, 2), strict=True))
+    for name, qos in qos_by_name.items():
         with wired(broker) as first:
             assert first.login(*one, name, clean=False) == (0, False)
             assert first.subscribe(name, qos) == qos
@@ -296,7 +296,7 @@ def _leave_unacknowledged(broker: Server, one: Login, sender: MqttClient) -> Non
             assert again.login(*one, name, clean=False) == (0, True)
             message = again.message(40)
             assert message is not None
-            assert (message.payload, message.qos, message.dup) == (b"m", qualities[name], True)
+            assert (message.payload, message.qos, message.dup) == (b"m", qos_by_name[name], True)
     with wired(broker) as again:
         assert again.login(*one, "released", clean=False) == (0, True)
         again.socket.settimeout(40)
@@ -305,7 +305,7 @@ def _leave_unacknowledged(broker: Server, one: Login, sender: MqttClient) -> Non
         assert answer.kind == PUBREL
 
 
-def test_a_client_without_an_id_is_given_one_if_it_keeps_no_session(
+def test_a_client_without_an_id_gets_one_if_its_session_is_clean(
     broker: Server, one: Login, other: Login
 ) -> None:
     with wired(broker) as first, wired(broker) as second, wired(broker) as keeping:
@@ -317,14 +317,12 @@ def test_a_client_without_an_id_is_given_one_if_it_keeps_no_session(
 
 
 @pytest.mark.parametrize("mqtt_id", ["with.dot", "with space", "star*", "more>", "nul\0"])
-def test_a_client_id_that_the_broker_cannot_keep_is_refused(
-    broker: Server, one: Login, mqtt_id: str
-) -> None:
+def test_an_unsupported_client_id_is_refused(broker: Server, one: Login, mqtt_id: str) -> None:
     with wired(broker) as refused:
         assert refused.login(*one, mqtt_id) == (2, False)
 
 
-def test_a_client_id_goes_over_to_the_same_client_and_to_no_other(
+def test_only_the_same_client_takes_over_a_client_id(
     broker: Server, one: Login, other: Login
 ) -> None:
     with wired(broker) as first, wired(broker) as second, wired(broker) as thief:
@@ -335,13 +333,13 @@ def test_a_client_id_goes_over_to_the_same_client_and_to_no_other(
         assert second.is_alive()
 
 
-def test_a_client_of_mqtt_5_is_told_that_it_is_not_spoken(broker: Server, one: Login) -> None:
+def test_an_mqtt_5_client_gets_the_unsupported_version_code(broker: Server, one: Login) -> None:
     with wired(broker) as newer:
         assert newer.login(*one, "newer", level=5) == (1, False)
         assert newer.read() is None
 
 
-def test_wildcards_never_match_a_dollar_and_the_brokers_own_topics_are_closed(
+def test_wildcards_never_match_dollar_topics_and_the_brokers_own_are_closed(
     broker: Server, one: Login, sender: MqttClient
 ) -> None:
     with connected(broker, *one, "") as client:
@@ -357,10 +355,10 @@ def test_wildcards_never_match_a_dollar_and_the_brokers_own_topics_are_closed(
         assert {m.topic for m in client.arrived} == {"end/x"}
 
 
-# What follows differs from MQTT; the guide tells of it under "What the broker does differently".
+# These cases differ from MQTT; see "What the broker does differently" in the guide.
 
 
-def test_another_dollar_topic_reaches_who_names_it_where_a_rule_allows_any_first_level(
+def test_another_dollar_topic_reaches_an_exact_subscription_under_a_wide_rule(
     broker: Server, one: Login, sender: MqttClient
 ) -> None:
     with connected(broker, *one, "") as client:
@@ -373,7 +371,7 @@ def test_another_dollar_topic_reaches_who_names_it_where_a_rule_allows_any_first
     ("first", "then", "comes"),
     [(0, 1, 1), (0, 2, 2), (1, 0, 0), (2, 0, 0), (1, 2, 1), (2, 1, 2)],
 )
-def test_subscribing_again_changes_the_quality_to_and_from_0_alone(
+def test_subscribing_again_changes_the_qos_only_to_and_from_0(
     broker: Server, one: Login, sender: MqttClient, first: int, then: int, comes: int
 ) -> None:
     with connected(broker, *one, "") as client:
@@ -401,7 +399,7 @@ def test_a_star_is_a_wildcard_in_a_filter_and_a_letter_in_a_topic(
     broker: Server, one: Login, sender: MqttClient
 ) -> None:
     sender.publish("star/kept", "kept", retain=True)
-    # It is no way to clear, or to publish to, what it would match as a wildcard.
+    # It neither clears nor publishes to the topics that it would match as a wildcard.
     for topic in ("star/*", "star/>", "*/kept"):
         sender.publish(topic, "", retain=True)
     with connected(broker, *one, "") as client:
@@ -422,5 +420,5 @@ def test_one_and_a_half_times_the_keep_alive_is_rounded_down(broker: Server, one
             assert hasty.read() is None
             return time.monotonic() - began
 
-    # A machine that is busy may tell it late, but not each time.
+    # A busy machine may notice it late, but not each time.
     wait_until(lambda: 0.9 < silence() < 1.4)

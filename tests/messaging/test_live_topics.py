@@ -1,4 +1,4 @@
-"""The grant of live topics ends, with its open session, when its member's access does."""
+"""The live-topics grant and its open session end with the member's access."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.server import PASSWORD, Server, running, wait_until
 AT_ONCE_S = 1.5
 
 
-class Visitor:
-    """A member who is signed in with a browser, and with a user token."""
+class Member:
+    """A member who is signed in with a browser and with a user token."""
 
     def __init__(self, server: Server, name: str) -> None:
         self.server, self.name, self.email = server, name, f"{name}@acme.example"
@@ -31,9 +31,9 @@ class Visitor:
         self.token: str = taken["token"]
         self.cookie = signed_in.headers["set-cookie"].partition(";")[0]
         with self.browser() as browser:
-            found = re.search(r'name="csrf" value="([^"]+)"', browser.get("/account").text)
-        assert found is not None
-        self.csrf = found.group(1)
+            match = re.search(r'name="csrf" value="([^"]+)"', browser.get("/account").text)
+        assert match is not None
+        self.csrf = match.group(1)
 
     def browser(self) -> httpx.Client:
         return self.server.client(Cookie=self.cookie)
@@ -43,55 +43,55 @@ class Visitor:
             return browser.post(path, data={"csrf": self.csrf, **fields})
 
     def watch(self) -> Json:
-        """Return the grant of a page of live topics, as an exchange would show it."""
+        """Return the grant of a live-topics page in the form of an exchange response."""
         made = self.post("/o/acme/live/messaging/topics/grant")
         assert made.status_code == 200, made.text
-        shown = made.json()
-        return {"mqtt_username": shown["username"], "mqtt_password": shown["password"]}
+        body = made.json()
+        return {"mqtt_username": body["username"], "mqtt_password": body["password"]}
 
     def refresh(self, grant: Json) -> int:
         kid = grant["mqtt_password"].split("_")[1]
-        shown = {"token_id": f"tok_{kid}", "current_token_password": grant["mqtt_password"]}
+        body = {"token_id": f"tok_{kid}", "current_token_password": grant["mqtt_password"]}
         with self.server.client() as anyone:
-            return anyone.post("/v2/tokens/refresh", json=shown).status_code
+            return anyone.post("/v2/tokens/refresh", json=body).status_code
 
     @property
     def user_id(self) -> str:
         with self.server.owner() as owner:
             members = owner.get("/v2/members").json()["members"]
-        return str(next(one["user_id"] for one in members if one["email"] == self.email))
+        return str(next(member["user_id"] for member in members if member["email"] == self.email))
 
 
-def remove(visitor: Visitor) -> None:
-    with visitor.server.owner() as owner:
-        done = owner.delete(f"/v2/members/{visitor.user_id}")
+def remove(member: Member) -> None:
+    with member.server.owner() as owner:
+        done = owner.delete(f"/v2/members/{member.user_id}")
     assert done.status_code == 204, done.text
 
 
-def demote(visitor: Visitor) -> None:
-    with visitor.server.owner() as owner:
-        done = owner.patch(f"/v2/members/{visitor.user_id}", json={"role": "viewer"})
+def demote(member: Member) -> None:
+    with member.server.owner() as owner:
+        done = owner.patch(f"/v2/members/{member.user_id}", json={"role": "viewer"})
     assert done.status_code == 200, done.text
 
 
-def recover(visitor: Visitor) -> None:
-    made = visitor.server.cli_here("setup-link", visitor.email)
+def recover(member: Member) -> None:
+    made = member.server.cli_here("setup-link", member.email)
     link = made.stdout.strip().rpartition("/")[2]
     body = {"token": link, "password": "another correct horse"}
-    with visitor.server.client() as anyone:
+    with member.server.client() as anyone:
         done = anyone.post("/v2/setup", json=body)
     assert done.status_code == 201, done.text
 
 
-def change_password(visitor: Visitor) -> None:
-    done = visitor.post(
+def change_password(member: Member) -> None:
+    done = member.post(
         "/account/password", current_password=PASSWORD, password="another correct horse"
     )
     assert done.status_code == 303, done.text
 
 
-def sign_out_everywhere(visitor: Visitor) -> None:
-    done = visitor.post("/sign-out", everywhere="1")
+def sign_out_everywhere(member: Member) -> None:
+    done = member.post("/sign-out", everywhere="1")
     assert done.status_code == 303, done.text
 
 
@@ -107,33 +107,33 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_ends_a_members_access_ends_their_live_topics(
-    server: Server, change: Callable[[Visitor], None]
+def test_ending_a_members_access_ends_their_live_topics(
+    server: Server, change: Callable[[Member], None]
 ) -> None:
-    visitor = Visitor(server, change.__name__.replace("_", "-"))
-    grant = visitor.watch()
-    with online(server, grant, f"{visitor.name}-1") as client:
+    member = Member(server, change.__name__.replace("_", "-"))
+    grant = member.watch()
+    with online(server, grant, f"{member.name}-1") as client:
         assert client.code == 0
-        change(visitor)
+        change(member)
         wait_until(lambda: client.ended_at, AT_ONCE_S)
-    assert not is_let_in(server, grant, f"{visitor.name}-2")
-    assert visitor.refresh(grant) == 401
+    assert not is_let_in(server, grant, f"{member.name}-2")
+    assert member.refresh(grant) == 401
 
 
 def test_live_topics_of_a_member_who_keeps_the_permission_stay_open(server: Server) -> None:
-    visitor = Visitor(server, "still-a-member")
-    grant = visitor.watch()
+    member = Member(server, "still-a-member")
+    grant = member.watch()
     with online(server, grant, "still-1") as client, server.owner() as owner:
-        done = owner.patch(f"/v2/members/{visitor.user_id}", json={"role": "member"})
+        done = owner.patch(f"/v2/members/{member.user_id}", json={"role": "member"})
         assert done.status_code == 200, done.text
         assert is_let_in(server, grant, "still-2")
         assert not client.ended_at
-    assert visitor.refresh(grant) == 200
+    assert member.refresh(grant) == 200
 
 
 def test_signing_out_everywhere_ends_user_tokens(server: Server) -> None:
-    visitor = Visitor(server, "with-a-token")
-    with server.client(visitor.token) as api:
+    member = Member(server, "with-a-token")
+    with server.client(member.token) as api:
         assert api.get("/v2/members").status_code == 200
-        sign_out_everywhere(visitor)
+        sign_out_everywhere(member)
         assert api.get("/v2/members").status_code == 401

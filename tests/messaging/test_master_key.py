@@ -1,4 +1,4 @@
-"""Messages that the broker keeps outlive the master key."""
+"""Retained messages survive a rotation of the master key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.mqtt import connected
 from tests.support.server import Server, wait_until
 
 
-def test_a_retained_message_outlives_the_master_key(start: Callable[..., Server]) -> None:
+def test_a_retained_message_survives_a_master_key_rotation(start: Callable[..., Server]) -> None:
     server = start(no_messaging=0)
     with server.owner() as owner:
         rule = {"subject": {"kind": "everyone"}, "action": "both", "effect": "allow"}

@@ -1,4 +1,4 @@
-"""`POST /publish`: what the broker acknowledged is told, and only that."""
+"""`POST /publish` reports success only for messages that the broker acknowledged."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def publish(server: Server, body: Any, key: str = "", **headers: str) -> httpx.R
         ("", "plain", b""),
     ],
 )
-def test_a_message_arrives_as_it_was_meant(
+def test_a_message_arrives_with_its_payload_decoded(
     broker: Server, receiver: MqttClient, payload: object, encoding: str, expected: bytes
 ) -> None:
     topic = f"agents/{uuid.uuid4().hex}"
     for qos in (0, 1):
-        told = publish(
+        response = publish(
             broker,
             {"topic": topic, "payload": payload, "payload_encoding": encoding, "qos": qos},
         )
-        assert told.status_code == 200, told.text
-        assert told.json()["success"] is True
+        assert response.status_code == 200, response.text
+        assert response.json()["success"] is True
     wait_until(lambda: receiver.messages.count((topic, expected)) == 2)
 
 
@@ -94,39 +94,37 @@ def test_a_message_arrives_as_it_was_meant(
         ([{"topic": "a", "payload": 1}] * 1_001, 400, "too_many_items"),
     ],
 )
-def test_bad_input_is_refused_with_a_sentence(
+def test_bad_input_is_refused_with_its_error_code(
     broker: Server,
     body: Any,  # noqa: ANN401
     status: int,
     code: str,
 ) -> None:
-    told = publish(broker, body)
-    assert (told.status_code, told.json()["code"]) == (status, code)
-    assert told.headers["access-control-allow-origin"] == "*"
+    response = publish(broker, body)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert response.headers["access-control-allow-origin"] == "*"
 
 
-def test_null_in_an_optional_field_is_as_if_it_were_absent(
-    broker: Server, receiver: MqttClient
-) -> None:
+def test_null_in_an_optional_field_means_absent(broker: Server, receiver: MqttClient) -> None:
     empty = b'"qos": null, "retain": null, "payload_encoding": null'
     topic = f"nulls/{uuid.uuid4().hex}".encode()
-    one = b'{"topic": "%s", "payload": 1.10, %s}' % (topic, empty)
-    many = b'[{"topic": "%s", "payload": null, %s}]' % (topic, empty)
+    single = b'{"topic": "%s", "payload": 1.10, %s}' % (topic, empty)
+    batch = b'[{"topic": "%s", "payload": null, %s}]' % (topic, empty)
     with broker.client(broker.first_key, Content_Type="application/json") as client:
-        assert client.post("/publish", content=one).status_code == 200
-        assert client.post("/publish", content=many).json()[0]["success"]
+        assert client.post("/publish", content=single).status_code == 200
+        assert client.post("/publish", content=batch).json()[0]["success"]
     wait_until(lambda: (topic.decode(), b"1.10") in receiver.messages)
     wait_until(lambda: (topic.decode(), b"null") in receiver.messages)
 
 
 def test_a_batch_is_answered_item_by_item(broker: Server, receiver: MqttClient) -> None:
     topic = f"agents/{uuid.uuid4().hex}"
-    told = publish(broker, [{"topic": topic, "payload": n} for n in range(50)] + [
+    response = publish(broker, [{"topic": topic, "payload": n} for n in range(50)] + [
         {"topic": "a/+", "payload": 1}
     ])  # fmt: skip
-    assert told.status_code == 200, told.text
-    answers = told.json()
-    assert [one["success"] for one in answers] == [True] * 50 + [False]
+    assert response.status_code == 200, response.text
+    answers = response.json()
+    assert [answer["success"] for answer in answers] == [True] * 50 + [False]
     assert answers[-1]["code"] == "invalid_topic"
     wait_until(lambda: sum(1 for seen, _ in receiver.messages if seen == topic) == 50)
 
@@ -146,30 +144,30 @@ def test_retained_messages_are_listed_and_cleared_in_their_environment(
     wait_until(lambda: ("kept/a.b/é", b"newer") in receiver.messages)
     with broker.owner() as owner, broker.owner(**{"Wardkey-Environment": "test"}) as test:
 
-        def listed(**asked: Any) -> Any:  # noqa: ANN401 - JSON
-            answer = owner.get("/v2/retained", params={"filter": "kept/#", **asked})
-            assert answer.status_code == 200, answer.text
-            return answer.json()
+        def listed(**query: Any) -> Any:  # noqa: ANN401 - JSON
+            response = owner.get("/v2/retained", params={"filter": "kept/#", **query})
+            assert response.status_code == 200, response.text
+            return response.json()
 
         # QoS 0 is not acknowledged.
         wait_until(lambda: len(listed()["messages"]) == len(kept) - 1)
         page = listed()
-        found = {one["topic"]: one for one in page["messages"]}
-        assert set(found) == {message["topic"] for message in kept[:-1]}
+        by_topic = {row["topic"]: row for row in page["messages"]}
+        assert set(by_topic) == {message["topic"] for message in kept[:-1]}
         assert page["next_cursor"] is None
-        told = [found[name] for name in ("kept/a.b/é", "kept//x")]
-        assert [(one["payload"], one["payload_encoding"]) for one in told] == [
+        rows = [by_topic[name] for name in ("kept/a.b/é", "kept//x")]
+        assert [(row["payload"], row["payload_encoding"]) for row in rows] == [
             ("newer", "plain"),
             ("AP8=", "base64"),
         ]
-        assert [(one["size"], one["qos"]) for one in told] == [(5, 1), (2, 0)]
-        assert told[0]["retained_at"] > told[1]["retained_at"]
-        parts = [listed(limit=17)]
-        while parts[-1]["next_cursor"]:
-            parts.append(listed(limit=17, cursor=parts[-1]["next_cursor"]))
-        assert [len(part["messages"]) for part in parts] == [17, 17, len(kept) - 1 - 34]
-        assert [one["topic"] for part in parts for one in part["messages"]] == list(found)
-        # Another environment sees and clears nothing of it.
+        assert [(row["size"], row["qos"]) for row in rows] == [(5, 1), (2, 0)]
+        assert rows[0]["retained_at"] > rows[1]["retained_at"]
+        pages = [listed(limit=17)]
+        while pages[-1]["next_cursor"]:
+            pages.append(listed(limit=17, cursor=pages[-1]["next_cursor"]))
+        assert [len(part["messages"]) for part in pages] == [17, 17, len(kept) - 1 - 34]
+        assert [row["topic"] for part in pages for row in part["messages"]] == list(by_topic)
+        # Another environment lists and clears none of them.
         assert test.get("/v2/retained").json()["messages"] == []
         assert test.delete("/v2/retained?filter=%23").json()["cleared"] == 0
         assert owner.delete("/v2/retained?topic=kept//x").json() == {"cleared": 1, "more": False}
@@ -180,24 +178,24 @@ def test_retained_messages_are_listed_and_cleared_in_their_environment(
         assert [m["topic"] for m in listed(filter="other/+")["messages"]] == ["other/x"]
         events = owner.get("/v2/audit-events?action=retained.cleared").json()["events"]
         assert [event["details"]["count"] for event in events] == [len(kept) - 2, 1]
-        for asked in ("", "?topic=a&filter=a"):
-            assert owner.delete(f"/v2/retained{asked}").json()["code"] == "invalid_request"
-        for asked, code in (("topic=a/%23", "invalid_topic"), ("filter=", "invalid_request"),
+        for query in ("", "?topic=a&filter=a"):
+            assert owner.delete(f"/v2/retained{query}").json()["code"] == "invalid_request"
+        for query, code in (("topic=a/%23", "invalid_topic"), ("filter=", "invalid_request"),
                             ("filter=a/%23/b", "invalid_topic_filter")):  # fmt: skip
-            assert owner.delete(f"/v2/retained?{asked}").json()["code"] == code
+            assert owner.delete(f"/v2/retained?{query}").json()["code"] == code
 
 
-def test_403_clients_read_shows_no_payload_and_publish_clears_none(broker: Server) -> None:
+def test_403_clients_read_lists_no_payloads_and_publish_clears_none(broker: Server) -> None:
     for permissions in (["clients:read"], ["publish", "retained:read"]):
         with broker.owner() as owner:
-            wanted = {"name": permissions[0], "type": "secret", "permissions": permissions}
-            key = owner.post("/v2/keys", json=wanted).json()["secret"]
+            body = {"name": permissions[0], "type": "secret", "permissions": permissions}
+            key = owner.post("/v2/keys", json=body).json()["secret"]
         with broker.client(key) as client:
             cleared = client.delete("/v2/retained?filter=%23")
-            shown = client.get("/v2/retained").status_code
+            status = client.get("/v2/retained").status_code
         assert (cleared.status_code, cleared.json()["code"]) == (403, "not_permitted")
         assert "retained:write" in cleared.json()["detail"]
-        assert shown == (200 if "retained:read" in permissions else 403)
+        assert status == (200 if "retained:read" in permissions else 403)
 
 
 def test_an_idempotency_key_publishes_once(broker: Server, receiver: MqttClient) -> None:
@@ -228,7 +226,7 @@ def test_retained_messages_stay_until_an_empty_one_clears_them(broker: Server) -
             assert [m for m in late.messages if m[0] == "retained/x"] == expected
 
 
-def test_nobody_takes_the_bridges_client_id(broker: Server) -> None:
+def test_no_client_can_use_the_bridges_client_id(broker: Server) -> None:
     with broker.owner() as owner:
         made = owner.post("/v2/clients", json={"username": "posing"}).json()
     login = (made["client"]["mqtt_username"], made["password"])
@@ -267,17 +265,17 @@ def test_a_publishable_key_publishes_only_where_a_rule_allows_it(broker: Server)
 
 
 def test_a_preflight_needs_no_key(broker: Server) -> None:
-    told = httpx.options(
+    response = httpx.options(
         f"{broker.url}/publish",
         headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"},
     )
-    assert told.status_code == 204
-    assert told.headers["access-control-allow-origin"] == "*"
+    assert response.status_code == 204
+    assert response.headers["access-control-allow-origin"] == "*"
     for name in ("authorization", "x-wardkey-grant"):
-        assert name in told.headers["access-control-allow-headers"].lower()
+        assert name in response.headers["access-control-allow-headers"].lower()
 
 
-def test_503_while_the_broker_is_away_and_nothing_was_sent(broker: Server) -> None:
+def test_503_or_504_while_the_broker_is_unreachable(broker: Server) -> None:
     broker.pause_broker()
     try:
         unconfirmed = publish(broker, {"topic": "agents/x", "payload": 1, "qos": 1})
@@ -287,26 +285,28 @@ def test_503_while_the_broker_is_away_and_nothing_was_sent(broker: Server) -> No
     wait_until(lambda: publish(broker, {"topic": "agents/x", "payload": 1, "qos": 1}).is_success)
     broker.kill_broker()
     answers = [publish(broker, {"topic": "agents/x", "payload": 1}) for _ in range(3)]
-    for told in answers:
-        assert told.status_code in (200, 503, 504), told.text
+    for response in answers:
+        assert response.status_code in (200, 503, 504), response.text
     wait_until(
         lambda: publish(broker, {"topic": "agents/x", "payload": 1, "qos": 1}).is_success, 30
     )
 
 
-def test_503_where_the_broker_was_never_there(start: Callable[..., Server]) -> None:
-    # Nobody listens on port 1.
+def test_503_if_the_broker_was_never_reachable(start: Callable[..., Server]) -> None:
+    # Nothing listens on port 1.
     server = start(no_messaging=0, broker="nats://127.0.0.1:1")
-    told = publish(server, {"topic": "a", "payload": 1}, **{"Idempotency-Key": str(uuid.uuid4())})
-    assert (told.status_code, told.json()["code"]) == (503, "broker_unreachable")
-    assert told.headers["retry-after"]
+    response = publish(
+        server, {"topic": "a", "payload": 1}, **{"Idempotency-Key": str(uuid.uuid4())}
+    )
+    assert (response.status_code, response.json()["code"]) == (503, "broker_unreachable")
+    assert response.headers["retry-after"]
     with server.owner() as owner:
         assert owner.get("/v2/sessions").json()["code"] == "broker_unreachable"
-        # What needs no broker goes on.
+        # Requests that need no broker still work.
         assert owner.post("/v2/clients", json={"username": "waiting"}).status_code == 201
     assert server.stop() == 0
 
 
-def test_messaging_that_is_left_out_is_said(server: Server) -> None:
-    told = publish(server, {"topic": "a", "payload": 1})
-    assert (told.status_code, told.json()["code"]) == (404, "messaging_off")
+def test_404_if_messaging_is_off(server: Server) -> None:
+    response = publish(server, {"topic": "a", "payload": 1})
+    assert (response.status_code, response.json()["code"]) == (404, "messaging_off")

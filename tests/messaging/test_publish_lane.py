@@ -1,4 +1,4 @@
-"""`POST /publish` in the fast lane answers as the framework does, and in order."""
+"""`POST /publish` answers on the fast path as it does in the framework, and in order."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def page(broker: Server) -> str:
     with broker.owner() as owner:
-        wanted = {
+        body = {
             "name": "live-page",
             "type": "publishable",
             "allowed_origins": ["https://a.example"],
         }
-        return str(owner.post("/v2/keys", json=wanted).json()["secret"])
+        return str(owner.post("/v2/keys", json=body).json()["secret"])
 
 
-def asked(key: str, body: str, *fields: str, chunked: bool = False) -> bytes:
-    said = "".join(f"{field}\r\n" for field in ("Content-Type: application/json", *fields))
-    head = f"POST /publish HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n{said}"
+def publish_request(key: str, body: str, *fields: str, chunked: bool = False) -> bytes:
+    header_lines = "".join(f"{field}\r\n" for field in ("Content-Type: application/json", *fields))
+    head = f"POST /publish HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n{header_lines}"
     if chunked:
         return (
             f"{head}Transfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n{body}\r\n0\r\n\r\n".encode()
@@ -47,75 +47,79 @@ def message(topic: str = "public/x", qos: int = 1) -> str:
     return json.dumps({"topic": topic, "payload": 1, "qos": qos})
 
 
-@pytest.mark.parametrize("who", ["first", "page", "nobody"])
+@pytest.mark.parametrize("key_name", ["first", "page", "invalid"])
 @pytest.mark.parametrize(
     "body",
     [message(), message(qos=0), message("a/+"), message("private/x"), "{", "[]", '{"topic":1}',
      f"[{message()}]", '{"topic":"public/x","payload":1,"payload_encoding":"plain"}'],
 )  # fmt: skip
-def test_a_message_is_answered_alike_by_the_lane_and_by_the_framework(
-    broker: Server, page: str, who: str, body: str
+def test_a_message_gets_the_same_answer_on_the_fast_path_and_in_the_framework(
+    broker: Server, page: str, key_name: str, body: str
 ) -> None:
-    key = {"first": broker.first_key, "page": page, "nobody": page[:-1]}[who]
-    origin = ("Origin: https://a.example",) if who == "page" else ()
+    key = {"first": broker.first_key, "page": page, "invalid": page[:-1]}[key_name]
+    origin = ("Origin: https://a.example",) if key_name == "page" else ()
     wire = Wire(broker)
     try:
-        told = [plain(wire, asked(key, body, *origin)) for _ in range(3)]
-        other = plain(wire, asked(key, body, *origin, chunked=True))
-        without_ids = [(s, f, b.split(b"msg_")[0]) for s, f, b in (*told, other)]
+        fast = [plain(wire, publish_request(key, body, *origin)) for _ in range(3)]
+        slow = plain(wire, publish_request(key, body, *origin, chunked=True))
+        without_ids = [(s, f, b.split(b"msg_")[0]) for s, f, b in (*fast, slow)]
         assert without_ids == [without_ids[0]] * 4
-        assert "access-control-allow-origin: *" in told[0][1]
+        assert "access-control-allow-origin: *" in fast[0][1]
     finally:
         wire.close()
 
 
-def test_answers_that_come_later_keep_the_order_of_their_requests(broker: Server) -> None:
+def test_deferred_answers_keep_the_order_of_their_requests(broker: Server) -> None:
     wire = Wire(broker)
     try:
         health = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-        wire.send(asked(broker.first_key, message()) + health + asked(broker.first_key, message()))
+        wire.send(
+            publish_request(broker.first_key, message())
+            + health
+            + publish_request(broker.first_key, message())
+        )
         bodies = [wire.answer()[2] for _ in range(3)]
         assert [b"message_id" in body for body in bodies] == [True, False, True]
-        # The next one comes in pieces while the first waits for the broker.
-        whole = asked(broker.first_key, message())
+        # The next request arrives in pieces while the first waits for the broker.
+        whole = publish_request(broker.first_key, message())
         wire.send(whole + whole[:-9])
         assert wire.answer()[0] == 200
         wire.send(whole[-9:])
         assert wire.answer()[0] == 200
-        wire.send(asked(broker.first_key, message(), "Connection: close"))
+        wire.send(publish_request(broker.first_key, message(), "Connection: close"))
         assert wire.answer()[0] == 200
         assert wire.closed()
     finally:
         wire.close()
 
 
-def test_who_goes_away_before_the_answer_harms_nobody(broker: Server) -> None:
+def test_a_client_that_disconnects_early_does_not_affect_others(broker: Server) -> None:
     wire = Wire(broker)
     broker.pause_broker()
     try:
-        gone = Wire(broker)
-        gone.send(asked(broker.first_key, message()))
-        gone.close()
-        wire.send(asked(broker.first_key, message()))
+        early = Wire(broker)
+        early.send(publish_request(broker.first_key, message()))
+        early.close()
+        wire.send(publish_request(broker.first_key, message()))
     finally:
         broker.resume_broker()
     assert wire.answer()[0] == 200
     wire.close()
 
 
-def test_a_revoked_key_publishes_nothing_over_a_connection_that_knew_it(broker: Server) -> None:
+def test_a_revoked_key_publishes_nothing_over_an_open_connection(broker: Server) -> None:
     with broker.owner() as owner:
         made = owner.post("/v2/keys", json={"name": "live-lane-gone", "type": "secret"}).json()
         wire = Wire(broker)
-        for wanted in (200, 200, 401):
-            if wanted == 401:
+        for status in (200, 200, 401):
+            if status == 401:
                 owner.post(f"/v2/keys/{made['key']['id']}/revoke")
-            wire.send(asked(made["secret"], message()))
-            assert wire.answer()[0] == wanted
+            wire.send(publish_request(made["secret"], message()))
+            assert wire.answer()[0] == status
         wire.close()
 
 
-@pytest.mark.parametrize("chunked", [False, True], ids=["lane", "framework"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["fast path", "framework"])
 @pytest.mark.parametrize(
     ("field", "code"),
     [
@@ -123,11 +127,11 @@ def test_a_revoked_key_publishes_nothing_over_a_connection_that_knew_it(broker: 
         ("Wardkey-Environment: test", "wrong_environment"),
     ],
 )
-def test_403_a_key_publishes_in_its_own_place_alone(
+def test_403_a_key_publishes_only_in_its_own_tenant_scope(
     broker: Server, field: str, code: str, *, chunked: bool
 ) -> None:
     wire = Wire(broker)
-    wire.send(asked(broker.first_key, message(), field, chunked=chunked))
+    wire.send(publish_request(broker.first_key, message(), field, chunked=chunked))
     status, _, body = wire.answer()
     wire.close()
     assert (status, json.loads(body)["code"]) == (403, code)

@@ -1,4 +1,4 @@
-"""A real RabbitMQ asks about logins and topics, and lets in whom the rules let in."""
+"""A real RabbitMQ authenticates and authorizes its clients through the hooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALLOW = {"subject": {"kind": "everyone"}, "action": "both", "effect": "allow"}
 
 @dataclass
 class Foreign:
-    """A deployment without a broker, the RabbitMQ that asks it, and two organizations."""
+    """A deployment without a broker, a RabbitMQ that uses its hooks, and two organizations."""
 
     server: Server
     port: int
@@ -29,8 +29,8 @@ class Foreign:
         with self.server.client(self.server.first_key) as key:
             made = key.post("/v2/clients", json={"username": username})
         assert made.status_code == 201, made.text
-        found: dict[str, Any] = made.json()
-        return {**found["client"], "password": found["password"]}
+        body: dict[str, Any] = made.json()
+        return {**body["client"], "password": body["password"]}
 
     def connected(self, client: dict[str, Any], mqtt_id: str, vhost: str = "", **more: str) -> Any:  # noqa: ANN401
         name = f"{vhost or self.org_id}:{client['mqtt_username']}"
@@ -52,15 +52,15 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
         hooks = f"{server.url}/hooks/rabbitmq/{token}"
         with rabbitmq(folder / "broker", hooks, (org_id, f"{org_id}.test", other_id)) as port:
             yield Foreign(server, port, org_id, other_id)
-        # Each question had the token in its path.
+        # Each request had the token in its path.
         assert token not in server.output
 
 
 def test_a_client_publishes_to_another_under_the_rules(foreign: Foreign) -> None:
-    one, other = foreign.client("one"), foreign.client("other")
+    publisher, subscriber = foreign.client("one"), foreign.client("other")
     with (
-        foreign.connected(one, "one-1") as sender,
-        foreign.connected(other, "other-1") as receiver,
+        foreign.connected(publisher, "one-1") as sender,
+        foreign.connected(subscriber, "other-1") as receiver,
     ):
         assert (sender.code, receiver.code) == (0, 0)
         assert receiver.subscribe("agents/+/state") == 1
@@ -71,7 +71,7 @@ def test_a_client_publishes_to_another_under_the_rules(foreign: Foreign) -> None
 
 def test_a_forbidden_topic_is_neither_published_nor_subscribed_to(foreign: Foreign) -> None:
     client = foreign.client("nosy")
-    # RabbitMQ ends the connection of who asks for what he may not.
+    # RabbitMQ closes the connection after a forbidden request.
     with foreign.connected(client, "nosy-1") as nosy:
         nosy.paho.subscribe("private/#", 1)
         wait_until(lambda: nosy.ended_at)

@@ -1,4 +1,4 @@
-"""What a change says of live sessions is what became of them, whichever process ended them."""
+"""Changes report the final count of ended sessions, whichever process ended them."""
 
 from __future__ import annotations
 
@@ -38,16 +38,18 @@ def owner(broker: Server) -> Iterator[httpx.Client]:
 def created(owner: httpx.Client, username: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
     made = owner.post("/v2/clients", json={"username": username, **more})
     assert made.status_code == 201, made.text
-    told = made.json()
-    return {**told["client"], "password": told["password"] or more["password"]}
+    body = made.json()
+    return {**body["client"], "password": body["password"] or more["password"]}
 
 
-def settled(owner: httpx.Client, sessions: dict[str, Any]) -> dict[str, Any]:
-    def shown() -> dict[str, Any]:
-        told: dict[str, Any] = owner.get(f"/v2/sessions/receipts/{sessions['receipt_id']}").json()
-        return {} if told["pending"] else told
+def settle(owner: httpx.Client, sessions: dict[str, Any]) -> dict[str, Any]:
+    def settled_receipt() -> dict[str, Any]:
+        receipt: dict[str, Any] = owner.get(
+            f"/v2/sessions/receipts/{sessions['receipt_id']}"
+        ).json()
+        return {} if receipt["pending"] else receipt
 
-    return wait_until(shown, 10)
+    return wait_until(settled_receipt, 10)
 
 
 def all_ended(clients: list[MqttClient]) -> bool:
@@ -61,7 +63,7 @@ CHANGES: dict[str, Callable[[httpx.Client, str], httpx.Response]] = {
 }
 
 
-def test_a_change_ends_and_counts_the_sessions_of_its_client_alone(
+def test_a_change_ends_and_counts_only_the_sessions_of_its_client(
     broker: Server, owner: httpx.Client
 ) -> None:
     receipts = []
@@ -73,28 +75,28 @@ def test_a_change_ends_and_counts_the_sessions_of_its_client_alone(
         for how, change in CHANGES.items():
             client = created(owner, f"count-{how}")
             name, password = client["mqtt_username"], client["password"]
-            mine = [
+            clients = [
                 stack.enter_context(connected(broker, name, password, f"{how}-{number}"))
                 for number in range(3)
             ]
-            assert [one.code for one in mine] == [0, 0, 0]
+            assert [session_client.code for session_client in clients] == [0, 0, 0]
             done = change(owner, f"/v2/clients/{client['id']}")
             returned = time.monotonic()
             assert done.status_code == 200, done.text
-            told = done.json()["sessions"]
-            assert told["pending"] is True
-            assert told["pending_until"] > client["created_at"]
-            wait_until(partial(all_ended, mine))
-            # 100 ms, and the way of the socket's end to paho's threads on a busy machine.
-            assert max(one.ended_at for one in mine) - returned < 0.5
-            receipts.append(told)
-        for told in receipts:
-            shown = settled(owner, told)
-            assert shown == {**told, "ended": 3, "pending": False, "pending_until": None}
+            sessions = done.json()["sessions"]
+            assert sessions["pending"] is True
+            assert sessions["pending_until"] > client["created_at"]
+            wait_until(partial(all_ended, clients))
+            # 100 ms, and the time for a closed socket to reach paho's threads on a busy machine.
+            assert max(session_client.ended_at for session_client in clients) - returned < 0.5
+            receipts.append(sessions)
+        for sessions in receipts:
+            receipt = settle(owner, sessions)
+            assert receipt == {**sessions, "ended": 3, "pending": False, "pending_until": None}
         assert stays.ended_at == 0
 
 
-def test_a_rule_counts_the_sessions_whose_rights_it_changed(
+def test_a_rule_change_counts_the_sessions_whose_rights_it_changes(
     broker: Server, owner: httpx.Client
 ) -> None:
     client, other = created(owner, "ruled"), created(owner, "unruled")
@@ -110,14 +112,14 @@ def test_a_rule_counts_the_sessions_whose_rights_it_changed(
         }
         made = owner.post("/v2/acl/rules", json=rule).json()
         wait_until(lambda: live.ended_at)
-        assert settled(owner, made["sessions"])["ended"] == 1
-        gone = owner.delete(f"/v2/acl/rules/{made['id']}").json()
-        assert gone["sessions"]["pending"] is True
-        assert settled(owner, gone["sessions"])["ended"] == 0
+        assert settle(owner, made["sessions"])["ended"] == 1
+        deleted = owner.delete(f"/v2/acl/rules/{made['id']}").json()
+        assert deleted["sessions"]["pending"] is True
+        assert settle(owner, deleted["sessions"])["ended"] == 0
         assert stays.ended_at == 0
 
 
-def test_what_concerns_no_session_says_so_at_once(owner: httpx.Client) -> None:
+def test_a_change_that_affects_no_session_reports_it_at_once(owner: httpx.Client) -> None:
     nothing = {"receipt_id": None, "ended": 0, "pending": False, "pending_until": None}
     client = created(owner, "renamed")
     renamed = owner.patch(f"/v2/clients/{client['id']}", json={"display_name": "x"}).json()
@@ -128,10 +130,10 @@ def test_what_concerns_no_session_says_so_at_once(owner: httpx.Client) -> None:
     assert owner.get(f"/v2/receipts/{receipt['id']}").json()["sessions"] == nothing
 
 
-def test_404_a_session_receipt_is_of_its_environment(broker: Server, owner: httpx.Client) -> None:
+def test_404_a_session_receipt_of_another_environment(broker: Server, owner: httpx.Client) -> None:
     client = created(owner, "hidden")
-    told = owner.delete(f"/v2/clients/{client['id']}").json()["sessions"]
-    path = f"/v2/sessions/receipts/{told['receipt_id']}"
+    sessions = owner.delete(f"/v2/clients/{client['id']}").json()["sessions"]
+    path = f"/v2/sessions/receipts/{sessions['receipt_id']}"
     assert owner.get(path).status_code == 200
     with broker.owner(**{"Wardkey-Environment": "test"}) as test:
         assert test.get(path).json()["code"] == "receipt_not_found"
@@ -140,7 +142,7 @@ def test_404_a_session_receipt_is_of_its_environment(broker: Server, owner: http
 def test_a_login_in_flight_ends_within_2_1_s_and_is_counted(
     broker: Server, owner: httpx.Client
 ) -> None:
-    # Each wrong password of the crowd takes one of two turns, so the right one waits in line.
+    # Wrong passwords occupy both hashing threads, so the correct one waits in line.
     crowd = created(owner, "crowd", password=PASSWORD)
     for attempt in range(10):
         client = created(owner, f"flight-{attempt}", password=PASSWORD)
@@ -158,20 +160,20 @@ def test_a_login_in_flight_ends_within_2_1_s_and_is_counted(
                 MqttClient, broker.mqtt_port, client["mqtt_username"], PASSWORD, f"flight-{attempt}"
             )
             wait([login], 0.02 + 0.02 * attempt)
-            told = owner.patch(f"/v2/clients/{client['id']}", json={"enabled": False}).json()
+            body = owner.patch(f"/v2/clients/{client['id']}", json={"enabled": False}).json()
             returned = time.monotonic()
             live = login.result()
-        if live.code == 0 and told["sessions"]["ended"] == 0:
+        if live.code == 0 and body["sessions"]["ended"] == 0:
             wait_until(partial(all_ended, [live]))
             assert live.ended_at - returned < 2.1
-            assert settled(owner, told["sessions"])["ended"] == 1
+            assert settle(owner, body["sessions"])["ended"] == 1
             live.close()
             return
         live.close()
     pytest.fail("no login was in flight while its client was disabled")
 
 
-def test_with_the_broker_away_the_count_is_unknown_until_it_is_back(
+def test_the_count_is_unknown_while_the_broker_is_unreachable(
     broker: Server, owner: httpx.Client
 ) -> None:
     client = created(owner, "away")
@@ -182,11 +184,15 @@ def test_with_the_broker_away_the_count_is_unknown_until_it_is_back(
             began = time.monotonic()
             done = owner.patch(f"/v2/clients/{client['id']}", json={"enabled": False})
             assert time.monotonic() - began < 2
-            told = done.json()["sessions"]
-            shown = owner.get(f"/v2/sessions/receipts/{told['receipt_id']}").json()
+            sessions = done.json()["sessions"]
+            receipt = owner.get(f"/v2/sessions/receipts/{sessions['receipt_id']}").json()
         finally:
             broker.resume_broker()
-        assert told == shown
-        assert (told["ended"], told["pending"], told["pending_until"]) == (None, True, None)
+        assert sessions == receipt
+        assert (sessions["ended"], sessions["pending"], sessions["pending_until"]) == (
+            None,
+            True,
+            None,
+        )
         wait_until(lambda: live.ended_at)
-        assert settled(owner, told)["ended"] == 1
+        assert settle(owner, sessions)["ended"] == 1

@@ -1,4 +1,4 @@
-"""Clients with the right password outlast restarts: the broker never calls their password wrong."""
+"""Restarts do not lock clients out: the broker never rejects a correct password."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.support.mqtt_wire import wired
 from tests.support.ports import free_addresses
 from tests.support.server import Server, running, wait_until
 
-REFUSED = 5  # CONNACK's "not authorized", after which many clients give up for good
+REFUSED = 5  # CONNACK's "not authorized", after which many clients stop reconnecting
 
 
 class Crowd:
-    """Logs in again and again from several threads; `answers` are the codes of all CONNACKs."""
+    """Logs in repeatedly from several threads; `answers` has the codes of all CONNACKs."""
 
     def __init__(self, server: Server, login: tuple[str, str], threads: int = 4) -> None:
         self.answers: list[int] = []
@@ -37,15 +37,15 @@ class Crowd:
             if answer is not None:
                 self.answers.append(answer[0])
 
-    def logs_in(self) -> None:
-        """Wait until a login that begins from here on comes through."""
+    def wait_for_login(self) -> None:
+        """Wait until a login that begins after this call succeeds."""
         before = self.answers.count(0)
         wait_until(lambda: self.answers.count(0) > before + len(self._threads), 30)
 
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
-        self.logs_in()
+        self.wait_for_login()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,15 +64,15 @@ def broker(
     with running(folder, no_messaging=0, workers=request.param, **addresses) as server:
         with server.owner() as owner:
             rule = {"subject": {"kind": "everyone"}, "action": "both", "filter": "#"}
-            told = owner.post("/v2/acl/rules", json={**rule, "effect": "allow", "priority": 1})
-            assert told.status_code == 201, told.text
+            response = owner.post("/v2/acl/rules", json={**rule, "effect": "allow", "priority": 1})
+            assert response.status_code == 201, response.text
         yield server
 
 
 def made(server: Server, name: str) -> tuple[str, str]:
     with server.owner() as owner:
-        told = owner.post("/v2/clients", json={"username": name}).json()
-    return told["client"]["mqtt_username"], told["password"]
+        created = owner.post("/v2/clients", json={"username": name}).json()
+    return created["client"]["mqtt_username"], created["password"]
 
 
 def restart(server: Server) -> None:
@@ -84,24 +84,26 @@ ROUNDS = [1, pytest.param(20, marks=pytest.mark.soak)]
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
-def test_no_right_password_is_refused_around_a_restart(broker: Server, rounds: int) -> None:
+def test_no_correct_password_is_refused_around_a_restart(broker: Server, rounds: int) -> None:
     with Crowd(broker, made(broker, f"restart-{rounds}")) as crowd:
         for _ in range(rounds):
             restart(broker)
-            crowd.logs_in()
+            crowd.wait_for_login()
     assert set(crowd.answers) == {0}
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
-def test_no_right_password_is_refused_when_the_broker_crashes(broker: Server, rounds: int) -> None:
+def test_no_correct_password_is_refused_when_the_broker_crashes(
+    broker: Server, rounds: int
+) -> None:
     with Crowd(broker, made(broker, f"crash-{rounds}")) as crowd:
         for _ in range(rounds):
             broker.kill_broker()
-            crowd.logs_in()
+            crowd.wait_for_login()
     assert set(crowd.answers) == {0}
 
 
-def test_one_who_can_log_in_over_http_can_log_in_to_the_broker(broker: Server) -> None:
+def test_the_broker_accepts_logins_once_the_api_is_up(broker: Server) -> None:
     login = made(broker, "ready")
     restart(broker)
     with wired(broker) as wire:
@@ -110,24 +112,25 @@ def test_one_who_can_log_in_over_http_can_log_in_to_the_broker(broker: Server) -
 
 def is_online(server: Server, login: tuple[str, str], mqtt_id: str) -> bool:
     with server.owner() as owner:
-        told = owner.get("/v2/sessions", params={"username": login[0]})
-    return told.is_success and any(
-        one["client_id"] == mqtt_id and one["subscriptions"] for one in told.json()["sessions"]
+        response = owner.get("/v2/sessions", params={"username": login[0]})
+    return response.is_success and any(
+        session["client_id"] == mqtt_id and session["subscriptions"]
+        for session in response.json()["sessions"]
     )
 
 
 @pytest.mark.parametrize("scheme", ["mqtt", "ws"])
-def test_mqtt_js_in_its_default_settings_comes_back_after_a_restart(
+def test_mqtt_js_with_default_settings_reconnects_after_a_restart(
     broker: Server, scheme: str
 ) -> None:
     login = Login(*made(broker, f"js-{scheme}"))
     with node(urls(broker)[scheme], login, f"js-{scheme}", "{}") as client:
-        assert client.told("connect") == {}
+        assert client.next_event("connect") == {}
         restart(broker)
-        assert client.told("connect") == {}
+        assert client.next_event("connect") == {}
 
 
-def test_mosquitto_sub_in_its_default_settings_comes_back_after_a_restart(broker: Server) -> None:
+def test_mosquitto_sub_with_default_settings_reconnects_after_a_restart(broker: Server) -> None:
     login = made(broker, "default")
     sub = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(broker.mqtt_port), "-i", "sub-1"]
     sub += ["-u", login[0], "-P", login[1], "-t", "a/#"]
@@ -141,7 +144,7 @@ def test_mosquitto_sub_in_its_default_settings_comes_back_after_a_restart(broker
             listening.kill()
 
 
-def test_a_login_that_is_throttled_is_closed_and_not_called_wrong(
+def test_a_throttled_login_is_closed_without_an_error_code(
     start: Callable[..., Server],
 ) -> None:
     server = start(no_messaging=0)
@@ -161,7 +164,7 @@ def test_a_login_that_is_throttled_is_closed_and_not_called_wrong(
         assert wire.login(*other, "g-3") == (0, False)
 
 
-def test_no_right_password_is_refused_while_workers_are_replaced(
+def test_no_correct_password_is_refused_while_workers_are_replaced(
     start: Callable[..., Server],
 ) -> None:
     server = start(no_messaging=0, workers=2)
@@ -170,5 +173,5 @@ def test_no_right_password_is_refused_while_workers_are_replaced(
         assert server.process is not None
         server.process.send_signal(signal.SIGHUP)
         wait_until(lambda: len(server.workers()) == 2 and not before & set(server.workers()), 30)
-        crowd.logs_in()
+        crowd.wait_for_login()
     assert set(crowd.answers) == {0}

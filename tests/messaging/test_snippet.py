@@ -1,4 +1,4 @@
-"""The page of the guide to token exchange, as it stands there, in Chromium."""
+"""The example page of the token exchange guide, run in Chromium."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Stage(NamedTuple):
 
 
 def snippet(**replaced: str) -> str:
-    """Return the guide's script with the addresses and the key of a test in place of its own."""
+    """Return the guide's script with its addresses and key replaced by those of the test."""
     (script,) = re.findall(r'<script type="module">\n(.*?)</script>', GUIDE.read_text(), re.DOTALL)
     for old, new in replaced.items():
         assert script.count(old) == 1, old
@@ -62,18 +62,18 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             "effect": "allow",
         }
         assert owner.post("/v2/acl/rules", json=rule).status_code == 201
-        wanted = {"name": "live-page", "type": "publishable", "allowed_origins": [origin]}
-        key = owner.post("/v2/keys", json=wanted).json()["secret"]
+        body = {"name": "live-page", "type": "publishable", "allowed_origins": [origin]}
+        key = owner.post("/v2/keys", json=body).json()["secret"]
         script = snippet(
             **{
                 "https://keys.acme.example": server.url,
                 "pk_live_…": key,
-                # The shortest life that a grant can be asked for.
+                # The shortest life that a grant can have.
                 'provider: "oidc", token': 'provider: "oidc", token, ttl: 30',
                 "wss://keys.acme.example:8984/mqtt": f"ws://127.0.0.1:{server.websocket_port}/mqtt",
             }
         )
-        # What it declares is its own, as in any module, so the test reaches it from inside.
+        # A module's declarations are private, so the module itself exposes them to the test.
         page = f"""<!doctype html><link rel="icon" href="data:,"><script>
             const signedInToken = async () => {people.token("ada")!r};
             </script><script type="module">{script}
@@ -87,40 +87,42 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 @pytest.mark.browser
-def test_the_guides_page_signs_in_listens_and_asks_no_more_than_it_says(
+def test_the_guides_page_signs_in_subscribes_and_limits_its_requests(
     stage: Stage, page: Page
 ) -> None:
-    said: list[str] = []
-    asked: list[Request] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("request", lambda one: asked.append(one) if one.method == "POST" else None)
+    console: list[str] = []
+    requests: list[Request] = []
+    page.on("console", lambda message: console.append(message.text))
+    page.on(
+        "request", lambda request: requests.append(request) if request.method == "POST" else None
+    )
     page.goto(stage.site)
     page.wait_for_function("window.client && window.client.connected")
     with stage.server.owner() as owner:
 
         def listening() -> list[dict[str, str]]:
             live = owner.get("/v2/sessions").json()["sessions"]
-            return [one for one in live if one["subscriptions"]]
+            return [session for session in live if session["subscriptions"]]
 
         (session,) = wait_until(listening)
         assert session["username"].startswith("ada_")
     message = {"topic": "people/ada/seat", "payload": "4", "qos": 1}
     with stage.server.client(stage.server.first_key) as key:
         assert key.post("/publish", json=message).status_code == 200
-    # Chromium hands over what the console got when it is asked for something.
-    wait_until(lambda: page.evaluate("1") and "people/ada/seat 4" in said)
-    assert len(asked) == 1
-    told = page.evaluate("""async () => {
+    # Console messages are delivered only during a call to the page.
+    wait_until(lambda: page.evaluate("1") and "people/ada/seat 4" in console)
+    assert len(requests) == 1
+    result = page.evaluate("""async () => {
         const token = await signedInToken();
         const [one, two] = await Promise.all([credentials(token), credentials(token)]);
         return [one.token_id === two.token_id, one.mqtt_username];
     }""")
-    assert told == [True, session["username"]]
-    assert len(asked) == 2
-    first, second = (one.timing["startTime"] for one in asked)
+    assert result == [True, session["username"]]
+    assert len(requests) == 2
+    first, second = (request.timing["startTime"] for request in requests)
     # Five seconds by the page's clock; Chromium may start the first request a little later.
     assert second - first >= 4_500
-    # A page can read why it was refused, too.
+    # A page can also read the reason for a refusal.
     wrong = page.evaluate("credentials('no token').catch((fault) => fault.message)")
     assert wrong.startswith("invalid_token: ")
 
@@ -128,38 +130,38 @@ def test_the_guides_page_signs_in_listens_and_asks_no_more_than_it_says(
 CONNECTED = "window.client && window.client.connected"
 
 
-def hears(stage: Stage, page: Page, word: str) -> None:
-    """Have a message sent until the page has shown it."""
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
+def wait_for_message(stage: Stage, page: Page, word: str) -> None:
+    """Send a message repeatedly until the page has shown it."""
+    console: list[str] = []
+    page.on("console", lambda message: console.append(message.text))
     message = {"topic": "people/ada/seat", "payload": word, "qos": 1}
 
     def is_heard() -> bool:
         with stage.server.client(stage.server.first_key) as key:
             assert key.post("/publish", json=message).status_code == 200
         page.wait_for_timeout(100)
-        return f"people/ada/seat {word}" in said
+        return f"people/ada/seat {word}" in console
 
     wait_until(is_heard, 30)
 
 
 @pytest.mark.browser
-def test_the_guides_page_outlives_the_end_of_its_grant_and_restarts(
+def test_the_guides_page_reconnects_after_its_grant_expires_and_after_a_restart(
     stage: Stage, page: Page
 ) -> None:
     page.goto(stage.site)
     page.wait_for_function(CONNECTED)
-    hears(stage, page, "first")
-    # It expires, and the page cannot ask for another at first, as after sleep without a network.
+    wait_for_message(stage, page, "first")
+    # The grant expires while the page cannot get another, as after sleep without a network.
     page.route("**/v2/tokens/exchange", lambda route: route.abort())
     page.evaluate("""() => { window.refused = false;
         client.on("error", (error) => { if (error.code === 5) window.refused = true; }); }""")
     page.wait_for_function("window.refused", timeout=60_000)
     page.unroute("**/v2/tokens/exchange")
     page.wait_for_function(CONNECTED, timeout=60_000)
-    hears(stage, page, "after the end")
+    wait_for_message(stage, page, "after the end")
     assert stage.server.stop() == 0
     page.wait_for_function("!client.connected")
     stage.server.start()
     page.wait_for_function(CONNECTED, timeout=60_000)
-    hears(stage, page, "after a restart")
+    wait_for_message(stage, page, "after a restart")

@@ -1,4 +1,4 @@
-"""One certificate serves the API, MQTT and MQTT over WebSocket; nothing goes in the clear."""
+"""One certificate serves the API, MQTT and MQTT over WebSocket; no traffic is unencrypted."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from wardkey.domain.errors import BrokerUnreachable
 
 
 def signed_pair(folder: Path) -> tuple[Path, Path, Path]:
-    """Return an authority's certificate, and one that it signed for this machine with its key."""
+    """Return a CA certificate, and a certificate for this machine signed by it with its key."""
     authority, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     root = write_certificate(folder / "root.pem", authority)
     issuer = x509.load_pem_x509_certificate(root.read_bytes())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "broker")])
     address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    made = (
+    certificate = (
         x509.CertificateBuilder(issuer.subject, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(NOW - timedelta(days=1))
         .not_valid_after(NOW + timedelta(days=30))
@@ -48,7 +48,7 @@ def signed_pair(folder: Path) -> tuple[Path, Path, Path]:
         )
         .sign(authority, SHA256())
     )
-    (folder / "cert.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
     return root, folder / "cert.pem", write_key(folder / "key.pem", key)
 
 
@@ -65,7 +65,7 @@ def publish(up: Server, topic: str, payload: str) -> int:
         return client.post("/publish", json=body).status_code
 
 
-def has_taken(client: MqttClient, count: int) -> bool:
+def has_received(client: MqttClient, count: int) -> bool:
     return len(client.messages) == count
 
 
@@ -79,7 +79,7 @@ def create(up: Server, username: str) -> tuple[str, str]:
     return made["client"]["mqtt_username"], made["password"]
 
 
-def test_mqtt_and_websocket_show_the_certificate_and_take_nothing_in_the_clear(
+def test_mqtt_and_websocket_use_the_certificate_and_refuse_plain_connections(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     root, cert, key = signed_pair(tmp_path)
@@ -90,29 +90,29 @@ def test_mqtt_and_websocket_show_the_certificate_and_take_nothing_in_the_clear(
     login = create(up, "secure")
     over_tcp = MqttClient(up.mqtt_port, *login, "tcp-1", trust=up.trust)
     over_websocket = MqttClient(up.websocket_port, *login, "ws-1", trust=up.trust, websocket=True)
-    for one in (over_tcp, over_websocket):
-        assert one.code == 0
-        assert one.subscribe("agents/#") == 1
+    for client in (over_tcp, over_websocket):
+        assert client.code == 0
+        assert client.subscribe("agents/#") == 1
     over_tcp.publish("agents/x", "one")
     over_websocket.publish("agents/x", "two")
     assert publish(up, "agents/x", "three") == 200
-    for one in (over_tcp, over_websocket):
-        wait_until(partial(has_taken, one, 3))
-        assert {payload for _, payload in one.messages} == {b"one", b"two", b"three"}
-        one.close()
+    for client in (over_tcp, over_websocket):
+        wait_until(partial(has_received, client, 3))
+        assert {payload for _, payload in client.messages} == {b"one", b"two", b"three"}
+        client.close()
     with pytest.raises(BrokerUnreachable):
         asyncio.run(log_in_plainly(up.mqtt_port, login))
-    with socket.create_connection(("127.0.0.1", up.websocket_port), timeout=10) as line:
-        line.sendall(b"GET /mqtt HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n")
-        assert b"101" not in line.recv(1_024)
+    with socket.create_connection(("127.0.0.1", up.websocket_port), timeout=10) as connection:
+        connection.sendall(b"GET /mqtt HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n")
+        assert b"101" not in connection.recv(1_024)
 
 
-def seen_at(port: int) -> str:
+def served_certificate(port: int) -> str:
     return ssl.get_server_certificate(("127.0.0.1", port)).strip()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_renewed_certificate_reaches_mqtt_clients_and_nothing_stored_is_lost(
+def test_a_renewed_certificate_reaches_mqtt_clients_and_loses_no_stored_message(
     start: Callable[..., Server], tmp_path: Path, workers: int
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
@@ -131,27 +131,27 @@ def test_a_renewed_certificate_reaches_mqtt_clients_and_nothing_stored_is_lost(
     first = MqttClient(up.mqtt_port, *login, "kept-1", clean=False, trust=up.trust)
     assert first.subscribe("agents/#") == 1
     first.publish("agents/kept", "retained", retain=True)
-    wait_until(partial(has_taken, first, 1))
+    wait_until(partial(has_received, first, 1))
 
-    # The same certificate: nothing ends.
+    # The certificate is unchanged: no connection ends.
     broker = up.broker()
     assert up.cli("reload").returncode == 0
     assert up.broker() == broker
     assert publish(up, "agents/x", "one") == 200
-    wait_until(partial(has_taken, first, 2))
+    wait_until(partial(has_received, first, 2))
     assert not first.ended_at
 
     root, fresh_cert, fresh_key = signed_pair(new)
-    before = seen_at(up.mqtt_port)
+    before = served_certificate(up.mqtt_port)
     cert.write_bytes(fresh_cert.read_bytes())
     key.write_bytes(fresh_key.read_bytes())
-    # Until the reload the bridge goes on trusting what the broker shows.
+    # Until the reload the bridge still trusts the broker's certificate.
     assert publish(up, "agents/x", "two") == 200
     done = up.cli("reload")
     assert done.returncode == 0, done.stderr
     for port in (up.mqtt_port, up.websocket_port):
-        wait_until(partial(is_shown, port, cert), 30)
-    assert before != seen_at(up.mqtt_port)
+        wait_until(partial(serves_certificate, port, cert), 30)
+    assert before != served_certificate(up.mqtt_port)
     wait_until(lambda: first.ended_at)
     first.paho.loop_stop()
 
@@ -159,24 +159,24 @@ def test_a_renewed_certificate_reaches_mqtt_clients_and_nothing_stored_is_lost(
     wait_until(lambda: publish(up, "agents/x", "three") == 200, 30)
     again = MqttClient(up.mqtt_port, *login, "kept-1", clean=False, trust=up.trust)
     assert again.code == 0
-    # Queued for its session while it was away.
+    # Queued for its session while it was disconnected.
     wait_until(lambda: ("agents/x", b"three") in again.messages)
     other = MqttClient(up.mqtt_port, *login, "kept-2", trust=up.trust)
     assert other.subscribe("agents/kept") == 1
     wait_until(lambda: ("agents/kept", b"retained") in other.messages)
-    for one in (again, other):
-        one.close()
+    for client in (again, other):
+        client.close()
 
 
-def is_shown(port: int, cert: Path) -> bool:
+def serves_certificate(port: int, cert: Path) -> bool:
     try:
-        return seen_at(port) == cert.read_text().strip()
+        return served_certificate(port) == cert.read_text().strip()
     except OSError:
         return False
 
 
 class Nodes(NamedTuple):
-    """A deployment with the nodes of its broker, and where each takes MQTT."""
+    """A deployment with its broker's nodes and their MQTT ports."""
 
     up: Server
     nodes: list[BrokerProcess]
@@ -188,7 +188,7 @@ class Nodes(NamedTuple):
 def cluster(
     up: Server, folder: Path, ports: list[list[int]], tls: tuple[Path, Path, Path]
 ) -> Iterator[list[BrokerProcess]]:
-    """Run three nodes by the settings that the command prints."""
+    """Run three nodes with the settings that the command prints."""
     root, cert, key = tls
     nodes = []
     for number, (inside, mqtt, websocket, routing) in enumerate(ports):
@@ -211,7 +211,7 @@ def cluster(
 
 @pytest.fixture
 def three_nodes(start: Callable[..., Server], tmp_path: Path) -> Iterator[Nodes]:
-    """Run a deployment whose broker is a cluster elsewhere, where everyone may do everything."""
+    """Run a deployment with an external broker cluster, where everyone may do anything."""
     tls = signed_pair(tmp_path)
     taken = free_ports(12)
     ports = [taken[n : n + 4] for n in (0, 4, 8)]
@@ -228,7 +228,7 @@ def three_nodes(start: Callable[..., Server], tmp_path: Path) -> Iterator[Nodes]
         yield Nodes(up, nodes, [each[1] for each in ports], trust)
 
 
-def test_a_session_at_one_node_goes_with_its_client_before_another_takes_it_at_the_next(
+def test_a_deleted_clients_session_is_removed_before_another_client_gets_its_id_at_another_node(
     three_nodes: Nodes,
 ) -> None:
     up, ports, trust = three_nodes.up, three_nodes.ports, three_nodes.trust
@@ -237,38 +237,38 @@ def test_a_session_at_one_node_goes_with_its_client_before_another_takes_it_at_t
         MqttClient(port, *logins[0], f"device-{number}", clean=False, trust=trust)
         for number, port in enumerate(ports[:2])
     )
-    for one in (live, away):
-        assert one.code == 0
-        assert one.subscribe("agents/#") == 1
+    for client in (live, away):
+        assert client.code == 0
+        assert client.subscribe("agents/#") == 1
     away.close()
     assert publish(up, "agents/x", "not for the second") == 200
     with up.owner() as owner:
         (first,) = owner.get("/v2/clients?search=first").json()["clients"]
         assert owner.delete(f"/v2/clients/{first['id']}").is_success
     for number in (0, 1):
-        # The broker itself delays a login that comes within a second of another with the client id.
-        taken = wait_until(partial(takes_over, three_nodes, logins[1], f"device-{number}"), 20)
+        # The broker delays a login within a second of another one with the same client id.
+        taken = wait_until(partial(take_over, three_nodes, logins[1], f"device-{number}"), 20)
         assert taken is not None
         assert taken.messages == []
         assert taken.subscribe("agents/#") == 1
         assert publish(up, "agents/x", "for the second") == 200
-        wait_until(partial(has_taken, taken, 1))
+        wait_until(partial(has_received, taken, 1))
         assert taken.messages == [("agents/x", b"for the second")]
         taken.close()
     live.close()
 
 
-def takes_over(nodes: Nodes, login: tuple[str, str], mqtt_id: str) -> MqttClient | None:
+def take_over(nodes: Nodes, login: tuple[str, str], mqtt_id: str) -> MqttClient | None:
     """Log in at the third node; the session must be a new one."""
-    one = MqttClient(nodes.ports[2], *login, mqtt_id, clean=False, trust=nodes.trust)
-    if one.code == 0:
-        assert not one.present
-        return one
-    one.close()
+    client = MqttClient(nodes.ports[2], *login, mqtt_id, clean=False, trust=nodes.trust)
+    if client.code == 0:
+        assert not client.present
+        return client
+    client.close()
     return None
 
 
-def test_three_nodes_elsewhere_carry_messages_and_kicks_and_outlive_one(
+def test_an_external_cluster_carries_messages_and_kicks_and_survives_a_dead_node(
     three_nodes: Nodes,
 ) -> None:
     up, nodes, ports, trust = three_nodes
@@ -277,32 +277,32 @@ def test_three_nodes_elsewhere_carry_messages_and_kicks_and_outlive_one(
         MqttClient(port, *login, f"on-{number}", trust=trust)
         for number, (port, login) in enumerate(zip(ports, names, strict=True))
     ]
-    for one in clients:
-        assert one.code == 0
-        assert one.subscribe("agents/#") == 1
+    for client in clients:
+        assert client.code == 0
+        assert client.subscribe("agents/#") == 1
     clients[0].publish("agents/x", "from a client")
     assert publish(up, "agents/x", "from the bridge") == 200
-    for one in clients:
-        wait_until(partial(has_taken, one, 2))
-    # On whichever node this product is: the other two are not.
+    for client in clients:
+        wait_until(partial(has_received, client, 2))
+    # The bridge is connected to one node, so at least two of these are on other nodes.
     with up.owner() as owner:
         assert owner.get("/v2/sessions").json()["total"] == 3
-        for found in owner.get("/v2/clients").json()["clients"][1:]:
-            done = owner.patch(f"/v2/clients/{found['id']}", json={"enabled": False})
+        for row in owner.get("/v2/clients").json()["clients"][1:]:
+            done = owner.patch(f"/v2/clients/{row['id']}", json={"enabled": False})
             assert done.is_success
-    wait_until(lambda: sum(1 for one in clients if one.ended_at) == 2)
-    (left,) = (number for number, one in enumerate(clients) if not one.ended_at)
+    wait_until(lambda: sum(1 for client in clients if client.ended_at) == 2)
+    (left,) = (number for number, client in enumerate(clients) if not client.ended_at)
     dead = (left + 1) % 3
     nodes[dead].kill()
     wait_until(lambda: publish(up, "agents/x", "one is dead") == 200, 60)
     wait_until(lambda: clients[left].messages[-1] == ("agents/x", b"one is dead"))
-    # Until another node leads in its stead, logins wait and fail.
-    wait_until(lambda: logs_in(ports[(left + 2) % 3], names[left], trust), 40)
-    for one in clients:
-        one.close()
+    # Until another node is elected leader, logins wait and fail.
+    wait_until(lambda: can_log_in(ports[(left + 2) % 3], names[left], trust), 40)
+    for client in clients:
+        client.close()
 
 
-def logs_in(port: int, login: tuple[str, str], trust: ssl.SSLContext) -> bool:
-    one = MqttClient(port, *login, f"again-{time.monotonic_ns()}", trust=trust)
-    one.close()
-    return one.code == 0
+def can_log_in(port: int, login: tuple[str, str], trust: ssl.SSLContext) -> bool:
+    client = MqttClient(port, *login, f"again-{time.monotonic_ns()}", trust=trust)
+    client.close()
+    return client.code == 0
