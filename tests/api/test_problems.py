@@ -12,7 +12,7 @@ import pytest
 from joserfc.jwk import OctKey
 from sqlalchemy import text, update
 
-from tests.outside.test_tokens import signed
+from tests.adapters.test_tokens import signed
 from tests.support.database import database_of
 from tests.support.server import PASSWORD, Server
 from wardkey.actions.accounts import organizations

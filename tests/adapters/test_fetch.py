@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.outside.issuer import INSIDE, Issuer, issuing, sending
+from tests.adapters.issuer import INSIDE, Issuer, issuing, sending
 from wardkey.adapters import fetch as fetching
 from wardkey.adapters.fetch import MAX_BYTES, Fetch, is_public
 from wardkey.domain.errors import KeySetUnavailable

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from joserfc.jwk import ECKey
 
-from tests.outside.issuer import INSIDE, Issuer, issuing, sending
+from tests.adapters.issuer import INSIDE, Issuer, issuing, sending
 from tests.support.server import wait_until
 from wardkey.adapters.key_sets import KeySets
 from wardkey.adapters.tokens import MOST_KEYS
