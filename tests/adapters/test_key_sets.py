@@ -62,7 +62,7 @@ def place() -> Iterator[Place]:
         yield Place(issuer)
 
 
-def test_a_set_is_fetched_once_and_kept(place: Place) -> None:
+def test_a_set_is_fetched_once_and_cached(place: Place) -> None:
     source = place.puts("a", "b")
     assert place.kids(source, "a") == ["a"]
     assert place.kids(source, "b") == ["b"]
@@ -80,7 +80,7 @@ def test_a_set_is_fetched_once_and_kept(place: Place) -> None:
         ("no-store", 30),
     ],
 )
-def test_a_set_is_kept_as_long_as_it_says_but_ten_minutes_at_most(
+def test_a_set_is_cached_as_long_as_it_allows_but_ten_minutes_at_most(
     place: Place, header: str, kept: float
 ) -> None:
     source = place.puts("a", cache_control=header)
@@ -102,7 +102,7 @@ def test_a_rotated_key_is_found_at_once(place: Place) -> None:
     assert place.kids(source, "b") == ["b"]
 
 
-def test_unknown_kids_ask_again_once_in_half_a_minute(place: Place) -> None:
+def test_unknown_kids_refetch_the_set_at_most_once_in_thirty_seconds(place: Place) -> None:
     source = place.puts("a")
     place.kids(source)
     for _ in range(3):
@@ -116,7 +116,7 @@ def test_unknown_kids_ask_again_once_in_half_a_minute(place: Place) -> None:
     assert place.asked == 5
 
 
-def test_503_once_stale_keys_are_too_old(place: Place) -> None:
+def test_503_when_stale_keys_are_too_old(place: Place) -> None:
     source = place.puts("a")
     place.kids(source)
     place.breaks()
@@ -136,7 +136,7 @@ def test_503_once_stale_keys_are_too_old(place: Place) -> None:
     assert place.kids(source, "a") == ["a"]
 
 
-def test_503_an_unknown_kid_while_the_issuer_is_away(place: Place) -> None:
+def test_503_for_an_unknown_kid_while_the_issuer_is_down(place: Place) -> None:
     source = place.puts("a")
     place.kids(source)
     place.breaks()
@@ -149,7 +149,7 @@ def test_503_an_unknown_kid_while_the_issuer_is_away(place: Place) -> None:
     assert place.asked == 2
 
 
-def test_an_issuer_that_is_away_is_asked_every_ten_seconds_only(place: Place) -> None:
+def test_an_issuer_that_is_down_is_requested_only_every_ten_seconds(place: Place) -> None:
     place.breaks()
     source = KeySource(f"{place.issuer.url}/jwks")
     for _ in range(5):
@@ -173,7 +173,7 @@ def holding(place: Place, path: str) -> tuple[threading.Event, Callable[[], bool
     return go, lambda: path in place.issuer.asked
 
 
-def test_many_wait_for_one_fetch_and_never_for_another_providers(place: Place) -> None:
+def test_callers_share_one_fetch_and_never_wait_for_another_provider(place: Place) -> None:
     slow, quick = place.puts("a"), place.puts("b", path="/quick")
     go, is_asked = holding(place, "/jwks")
     with ThreadPoolExecutor(8) as pool:
@@ -186,7 +186,7 @@ def test_many_wait_for_one_fetch_and_never_for_another_providers(place: Place) -
     assert place.issuer.asked.count("/jwks") == 1
 
 
-def test_503_more_than_a_bounded_number_do_not_wait(place: Place) -> None:
+def test_503_beyond_the_maximum_number_of_waiting_callers(place: Place) -> None:
     source = place.puts("a")
     go, _ = holding(place, "/jwks")
     with ThreadPoolExecutor(12) as pool:
@@ -198,7 +198,7 @@ def test_503_more_than_a_bounded_number_do_not_wait(place: Place) -> None:
     assert sum(one.exception() is None for one in waiting) == 8
 
 
-def test_two_providers_with_one_url_know_nothing_of_each_other(place: Place) -> None:
+def test_two_providers_with_the_same_url_are_independent(place: Place) -> None:
     source = place.puts("a")
     place.kids(source)
     place.kids(source, provider="idp_2")
@@ -210,7 +210,7 @@ def test_two_providers_with_one_url_know_nothing_of_each_other(place: Place) -> 
         place.kids(source)
 
 
-def test_a_purged_key_is_gone_at_once(place: Place) -> None:
+def test_a_purged_key_is_removed_at_once(place: Place) -> None:
     source = place.puts("stolen", "a")
     assert place.kids(source, "stolen") == ["stolen"]
     place.puts("a")
@@ -240,7 +240,7 @@ def test_discovery_leads_to_the_keys(place: Place) -> None:
         ({"jwks_uri": "file:///etc/passwd"}, "The URL can't be fetched"),
     ],
 )
-def test_503_discovery_that_does_not_fit(
+def test_503_for_an_invalid_discovery_document(
     place: Place, changed: dict[str, object], told: str
 ) -> None:
     place.puts("a")
@@ -259,13 +259,13 @@ def test_503_discovery_that_does_not_fit(
 @pytest.mark.parametrize(
     "document", [{}, {"keys": {}}, {"keys": [{"kty": "oct"}] * (MOST_KEYS + 1)}]
 )
-def test_503_a_set_that_cannot_be_used(place: Place, document: dict[str, object]) -> None:
+def test_503_for_an_unusable_key_set(place: Place, document: dict[str, object]) -> None:
     with pytest.raises(KeySetUnavailable) as refused:
         place.kids(KeySource(place.issuer.puts("/jwks", document)))
     assert "can't be used" in refused.value.detail
 
 
-def test_the_number_of_sets_is_bounded(place: Place) -> None:
+def test_the_number_of_cached_sets_is_bounded(place: Place) -> None:
     place.sets.max_sets = 3
     source = place.puts("a")
     for n in range(6):

@@ -226,7 +226,7 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
         assert holds(runner)
 
 
-def test_a_backup_made_while_keys_are_issued_is_of_one_moment(shop: Shop, tmp_path: Path) -> None:
+def test_a_backup_taken_while_keys_are_issued_is_consistent(shop: Shop, tmp_path: Path) -> None:
     stop, made = threading.Event(), threading.Semaphore(0)
     files = [tmp_path / f"copy-{n}.wardkey" for n in range(2)]
 
@@ -395,7 +395,7 @@ def test_a_backup_of_another_master_key_is_refused(
     assert told(other.cli("restore", str(file), "--accept-lost-revocations"), 2) == "invalid_backup"
 
 
-def test_a_backup_does_not_replace_a_file_unless_told_to(stopped: tuple[Server, Path]) -> None:
+def test_a_backup_does_not_replace_a_file_without_force(stopped: tuple[Server, Path]) -> None:
     server, file = stopped
     before = file.read_bytes()
     assert told(server.cli("backup", str(file)), 6) == "unwritable_file"
@@ -468,7 +468,7 @@ def test_without_a_readable_database_revocations_are_unknown(
 
 
 @pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
-def test_a_restore_that_is_killed_leaves_the_old_or_the_new_whole(
+def test_a_killed_restore_leaves_either_the_old_or_the_new_database_intact(
     stopped: tuple[Server, Path], storage: str, request: pytest.FixtureRequest
 ) -> None:
     server, file = stopped
@@ -494,7 +494,7 @@ def test_a_restore_that_is_killed_leaves_the_old_or_the_new_whole(
     assert (revoked, whole) == ([True, False], True)
 
 
-def test_restoring_in_the_place_of_a_damaged_file_survives_a_kill_at_each_rename(
+def test_restoring_over_a_damaged_file_survives_a_kill_at_each_rename(
     stopped: tuple[Server, Path],
 ) -> None:
     server, file = stopped
@@ -514,7 +514,7 @@ def test_restoring_in_the_place_of_a_damaged_file_survives_a_kill_at_each_rename
     assert _statuses(server)[1:] == ([False, False], True)
 
 
-def test_a_restore_leaves_no_organization_without_its_owner_of_now(
+def test_a_restore_keeps_the_current_owner_of_each_organization(
     stopped: tuple[Server, Path],
 ) -> None:
     server, file = stopped

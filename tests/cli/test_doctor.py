@@ -62,7 +62,7 @@ def tampering(server: Server) -> Iterator[Runner]:
         yield runner
 
 
-def test_a_whole_deployment_is_well_and_doctor_changes_nothing(stopped: Server) -> None:
+def test_doctor_finds_no_fault_in_a_healthy_deployment_and_changes_nothing(stopped: Server) -> None:
     told = examined(stopped)
     assert not [said for said in told.values() if said.startswith("fault")]
     assert told["peppers"].startswith("ok: 2 opened; 2 stored secrets are hashed under an older")
@@ -72,7 +72,7 @@ def test_a_whole_deployment_is_well_and_doctor_changes_nothing(stopped: Server) 
     assert examined(stopped)["audit"] == told["audit"]
 
 
-def test_encryption_at_rest_is_wardkeys_or_confirmed(stopped: Server) -> None:
+def test_encryption_at_rest_is_provided_by_wardkey_or_confirmed(stopped: Server) -> None:
     said = examined(stopped)["encryption at rest"]
     if not stopped.settings["database_url"]:
         assert said == "ok: Wardkey encrypts the database's files"
@@ -82,7 +82,7 @@ def test_encryption_at_rest_is_wardkeys_or_confirmed(stopped: Server) -> None:
     assert examined(stopped)["encryption at rest"].startswith("ok: ")
 
 
-def test_a_pepper_that_a_secret_needs_and_that_does_not_open_is_a_fault(stopped: Server) -> None:
+def test_a_needed_pepper_that_does_not_open_is_a_fault(stopped: Server) -> None:
     with tampering(stopped) as runner, runner.database.writer.begin() as connection:
         connection.execute(
             update(master_keys).where(master_keys.c.version == 1).values(sealed_pepper=b"x" * 60)
@@ -93,14 +93,14 @@ def test_a_pepper_that_a_secret_needs_and_that_does_not_open_is_a_fault(stopped:
     assert stopped.cli_here("org", "list").exit_code == 6
 
 
-def test_a_pepper_that_a_secret_needs_and_that_is_not_there_is_a_fault(stopped: Server) -> None:
+def test_a_needed_pepper_that_is_missing_is_a_fault(stopped: Server) -> None:
     with tampering(stopped) as runner, runner.database.writer.begin() as connection:
         connection.execute(update(service_keys).values(pepper_version=9))
     assert "version 9 does not open" in examined(stopped, 6)["peppers"]
     assert stopped.cli_here("master-key", "status").exit_code == 0
 
 
-def test_a_chain_that_does_not_hold_is_a_fault_that_names_its_event(stopped: Server) -> None:
+def test_a_broken_audit_chain_is_a_fault_that_names_the_event(stopped: Server) -> None:
     with tampering(stopped) as runner, runner.database.writer.begin() as connection:
         connection.execute(
             update(audit_events)
@@ -112,7 +112,7 @@ def test_a_chain_that_does_not_hold_is_a_fault_that_names_its_event(stopped: Ser
     assert "`wardkey audit verify --org deployment`" in said
 
 
-def test_a_folder_without_a_deployment_is_a_fault_with_its_mend(tmp_path: Path) -> None:
+def test_a_folder_without_a_deployment_is_a_fault_with_a_fix(tmp_path: Path) -> None:
     assert "start `wardkey up`" in examined(Server(tmp_path / "none"), 6)["data folder"]
     (tmp_path / "empty").mkdir(mode=0o700)
     told = examined(Server(tmp_path / "empty"), 6)
@@ -120,7 +120,7 @@ def test_a_folder_without_a_deployment_is_a_fault_with_its_mend(tmp_path: Path) 
     assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == []
 
 
-def test_doctor_says_how_long_the_certificate_is_good(
+def test_doctor_reports_until_when_the_certificate_is_valid(
     tmp_path: Path, pair: tuple[Path, Path]
 ) -> None:
     cert, key = pair
@@ -148,7 +148,7 @@ def test_doctor_says_how_long_the_certificate_is_good(
         assert said()["certificate"].startswith(state)
 
 
-def test_doctor_tells_what_newcomers_join(stopped: Server) -> None:
+def test_doctor_reports_the_organization_that_newcomers_join(stopped: Server) -> None:
     made = json.loads(stopped.cli_here("org", "list", "--json").stdout)
     stopped.settings |= {
         "public_url": "https://keys.acme.example",
@@ -167,7 +167,7 @@ def test_doctor_tells_what_newcomers_join(stopped: Server) -> None:
         assert examined(stopped, 6)["newcomers"].startswith(said)
 
 
-def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
+def test_doctor_checks_the_sign_in_issuer(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir(mode=0o700)
     assert examined(Server(data), 6)["sign-in"] == "ok: with passwords and passkeys"
@@ -185,7 +185,7 @@ def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
     assert examined(server, 6)["sign-in"].startswith("fault: 127.0.0.1:")
 
 
-def test_doctor_says_whether_a_server_runs(start: Callable[..., Server]) -> None:
+def test_doctor_reports_whether_a_server_is_running(start: Callable[..., Server]) -> None:
     server = start()
     assert server.process is not None
     assert examined(server)["server"].startswith(f"ok: running as process {server.process.pid};")

@@ -59,7 +59,7 @@ def versions(runner: Runner) -> set[int]:
         }
 
 
-def test_keys_outlive_a_rotation_and_are_hashed_anew_when_they_are_used(
+def test_keys_survive_a_rotation_and_are_rehashed_when_used(
     start: Callable[..., Server], storage_url: str
 ) -> None:
     server = start(database_url=storage_url, workers=2)
@@ -127,7 +127,7 @@ def stopped(tmp_path: Path, storage_url: str) -> Server:
     return server
 
 
-def test_a_rotation_that_is_killed_anywhere_leaves_a_deployment_that_opens(
+def test_a_rotation_killed_at_any_point_leaves_a_usable_deployment(
     stopped: Server,
 ) -> None:
     seen: set[tuple[int, bool]] = set()
@@ -160,7 +160,7 @@ def test_a_rotation_that_is_killed_anywhere_leaves_a_deployment_that_opens(
     assert len({version for version, _ in seen}) > 1
 
 
-def test_a_key_from_the_environment_is_rotated_to_one_that_the_operator_made(
+def test_a_key_from_the_environment_is_rotated_to_one_from_the_operator(
     tmp_path: Path,
 ) -> None:
     first, second = MasterKey.generate().text, MasterKey.generate().text
@@ -183,7 +183,7 @@ def test_a_key_from_the_environment_is_rotated_to_one_that_the_operator_made(
     assert len(told(server.cli("master-key", "status", "--json"))) == 2
 
 
-def test_a_usage_file_that_does_not_open_stops_nobody(start: Callable[..., Server]) -> None:
+def test_a_usage_file_that_does_not_open_blocks_nothing(start: Callable[..., Server]) -> None:
     server = start()
     server.stop()
     for name in ("usage.db", "usage.db-wal", "usage.db-shm"):
@@ -203,7 +203,7 @@ def test_a_usage_file_that_does_not_open_stops_nobody(start: Callable[..., Serve
     assert len(list(server.data_dir.glob("usage.db.unreadable-*"))) == 1
 
 
-def test_master_keys_of_a_folder_without_a_deployment_are_no_crash(tmp_path: Path) -> None:
+def test_master_key_commands_refuse_a_folder_without_a_deployment(tmp_path: Path) -> None:
     server = Server(tmp_path / "nothing")
     for arguments in (("master-key", "rotate"), ("backup", "x")):
         assert told(server.cli(*arguments), 2) == "invalid_setting"
@@ -215,7 +215,7 @@ def lines(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
-def test_a_backup_from_before_a_rotation_is_restored_by_the_kept_key(
+def test_a_backup_from_before_a_rotation_is_restored_with_the_kept_key(
     start: Callable[..., Server], storage_url: str, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "keys" / "wardkey.key"
@@ -271,7 +271,7 @@ def test_a_backup_from_before_a_rotation_is_restored_by_the_kept_key(
     there.kill()
 
 
-def test_a_backup_that_names_no_key_is_opened_by_the_kept_one_too(
+def test_a_backup_without_a_key_name_is_also_opened_with_the_kept_key(
     stopped: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wardkey.db.backup._salt", lambda _: os.urandom(16))
@@ -284,7 +284,7 @@ def test_a_backup_that_names_no_key_is_opened_by_the_kept_one_too(
     assert len(told(stopped.cli("master-key", "status", "--json"))) == 2
 
 
-def test_a_kept_key_is_removed_once_that_is_confirmed(stopped: Server, tmp_path: Path) -> None:
+def test_a_kept_key_is_removed_after_confirmation(stopped: Server, tmp_path: Path) -> None:
     file, kept = tmp_path / "old.wardkey", stopped.data_dir / "master.key.1"
     told(stopped.cli("backup", str(file), "--json"))
     lines(stopped.cli("master-key", "rotate"))

@@ -48,7 +48,7 @@ def events(server: Server) -> int:
         return tx.connection.execute(select(func.count()).select_from(audit_events)).scalar_one()
 
 
-def test_organizations_are_made_listed_stopped_and_deleted(stopped: Server) -> None:
+def test_organizations_are_created_listed_suspended_and_deleted(stopped: Server) -> None:
     made = data(stopped, "org", "create", "Acme", "--owner", OWNER, "--slug", "acme-2")
     assert made["slug"] == "acme-2"
     assert made["setup_link"].startswith("https://keys.acme.example/setup/")
@@ -64,7 +64,7 @@ def test_organizations_are_made_listed_stopped_and_deleted(stopped: Server) -> N
     assert data(stopped, "org", "list") == []
 
 
-def test_what_cannot_be_done_has_its_code_and_exit_code(stopped: Server) -> None:
+def test_a_refused_command_has_an_error_code_and_an_exit_code(stopped: Server) -> None:
     for command, code, name in [
         (("org", "suspend", "nobody"), 5, "organization_not_found"),
         (("org", "delete", "nobody", "--yes"), 5, "organization_not_found"),
@@ -86,7 +86,7 @@ def test_what_cannot_be_done_has_its_code_and_exit_code(stopped: Server) -> None
         assert events(stopped) == before
 
 
-def test_a_folder_without_a_deployment_is_told_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_without_a_deployment_is_reported_and_left_unchanged(tmp_path: Path) -> None:
     server = Server(tmp_path / "none")
     for command in (
         ("org", "list"),
@@ -100,9 +100,7 @@ def test_a_folder_without_a_deployment_is_told_and_left_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "wrong\n", "Umbrella\n"])
-def test_a_confirmation_that_is_declined_changes_nothing_and_says_so(
-    stopped: Server, typed: str
-) -> None:
+def test_a_declined_confirmation_changes_nothing_and_says_so(stopped: Server, typed: str) -> None:
     before = events(stopped)
     done = stopped.cli_here("org", "delete", "umbrella", typed=typed)
     assert done.exit_code == 1
@@ -111,11 +109,13 @@ def test_a_confirmation_that_is_declined_changes_nothing_and_says_so(
     assert events(stopped) == before
 
 
-def test_a_confirmation_that_is_given_is_enough(stopped: Server) -> None:
+def test_a_given_confirmation_is_enough(stopped: Server) -> None:
     assert "deleted." in says(stopped, "org", "delete", "umbrella", typed="umbrella\n")
 
 
-def test_a_link_names_where_the_server_was_reached(start: Callable[..., Server]) -> None:
+def test_a_link_contains_the_address_where_the_server_was_reached(
+    start: Callable[..., Server],
+) -> None:
     server = start()  # on a port that it chose
     assert not server.url.endswith(":0")
     link = server.cli("setup-link", "owner@acme.example").stdout.strip()
@@ -127,7 +127,7 @@ def test_a_link_names_where_the_server_was_reached(start: Callable[..., Server])
         assert anonymous.post("/v2/setup", json=wanted).status_code == 201
 
 
-def test_a_link_whose_address_nobody_knows_is_refused_before_it_is_made(stopped: Server) -> None:
+def test_a_link_without_a_known_address_is_refused_before_it_is_created(stopped: Server) -> None:
     stopped.settings["public_url"] = ""
     before = events(stopped)
     for command in (("setup-link", OWNER), ("org", "create", "Acme", "--owner", OWNER)):
@@ -137,7 +137,7 @@ def test_a_link_whose_address_nobody_knows_is_refused_before_it_is_made(stopped:
     assert told.startswith("https://other.acme.example/setup/")
 
 
-def test_service_keys_are_made_listed_and_revoked(stopped: Server) -> None:
+def test_service_keys_are_created_listed_and_revoked(stopped: Server) -> None:
     assert says(stopped, "service-key", "list").startswith("No service keys yet")
     text = says(stopped, "service-key", "create", "first", "--allow", "192.0.2.0/24")
     assert text.startswith("wsk_")
@@ -154,7 +154,7 @@ def test_service_keys_are_made_listed_and_revoked(stopped: Server) -> None:
     assert f"{made['kid']}  revoked" in says(stopped, "service-key", "list")
 
 
-def test_hook_tokens_are_made_listed_and_revoked(stopped: Server) -> None:
+def test_hook_tokens_are_created_listed_and_revoked(stopped: Server) -> None:
     assert says(stopped, "hook", "list").startswith("No hook tokens yet")
     assert says(stopped, "hook", "create", "emqx").startswith("wht_")
     bound = ("--organization", "umbrella", "--environment", "test")
@@ -192,7 +192,7 @@ def test_a_hook_that_could_not_keep_organizations_apart_is_refused(
     assert data(stopped, "hook", "list") == before
 
 
-def test_chains_are_verified_and_their_ends_kept_as_lines_or_as_json(
+def test_chains_are_verified_and_their_heads_exported_as_lines_or_json(
     stopped: Server, tmp_path: Path
 ) -> None:
     assert "umbrella: 1 events, intact" in says(stopped, "audit", "verify")
@@ -216,7 +216,7 @@ def test_chains_are_verified_and_their_ends_kept_as_lines_or_as_json(
         assert says(stopped, "audit", "verify", "--head", str(file), code=2) == "invalid_setting"
 
 
-def test_a_chain_that_was_cut_off_or_removed_shows_by_its_head(
+def test_a_truncated_or_removed_chain_is_detected_with_its_head(
     stopped: Server, tmp_path: Path
 ) -> None:
     file = tmp_path / "heads"
@@ -234,14 +234,14 @@ def test_a_chain_that_was_cut_off_or_removed_shows_by_its_head(
     assert "names an event that no longer exists" in stopped.cli_here(*args).stdout
 
 
-def test_the_chain_of_a_deleted_organization_is_still_verified(stopped: Server) -> None:
+def test_the_chain_of_a_deleted_organization_still_verifies(stopped: Server) -> None:
     org_id = data(stopped, "org", "delete", "umbrella", "--yes")["id"]
     assert org_id in [item["org_id"] for item in data(stopped, "audit", "verify")]
     assert data(stopped, "audit", "verify", "--org", org_id)[0]["events"] == 2
     assert "organization.deleted" in says(stopped, "audit", "export", "--org", org_id)
 
 
-def test_events_are_exported_as_lines_or_as_one_list(stopped: Server) -> None:
+def test_events_are_exported_as_json_lines_or_as_a_list(stopped: Server) -> None:
     says(stopped, "org", "suspend", "umbrella")
     lines = [
         json.loads(line)
@@ -254,7 +254,7 @@ def test_events_are_exported_as_lines_or_as_one_list(stopped: Server) -> None:
     assert lines == data(stopped, "audit", "export", "--org", "umbrella")
 
 
-def test_a_terminal_shows_names_above_columns_and_a_pipe_does_not(stopped: Server) -> None:
+def test_a_terminal_shows_column_headings_and_a_pipe_does_not(stopped: Server) -> None:
     plain = says(stopped, "org", "list").splitlines()
     pid, terminal = pty.fork()
     if not pid:
@@ -272,5 +272,5 @@ def test_a_terminal_shows_names_above_columns_and_a_pipe_does_not(stopped: Serve
 
 
 @pytest.mark.parametrize("group", ["org", "hook", "audit", "service-key", "master-key", "broker"])
-def test_the_help_of_a_group_cuts_no_sentence(stopped: Server, group: str) -> None:
+def test_the_help_of_a_group_truncates_no_sentence(stopped: Server, group: str) -> None:
     assert "..." not in says(stopped, group, "--help").partition("Commands:")[2]

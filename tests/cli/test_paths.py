@@ -116,7 +116,7 @@ def test_no_data_folder_ends_in_a_traceback(deployment: Server, command: str, pl
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o500])
-def test_a_data_folder_without_rights_is_named(deployment: Server, mode: int) -> None:
+def test_a_data_folder_without_permissions_is_named(deployment: Server, mode: int) -> None:
     commands = [filled(deployment, c) for c in COMMANDS if c != "reload"]
     deployment.data_dir.chmod(mode)
     try:
@@ -129,7 +129,7 @@ def test_a_data_folder_without_rights_is_named(deployment: Server, mode: int) ->
         assert "SystemExit" in exception, command
 
 
-def test_a_file_or_folder_that_cannot_be_written_or_read_is_named(deployment: Server) -> None:
+def test_an_unreadable_or_unwritable_file_or_folder_is_named(deployment: Server) -> None:
     locked = deployment.data_dir.parent / "locked"
     locked.mkdir(mode=0o500)
     secret = deployment.data_dir.parent / "secret"

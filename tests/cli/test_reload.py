@@ -106,7 +106,7 @@ def asking(server: Server) -> Iterator[list[object]]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_reload_shows_a_renewed_certificate_and_fails_no_request(
+def test_reload_serves_a_renewed_certificate_and_fails_no_request(
     start: Callable[..., Server], pair: Pair, workers: int
 ) -> None:
     server = start(tls_cert=pair.cert, tls_key=pair.key, workers=workers)
@@ -123,7 +123,7 @@ def test_reload_shows_a_renewed_certificate_and_fails_no_request(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_renewal_that_does_not_fit_is_refused_and_the_old_one_goes_on(
+def test_a_mismatched_certificate_is_refused_and_the_old_one_stays(
     start: Callable[..., Server], pair: Pair, workers: int
 ) -> None:
     server = start(tls_cert=pair.cert, tls_key=pair.key, workers=workers, log_format="json")
@@ -145,7 +145,9 @@ def test_a_renewal_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     assert shown(server) == pair.cert.read_text().strip()
 
 
-def test_reload_says_so_where_no_server_runs(start: Callable[..., Server], tmp_path: Path) -> None:
+def test_reload_reports_that_no_server_is_running(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
         done = Server(folder).cli_here("reload")
         assert done.exit_code == 5
@@ -156,7 +158,9 @@ def test_reload_says_so_where_no_server_runs(start: Callable[..., Server], tmp_p
     assert server.cli_here("reload").exit_code == 5
 
 
-def test_reload_signals_no_process_of_another_container(start: Callable[..., Server]) -> None:
+def test_reload_does_not_signal_processes_of_another_container(
+    start: Callable[..., Server],
+) -> None:
     server = start()
     file = server.data_dir / "server"
     file.write_text(file.read_text().replace("pid:[", "pid:[9"))

@@ -11,7 +11,7 @@ from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_logi
 from wardkey.deployment import open_deployment
 
 
-def test_restore_lets_no_client_in_that_was_kept_out_since_the_backup(
+def test_restore_does_not_readmit_clients_blocked_since_the_backup(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     server, file = start(), tmp_path / "copy.wardkey"

@@ -48,7 +48,7 @@ def is_ready(url: str) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_ends_everything_without_a_word(tmp_path: Path, workers: int) -> None:
+def test_ctrl_c_stops_everything_silently(tmp_path: Path, workers: int) -> None:
     server = Server(tmp_path / "data", no_messaging=0, workers=workers)
     pid, terminal = up_in_terminal(server)
     started = read_until_end(terminal, b"Stop with Ctrl-C")
@@ -64,7 +64,7 @@ def test_ctrl_c_ends_everything_without_a_word(tmp_path: Path, workers: int) -> 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_terminal_that_goes_away_ends_it(tmp_path: Path, workers: int) -> None:
+def test_closing_the_terminal_stops_the_server(tmp_path: Path, workers: int) -> None:
     server = Server(tmp_path / "data", workers=workers)
     pid, terminal = up_in_terminal(server)
     found = re.search(rb"listens on (\S+)", read_until_end(terminal, b"Stop with Ctrl-C"))

@@ -67,7 +67,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_with_tls_it_prints_its_address_and_answers_over_https(
+def test_with_tls_the_server_prints_its_address_and_serves_https(
     start: Callable[..., Server], pair: tuple[Path, Path], workers: int
 ) -> None:
     server = start(tls_cert=pair[0], tls_key=pair[1], workers=workers)
@@ -82,7 +82,7 @@ def test_with_tls_it_prints_its_address_and_answers_over_https(
     assert server.stop() == 0
 
 
-def test_tls_files_that_cannot_serve_are_named_before_anything_is_made(
+def test_unusable_tls_files_are_named_before_anything_is_created(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     good_cert, good_key = pair
@@ -126,7 +126,7 @@ def test_tls_files_that_cannot_serve_are_named_before_anything_is_made(
     assert not server.data_dir.exists()
 
 
-def test_a_port_in_use_is_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_is_created(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         server = Server(tmp_path / "data", listen=listen)
@@ -136,14 +136,14 @@ def test_a_port_in_use_is_told_before_anything_is_made(tmp_path: Path) -> None:
     assert not server.data_dir.exists()
 
 
-def test_mqtt_and_websocket_do_not_listen_on_one_port(start: Callable[..., Server]) -> None:
+def test_mqtt_and_websocket_do_not_share_a_port(start: Callable[..., Server]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(AssertionError, match=f"Cannot listen on {listen}: Address already in use"):
         start(no_messaging=0, mqtt_listen=listen, websocket_listen=listen)
 
 
-def test_the_line_of_the_first_start_asks_for_the_key_and_works(
+def test_the_command_printed_at_the_first_start_prompts_for_the_key_and_works(
     start: Callable[..., Server],
 ) -> None:
     server = start()

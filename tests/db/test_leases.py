@@ -44,7 +44,7 @@ def test_a_killed_verifier_is_waited_for_once(database: Database) -> None:
     assert (first.reach, second.reach) == (Reach.EVERYWHERE, Reach.EVERYWHERE)
 
 
-def test_staleness_of_a_killed_verifier_ends_when_it_could_answer_no_more(
+def test_staleness_of_a_killed_verifier_ends_when_its_lease_does(
     database: Database,
 ) -> None:
     leave_behind(database, max_staleness_ms=1_000)
@@ -54,7 +54,7 @@ def test_staleness_of_a_killed_verifier_ends_when_it_could_answer_no_more(
     wait_until(lambda: confirm("e", 1).reach is Reach.EVERYWHERE, 5)
 
 
-def test_rows_silent_for_an_hour_are_forgotten_but_not_while_staleness_lasts(
+def test_leases_silent_for_an_hour_are_deleted_unless_staleness_lasts(
     database: Database,
 ) -> None:
     now = database.clock()

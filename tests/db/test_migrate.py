@@ -9,14 +9,14 @@ from wardkey.db.migrate import migrate, migration_state
 from wardkey.db.schema import metadata, usage
 
 
-def test_the_migrations_make_the_tables_of_the_schema(runner: Runner) -> None:
+def test_the_migrations_create_the_tables_of_the_schema(runner: Runner) -> None:
     with runner.database.writer.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
         assert migration_state(connection).pending == ()
 
 
-def test_the_primary_keys_are_those_of_the_schema(runner: Runner) -> None:
+def test_the_primary_keys_match_the_schema(runner: Runner) -> None:
     # Alembic compares no primary keys.
     with runner.database.writer.connect() as connection:
         there = inspect(connection)
@@ -25,7 +25,7 @@ def test_the_primary_keys_are_those_of_the_schema(runner: Runner) -> None:
             assert found == [column.name for column in table.primary_key.columns], table.name
 
 
-def test_the_usage_tables_are_those_of_the_schema(runner: Runner) -> None:
+def test_the_usage_tables_match_the_schema(runner: Runner) -> None:
     with runner.database.usage.connect() as connection:
         there = inspect(connection)
         for table in usage.sorted_tables:

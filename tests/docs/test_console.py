@@ -29,7 +29,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_the_page_shows_is_what_happens(
+def test_every_console_example_prints_what_the_page_shows(
     page: Path, server: Server, start: Callable[..., Server]
 ) -> None:
     if page.stem == "messaging":

@@ -38,7 +38,7 @@ def run(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_new_machine_serves_what_the_backup_held(
+def test_the_new_machine_serves_the_restored_backup(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     old, new, safe = start(), tmp_path / "new", tmp_path / "safe"
@@ -59,9 +59,7 @@ def test_the_new_machine_serves_what_the_backup_held(
     assert answer["code"] == "valid"
 
 
-def test_the_nightly_backup_is_one_that_restores(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_the_nightly_backup_can_be_restored(start: Callable[..., Server], tmp_path: Path) -> None:
     server, folder = start(), tmp_path / "backups"
     folder.mkdir()
     script = block("sh", "find /var/backups").replace("/var/backups/wardkey", str(folder))
@@ -72,7 +70,7 @@ def test_the_nightly_backup_is_one_that_restores(
     told(server.cli("restore", str(file), "--json"))
 
 
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / "wardkey.service"
     unit.write_text(block("ini", "ExecStart").replace("/opt/wardkey/bin", str(BIN)))
     done = subprocess.run(

@@ -8,7 +8,7 @@ from tests.docs.test_console import PAGES
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 
 
-def test_pictures_that_pages_show_are_there_and_small() -> None:
+def test_pictures_on_pages_exist_and_are_small() -> None:
     shown = {
         (page.parent / link).resolve()
         for page in PAGES

@@ -32,7 +32,7 @@ def basic(pair: str) -> str:
 
 
 @given(AROUND, AROUND)
-def test_what_cannot_be_seen_around_a_key_is_trimmed(before: str, after: str) -> None:
+def test_invisible_characters_around_a_key_are_trimmed(before: str, after: str) -> None:
     assert trim(f"{before}{KEY}{after}") == KEY
     # A header field arrives as its bytes read as Latin-1.
     assert trim_field(f"{before}{KEY}{after}".encode().decode("latin-1")) == KEY
@@ -61,12 +61,12 @@ def test_what_cannot_be_seen_around_a_key_is_trimmed(before: str, after: str) ->
     # The keys differ in each process.
     ids=[f"form{number}" for number in range(16)],
 )
-def test_an_authorization_field_presents(value: str, presents: list[str]) -> None:
+def test_an_authorization_field_presents_its_credentials(value: str, presents: list[str]) -> None:
     assert authorization_texts(value, is_ours) == presents
 
 
 @given(st.lists(st.sampled_from([KEY, OTHER, "acme_1", "e.y.J", "anon", ""]), max_size=4))
-def test_the_only_text_of_our_shape_counts_and_two_are_ambiguous(texts: list[str]) -> None:
+def test_the_only_wardkey_credential_counts_and_two_are_ambiguous(texts: list[str]) -> None:
     different = {text for text in texts if text}
     ours = {text for text in different if is_ours(text)}
     if len(different) > 1 and len(ours) != 1:
@@ -81,7 +81,7 @@ def test_the_only_text_of_our_shape_counts_and_two_are_ambiguous(texts: list[str
     st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=12),
     st.sampled_from(["", "Token "]),
 )
-def test_a_sentence_about_what_came_never_shows_a_value(value: str, scheme: str) -> None:
+def test_explanations_of_credentials_never_show_a_value(value: str, scheme: str) -> None:
     for said in (
         explain_missing([scheme + value], [], is_ours),
         explain_missing([], [("x-api-key", value)], is_ours),
@@ -103,7 +103,7 @@ def test_a_sentence_about_what_came_never_shows_a_value(value: str, scheme: str)
     ],
     ids=[f"form{number}" for number in range(7)],
 )
-def test_what_makes_a_text_malformed_is_named(text: str, names: str) -> None:
+def test_the_reason_a_key_is_malformed_is_named(text: str, names: str) -> None:
     said = explain_malformed(text)
     assert said is not None
     assert names in said
@@ -111,7 +111,7 @@ def test_what_makes_a_text_malformed_is_named(text: str, names: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 10, 40, 50])
-def test_a_mistyped_text_has_the_usual_sentence(cut: int) -> None:
+def test_a_mistyped_key_has_the_default_sentence(cut: int) -> None:
     assert explain_malformed(KEY[:-cut]) is None
     assert explain_malformed(f"acme_{KEY[:-cut]}") is None
 
@@ -182,5 +182,5 @@ def test_a_credential_in_another_form_is_named(
         ("%20sk%5Flive%5Fab", "sk_live_ab"),
     ],
 )
-def test_a_clients_secret_is_read_form_encoded_and_raw(sent: str, meant: str) -> None:
+def test_a_client_secret_is_read_form_encoded_and_raw(sent: str, meant: str) -> None:
     assert form_decoded(sent) == meant

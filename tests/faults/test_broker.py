@@ -148,7 +148,7 @@ def arrived(up: Server, login: tuple[str, str], mqtt_id: str, load: Load) -> Cou
         return Counter(payload.decode() for _, payload in session.messages)
 
 
-def test_a_killed_broker_loses_no_acknowledged_message_and_doubles_none(server: Server) -> None:
+def test_a_killed_broker_neither_loses_nor_duplicates_acknowledged_messages(server: Server) -> None:
     login = create(server, "lasting")
     with connected(server, *login, "lasting-1", clean=False) as session:
         assert session.subscribe("load/kill") == 1
@@ -167,7 +167,7 @@ def test_a_killed_broker_loses_no_acknowledged_message_and_doubles_none(server: 
     assert [name for name, count in came.items() if count > 1] == []
 
 
-def test_logins_go_on_while_a_worker_is_killed(server: Server) -> None:
+def test_logins_continue_while_a_worker_is_killed(server: Server) -> None:
     login = create(server, "many")
     codes: list[int | None] = []
 
@@ -189,7 +189,7 @@ def test_logins_go_on_while_a_worker_is_killed(server: Server) -> None:
     wait_until(lambda: len(server.workers()) == 2)
 
 
-def test_live_sessions_go_on_while_no_worker_answers(server: Server) -> None:
+def test_live_sessions_continue_while_no_worker_answers(server: Server) -> None:
     one, other = create(server, "speaker"), create(server, "listener")
     with connected(server, *one, "speaker-1") as sender, connected(server, *other, "l-1") as taker:
         taker.subscribe("talk/#", 1)
@@ -219,9 +219,7 @@ def can_log_in(up: Server, login: tuple[str, str]) -> bool:
 
 
 @pytest.mark.parametrize("pause_s", [3, pytest.param(12, marks=pytest.mark.soak)])
-def test_a_paused_broker_holds_messages_up_and_the_api_goes_on(
-    server: Server, pause_s: float
-) -> None:
+def test_a_paused_broker_delays_messages_but_not_the_api(server: Server, pause_s: float) -> None:
     login = create(server, f"patient-{pause_s}")
     topic = f"load/pause-{pause_s}"
     with connected(server, *login, f"patient-{pause_s}", clean=False) as session:
@@ -251,7 +249,7 @@ def test_a_paused_broker_holds_messages_up_and_the_api_goes_on(
         assert load.acknowledged() == set(load.said)
 
 
-def test_what_was_acknowledged_outlasts_restarts_of_everything(
+def test_acknowledged_messages_survive_a_restart_of_everything(
     start: Callable[..., Server],
 ) -> None:
     listen, mqtt_listen = free_addresses(2)
@@ -283,7 +281,7 @@ def test_what_was_acknowledged_outlasts_restarts_of_everything(
     assert max(came.values()) == 1
 
 
-def test_a_worker_that_started_while_the_broker_was_silent_answers_and_cuts(
+def test_a_worker_started_while_the_broker_hangs_answers_and_ends_sessions(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     names = ("listen", "mqtt-listen", "websocket-listen")
@@ -319,7 +317,7 @@ def test_a_worker_that_started_while_the_broker_was_silent_answers_and_cuts(
         process.stop()
 
 
-def test_a_session_is_cut_though_its_client_id_is_no_longer_remembered(server: Server) -> None:
+def test_a_session_is_ended_even_if_its_client_id_was_pruned(server: Server) -> None:
     name, password = create(server, "many-ids")
 
     async def log_in_with_others() -> None:
@@ -358,7 +356,7 @@ def small_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_503_while_the_brokers_disk_is_full_and_works_again_after(
+def test_503_while_the_broker_disk_is_full_and_publishing_recovers(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
@@ -388,7 +386,7 @@ def test_503_while_the_brokers_disk_is_full_and_works_again_after(
         up.kill()
 
 
-def test_there_is_room_for_many_organizations(tmp_path: Path) -> None:
+def test_the_broker_serves_many_organizations(tmp_path: Path) -> None:
     keys = BrokerKeys(bytes(32))
     inside, mqtt, websocket = free_addresses(3)
     text = broker_settings(keys, Node(inside, mqtt, websocket, tmp_path), int(time.time()))

@@ -117,9 +117,7 @@ def machines(
     made.close()
 
 
-def test_a_revocation_is_true_whatever_the_wall_clocks_say(
-    machines: Machines, offset: Path
-) -> None:
+def test_a_revocation_holds_whatever_the_wall_clocks_say(machines: Machines, offset: Path) -> None:
     wrong = machines.wrong
     assert abs(machines.ahead_s(wrong["behind"]) + HOUR_S) < 30
     assert abs(machines.ahead_s(wrong["ahead"]) - 2 * HOUR_S) < 30
@@ -136,7 +134,7 @@ def test_a_revocation_is_true_whatever_the_wall_clocks_say(
 
 
 @pytest.mark.parametrize("machines", ["postgresql"], indirect=True)
-def test_a_lease_runs_out_though_the_wall_clock_was_set_back(
+def test_a_lease_expires_even_if_the_wall_clock_is_set_back(
     machines: Machines, offset: Path
 ) -> None:
     there = machines.wrong["jumping"]

@@ -81,7 +81,7 @@ def test_a_flood_on_one_connection_stays_within_a_few_mebibytes(single: Server, 
         assert client.get("/v2/organization").status_code == 200
 
 
-def test_an_idle_connection_outlives_the_pools_of_clients(
+def test_idle_connections_stay_open_longer_than_client_pools_keep_them(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     """Clients' pools keep connections for up to 90 s and do not see at once that one was closed."""
@@ -100,7 +100,7 @@ def test_an_idle_connection_outlives_the_pools_of_clients(
 
 @pytest.mark.soak
 @pytest.mark.timeout(120)
-def test_a_client_that_reads_nothing_is_cut_off(single: Server) -> None:
+def test_a_client_that_reads_nothing_is_disconnected(single: Server) -> None:
     with closing(connect(single)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with suppress(TimeoutError):

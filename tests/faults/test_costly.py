@@ -127,7 +127,7 @@ def pages(count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("ask", [sign_ins, pages])
-def test_503_many_sign_ins_at_once_take_bounded_memory_and_hold_up_nobody(
+def test_503_many_sign_ins_at_once_use_bounded_memory_and_delay_no_other_request(
     alone: Server, ask: Callable[[int], list[bytes]]
 ) -> None:
     before = peak_mib(alone)
@@ -154,7 +154,7 @@ def test_503_many_sign_ins_at_once_take_bounded_memory_and_hold_up_nobody(
         assert answer_of(lines[0])[0] == 401
 
 
-def test_a_guessed_link_costs_no_hash(alone: Server) -> None:
+def test_a_guessed_link_does_not_trigger_hashing(alone: Server) -> None:
     paths = ("/v2/setup", "/v2/invitations/accept")
     requests = [
         request_of(
@@ -171,7 +171,7 @@ def test_a_guessed_link_costs_no_hash(alone: Server) -> None:
         assert {answer_of(line)[0] for line in lines} == {401}
 
 
-def test_many_wrong_mqtt_logins_do_not_keep_out_a_right_one_nor_hold_up_the_api(
+def test_many_wrong_mqtt_logins_block_neither_a_right_one_nor_the_api(
     start: Callable[..., Server],
 ) -> None:
     server = start(no_messaging=0)
@@ -210,7 +210,7 @@ def connect(wire: Wire, username: str, password: str) -> None:
     wire.send(CONNECT, body + text(username[:20]) + text(username) + text(password))
 
 
-def test_503_two_tests_of_providers_at_once_wait_for_an_issuer_that_does_not_answer(
+def test_503_two_provider_tests_at_once_wait_for_a_silent_issuer(
     alone: Server,
 ) -> None:
     provider = {"kind": "oidc", "name": "slow", "audiences": ["a"], "algorithms": ["RS256"]}
@@ -314,7 +314,7 @@ def open_slowly(lines: list[socket.socket], requests: list[bytes]) -> list[int]:
     return [int(line.recv(1_000).split()[1]) for line in lines]
 
 
-def test_many_slow_readers_of_exports_leave_the_database_to_others(tenants: Tenants) -> None:
+def test_many_slow_export_readers_do_not_block_the_database(tenants: Tenants) -> None:
     with connections(tenants.server, 24, buffer=4_096) as lines:
         statuses = open_slowly(lines, tenants.requests(24))
         assert set(statuses) == {200, 503}
@@ -327,9 +327,7 @@ def test_many_slow_readers_of_exports_leave_the_database_to_others(tenants: Tena
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-def test_exports_that_are_broken_off_free_their_places_at_once(
-    tenants: Tenants, *, reset: bool
-) -> None:
+def test_aborted_exports_free_their_slots_at_once(tenants: Tenants, *, reset: bool) -> None:
     for _ in range(12):
         with connections(tenants.server, 2, buffer=4_096) as lines:
             open_slowly(lines, tenants.requests(3)[:2])
@@ -342,7 +340,7 @@ def test_exports_that_are_broken_off_free_their_places_at_once(
 
 
 @pytest.mark.parametrize("path", ["/v2/audit-events/verify", "/v2/retained"])
-def test_503_what_costs_much_runs_a_few_times_at_once_and_others_are_not_held_up(
+def test_503_expensive_requests_are_limited_and_do_not_delay_others(
     tenants: Tenants, path: str
 ) -> None:
     ask = request_of("GET", path, Authorization=f"Bearer {tenants.server.first_key}")

@@ -44,7 +44,7 @@ class Worker(threading.Thread):
 
 
 @pytest.mark.parametrize("how", ["everything", "one worker"])
-def test_what_was_acknowledged_survives_a_kill(
+def test_acknowledged_changes_survive_a_kill(
     start: Callable[..., Server], storage_url: str, how: str
 ) -> None:
     server = start(database_url=storage_url, workers=2)

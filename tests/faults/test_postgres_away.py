@@ -24,7 +24,7 @@ def ask(client: httpx.Client, method: str, path: str, body: object = None) -> tu
 
 
 @pytest.mark.parametrize("how", ["stop", "crash"])
-def test_503_while_postgresql_is_away_and_nothing_is_half_done(
+def test_503_while_postgresql_is_down_and_nothing_is_half_done(
     start: Callable[..., Server], own_postgres: Postgres, how: str
 ) -> None:
     server = start(database_url=own_postgres.create_database(), workers=2)

@@ -159,7 +159,7 @@ def deployment(
     made.close()
 
 
-def test_askers_see_both_sides(deployment: Deployment) -> None:
+def test_the_askers_see_accepted_and_refused_secrets(deployment: Deployment) -> None:
     """Without this the tests below could hold because nobody asked."""
     deployment.issue()
 
@@ -190,7 +190,7 @@ def test_askers_see_both_sides(deployment: Deployment) -> None:
     ("runs", "steps"),
     [(4, 12), pytest.param(50, 50, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])],
 )
-def test_nothing_accepts_what_a_call_ended(
+def test_no_verifier_accepts_a_secret_after_the_call_that_ended_it(
     deployment: Deployment, request: pytest.FixtureRequest, runs: int, steps: int
 ) -> None:
     chosen = request.config.getoption("--hypothesis-seed")
@@ -263,7 +263,7 @@ def pair(
             yield here, there
 
 
-def test_a_node_that_was_paused_beyond_its_lease_accepts_nothing_old(
+def test_a_node_paused_beyond_its_lease_accepts_no_revoked_secret(
     pair: tuple[Server, Server],
 ) -> None:
     here, there = pair
@@ -289,7 +289,7 @@ def test_a_node_that_was_paused_beyond_its_lease_accepts_nothing_old(
         "UPDATE usage.verifiers SET released_at = 1",
     ],
 )
-def test_a_lease_row_edited_by_hand_is_written_anew(pair: tuple[Server, Server], edit: str) -> None:
+def test_a_lease_row_edited_by_hand_is_rewritten(pair: tuple[Server, Server], edit: str) -> None:
     here, there = pair
     with psycopg.connect(str(here.settings["database_url"]), autocommit=True) as connection:
         connection.execute(edit)
@@ -309,7 +309,7 @@ def test_a_lease_row_edited_by_hand_is_written_anew(pair: tuple[Server, Server],
 
 
 @pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
-def test_a_node_that_registers_among_revocations_accepts_nothing_old(
+def test_a_node_that_registers_during_revocations_accepts_no_revoked_secret(
     start: Callable[..., Server], storage_url: str, tmp_path: Path
 ) -> None:
     here = start(database_url=storage_url)
@@ -337,7 +337,7 @@ def test_a_node_that_registers_among_revocations_accepts_nothing_old(
 
 @pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("max_staleness", [0, 20])
-def test_a_node_that_is_cut_off_fails_closed_or_says_how_stale_it_is(
+def test_a_partitioned_node_fails_closed_or_reports_its_staleness(
     start: Callable[..., Server], storage_url: str, tmp_path: Path, max_staleness: int
 ) -> None:
     here = start(database_url=storage_url)

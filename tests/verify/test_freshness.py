@@ -33,7 +33,7 @@ def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
     return runner.write(keys.issue, by, spec)
 
 
-def test_every_change_is_in_the_next_verdict(
+def test_the_next_verdict_reflects_every_change(
     runner: Runner, owner: Principal, verifier: Verifier
 ) -> None:
     def verdict() -> Verdict:

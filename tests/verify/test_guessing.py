@@ -82,7 +82,7 @@ def resident() -> int:
     "guesses",
     [50_000, pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
 )
-def test_a_flood_of_unknown_keys_fills_no_memory_and_keeps_nobody_waiting(
+def test_a_flood_of_unknown_keys_uses_bounded_memory_and_delays_no_other_caller(
     runner: Runner,
     owner: Principal,
     verifier: Verifier,
@@ -116,7 +116,7 @@ def test_a_flood_of_unknown_keys_fills_no_memory_and_keeps_nobody_waiting(
     assert longest < 1
 
 
-def test_the_time_of_an_answer_does_not_tell_whether_a_kid_exists(
+def test_response_times_do_not_reveal_whether_a_kid_exists(
     runner: Runner, owner: Principal, verifier: Verifier
 ) -> None:
     """For kids that memory answers, as for whoever asks a second time."""
@@ -173,7 +173,7 @@ def difference_of_middles(
     return centre + (found[1] - centre) * shrink, centre + (found[-2] - centre) * shrink
 
 
-def test_a_text_is_looked_up_under_the_one_prefix_that_it_has(
+def test_a_secret_is_looked_up_under_its_own_prefix_only(
     runner: Runner, owner: Principal, verifier: Verifier
 ) -> None:
     prefixes = ("acme_", "acmf", "beta_", "zed_")
@@ -184,7 +184,7 @@ def test_a_text_is_looked_up_under_the_one_prefix_that_it_has(
     assert not any(has(text) for text in ("", "acme", "acmd_1", "acm", "bet", "zee", "~", "a"))
 
 
-def test_right_keys_are_accepted_from_an_address_that_sends_wrong_ones(
+def test_valid_keys_are_accepted_from_an_address_that_sends_invalid_ones(
     runner: Runner, owner: Principal, verifier: Verifier
 ) -> None:
     """Everybody behind a proxy has its address, and a key that was just issued is in no memory."""

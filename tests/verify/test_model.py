@@ -304,7 +304,7 @@ class Model(RuleBasedStateMachine):
             self.both_processes_judge_as_the_model_does()
 
 
-def test_two_processes_judge_as_a_plain_model_after_every_step(
+def test_two_processes_agree_with_a_plain_model_after_every_step(
     world: World, storage_url: str
 ) -> None:
     bounds = settings(
@@ -321,7 +321,7 @@ def test_two_processes_judge_as_a_plain_model_after_every_step(
     run_state_machine_as_test(OfWorld, settings=bounds)
 
 
-def test_a_later_rotation_does_not_prolong_an_earlier_grace(world: World) -> None:
+def test_a_later_rotation_does_not_extend_an_earlier_grace(world: World) -> None:
     model = Model(world)
     model.begin()
     key_id = next(iter(model.keys))

@@ -25,7 +25,7 @@ def admitted(file: Path, attempts: int) -> int:
     return sum(rates.admit(LONG, "key_one", 1_000, 1).admitted for _ in range(attempts))
 
 
-def test_processes_together_admit_what_the_limit_says(tmp_path: Path) -> None:
+def test_processes_together_admit_exactly_the_limit(tmp_path: Path) -> None:
     files = [tmp_path / "rates"] * 4
     with get_context("fork").Pool(4) as pool:
         counts = pool.starmap(admitted, [(file, 500) for file in files])
@@ -34,7 +34,7 @@ def test_processes_together_admit_what_the_limit_says(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 900), st.integers(0, 3)), max_size=60))
 @settings(deadline=None, max_examples=50)
-def test_shared_counts_decide_as_those_of_one_process(
+def test_shared_counts_decide_like_those_of_one_process(
     tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, int, int]]
 ) -> None:
     file = tmp_path_factory.mktemp("rates") / "rates"
@@ -51,7 +51,7 @@ def test_shared_counts_decide_as_those_of_one_process(
         rates.close()
 
 
-def test_keys_that_meet_in_one_slot_stay_apart(
+def test_keys_in_the_same_slot_are_counted_separately(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_rates, "_SLOTS", 64)
@@ -63,7 +63,7 @@ def test_keys_that_meet_in_one_slot_stay_apart(
     assert all(rates.admit(limit, f"other_{n}", 20_000, 1).admitted for n in range(60))
 
 
-def test_a_file_of_another_boot_begins_at_nothing(
+def test_a_file_from_another_boot_starts_from_zero(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, boot = tmp_path / "rates", tmp_path / "boot"
@@ -81,7 +81,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield up
 
 
-def test_four_workers_let_one_request_through_where_the_limit_is_one(server: Server) -> None:
+def test_four_workers_admit_one_request_if_the_limit_is_one(server: Server) -> None:
     with server.owner() as owner:
         rate = {"limit": 1, "period_s": 3600, "burst": 1}
         key = {"name": "live-rates-one", "type": "secret", "rate_limit": rate}
@@ -97,7 +97,7 @@ def test_four_workers_let_one_request_through_where_the_limit_is_one(server: Ser
     assert sorted(codes) == [200] + [429] * 23
 
 
-def test_a_client_that_holds_one_connection_gets_the_whole_limit(server: Server) -> None:
+def test_a_client_with_one_connection_gets_the_whole_limit(server: Server) -> None:
     with server.owner() as owner:
         rate = {"limit": 1, "period_s": 3600, "burst": 10}
         key = {"name": "live-rates-ten", "type": "secret", "rate_limit": rate}
@@ -108,7 +108,7 @@ def test_a_client_that_holds_one_connection_gets_the_whole_limit(server: Server)
 
 
 @pytest.mark.parametrize("batch", ["", "-batch"])
-def test_a_key_that_asks_about_itself_pays_once_a_call(server: Server, batch: str) -> None:
+def test_a_key_that_verifies_itself_is_charged_once_per_call(server: Server, batch: str) -> None:
     with server.owner() as owner:
         rate = {"limit": 1, "period_s": 3600, "burst": 10}
         key = {"name": f"live-rates-self{batch}", "type": "secret", "rate_limit": rate}
@@ -121,7 +121,7 @@ def test_a_key_that_asks_about_itself_pays_once_a_call(server: Server, batch: st
     assert [told["limits"]["remaining"] for told in tells] == list(range(9, -1, -1))
 
 
-def test_a_batch_about_the_caller_pays_for_each_item(server: Server) -> None:
+def test_a_batch_about_the_caller_is_charged_per_item(server: Server) -> None:
     with server.owner() as owner:
         rate = {"limit": 1, "period_s": 3600, "burst": 10}
         key = {"name": "live-rates-many", "type": "secret", "rate_limit": rate}
@@ -172,7 +172,7 @@ def test_workers_of_one_machine_count_together_on_postgresql(
     assert admitted_by([server], key_with_burst(server, 5)) == 5
 
 
-def test_two_machines_on_postgresql_together_grant_the_burst(
+def test_two_machines_on_postgresql_together_admit_the_burst(
     tmp_path: Path, postgres: Postgres
 ) -> None:
     url, one, two = postgres.create_database(), tmp_path / "one", tmp_path / "two"
