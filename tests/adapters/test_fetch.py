@@ -98,7 +98,7 @@ def test_the_request_goes_to_the_address_that_was_checked(issuer: Issuer) -> Non
         return ["127.0.0.1"] if len(asked) == 1 else ["127.0.0.2"]
 
     fetch = Fetch(private_allowed=True, resolve=rebinding)
-    # No resolver but ours knows the name, so a second look-up would fail.
+    # Only the test's resolver knows the name, so a second look-up would fail.
     url = f"http://issuer.invalid:{issuer.port}/keys"
     assert fetch.get(url).document == {"keys": []}
     assert asked == ["issuer.invalid"]
@@ -266,7 +266,7 @@ def test_the_query_is_part_of_the_request(issuer: Issuer) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a certificate of its own authority for issuer.invalid and 127.0.0.1."""
+    """Create a certificate for issuer.invalid and 127.0.0.1, and its authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "issuer.invalid")])
     names = [x509.DNSName("issuer.invalid"), x509.IPAddress(ip_address("127.0.0.1"))]
@@ -309,7 +309,7 @@ def test_tls_is_verified_against_the_host_name_and_the_system_authorities(
             f"https://{host}:{issuer.port}/keys" for host in ("issuer.invalid", "other.invalid")
         )
         assert "no certificate that this machine trusts" in refusal(good, fetch)
-        # What OpenSSL takes for the system's authorities.
+        # OpenSSL reads the system's authorities from here.
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert fetch.get(good).document == {"keys": []}
         assert "no certificate" in refusal(other, fetch)

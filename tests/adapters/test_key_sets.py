@@ -28,7 +28,7 @@ class Clock:
 
 @dataclass
 class Place:
-    """An issuer, what is known of its keys, and a clock that the test turns."""
+    """An issuer, its cached keys, and a clock controlled by the test."""
 
     issuer: Issuer
     clock: Clock = field(default_factory=Clock)
@@ -89,7 +89,7 @@ def test_a_set_is_cached_as_long_as_it_allows_but_ten_minutes_at_most(
     place.kids(source)
     assert place.asked == 1
     place.clock.now += 0.2
-    # A stale set serves while a fresh one is fetched beside.
+    # A stale set is used while a fresh one is fetched in the background.
     assert place.kids(source) == ["a"]
     wait_until(lambda: place.asked == 2)
 
@@ -142,7 +142,7 @@ def test_503_for_an_unknown_kid_while_the_issuer_is_down(place: Place) -> None:
     place.breaks()
     place.clock.now += 31
     for _ in range(3):
-        # Nobody can say whether the kid is new or made up.
+        # The kid may be new or invented.
         with pytest.raises(KeySetUnavailable):
             place.kids(source, "b")
         assert place.kids(source, "a") == ["a"]
@@ -162,7 +162,7 @@ def test_an_issuer_that_is_down_is_requested_only_every_ten_seconds(place: Place
 
 
 def holding(place: Place, path: str) -> tuple[threading.Event, Callable[[], bool]]:
-    """Let the issuer answer at a path only once the event is set."""
+    """Delay the issuer's response at a path until an event is set."""
     go, before = threading.Event(), place.issuer.answers[path]
 
     def answer(request: BaseHTTPRequestHandler) -> None:

@@ -58,7 +58,7 @@ def head(alg: str, kid: str = "") -> str:
 def signed(
     header: dict[str, Any] | bytes, payload: dict[str, Any] | bytes, key: Key, alg: str = ""
 ) -> str:
-    """Sign whatever it is, as a hostile issuer, or one's own attacker, would."""
+    """Sign anything, as a hostile issuer or an attacker would."""
     alg = alg or (header["alg"] if isinstance(header, dict) else "RS256")
     parts = [
         b64(part if isinstance(part, bytes) else json.dumps(part).encode())
@@ -113,14 +113,14 @@ def test_the_shared_secret_verifies_a_legacy_token() -> None:
     for secret in (b"", SECRET[:-1]):
         with pytest.raises(InvalidToken):
             verified(text, wanted, keys(), NOW, secret)
-    # Without the opt-in the secret is of no use.
+    # Without the opt-in the secret is not used.
     with pytest.raises(InvalidToken) as refused:
         verified(text, rules(kind="supabase"), keys(), NOW, SECRET)
     assert refused.value.step == "algorithm"
 
 
 def with_public_key_as_secret(form: str) -> str:
-    """Make the token of CVE-2015-9235: HMAC with what everybody can read."""
+    """Make the token of CVE-2015-9235: HMAC with the public key."""
     public = RSA.as_pem(private=False) if form == "pem" else json.dumps(RSA.as_dict()).encode()
     text = f"{head('HS256', 'rsa')}.{b64(json.dumps(claims_of('oidc')).encode())}"
     return f"{text}.{b64(hmac.digest(public, text.encode(), 'sha256'))}"
@@ -243,7 +243,7 @@ def test_401_a_hostile_token_fails_at_the_expected_step(text: str, step: str) ->
     assert refused.value.detail.endswith(".")
     assert len(refused.value.detail) < 400
     assert refused.value.detail.isprintable()
-    # The test tool tells the same, and what went well before.
+    # The test tool reports the same fault and the steps that passed before.
     told = tokens.explain_token(text, LISTED, KEYS, NOW, SECRET)
     assert Step(step, refused.value.detail) in told
     if step in STEPS:
@@ -295,7 +295,7 @@ def test_firebase_requires_a_kid_and_emulator_tokens_are_refused() -> None:
     ) == claims_of("firebase")
     for text, step in (
         (signed({"alg": "RS256"}, claims_of("firebase"), RSA), "key"),
-        # What the emulator issues ends with the dot.
+        # Tokens of the emulator have an empty signature.
         (f"{head('none')}.{BODY}.", "form"),
     ):
         with pytest.raises(InvalidToken) as refused:

@@ -1,4 +1,4 @@
-"""Turns are few, fair to addresses, and never lost."""
+"""Turns are limited in number, fair to addresses, and never lost."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_an_abandoned_turn_goes_to_the_next() -> None:
 
         tasks = [asyncio.create_task(take(number)) for number in range(10)]
         await asyncio.sleep(0)
-        # One that runs, one that waits, and one whose turn comes in the same moment.
+        # One running, one waiting, and one whose turn comes at the same moment.
         tasks[0].cancel()
         tasks[5].cancel()
         tasks[2].cancel()

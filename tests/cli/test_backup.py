@@ -40,7 +40,7 @@ from wardkey.deployment import open_deployment
 from wardkey.domain.errors import InvalidBackup
 from wardkey.domain.principal import operator
 
-# Ends the process as kill -9 does when the database is told something for the nth time.
+# Ends the process as kill -9 does at the nth database call.
 CRASH = """
 import os, sys
 from sqlalchemy import Engine, event
@@ -83,7 +83,7 @@ HOOK_TOKEN = {
 
 @dataclass
 class Shop:
-    """A running deployment whose secrets are known by the names of their keys."""
+    """A running deployment and its secrets by key name."""
 
     server: Server
     ids: dict[str, str]
@@ -112,7 +112,7 @@ def told(done: subprocess.CompletedProcess[str], code: int = 0) -> Any:  # noqa:
 
 
 def holds(runner: Runner) -> bool:
-    """Whether every chain of the deployment verifies."""
+    """Return whether every audit chain of the deployment verifies."""
     with runner.database.read() as tx:
         chains = tx.connection.execute(select(audit_heads.c.org_id)).scalars().all()
     return all(verify_chain(runner.database, operator(), org_id)[1] == [] for org_id in chains)
@@ -134,7 +134,7 @@ def shop(start: Callable[..., Server], storage_url: str) -> Shop:
 
 
 def remove_viewer(owner: httpx.Client) -> str:
-    """Remove the only viewer; return their id."""
+    """Remove the only viewer and return their id."""
     members = owner.get("/v2/members").json()["members"]
     viewer: str = next(one["user_id"] for one in members if one["role"] == "viewer")
     assert owner.delete(f"/v2/members/{viewer}").status_code in (200, 204)
@@ -322,7 +322,7 @@ def test_a_backup_moves_a_deployment_to_the_other_storage(
 def made(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Server, Path, Path]]:
-    """Make a stopped embedded deployment, with a backup made before a key was revoked."""
+    """Create a stopped deployment on SQLite, with a backup from before a key was revoked."""
     folder = tmp_path_factory.mktemp("made")
     server = Server(folder / "data")
     server.start()
@@ -333,7 +333,7 @@ def made(
             owner.delete(f"/v2/keys/{issued['key']['id']}")
         server.stop()
         with open_deployment(config_of(server)):
-            pass  # folds the WAL into the file, so that damage to the file is damage indeed
+            pass  # folds the WAL into the file, so that damaging the file has an effect
         yield server, folder / "copy.wardkey", folder / "spare"
     finally:
         server.kill()
@@ -341,7 +341,7 @@ def made(
 
 @pytest.fixture
 def stopped(made: tuple[Server, Path, Path], tmp_path: Path) -> tuple[Server, Path]:
-    """Copy that deployment for one test."""
+    """Copy the shared deployment for a single test."""
     server, file, _ = made
     shutil.copytree(server.data_dir, tmp_path / "data")
     shutil.copy(file, tmp_path / "copy.wardkey")
@@ -439,7 +439,7 @@ def test_a_backup_is_not_written_to_a_terminal(stopped: tuple[Server, Path]) -> 
         command = [sys.executable, "-m", "wardkey", "backup", "-"]
         os.execve(command[0], command, server.environment)  # noqa: S606 - the pty is its terminal
     said = b""
-    with suppress(OSError):  # what a terminal says once nobody has it open
+    with suppress(OSError):  # reading a closed terminal raises it
         while more := os.read(terminal, 65_536):
             said += more
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6

@@ -14,7 +14,7 @@ from wardkey.config import SERVING, Config, load_config
 from wardkey.domain.errors import InvalidSetting, WardkeyError
 
 REMOTE = "postgresql://db.acme.example/wardkey?sslmode=verify-full"
-# setting -> (as an option, what the record then holds, as a variable, what it then holds)
+# setting -> (option, its parsed value, variable, its parsed value)
 GIVEN: dict[str, tuple[str, Any, str, Any]] = {
     "data_dir": ("one", Path("one"), "two", Path("two")),
     "database_url": ("sqlite:///one", "sqlite:///one", "sqlite:///two", "sqlite:///two"),
@@ -55,9 +55,9 @@ GIVEN: dict[str, tuple[str, Any, str, Any]] = {
     "organization": ("One", "One", "Two", "Two"),
     "owner": ("admin@one.example",) * 2 + ("admin@two.example",) * 2,
 }
-# What other users of the machine would see in the list of processes is no option.
+# Secrets are not options, because other users of the machine see the process list.
 SECRET = {"master_key", "metrics_token", "oidc_client_secret"}
-# These go together, so that each is tried beside the others.
+# These depend on each other, so each is tested together with the others.
 OIDC = {
     "WARDKEY_OIDC_ISSUER": "https://login.acme.example",
     "WARDKEY_OIDC_CLIENT_ID": "wardkey",
@@ -119,7 +119,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(*args: str, **environ: str) -> Config:
-    """Return the Config of a command that takes every setting of `up`."""
+    """Return the Config of a command that accepts every setting of `up`."""
     read: list[Config] = []
 
     @click.command()
@@ -241,7 +241,7 @@ def test_a_remote_postgresql_is_accepted_once_its_encryption_is_confirmed() -> N
 
 
 def commands(group: click.Group, *path: str) -> dict[tuple[str, ...], click.Command]:
-    """Return every command below `group` by its path, groups too."""
+    """Return every command and group below `group` by its path."""
     found: dict[tuple[str, ...], click.Command] = {}
     context = click.Context(group)
     for name in group.list_commands(context):

@@ -23,7 +23,7 @@ __all__ = ["pair"]  # a fixture
 
 @pytest.fixture
 def stopped(tmp_path: Path, storage_url: str) -> Server:
-    """Make a deployment that had two master keys, with a service key under the first."""
+    """Create a deployment with two master keys and a service key hashed under the first."""
     server = Server(tmp_path / "data", database_url=storage_url)
     with open_deployment(config_of(server)):
         pass
@@ -46,7 +46,7 @@ def stopped(tmp_path: Path, storage_url: str) -> Server:
 
 
 def examined(server: Server, code: int = 0) -> dict[str, str]:
-    """Return what doctor says, by what it looked at, each with its state before it."""
+    """Return doctor's findings by subject, each as `state: sentence`."""
     done = server.cli_here("doctor", "--json")
     assert done.exit_code == code, done.output
     assert done.stderr.startswith("wardkey: unhealthy_deployment: " if code else "")
@@ -129,7 +129,7 @@ def test_doctor_reports_until_when_the_certificate_is_valid(
     server = Server(data, tls_cert=cert, tls_key=key)
 
     def said() -> dict[str, str]:
-        return examined(server, 6)  # there is no deployment in the folder
+        return examined(server, 6)  # the folder contains no deployment
 
     assert said()["certificate"].startswith("ok: valid until ")
     assert said()["TLS key"] == "ok: matches the certificate, 0600"
@@ -163,7 +163,7 @@ def test_doctor_reports_the_organization_that_newcomers_join(stopped: Server) ->
         ("umbrella", "fault: there is no organization umbrella, so new users can't join"),
     ):
         stopped.settings["oidc_organization"] = reference
-        # The issuer is at fault each time, since it is not there.
+        # The issuer is a fault each time, because it does not exist.
         assert examined(stopped, 6)["newcomers"].startswith(said)
 
 

@@ -27,7 +27,7 @@ from wardkey.domain.principal import operator
 
 IMPORTED = "acme_7Zk2mQx9TbW4nLr8VdYc3HsJ"
 
-# Ends the process as kill -9 does at the nth file of the rotation that it opens, rename or commit.
+# Ends the process as kill -9 does at the nth file opened, rename or commit of the rotation.
 CRASH = """
 import os, sys
 from sqlalchemy import Engine, event
@@ -50,7 +50,7 @@ main(sys.argv[2:])
 
 
 def versions(runner: Runner) -> set[int]:
-    """Under which peppers secrets and service keys stand."""
+    """Return the pepper versions of the secrets and service keys."""
     with runner.database.read() as tx:
         return {
             version
@@ -120,7 +120,7 @@ def test_keys_survive_a_rotation_and_are_rehashed_when_used(
 
 @pytest.fixture
 def stopped(tmp_path: Path, storage_url: str) -> Server:
-    """Make a deployment that no server runs on."""
+    """Create a stopped deployment."""
     server = Server(tmp_path / "data", database_url=storage_url)
     with open_deployment(config_of(server)):
         pass
@@ -155,7 +155,7 @@ def test_a_rotation_killed_at_any_point_leaves_a_usable_deployment(
     else:
         pytest.fail("the rotation never came to its end")
     assert nth > 3
-    # Both a rotation undone and one finished by the next start were among them.
+    # The next start both undid some rotations and finished others.
     assert (1, True) in seen
     assert len({version for version, _ in seen}) > 1
 
@@ -232,7 +232,7 @@ def test_a_backup_from_before_a_rotation_is_restored_with_the_kept_key(
     first, second = elsewhere.with_name("wardkey.key.1"), elsewhere.read_text()
     with server.owner() as owner:
         assert owner.delete(f"/v2/keys/{made['key']['id']}").status_code == 200
-        # Its digest is carried over, and stands under the second master key.
+        # Its digest is carried over and was computed under the second master key.
         password = owner.post(f"/v2/clients/{client}/password").json()["password"]
         org_id = owner.get("/v2/organization").json()["id"]
     server.stop()
@@ -253,7 +253,7 @@ def test_a_backup_from_before_a_rotation_is_restored_with_the_kept_key(
             assert asking.post("/v2/keys/verify", json={"key": text}).json()["code"] == code
     server.stop()
 
-    # A new machine, with the present master key alone, then with the old one too.
+    # A new machine, first with only the current master key, then with the old one too.
     shutil.copytree(elsewhere.parent, other / "keys")
     there = Server(other / "data", master_key_file=other / "keys" / "wardkey.key")
     (other / "keys" / "wardkey.key.1").unlink()

@@ -22,7 +22,7 @@ OWNER = "owner@umbrella.example"
 
 @pytest.fixture
 def stopped(tmp_path: Path, storage_url: str) -> Server:
-    """Make a deployment that no server runs on, with the organization umbrella."""
+    """Create a stopped deployment with the organization umbrella."""
     server = Server(
         tmp_path / "data", database_url=storage_url, public_url="https://keys.acme.example"
     )
@@ -33,7 +33,7 @@ def stopped(tmp_path: Path, storage_url: str) -> Server:
 
 
 def says(server: Server, *args: str, code: int = 0, typed: str = "") -> str:
-    """Run a command; return what it printed, or the code of its failure."""
+    """Run a command and return its output, or its error code."""
     done = server.cli_here(*args, typed=typed)
     assert done.exit_code == code, done.output
     return done.stdout if code == 0 else done.stderr.partition("wardkey: ")[2].partition(":")[0]
@@ -116,7 +116,7 @@ def test_a_given_confirmation_is_enough(stopped: Server) -> None:
 def test_a_link_contains_the_address_where_the_server_was_reached(
     start: Callable[..., Server],
 ) -> None:
-    server = start()  # on a port that it chose
+    server = start()  # on a port chosen by the kernel
     assert not server.url.endswith(":0")
     link = server.cli("setup-link", "owner@acme.example").stdout.strip()
     assert link.startswith(f"{server.url}/setup/")
@@ -261,7 +261,7 @@ def test_a_terminal_shows_column_headings_and_a_pipe_does_not(stopped: Server) -
         command = [sys.executable, "-m", "wardkey", "org", "list"]
         os.execve(command[0], command, stopped.environment)  # noqa: S606 - the pty is its terminal
     shown = b""
-    with suppress(OSError):  # what a terminal says once nobody has it open
+    with suppress(OSError):  # reading a closed terminal raises it
         while more := os.read(terminal, 65_536):
             shown += more
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -1,4 +1,4 @@
-"""Whatever path a command is given, it ends in a line that names the path, not in a traceback."""
+"""Bad paths: every command names the path in one line and never ends in a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.server import Server
 from wardkey.db.backup import write_backup
 from wardkey.deployment import open_deployment
 
-# Each command that reads or writes a deployment, as little of it as it takes.
+# The shortest form of each command that reads or writes a deployment.
 COMMANDS = (
     "up",
     "reload",
@@ -40,7 +40,7 @@ COMMANDS = (
         "--websocket-listen=127.0.0.1:8984 --store-dir={safe}"
     ),
 )
-# Each path that is given besides; {path} is replaced.
+# Every other argument that is a path; {path} is replaced.
 PATHS = (
     "backup {path}",
     "backup --force {path}",
@@ -59,7 +59,7 @@ PATHS = (
     "doctor --database-url sqlite:///{path}",
     "doctor --tls-cert {path} --tls-key {path}",
 )
-# Of a folder, of what is not there, of what is below a file, and of a folder of the system.
+# A folder, a missing path, a path below a file, and a system folder.
 PLACES = ("{folder}", "{folder}/nowhere/file", "{folder}/file/below", "/proc/nowhere/file")
 FAILED = re.compile(r"^(wardkey: [a-z_]+: |Usage: |fault )", re.MULTILINE)
 
@@ -75,7 +75,7 @@ print(json.dumps([[one.exit_code, one.output, repr(one.exception)] for one in do
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """Give a deployment without a server, with a backup and some other files around it."""
+    """Create a stopped deployment with a backup and a few other files beside it."""
     folder = tmp_path_factory.mktemp("paths")
     server = Server(folder / "data")
     (folder / "file").touch()
@@ -151,7 +151,7 @@ def test_an_unreadable_or_unwritable_file_or_folder_is_named(deployment: Server)
 
 
 def without_rights(server: Server, commands: list[list[str]]) -> list[tuple[int, str, str]]:
-    """Run commands as a user for whom permissions count, which root is not."""
+    """Run commands as an unprivileged user, because root ignores file permissions."""
     drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     done = subprocess.run(
         [*(drop if os.geteuid() == 0 else []), sys.executable, "-c", SEVERAL, json.dumps(commands)],

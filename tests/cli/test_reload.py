@@ -50,7 +50,7 @@ def test_sighup_replaces_all_workers_and_fails_no_request(start: Callable[..., S
 
 @dataclass
 class Pair:
-    """A certificate's files, which are renewed in place as an ACME client does."""
+    """Certificate files, renewed in place as by an ACME client."""
 
     cert: Path
     key: Path
@@ -69,16 +69,16 @@ def pair(tmp_path: Path) -> Pair:
 
 
 def shown(server: Server) -> str:
-    """Return the certificate that a new connection sees."""
+    """Return the certificate served on a new connection."""
     return ssl.get_server_certificate(("127.0.0.1", urlsplit(server.url).port or 0)).strip()
 
 
 @contextmanager
 def asking(server: Server) -> Iterator[list[object]]:
-    """Ask over one connection and over new ones until the block ends; yield what failed."""
+    """Send requests over one kept and many new connections; yield the list of failures."""
     failed: list[object] = []
     ends = threading.Event()
-    # Whatever certificate it shows.
+    # Any certificate is accepted.
     blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
     headers = {"Authorization": f"Bearer {server.first_key}"}
@@ -136,7 +136,7 @@ def test_a_mismatched_certificate_is_refused_and_the_old_one_stays(
     assert f'"message": "reload failed: {said}' in server.output
     assert shown(server) == before
     if workers > 1:
-        # One that is started now reads the old one, too.
+        # A worker started now also serves the old certificate.
         killed = server.kill_one_worker()
         wait_until(lambda: len(set(server.workers()) - {killed}) == workers, 30)
         wait_until(lambda: shown(server) == before)

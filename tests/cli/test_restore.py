@@ -1,4 +1,4 @@
-"""What `wardkey restore` tells of clients and ACL rules that it keeps as they were."""
+"""What `wardkey restore` reports about clients and ACL rules that it does not roll back."""
 
 from __future__ import annotations
 

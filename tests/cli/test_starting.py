@@ -1,4 +1,4 @@
-"""A start that cannot go on changes and shows nothing, and says in one line what is wrong."""
+"""A failing start changes nothing, shows no secret and reports the error in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wardkey up` in a terminal: what Ctrl-C and a terminal that goes away do."""
+"""`wardkey up` in a terminal: Ctrl-C and a closed terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.server import Server, wait_until
 
 
 def up_in_terminal(server: Server) -> tuple[int, int]:
-    """Start it as a terminal's foreground process; return its pid and the terminal."""
+    """Start the server as a terminal's foreground process; return its pid and the terminal."""
     pid, terminal = pty.fork()
     if not pid:
         command = [sys.executable, "-m", "wardkey", "up"]
@@ -26,7 +26,7 @@ def up_in_terminal(server: Server) -> tuple[int, int]:
 
 
 def read_until_end(terminal: int, end: bytes) -> bytes:
-    """Return what comes until `end` stood there, or the other side has closed."""
+    """Return the output up to `end`, or until the other side closes."""
     said = b""
     until = time.monotonic() + 60
     while end not in said or not end:
@@ -35,7 +35,7 @@ def read_until_end(terminal: int, end: bytes) -> bytes:
             said += os.read(terminal, 65_536)
         except BlockingIOError:
             time.sleep(0.01)
-        except OSError:  # what a terminal says once nobody has it open
+        except OSError:  # reading a closed terminal raises it
             break
     return said
 

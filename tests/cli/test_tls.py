@@ -61,7 +61,7 @@ def write_certificate(
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Make a certificate of this machine and its key."""
+    """Create a certificate for this machine and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     return write_certificate(tmp_path / "cert.pem", key), write_key(tmp_path / "key.pem", key)
 

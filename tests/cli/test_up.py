@@ -147,7 +147,7 @@ def test_only_workers_have_settings_in_their_environment(
         for pid in (int(process.name) for process in Path("/proc").glob("[0-9]*"))
         if pid not in (group, *server.workers()) and group_of(pid) == group
     ]
-    # The broker has a group of its own.
+    # The broker has its own process group.
     others.append(server.broker())
     commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in others]
     assert sorted("nats-server" in command for command in commands) == [False, True]
@@ -156,7 +156,7 @@ def test_only_workers_have_settings_in_their_environment(
     broker = Path(f"/proc/{server.broker()}/environ").read_text()
     assert "PATH=" in broker
     assert "PGPASSWORD" not in broker
-    # The command that prints the master key has a cloud's credentials, and none of ours.
+    # The command that prints the master key keeps cloud credentials but gets no Wardkey settings.
     told = seen.read_text()
     assert "AWS_PROFILE=ops" in told
     assert "WARDKEY_" not in told

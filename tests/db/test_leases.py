@@ -1,4 +1,4 @@
-"""Rows of verifiers that were killed: waited for once, and no longer than they could answer."""
+"""Leases of killed verifiers: revocations wait for them once, until they expire."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def database(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def leave_behind(database: Database, *, max_staleness_ms: int = 0, seen_at: int = 0) -> None:
-    """Write the row of a verifier that will never renew it."""
+    """Write a lease that is never renewed."""
     me = VerifierIdentity.local_process(database.clock(), max_staleness_ms)
     with database.usage.begin() as connection:
         connection.execute(

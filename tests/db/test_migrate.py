@@ -17,7 +17,7 @@ def test_the_migrations_create_the_tables_of_the_schema(runner: Runner) -> None:
 
 
 def test_the_primary_keys_match_the_schema(runner: Runner) -> None:
-    # Alembic compares no primary keys.
+    # Alembic does not compare primary keys.
     with runner.database.writer.connect() as connection:
         there = inspect(connection)
         for table in metadata.sorted_tables:

@@ -1,4 +1,4 @@
-"""What a process does for its database by itself changes no verdict, and ends."""
+"""Background maintenance of the database changes no verdict and completes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
 
 @pytest.fixture
 def begin(runner: Runner, tmp_path: Path) -> Iterator[Callable[[], AppContext]]:
-    """Begin what another process of the deployment holds of it."""
+    """Create the state of a second process of the deployment."""
     begun: list[AppContext] = []
 
     def process() -> AppContext:
@@ -88,7 +88,7 @@ def take_another_pepper(runner: Runner) -> None:
 
 
 def written(runner: Runner) -> list[str]:
-    """Collect the statements that change something from now on."""
+    """Collect the data-changing statements executed from now on."""
     statements: list[str] = []
 
     def hear(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -122,7 +122,7 @@ def test_a_secret_is_rehashed_once_after_a_pepper_change(
     assert statements == ["UPDATE secrets", "UPDATE imported"]
     assert stored(runner, made.kid) == (2, runner.database.vault.digest(text, 2))
     assert stored(runner, unused.kid)[0] == 1
-    # The other process noted it as well, and learns that it is done.
+    # The other process queued it too, and finds it done.
     _rehash(other)
     after = stored(runner, made.kid)
     statements.clear()

@@ -11,12 +11,12 @@ from tests.support.server import Server, wait_until
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
-# What installs or starts something is tried elsewhere, not from inside a test.
+# Commands that install or start something are tested elsewhere.
 ELSEWHERE = ("make ", "sudo ", "wardkey up", "pip ", "pipx ", "git ", "nginx ", "caddy ", "docker ")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """Return each command of a page's console blocks with what it is said to print."""
+    """Return each command of a page's console blocks with its documented output."""
     found = []
     for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -52,7 +52,7 @@ def test_every_console_example_prints_what_the_page_shows(
         )
         printed = (done.stdout + done.stderr).replace("\r", "")
         pattern = ".*".join(re.escape(part.strip()) for part in expected.split("…"))
-        # Names of headers mean the same in any case, and the two doors write them differently.
+        # Header names are case-insensitive, and the two HTTP layers write them differently.
         assert re.search(pattern, printed, re.DOTALL | re.IGNORECASE), f"{command}\n{printed}"
         for name, value in re.findall(r'"(secret|id)": ?"(\S+?)"', printed):
             told[name.upper()] = value

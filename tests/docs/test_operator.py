@@ -1,4 +1,4 @@
-"""The operator's guide: its recipes and its unit are run or verified as they stand."""
+"""The operator's guide: its recipes and its systemd unit are run or verified unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BIN = Path(sys.executable).parent
 
 
 def block(language: str, says: str) -> str:
-    """Return the guide's one block of a language in which a text stands."""
+    """Return the guide's only code block in a language that contains a text."""
     found = [b for b in re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL) if says in b]
     assert len(found) == 1, says
     return str(found[0])

@@ -32,7 +32,7 @@ def test_every_problem_page_has_a_code_and_is_in_the_index() -> None:
 
 
 def verdict_rows() -> dict[str, str]:
-    """Return the lines of the developer's guide on verdicts, by their code."""
+    """Return the verdict rows of the developer's guide by code."""
     guide = (PAGES.parent / "guide" / "developer.md").read_text()
     section = guide.partition("\n## Verdicts\n")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| `")]

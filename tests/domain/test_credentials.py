@@ -34,7 +34,7 @@ def basic(pair: str) -> str:
 @given(AROUND, AROUND)
 def test_invisible_characters_around_a_key_are_trimmed(before: str, after: str) -> None:
     assert trim(f"{before}{KEY}{after}") == KEY
-    # A header field arrives as its bytes read as Latin-1.
+    # Header fields arrive decoded as Latin-1.
     assert trim_field(f"{before}{KEY}{after}".encode().decode("latin-1")) == KEY
 
 
@@ -174,7 +174,7 @@ def test_a_credential_in_another_form_is_named(
         ("sk%5Flive%5Fab", "sk_live_ab"),
         ("sk_live_ab", "sk_live_ab"),
         ("acme_ab%2Bcd%2F%3D", "acme_ab+cd/="),
-        # An imported key, raw: no form-encoding leaves a slash, or a percent sign alone.
+        # A raw imported key: form encoding never leaves a slash or a lone percent sign.
         ("acme_ab+cd/%41=", "acme_ab+cd/%41="),
         ("acme_50%", "acme_50%"),
         ("acme_ab+cd", "acme_ab+cd"),

@@ -66,7 +66,7 @@ def test_published_codes_do_not_change() -> None:
 
 
 def test_no_title_is_the_name_of_another_status() -> None:
-    # A 403 that is titled “Unauthorized” reads as a 401.
+    # A 403 with the title “Unauthorized” reads like a 401.
     phrases = {status.phrase.casefold(): status for status in HTTPStatus}
     for leaf in ERRORS_BY_CODE.values():
         assert phrases.get(leaf.title.casefold(), status_of(leaf)) == status_of(leaf), leaf

@@ -1,4 +1,4 @@
-"""All filters asked at once answer as each one asked by itself."""
+"""The filter index gives the same results as testing each filter by itself."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from wardkey.domain.usernames import clean_client_name, on_the_wire, parse_usern
 NOW = 1_900_000_000
 GONE = "-"
 TIMES = {"exp": NOW + 60, "iat": NOW - 60}
-# As each vendor documents its tokens; GONE takes a claim away.
+# Tokens as their vendors document them; GONE removes a claim.
 GOOD: dict[str, tuple[ProviderSpec, dict[str, Any]]] = {
     "supabase": (
         SUPABASE,

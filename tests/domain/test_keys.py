@@ -73,7 +73,7 @@ SPEC = KeySpec("live-billing-export", KeyType.SECRET, Environment.LIVE)
 PAGE = replace(SPEC, type=KeyType.PUBLISHABLE)
 
 
-# --- what a list shows -----------------------------------------------------------------------
+# --- status and rotations --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("revoked", [None, NOW - 1])
@@ -178,7 +178,7 @@ def test_an_unknown_grace_is_refused(grace: str) -> None:
     assert caught.value.field == "grace"
 
 
-# --- what a new or edited key keeps ----------------------------------------------------------
+# --- validation of key specs -----------------------------------------------------------------
 
 
 def test_a_spec_is_returned_in_canonical_form_and_otherwise_unchanged() -> None:

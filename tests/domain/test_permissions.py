@@ -14,7 +14,7 @@ from wardkey.domain.permissions import (
     suggest,
 )
 
-# Written out by hand; a change of the rules is a change of this drawing.
+# Written by hand; a change of the rules must change this table.
 # Columns: publishable and secret keys; owners, admins, members and viewers.
 TABLE = """
     publish               pk sk   owner admin member -

@@ -24,7 +24,7 @@ FILTERS = [
     for levels in product((*LEVELS, "+", "#"), repeat=depth)
     if "#" not in levels[:-1] and levels != ("",)
 ]
-# One level more than any filter has, so that # is seen to reach below.
+# One level more than any filter has, to test that # matches deeper levels.
 TOPICS = [
     "/".join(levels)
     for depth in range(1, 5)
@@ -66,7 +66,7 @@ def test_a_filter_covers_another_if_it_matches_all_its_topics(one: str, other: s
 
 @given(filters, filters)
 def test_two_filters_overlap_if_both_match_a_topic(one: str, other: str) -> None:
-    # These two share the empty topic alone, which nobody can publish to.
+    # These two share only the empty topic, which cannot be published to.
     if {one, other} != {"+", "/#"}:
         assert overlaps(one, other) == overlaps(other, one) == bool(MATCHED[one] & MATCHED[other])
 

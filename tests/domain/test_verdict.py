@@ -59,7 +59,7 @@ def test_a_key_without_restrictions_is_valid_for_a_plain_request() -> None:
 
 # --- the order of the reasons ----------------------------------------------------------------
 
-# Each reason's cause, in the order in which the first is told; a later one never hides an earlier.
+# A cause for each reason in order of precedence; a later reason never hides an earlier one.
 CAUSES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("unknown", {}, {"organization": "another"}),
     ("revoked", {"key_revoked_at": NOW}, {}),
@@ -129,7 +129,7 @@ def test_the_earlier_of_grace_and_expiry_ends_a_secret(
     assert known.expires_at == first
 
 
-# --- what is asked ---------------------------------------------------------------------------
+# --- requirements of the request -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["org_1", "acme", ""])
@@ -234,7 +234,7 @@ def test_a_publishable_key_is_valid_from_its_origins_and_natively_if_allowed(
     assert judged(known, origin=origin, browser=browser) == told
 
 
-# --- against a model that looks at everything ------------------------------------------------
+# --- comparison with an exhaustive model -----------------------------------------------------
 
 ORDER = ["unknown", "revoked", "expired", "disabled", "wrong_environment", "not_permitted",
          "address_not_allowed", "origin_not_allowed"]  # fmt: skip
@@ -269,7 +269,7 @@ def comes_from_elsewhere(known: KnownSecret, asked: VerificationRequest) -> bool
 
 
 def reasons(known: KnownSecret, asked: VerificationRequest, now: int) -> dict[str, bool]:
-    """Whether each reason speaks against it; nothing of the code under test is asked."""
+    """Return which reasons apply, without using the code under test."""
     ends = [end for end in (known.key_expires_at, known.secret_expires_at) if end is not None]
     return {
         "unknown": asked.organization not in {"", known.org_id, known.org_slug},
@@ -284,7 +284,7 @@ def reasons(known: KnownSecret, asked: VerificationRequest, now: int) -> dict[st
     }
 
 
-# Mostly without a limit, so that late reasons are reached as often as early ones.
+# Mostly unrestricted, so late reasons are reached as often as early ones.
 moments = st.one_of(st.none(), st.none(), st.none(), st.integers(NOW - 2, NOW + 2))
 marks = st.one_of(st.none(), st.none(), st.none(), st.none(), st.integers(0, 2 * NOW))
 networks = st.sampled_from([[], [], ["192.0.2.0/25"], ["198.51.100.7/32", "2001:db8::/48"]])
@@ -333,7 +333,7 @@ def test_the_verdict_is_the_first_applicable_reason(
     assert decide(known, asked, now) == expected
 
 
-# --- what is said ----------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 def said(verdict: Verdict, known: KnownSecret | None = PLAIN, **asked: Any) -> WardkeyError:  # noqa: ANN401

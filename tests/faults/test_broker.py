@@ -1,4 +1,4 @@
-"""What the broker's faults may do: hold messages up, and never lose one that was acknowledged."""
+"""Broker faults delay messages but never lose an acknowledged one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Job = tuple[list[str], str]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run a deployment with its broker and two workers; everybody may do everything."""
+    """Run a deployment with a broker and two workers, whose rules allow everything."""
     with running(tmp_path_factory.mktemp("faults") / "data", no_messaging=0, workers=2) as up:
         allow_all(up)
         yield up
@@ -50,7 +50,7 @@ def allow_all(up: Server) -> None:
 
 
 def create(up: Server, username: str) -> tuple[str, str]:
-    """Return a new client's name and password."""
+    """Create a client; return its user name and password."""
     with up.owner() as owner:
         made = owner.post("/v2/clients", json={"username": username}).json()
     return made["client"]["mqtt_username"], made["password"]
@@ -62,9 +62,9 @@ def publish_one(up: Server, topic: str, payload: str, **more: Any) -> httpx.Resp
 
 
 class Load:
-    """Publishes over HTTP, many at once, until each message was acknowledged or is unconfirmed.
+    """Concurrent publishing over HTTP until each message is acknowledged or unconfirmed.
 
-    `said` is what was told of each message, by its payload; `kept` the answers under a key.
+    `said` has the outcome of each message by payload; `kept` the responses by idempotency key.
     """
 
     def __init__(self, up: Server, topic: str, at_once: int = AT_ONCE) -> None:
@@ -74,13 +74,13 @@ class Load:
         self.unsent = 0
 
     def run(self, singles: int, batches: int, meanwhile: dict[int, Callable[[], Any]]) -> None:
-        """Publish; once so many are answered, do that."""
+        """Publish, and call a function once a number of messages is answered."""
         jobs: list[Job] = [
             ([uuid.uuid4().hex for _ in range(count)], str(uuid.uuid4()) if number % 2 else "")
             for count, total in ((1, singles), (EACH, batches))
             for number in range(total)
         ]
-        # Both shapes all the time.
+        # Mix both request shapes.
         jobs.sort(key=lambda job: job[0])
         asyncio.run(self._run(jobs, meanwhile))
 
@@ -117,10 +117,10 @@ class Load:
                 told = await client.post(f"{self.up.url}/publish", json=body, headers=headers)
             except httpx.TransportError as error:
                 if isinstance(error, httpx.ConnectError):
-                    # Starting takes seconds, and two cores.
+                    # A start takes seconds and both cores.
                     await asyncio.sleep(0.5)
                     continue
-                # The server ended in the middle: nobody can say.
+                # The server stopped meanwhile, so the outcome is unknown.
                 self.said |= dict.fromkeys(names, "cut")
                 return
             answer = told.json()
@@ -140,7 +140,7 @@ class Load:
 
 
 def arrived(up: Server, login: tuple[str, str], mqtt_id: str, load: Load) -> Counter[str]:
-    """Take up a lasting session; return how often each message came that had waited in it."""
+    """Resume a persistent session; return how often each queued message was delivered."""
     with connected(up, *login, mqtt_id, clean=False) as session:
         assert session.code == 0
         assert publish_one(up, load.topic, "end").status_code == 200
@@ -184,7 +184,7 @@ def test_logins_continue_while_a_worker_is_killed(server: Server) -> None:
     for one in crowd:
         one.join(60)
     assert len(codes) == 48
-    # Only what the killed one was asked and had not answered: the broker asks but once.
+    # Only logins that the killed worker had not answered, because the broker does not retry.
     assert sum(1 for code in codes if code != 0) <= 4
     wait_until(lambda: len(server.workers()) == 2)
 
@@ -292,7 +292,7 @@ def test_a_worker_started_while_the_broker_hangs_answers_and_ends_sessions(
             broker=f"nats://{addresses['listen']}",
             broker_mqtt=f"mqtt://{addresses['mqtt-listen']}",
         )
-        # It is connected, and hears nothing.
+        # It is connected but receives nothing.
         mute.accept()[0].close()
         mute.accept()[0].close()
         assert publish_one(up, "a", "x").json()["code"] == "broker_unreachable"
@@ -341,7 +341,7 @@ def accepted(client: httpx.Client, wanted: dict[str, Any]) -> bool:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Give the folder a disk of its own, of 100 MiB."""
+    """Mount a disk of 100 MiB at the folder."""
     folder.mkdir(parents=True)
     made = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=100m", "none", str(folder)],
@@ -375,7 +375,7 @@ def test_503_while_the_broker_disk_is_full_and_publishing_recovers(
                 full = client.post("/publish", json=wanted)
                 assert (full.status_code, full.json()["code"]) == (503, "broker_full")
                 assert full.headers["retry-after"]
-                # What needs no disk goes on.
+                # Requests that need no disk keep working.
                 assert client.get("/v2/keys").status_code == 200
                 ballast.unlink()
                 wait_until(partial(accepted, client, wanted))

@@ -12,7 +12,7 @@ TRANSPORT = (httpx.TransportError, httpx.HTTPError)
 
 
 class Worker(threading.Thread):
-    """Issues keys and revokes every second one, and keeps what was acknowledged."""
+    """Issues keys, revokes every second one, and records the acknowledged changes."""
 
     def __init__(self, server: Server, number: int) -> None:
         super().__init__()

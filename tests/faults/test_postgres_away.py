@@ -35,7 +35,7 @@ def test_503_while_postgresql_is_down_and_nothing_is_half_done(
         (own_postgres.stop if how == "stop" else own_postgres.crash)()
 
         def away() -> bool:
-            # A lease that was taken before may still serve for its two seconds.
+            # An earlier lease may remain valid for its two seconds.
             return ask(client, "POST", "/v2/keys/verify", {"key": text})[0] == 503
 
         wait_until(away)
@@ -57,7 +57,7 @@ def test_503_while_postgresql_is_down_and_nothing_is_half_done(
         own_postgres.start()
 
         def totals() -> list[int | None]:
-            """Ask on new connections, so that both workers answer."""
+            """Send requests on new connections, so both workers answer."""
             found = []
             for _ in range(8):
                 with server.client(server.first_key) as fresh:

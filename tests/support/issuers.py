@@ -1,4 +1,4 @@
-"""Identity providers of others over real HTTP: oauth2-mock-server and oidc-provider, in Node.js."""
+"""Third-party identity providers over real HTTP: oauth2-mock-server and oidc-provider (Node.js)."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def _line(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 @dataclass
 class MockIssuer:
-    """oauth2-mock-server: any claims, keys made and withdrawn while it runs.
+    """oauth2-mock-server: any claims, and keys created and withdrawn while it runs.
 
-    Every prefix below `url` is an issuer of its own with the same keys, so that what is counted and
-    kept of one says nothing of another.
+    Every prefix below `url` is a separate issuer with the same keys, so counts and caches of one
+    are independent of the others.
     """
 
     process: subprocess.Popen[str]
@@ -67,7 +67,7 @@ class MockIssuer:
         return _line(self.process)
 
     def start(self) -> None:
-        """Listen, where it did before if it did."""
+        """Listen, on the same port as before."""
         self.url = self.ask("start")["url"]
 
     def stop(self) -> None:
@@ -75,18 +75,18 @@ class MockIssuer:
         self.ask("stop")
 
     def generate(self, alg: str, kid: str) -> None:
-        """Make a key, and serve its public half."""
+        """Generate a key and publish its public half."""
         self.ask("generate", alg=alg, kid=kid)
 
     def fetches(self, ending: str) -> int:
-        """Count what was asked at paths with that ending."""
+        """Return the number of requests to paths with this ending."""
         counted: dict[str, int] = self.ask("fetches")["fetches"]
         return sum(count for path, count in counted.items() if path.endswith(ending))
 
     def token(
         self, kid: str, claims: Mapping[str, object], header: Mapping[str, object] | None = None
     ) -> str:
-        """Sign a token; a claim that is None is left out of it."""
+        """Sign a token; claims that are None are omitted."""
         token: str = self.ask("token", kid=kid, claims=claims, header=header or {})["token"]
         return token
 
@@ -136,7 +136,7 @@ class OidcProvider:
     redirect_uri: str
 
     def id_token(self, email: str, password: str) -> str:
-        """Sign somebody in by the authorization code flow with PKCE, as his app would."""
+        """Sign a user in by the authorization code flow with PKCE, as their app would."""
         verifier = secrets.token_urlsafe(48)
         digest = hashlib.sha256(verifier.encode()).digest()
         asked = {
@@ -168,7 +168,7 @@ class OidcProvider:
         return token
 
     def visit(self, address: str, email: str, password: str) -> dict[str, str]:
-        """Sign somebody in where an app sent his browser; return what it comes back with."""
+        """Sign a user in where an app sent their browser; return the callback's parameters."""
         with httpx.Client(base_url=self.url, timeout=20, verify=NO_CERTIFICATES) as browser:
             form = browser.get(address, follow_redirects=True)
             assert form.status_code == 200, form.text

@@ -1,4 +1,4 @@
-"""Verdicts reflect every commit before them, and a feed with a gap empties the directory."""
+"""Verdicts reflect every earlier commit, and a gap in the change feed empties the directory."""
 
 from __future__ import annotations
 

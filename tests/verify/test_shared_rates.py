@@ -59,7 +59,7 @@ def test_keys_in_the_same_slot_are_counted_separately(
     limit = RateLimit(limit=1, period_ms=10_000, burst=1)
     assert all(rates.admit(limit, f"key_{n}", 1_000, 1).admitted for n in range(60))
     assert not any(rates.admit(limit, f"key_{n}", 1_000, 1).admitted for n in range(60))
-    # What is over makes room.
+    # Expired entries free their slots.
     assert all(rates.admit(limit, f"other_{n}", 20_000, 1).admitted for n in range(60))
 
 
@@ -88,7 +88,7 @@ def test_four_workers_admit_one_request_if_the_limit_is_one(server: Server) -> N
         text = owner.post("/v2/keys", json=key).json()["secret"]
 
     def ask(_: int) -> int:
-        # Each on a connection of its own, so that all workers are asked.
+        # Each on a new connection, so all workers are used.
         with server.client(text) as client:
             return client.get("/v2/auth").status_code
 
@@ -141,7 +141,7 @@ def key_with_burst(server: Server, burst: int) -> str:
 
 
 def admitted_by(servers: list[Server], text: str) -> int:
-    """Return how many of 24 calls to each server are admitted, each on its own connection."""
+    """Return how many of 24 calls to each server are admitted, each on a new connection."""
 
     def ask(server: Server) -> int:
         with server.client(text) as client:
@@ -154,7 +154,7 @@ def admitted_by(servers: list[Server], text: str) -> int:
 
 
 def parts_counted(server: Server) -> list[str]:
-    """Return among how many parts each verifier that the server knows of divides limits."""
+    """Return into how many parts each verifier known to the server divides limits."""
     answer = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
     lines = answer.text.splitlines()
     return [line.split()[-1] for line in lines if line.startswith("wardkey_rate_limit_parts{")]
@@ -183,5 +183,5 @@ def test_two_machines_on_postgresql_together_admit_the_burst(
         with running(two, **settings) as second:
             wait_until(lambda: [float(parts) for parts in parts_counted(first)] == [4] * 4)
             assert admitted_by([first, second], key_with_burst(first, 10)) == 10
-            # A machine's part is one request at least.
+            # A machine's share is at least one request.
             assert admitted_by([first, second], key_with_burst(first, 1)) <= 2

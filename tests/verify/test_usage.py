@@ -1,4 +1,4 @@
-"""Counts of verdicts and callers: none is lost, the heavy ones stay, memory is bounded."""
+"""Counts of verdicts and callers: none is lost, heavy callers are kept, memory is bounded."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_uses_counted_while_a_batch_is_written_are_not_lost(runner: Runner) -> N
 
 @contextmanager
 def without(database: Database, table: str) -> Iterator[None]:
-    """Take a table away for as long as the block runs."""
+    """Remove a table while the block runs."""
     with database.usage.begin() as connection:
         connection.execute(text(f"ALTER TABLE usage.{table} RENAME TO aside"))
     yield
@@ -321,7 +321,7 @@ def test_an_imported_key_in_a_route_or_a_user_agent_is_never_stored(
 ) -> None:
     usage = Usage(runner.database)
     text = "beta_" + "0123456789abcdef" * 2
-    # Once before the prefix is registered, once after it, and cut in the middle.
+    # Before the prefix is registered, after it, and truncated.
     note(usage, address="10.0.0.1", user_agent=f"curl/8 {text}", route=f"GET /rpc/{text}/eth")
     runner.write(imports.register_prefix, owner, "beta_")
     note(usage, address="10.0.0.2", user_agent=text, route=f"GET /x;key={text}")
