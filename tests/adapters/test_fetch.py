@@ -85,23 +85,23 @@ def test_a_malformed_url_is_never_requested(url: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "2130706433", "0x7f.1"])
 def test_loopback_is_refused_however_it_is_written(host: str) -> None:
-    told = refusal(f"https://{host}:1/", Fetch())
-    assert "not public" in told or "no address" in told
+    detail = refusal(f"https://{host}:1/", Fetch())
+    assert "not public" in detail or "no address" in detail
 
 
 def test_the_request_goes_to_the_address_that_was_checked(issuer: Issuer) -> None:
     issuer.puts("/keys", {"keys": []})
-    asked = []
+    requested = []
 
     def rebinding(host: str, _port: int) -> list[str]:
-        asked.append(host)
-        return ["127.0.0.1"] if len(asked) == 1 else ["127.0.0.2"]
+        requested.append(host)
+        return ["127.0.0.1"] if len(requested) == 1 else ["127.0.0.2"]
 
     fetch = Fetch(private_allowed=True, resolve=rebinding)
     # Only the test's resolver knows the name, so a second look-up would fail.
     url = f"http://issuer.invalid:{issuer.port}/keys"
     assert fetch.get(url).document == {"keys": []}
-    assert asked == ["issuer.invalid"]
+    assert requested == ["issuer.invalid"]
     assert issuer.headers[-1]["Host"] == f"issuer.invalid:{issuer.port}"
 
 
@@ -234,8 +234,8 @@ def test_a_name_without_an_address_is_reported() -> None:
 
 
 def test_a_refused_connection_is_reported() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
     assert "can't be reached" in refusal(f"http://127.0.0.1:{port}/")
 
 

@@ -180,9 +180,9 @@ def test_callers_share_one_fetch_and_never_wait_for_another_provider(place: Plac
         waiting = [pool.submit(place.kids, slow, "a") for _ in range(8)]
         wait_until(is_asked)
         assert place.kids(quick, "b", "idp_2") == ["b"]
-        assert not any(one.done() for one in waiting)
+        assert not any(future.done() for future in waiting)
         go.set()
-        assert [one.result() for one in waiting] == [["a"]] * 8
+        assert [future.result() for future in waiting] == [["a"]] * 8
     assert place.issuer.asked.count("/jwks") == 1
 
 
@@ -191,11 +191,11 @@ def test_503_beyond_the_maximum_number_of_waiting_callers(place: Place) -> None:
     go, _ = holding(place, "/jwks")
     with ThreadPoolExecutor(12) as pool:
         waiting = [pool.submit(place.kids, source, "a") for _ in range(12)]
-        wait_until(lambda: sum(one.done() for one in waiting) == 4)
-        failed = [one.exception() for one in waiting if one.done()]
+        wait_until(lambda: sum(future.done() for future in waiting) == 4)
+        failed = [future.exception() for future in waiting if future.done()]
         assert all(isinstance(fault, KeySetUnavailable) for fault in failed)
         go.set()
-    assert sum(one.exception() is None for one in waiting) == 8
+    assert sum(future.exception() is None for future in waiting) == 8
 
 
 def test_two_providers_with_the_same_url_are_independent(place: Place) -> None:
@@ -221,8 +221,8 @@ def test_a_purged_key_is_removed_at_once(place: Place) -> None:
 def test_discovery_leads_to_the_keys(place: Place) -> None:
     place.puts("a")
     issuer = place.issuer.url
-    told = {"issuer": issuer, "jwks_uri": f"{issuer}/jwks"}
-    url = place.issuer.puts("/.well-known/openid-configuration", told)
+    document = {"issuer": issuer, "jwks_uri": f"{issuer}/jwks"}
+    url = place.issuer.puts("/.well-known/openid-configuration", document)
     source = KeySource(url, issuer)
     assert place.kids(source, "a") == ["a"]
     assert place.kids(source, "a") == ["a"]

@@ -23,12 +23,12 @@ def issuer_at(provider: OidcProvider, secret: str = "") -> SignInIssuer:
 
 
 def signed_in(issuer: SignInIssuer, provider: OidcProvider) -> dict[str, object]:
-    told = provider.visit(
+    parameters = provider.visit(
         issuer.authorization_url("of-a-test", "once", VERIFIER, 43_200), ADMIN, PASSWORD
     )
-    assert told["state"] == "of-a-test"
-    issuer.check_issuer(told.get("iss", ""))
-    return issuer.claims(told["code"], VERIFIER, time.time())
+    assert parameters["state"] == "of-a-test"
+    issuer.check_issuer(parameters.get("iss", ""))
+    return issuer.claims(parameters["code"], VERIFIER, time.time())
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +61,12 @@ def test_a_sign_in_returns_the_user_with_a_verified_address(
 def test_a_code_works_once_and_only_for_the_browser_that_began(public: OidcProvider) -> None:
     issuer = issuer_at(public)
     address = issuer.authorization_url("of-a-test", "once", VERIFIER, 43_200)
-    told = public.visit(address, ADMIN, PASSWORD)
+    parameters = public.visit(address, ADMIN, PASSWORD)
     with pytest.raises(SignInFailed, match="invalid_grant"):
-        issuer.claims(told["code"], "another-" * 8, time.time())
-    assert issuer.claims(told["code"], VERIFIER, time.time())["email"] == ADMIN
+        issuer.claims(parameters["code"], "another-" * 8, time.time())
+    assert issuer.claims(parameters["code"], VERIFIER, time.time())["email"] == ADMIN
     with pytest.raises(SignInFailed, match="invalid_grant"):
-        issuer.claims(told["code"], VERIFIER, time.time())
+        issuer.claims(parameters["code"], VERIFIER, time.time())
 
 
 def test_a_wrong_secret_is_reported_in_the_issuers_words() -> None:
@@ -79,16 +79,16 @@ def test_a_wrong_secret_is_reported_in_the_issuers_words() -> None:
 
 def test_a_response_from_another_issuer_is_refused(public: OidcProvider) -> None:
     issuer = issuer_at(public)
-    for told in ("", "https://other.example", public.url + "/"):
+    for issuer_parameter in ("", "https://other.example", public.url + "/"):
         with pytest.raises(SignInFailed):
-            issuer.check_issuer(told)
+            issuer.check_issuer(issuer_parameter)
     issuer.check_issuer(public.url)
 
 
 def test_confirming_requires_a_new_sign_in_at_the_issuer(public: OidcProvider) -> None:
     issuer = issuer_at(public)
-    told = public.visit(issuer.authorization_url("x", "once", VERIFIER, 0), ADMIN, PASSWORD)
-    claims = issuer.claims(told["code"], VERIFIER, time.time())
+    parameters = public.visit(issuer.authorization_url("x", "once", VERIFIER, 0), ADMIN, PASSWORD)
+    claims = issuer.claims(parameters["code"], VERIFIER, time.time())
     assert time.time() - int(str(claims["auth_time"])) < 60
 
 

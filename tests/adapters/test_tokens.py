@@ -107,12 +107,12 @@ def test_each_algorithm_verifies_its_own_signature_and_no_other(alg: str) -> Non
 
 
 def test_the_shared_secret_verifies_a_legacy_token() -> None:
-    wanted = rules("HS256", "RS256", kind="supabase")
+    supabase = rules("HS256", "RS256", kind="supabase")
     text = signed({"alg": "HS256", "kid": "x"}, claims_of("supabase"), OctKey.import_key(SECRET))
-    assert verified(text, wanted, keys(), NOW, SECRET) == claims_of("supabase")
+    assert verified(text, supabase, keys(), NOW, SECRET) == claims_of("supabase")
     for secret in (b"", SECRET[:-1]):
         with pytest.raises(InvalidToken):
-            verified(text, wanted, keys(), NOW, secret)
+            verified(text, supabase, keys(), NOW, secret)
     # Without the opt-in the secret is not used.
     with pytest.raises(InvalidToken) as refused:
         verified(text, rules(kind="supabase"), keys(), NOW, SECRET)
@@ -244,10 +244,10 @@ def test_401_a_hostile_token_fails_at_the_expected_step(text: str, step: str) ->
     assert len(refused.value.detail) < 400
     assert refused.value.detail.isprintable()
     # The test tool reports the same fault and the steps that passed before.
-    told = tokens.explain_token(text, LISTED, KEYS, NOW, SECRET)
-    assert Step(step, refused.value.detail) in told
+    steps = tokens.explain_token(text, LISTED, KEYS, NOW, SECRET)
+    assert Step(step, refused.value.detail) in steps
     if step in STEPS:
-        assert told[:-1] == tuple(Step(name) for name in STEPS[: STEPS.index(step)])
+        assert steps[:-1] == tuple(Step(name) for name in STEPS[: STEPS.index(step)])
 
 
 def test_401_a_token_expires_at_its_second() -> None:
@@ -259,17 +259,17 @@ def test_401_a_token_expires_at_its_second() -> None:
 
 
 def test_the_test_tool_lists_every_failing_claim() -> None:
-    told = tokens.explain_token(good(aud="x", exp=NOW - 100), RULES, KEYS, NOW)
-    assert [step.name for step in told if step.fault] == ["aud", "exp"]
-    assert [step.name for step in told][: len(STEPS)] == list(STEPS)
+    steps = tokens.explain_token(good(aud="x", exp=NOW - 100), RULES, KEYS, NOW)
+    assert [step.name for step in steps if step.fault] == ["aud", "exp"]
+    assert [step.name for step in steps][: len(STEPS)] == list(STEPS)
 
 
 def test_the_test_tool_reports_that_keys_cannot_be_fetched() -> None:
     def away(_kid: str) -> Sequence[VerifyingKey]:
         raise KeySetUnavailable("The provider's keys cannot be fetched.")
 
-    told = tokens.explain_token(good(), RULES, away, NOW)
-    assert told[-1] == Step("key", "The provider's keys cannot be fetched.")
+    steps = tokens.explain_token(good(), RULES, away, NOW)
+    assert steps[-1] == Step("key", "The provider's keys cannot be fetched.")
 
 
 def test_a_token_without_kid_is_tried_with_the_matching_keys() -> None:
@@ -381,11 +381,11 @@ def test_an_ed25519_key_may_name_its_algorithm_as_rfc_9864_does() -> None:
     ],
 )
 def test_a_skipped_key_is_named_with_the_reason(item: Any, reason: str) -> None:  # noqa: ANN401 - JSON
-    read, (told,) = import_keys({"keys": [public(ED), item]})
+    read, (fault,) = import_keys({"keys": [public(ED), item]})
     assert [key.kid for key in read] == ["ed"]
     kid = item.get("kid") if isinstance(item, dict) else None
-    assert told.startswith(f"Key 2 with the kid “{kid}” is left" if kid else "Key 2 is left")
-    assert reason in told
+    assert fault.startswith(f"Key 2 with the kid “{kid}” is left" if kid else "Key 2 is left")
+    assert reason in fault
 
 
 JSON = st.recursive(

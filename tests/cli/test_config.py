@@ -184,9 +184,9 @@ def test_an_invalid_value_is_refused_and_names_the_setting(
     with pytest.raises(SystemExit) as ended:
         main(args)
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith("wardkey: invalid_setting: ")
-    assert field in told.lower().replace("-", "_")
+    errors = capsys.readouterr().err
+    assert errors.startswith("wardkey: invalid_setting: ")
+    assert field in errors.lower().replace("-", "_")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,9 +203,9 @@ def test_an_invalid_value_is_refused_and_names_the_setting(
     ],
 )
 def test_inconsistent_sign_in_settings_are_refused(name: str, text: str, field: str) -> None:
-    with pytest.raises(InvalidSetting) as told:
+    with pytest.raises(InvalidSetting) as caught:
         load_config({**OIDC, f"WARDKEY_OIDC_{name.upper()}": text})
-    assert told.value.field == field
+    assert caught.value.field == field
 
 
 def test_the_issuer_secret_is_never_shown() -> None:
@@ -242,15 +242,15 @@ def test_a_remote_postgresql_is_accepted_once_its_encryption_is_confirmed() -> N
 
 def commands(group: click.Group, *path: str) -> dict[tuple[str, ...], click.Command]:
     """Return every command and group below `group` by its path."""
-    found: dict[tuple[str, ...], click.Command] = {}
+    by_path: dict[tuple[str, ...], click.Command] = {}
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
-        found[*path, name] = command
+        by_path[*path, name] = command
         if isinstance(command, click.Group):
-            found |= commands(command, *path, name)
-    return found
+            by_path |= commands(command, *path, name)
+    return by_path
 
 
 COMMANDS = commands(main)
@@ -262,9 +262,9 @@ def test_every_command_and_option_has_a_help_text(path: tuple[str, ...]) -> None
     done = CliRunner().invoke(main, [*path, "--help"], prog_name="wardkey")
     assert done.exit_code == 0
     assert done.output.startswith("Usage: wardkey " + " ".join(path))
-    said = (command.help or "").split("\n")[0]
-    assert said.endswith(".")
-    assert said.split()[0] in done.output
+    summary = (command.help or "").split("\n")[0]
+    assert summary.endswith(".")
+    assert summary.split()[0] in done.output
     for option in command.params:
         if isinstance(option, click.Option):
             assert option.help, option.name

@@ -50,10 +50,10 @@ def examined(server: Server, code: int = 0) -> dict[str, str]:
     done = server.cli_here("doctor", "--json")
     assert done.exit_code == code, done.output
     assert done.stderr.startswith("wardkey: unhealthy_deployment: " if code else "")
-    told: dict[str, str] = {}
+    findings: dict[str, str] = {}
     for item in json.loads(done.stdout):
-        told[item["what"]] = f"{item['state']}: {item['said']}"
-    return told
+        findings[item["what"]] = f"{item['state']}: {item['said']}"
+    return findings
 
 
 @contextmanager
@@ -63,13 +63,15 @@ def tampering(server: Server) -> Iterator[Runner]:
 
 
 def test_doctor_finds_no_fault_in_a_healthy_deployment_and_changes_nothing(stopped: Server) -> None:
-    told = examined(stopped)
-    assert not [said for said in told.values() if said.startswith("fault")]
-    assert told["peppers"].startswith("ok: 2 opened; 2 stored secrets are hashed under an older")
-    assert told["audit"].startswith("ok: 2 chains with ")
+    findings = examined(stopped)
+    assert not [line for line in findings.values() if line.startswith("fault")]
+    assert findings["peppers"].startswith(
+        "ok: 2 opened; 2 stored secrets are hashed under an older"
+    )
+    assert findings["audit"].startswith("ok: 2 chains with ")
     text = stopped.cli_here("doctor").stdout.splitlines()
     assert [line.split(maxsplit=1)[1].partition(":")[0] for line in text][-1] == "audit"
-    assert examined(stopped)["audit"] == told["audit"]
+    assert examined(stopped)["audit"] == findings["audit"]
 
 
 def test_encryption_at_rest_is_provided_by_wardkey_or_confirmed(stopped: Server) -> None:
@@ -87,9 +89,11 @@ def test_a_needed_pepper_that_does_not_open_is_a_fault(stopped: Server) -> None:
         connection.execute(
             update(master_keys).where(master_keys.c.version == 1).values(sealed_pepper=b"x" * 60)
         )
-    told = examined(stopped, 6)
-    assert told["peppers"].startswith("fault: version 1 does not open with this master key, but 2")
-    assert told["audit"].startswith("warning: not checked")
+    findings = examined(stopped, 6)
+    assert findings["peppers"].startswith(
+        "fault: version 1 does not open with this master key, but 2"
+    )
+    assert findings["audit"].startswith("warning: not checked")
     assert stopped.cli_here("org", "list").exit_code == 6
 
 
@@ -115,8 +119,8 @@ def test_a_broken_audit_chain_is_a_fault_that_names_the_event(stopped: Server) -
 def test_a_folder_without_a_deployment_is_a_fault_with_a_fix(tmp_path: Path) -> None:
     assert "start `wardkey up`" in examined(Server(tmp_path / "none"), 6)["data folder"]
     (tmp_path / "empty").mkdir(mode=0o700)
-    told = examined(Server(tmp_path / "empty"), 6)
-    assert told["database"] == "fault: empty; start `wardkey up` once"
+    findings = examined(Server(tmp_path / "empty"), 6)
+    assert findings["database"] == "fault: empty; start `wardkey up` once"
     assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == []
 
 
@@ -190,9 +194,9 @@ def test_doctor_reports_whether_a_server_is_running(start: Callable[..., Server]
     assert server.process is not None
     assert examined(server)["server"].startswith(f"ok: running as process {server.process.pid};")
     server.stop()
-    told = examined(server)
-    assert told["server"].startswith(f"ok: No server is running on {server.data_dir}")
-    assert told["listening"] == "ok: a server can listen on 127.0.0.1:0"
+    findings = examined(server)
+    assert findings["server"].startswith(f"ok: No server is running on {server.data_dir}")
+    assert findings["listening"] == "ok: a server can listen on 127.0.0.1:0"
 
 
 def test_an_old_master_key_that_others_may_read_is_a_fault(stopped: Server) -> None:

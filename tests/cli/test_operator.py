@@ -123,8 +123,8 @@ def test_a_link_contains_the_address_where_the_server_was_reached(
     made = data(server, "org", "create", "Umbrella", "--owner", OWNER)
     assert made["setup_link"].startswith(f"{server.url}/setup/")
     with server.client() as anonymous:
-        wanted = {"token": link.rpartition("/")[2], "password": "a password of some length"}
-        assert anonymous.post("/v2/setup", json=wanted).status_code == 201
+        body = {"token": link.rpartition("/")[2], "password": "a password of some length"}
+        assert anonymous.post("/v2/setup", json=body).status_code == 201
 
 
 def test_a_link_without_a_known_address_is_refused_before_it_is_created(stopped: Server) -> None:
@@ -133,8 +133,8 @@ def test_a_link_without_a_known_address_is_refused_before_it_is_created(stopped:
     for command in (("setup-link", OWNER), ("org", "create", "Acme", "--owner", OWNER)):
         assert says(stopped, *command, code=2) == "invalid_setting"
     assert events(stopped) == before
-    told = says(stopped, "setup-link", OWNER, "--public-url", "https://other.acme.example/")
-    assert told.startswith("https://other.acme.example/setup/")
+    output = says(stopped, "setup-link", OWNER, "--public-url", "https://other.acme.example/")
+    assert output.startswith("https://other.acme.example/setup/")
 
 
 def test_service_keys_are_created_listed_and_revoked(stopped: Server) -> None:
@@ -203,11 +203,11 @@ def test_chains_are_verified_and_their_heads_exported_as_lines_or_json(
     file = tmp_path / "heads"
     for kept in (lines, json.dumps(as_json)):
         file.write_text(kept)
-        found = data(stopped, "audit", "verify", "--head", str(file))
-        assert all(item["holds"] and item["checked_against_head"] for item in found)
+        chains = data(stopped, "audit", "verify", "--head", str(file))
+        assert all(item["holds"] and item["checked_against_head"] for item in chains)
     says(stopped, "org", "create", "Acme", "--owner", OWNER)
-    told = says(stopped, "audit", "verify", "--head", str(file))
-    assert "acme: 1 events, intact (not checked against a head)" in told
+    output = says(stopped, "audit", "verify", "--head", str(file))
+    assert "acme: 1 events, intact (not checked against a head)" in output
     args = ("audit", "verify", "--head", str(file), "--org")
     assert data(stopped, *args, "umbrella")[0]["holds"]
     assert says(stopped, *args, "acme", code=2) == "invalid_setting"
@@ -260,12 +260,12 @@ def test_a_terminal_shows_column_headings_and_a_pipe_does_not(stopped: Server) -
     if not pid:
         command = [sys.executable, "-m", "wardkey", "org", "list"]
         os.execve(command[0], command, stopped.environment)  # noqa: S606 - the pty is its terminal
-    shown = b""
+    output = b""
     with suppress(OSError):  # reading a closed terminal raises it
         while more := os.read(terminal, 65_536):
-            shown += more
+            output += more
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    first, *rest = shown.decode().splitlines()
+    first, *rest = output.decode().splitlines()
     assert first.split() == ["SLUG", "STATE", "ID", "NAME"]
     assert rest == plain
     assert rest[0].index("active") == first.index("STATE")

@@ -120,10 +120,10 @@ def test_a_data_folder_without_permissions_is_named(deployment: Server, mode: in
     commands = [filled(deployment, c) for c in COMMANDS if c != "reload"]
     deployment.data_dir.chmod(mode)
     try:
-        told = without_rights(deployment, commands)
+        results = without_rights(deployment, commands)
     finally:
         deployment.data_dir.chmod(0o700)
-    for command, (code, output, exception) in zip(commands, told, strict=True):
+    for command, (code, output, exception) in zip(commands, results, strict=True):
         assert code in (6, 8), (command, output, exception)
         assert str(deployment.data_dir) in output, command
         assert "SystemExit" in exception, command
@@ -143,8 +143,8 @@ def test_an_unreadable_or_unwritable_file_or_folder_is_named(deployment: Server)
         ["audit", "verify", "--head", str(secret)],
         ["up", "--data-dir", str(locked / "data")],
     ]
-    told = without_rights(deployment, commands)
-    for command, (code, output, exception) in zip(commands, told, strict=True):
+    results = without_rights(deployment, commands)
+    for command, (code, output, exception) in zip(commands, results, strict=True):
         assert code != 0, command
         assert str(locked if str(locked) in " ".join(command) else secret) in output, command
         assert "SystemExit" in exception, (command, output, exception)
@@ -161,5 +161,5 @@ def without_rights(server: Server, commands: list[list[str]]) -> list[tuple[int,
         check=True,
         timeout=60,
     )
-    found: list[tuple[int, str, str]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    results: list[tuple[int, str, str]] = json.loads(done.stdout.splitlines()[-1])
+    return results

@@ -68,7 +68,7 @@ def pair(tmp_path: Path) -> Pair:
     return made
 
 
-def shown(server: Server) -> str:
+def served_certificate(server: Server) -> str:
     """Return the certificate served on a new connection."""
     return ssl.get_server_certificate(("127.0.0.1", urlsplit(server.url).port or 0)).strip()
 
@@ -110,13 +110,13 @@ def test_reload_serves_a_renewed_certificate_and_fails_no_request(
     start: Callable[..., Server], pair: Pair, workers: int
 ) -> None:
     server = start(tls_cert=pair.cert, tls_key=pair.key, workers=workers)
-    assert shown(server) == pair.cert.read_text().strip()
+    assert served_certificate(server) == pair.cert.read_text().strip()
     with asking(server) as failed:
         pair.renew()
-        assert shown(server) != pair.cert.read_text().strip()
+        assert served_certificate(server) != pair.cert.read_text().strip()
         done = server.cli("reload")
         assert done.returncode == 0, done.stderr
-        assert shown(server) == pair.cert.read_text().strip()
+        assert served_certificate(server) == pair.cert.read_text().strip()
     assert failed == []
     assert server.stop() == 0
     assert not (server.data_dir / "tls.pem").exists()
@@ -131,18 +131,18 @@ def test_a_mismatched_certificate_is_refused_and_the_old_one_stays(
     write_key(pair.key, ec.generate_private_key(ec.SECP256R1()))
     done = server.cli("reload")
     assert done.returncode == 6
-    said = f"The TLS key {pair.key} doesn't match the certificate {pair.cert}"
-    assert f"reload_refused: The server keeps running as before: {said}" in done.stderr
-    assert f'"message": "reload failed: {said}' in server.output
-    assert shown(server) == before
+    fault = f"The TLS key {pair.key} doesn't match the certificate {pair.cert}"
+    assert f"reload_refused: The server keeps running as before: {fault}" in done.stderr
+    assert f'"message": "reload failed: {fault}' in server.output
+    assert served_certificate(server) == before
     if workers > 1:
         # A worker started now also serves the old certificate.
         killed = server.kill_one_worker()
         wait_until(lambda: len(set(server.workers()) - {killed}) == workers, 30)
-        wait_until(lambda: shown(server) == before)
+        wait_until(lambda: served_certificate(server) == before)
     pair.renew()
     assert server.cli("reload").returncode == 0
-    assert shown(server) == pair.cert.read_text().strip()
+    assert served_certificate(server) == pair.cert.read_text().strip()
 
 
 def test_reload_reports_that_no_server_is_running(

@@ -73,15 +73,15 @@ def test_json_logs_have_a_time_a_level_and_a_request_id(
     def records() -> list[dict[str, object]]:
         lines = [line for line in server.output.splitlines() if line.startswith("{")]
         found = [json.loads(line) for line in lines]
-        return [one for one in found if one.get("request_id") in ids]
+        return [record for record in found if record.get("request_id") in ids]
 
     assert wait_until(lambda: len(records()) == 3)
-    kept = [(one["method"], one["path"], one["status"]) for one in records()]
+    kept = [(record["method"], record["path"], record["status"]) for record in records()]
     assert kept == [("GET", "/v2/keys", 200), ("GET", "/v2/auth", 200), ("GET", "/…", 404)]
-    for one in records():
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(one["time"]))
-        assert (one["level"], one["logger"]) == ("info", "wardkey.access")
-        assert one["duration_ms"] != 0
+    for record in records():
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(record["time"]))
+        assert (record["level"], record["logger"]) == ("info", "wardkey.access")
+        assert record["duration_ms"] != 0
     assert server.first_key not in server.output.partition("listens on")[2]
 
 

@@ -75,8 +75,8 @@ def test_with_tls_the_server_prints_its_address_and_serves_https(
     assert f"{server.url}/setup/{server.setup_token}" in server.output
     with server.client(server.first_key) as client:
         assert client.get("/v2/keys").status_code == 200
-        told = client.post("/v2/keys/verify", json={"key": server.first_key})
-        assert told.json()["code"] == "valid"
+        response = client.post("/v2/keys/verify", json={"key": server.first_key})
+        assert response.json()["code"] == "valid"
     with pytest.raises(httpx.TransportError):
         httpx.get(server.url.replace("https:", "http:") + "/readyz", timeout=5)
     assert server.stop() == 0

@@ -103,9 +103,9 @@ def test_a_database_of_a_newer_version_is_reported(start: Callable[..., Server])
     with open_deployment(config) as runner, runner.database.writer.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     assert refused(server.data_dir, "--listen", "127.0.0.1:0") == (6, "database_newer")
-    told = server.cli("doctor")
-    assert told.returncode == 6
-    assert "database_newer" in told.stdout
+    report = server.cli("doctor")
+    assert report.returncode == 6
+    assert "database_newer" in report.stdout
 
 
 def test_sigterm_finishes_running_requests_and_loses_no_counter(
@@ -115,10 +115,10 @@ def test_sigterm_finishes_running_requests_and_loses_no_counter(
     with server.client(server.first_key) as client:
         key_id = client.get("/v2/keys").json()["keys"][0]["id"]
         made = client.post("/v2/keys", json={"name": "live-drained", "type": "secret"}).json()
-        told = client.post(
+        response = client.post(
             "/v2/keys/verify", json={"key": made["secret"], "user_agent": "drained/1"}
         )
-        assert told.json()["valid"]
+        assert response.json()["valid"]
     assert server.stop() == 0
     server.start()
     with server.client(server.first_key) as client:
@@ -157,9 +157,9 @@ def test_only_workers_have_settings_in_their_environment(
     assert "PATH=" in broker
     assert "PGPASSWORD" not in broker
     # The command that prints the master key keeps cloud credentials but gets no Wardkey settings.
-    told = seen.read_text()
-    assert "AWS_PROFILE=ops" in told
-    assert "WARDKEY_" not in told
+    variables = seen.read_text()
+    assert "AWS_PROFILE=ops" in variables
+    assert "WARDKEY_" not in variables
 
 
 def group_of(pid: int) -> int:
@@ -219,8 +219,8 @@ def test_verification_continues_while_a_full_disk_refuses_writes(
                 if answer.status_code == 503:
                     break
             assert "storage_full" in codes
-            told = client.post("/v2/keys/verify", json={"key": server.first_key})
-            assert told.json()["code"] == "valid"
+            response = client.post("/v2/keys/verify", json={"key": server.first_key})
+            assert response.json()["code"] == "valid"
             before = client.get("/v2/keys").json()["total"]
             (small / "ballast").unlink()
             made = client.post("/v2/keys", json={"name": "live-after", "type": "secret"})

@@ -49,8 +49,8 @@ def test_staleness_of_a_killed_verifier_ends_when_its_lease_does(
 ) -> None:
     leave_behind(database, max_staleness_ms=1_000)
     confirm = CommitBarrier(database)
-    told = confirm("e", 1)
-    assert (told.reach, told.late, told.staleness_s) == (Reach.BOUNDED, 1, 1.0)
+    receipt = confirm("e", 1)
+    assert (receipt.reach, receipt.late, receipt.staleness_s) == (Reach.BOUNDED, 1, 1.0)
     wait_until(lambda: confirm("e", 1).reach is Reach.EVERYWHERE, 5)
 
 

@@ -17,15 +17,15 @@ ELSEWHERE = ("make ", "sudo ", "wardkey up", "pip ", "pipx ", "git ", "nginx ", 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Return each command of a page's console blocks with its documented output."""
-    found = []
+    examples = []
     for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             lines = part.splitlines()
             count = 1
             while lines[count - 1].endswith("\\"):
                 count += 1
-            found.append(("\n".join(lines[:count]), "\n".join(lines[count:]).strip()))
-    return found
+            examples.append(("\n".join(lines[:count]), "\n".join(lines[count:]).strip()))
+    return examples
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -36,15 +36,15 @@ def test_every_console_example_prints_what_the_page_shows(
         server = start(no_messaging=0)
         with server.client(server.first_key) as client:
             wait_until(lambda: client.get("/v2/sessions").status_code == 200)
-    told = {**server.environment, "URL": server.url, "KEY": server.first_key}
+    variables = {**server.environment, "URL": server.url, "KEY": server.first_key}
     script = (ROOT / ".venv" / "bin").as_posix()
-    told["PATH"] = f"{script}:{told['PATH']}"
+    variables["PATH"] = f"{script}:{variables['PATH']}"
     for command, expected in blocks(page):
         if command.startswith(ELSEWHERE):
             continue
         done = subprocess.run(
             ["bash", "-c", command],
-            env=told,
+            env=variables,
             capture_output=True,
             text=True,
             timeout=60,
@@ -55,4 +55,4 @@ def test_every_console_example_prints_what_the_page_shows(
         # Header names are case-insensitive, and the two HTTP layers write them differently.
         assert re.search(pattern, printed, re.DOTALL | re.IGNORECASE), f"{command}\n{printed}"
         for name, value in re.findall(r'"(secret|id)": ?"(\S+?)"', printed):
-            told[name.upper()] = value
+            variables[name.upper()] = value

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_backup import told
+from tests.cli.test_backup import result_of
 from tests.support.server import Server
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "guide" / "operator.md").read_text()
@@ -20,9 +20,9 @@ BIN = Path(sys.executable).parent
 
 def block(language: str, says: str) -> str:
     """Return the guide's only code block in a language that contains a text."""
-    found = [b for b in re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL) if says in b]
-    assert len(found) == 1, says
-    return str(found[0])
+    blocks = [b for b in re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL) if says in b]
+    assert len(blocks) == 1, says
+    return str(blocks[0])
 
 
 def run(script: str) -> None:
@@ -43,7 +43,7 @@ def test_the_new_machine_serves_the_restored_backup(
 ) -> None:
     old, new, safe = start(), tmp_path / "new", tmp_path / "safe"
     safe.mkdir()
-    told(old.cli("backup", str(safe / "wardkey.bak"), "--json"))
+    result_of(old.cli("backup", str(safe / "wardkey.bak"), "--json"))
     (safe / "master.key").write_text((old.data_dir / "master.key").read_text())
     recipe = block("sh", "--accept-lost-revocations")
     *steps, last = (
@@ -67,7 +67,7 @@ def test_the_nightly_backup_can_be_restored(start: Callable[..., Server], tmp_pa
     server.stop()
     (file,) = folder.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
-    told(server.cli("restore", str(file), "--json"))
+    result_of(server.cli("restore", str(file), "--json"))
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:

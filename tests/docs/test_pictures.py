@@ -16,4 +16,4 @@ def test_pictures_on_pages_exist_and_are_small() -> None:
     }
     assert len(shown) >= 3
     assert shown <= set(PICTURES.iterdir())
-    assert all(one.stat().st_size <= 160 * 1024 for one in PICTURES.iterdir())
+    assert all(picture.stat().st_size <= 160 * 1024 for picture in PICTURES.iterdir())

@@ -87,18 +87,18 @@ made_rules = st.lists(
 
 def by_hand(rules: Iterable[AclRule], actor: Actor, action: Action, topic: str) -> Decision:
     """Decide by trying the rules one after the other, as documented."""
-    for one in rules:
-        if one.action not in (Action.BOTH, action) or not is_for(one, actor):
+    for item in rules:
+        if item.action not in (Action.BOTH, action) or not is_for(item, actor):
             continue
-        pattern = fill_filter(one, actor)
+        pattern = fill_filter(item, actor)
         if pattern is None:
             continue
         # The broker denies `a/#` where it denies `a` or `a/+`.
         asked = [topic]
-        if topic.endswith("#") and one.effect is Effect.DENY:
+        if topic.endswith("#") and item.effect is Effect.DENY:
             asked += [topic[:-2]] * (topic != "#") + [topic[:-1] + "+"]
         if any(covers(pattern, each) for each in asked):
-            return Decision(one.effect is Effect.ALLOW, one)
+            return Decision(item.effect is Effect.ALLOW, item)
     return Decision(allowed=False, rule=None)
 
 
@@ -322,15 +322,15 @@ def test_a_pattern_that_no_user_name_can_match_is_refused(text: str) -> None:
 
 def nats_takes(permitted: Sequence[str], subject: str) -> bool:
     """nats-server's Sublist.Match, which treats `>` in the subject as an ordinary token."""
-    asked = subject.split(".")
+    tokens = subject.split(".")
     for pattern in permitted:
-        mine = pattern.split(".")
-        if mine[-1] == ">":
-            mine.pop()
-            fits = len(asked) > len(mine)
+        parts = pattern.split(".")
+        if parts[-1] == ">":
+            parts.pop()
+            fits = len(tokens) > len(parts)
         else:
-            fits = len(asked) == len(mine)
-        if fits and all(a in ("*", b) for a, b in zip(mine, asked, strict=False)):
+            fits = len(tokens) == len(parts)
+        if fits and all(a in ("*", b) for a, b in zip(parts, tokens, strict=False)):
             return True
     return False
 
@@ -343,10 +343,10 @@ def nats_allows(allow: Sequence[str], deny: Sequence[str], subject: str) -> bool
 def broker_delivers(may: Subjects, pattern: str, topics: Iterable[str]) -> set[str] | None:
     """Return the topics an MQTT subscription gets, None if refused; tried on nats-server 2.15."""
     lists = may.subscribe_allow, may.subscribe_deny
-    wanted = [to_subject(pattern)]
+    subjects = [to_subject(pattern)]
     if pattern.endswith("/#"):
-        wanted.append(to_subject(pattern[:-2]))
-    if not all(nats_allows(*lists, subject) for subject in wanted):
+        subjects.append(to_subject(pattern[:-2]))
+    if not all(nats_allows(*lists, subject) for subject in subjects):
         return None
     found = {topic for topic in topics if covers(pattern, topic)}
     return {topic for topic in found if not nats_takes(may.subscribe_deny, to_subject(topic))}

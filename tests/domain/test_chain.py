@@ -142,8 +142,8 @@ def test_any_reordering_is_found(number: int, source: random.Random) -> None:
 
 def test_swapped_events_are_reported_as_one_missing_and_one_out_of_order() -> None:
     first, second, third, fourth = chain_of(4)
-    found = check([first, third, second, fourth], KEYS, (4, fourth[3]))
-    assert [(b.seq, b.what) for b in found] == [
+    breaks = check([first, third, second, fourth], KEYS, (4, fourth[3]))
+    assert [(b.seq, b.what) for b in breaks] == [
         (3, "event 2 is missing before it"),
         (2, "it comes after event 3: duplicated or out of order"),
     ]
@@ -172,9 +172,9 @@ def test_a_chain_rewritten_without_the_key_is_found() -> None:
 
 def test_an_unknown_chain_key_is_reported() -> None:
     links = chain_of(4)
-    found = check(links, {1: KEYS[1]}, head_of(links))
-    assert [b.seq for b in found] == [3, 4]
-    assert "never had" in found[0].what
+    breaks = check(links, {1: KEYS[1]}, head_of(links))
+    assert [b.seq for b in breaks] == [3, 4]
+    assert "never had" in breaks[0].what
 
 
 def test_an_event_that_cannot_be_chained_is_reported_as_a_break() -> None:
@@ -204,9 +204,9 @@ def test_a_long_chain_is_read_one_event_at_a_time() -> None:
 
 def test_the_check_stops_after_too_many_breaks() -> None:
     endless = ((seq, 1, {"seq": seq}, GENESIS) for seq in range(1, 10**9))
-    found = check(endless, KEYS, None)
-    assert len(found) == MOST_BREAKS + 1
-    assert "stopped here" in found[-1].what
+    breaks = check(endless, KEYS, None)
+    assert len(breaks) == MOST_BREAKS + 1
+    assert "stopped here" in breaks[-1].what
 
 
 @given(events)

@@ -73,8 +73,8 @@ def test_the_only_wardkey_credential_counts_and_two_are_ambiguous(texts: list[st
         with pytest.raises(AmbiguousCredentials):
             choose_credential(texts, is_ours)
     else:
-        (wanted,) = ours or different or {""}
-        assert choose_credential(texts, is_ours) == wanted
+        (expected,) = ours or different or {""}
+        assert choose_credential(texts, is_ours) == expected
 
 
 @given(
@@ -82,12 +82,12 @@ def test_the_only_wardkey_credential_counts_and_two_are_ambiguous(texts: list[st
     st.sampled_from(["", "Token "]),
 )
 def test_explanations_of_credentials_never_show_a_value(value: str, scheme: str) -> None:
-    for said in (
+    for explanation in (
         explain_missing([scheme + value], [], is_ours),
         explain_missing([], [("x-api-key", value)], is_ours),
         explain_malformed(value),
     ):
-        assert said is None or value not in said
+        assert explanation is None or value not in explanation
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_explanations_of_credentials_never_show_a_value(value: str, scheme: str)
     ids=[f"form{number}" for number in range(7)],
 )
 def test_the_reason_a_key_is_malformed_is_named(text: str, names: str) -> None:
-    said = explain_malformed(text)
-    assert said is not None
-    assert names in said
-    assert KEY not in said
+    explanation = explain_malformed(text)
+    assert explanation is not None
+    assert names in explanation
+    assert KEY not in explanation
 
 
 @pytest.mark.parametrize("cut", [1, 10, 40, 50])
@@ -117,9 +117,11 @@ def test_a_mistyped_key_has_the_default_sentence(cut: int) -> None:
 
 
 def test_a_key_of_another_deployment_is_not_called_mistyped() -> None:
-    said = explain_malformed(generate(SecretKind.SECRET, Environment.LIVE, brand="acme").text)
-    assert said is not None
-    assert "another deployment" in said
+    explanation = explain_malformed(
+        generate(SecretKind.SECRET, Environment.LIVE, brand="acme").text
+    )
+    assert explanation is not None
+    assert "another deployment" in explanation
 
 
 @pytest.mark.parametrize(
@@ -138,11 +140,11 @@ def test_a_key_of_another_deployment_is_not_called_mistyped() -> None:
     ],
 )
 def test_the_credential_of_another_system_is_not_called_mistyped(text: str, names: str) -> None:
-    said = explain_malformed(text)
-    assert said is not None
-    assert said.startswith("This is not a Wardkey key")
-    assert names in said
-    assert text not in said
+    explanation = explain_malformed(text)
+    assert explanation is not None
+    assert explanation.startswith("This is not a Wardkey key")
+    assert names in explanation
+    assert text not in explanation
 
 
 @pytest.mark.parametrize(
@@ -162,10 +164,10 @@ def test_the_credential_of_another_system_is_not_called_mistyped(text: str, name
 def test_a_credential_in_another_form_is_named(
     fields: list[str], others: list[tuple[str, str]], names: str
 ) -> None:
-    said = explain_missing(fields, others, is_ours)
-    assert (said is None) == (names == "")
-    assert names in (said or "")
-    assert KEY not in (said or "")
+    explanation = explain_missing(fields, others, is_ours)
+    assert (explanation is None) == (names == "")
+    assert names in (explanation or "")
+    assert KEY not in (explanation or "")
 
 
 @pytest.mark.parametrize(

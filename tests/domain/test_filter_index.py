@@ -16,16 +16,16 @@ filters = st.one_of(levels, st.lists(st.sampled_from(["a", "b", "+"]), max_size=
 
 @given(st.lists(filters, max_size=20), filters)
 def test_overlapping_filters_are_found(known: list[list[str]], asked: list[str]) -> None:
-    found = FilterIndex(known).find_overlapping(asked)
-    assert [bool(found >> n & 1) for n in range(len(known))] == [
+    bits = FilterIndex(known).find_overlapping(asked)
+    assert [bool(bits >> n & 1) for n in range(len(known))] == [
         levels_overlap(one, asked) for one in known
     ]
 
 
 @given(st.lists(filters, max_size=20), levels)
 def test_filters_that_cover_a_subtree_are_found(known: list[list[str]], parent: list[str]) -> None:
-    found = FilterIndex(known).find_covering_subtree(parent)
+    bits = FilterIndex(known).find_covering_subtree(parent)
     whole = "/".join([*parent, "#"])
-    assert [bool(found >> n & 1) for n in range(len(known))] == [
+    assert [bool(bits >> n & 1) for n in range(len(known))] == [
         one[-1] == "#" and covers("/".join(one), whole) for one in known
     ]

@@ -67,10 +67,10 @@ def test_a_new_secret_has_the_documented_form(
 ) -> None:
     secret = generate(kind, environment, brand=brand)
     start = f"{brand}_{head}" if brand else head
-    found = re.fullmatch(rf"{start}([0-9A-Za-z]{{12}})_([0-9A-Za-z]{{32}})(.{{6}})", secret.text)
-    assert found is not None
-    assert secret.kid == found[1]
-    assert crc_of(secret.text[:-6]) == found[3]
+    match = re.fullmatch(rf"{start}([0-9A-Za-z]{{12}})_([0-9A-Za-z]{{32}})(.{{6}})", secret.text)
+    assert match is not None
+    assert secret.kid == match[1]
+    assert crc_of(secret.text[:-6]) == match[3]
 
 
 def test_a_published_secret_still_parses_the_same() -> None:
@@ -243,8 +243,8 @@ def test_a_scanner_finds_a_secret_inside_other_text(
     case: tuple[SecretText, str], before: str
 ) -> None:
     secret, brand = case
-    found = re.findall(fingerprint_regex(brand), f"{before}{secret.text}{before[::-1]} end")
-    assert found == [secret.text]
+    matches = re.findall(fingerprint_regex(brand), f"{before}{secret.text}{before[::-1]} end")
+    assert matches == [secret.text]
 
 
 def test_a_scanner_ignores_another_brand() -> None:

@@ -31,8 +31,8 @@ GOOD: dict[str, Any] = {
     ids=["one", "list", "several"],
 )
 def test_an_id_token_yields_an_identity_with_its_address(more: dict[str, Any]) -> None:
-    told = identity_of({**GOOD, **more}, "wardkey", "once")
-    assert told == Identity("https://login.acme.example", "1234", "Admin@acme.example")
+    identity = identity_of({**GOOD, **more}, "wardkey", "once")
+    assert identity == Identity("https://login.acme.example", "1234", "Admin@acme.example")
 
 
 @pytest.mark.parametrize(

@@ -103,13 +103,13 @@ def test_two_topics_never_share_a_subject(one: str, other: str) -> None:
 
 
 def nats_matches(pattern: str, subject: str) -> bool:
-    mine, theirs = pattern.split("."), subject.split(".")
-    if mine[-1] == ">":
-        return len(theirs) >= len(mine) and nats_matches(
-            ".".join(mine[:-1]), ".".join(theirs[: len(mine) - 1])
+    parts, tokens = pattern.split("."), subject.split(".")
+    if parts[-1] == ">":
+        return len(tokens) >= len(parts) and nats_matches(
+            ".".join(parts[:-1]), ".".join(tokens[: len(parts) - 1])
         )
-    return len(mine) == len(theirs) and all(
-        a in ("*", b) for a, b in zip(mine, theirs, strict=True)
+    return len(parts) == len(tokens) and all(
+        a in ("*", b) for a, b in zip(parts, tokens, strict=True)
     )
 
 

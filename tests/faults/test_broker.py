@@ -114,7 +114,7 @@ class Load:
             body = body if len(names) > 1 else body[0]
             headers = {"Idempotency-Key": key} if key else {}
             try:
-                told = await client.post(f"{self.up.url}/publish", json=body, headers=headers)
+                response = await client.post(f"{self.up.url}/publish", json=body, headers=headers)
             except httpx.TransportError as error:
                 if isinstance(error, httpx.ConnectError):
                     # A start takes seconds and both cores.
@@ -123,14 +123,14 @@ class Load:
                 # The server stopped meanwhile, so the outcome is unknown.
                 self.said |= dict.fromkeys(names, "cut")
                 return
-            answer = told.json()
+            answer = response.json()
             items = answer if isinstance(answer, list) else [answer]
-            assert len(items) == len(names), told.text
+            assert len(items) == len(names), response.text
             codes = [one.get("code", "") for one in items]
-            assert set(codes) <= {"", "broker_unreachable", "publish_unconfirmed"}, told.text
+            assert set(codes) <= {"", "broker_unreachable", "publish_unconfirmed"}, response.text
             unsent = [n for n, c in zip(names, codes, strict=True) if c == "broker_unreachable"]
             if key and len(unsent) < len(names):
-                self.kept[key] = (body, told)
+                self.kept[key] = (body, response)
             self.said |= {n: c for n, c in zip(names, codes, strict=True) if n not in unsent}
             self.unsent += len(unsent)
             names = unsent
@@ -309,8 +309,8 @@ def test_a_worker_started_while_the_broker_hangs_answers_and_ends_sessions(
         wait_until(lambda: can_log_in(up, login))
         with connected(up, *login, "after-1") as live, up.owner() as owner:
             assert live.code == 0
-            (found,) = owner.get("/v2/clients").json()["clients"]
-            assert owner.patch(f"/v2/clients/{found['id']}", json={"enabled": False}).is_success
+            (client,) = owner.get("/v2/clients").json()["clients"]
+            assert owner.patch(f"/v2/clients/{client['id']}", json={"enabled": False}).is_success
             wait_until(lambda: live.ended_at)
         assert publish_one(up, "a", "x").status_code == 200
     finally:
@@ -330,8 +330,8 @@ def test_a_session_is_ended_even_if_its_client_id_was_pruned(server: Server) -> 
     with connected(server, name, password, "oldest") as live, server.owner() as owner:
         assert live.code == 0
         asyncio.run(log_in_with_others())
-        (found,) = owner.get("/v2/clients", params={"search": "many-ids"}).json()["clients"]
-        assert owner.patch(f"/v2/clients/{found['id']}", json={"enabled": False}).is_success
+        (client,) = owner.get("/v2/clients", params={"search": "many-ids"}).json()["clients"]
+        assert owner.patch(f"/v2/clients/{client['id']}", json={"enabled": False}).is_success
         wait_until(lambda: live.ended_at)
 
 

@@ -67,8 +67,8 @@ class Machines:
 
     def ask(self, server: Server, text: str) -> dict[str, Any]:
         with server.client(self.here.first_key) as client:
-            told: dict[str, Any] = client.post("/v2/keys/verify", json={"key": text}).json()
-        return told
+            body: dict[str, Any] = client.post("/v2/keys/verify", json={"key": text}).json()
+        return body
 
     def verdicts(self, text: str) -> set[str]:
         return {self.ask(server, text)["code"] for server in self.all}
@@ -87,8 +87,8 @@ class Machines:
         with server.client(self.here.first_key) as client:
             done = client.post(f"/v2/keys/{key_id}/revoke")
         assert done.status_code == 200, done.text
-        told: dict[str, Any] = done.json()
-        return told
+        body: dict[str, Any] = done.json()
+        return body
 
 
 @pytest.fixture(scope="module")

@@ -352,7 +352,7 @@ def test_a_partitioned_node_fails_closed_or_reports_its_staleness(
         there = start(folder, database_url=through, max_staleness=max_staleness)
         key_id, text = issue(here, "live-cut-off")
         _, kept = issue(here, "live-kept")
-        assert [verdict(there, one) for one in (text, kept)] == ["valid", "valid"]
+        assert [verdict(there, secret) for secret in (text, kept)] == ["valid", "valid"]
         proxy.cut()
         receipt = revoke(here, key_id)
         if max_staleness:
@@ -364,12 +364,12 @@ def test_a_partitioned_node_fails_closed_or_reports_its_staleness(
         else:
             assert receipt["reach"] == "everywhere"
             began = time.monotonic()
-            assert {verdict(there, one) for one in (text, kept)} == {"verifier_unavailable"}
+            assert {verdict(there, secret) for secret in (text, kept)} == {"verifier_unavailable"}
             # No request hangs while the network is down.
             assert time.monotonic() - began < 5
             with there.client() as client:
                 assert client.get("/healthz").status_code == 200
-        proxy.mend()
+        proxy.reconnect()
         wait_until(lambda: verdict(there, kept) == "valid", 20)
         wait_until(lambda: verdict(there, text) == "revoked", 20 if max_staleness else 0.5)
     finally:

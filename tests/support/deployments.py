@@ -119,9 +119,9 @@ class Deployment:
             "POST", "/v2/keys", {"name": f"live-promise-{self.count}", "type": "secret"}
         )
         if made is not None and made.status_code == 201:
-            told = made.json()
-            self.keys.append(Key(told["key"]["id"], [told["kid"]], [told["secret"]]))
-            self.watched.texts.append(told["secret"])
+            body = made.json()
+            self.keys.append(Key(body["key"]["id"], [body["kid"]], [body["secret"]]))
+            self.watched.texts.append(body["secret"])
 
     def rotate(self, key: Key, grace: str) -> None:
         made = self.call("POST", f"/v2/keys/{key.id}/rotate", {"grace": grace})

@@ -44,9 +44,9 @@ def _node(script: str, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 def _line(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
-    told: dict[str, Any] = json.loads(process.stdout.readline())
-    assert "fault" not in told, told
-    return told
+    answer: dict[str, Any] = json.loads(process.stdout.readline())
+    assert "fault" not in answer, answer
+    return answer
 
 
 @dataclass
@@ -139,7 +139,7 @@ class OidcProvider:
         """Sign a user in by the authorization code flow with PKCE, as their app would."""
         verifier = secrets.token_urlsafe(48)
         digest = hashlib.sha256(verifier.encode()).digest()
-        asked = {
+        query = {
             "client_id": self.client_id,
             "redirect_uri": self.redirect_uri,
             "response_type": "code",
@@ -149,15 +149,15 @@ class OidcProvider:
             "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
             "code_challenge_method": "S256",
         }
-        told = self.visit(f"{self.url}/auth?{urlencode(asked)}", email, password)
-        assert told["state"] == "of-a-test"
+        parameters = self.visit(f"{self.url}/auth?{urlencode(query)}", email, password)
+        assert parameters["state"] == "of-a-test"
         done = httpx.post(
             f"{self.url}/token",
             timeout=20,
             verify=NO_CERTIFICATES,
             data={
                 "grant_type": "authorization_code",
-                "code": told["code"],
+                "code": parameters["code"],
                 "client_id": self.client_id,
                 "redirect_uri": self.redirect_uri,
                 "code_verifier": verifier,
@@ -187,7 +187,7 @@ def oidc_provider(
     **more: object,
 ) -> Iterator[OidcProvider]:
     """Run oidc-provider until the block ends; each user has a `password` and any claims."""
-    wanted = {"client_id": client_id, "redirect_uris": redirect_uris, "users": users, **more}
-    with _node("oidc.mjs", json.dumps(wanted)) as process:
+    settings = {"client_id": client_id, "redirect_uris": redirect_uris, "users": users, **more}
+    with _node("oidc.mjs", json.dumps(settings)) as process:
         url = _line(process)["url"]
         yield OidcProvider(url, client_id, redirect_uris[0])

@@ -130,16 +130,16 @@ class Wire:
         return None
 
     def _exactly(self, length: int) -> bytes:
-        found = b""
-        while len(found) < length:
+        data = b""
+        while len(data) < length:
             try:
-                part = self.socket.recv(length - len(found))
+                part = self.socket.recv(length - len(data))
             except ConnectionResetError:
                 part = b""
             if not part:
                 return b""
-            found += part
-        return found
+            data += part
+        return data
 
 
 def _message(packet: Packet) -> Message:

@@ -40,8 +40,8 @@ class People:
     def token(self, sub: str, **claims: object) -> str:
         """Return an ID token of a signed-in user (OpenID Connect Core 1.0, §2)."""
         now = int(time.time())
-        told = {"iss": self.issuer.url, "aud": CLIENT, "sub": sub, "iat": now, "exp": now + 300}
-        return jwt.encode({"alg": "ES256", "kid": "demo-1"}, told | claims, self.issuer.key)
+        standard = {"iss": self.issuer.url, "aud": CLIENT, "sub": sub, "iat": now, "exp": now + 300}
+        return jwt.encode({"alg": "ES256", "kid": "demo-1"}, standard | claims, self.issuer.key)
 
     def ask(self, sub: str, key: str = "", ttl: int = 3600, **claims: object) -> httpx.Response:
         """Exchange a token; the key is the deployment's first unless another is given."""
@@ -53,17 +53,17 @@ class People:
         """Return the response of an exchange, which must be a grant."""
         answer = self.ask(sub, key, ttl, **claims)
         assert answer.status_code == 200, answer.text
-        found: Json = answer.json()
-        return found
+        body: Json = answer.json()
+        return body
 
     def refresh(self, grant: Json) -> httpx.Response:
         """Exchange a grant's password for a new one."""
-        shown = {
+        body = {
             "token_id": grant["token_id"],
             "current_token_password": grant["mqtt_password"],
         }
         with self.server.client() as anyone:
-            return anyone.post("/v2/tokens/refresh", json=shown)
+            return anyone.post("/v2/tokens/refresh", json=body)
 
 
 @contextmanager

@@ -13,13 +13,13 @@ _FIRST, _COUNT = 20_000, 12_000
 def free_ports(count: int) -> list[int]:
     """Return `count` different free ports of 127.0.0.1."""
     with ExitStack() as held:
-        found: list[int] = []
-        while len(found) < count:
+        ports: list[int] = []
+        while len(ports) < count:
             port = _FIRST + secrets.randbelow(_COUNT)
             with suppress(OSError):
                 held.enter_context(socket.create_server(("127.0.0.1", port)))
-                found.append(port)
-        return found
+                ports.append(port)
+        return ports
 
 
 def free_addresses(count: int) -> list[str]:

@@ -218,12 +218,12 @@ class Postgres:
 
     def _processes(self) -> list[int]:
         """Return the processes in the data folder: the postmaster and its children."""
-        found = []
+        pids = []
         for directory in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if (directory / "cwd").readlink() == self._data:
-                    found.append(int(directory.name))
-        return found
+                    pids.append(int(directory.name))
+        return pids
 
     def _signal_all(self, number: signal.Signals) -> None:
         for process in self._processes():
@@ -246,10 +246,10 @@ def _binaries() -> Path:
     """Return the programs of Debian's newest PostgreSQL, or of the one on PATH."""
     installed = Path("/usr/lib/postgresql").glob("*/bin/postgres")
     newest = max(installed, key=lambda path: float(path.parts[-3]), default=None)
-    found = newest or shutil.which("postgres")
-    if found is None:
+    program = newest or shutil.which("postgres")
+    if program is None:
         raise RuntimeError("PostgreSQL is not installed; `make test` installs it on Debian")
-    return Path(found).parent
+    return Path(program).parent
 
 
 def _account() -> pwd.struct_passwd | None:

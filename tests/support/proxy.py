@@ -25,7 +25,7 @@ class Proxy:
         """Stop forwarding in both directions."""
         self._whole.clear()
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """Forward again, including the delayed data."""
         self._whole.set()
 
@@ -35,8 +35,8 @@ class Proxy:
         # Only closing it would leave the thread in accept() until one more connection.
         self._listening.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
-        for one in self._sockets:
-            one.close()
+        for connection in self._sockets:
+            connection.close()
 
     def _accept(self) -> None:
         while not self._stopped.is_set():

@@ -105,10 +105,10 @@ class Server:
         def ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.output[before:]
-            found = re.search(r"listens on (\S+)", self.output[before:])
-            if found is None:
+            match = re.search(r"listens on (\S+)", self.output[before:])
+            if match is None:
                 return False
-            self.url = found[1]
+            self.url = match[1]
             try:
                 return (
                     httpx.get(f"{self.url}/readyz", timeout=1, verify=self.trust).status_code == 200
@@ -158,15 +158,15 @@ class Server:
     def workers(self) -> list[int]:
         """Return the worker processes, without the broker and the resource tracker."""
         assert self.process is not None
-        found = []
+        pids = []
         for process in Path("/proc").glob("[0-9]*"):
             pid = int(process.name)
             with suppress(OSError):
                 if pid != self.process.pid and os.getpgid(pid) == self.process.pid:
                     command = (process / "cmdline").read_text()
                     if "spawn_main" in command or "forkserver" in command:
-                        found.append(pid)
-        return found
+                        pids.append(pid)
+        return pids
 
     def kill_one_worker(self) -> int:
         """Kill one worker process and return its pid."""
@@ -217,8 +217,8 @@ class Server:
         """Run `wardkey …` in this process, which is faster; `typed` is its stdin."""
         from wardkey.cli import main
 
-        gone = dict.fromkeys(name for name in os.environ if name.startswith("WARDKEY_"))
-        return CliRunner().invoke(main, args, input=typed, env={**gone, **self.environment})
+        unset = dict.fromkeys(name for name in os.environ if name.startswith("WARDKEY_"))
+        return CliRunner().invoke(main, args, input=typed, env={**unset, **self.environment})
 
     def client(self, credential: str = "", **headers: str) -> httpx.Client:
         """Return an HTTP client that authenticates with a key or token; without one, anonymous."""
@@ -260,8 +260,8 @@ class Server:
         with self.client(self._tokens[name]) as client:
             if client.get("/v2/members").json().get("code") != "invalid_user_token":
                 return self._tokens[name]
-            asked = {"email": email, "password": PASSWORD}
-            made = client.post("/v2/user-tokens", json=asked)
+            body = {"email": email, "password": PASSWORD}
+            made = client.post("/v2/user-tokens", json=body)
         if made.status_code == 201:
             self._tokens[name] = made.json()["token"]
         return self._tokens[name]

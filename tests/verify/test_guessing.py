@@ -98,8 +98,8 @@ def test_a_flood_of_unknown_keys_uses_bounded_memory_and_delays_no_other_caller(
     assert verifier.verify(VerificationRequest(right)).verdict is Verdict.VALID
     before = resident()
     for number in range(count):
-        asked = VerificationRequest(guess(), address=address_of(number))
-        assert verifier.verify(asked).verdict is Verdict.UNKNOWN
+        request = VerificationRequest(guess(), address=address_of(number))
+        assert verifier.verify(request).verdict is Verdict.UNKNOWN
         if number % 500 == 0:
             began = time.perf_counter()
             assert (
@@ -151,7 +151,7 @@ def test_response_times_do_not_reveal_whether_a_kid_exists(
 
 
 def difference_of_middles(
-    some: list[int], others: list[int], chance: random.Random
+    first_sample: list[int], others: list[int], chance: random.Random
 ) -> tuple[float, float]:
     """Return a 99 % bootstrap interval of the difference between two trimmed means.
 
@@ -161,16 +161,16 @@ def difference_of_middles(
     def middle(samples: list[int]) -> list[int]:
         return sorted(samples)[: len(samples) * 4 // 5]
 
-    kept = middle(some), middle(others)
-    found = []
+    kept = middle(first_sample), middle(others)
+    differences = []
     for _ in range(200):
         first, second = (statistics.fmean(chance.choices(part, k=5_000)) for part in kept)
-        found.append(first - second)
-    found.sort()
+        differences.append(first - second)
+    differences.sort()
     # Means of so many vary less than means of 5,000, by the root of how many more they are.
     centre = statistics.fmean(kept[0]) - statistics.fmean(kept[1])
     shrink = (5_000 / len(kept[0])) ** 0.5
-    return centre + (found[1] - centre) * shrink, centre + (found[-2] - centre) * shrink
+    return centre + (differences[1] - centre) * shrink, centre + (differences[-2] - centre) * shrink
 
 
 def test_a_secret_is_looked_up_under_its_own_prefix_only(

@@ -285,11 +285,11 @@ class Model(RuleBasedStateMachine):
         for secret in self.secrets.values():
             self.world.verifiers[1].directory.forget(secret["kid"])
         for verifier in self.world.verifiers:
-            told = {
+            verdicts = {
                 text: str(verifier.verify(VerificationRequest(text, permissions=(SCOPE,))).verdict)
                 for text in expected
             }
-            assert told == expected
+            assert verdicts == expected
 
     def teardown(self) -> None:
         # Every key expires; then one organization is deleted, which does not affect the other.

@@ -128,8 +128,8 @@ def test_a_batch_about_the_caller_is_charged_per_item(server: Server) -> None:
         text = owner.post("/v2/keys", json=key).json()["secret"]
     items = [{"key": text}, {"key": text, "cost": 3}, {"key": "x"}, {"key": text, "cost": 0}]
     with server.client(text) as client:
-        told = client.post("/v2/keys/verify-batch", json={"items": items}).json()["items"]
-    remaining = [item["limits"]["remaining"] if "limits" in item else None for item in told]
+        results = client.post("/v2/keys/verify-batch", json={"items": items}).json()["items"]
+    remaining = [item["limits"]["remaining"] if "limits" in item else None for item in results]
     assert remaining == [9, 6, None, 6]
 
 

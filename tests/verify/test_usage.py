@@ -62,11 +62,11 @@ def test_verdicts_are_counted_by_hour_and_only_valid_ones_are_uses(runner: Runne
     assert by_hour(runner.database) == {(500_000, "valid"): 3, (500_001, "not_permitted"): 1}
     with runner.database.usage.connect() as connection:
         use = connection.execute(select(last_used)).one()
-        one = connection.execute(select(callers).where(callers.c.address == "203.0.113.7")).one()
+        row = connection.execute(select(callers).where(callers.c.address == "203.0.113.7")).one()
     assert (use.at, use.address, use.user_agent) == (AT + 5, "203.0.113.8", "curl/8.5.0 (x)")
     assert use.verifications == 3
-    assert (one.product, one.route, one.key_id) == ("curl/8.5.0", "GET /v1", KEY)
-    assert (one.first_at, one.last_at, one[-1]) == (AT, AT + HOUR_MS, 3)
+    assert (row.product, row.route, row.key_id) == ("curl/8.5.0", "GET /v1", KEY)
+    assert (row.first_at, row.last_at, row[-1]) == (AT, AT + HOUR_MS, 3)
 
 
 def test_heavy_callers_are_kept_among_a_thousand_light_ones(runner: Runner) -> None:
@@ -82,10 +82,10 @@ def test_heavy_callers_are_kept_among_a_thousand_light_ones(runner: Runner) -> N
         for usage in usages:
             usage.flush()
         merge_pending(runner.database)
-    found = kept(runner.database)
-    assert len(found) == MOST_CALLERS
-    assert {address: found[address] >= 200 for address in heavy} == dict.fromkeys(heavy, True)
-    assert sum(found.values()) == 20 * (10 * 2 * 5 + 50)
+    counts = kept(runner.database)
+    assert len(counts) == MOST_CALLERS
+    assert {address: counts[address] >= 200 for address in heavy} == dict.fromkeys(heavy, True)
+    assert sum(counts.values()) == 20 * (10 * 2 * 5 + 50)
 
 
 def test_concurrent_writers_lose_nothing_and_do_not_deadlock(runner: Runner) -> None:
@@ -115,7 +115,7 @@ def test_uses_counted_while_a_batch_is_written_are_not_lost(runner: Runner) -> N
 
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(run, n) for n in range(4)]
-        while not all(one.done() for one in running):
+        while not all(row.done() for row in running):
             usage.flush()
     usage.flush()
     assert by_hour(runner.database) == {(500_000, "valid"): 20_000}
@@ -148,8 +148,8 @@ def test_a_failed_write_is_retried_and_counted_once(runner: Runner) -> None:
     usage.flush()
     assert by_hour(runner.database) == {(500_000, "valid"): 2}
     with runner.database.usage.connect() as connection:
-        one = connection.execute(select(callers)).one()
-    assert (one.first_at, one.last_at, one[-1]) == (AT, AT + 3, 2)
+        row = connection.execute(select(callers)).one()
+    assert (row.first_at, row.last_at, row[-1]) == (AT, AT + 3, 2)
 
 
 @pytest.mark.parametrize("table", ["callers", "refused", "hours"])
@@ -277,7 +277,7 @@ def test_evicted_secrets_keep_their_first_use_and_their_key(runner: Runner) -> N
     note(usage, AT + 500, address="10.0.0.69")
     note(usage, AT + 501, address="10.0.1.1")
     usage.flush()
-    found = kept(runner.database)
+    counts = kept(runner.database)
     with runner.database.usage.connect() as connection:
         rows = connection.execute(select(callers).where(callers.c.kid == KID)).all()
     assert len(rows) == MOST_CALLERS
@@ -285,7 +285,7 @@ def test_evicted_secrets_keep_their_first_use_and_their_key(runner: Runner) -> N
     assert sum(row[-1] for row in rows) == MOST_CALLERS + 22
     (last,) = [row for row in rows if row.address == "10.0.0.69"]
     assert (last.first_at, last.last_at) == (AT + 69, AT + 500)
-    assert {"10.0.1.1", "203.0.113.7"} <= set(found)
+    assert {"10.0.1.1", "203.0.113.7"} <= set(counts)
 
 
 def test_memory_is_bounded_and_the_excess_is_counted_as_lost(
