@@ -129,7 +129,7 @@ def test_a_redirect_to_the_metadata_service_is_not_followed(issuer: Issuer) -> N
 
 
 @pytest.mark.parametrize(
-    ("body", "headers", "told"),
+    ("body", "headers", "reason"),
     [
         (b"x" * (MAX_BYTES + 1), {}, "larger than 256 KiB"),
         (
@@ -152,10 +152,10 @@ def test_a_redirect_to_the_metadata_service_is_not_followed(issuer: Issuer) -> N
     ],
 )
 def test_anything_but_a_plain_json_object_is_refused(
-    issuer: Issuer, body: bytes, headers: dict[str, str], told: str
+    issuer: Issuer, body: bytes, headers: dict[str, str], reason: str
 ) -> None:
     issuer.answers["/odd"] = sending(body, headers=headers)
-    assert told in refusal(issuer.url + "/odd")
+    assert reason in refusal(issuer.url + "/odd")
 
 
 def test_brackets_inside_strings_do_not_count_as_nesting(issuer: Issuer) -> None:

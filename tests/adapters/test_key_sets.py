@@ -230,7 +230,7 @@ def test_discovery_leads_to_the_keys(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "reason"),
     [
         ({"issuer": "{}/"}, "another issuer"),
         ({"issuer": None}, "another issuer"),
@@ -241,7 +241,7 @@ def test_discovery_leads_to_the_keys(place: Place) -> None:
     ],
 )
 def test_503_for_an_invalid_discovery_document(
-    place: Place, changed: dict[str, object], told: str
+    place: Place, changed: dict[str, object], reason: str
 ) -> None:
     place.puts("a")
     issuer = place.issuer.url
@@ -253,7 +253,7 @@ def test_503_for_an_invalid_discovery_document(
     url = place.issuer.puts("/.well-known/openid-configuration", document)
     with pytest.raises(KeySetUnavailable) as refused:
         place.kids(KeySource(url, issuer))
-    assert told in refused.value.detail
+    assert reason in refused.value.detail
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ def made(
             owner.delete(f"/v2/keys/{issued['key']['id']}")
         server.stop()
         with open_deployment(config_of(server)):
-            pass  # folds the WAL into the file, so that damaging the file has an effect
+            pass  # folds the WAL into the file, so damaging the file has an effect
         yield server, folder / "copy.wardkey", folder / "spare"
     finally:
         server.kill()

@@ -75,11 +75,11 @@ def test_doctor_finds_no_fault_in_a_healthy_deployment_and_changes_nothing(stopp
 
 
 def test_encryption_at_rest_is_provided_by_wardkey_or_confirmed(stopped: Server) -> None:
-    said = examined(stopped)["encryption at rest"]
+    finding = examined(stopped)["encryption at rest"]
     if not stopped.settings["database_url"]:
-        assert said == "ok: Wardkey encrypts the database's files"
+        assert finding == "ok: Wardkey encrypts the database's files"
         return
-    assert said.startswith("warning: Wardkey does not encrypt PostgreSQL")
+    assert finding.startswith("warning: Wardkey does not encrypt PostgreSQL")
     stopped.settings["database_encrypted_by_operator"] = 1
     assert examined(stopped)["encryption at rest"].startswith("ok: ")
 
@@ -111,9 +111,9 @@ def test_a_broken_audit_chain_is_a_fault_that_names_the_event(stopped: Server) -
             .where(audit_events.c.org_id == "deployment", audit_events.c.seq == 1)
             .values(actor_label="somebody else")
         )
-    said = examined(stopped, 6)["audit"]
-    assert said.startswith("fault: the chain of deployment is broken at event 1: it was edited")
-    assert "`wardkey audit verify --org deployment`" in said
+    finding = examined(stopped, 6)["audit"]
+    assert finding.startswith("fault: the chain of deployment is broken at event 1: it was edited")
+    assert "`wardkey audit verify --org deployment`" in finding
 
 
 def test_a_folder_without_a_deployment_is_a_fault_with_a_fix(tmp_path: Path) -> None:
@@ -132,16 +132,16 @@ def test_doctor_reports_until_when_the_certificate_is_valid(
     data.mkdir(mode=0o700)
     server = Server(data, tls_cert=cert, tls_key=key)
 
-    def said() -> dict[str, str]:
+    def findings() -> dict[str, str]:
         return examined(server, 6)  # the folder contains no deployment
 
-    assert said()["certificate"].startswith("ok: valid until ")
-    assert said()["TLS key"] == "ok: matches the certificate, 0600"
+    assert findings()["certificate"].startswith("ok: valid until ")
+    assert findings()["TLS key"] == "ok: matches the certificate, 0600"
     key.chmod(0o644)
-    assert said()["TLS key"].startswith("warning: ")
+    assert findings()["TLS key"].startswith("warning: ")
     made = ec.generate_private_key(ec.SECP256R1())
     write_key(key, made)
-    assert said()["certificate"].startswith("fault: The TLS key ")
+    assert findings()["certificate"].startswith("fault: The TLS key ")
     for begin, end, state in [
         (-30, 13, "warning: valid until "),
         (-30, -1, "fault: expired at "),
@@ -149,7 +149,7 @@ def test_doctor_reports_until_when_the_certificate_is_valid(
     ]:
         days = timedelta(days=1)
         write_certificate(cert, made, NOW + end * days, NOW + begin * days)
-        assert said()["certificate"].startswith(state)
+        assert findings()["certificate"].startswith(state)
 
 
 def test_doctor_reports_the_organization_that_newcomers_join(stopped: Server) -> None:
@@ -161,14 +161,14 @@ def test_doctor_reports_the_organization_that_newcomers_join(stopped: Server) ->
         "oidc_domains": "acme.example",
     }
     acme = made[0]["id"]
-    for reference, said in (
+    for reference, expected in (
         (acme, "ok: join Acme"),
         ("acme", f"warning: join Acme, found by a slug that its owner can change; set {acme}"),
         ("umbrella", "fault: there is no organization umbrella, so new users can't join"),
     ):
         stopped.settings["oidc_organization"] = reference
         # The issuer is a fault each time, because it does not exist.
-        assert examined(stopped, 6)["newcomers"].startswith(said)
+        assert examined(stopped, 6)["newcomers"].startswith(expected)
 
 
 def test_doctor_checks_the_sign_in_issuer(tmp_path: Path) -> None:

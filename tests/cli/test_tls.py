@@ -98,7 +98,7 @@ def test_unusable_tls_files_are_named_before_anything_is_created(
     cut = tmp_path / "cut.pem"
     cut.write_bytes(good_key.read_bytes()[:100])
     missing = tmp_path / "missing.pem"
-    for cert, key, field, said in [
+    for cert, key, field, reason in [
         (junk, good_key, "tls_cert", f"{junk} contains no PEM certificate"),
         (good_key, good_key, "tls_cert", f"{good_key} contains no PEM certificate"),
         (missing, good_key, "tls_cert", f"{missing} can't be read"),
@@ -113,7 +113,7 @@ def test_unusable_tls_files_are_named_before_anything_is_created(
         with pytest.raises(InvalidSetting) as refused:
             check_tls(load_config({}, {"tls_cert": str(cert), "tls_key": str(key)}))
         assert refused.value.field == field
-        assert said in refused.value.detail
+        assert reason in refused.value.detail
     for half in ("tls_cert", "tls_key"):
         with pytest.raises(InvalidSetting, match="needs both"):
             check_tls(load_config({}, {half: str(good_cert)}))

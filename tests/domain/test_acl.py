@@ -250,7 +250,7 @@ def test_no_variable_value_reaches_beyond_its_own_level(value: str, topic: str) 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a/{user}", r"\{user\} at position 3 is not a variable"),
         ("{org}/{claim}", r"\{claim\} at position 7 is not a variable"),
@@ -268,8 +268,8 @@ def test_no_variable_value_reaches_beyond_its_own_level(value: str, topic: str) 
         ("{claim." + "a" * 64 + "}/" * 20, "longer than|not part of a variable"),
     ],
 )
-def test_an_invalid_rule_filter_is_refused_with_the_position(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_rule_filter_is_refused_with_the_position(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         clean_rule_filter(text)
 
 
@@ -364,8 +364,8 @@ def test_the_broker_enforces_the_rules(
     known = RuleSet(rules)
     may = compile_subjects(rules, actor)
     for topic in TOPICS:
-        told = nats_allows(may.publish_allow, may.publish_deny, to_subject(topic))
-        assert told == known.decide(actor, Action.PUBLISH, topic).allowed, topic
+        allowed = nats_allows(may.publish_allow, may.publish_deny, to_subject(topic))
+        assert allowed == known.decide(actor, Action.PUBLISH, topic).allowed, topic
     readable = {t for t in TOPICS if known.decide(actor, Action.SUBSCRIBE, t).allowed}
     for pattern in [*asked, "#", "+", "a/#", "a/+", "+/#"]:
         got = broker_delivers(may, pattern, TOPICS)

@@ -174,20 +174,20 @@ def test_an_audience_of_another_type_is_ignored(bad: object) -> None:
             check_claims(token_rules(OIDC), claims_of("oidc", aud=bad, **more), NOW)
 
 
-@pytest.mark.parametrize("told", [True, "true"])
-def test_the_configured_claim_decides_whether_an_address_is_verified(told: object) -> None:
+@pytest.mark.parametrize("value", [True, "true"])
+def test_the_configured_claim_decides_whether_an_address_is_verified(value: object) -> None:
     mapping = ClaimMapping(verified_email_only=True, email_verified="https://a.example/proven")
     claims = claims_of("oidc", email="ada@acme.example", email_verified=True)
     for proof in ({}, *({"https://a.example/proven": no} for no in (None, 1, "True", [True]))):
         with pytest.raises(ClaimMissing) as refused:
             identity_of(mapping, {**claims, **proof})
         assert refused.value.field == "https://a.example/proven"
-    assert identity_of(mapping, {**claims, "https://a.example/proven": told}).email_verified
+    assert identity_of(mapping, {**claims, "https://a.example/proven": value}).email_verified
 
 
 def test_an_audience_may_be_a_string_or_in_a_list() -> None:
-    for told in ("app", ["app"], ["x", "app"]):
-        check_claims(token_rules(OIDC), claims_of("oidc", aud=told), NOW)
+    for audience in ("app", ["app"], ["x", "app"]):
+        check_claims(token_rules(OIDC), claims_of("oidc", aud=audience), NOW)
 
 
 def test_an_identity_is_read_from_the_mapped_claims() -> None:

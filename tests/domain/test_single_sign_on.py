@@ -73,13 +73,13 @@ def test_only_addresses_of_the_listed_domains_are_accepted() -> None:
 def test_an_old_sign_in_is_refused_if_the_issuer_reports_its_time() -> None:
     check_fresh({}, 100_000, 43_200)
     check_fresh({"auth_time": 100_000 - 43_200}, 100_000, 43_200)
-    for told in (100_000 - 43_261, None, "now"):
+    for auth_time in (100_000 - 43_261, None, "now"):
         with pytest.raises(SignInFailed, match="sign out there"):
-            check_fresh({"auth_time": told}, 100_000, 43_200)
+            check_fresh({"auth_time": auth_time}, 100_000, 43_200)
 
 
-@pytest.mark.parametrize("told", [None, "now", 1_000 - CONFIRMED_S - 61])
-def test_an_old_sign_in_confirms_nothing(told: object) -> None:
+@pytest.mark.parametrize("auth_time", [None, "now", 1_000 - CONFIRMED_S - 61])
+def test_an_old_sign_in_confirms_nothing(auth_time: object) -> None:
     with pytest.raises(SignInFailed, match="nothing is confirmed"):
-        check_confirmed({"auth_time": told}, 1_000)
+        check_confirmed({"auth_time": auth_time}, 1_000)
     check_confirmed({"auth_time": 1_000 - CONFIRMED_S}, 1_000)

@@ -126,7 +126,7 @@ def test_a_valid_topic_is_unchanged(topic: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "empty"),
         ("a b", "U+0020 at position 2"),
@@ -142,24 +142,26 @@ def test_a_valid_topic_is_unchanged(topic: str) -> None:
         ("/" * MOST_LEVELS, "more than 64 levels"),
     ],
 )
-def test_topics_that_the_broker_rejects_are_refused_with_the_position(text: str, told: str) -> None:
+def test_topics_that_the_broker_rejects_are_refused_with_the_position(
+    text: str, message: str
+) -> None:
     for check in (clean_topic, clean_filter):
-        with pytest.raises(ValueError, match=told.replace("+", r"\+")) as caught:
+        with pytest.raises(ValueError, match=message.replace("+", r"\+")) as caught:
             check(text)
         assert str(caught.value).endswith(".")
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("a/+", r"\+ at position 3"), ("#", "# at position 1"), ("a/b#", "# at position 4")],
 )
-def test_a_topic_with_a_wildcard_is_refused_with_the_position(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_topic_with_a_wildcard_is_refused_with_the_position(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         clean_topic(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("#/a", "# at position 1"),
         ("a/#/b", "# at position 3"),
@@ -170,8 +172,8 @@ def test_a_topic_with_a_wildcard_is_refused_with_the_position(text: str, told: s
         ("a/++", r"\+ at position 3"),
     ],
 )
-def test_a_misplaced_wildcard_is_refused_with_the_position(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_misplaced_wildcard_is_refused_with_the_position(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         clean_filter(text)
 
 

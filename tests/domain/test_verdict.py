@@ -48,13 +48,13 @@ PAGE = replace(
 )
 
 
-def judged(known: KnownSecret = PLAIN, now: int = NOW, **asked: Any) -> str:  # noqa: ANN401
+def verdict_of(known: KnownSecret = PLAIN, now: int = NOW, **asked: Any) -> str:  # noqa: ANN401
     return str(decide(known, VerificationRequest("sk_live_…", **asked), now))
 
 
 def test_a_key_without_restrictions_is_valid_for_a_plain_request() -> None:
-    assert judged() == "valid"
-    assert judged(PAGE) == "valid"
+    assert verdict_of() == "valid"
+    assert verdict_of(PAGE) == "valid"
 
 
 # --- the order of the reasons ----------------------------------------------------------------
@@ -80,14 +80,14 @@ def test_the_first_reason_in_order_takes_precedence(first: str) -> None:
     for _, state, question in CAUSES[NAMES.index(first) :]:
         known = replace(known, **state)
         asked |= question
-    assert judged(known, **asked) == first
+    assert verdict_of(known, **asked) == first
 
 
 @pytest.mark.parametrize(("name", "state", "question"), CAUSES, ids=NAMES)
 def test_each_reason_alone_gives_its_verdict(
     name: str, state: dict[str, Any], question: dict[str, Any]
 ) -> None:
-    assert judged(replace(PLAIN, **state), **question) == name
+    assert verdict_of(replace(PLAIN, **state), **question) == name
 
 
 # --- revoked, expired, disabled --------------------------------------------------------------
@@ -97,25 +97,25 @@ def test_each_reason_alone_gives_its_verdict(
 @pytest.mark.parametrize("what", ["key_revoked_at", "secret_revoked_at"])
 def test_a_revocation_counts_even_if_its_time_is_ahead_of_the_clock(what: str, at: int) -> None:
     changes: dict[str, Any] = {what: at}
-    assert judged(replace(PLAIN, **changes)) == "revoked"
+    assert verdict_of(replace(PLAIN, **changes)) == "revoked"
 
 
 @pytest.mark.parametrize("at", [0, NOW + 1])
 def test_a_disabled_key_is_refused_whenever_it_was_disabled(at: int) -> None:
-    assert judged(replace(PLAIN, key_disabled_at=at)) == "disabled"
+    assert verdict_of(replace(PLAIN, key_disabled_at=at)) == "disabled"
 
 
 def test_the_keys_of_a_suspended_organization_are_disabled() -> None:
-    assert judged(replace(PLAIN, org_stopped=True)) == "disabled"
+    assert verdict_of(replace(PLAIN, org_stopped=True)) == "disabled"
 
 
 @pytest.mark.parametrize("what", ["key_expires_at", "secret_expires_at"])
 def test_an_expiry_is_exact_to_the_millisecond(what: str) -> None:
     changes: dict[str, Any] = {what: NOW}
     known = replace(PLAIN, **changes)
-    assert judged(known, NOW - 1) == "valid"
-    assert judged(known, NOW) == "expired"
-    assert judged(known, NOW + 1) == "expired"
+    assert verdict_of(known, NOW - 1) == "valid"
+    assert verdict_of(known, NOW) == "expired"
+    assert verdict_of(known, NOW + 1) == "expired"
 
 
 @pytest.mark.parametrize(
@@ -134,20 +134,20 @@ def test_the_earlier_of_grace_and_expiry_ends_a_secret(
 
 @pytest.mark.parametrize("name", ["org_1", "acme", ""])
 def test_an_organization_is_identified_by_id_or_slug(name: str) -> None:
-    assert judged(organization=name) == "valid"
+    assert verdict_of(organization=name) == "valid"
 
 
 @pytest.mark.parametrize("name", ["org_2", "Acme", "acm", "acme ", "org_1,acme"])
 def test_a_key_is_unknown_in_another_organization(name: str) -> None:
-    assert judged(organization=name) == "unknown"
+    assert verdict_of(organization=name) == "unknown"
 
 
 @pytest.mark.parametrize("asked", Environment)
 @pytest.mark.parametrize("held", Environment)
 def test_a_key_is_valid_only_in_its_own_environment(held: Environment, asked: Environment) -> None:
     known = replace(PLAIN, environment=held)
-    assert (judged(known, environment=asked) == "valid") == (held is asked)
-    assert judged(known, environment=None) == "valid"
+    assert (verdict_of(known, environment=asked) == "valid") == (held is asked)
+    assert verdict_of(known, environment=None) == "valid"
 
 
 @pytest.mark.parametrize("asked", KeyType)
@@ -156,11 +156,11 @@ def test_a_key_of_another_type_than_required_is_not_permitted(
     held: KeyType, asked: KeyType
 ) -> None:
     known = replace(PLAIN, type=held)
-    assert judged(known, type=asked) == ("valid" if held is asked else "not_permitted")
+    assert verdict_of(known, type=asked) == ("valid" if held is asked else "not_permitted")
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "expected"),
     [
         ((), "valid"),
         (("keys:read",), "valid"),
@@ -171,12 +171,12 @@ def test_a_key_of_another_type_than_required_is_not_permitted(
         (("",), "not_permitted"),
     ],
 )
-def test_every_required_permission_must_be_held(asked: tuple[str, ...], told: str) -> None:
-    assert judged(permissions=asked) == told
+def test_every_required_permission_must_be_held(asked: tuple[str, ...], expected: str) -> None:
+    assert verdict_of(permissions=asked) == expected
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "expected"),
     [
         ("192.0.2.0", "valid"),
         ("192.0.2.255", "valid"),
@@ -189,10 +189,10 @@ def test_every_required_permission_must_be_held(asked: tuple[str, ...], told: st
         ("no address", "address_not_allowed"),
     ],
 )
-def test_a_key_bound_to_networks_is_valid_only_from_them(address: str, told: str) -> None:
+def test_a_key_bound_to_networks_is_valid_only_from_them(address: str, expected: str) -> None:
     bound = replace(PLAIN, networks=parse_networks(["192.0.2.0/24", "2001:db8::/32"]))
-    assert judged(bound, address=address) == told
-    assert judged(address=address) == "valid"
+    assert verdict_of(bound, address=address) == expected
+    assert verdict_of(address=address) == "valid"
 
 
 # --- browsers --------------------------------------------------------------------------------
@@ -200,15 +200,15 @@ def test_a_key_bound_to_networks_is_valid_only_from_them(address: str, told: str
 
 @pytest.mark.parametrize("asked", [{"browser": True}, {"origin": "https://app.example.com"}])
 def test_a_secret_key_is_never_valid_from_a_browser(asked: dict[str, Any]) -> None:
-    assert judged(**asked) == "origin_not_allowed"
-    assert judged(replace(PLAIN, allow_native=True), **asked) == "origin_not_allowed"
+    assert verdict_of(**asked) == "origin_not_allowed"
+    assert verdict_of(replace(PLAIN, allow_native=True), **asked) == "origin_not_allowed"
 
 
 BOUND = ("https://app.example.com", "https://*.example.org", "http://localhost:3000")
 
 
 @pytest.mark.parametrize(
-    ("origins", "native", "origin", "told"),
+    ("origins", "native", "origin", "expected"),
     [
         ((), False, "", "valid"),
         ((), False, "https://anywhere.example.net", "valid"),
@@ -228,10 +228,10 @@ BOUND = ("https://app.example.com", "https://*.example.org", "http://localhost:3
 )
 @pytest.mark.parametrize("browser", [True, False])
 def test_a_publishable_key_is_valid_from_its_origins_and_natively_if_allowed(
-    *, origins: tuple[str, ...], native: bool, origin: str, told: str, browser: bool
+    *, origins: tuple[str, ...], native: bool, origin: str, expected: str, browser: bool
 ) -> None:
     known = replace(PAGE, origins=origins, allow_native=native)
-    assert judged(known, origin=origin, browser=browser) == told
+    assert verdict_of(known, origin=origin, browser=browser) == expected
 
 
 # --- comparison with an exhaustive model -----------------------------------------------------
@@ -336,51 +336,53 @@ def test_the_verdict_is_the_first_applicable_reason(
 # --- errors ----------------------------------------------------------------------------------
 
 
-def said(verdict: Verdict, known: KnownSecret | None = PLAIN, **asked: Any) -> WardkeyError:  # noqa: ANN401
+def error_for(verdict: Verdict, known: KnownSecret | None = PLAIN, **asked: Any) -> WardkeyError:  # noqa: ANN401
     return failure_of(verdict, known, VerificationRequest("sk_live_…", **asked), 1.5)
 
 
 def test_every_verdict_but_valid_has_an_error_with_its_own_code() -> None:
-    codes = {verdict: said(verdict).code for verdict in Verdict if verdict is not Verdict.VALID}
+    codes = {
+        verdict: error_for(verdict).code for verdict in Verdict if verdict is not Verdict.VALID
+    }
     changed = {"rate_limited": "rate_limit_exceeded", "origin_not_allowed": "secret_key_in_browser"}
     assert codes == {v: changed.get(v, str(v)) for v in Verdict if v is not Verdict.VALID}
 
 
 @pytest.mark.parametrize("verdict", [v for v in Verdict if v is not Verdict.VALID])
 def test_an_unauthenticated_caller_learns_only_that_the_key_is_not_valid(verdict: Verdict) -> None:
-    told = {Verdict.MALFORMED: "malformed", Verdict.RATE_LIMITED: "too_many_attempts"}
-    assert said(verdict, None).code == told.get(verdict, "unknown")
+    revealed = {Verdict.MALFORMED: "malformed", Verdict.RATE_LIMITED: "too_many_attempts"}
+    assert error_for(verdict, None).code == revealed.get(verdict, "unknown")
 
 
 def test_a_wrong_environment_names_both_and_the_prefix() -> None:
-    failure = said(Verdict.WRONG_ENVIRONMENT, environment=Environment.TEST)
+    failure = error_for(Verdict.WRONG_ENVIRONMENT, environment=Environment.TEST)
     assert failure.detail == (
         "This is a live key (sk_live_7QdR…), but test is required; use the test key."
     )
 
 
 def test_a_publishable_key_used_as_a_secret_key_gets_an_explanation() -> None:
-    failure = said(Verdict.NOT_PERMITTED, PAGE, type=KeyType.SECRET)
+    failure = error_for(Verdict.NOT_PERMITTED, PAGE, type=KeyType.SECRET)
     assert failure.code == "secret_key_required"
     assert "(pk_)" in failure.detail
-    failure = said(Verdict.NOT_PERMITTED, PLAIN, type=KeyType.PUBLISHABLE)
+    failure = error_for(Verdict.NOT_PERMITTED, PLAIN, type=KeyType.PUBLISHABLE)
     assert failure.code == "not_permitted"
     assert "(sk_)" in failure.detail
 
 
 def test_missing_permissions_are_named_with_who_can_grant_them() -> None:
-    failure = said(Verdict.NOT_PERMITTED, permissions=("keys:read", "acl:write", "acl:read"))
+    failure = error_for(Verdict.NOT_PERMITTED, permissions=("keys:read", "acl:write", "acl:read"))
     assert failure.needs == "acl:write"
     assert failure.detail == "The key lacks acl:write; an admin of Acme can grant it."
 
 
 def test_a_publishable_key_from_an_unlisted_origin_is_not_called_leaked() -> None:
-    assert said(Verdict.ORIGIN_NOT_ALLOWED, PAGE).code == "origin_not_allowed"
+    assert error_for(Verdict.ORIGIN_NOT_ALLOWED, PAGE).code == "origin_not_allowed"
 
 
 def test_a_rate_limited_caller_gets_the_wait() -> None:
     limited = replace(PLAIN, rate=RateLimit(1, 60_000, 1))
-    assert said(Verdict.RATE_LIMITED, limited).retry_after_s == 1.5
+    assert error_for(Verdict.RATE_LIMITED, limited).retry_after_s == 1.5
 
 
 def test_the_repr_of_a_request_omits_the_key() -> None:

@@ -350,11 +350,11 @@ def test_503_expensive_requests_are_limited_and_do_not_delay_others(
         answers = [answer_of(line) for line in lines]
     assert {status for status, _, _ in answers} == {200, 503}
     for status, head, body in answers:
-        told = json.loads(body)
+        document = json.loads(body)
         if status == 200:
-            assert told.get("holds", True) is True
+            assert document.get("holds", True) is True
         else:
-            assert told["code"] == "overloaded"
+            assert document["code"] == "overloaded"
             assert "retry-after: " in head
     with connections(tenants.server, 1) as lines:
         send_at_once(lines, [ask])

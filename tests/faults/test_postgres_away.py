@@ -19,8 +19,8 @@ def own_postgres() -> Iterator[Postgres]:
 
 def ask(client: httpx.Client, method: str, path: str, body: object = None) -> tuple[int, str]:
     answer = client.request(method, path, json=body)
-    told = answer.json()
-    return answer.status_code, told.get("code", "") if isinstance(told, dict) else ""
+    document = answer.json()
+    return answer.status_code, document.get("code", "") if isinstance(document, dict) else ""
 
 
 @pytest.mark.parametrize("how", ["stop", "crash"])

@@ -94,7 +94,7 @@ class Postgres:
             "unix_socket_directories": "",
             "max_connections": "200",
             "shared_buffers": "32MB",
-            # Files in the data folder, so that even a killed server leaves nothing behind.
+            # Files in the data folder, so even a killed server leaves nothing behind.
             "dynamic_shared_memory_type": "mmap",
         }
         if not self._durable:

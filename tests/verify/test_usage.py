@@ -115,7 +115,7 @@ def test_uses_counted_while_a_batch_is_written_are_not_lost(runner: Runner) -> N
 
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(run, n) for n in range(4)]
-        while not all(row.done() for row in running):
+        while not all(future.done() for future in running):
             usage.flush()
     usage.flush()
     assert by_hour(runner.database) == {(500_000, "valid"): 20_000}
