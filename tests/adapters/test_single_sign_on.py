@@ -58,7 +58,7 @@ def test_a_sign_in_returns_the_user_with_a_verified_address(
         assert identity.subject
 
 
-def test_a_code_works_once_and_only_for_the_browser_that_began(public: OidcProvider) -> None:
+def test_a_code_works_once_and_only_with_its_verifier(public: OidcProvider) -> None:
     issuer = issuer_at(public)
     address = issuer.authorization_url("of-a-test", "once", VERIFIER, 43_200)
     parameters = public.visit(address, ADMIN, PASSWORD)

@@ -67,7 +67,7 @@ class MockIssuer:
         return _line(self.process)
 
     def start(self) -> None:
-        """Listen, on the same port as before."""
+        """Listen; after a stop, on the same port again."""
         self.url = self.ask("start")["url"]
 
     def stop(self) -> None:

@@ -243,7 +243,7 @@ class Postgres:
 
 
 def _binaries() -> Path:
-    """Return the programs of Debian's newest PostgreSQL, or of the one on PATH."""
+    """Return the program folder of Debian's newest PostgreSQL, or of the one on PATH."""
     installed = Path("/usr/lib/postgresql").glob("*/bin/postgres")
     newest = max(installed, key=lambda path: float(path.parts[-3]), default=None)
     program = newest or shutil.which("postgres")
