@@ -44,7 +44,7 @@ def test_a_killed_verifier_is_waited_for_once(database: Database) -> None:
     assert (first.reach, second.reach) == (Reach.EVERYWHERE, Reach.EVERYWHERE)
 
 
-def test_staleness_of_a_killed_verifier_ends_when_its_lease_does(
+def test_bounded_staleness_ends_once_a_killed_verifier_cannot_answer(
     database: Database,
 ) -> None:
     leave_behind(database, max_staleness_ms=1_000)

@@ -115,19 +115,19 @@ def test_a_secret_is_rehashed_once_after_a_pepper_change(
     made, unused = issue(runner, owner, "live-used"), issue(runner, owner, "live-unused")
     text = made.secret.text
     take_another_pepper(runner)
-    one, other = begin(), begin()
-    assert [verdict(context, text) for context in (one, other, one)] == ["valid"] * 3
+    first, second = begin(), begin()
+    assert [verdict(context, text) for context in (first, second, first)] == ["valid"] * 3
     statements = written(runner)
-    _rehash(one)
+    _rehash(first)
     assert statements == ["UPDATE secrets", "UPDATE imported"]
     assert stored(runner, made.kid) == (2, runner.database.vault.digest(text, 2))
     assert stored(runner, unused.kid)[0] == 1
-    # The other process queued it too, and finds it done.
-    _rehash(other)
+    # The second process queued it too, and finds it done.
+    _rehash(second)
     after = stored(runner, made.kid)
     statements.clear()
     for _ in range(2):
-        for context in (one, other):
+        for context in (first, second):
             assert verdict(context, text) == "valid"
             _rehash(context)
     assert statements == []
@@ -192,8 +192,8 @@ def test_a_login_rehashes_a_generated_password_once(
     process = begin()
 
     def opens(name: str) -> bool:
-        one = made[name]
-        wire, password = one.client.mqtt_username, one.password or ""
+        login = made[name]
+        wire, password = login.client.mqtt_username, login.password or ""
         return find_login(runner.database, process.verified, wire, password) is not None
 
     def versions() -> dict[str, int]:
