@@ -1,4 +1,4 @@
-"""The wheel alone, in a clean environment, is all that `wardkey up` needs."""
+"""`wardkey up` needs only the wheel in a clean environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def find_python(version: str) -> str:
-    """Return a Python of that version, on PATH or among pyenv's; empty without one."""
+    """Return the path of a Python version, from PATH or pyenv; empty if not installed."""
     found = shutil.which(f"python{version}")
     installed = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
     return str(installed[-1]) if installed else found or ""

@@ -15,8 +15,8 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
-from tests.outside.issuer import issuing
-from tests.outside.test_tokens import b64, signed
+from tests.adapters.issuer import issuing
+from tests.adapters.test_tokens import b64, signed
 from tests.support.database import everything_stored
 from tests.support.issuers import CLIENT, MockIssuer, mock_issuer, oidc_provider
 from tests.support.server import Server, running

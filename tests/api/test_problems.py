@@ -12,7 +12,7 @@ import pytest
 from joserfc.jwk import OctKey
 from sqlalchemy import text, update
 
-from tests.outside.test_tokens import signed
+from tests.adapters.test_tokens import signed
 from tests.support.database import database_of
 from tests.support.server import PASSWORD, Server
 from wardkey.actions.accounts import organizations
@@ -410,7 +410,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "audit_broken": ("audit", "verify"),
 }
 
-UNSAFE = "cli/test_up.py::test_what_is_unsafe_or_unknown_is_refused_and_makes_nothing"
+UNSAFE = "cli/test_up.py::test_unsafe_and_unknown_settings_are_refused_and_create_nothing"
 BAD_MESSAGE = "messaging/test_publish.py::test_bad_input_is_refused_with_a_sentence"
 BROKER_AWAY = "messaging/test_publish.py::test_503_while_the_broker_is_away_and_nothing_was_sent"
 ELSEWHERE = {
@@ -428,9 +428,8 @@ ELSEWHERE = {
     "publish_unconfirmed": BROKER_AWAY,
     "broker_unreachable": "messaging/test_publish.py::test_503_where_the_broker_was_never_there",
     "broker_full": "faults/test_broker.py::"
-    "test_503_while_the_brokers_disk_is_full_and_works_again_after",
-    "unsafe_broker": "cli/test_up.py::"
-    "test_a_broker_is_never_spoken_to_in_the_clear_beyond_this_machine",
+    "test_503_while_the_broker_disk_is_full_and_publishing_recovers",
+    "unsafe_broker": "cli/test_up.py::test_a_remote_broker_is_never_reached_without_tls",
     "messaging_off": "messaging/test_publish.py::test_messaging_that_is_left_out_is_said",
     "client_id_not_found": "messaging/test_client_ids.py::"
     "test_a_client_id_is_listed_and_freed_by_hand",
@@ -458,38 +457,37 @@ ELSEWHERE = {
     "form_sent_before": "browser/test_keys.py::test_a_form_sent_twice_creates_one_key",
     "browser_session_not_found": "browser/test_sign_in.py::test_sessions_are_listed_and_ended",
     "expired": "api/test_verify.py::test_expiry_and_grace_period_end_at_their_second",
-    "storage_full": "cli/test_up.py::test_a_full_disk_refuses_writes_and_verdicts_go_on",
+    "storage_full": "cli/test_up.py::test_verification_continues_while_a_full_disk_refuses_writes",
     "storage_unreachable": "faults/test_postgres_away.py::"
-    "test_503_while_postgresql_is_away_and_nothing_is_half_done",
+    "test_503_while_postgresql_is_down_and_nothing_is_half_done",
     "verifier_unavailable": "faults/test_postgres_away.py::"
-    "test_503_while_postgresql_is_away_and_nothing_is_half_done",
+    "test_503_while_postgresql_is_down_and_nothing_is_half_done",
     "unknown_setting": UNSAFE,
     "invalid_setting": UNSAFE,
     "unsafe_listen": UNSAFE,
     "unsafe_database": UNSAFE,
-    "wrong_master_key": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_told",
-    "master_key_missing": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_told",
-    "invalid_master_key": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_told",
-    "master_key_not_kept": "cli/test_master_key.py::"
-    "test_a_kept_key_is_removed_once_that_is_confirmed",
-    "server_not_running": "cli/test_reload.py::test_reload_says_so_where_no_server_runs",
+    "wrong_master_key": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_reported",
+    "master_key_missing": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_reported",
+    "invalid_master_key": "cli/test_up.py::test_a_wrong_or_missing_master_key_is_reported",
+    "master_key_not_kept": "cli/test_master_key.py::test_a_kept_key_is_removed_after_confirmation",
+    "server_not_running": "cli/test_reload.py::test_reload_reports_that_no_server_is_running",
     "reload_refused": "cli/test_reload.py::"
-    "test_a_renewal_that_does_not_fit_is_refused_and_the_old_one_goes_on",
-    "database_newer": "cli/test_up.py::test_a_database_of_a_newer_version_is_told",
-    "unwritable_file": "cli/test_backup.py::test_a_backup_does_not_replace_a_file_unless_told_to",
+    "test_a_mismatched_certificate_is_refused_and_the_old_one_stays",
+    "database_newer": "cli/test_up.py::test_a_database_of_a_newer_version_is_reported",
+    "unwritable_file": "cli/test_backup.py::test_a_backup_does_not_replace_a_file_without_force",
     "invalid_backup": "cli/test_backup.py::test_a_damaged_backup_is_refused_and_nothing_changes",
     "revocations_unknown": "cli/test_backup.py::"
     "test_without_a_readable_database_revocations_are_unknown",
     "still_in_use": "api/test_rotations.py::"
     "test_409_finish_names_the_callers_and_revoke_is_never_blocked",
     "not_confirmed": "cli/test_operator.py::"
-    "test_a_confirmation_that_is_declined_changes_nothing_and_says_so",
+    "test_a_declined_confirmation_changes_nothing_and_says_so",
     "metrics_off": "api/test_metrics.py::test_metrics_are_off_without_a_token",
     "wrong_metrics_token": "api/test_metrics.py::test_metrics_require_the_right_token",
     "operator_only": "api/test_problems.py::test_only_the_operator_creates_organizations",
     "internal_error": "api/test_problems.py::test_500_an_unexpected_error_is_logged_with_its_id",
     "overloaded": "faults/test_costly.py::"
-    "test_503_many_sign_ins_at_once_take_bounded_memory_and_hold_up_nobody",
+    "test_503_many_sign_ins_at_once_use_bounded_memory_and_delay_no_other_request",
     "storage_busy": "api/test_problems.py::test_503_while_the_database_is_locked",
     "database_damaged": "api/test_problems.py::test_every_command_reports_a_damaged_file",
     "unhealthy_deployment": "api/test_problems.py::test_every_command_reports_a_damaged_file",

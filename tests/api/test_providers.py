@@ -10,8 +10,8 @@ import httpx2 as httpx
 import pytest
 from joserfc.jwk import OctKey, RSAKey
 
-from tests.outside.issuer import issuing
-from tests.outside.test_tokens import signed
+from tests.adapters.issuer import issuing
+from tests.adapters.test_tokens import signed
 from tests.support.database import everything_stored
 from tests.support.issuers import CLIENT, MockIssuer, mock_issuer
 from tests.support.server import Server, running

@@ -8,8 +8,8 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey
 
+from tests.adapters.issuer import Issuer, issuing
 from tests.browser.conftest import Enter, Site, hidden_part, passes, site_in
-from tests.outside.issuer import Issuer, issuing
 from tests.support.mqtt import connected
 from tests.support.server import wait_until
 

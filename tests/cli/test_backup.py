@@ -40,7 +40,7 @@ from wardkey.deployment import open_deployment
 from wardkey.domain.errors import InvalidBackup
 from wardkey.domain.principal import operator
 
-# Ends the process as kill -9 does when the database is told something for the nth time.
+# Ends the process as kill -9 does at the nth database call.
 CRASH = """
 import os, sys
 from sqlalchemy import Engine, event
@@ -83,7 +83,7 @@ HOOK_TOKEN = {
 
 @dataclass
 class Shop:
-    """A running deployment whose secrets are known by the names of their keys."""
+    """A running deployment and its secrets by key name."""
 
     server: Server
     ids: dict[str, str]
@@ -103,7 +103,7 @@ class Shop:
         return str(answer.json()["code"])
 
 
-def told(done: subprocess.CompletedProcess[str], code: int = 0) -> Any:  # noqa: ANN401 - JSON values
+def result_of(done: subprocess.CompletedProcess[str], code: int = 0) -> Any:  # noqa: ANN401 - JSON values
     assert done.returncode == code, done.stdout + done.stderr
     if code == 0:
         return json.loads(done.stdout)
@@ -112,7 +112,7 @@ def told(done: subprocess.CompletedProcess[str], code: int = 0) -> Any:  # noqa:
 
 
 def holds(runner: Runner) -> bool:
-    """Whether every chain of the deployment verifies."""
+    """Return whether every audit chain of the deployment verifies."""
     with runner.database.read() as tx:
         chains = tx.connection.execute(select(audit_heads.c.org_id)).scalars().all()
     return all(verify_chain(runner.database, operator(), org_id)[1] == [] for org_id in chains)
@@ -134,7 +134,7 @@ def shop(start: Callable[..., Server], storage_url: str) -> Shop:
 
 
 def remove_viewer(owner: httpx.Client) -> str:
-    """Remove the only viewer; return their id."""
+    """Remove the only viewer and return their id."""
     members = owner.get("/v2/members").json()["members"]
     viewer: str = next(one["user_id"] for one in members if one["role"] == "viewer")
     assert owner.delete(f"/v2/members/{viewer}").status_code in (200, 204)
@@ -148,7 +148,7 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
         owner.post("/v2/invitations", json={"email": "gone@acme.example", "role": "admin"})
         server.person("viewer").close()
         hook = json.loads(server.cli_here("hook", "create", "emqx", "--json").stdout)
-        made = told(server.cli("backup", str(file), "--json"))
+        made = result_of(server.cli("backup", str(file), "--json"))
         assert made["rows"]["keys"] == 7
         assert file.stat().st_mode & 0o777 == 0o600
         receipt = owner.post(
@@ -171,11 +171,11 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
         assert server.cli_here("hook", "revoke", hook["kid"]).exit_code == 0
         viewer = remove_viewer(owner)
         credential = owner.headers["authorization"]
-    old = told(server.cli("restore", str(file), "--json"), 6)
+    old = result_of(server.cli("restore", str(file), "--json"), 6)
     assert old == "already_running"
     server.stop()
 
-    done = told(server.cli("restore", str(file), "--json"))
+    done = result_of(server.cli("restore", str(file), "--json"))
 
     carried = {(item["action"], item["target"]["id"]) for item in done["carried_over"]}
     assert {
@@ -226,7 +226,7 @@ def test_restore_revives_nothing_that_narrowed_since_the_backup(shop: Shop, tmp_
         assert holds(runner)
 
 
-def test_a_backup_made_while_keys_are_issued_is_of_one_moment(shop: Shop, tmp_path: Path) -> None:
+def test_a_backup_taken_while_keys_are_issued_is_consistent(shop: Shop, tmp_path: Path) -> None:
     stop, made = threading.Event(), threading.Semaphore(0)
     files = [tmp_path / f"copy-{n}.wardkey" for n in range(2)]
 
@@ -246,7 +246,7 @@ def test_a_backup_made_while_keys_are_issued_is_of_one_moment(shop: Shop, tmp_pa
             while made.acquire(blocking=False):
                 pass
             assert made.acquire(timeout=20)
-            told(shop.server.cli("backup", str(file), "--json"))
+            result_of(shop.server.cli("backup", str(file), "--json"))
     finally:
         stop.set()
         issuing.join()
@@ -296,7 +296,7 @@ def test_a_backup_moves_a_deployment_to_the_other_storage(
         )
         assert made.status_code == 201, made.text
         before = owner.get("/v2/keys").json()["keys"]
-    told(source.cli("backup", str(file), "--json"))
+    result_of(source.cli("backup", str(file), "--json"))
     source.stop()
     other = ""
     if not source.settings.get("database_url"):
@@ -304,10 +304,10 @@ def test_a_backup_moves_a_deployment_to_the_other_storage(
     there = Server(tmp_path / "there", database_url=other)
     there.data_dir.mkdir(mode=0o700)
     accept = "--accept-lost-revocations"
-    assert told(there.cli("restore", str(file), accept), 6) == "master_key_missing"
+    assert result_of(there.cli("restore", str(file), accept), 6) == "master_key_missing"
     shutil.copy(source.data_dir / "master.key", there.data_dir)
-    assert told(there.cli("restore", str(file)), 6) == "revocations_unknown"
-    done = told(there.cli("restore", str(file), accept, "--json"))
+    assert result_of(there.cli("restore", str(file)), 6) == "revocations_unknown"
+    done = result_of(there.cli("restore", str(file), accept, "--json"))
     assert (done["carried_over"], done["lost"]) == ([], [])
 
     moved = start(there.data_dir, database_url=other)
@@ -322,18 +322,18 @@ def test_a_backup_moves_a_deployment_to_the_other_storage(
 def made(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Server, Path, Path]]:
-    """Make a stopped embedded deployment, with a backup made before a key was revoked."""
+    """Create a stopped deployment on SQLite, with a backup from before a key was revoked."""
     folder = tmp_path_factory.mktemp("made")
     server = Server(folder / "data")
     server.start()
     try:
         with server.owner() as owner:
             issued = owner.post("/v2/keys", json={"name": "k", "type": "secret"}).json()
-            told(server.cli("backup", str(folder / "copy.wardkey"), "--json"))
+            result_of(server.cli("backup", str(folder / "copy.wardkey"), "--json"))
             owner.delete(f"/v2/keys/{issued['key']['id']}")
         server.stop()
         with open_deployment(config_of(server)):
-            pass  # folds the WAL into the file, so that damage to the file is damage indeed
+            pass  # folds the WAL into the file, so damaging the file has an effect
         yield server, folder / "copy.wardkey", folder / "spare"
     finally:
         server.kill()
@@ -341,7 +341,7 @@ def made(
 
 @pytest.fixture
 def stopped(made: tuple[Server, Path, Path], tmp_path: Path) -> tuple[Server, Path]:
-    """Copy that deployment for one test."""
+    """Copy the shared deployment for a single test."""
     server, file, _ = made
     shutil.copytree(server.data_dir, tmp_path / "data")
     shutil.copy(file, tmp_path / "copy.wardkey")
@@ -379,9 +379,9 @@ def test_a_damaged_backup_is_refused_and_nothing_changes(
         with pytest.raises(InvalidBackup), open_backup(file, master, file.parent):
             pass
     file.write_bytes(DAMAGES["edited"](body))
-    assert told(server.cli("restore", str(file)), 2) == "invalid_backup"
+    assert result_of(server.cli("restore", str(file)), 2) == "invalid_backup"
     file.unlink()
-    assert told(server.cli("restore", str(file)), 2) == "invalid_backup"
+    assert result_of(server.cli("restore", str(file)), 2) == "invalid_backup"
     assert (server.data_dir / "wardkey.db").read_bytes() == before
 
 
@@ -392,16 +392,21 @@ def test_a_backup_of_another_master_key_is_refused(
     with open_deployment(load_config({}, {"data_dir": tmp_path / "other"})):
         pass
     other = Server(tmp_path / "other")
-    assert told(other.cli("restore", str(file), "--accept-lost-revocations"), 2) == "invalid_backup"
+    assert (
+        result_of(other.cli("restore", str(file), "--accept-lost-revocations"), 2)
+        == "invalid_backup"
+    )
 
 
-def test_a_backup_does_not_replace_a_file_unless_told_to(stopped: tuple[Server, Path]) -> None:
+def test_a_backup_does_not_replace_a_file_without_force(stopped: tuple[Server, Path]) -> None:
     server, file = stopped
     before = file.read_bytes()
-    assert told(server.cli("backup", str(file)), 6) == "unwritable_file"
+    assert result_of(server.cli("backup", str(file)), 6) == "unwritable_file"
     assert file.read_bytes() == before
-    assert told(server.cli("backup", str(file.parent / "no" / "folder")), 6) == "unwritable_file"
-    told(server.cli("backup", str(file), "--force", "--json"))
+    assert (
+        result_of(server.cli("backup", str(file.parent / "no" / "folder")), 6) == "unwritable_file"
+    )
+    result_of(server.cli("backup", str(file), "--force", "--json"))
     assert file.read_bytes() != before
     assert not list(file.parent.glob("*.part"))
 
@@ -420,11 +425,11 @@ def test_a_backup_goes_through_a_pipe_and_back(stopped: tuple[Server, Path]) -> 
         )
         return done.returncode, done.stdout, done.stderr.decode()
 
-    code, copy, said = piped("backup", "-")
-    assert code == 0, said
-    assert "rows at revision" in said
-    code, out, said = piped("restore", "-", given=copy)
-    assert code == 0, said
+    code, copy, errors = piped("backup", "-")
+    assert code == 0, errors
+    assert "rows at revision" in errors
+    code, out, errors = piped("restore", "-", given=copy)
+    assert code == 0, errors
     assert out.startswith(b"Restored the backup of ")
     assert b"Edits made after the backup, now undone: none" in out
     assert piped("restore", "-", given=copy[:-4096])[0] == 2
@@ -438,12 +443,12 @@ def test_a_backup_is_not_written_to_a_terminal(stopped: tuple[Server, Path]) -> 
     if not pid:
         command = [sys.executable, "-m", "wardkey", "backup", "-"]
         os.execve(command[0], command, server.environment)  # noqa: S606 - the pty is its terminal
-    said = b""
-    with suppress(OSError):  # what a terminal says once nobody has it open
+    errors = b""
+    with suppress(OSError):  # reading a closed terminal raises it
         while more := os.read(terminal, 65_536):
-            said += more
+            errors += more
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6
-    assert said.startswith(b"wardkey: unwritable_file: A backup is binary")
+    assert errors.startswith(b"wardkey: unwritable_file: A backup is binary")
 
 
 @pytest.mark.parametrize("state", ["missing", "junk", "damaged"])
@@ -459,8 +464,8 @@ def test_without_a_readable_database_revocations_are_unknown(
     else:
         body = database.read_bytes()
         database.write_bytes(body[:4096] + bytes(len(body) - 4096))
-    assert told(server.cli("restore", str(file)), 6) == "revocations_unknown"
-    told(server.cli("restore", str(file), "--accept-lost-revocations", "--json"))
+    assert result_of(server.cli("restore", str(file)), 6) == "revocations_unknown"
+    result_of(server.cli("restore", str(file), "--accept-lost-revocations", "--json"))
     _, revoked, whole = _statuses(server)
     assert (revoked, whole) == ([False, False], True)
     kept = list(server.data_dir.glob("wardkey.db.unreadable-*"))
@@ -468,13 +473,13 @@ def test_without_a_readable_database_revocations_are_unknown(
 
 
 @pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
-def test_a_restore_that_is_killed_leaves_the_old_or_the_new_whole(
+def test_a_killed_restore_leaves_either_the_old_or_the_new_database_intact(
     stopped: tuple[Server, Path], storage: str, request: pytest.FixtureRequest
 ) -> None:
     server, file = stopped
     if storage == "postgresql":
         server.settings["database_url"] = request.getfixturevalue("postgres").create_database()
-        told(server.cli("restore", str(file), "--accept-lost-revocations", "--json"))
+        result_of(server.cli("restore", str(file), "--accept-lost-revocations", "--json"))
         with open_deployment(config_of(server)) as runner, runner.database.writer.begin() as c:
             c.execute(keys.update().where(keys.c.name == "k").values(revoked_at=1, live_name=None))
     old = _statuses(server)
@@ -488,13 +493,13 @@ def test_a_restore_that_is_killed_leaves_the_old_or_the_new_whole(
         )
         assert done.returncode == -9, (point, done)
         assert _statuses(server) == old, point
-    told(server.cli("restore", str(file), "--json"))
+    result_of(server.cli("restore", str(file), "--json"))
     epoch, revoked, whole = _statuses(server)
     assert epoch != old[0]
     assert (revoked, whole) == ([True, False], True)
 
 
-def test_restoring_in_the_place_of_a_damaged_file_survives_a_kill_at_each_rename(
+def test_restoring_over_a_damaged_file_survives_a_kill_at_each_rename(
     stopped: tuple[Server, Path],
 ) -> None:
     server, file = stopped
@@ -510,11 +515,11 @@ def test_restoring_in_the_place_of_a_damaged_file_survives_a_kill_at_each_rename
             check=False,
         )
         assert done.returncode == -9, done
-    told(server.cli(*arguments, "--json"))
+    result_of(server.cli(*arguments, "--json"))
     assert _statuses(server)[1:] == ([False, False], True)
 
 
-def test_a_restore_leaves_no_organization_without_its_owner_of_now(
+def test_a_restore_keeps_the_current_owner_of_each_organization(
     stopped: tuple[Server, Path],
 ) -> None:
     server, file = stopped
@@ -528,7 +533,7 @@ def test_a_restore_leaves_no_organization_without_its_owner_of_now(
         c.execute(members.delete().where(members.c.user_id == first))
         c.execute(insert(service_keys).values(**SERVICE_KEY))
         c.execute(insert(hook_tokens).values(**HOOK_TOKEN))
-    done = told(server.cli("restore", str(file), "--json"))
+    done = result_of(server.cli("restore", str(file), "--json"))
     lost = {(item["kind"], item["id"]) for item in done["lost"]}
     assert {("service_key", "kidkidkidkid"), ("hook_token", "kidkidkidkid")} <= lost
     with open_deployment(config_of(server)) as runner, runner.database.read() as tx:

@@ -14,7 +14,7 @@ from wardkey.config import SERVING, Config, load_config
 from wardkey.domain.errors import InvalidSetting, WardkeyError
 
 REMOTE = "postgresql://db.acme.example/wardkey?sslmode=verify-full"
-# setting -> (as an option, what the record then holds, as a variable, what it then holds)
+# setting -> (option, its parsed value, variable, its parsed value)
 GIVEN: dict[str, tuple[str, Any, str, Any]] = {
     "data_dir": ("one", Path("one"), "two", Path("two")),
     "database_url": ("sqlite:///one", "sqlite:///one", "sqlite:///two", "sqlite:///two"),
@@ -55,9 +55,9 @@ GIVEN: dict[str, tuple[str, Any, str, Any]] = {
     "organization": ("One", "One", "Two", "Two"),
     "owner": ("admin@one.example",) * 2 + ("admin@two.example",) * 2,
 }
-# What other users of the machine would see in the list of processes is no option.
+# Secrets are not options, because other users of the machine see the process list.
 SECRET = {"master_key", "metrics_token", "oidc_client_secret"}
-# These go together, so that each is tried beside the others.
+# These depend on each other, so each is tested together with the others.
 OIDC = {
     "WARDKEY_OIDC_ISSUER": "https://login.acme.example",
     "WARDKEY_OIDC_CLIENT_ID": "wardkey",
@@ -119,7 +119,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(*args: str, **environ: str) -> Config:
-    """Return the Config of a command that takes every setting of `up`."""
+    """Return the Config of a command that accepts every setting of `up`."""
     read: list[Config] = []
 
     @click.command()
@@ -132,13 +132,13 @@ def read(*args: str, **environ: str) -> Config:
     return read[0]
 
 
-def test_what_nobody_set_has_its_default() -> None:
+def test_unset_settings_have_their_defaults() -> None:
     assert read() == Config()
     assert set(GIVEN) == {item.name for item in fields(Config)} - SECRET == set(SERVING)
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_an_option_goes_before_a_variable_and_a_variable_before_the_default(name: str) -> None:
+def test_an_option_overrides_a_variable_and_a_variable_the_default(name: str) -> None:
     option, from_option, variable, from_variable = GIVEN[name]
     around = OIDC if name.startswith("oidc") else {}
     environ = {**around, "WARDKEY_" + name.upper(): variable}
@@ -148,7 +148,7 @@ def test_an_option_goes_before_a_variable_and_a_variable_before_the_default(name
     assert getattr(read(*args, **environ), name) == from_option
 
 
-def test_the_master_key_itself_is_a_variable_only_and_never_shown() -> None:
+def test_the_master_key_is_accepted_only_as_a_variable_and_never_shown() -> None:
     key = "ab" * 32
     config = read(WARDKEY_MASTER_KEY=key)
     assert config.master_key == key
@@ -156,7 +156,7 @@ def test_the_master_key_itself_is_a_variable_only_and_never_shown() -> None:
     assert "--master-key " not in CliRunner().invoke(main, ["up", "--help"]).output
 
 
-def test_a_worker_reads_the_very_settings_that_it_was_started_with() -> None:
+def test_a_worker_reads_the_settings_it_was_started_with() -> None:
     environ = {"WARDKEY_" + name.upper(): given[2] for name, given in GIVEN.items()}
     config = load_config({**environ, "WARDKEY_MASTER_KEY": "ab" * 32})
     assert load_config(config.environment()) == config
@@ -165,13 +165,13 @@ def test_a_worker_reads_the_very_settings_that_it_was_started_with() -> None:
 @pytest.mark.parametrize(
     ("text", "meant"), [("1", True), ("TRUE", True), ("on", True), ("0", False), ("", False)]
 )
-def test_a_switch_is_read_from_a_variable_in_the_usual_words(text: str, *, meant: bool) -> None:
+def test_a_boolean_variable_accepts_the_usual_words(text: str, *, meant: bool) -> None:
     assert load_config({"WARDKEY_BEHIND_PROXY": text}).behind_proxy is meant
 
 
 @pytest.mark.parametrize(("name", "value", "field"), BAD)
 @pytest.mark.parametrize("way", ["option", "variable"])
-def test_a_bad_value_is_refused_and_the_setting_named(
+def test_an_invalid_value_is_refused_and_names_the_setting(
     name: str, value: str, field: str, way: str, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -184,9 +184,9 @@ def test_a_bad_value_is_refused_and_the_setting_named(
     with pytest.raises(SystemExit) as ended:
         main(args)
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith("wardkey: invalid_setting: ")
-    assert field in told.lower().replace("-", "_")
+    errors = capsys.readouterr().err
+    assert errors.startswith("wardkey: invalid_setting: ")
+    assert field in errors.lower().replace("-", "_")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,15 +202,13 @@ def test_a_bad_value_is_refused_and_the_setting_named(
         ("role", "anything", "oidc_role"),
     ],
 )
-def test_settings_of_the_sign_in_that_do_not_fit_are_refused(
-    name: str, text: str, field: str
-) -> None:
-    with pytest.raises(InvalidSetting) as told:
+def test_inconsistent_sign_in_settings_are_refused(name: str, text: str, field: str) -> None:
+    with pytest.raises(InvalidSetting) as caught:
         load_config({**OIDC, f"WARDKEY_OIDC_{name.upper()}": text})
-    assert told.value.field == field
+    assert caught.value.field == field
 
 
-def test_the_issuers_secret_is_never_shown() -> None:
+def test_the_issuer_secret_is_never_shown() -> None:
     config = load_config({**OIDC, "WARDKEY_OIDC_CLIENT_SECRET": "of-the-client"})
     assert config.oidc_client_secret == "of-the-client"
     assert "of-the-client" not in repr(config)
@@ -229,7 +227,7 @@ def test_the_issuers_secret_is_never_shown() -> None:
         ),
     ],
 )
-def test_what_is_unknown_or_unsafe_has_a_code_of_its_own(
+def test_unknown_and_unsafe_settings_have_their_own_codes(
     environ: dict[str, str], code: str, field: str
 ) -> None:
     with pytest.raises(WardkeyError) as refused:
@@ -237,36 +235,36 @@ def test_what_is_unknown_or_unsafe_has_a_code_of_its_own(
     assert (refused.value.code, refused.value.field) == (code, field)
 
 
-def test_a_postgresql_elsewhere_is_taken_once_its_operator_confirms_its_encryption() -> None:
+def test_a_remote_postgresql_is_accepted_once_its_encryption_is_confirmed() -> None:
     environ = {"WARDKEY_DATABASE_URL": REMOTE, "WARDKEY_DATABASE_ENCRYPTED_BY_OPERATOR": "1"}
     assert load_config(environ).storage_url == REMOTE
 
 
 def commands(group: click.Group, *path: str) -> dict[tuple[str, ...], click.Command]:
-    """Return every command below `group` by its path, groups too."""
-    found: dict[tuple[str, ...], click.Command] = {}
+    """Return every command and group below `group` by its path."""
+    by_path: dict[tuple[str, ...], click.Command] = {}
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
-        found[*path, name] = command
+        by_path[*path, name] = command
         if isinstance(command, click.Group):
-            found |= commands(command, *path, name)
-    return found
+            by_path |= commands(command, *path, name)
+    return by_path
 
 
 COMMANDS = commands(main)
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_each_command_says_what_it_does_and_what_each_option_is_for(path: tuple[str, ...]) -> None:
+def test_every_command_and_option_has_a_help_text(path: tuple[str, ...]) -> None:
     command = COMMANDS[path]
     done = CliRunner().invoke(main, [*path, "--help"], prog_name="wardkey")
     assert done.exit_code == 0
     assert done.output.startswith("Usage: wardkey " + " ".join(path))
-    said = (command.help or "").split("\n")[0]
-    assert said.endswith(".")
-    assert said.split()[0] in done.output
+    summary = (command.help or "").split("\n")[0]
+    assert summary.endswith(".")
+    assert summary.split()[0] in done.output
     for option in command.params:
         if isinstance(option, click.Option):
             assert option.help, option.name
@@ -279,13 +277,13 @@ def test_each_command_says_what_it_does_and_what_each_option_is_for(path: tuple[
         assert all(f"WARDKEY_{name.upper()}" in done.output for name in SERVING)
 
 
-def test_the_list_of_commands_names_those_that_there_are() -> None:
+def test_the_list_of_commands_is_complete() -> None:
     done = CliRunner().invoke(main, ["--help"])
     assert all(path[0] in done.output for path in COMMANDS)
     assert CliRunner().invoke(main, ["nothing"]).exit_code == 2
 
 
-def test_clients_are_told_the_public_name_and_the_brokers_ports() -> None:
+def test_clients_get_the_public_name_and_the_broker_ports() -> None:
     beside = Config(
         public_url="https://keys.acme.example/",
         broker="nats://127.0.0.1:4222",

@@ -23,7 +23,7 @@ __all__ = ["pair"]  # a fixture
 
 @pytest.fixture
 def stopped(tmp_path: Path, storage_url: str) -> Server:
-    """Make a deployment that had two master keys, with a service key under the first."""
+    """Create a deployment with two master keys and a service key hashed under the first."""
     server = Server(tmp_path / "data", database_url=storage_url)
     with open_deployment(config_of(server)):
         pass
@@ -46,14 +46,14 @@ def stopped(tmp_path: Path, storage_url: str) -> Server:
 
 
 def examined(server: Server, code: int = 0) -> dict[str, str]:
-    """Return what doctor says, by what it looked at, each with its state before it."""
+    """Return doctor's findings by subject, each as `state: sentence`."""
     done = server.cli_here("doctor", "--json")
     assert done.exit_code == code, done.output
     assert done.stderr.startswith("wardkey: unhealthy_deployment: " if code else "")
-    told: dict[str, str] = {}
+    findings: dict[str, str] = {}
     for item in json.loads(done.stdout):
-        told[item["what"]] = f"{item['state']}: {item['said']}"
-    return told
+        findings[item["what"]] = f"{item['state']}: {item['said']}"
+    return findings
 
 
 @contextmanager
@@ -62,65 +62,69 @@ def tampering(server: Server) -> Iterator[Runner]:
         yield runner
 
 
-def test_a_whole_deployment_is_well_and_doctor_changes_nothing(stopped: Server) -> None:
-    told = examined(stopped)
-    assert not [said for said in told.values() if said.startswith("fault")]
-    assert told["peppers"].startswith("ok: 2 opened; 2 stored secrets are hashed under an older")
-    assert told["audit"].startswith("ok: 2 chains with ")
+def test_doctor_finds_no_fault_in_a_healthy_deployment_and_changes_nothing(stopped: Server) -> None:
+    findings = examined(stopped)
+    assert not [line for line in findings.values() if line.startswith("fault")]
+    assert findings["peppers"].startswith(
+        "ok: 2 opened; 2 stored secrets are hashed under an older"
+    )
+    assert findings["audit"].startswith("ok: 2 chains with ")
     text = stopped.cli_here("doctor").stdout.splitlines()
     assert [line.split(maxsplit=1)[1].partition(":")[0] for line in text][-1] == "audit"
-    assert examined(stopped)["audit"] == told["audit"]
+    assert examined(stopped)["audit"] == findings["audit"]
 
 
-def test_encryption_at_rest_is_wardkeys_or_confirmed(stopped: Server) -> None:
-    said = examined(stopped)["encryption at rest"]
+def test_encryption_at_rest_is_provided_by_wardkey_or_confirmed(stopped: Server) -> None:
+    finding = examined(stopped)["encryption at rest"]
     if not stopped.settings["database_url"]:
-        assert said == "ok: Wardkey encrypts the database's files"
+        assert finding == "ok: Wardkey encrypts the database's files"
         return
-    assert said.startswith("warning: Wardkey does not encrypt PostgreSQL")
+    assert finding.startswith("warning: Wardkey does not encrypt PostgreSQL")
     stopped.settings["database_encrypted_by_operator"] = 1
     assert examined(stopped)["encryption at rest"].startswith("ok: ")
 
 
-def test_a_pepper_that_a_secret_needs_and_that_does_not_open_is_a_fault(stopped: Server) -> None:
+def test_a_needed_pepper_that_does_not_open_is_a_fault(stopped: Server) -> None:
     with tampering(stopped) as runner, runner.database.writer.begin() as connection:
         connection.execute(
             update(master_keys).where(master_keys.c.version == 1).values(sealed_pepper=b"x" * 60)
         )
-    told = examined(stopped, 6)
-    assert told["peppers"].startswith("fault: version 1 does not open with this master key, but 2")
-    assert told["audit"].startswith("warning: not checked")
+    findings = examined(stopped, 6)
+    assert findings["peppers"].startswith(
+        "fault: version 1 does not open with this master key, but 2"
+    )
+    assert findings["audit"].startswith("warning: not checked")
     assert stopped.cli_here("org", "list").exit_code == 6
 
 
-def test_a_pepper_that_a_secret_needs_and_that_is_not_there_is_a_fault(stopped: Server) -> None:
+def test_a_needed_pepper_that_is_missing_is_a_fault(stopped: Server) -> None:
     with tampering(stopped) as runner, runner.database.writer.begin() as connection:
         connection.execute(update(service_keys).values(pepper_version=9))
     assert "version 9 does not open" in examined(stopped, 6)["peppers"]
     assert stopped.cli_here("master-key", "status").exit_code == 0
 
 
-def test_a_chain_that_does_not_hold_is_a_fault_that_names_its_event(stopped: Server) -> None:
+def test_a_broken_audit_chain_is_a_fault_that_names_the_event(stopped: Server) -> None:
     with tampering(stopped) as runner, runner.database.writer.begin() as connection:
         connection.execute(
             update(audit_events)
             .where(audit_events.c.org_id == "deployment", audit_events.c.seq == 1)
             .values(actor_label="somebody else")
         )
-    said = examined(stopped, 6)["audit"]
-    assert said.startswith("fault: the chain of deployment is broken at event 1: it was edited")
-    assert "`wardkey audit verify --org deployment`" in said
+    finding = examined(stopped, 6)["audit"]
+    assert finding.startswith("fault: the chain of deployment is broken at event 1: it was edited")
+    assert "`wardkey audit verify --org deployment`" in finding
 
 
-def test_a_folder_without_a_deployment_is_a_fault_with_its_mend(tmp_path: Path) -> None:
+def test_a_folder_without_a_deployment_is_a_fault_with_a_fix(tmp_path: Path) -> None:
     assert "start `wardkey up`" in examined(Server(tmp_path / "none"), 6)["data folder"]
     (tmp_path / "empty").mkdir(mode=0o700)
-    told = examined(Server(tmp_path / "empty"), 6)
-    assert told["database"] == "fault: empty; start `wardkey up` once"
+    findings = examined(Server(tmp_path / "empty"), 6)
+    assert findings["database"] == "fault: empty; start `wardkey up` once"
     assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == []
 
 
-def test_doctor_says_how_long_the_certificate_is_good(
+def test_doctor_reports_until_when_the_certificate_is_valid(
     tmp_path: Path, pair: tuple[Path, Path]
 ) -> None:
     cert, key = pair
@@ -128,16 +132,16 @@ def test_doctor_says_how_long_the_certificate_is_good(
     data.mkdir(mode=0o700)
     server = Server(data, tls_cert=cert, tls_key=key)
 
-    def said() -> dict[str, str]:
-        return examined(server, 6)  # there is no deployment in the folder
+    def findings() -> dict[str, str]:
+        return examined(server, 6)  # the folder contains no deployment
 
-    assert said()["certificate"].startswith("ok: valid until ")
-    assert said()["TLS key"] == "ok: matches the certificate, 0600"
+    assert findings()["certificate"].startswith("ok: valid until ")
+    assert findings()["TLS key"] == "ok: matches the certificate, 0600"
     key.chmod(0o644)
-    assert said()["TLS key"].startswith("warning: ")
+    assert findings()["TLS key"].startswith("warning: ")
     made = ec.generate_private_key(ec.SECP256R1())
     write_key(key, made)
-    assert said()["certificate"].startswith("fault: The TLS key ")
+    assert findings()["certificate"].startswith("fault: The TLS key ")
     for begin, end, state in [
         (-30, 13, "warning: valid until "),
         (-30, -1, "fault: expired at "),
@@ -145,10 +149,10 @@ def test_doctor_says_how_long_the_certificate_is_good(
     ]:
         days = timedelta(days=1)
         write_certificate(cert, made, NOW + end * days, NOW + begin * days)
-        assert said()["certificate"].startswith(state)
+        assert findings()["certificate"].startswith(state)
 
 
-def test_doctor_tells_what_newcomers_join(stopped: Server) -> None:
+def test_doctor_reports_the_organization_that_newcomers_join(stopped: Server) -> None:
     made = json.loads(stopped.cli_here("org", "list", "--json").stdout)
     stopped.settings |= {
         "public_url": "https://keys.acme.example",
@@ -157,17 +161,17 @@ def test_doctor_tells_what_newcomers_join(stopped: Server) -> None:
         "oidc_domains": "acme.example",
     }
     acme = made[0]["id"]
-    for reference, said in (
+    for reference, expected in (
         (acme, "ok: join Acme"),
         ("acme", f"warning: join Acme, found by a slug that its owner can change; set {acme}"),
         ("umbrella", "fault: there is no organization umbrella, so new users can't join"),
     ):
         stopped.settings["oidc_organization"] = reference
-        # The issuer is at fault each time, since it is not there.
-        assert examined(stopped, 6)["newcomers"].startswith(said)
+        # The issuer is a fault each time, because it does not exist.
+        assert examined(stopped, 6)["newcomers"].startswith(expected)
 
 
-def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
+def test_doctor_checks_the_sign_in_issuer(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir(mode=0o700)
     assert examined(Server(data), 6)["sign-in"] == "ok: with passwords and passkeys"
@@ -185,14 +189,14 @@ def test_doctor_asks_the_issuer_of_the_sign_in(tmp_path: Path) -> None:
     assert examined(server, 6)["sign-in"].startswith("fault: 127.0.0.1:")
 
 
-def test_doctor_says_whether_a_server_runs(start: Callable[..., Server]) -> None:
+def test_doctor_reports_whether_a_server_is_running(start: Callable[..., Server]) -> None:
     server = start()
     assert server.process is not None
     assert examined(server)["server"].startswith(f"ok: running as process {server.process.pid};")
     server.stop()
-    told = examined(server)
-    assert told["server"].startswith(f"ok: No server is running on {server.data_dir}")
-    assert told["listening"] == "ok: a server can listen on 127.0.0.1:0"
+    findings = examined(server)
+    assert findings["server"].startswith(f"ok: No server is running on {server.data_dir}")
+    assert findings["listening"] == "ok: a server can listen on 127.0.0.1:0"
 
 
 def test_an_old_master_key_that_others_may_read_is_a_fault(stopped: Server) -> None:

@@ -22,7 +22,7 @@ OWNER = "owner@umbrella.example"
 
 @pytest.fixture
 def stopped(tmp_path: Path, storage_url: str) -> Server:
-    """Make a deployment that no server runs on, with the organization umbrella."""
+    """Create a stopped deployment with the organization umbrella."""
     server = Server(
         tmp_path / "data", database_url=storage_url, public_url="https://keys.acme.example"
     )
@@ -33,7 +33,7 @@ def stopped(tmp_path: Path, storage_url: str) -> Server:
 
 
 def says(server: Server, *args: str, code: int = 0, typed: str = "") -> str:
-    """Run a command; return what it printed, or the code of its failure."""
+    """Run a command and return its output, or its error code."""
     done = server.cli_here(*args, typed=typed)
     assert done.exit_code == code, done.output
     return done.stdout if code == 0 else done.stderr.partition("wardkey: ")[2].partition(":")[0]
@@ -48,7 +48,7 @@ def events(server: Server) -> int:
         return tx.connection.execute(select(func.count()).select_from(audit_events)).scalar_one()
 
 
-def test_organizations_are_made_listed_stopped_and_deleted(stopped: Server) -> None:
+def test_organizations_are_created_listed_suspended_and_deleted(stopped: Server) -> None:
     made = data(stopped, "org", "create", "Acme", "--owner", OWNER, "--slug", "acme-2")
     assert made["slug"] == "acme-2"
     assert made["setup_link"].startswith("https://keys.acme.example/setup/")
@@ -64,7 +64,7 @@ def test_organizations_are_made_listed_stopped_and_deleted(stopped: Server) -> N
     assert data(stopped, "org", "list") == []
 
 
-def test_what_cannot_be_done_has_its_code_and_exit_code(stopped: Server) -> None:
+def test_a_refused_command_has_an_error_code_and_an_exit_code(stopped: Server) -> None:
     for command, code, name in [
         (("org", "suspend", "nobody"), 5, "organization_not_found"),
         (("org", "delete", "nobody", "--yes"), 5, "organization_not_found"),
@@ -86,7 +86,7 @@ def test_what_cannot_be_done_has_its_code_and_exit_code(stopped: Server) -> None
         assert events(stopped) == before
 
 
-def test_a_folder_without_a_deployment_is_told_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_without_a_deployment_is_reported_and_left_unchanged(tmp_path: Path) -> None:
     server = Server(tmp_path / "none")
     for command in (
         ("org", "list"),
@@ -100,9 +100,7 @@ def test_a_folder_without_a_deployment_is_told_and_left_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "wrong\n", "Umbrella\n"])
-def test_a_confirmation_that_is_declined_changes_nothing_and_says_so(
-    stopped: Server, typed: str
-) -> None:
+def test_a_declined_confirmation_changes_nothing_and_says_so(stopped: Server, typed: str) -> None:
     before = events(stopped)
     done = stopped.cli_here("org", "delete", "umbrella", typed=typed)
     assert done.exit_code == 1
@@ -111,33 +109,35 @@ def test_a_confirmation_that_is_declined_changes_nothing_and_says_so(
     assert events(stopped) == before
 
 
-def test_a_confirmation_that_is_given_is_enough(stopped: Server) -> None:
+def test_a_given_confirmation_is_enough(stopped: Server) -> None:
     assert "deleted." in says(stopped, "org", "delete", "umbrella", typed="umbrella\n")
 
 
-def test_a_link_names_where_the_server_was_reached(start: Callable[..., Server]) -> None:
-    server = start()  # on a port that it chose
+def test_a_link_contains_the_address_where_the_server_was_reached(
+    start: Callable[..., Server],
+) -> None:
+    server = start()  # on a port chosen by the kernel
     assert not server.url.endswith(":0")
     link = server.cli("setup-link", "owner@acme.example").stdout.strip()
     assert link.startswith(f"{server.url}/setup/")
     made = data(server, "org", "create", "Umbrella", "--owner", OWNER)
     assert made["setup_link"].startswith(f"{server.url}/setup/")
     with server.client() as anonymous:
-        wanted = {"token": link.rpartition("/")[2], "password": "a password of some length"}
-        assert anonymous.post("/v2/setup", json=wanted).status_code == 201
+        body = {"token": link.rpartition("/")[2], "password": "a password of some length"}
+        assert anonymous.post("/v2/setup", json=body).status_code == 201
 
 
-def test_a_link_whose_address_nobody_knows_is_refused_before_it_is_made(stopped: Server) -> None:
+def test_a_link_without_a_known_address_is_refused_before_it_is_created(stopped: Server) -> None:
     stopped.settings["public_url"] = ""
     before = events(stopped)
     for command in (("setup-link", OWNER), ("org", "create", "Acme", "--owner", OWNER)):
         assert says(stopped, *command, code=2) == "invalid_setting"
     assert events(stopped) == before
-    told = says(stopped, "setup-link", OWNER, "--public-url", "https://other.acme.example/")
-    assert told.startswith("https://other.acme.example/setup/")
+    output = says(stopped, "setup-link", OWNER, "--public-url", "https://other.acme.example/")
+    assert output.startswith("https://other.acme.example/setup/")
 
 
-def test_service_keys_are_made_listed_and_revoked(stopped: Server) -> None:
+def test_service_keys_are_created_listed_and_revoked(stopped: Server) -> None:
     assert says(stopped, "service-key", "list").startswith("No service keys yet")
     text = says(stopped, "service-key", "create", "first", "--allow", "192.0.2.0/24")
     assert text.startswith("wsk_")
@@ -154,7 +154,7 @@ def test_service_keys_are_made_listed_and_revoked(stopped: Server) -> None:
     assert f"{made['kid']}  revoked" in says(stopped, "service-key", "list")
 
 
-def test_hook_tokens_are_made_listed_and_revoked(stopped: Server) -> None:
+def test_hook_tokens_are_created_listed_and_revoked(stopped: Server) -> None:
     assert says(stopped, "hook", "list").startswith("No hook tokens yet")
     assert says(stopped, "hook", "create", "emqx").startswith("wht_")
     bound = ("--organization", "umbrella", "--environment", "test")
@@ -192,7 +192,7 @@ def test_a_hook_that_could_not_keep_organizations_apart_is_refused(
     assert data(stopped, "hook", "list") == before
 
 
-def test_chains_are_verified_and_their_ends_kept_as_lines_or_as_json(
+def test_chains_are_verified_and_their_heads_exported_as_lines_or_json(
     stopped: Server, tmp_path: Path
 ) -> None:
     assert "umbrella: 1 events, intact" in says(stopped, "audit", "verify")
@@ -203,11 +203,11 @@ def test_chains_are_verified_and_their_ends_kept_as_lines_or_as_json(
     file = tmp_path / "heads"
     for kept in (lines, json.dumps(as_json)):
         file.write_text(kept)
-        found = data(stopped, "audit", "verify", "--head", str(file))
-        assert all(item["holds"] and item["checked_against_head"] for item in found)
+        chains = data(stopped, "audit", "verify", "--head", str(file))
+        assert all(item["holds"] and item["checked_against_head"] for item in chains)
     says(stopped, "org", "create", "Acme", "--owner", OWNER)
-    told = says(stopped, "audit", "verify", "--head", str(file))
-    assert "acme: 1 events, intact (not checked against a head)" in told
+    output = says(stopped, "audit", "verify", "--head", str(file))
+    assert "acme: 1 events, intact (not checked against a head)" in output
     args = ("audit", "verify", "--head", str(file), "--org")
     assert data(stopped, *args, "umbrella")[0]["holds"]
     assert says(stopped, *args, "acme", code=2) == "invalid_setting"
@@ -216,7 +216,7 @@ def test_chains_are_verified_and_their_ends_kept_as_lines_or_as_json(
         assert says(stopped, "audit", "verify", "--head", str(file), code=2) == "invalid_setting"
 
 
-def test_a_chain_that_was_cut_off_or_removed_shows_by_its_head(
+def test_a_truncated_or_removed_chain_is_detected_with_its_head(
     stopped: Server, tmp_path: Path
 ) -> None:
     file = tmp_path / "heads"
@@ -234,14 +234,14 @@ def test_a_chain_that_was_cut_off_or_removed_shows_by_its_head(
     assert "names an event that no longer exists" in stopped.cli_here(*args).stdout
 
 
-def test_the_chain_of_a_deleted_organization_is_still_verified(stopped: Server) -> None:
+def test_the_chain_of_a_deleted_organization_still_verifies(stopped: Server) -> None:
     org_id = data(stopped, "org", "delete", "umbrella", "--yes")["id"]
     assert org_id in [item["org_id"] for item in data(stopped, "audit", "verify")]
     assert data(stopped, "audit", "verify", "--org", org_id)[0]["events"] == 2
     assert "organization.deleted" in says(stopped, "audit", "export", "--org", org_id)
 
 
-def test_events_are_exported_as_lines_or_as_one_list(stopped: Server) -> None:
+def test_events_are_exported_as_json_lines_or_as_a_list(stopped: Server) -> None:
     says(stopped, "org", "suspend", "umbrella")
     lines = [
         json.loads(line)
@@ -254,23 +254,23 @@ def test_events_are_exported_as_lines_or_as_one_list(stopped: Server) -> None:
     assert lines == data(stopped, "audit", "export", "--org", "umbrella")
 
 
-def test_a_terminal_shows_names_above_columns_and_a_pipe_does_not(stopped: Server) -> None:
+def test_a_terminal_shows_column_headings_and_a_pipe_does_not(stopped: Server) -> None:
     plain = says(stopped, "org", "list").splitlines()
     pid, terminal = pty.fork()
     if not pid:
         command = [sys.executable, "-m", "wardkey", "org", "list"]
         os.execve(command[0], command, stopped.environment)  # noqa: S606 - the pty is its terminal
-    shown = b""
-    with suppress(OSError):  # what a terminal says once nobody has it open
+    output = b""
+    with suppress(OSError):  # reading a closed terminal raises it
         while more := os.read(terminal, 65_536):
-            shown += more
+            output += more
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    first, *rest = shown.decode().splitlines()
+    first, *rest = output.decode().splitlines()
     assert first.split() == ["SLUG", "STATE", "ID", "NAME"]
     assert rest == plain
     assert rest[0].index("active") == first.index("STATE")
 
 
 @pytest.mark.parametrize("group", ["org", "hook", "audit", "service-key", "master-key", "broker"])
-def test_the_help_of_a_group_cuts_no_sentence(stopped: Server, group: str) -> None:
+def test_the_help_of_a_group_truncates_no_sentence(stopped: Server, group: str) -> None:
     assert "..." not in says(stopped, group, "--help").partition("Commands:")[2]

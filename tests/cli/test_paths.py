@@ -1,4 +1,4 @@
-"""Whatever path a command is given, it ends in a line that names the path, not in a traceback."""
+"""Bad paths: every command names the path in one line and never ends in a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.server import Server
 from wardkey.db.backup import write_backup
 from wardkey.deployment import open_deployment
 
-# Each command that reads or writes a deployment, as little of it as it takes.
+# The shortest form of each command that reads or writes a deployment.
 COMMANDS = (
     "up",
     "reload",
@@ -40,7 +40,7 @@ COMMANDS = (
         "--websocket-listen=127.0.0.1:8984 --store-dir={safe}"
     ),
 )
-# Each path that is given besides; {path} is replaced.
+# Every other argument that is a path; {path} is replaced.
 PATHS = (
     "backup {path}",
     "backup --force {path}",
@@ -59,7 +59,7 @@ PATHS = (
     "doctor --database-url sqlite:///{path}",
     "doctor --tls-cert {path} --tls-key {path}",
 )
-# Of a folder, of what is not there, of what is below a file, and of a folder of the system.
+# A folder, a missing path, a path below a file, and a system folder.
 PLACES = ("{folder}", "{folder}/nowhere/file", "{folder}/file/below", "/proc/nowhere/file")
 FAILED = re.compile(r"^(wardkey: [a-z_]+: |Usage: |fault )", re.MULTILINE)
 
@@ -75,7 +75,7 @@ print(json.dumps([[one.exit_code, one.output, repr(one.exception)] for one in do
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """Give a deployment without a server, with a backup and some other files around it."""
+    """Create a stopped deployment with a backup and a few other files beside it."""
     folder = tmp_path_factory.mktemp("paths")
     server = Server(folder / "data")
     (folder / "file").touch()
@@ -116,20 +116,20 @@ def test_no_data_folder_ends_in_a_traceback(deployment: Server, command: str, pl
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o500])
-def test_a_data_folder_without_rights_is_named(deployment: Server, mode: int) -> None:
+def test_a_data_folder_without_permissions_is_named(deployment: Server, mode: int) -> None:
     commands = [filled(deployment, c) for c in COMMANDS if c != "reload"]
     deployment.data_dir.chmod(mode)
     try:
-        told = without_rights(deployment, commands)
+        results = without_rights(deployment, commands)
     finally:
         deployment.data_dir.chmod(0o700)
-    for command, (code, output, exception) in zip(commands, told, strict=True):
+    for command, (code, output, exception) in zip(commands, results, strict=True):
         assert code in (6, 8), (command, output, exception)
         assert str(deployment.data_dir) in output, command
         assert "SystemExit" in exception, command
 
 
-def test_a_file_or_folder_that_cannot_be_written_or_read_is_named(deployment: Server) -> None:
+def test_an_unreadable_or_unwritable_file_or_folder_is_named(deployment: Server) -> None:
     locked = deployment.data_dir.parent / "locked"
     locked.mkdir(mode=0o500)
     secret = deployment.data_dir.parent / "secret"
@@ -143,15 +143,15 @@ def test_a_file_or_folder_that_cannot_be_written_or_read_is_named(deployment: Se
         ["audit", "verify", "--head", str(secret)],
         ["up", "--data-dir", str(locked / "data")],
     ]
-    told = without_rights(deployment, commands)
-    for command, (code, output, exception) in zip(commands, told, strict=True):
+    results = without_rights(deployment, commands)
+    for command, (code, output, exception) in zip(commands, results, strict=True):
         assert code != 0, command
         assert str(locked if str(locked) in " ".join(command) else secret) in output, command
         assert "SystemExit" in exception, (command, output, exception)
 
 
 def without_rights(server: Server, commands: list[list[str]]) -> list[tuple[int, str, str]]:
-    """Run commands as a user for whom permissions count, which root is not."""
+    """Run commands as an unprivileged user, because root ignores file permissions."""
     drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     done = subprocess.run(
         [*(drop if os.geteuid() == 0 else []), sys.executable, "-c", SEVERAL, json.dumps(commands)],
@@ -161,5 +161,5 @@ def without_rights(server: Server, commands: list[list[str]]) -> list[tuple[int,
         check=True,
         timeout=60,
     )
-    found: list[tuple[int, str, str]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    results: list[tuple[int, str, str]] = json.loads(done.stdout.splitlines()[-1])
+    return results

@@ -50,7 +50,7 @@ def test_sighup_replaces_all_workers_and_fails_no_request(start: Callable[..., S
 
 @dataclass
 class Pair:
-    """A certificate's files, which are renewed in place as an ACME client does."""
+    """Certificate files, renewed in place as by an ACME client."""
 
     cert: Path
     key: Path
@@ -68,17 +68,17 @@ def pair(tmp_path: Path) -> Pair:
     return made
 
 
-def shown(server: Server) -> str:
-    """Return the certificate that a new connection sees."""
+def served_certificate(server: Server) -> str:
+    """Return the certificate served on a new connection."""
     return ssl.get_server_certificate(("127.0.0.1", urlsplit(server.url).port or 0)).strip()
 
 
 @contextmanager
 def asking(server: Server) -> Iterator[list[object]]:
-    """Ask over one connection and over new ones until the block ends; yield what failed."""
+    """Send requests over one kept and many new connections; yield the list of failures."""
     failed: list[object] = []
     ends = threading.Event()
-    # Whatever certificate it shows.
+    # Any certificate is accepted.
     blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
     headers = {"Authorization": f"Bearer {server.first_key}"}
@@ -106,24 +106,24 @@ def asking(server: Server) -> Iterator[list[object]]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_reload_shows_a_renewed_certificate_and_fails_no_request(
+def test_reload_serves_a_renewed_certificate_and_fails_no_request(
     start: Callable[..., Server], pair: Pair, workers: int
 ) -> None:
     server = start(tls_cert=pair.cert, tls_key=pair.key, workers=workers)
-    assert shown(server) == pair.cert.read_text().strip()
+    assert served_certificate(server) == pair.cert.read_text().strip()
     with asking(server) as failed:
         pair.renew()
-        assert shown(server) != pair.cert.read_text().strip()
+        assert served_certificate(server) != pair.cert.read_text().strip()
         done = server.cli("reload")
         assert done.returncode == 0, done.stderr
-        assert shown(server) == pair.cert.read_text().strip()
+        assert served_certificate(server) == pair.cert.read_text().strip()
     assert failed == []
     assert server.stop() == 0
     assert not (server.data_dir / "tls.pem").exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_renewal_that_does_not_fit_is_refused_and_the_old_one_goes_on(
+def test_a_mismatched_certificate_is_refused_and_the_old_one_stays(
     start: Callable[..., Server], pair: Pair, workers: int
 ) -> None:
     server = start(tls_cert=pair.cert, tls_key=pair.key, workers=workers, log_format="json")
@@ -131,21 +131,23 @@ def test_a_renewal_that_does_not_fit_is_refused_and_the_old_one_goes_on(
     write_key(pair.key, ec.generate_private_key(ec.SECP256R1()))
     done = server.cli("reload")
     assert done.returncode == 6
-    said = f"The TLS key {pair.key} doesn't match the certificate {pair.cert}"
-    assert f"reload_refused: The server keeps running as before: {said}" in done.stderr
-    assert f'"message": "reload failed: {said}' in server.output
-    assert shown(server) == before
+    fault = f"The TLS key {pair.key} doesn't match the certificate {pair.cert}"
+    assert f"reload_refused: The server keeps running as before: {fault}" in done.stderr
+    assert f'"message": "reload failed: {fault}' in server.output
+    assert served_certificate(server) == before
     if workers > 1:
-        # One that is started now reads the old one, too.
+        # A worker started now also serves the old certificate.
         killed = server.kill_one_worker()
         wait_until(lambda: len(set(server.workers()) - {killed}) == workers, 30)
-        wait_until(lambda: shown(server) == before)
+        wait_until(lambda: served_certificate(server) == before)
     pair.renew()
     assert server.cli("reload").returncode == 0
-    assert shown(server) == pair.cert.read_text().strip()
+    assert served_certificate(server) == pair.cert.read_text().strip()
 
 
-def test_reload_says_so_where_no_server_runs(start: Callable[..., Server], tmp_path: Path) -> None:
+def test_reload_reports_that_no_server_is_running(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
         done = Server(folder).cli_here("reload")
         assert done.exit_code == 5
@@ -156,7 +158,9 @@ def test_reload_says_so_where_no_server_runs(start: Callable[..., Server], tmp_p
     assert server.cli_here("reload").exit_code == 5
 
 
-def test_reload_signals_no_process_of_another_container(start: Callable[..., Server]) -> None:
+def test_reload_does_not_signal_processes_of_another_container(
+    start: Callable[..., Server],
+) -> None:
     server = start()
     file = server.data_dir / "server"
     file.write_text(file.read_text().replace("pid:[", "pid:[9"))

@@ -1,17 +1,17 @@
-"""What `wardkey restore` tells of clients and ACL rules that it keeps as they were."""
+"""What `wardkey restore` reports about clients and ACL rules that it does not roll back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cli.test_backup import config_of, holds, told
+from tests.cli.test_backup import config_of, holds, result_of
 from tests.support.server import PASSWORD, Server
 from wardkey.actions.messaging.client_logins import VerifiedPasswords, find_login
 from wardkey.deployment import open_deployment
 
 
-def test_restore_lets_no_client_in_that_was_kept_out_since_the_backup(
+def test_restore_does_not_readmit_clients_blocked_since_the_backup(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     server, file = start(), tmp_path / "copy.wardkey"
@@ -26,7 +26,7 @@ def test_restore_lets_no_client_in_that_was_kept_out_since_the_backup(
         for name in ("untouched", "deleted", "disabled", "changed", "changed back"):
             ids[name], texts[name] = create(name.replace(" ", "-"))
         ids["let in"], texts["let in"] = create("let-in", enabled=False)
-        told(server.cli("backup", str(file), "--json"))
+        result_of(server.cli("backup", str(file), "--json"))
         assert owner.delete(f"/v2/clients/{ids['deleted']}").status_code == 200
         owner.post(f"/v2/clients/{ids['disabled']}/disable")
         owner.post(f"/v2/clients/{ids['let in']}/enable")
@@ -39,7 +39,7 @@ def test_restore_lets_no_client_in_that_was_kept_out_since_the_backup(
         org_id = owner.get("/v2/organization").json()["id"]
     server.stop()
 
-    done = told(server.cli("restore", str(file), "--json"))
+    done = result_of(server.cli("restore", str(file), "--json"))
 
     carried = {(item["action"], item["target"]["id"]) for item in done["carried_over"]}
     assert carried == {

@@ -1,4 +1,4 @@
-"""A start that cannot go on changes and shows nothing, and says in one line what is wrong."""
+"""A failing start changes nothing, shows no secret and reports the error in one line."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ KUBERNETES = {
 }
 
 
-def test_what_kubernetes_sets_for_a_service_is_no_setting() -> None:
+def test_kubernetes_service_variables_are_not_read_as_settings() -> None:
     assert load_config(KUBERNETES) == load_config({})
     assert ignored_variables(KUBERNETES | {"WARDKEY_WORKERS": "2"}) == sorted(KUBERNETES)
 
 
 @pytest.mark.parametrize("name", ["listen", "mqtt_listen", "websocket_listen"])
-def test_a_port_that_is_taken_is_found_before_anything_is_made(tmp_path: Path, name: str) -> None:
+def test_a_port_in_use_is_reported_before_anything_is_created(tmp_path: Path, name: str) -> None:
     server = Server(tmp_path / "data", no_messaging=0)
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         server.settings[name] = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -46,7 +46,9 @@ def test_a_port_that_is_taken_is_found_before_anything_is_made(tmp_path: Path, n
     assert not server.data_dir.exists()
 
 
-def test_a_later_start_reminds_of_an_owner_who_never_set_up(start: Callable[..., Server]) -> None:
+def test_a_later_start_reminds_of_an_owner_who_never_finished_setup(
+    start: Callable[..., Server],
+) -> None:
     server = start()
     server.stop()
     server.start()
@@ -58,7 +60,7 @@ def test_a_later_start_reminds_of_an_owner_who_never_set_up(start: Callable[...,
     assert "setup-link" not in server.output[before:]
 
 
-def test_records_are_json_objects_with_time_level_and_request_id(
+def test_json_logs_have_a_time_a_level_and_a_request_id(
     start: Callable[..., Server],
 ) -> None:
     server = start(log_format="json", access_log=1)
@@ -71,19 +73,19 @@ def test_records_are_json_objects_with_time_level_and_request_id(
     def records() -> list[dict[str, object]]:
         lines = [line for line in server.output.splitlines() if line.startswith("{")]
         found = [json.loads(line) for line in lines]
-        return [one for one in found if one.get("request_id") in ids]
+        return [record for record in found if record.get("request_id") in ids]
 
     assert wait_until(lambda: len(records()) == 3)
-    kept = [(one["method"], one["path"], one["status"]) for one in records()]
+    kept = [(record["method"], record["path"], record["status"]) for record in records()]
     assert kept == [("GET", "/v2/keys", 200), ("GET", "/v2/auth", 200), ("GET", "/…", 404)]
-    for one in records():
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(one["time"]))
-        assert (one["level"], one["logger"]) == ("info", "wardkey.access")
-        assert one["duration_ms"] != 0
+    for record in records():
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(record["time"]))
+        assert (record["level"], record["logger"]) == ("info", "wardkey.access")
+        assert record["duration_ms"] != 0
     assert server.first_key not in server.output.partition("listens on")[2]
 
 
-def test_records_are_lines_with_time_and_level(start: Callable[..., Server]) -> None:
+def test_text_logs_have_a_time_and_a_level(start: Callable[..., Server]) -> None:
     server = start(access_log=1, log_level="info")
     with server.client() as client:
         name = client.get("/healthz").headers["wardkey-request-id"]

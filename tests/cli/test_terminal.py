@@ -1,4 +1,4 @@
-"""`wardkey up` in a terminal: what Ctrl-C and a terminal that goes away do."""
+"""`wardkey up` in a terminal: Ctrl-C and a closed terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.server import Server, wait_until
 
 
 def up_in_terminal(server: Server) -> tuple[int, int]:
-    """Start it as a terminal's foreground process; return its pid and the terminal."""
+    """Start the server as a terminal's foreground process; return its pid and the terminal."""
     pid, terminal = pty.fork()
     if not pid:
         command = [sys.executable, "-m", "wardkey", "up"]
@@ -26,18 +26,18 @@ def up_in_terminal(server: Server) -> tuple[int, int]:
 
 
 def read_until_end(terminal: int, end: bytes) -> bytes:
-    """Return what comes until `end` stood there, or the other side has closed."""
-    said = b""
+    """Return the output up to `end`, or until the other side closes."""
+    output = b""
     until = time.monotonic() + 60
-    while end not in said or not end:
-        assert time.monotonic() < until, said
+    while end not in output or not end:
+        assert time.monotonic() < until, output
         try:
-            said += os.read(terminal, 65_536)
+            output += os.read(terminal, 65_536)
         except BlockingIOError:
             time.sleep(0.01)
-        except OSError:  # what a terminal says once nobody has it open
+        except OSError:  # reading a closed terminal raises it
             break
-    return said
+    return output
 
 
 def is_ready(url: str) -> bool:
@@ -48,28 +48,28 @@ def is_ready(url: str) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_ends_everything_without_a_word(tmp_path: Path, workers: int) -> None:
+def test_ctrl_c_stops_everything_silently(tmp_path: Path, workers: int) -> None:
     server = Server(tmp_path / "data", no_messaging=0, workers=workers)
     pid, terminal = up_in_terminal(server)
     started = read_until_end(terminal, b"Stop with Ctrl-C")
-    found = re.search(rb"listens on (\S+)", started)
-    assert found is not None
-    url = found[1].decode()
+    match = re.search(rb"listens on (\S+)", started)
+    assert match is not None
+    url = match[1].decode()
     wait_until(lambda: is_ready(url), 30)
     os.write(terminal, b"\x03")
-    said = read_until_end(terminal, b"")
+    output = read_until_end(terminal, b"")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     for word in (b"ERROR", b"WARNING", b"DO NOT USE", b"Traceback"):
-        assert word not in started + said
+        assert word not in started + output
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_terminal_that_goes_away_ends_it(tmp_path: Path, workers: int) -> None:
+def test_closing_the_terminal_stops_the_server(tmp_path: Path, workers: int) -> None:
     server = Server(tmp_path / "data", workers=workers)
     pid, terminal = up_in_terminal(server)
-    found = re.search(rb"listens on (\S+)", read_until_end(terminal, b"Stop with Ctrl-C"))
-    assert found is not None
-    url = found[1].decode()
+    match = re.search(rb"listens on (\S+)", read_until_end(terminal, b"Stop with Ctrl-C"))
+    assert match is not None
+    url = match[1].decode()
     wait_until(lambda: is_ready(url), 30)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -61,13 +61,13 @@ def write_certificate(
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Make a certificate of this machine and its key."""
+    """Create a certificate for this machine and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     return write_certificate(tmp_path / "cert.pem", key), write_key(tmp_path / "key.pem", key)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_with_tls_it_prints_its_address_and_answers_over_https(
+def test_with_tls_the_server_prints_its_address_and_serves_https(
     start: Callable[..., Server], pair: tuple[Path, Path], workers: int
 ) -> None:
     server = start(tls_cert=pair[0], tls_key=pair[1], workers=workers)
@@ -75,14 +75,14 @@ def test_with_tls_it_prints_its_address_and_answers_over_https(
     assert f"{server.url}/setup/{server.setup_token}" in server.output
     with server.client(server.first_key) as client:
         assert client.get("/v2/keys").status_code == 200
-        told = client.post("/v2/keys/verify", json={"key": server.first_key})
-        assert told.json()["code"] == "valid"
+        response = client.post("/v2/keys/verify", json={"key": server.first_key})
+        assert response.json()["code"] == "valid"
     with pytest.raises(httpx.TransportError):
         httpx.get(server.url.replace("https:", "http:") + "/readyz", timeout=5)
     assert server.stop() == 0
 
 
-def test_tls_files_that_cannot_serve_are_named_before_anything_is_made(
+def test_unusable_tls_files_are_named_before_anything_is_created(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     good_cert, good_key = pair
@@ -98,7 +98,7 @@ def test_tls_files_that_cannot_serve_are_named_before_anything_is_made(
     cut = tmp_path / "cut.pem"
     cut.write_bytes(good_key.read_bytes()[:100])
     missing = tmp_path / "missing.pem"
-    for cert, key, field, said in [
+    for cert, key, field, reason in [
         (junk, good_key, "tls_cert", f"{junk} contains no PEM certificate"),
         (good_key, good_key, "tls_cert", f"{good_key} contains no PEM certificate"),
         (missing, good_key, "tls_cert", f"{missing} can't be read"),
@@ -113,7 +113,7 @@ def test_tls_files_that_cannot_serve_are_named_before_anything_is_made(
         with pytest.raises(InvalidSetting) as refused:
             check_tls(load_config({}, {"tls_cert": str(cert), "tls_key": str(key)}))
         assert refused.value.field == field
-        assert said in refused.value.detail
+        assert reason in refused.value.detail
     for half in ("tls_cert", "tls_key"):
         with pytest.raises(InvalidSetting, match="needs both"):
             check_tls(load_config({}, {half: str(good_cert)}))
@@ -126,7 +126,7 @@ def test_tls_files_that_cannot_serve_are_named_before_anything_is_made(
     assert not server.data_dir.exists()
 
 
-def test_a_port_in_use_is_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_is_created(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         server = Server(tmp_path / "data", listen=listen)
@@ -136,14 +136,14 @@ def test_a_port_in_use_is_told_before_anything_is_made(tmp_path: Path) -> None:
     assert not server.data_dir.exists()
 
 
-def test_mqtt_and_websocket_do_not_listen_on_one_port(start: Callable[..., Server]) -> None:
+def test_mqtt_and_websocket_do_not_share_a_port(start: Callable[..., Server]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(AssertionError, match=f"Cannot listen on {listen}: Address already in use"):
         start(no_messaging=0, mqtt_listen=listen, websocket_listen=listen)
 
 
-def test_the_line_of_the_first_start_asks_for_the_key_and_works(
+def test_the_command_printed_at_the_first_start_prompts_for_the_key_and_works(
     start: Callable[..., Server],
 ) -> None:
     server = start()

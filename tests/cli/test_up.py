@@ -29,7 +29,7 @@ def refused(data_dir: Path, *args: str, **environ: str) -> tuple[int, str]:
     return done.returncode, done.stderr.strip().splitlines()[-1].split(": ")[1]
 
 
-def test_what_is_unsafe_or_unknown_is_refused_and_makes_nothing(tmp_path: Path) -> None:
+def test_unsafe_and_unknown_settings_are_refused_and_create_nothing(tmp_path: Path) -> None:
     data = tmp_path / "data"
     assert refused(data, "--listen", "0.0.0.0:0") == (2, "unsafe_listen")
     assert refused(data, "--listen", "nowhere") == (2, "invalid_setting")
@@ -42,7 +42,7 @@ def test_what_is_unsafe_or_unknown_is_refused_and_makes_nothing(tmp_path: Path) 
     assert not data.exists()
 
 
-def test_a_broker_is_never_spoken_to_in_the_clear_beyond_this_machine(tmp_path: Path) -> None:
+def test_a_remote_broker_is_never_reached_without_tls(tmp_path: Path) -> None:
     server = Server(tmp_path / "data")
     inside = {"broker": "tls://broker.acme.example:4222"}
     for settings, code, field in (
@@ -61,7 +61,7 @@ def test_a_broker_is_never_spoken_to_in_the_clear_beyond_this_machine(tmp_path: 
     assert not server.data_dir.exists()
 
 
-def test_later_starts_show_no_secret_and_the_brand_stands_before_each(
+def test_later_starts_show_no_secret_and_every_secret_starts_with_the_brand(
     start: Callable[..., Server],
 ) -> None:
     server = start(brand="acme")
@@ -77,7 +77,7 @@ def test_later_starts_show_no_secret_and_the_brand_stands_before_each(
         assert client.get("/v2/keys").status_code == 200
 
 
-def test_a_wrong_or_missing_master_key_is_told(start: Callable[..., Server]) -> None:
+def test_a_wrong_or_missing_master_key_is_reported(start: Callable[..., Server]) -> None:
     server = start()
     server.stop()
     key = server.data_dir / "master.key"
@@ -93,7 +93,7 @@ def test_a_wrong_or_missing_master_key_is_told(start: Callable[..., Server]) -> 
     server.start()
 
 
-def test_a_database_of_a_newer_version_is_told(start: Callable[..., Server]) -> None:
+def test_a_database_of_a_newer_version_is_reported(start: Callable[..., Server]) -> None:
     from wardkey.config import load_config
     from wardkey.deployment import open_deployment
 
@@ -103,22 +103,22 @@ def test_a_database_of_a_newer_version_is_told(start: Callable[..., Server]) -> 
     with open_deployment(config) as runner, runner.database.writer.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     assert refused(server.data_dir, "--listen", "127.0.0.1:0") == (6, "database_newer")
-    told = server.cli("doctor")
-    assert told.returncode == 6
-    assert "database_newer" in told.stdout
+    report = server.cli("doctor")
+    assert report.returncode == 6
+    assert "database_newer" in report.stdout
 
 
-def test_sigterm_answers_what_is_under_way_and_loses_no_counter(
+def test_sigterm_finishes_running_requests_and_loses_no_counter(
     start: Callable[..., Server],
 ) -> None:
     server = start(workers=2, cold=True)
     with server.client(server.first_key) as client:
         key_id = client.get("/v2/keys").json()["keys"][0]["id"]
         made = client.post("/v2/keys", json={"name": "live-drained", "type": "secret"}).json()
-        told = client.post(
+        response = client.post(
             "/v2/keys/verify", json={"key": made["secret"], "user_agent": "drained/1"}
         )
-        assert told.json()["valid"]
+        assert response.json()["valid"]
     assert server.stop() == 0
     server.start()
     with server.client(server.first_key) as client:
@@ -127,7 +127,7 @@ def test_sigterm_answers_what_is_under_way_and_loses_no_counter(
         assert client.get(f"/v2/keys/{key_id}").status_code == 200
 
 
-def test_no_child_but_the_workers_has_a_setting_in_its_environment(
+def test_only_workers_have_settings_in_their_environment(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     seen, key = tmp_path / "seen", tmp_path / "key"
@@ -147,7 +147,7 @@ def test_no_child_but_the_workers_has_a_setting_in_its_environment(
         for pid in (int(process.name) for process in Path("/proc").glob("[0-9]*"))
         if pid not in (group, *server.workers()) and group_of(pid) == group
     ]
-    # The broker has a group of its own.
+    # The broker has its own process group.
     others.append(server.broker())
     commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in others]
     assert sorted("nats-server" in command for command in commands) == [False, True]
@@ -156,10 +156,10 @@ def test_no_child_but_the_workers_has_a_setting_in_its_environment(
     broker = Path(f"/proc/{server.broker()}/environ").read_text()
     assert "PATH=" in broker
     assert "PGPASSWORD" not in broker
-    # The command that prints the master key has a cloud's credentials, and none of ours.
-    told = seen.read_text()
-    assert "AWS_PROFILE=ops" in told
-    assert "WARDKEY_" not in told
+    # The command that prints the master key keeps cloud credentials but gets no Wardkey settings.
+    variables = seen.read_text()
+    assert "AWS_PROFILE=ops" in variables
+    assert "WARDKEY_" not in variables
 
 
 def group_of(pid: int) -> int:
@@ -168,7 +168,7 @@ def group_of(pid: int) -> int:
     return 0
 
 
-def test_workers_end_with_the_process_that_watched_over_them(
+def test_workers_end_with_their_supervisor(
     start: Callable[..., Server],
 ) -> None:
     server = start(workers=2, cold=True)
@@ -180,7 +180,7 @@ def test_workers_end_with_the_process_that_watched_over_them(
     server.start()
 
 
-def test_a_worker_that_was_still_starting_ends_with_it_too(start: Callable[..., Server]) -> None:
+def test_a_starting_worker_ends_with_its_supervisor_too(start: Callable[..., Server]) -> None:
     server = start(workers=2, cold=True)
     assert server.process is not None
     before = server.workers()
@@ -192,7 +192,7 @@ def test_a_worker_that_was_still_starting_ends_with_it_too(start: Callable[..., 
     wait_until(lambda: not any(Path(f"/proc/{pid}/fd/0").exists() for pid in (*before, new)), 20)
 
 
-def test_a_full_disk_refuses_writes_and_verdicts_go_on(
+def test_verification_continues_while_a_full_disk_refuses_writes(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     small = tmp_path / "small"
@@ -219,8 +219,8 @@ def test_a_full_disk_refuses_writes_and_verdicts_go_on(
                 if answer.status_code == 503:
                     break
             assert "storage_full" in codes
-            told = client.post("/v2/keys/verify", json={"key": server.first_key})
-            assert told.json()["code"] == "valid"
+            response = client.post("/v2/keys/verify", json={"key": server.first_key})
+            assert response.json()["code"] == "valid"
             before = client.get("/v2/keys").json()["total"]
             (small / "ballast").unlink()
             made = client.post("/v2/keys", json={"name": "live-after", "type": "secret"})
@@ -232,9 +232,7 @@ def test_a_full_disk_refuses_writes_and_verdicts_go_on(
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
-def test_a_folder_that_cannot_be_written_is_said_so(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_an_unwritable_folder_is_reported(start: Callable[..., Server], tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(small)]
@@ -264,7 +262,7 @@ def test_a_file_cannot_be_the_data_folder(tmp_path: Path) -> None:
         assert "data folder" in refused.stderr
 
 
-def test_a_first_start_that_could_not_show_its_key_made_none(tmp_path: Path) -> None:
+def test_a_first_start_that_cannot_show_its_key_creates_none(tmp_path: Path) -> None:
     server = Server(tmp_path / "data")
     with Path("/dev/full").open("wb") as full:
         failed = subprocess.run(
@@ -286,7 +284,7 @@ def test_a_first_start_that_could_not_show_its_key_made_none(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("after", ["One-time set-up link", "First secret key", "Master key:"])
-def test_the_key_shown_last_works_whenever_the_first_start_was_killed(
+def test_the_last_key_shown_works_whenever_the_first_start_is_killed(
     tmp_path: Path, after: str
 ) -> None:
     server = Server(tmp_path / "data")
@@ -310,7 +308,7 @@ def test_the_key_shown_last_works_whenever_the_first_start_was_killed(
         server.kill()
 
 
-def test_only_a_trusted_proxy_names_the_clients_address(start: Callable[..., Server]) -> None:
+def test_only_a_trusted_proxy_can_set_the_client_address(start: Callable[..., Server]) -> None:
     secret = ""
     for trusted in ("127.0.0.0/8", "203.0.113.1"):
         server = start(behind_proxy=True, trusted_proxies=trusted)
@@ -335,7 +333,7 @@ def test_only_a_trusted_proxy_names_the_clients_address(start: Callable[..., Ser
         server.stop()
 
 
-def test_files_in_a_folder_that_others_may_enter_are_for_the_owner_alone(
+def test_files_in_a_folder_open_to_others_are_private_to_the_owner(
     tmp_path: Path, start: Callable[..., Server]
 ) -> None:
     data = tmp_path / "open"

@@ -1,4 +1,4 @@
-"""Rows of verifiers that were killed: waited for once, and no longer than they could answer."""
+"""Leases of killed verifiers: revocations wait for them once, until they expire."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def database(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def leave_behind(database: Database, *, max_staleness_ms: int = 0, seen_at: int = 0) -> None:
-    """Write the row of a verifier that will never renew it."""
+    """Write a lease that is never renewed."""
     me = VerifierIdentity.local_process(database.clock(), max_staleness_ms)
     with database.usage.begin() as connection:
         connection.execute(
@@ -44,17 +44,17 @@ def test_a_killed_verifier_is_waited_for_once(database: Database) -> None:
     assert (first.reach, second.reach) == (Reach.EVERYWHERE, Reach.EVERYWHERE)
 
 
-def test_staleness_of_a_killed_verifier_ends_when_it_could_answer_no_more(
+def test_bounded_staleness_ends_once_a_killed_verifier_cannot_answer(
     database: Database,
 ) -> None:
     leave_behind(database, max_staleness_ms=1_000)
     confirm = CommitBarrier(database)
-    told = confirm("e", 1)
-    assert (told.reach, told.late, told.staleness_s) == (Reach.BOUNDED, 1, 1.0)
+    receipt = confirm("e", 1)
+    assert (receipt.reach, receipt.late, receipt.staleness_s) == (Reach.BOUNDED, 1, 1.0)
     wait_until(lambda: confirm("e", 1).reach is Reach.EVERYWHERE, 5)
 
 
-def test_rows_silent_for_an_hour_are_forgotten_but_not_while_staleness_lasts(
+def test_leases_silent_for_an_hour_are_deleted_unless_staleness_lasts(
     database: Database,
 ) -> None:
     now = database.clock()

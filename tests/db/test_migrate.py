@@ -9,28 +9,28 @@ from wardkey.db.migrate import migrate, migration_state
 from wardkey.db.schema import metadata, usage
 
 
-def test_the_migrations_make_the_tables_of_the_schema(runner: Runner) -> None:
+def test_the_migrations_create_the_tables_of_the_schema(runner: Runner) -> None:
     with runner.database.writer.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
         assert migration_state(connection).pending == ()
 
 
-def test_the_primary_keys_are_those_of_the_schema(runner: Runner) -> None:
-    # Alembic compares no primary keys.
+def test_the_primary_keys_match_the_schema(runner: Runner) -> None:
+    # Alembic does not compare primary keys.
     with runner.database.writer.connect() as connection:
         there = inspect(connection)
         for table in metadata.sorted_tables:
-            found = there.get_pk_constraint(table.name)["constrained_columns"]
-            assert found == [column.name for column in table.primary_key.columns], table.name
+            columns = there.get_pk_constraint(table.name)["constrained_columns"]
+            assert columns == [column.name for column in table.primary_key.columns], table.name
 
 
-def test_the_usage_tables_are_those_of_the_schema(runner: Runner) -> None:
+def test_the_usage_tables_match_the_schema(runner: Runner) -> None:
     with runner.database.usage.connect() as connection:
         there = inspect(connection)
         for table in usage.sorted_tables:
-            found = {column["name"] for column in there.get_columns(table.name, schema="usage")}
-            assert found == set(table.columns.keys()), table.name
+            columns = {column["name"] for column in there.get_columns(table.name, schema="usage")}
+            assert columns == set(table.columns.keys()), table.name
 
 
 def test_migrating_again_changes_nothing(runner: Runner) -> None:
@@ -51,7 +51,7 @@ def test_the_usage_tables_of_an_earlier_version_get_new_columns_and_indexes(
     migrate(runner.database)
     with runner.database.usage.connect() as connection:
         there = inspect(connection)
-        found = {index["name"] for index in there.get_indexes("mqtt_ids", schema="usage")}
-        assert names <= found
+        indexes = {index["name"] for index in there.get_indexes("mqtt_ids", schema="usage")}
+        assert names <= indexes
         columns = {column["name"] for column in there.get_columns("mqtt_ids", schema="usage")}
     assert columns == set(usage.tables["usage.mqtt_ids"].columns.keys())

@@ -1,4 +1,4 @@
-"""What a process does for its database by itself changes no verdict, and ends."""
+"""Background maintenance of the database changes no verdict and completes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
 
 @pytest.fixture
 def begin(runner: Runner, tmp_path: Path) -> Iterator[Callable[[], AppContext]]:
-    """Begin what another process of the deployment holds of it."""
+    """Create the state of a second process of the deployment."""
     begun: list[AppContext] = []
 
     def process() -> AppContext:
@@ -88,7 +88,7 @@ def take_another_pepper(runner: Runner) -> None:
 
 
 def written(runner: Runner) -> list[str]:
-    """Collect the statements that change something from now on."""
+    """Collect the data-changing statements executed from now on."""
     statements: list[str] = []
 
     def hear(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -109,32 +109,32 @@ def verdict(context: AppContext, text: str) -> str:
     return str(context.verifier.verify(VerificationRequest(text)).verdict)
 
 
-def test_a_secret_is_hashed_anew_once_after_a_change_of_the_pepper(
+def test_a_secret_is_rehashed_once_after_a_pepper_change(
     runner: Runner, owner: Principal, begin: Callable[[], AppContext]
 ) -> None:
     made, unused = issue(runner, owner, "live-used"), issue(runner, owner, "live-unused")
     text = made.secret.text
     take_another_pepper(runner)
-    one, other = begin(), begin()
-    assert [verdict(context, text) for context in (one, other, one)] == ["valid"] * 3
+    first, second = begin(), begin()
+    assert [verdict(context, text) for context in (first, second, first)] == ["valid"] * 3
     statements = written(runner)
-    _rehash(one)
+    _rehash(first)
     assert statements == ["UPDATE secrets", "UPDATE imported"]
     assert stored(runner, made.kid) == (2, runner.database.vault.digest(text, 2))
     assert stored(runner, unused.kid)[0] == 1
-    # The other process noted it as well, and learns that it is done.
-    _rehash(other)
+    # The second process queued it too, and finds it done.
+    _rehash(second)
     after = stored(runner, made.kid)
     statements.clear()
     for _ in range(2):
-        for context in (one, other):
+        for context in (first, second):
             assert verdict(context, text) == "valid"
             _rehash(context)
     assert statements == []
     assert stored(runner, made.kid) == after
 
 
-def test_a_secret_that_opens_nothing_is_not_hashed_anew(
+def test_a_secret_that_grants_no_access_is_not_rehashed(
     runner: Runner, owner: Principal, begin: Callable[[], AppContext]
 ) -> None:
     made = issue(runner, owner, "live-disabled")
@@ -165,7 +165,7 @@ def test_an_imported_secret_is_found_under_the_new_pepper(
     assert process.verifier.take_rehashes() == {}
 
 
-def test_a_service_key_is_hashed_anew_once(runner: Runner, begin: Callable[[], AppContext]) -> None:
+def test_a_service_key_is_rehashed_once(runner: Runner, begin: Callable[[], AppContext]) -> None:
     secret: SecretText = runner.write(service_keys.create, operator(), "proxy", (f"{ADDRESS}/32",))[
         1
     ]
@@ -180,7 +180,7 @@ def test_a_service_key_is_hashed_anew_once(runner: Runner, begin: Callable[[], A
     assert verifier.take_rehashes() == {}
 
 
-def test_a_generated_password_is_hashed_anew_once_by_a_login(
+def test_a_login_rehashes_a_generated_password_once(
     runner: Runner, owner: Principal, begin: Callable[[], AppContext]
 ) -> None:
     made = {
@@ -192,8 +192,8 @@ def test_a_generated_password_is_hashed_anew_once_by_a_login(
     process = begin()
 
     def opens(name: str) -> bool:
-        one = made[name]
-        wire, password = one.client.mqtt_username, one.password or ""
+        login = made[name]
+        wire, password = login.client.mqtt_username, login.password or ""
         return find_login(runner.database, process.verified, wire, password) is not None
 
     def versions() -> dict[str, int]:
@@ -220,7 +220,7 @@ def test_a_generated_password_is_hashed_anew_once_by_a_login(
     assert len(statements) == 1
 
 
-def test_a_digest_is_replaced_only_where_the_older_one_still_stands(
+def test_a_digest_is_replaced_only_if_it_has_not_changed_since(
     runner: Runner, owner: Principal
 ) -> None:
     made = issue(runner, owner, "live-newer")
@@ -229,7 +229,7 @@ def test_a_digest_is_replaced_only_where_the_older_one_still_stands(
     assert stored(runner, made.kid) == before
 
 
-def test_kept_answers_go_after_ten_minutes_to_the_millisecond(runner: Runner) -> None:
+def test_stored_responses_expire_after_exactly_ten_minutes(runner: Runner) -> None:
     now = runner.database.clock()
     runner.database.clock = lambda: now
     rows: list[dict[str, Any]] = [
@@ -244,7 +244,7 @@ def test_kept_answers_go_after_ten_minutes_to_the_millisecond(runner: Runner) ->
     assert [bytes(name) for name in left] == [b"kept"]
 
 
-def test_the_newest_changes_are_kept_and_a_process_that_missed_the_others_forgets_all(
+def test_recent_changes_are_kept_and_a_process_that_missed_older_ones_starts_over(
     runner: Runner,
     owner: Principal,
     begin: Callable[[], AppContext],
@@ -271,7 +271,7 @@ def _value(column: Column[Any], at: int) -> object:
     return str(at)[-8:] if isinstance(column.type, String) else at
 
 
-def test_the_running_process_deletes_rows_that_callers_without_rights_can_add(
+def test_the_server_deletes_rows_that_unprivileged_callers_can_add(
     runner: Runner, begin: Callable[[], AppContext]
 ) -> None:
     now = runner.database.clock()

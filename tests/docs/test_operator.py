@@ -1,4 +1,4 @@
-"""The operator's guide: its recipes and its unit are run or verified as they stand."""
+"""The operator's guide: its recipes and its systemd unit are run or verified unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_backup import told
+from tests.cli.test_backup import result_of
 from tests.support.server import Server
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "guide" / "operator.md").read_text()
@@ -19,10 +19,10 @@ BIN = Path(sys.executable).parent
 
 
 def block(language: str, says: str) -> str:
-    """Return the guide's one block of a language in which a text stands."""
-    found = [b for b in re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL) if says in b]
-    assert len(found) == 1, says
-    return str(found[0])
+    """Return the guide's only code block in a language that contains a text."""
+    blocks = [b for b in re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL) if says in b]
+    assert len(blocks) == 1, says
+    return str(blocks[0])
 
 
 def run(script: str) -> None:
@@ -38,12 +38,12 @@ def run(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_new_machine_serves_what_the_backup_held(
+def test_the_new_machine_serves_the_restored_backup(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     old, new, safe = start(), tmp_path / "new", tmp_path / "safe"
     safe.mkdir()
-    told(old.cli("backup", str(safe / "wardkey.bak"), "--json"))
+    result_of(old.cli("backup", str(safe / "wardkey.bak"), "--json"))
     (safe / "master.key").write_text((old.data_dir / "master.key").read_text())
     recipe = block("sh", "--accept-lost-revocations")
     *steps, last = (
@@ -59,9 +59,7 @@ def test_the_new_machine_serves_what_the_backup_held(
     assert answer["code"] == "valid"
 
 
-def test_the_nightly_backup_is_one_that_restores(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_the_nightly_backup_can_be_restored(start: Callable[..., Server], tmp_path: Path) -> None:
     server, folder = start(), tmp_path / "backups"
     folder.mkdir()
     script = block("sh", "find /var/backups").replace("/var/backups/wardkey", str(folder))
@@ -69,10 +67,10 @@ def test_the_nightly_backup_is_one_that_restores(
     server.stop()
     (file,) = folder.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
-    told(server.cli("restore", str(file), "--json"))
+    result_of(server.cli("restore", str(file), "--json"))
 
 
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / "wardkey.service"
     unit.write_text(block("ini", "ExecStart").replace("/opt/wardkey/bin", str(BIN)))
     done = subprocess.run(

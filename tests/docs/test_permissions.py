@@ -27,17 +27,17 @@ def drawn(title: str) -> dict[str, dict[str, bool]]:
     }
 
 
-def test_the_drawn_table_of_key_types_is_the_one_that_is_kept() -> None:
+def test_the_documented_key_type_table_matches_the_code() -> None:
     kept = {str(p): {str(t): p in TYPE_TABLE[t] for t in KeyType} for p in Permission}
     assert drawn("What a key of each type can hold") == kept
 
 
-def test_the_drawn_table_of_roles_is_the_one_that_is_kept() -> None:
+def test_the_documented_role_table_matches_the_code() -> None:
     kept = {str(p): {str(r): p in ROLE_TABLE[r] for r in Role} for p in Permission}
     assert drawn("What each role holds") == kept
 
 
-def test_the_marked_permissions_are_those_ticked_explicitly() -> None:
+def test_the_marked_permissions_are_those_granted_explicitly() -> None:
     marked = {
         line.split("`")[1] for line in PAGE.splitlines() if line.startswith("| `") and "¹" in line
     }

@@ -8,7 +8,7 @@ from tests.docs.test_console import PAGES
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 
 
-def test_pictures_that_pages_show_are_there_and_small() -> None:
+def test_pictures_on_pages_exist_and_are_small() -> None:
     shown = {
         (page.parent / link).resolve()
         for page in PAGES
@@ -16,4 +16,4 @@ def test_pictures_that_pages_show_are_there_and_small() -> None:
     }
     assert len(shown) >= 3
     assert shown <= set(PICTURES.iterdir())
-    assert all(one.stat().st_size <= 160 * 1024 for one in PICTURES.iterdir())
+    assert all(picture.stat().st_size <= 160 * 1024 for picture in PICTURES.iterdir())

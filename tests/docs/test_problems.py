@@ -16,7 +16,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "problems"
 
 
 @pytest.mark.parametrize("leaf", ERRORS_BY_CODE.values(), ids=ERRORS_BY_CODE.keys())
-def test_each_code_has_a_page_that_says_what_the_code_says(leaf: type[WardkeyError]) -> None:
+def test_every_error_code_has_a_page_that_quotes_its_sentence(leaf: type[WardkeyError]) -> None:
     page = (PAGES / f"{leaf.code}.md").read_text()
     failure = leaf()
     assert page.startswith(f"# {leaf.code}\n")
@@ -24,7 +24,7 @@ def test_each_code_has_a_page_that_says_what_the_code_says(leaf: type[WardkeyErr
     assert failure.detail in page
 
 
-def test_each_page_has_its_code_and_stands_in_the_index() -> None:
+def test_every_problem_page_has_a_code_and_is_in_the_index() -> None:
     pages = {page.stem for page in PAGES.glob("*.md")} - {"index"}
     assert pages == set(ERRORS_BY_CODE)
     index = (PAGES / "index.md").read_text()
@@ -32,7 +32,7 @@ def test_each_page_has_its_code_and_stands_in_the_index() -> None:
 
 
 def verdict_rows() -> dict[str, str]:
-    """Return the lines of the developer's guide on verdicts, by their code."""
+    """Return the verdict rows of the developer's guide by code."""
     guide = (PAGES.parent / "guide" / "developer.md").read_text()
     section = guide.partition("\n## Verdicts\n")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| `")]
@@ -49,20 +49,20 @@ def test_every_verdict_has_a_line_with_its_status_and_problem() -> None:
 
 
 @pytest.mark.parametrize("verdict", PROBLEMS)
-def test_a_problem_of_another_name_than_its_verdict_names_it(verdict: Verdict) -> None:
+def test_a_problem_named_unlike_its_verdict_mentions_the_verdict(verdict: Verdict) -> None:
     code = PROBLEMS[verdict].code
     if code != verdict:
         assert f"`{verdict}`" in (PAGES / f"{code}.md").read_text()
 
 
-def test_every_field_of_a_key_is_in_the_guide() -> None:
+def test_the_guide_documents_every_field_of_a_key() -> None:
     guide = (PAGES.parent / "guide" / "developer.md").read_text()
     section = guide.partition("\n## Fields of a key\n")[2].partition("\n## ")[0]
     for name in (*NewKey.model_fields, *RateShape.model_fields):
         assert f"`{name}`" in section, name
 
 
-def test_every_field_of_a_message_is_in_the_guide() -> None:
+def test_the_guide_documents_every_field_of_a_message() -> None:
     guide = (PAGES.parent / "guide" / "messaging.md").read_text()
     for name in PublishRequest.__struct_fields__:
         assert f"| `{name}` |" in guide, name

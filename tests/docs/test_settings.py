@@ -20,6 +20,6 @@ def row(name: str, default: object) -> str:
 
 
 def test_the_page_lists_every_setting_as_it_is_declared() -> None:
-    wanted = [row(item.name, item.default) for item in fields(Config)]
+    expected = [row(item.name, item.default) for item in fields(Config)]
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| `WARDKEY_")]
-    assert lines == wanted, "docs/settings.md should have these rows:\n" + "\n".join(wanted)
+    assert lines == expected, "docs/settings.md should have these rows:\n" + "\n".join(expected)

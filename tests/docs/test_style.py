@@ -21,6 +21,6 @@ WORDS = re.compile(
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_text_uses_the_words_that_the_style_page_rules_out(path: Path) -> None:
+def test_no_file_uses_words_that_the_style_page_forbids(path: Path) -> None:
     lines = enumerate(path.read_text().splitlines(), 1)
     assert [f"{number}: {line.strip()}" for number, line in lines if WORDS.search(line)] == []

@@ -1,5 +1,5 @@
 from hypothesis import settings
 
-# A shared machine pauses as it likes, which says nothing of the code.
+# A shared machine may pause at any time, so slow examples prove nothing.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")

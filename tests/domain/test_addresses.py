@@ -34,7 +34,7 @@ def test_every_address_of_a_block_is_in_it(
 
 
 @given(blocks, addresses)
-def test_an_address_is_inside_exactly_when_the_standard_library_says_so(
+def test_block_membership_agrees_with_the_standard_library(
     block: ipaddress.IPv4Network | ipaddress.IPv6Network, address: str
 ) -> None:
     parsed = ipaddress.ip_address(address)
@@ -51,7 +51,7 @@ def test_an_address_is_inside_exactly_when_the_standard_library_says_so(
 @example("1.2.3.4\n")
 @example("::")
 @example("fe80::1%eth0")
-def test_what_the_standard_library_cannot_read_is_in_no_block(text: str) -> None:
+def test_an_unparsable_address_is_in_no_block(text: str) -> None:
     everything = parse_networks(["0.0.0.0/0", "::/0"])
     try:
         readable = not getattr(ipaddress.ip_address(text), "scope_id", None)
@@ -84,7 +84,7 @@ def test_mapped_blocks_are_stored_as_the_ipv4_block() -> None:
         ("0.0.0.0/0", "0.0.0.0/0"),
     ],
 )
-def test_a_block_is_kept_in_canonical_form(text: str, canonical: str) -> None:
+def test_a_block_is_stored_in_canonical_form(text: str, canonical: str) -> None:
     (network,) = parse_networks([text])
     assert str(network) == canonical
 
@@ -101,9 +101,7 @@ def test_the_canonical_form_reads_back_equal(
     ("text", "right"),
     [("10.1.2.3/8", "10.0.0.0/8"), ("2001:db8::1/32", "2001:db8::/32"), ("1.2.3.4/0", "0.0.0.0/0")],
 )
-def test_bits_beyond_the_mask_are_refused_with_the_block_that_was_meant(
-    text: str, right: str
-) -> None:
+def test_bits_beyond_the_mask_are_refused_with_a_suggestion(text: str, right: str) -> None:
     with pytest.raises(ValueError, match="beyond its mask") as fault:
         parse_networks(["192.0.2.1", text])
     assert text in str(fault.value)
@@ -116,7 +114,7 @@ def test_bits_beyond_the_mask_are_refused_with_the_block_that_was_meant(
      "10.0.0.0/255.0.0.0", "10.0.0.0/0.0.0.255", "1.2.3.4:80", "[::1]", "10.0.0.0/8/8", "\ud800",
      "010.0.0.1", "\u0661.0.0.1"],
 )  # fmt: skip
-def test_what_is_no_block_is_refused_by_name(text: str) -> None:
+def test_an_invalid_block_is_refused_and_named(text: str) -> None:
     with pytest.raises(ValueError, match="is not an IPv4 or IPv6 address"):
         parse_networks([text])
 
@@ -126,14 +124,14 @@ def test_a_zone_is_refused() -> None:
         parse_networks(["fe80::1%eth0"])
 
 
-def test_a_hundred_networks_are_taken_and_no_more() -> None:
+def test_at_most_a_hundred_networks_are_accepted() -> None:
     items = [f"10.0.{number}.0/24" for number in range(101)]
     assert len(parse_networks(items[:100])) == 100
     with pytest.raises(ValueError, match="101 networks"):
         parse_networks(iter(items))
 
 
-def test_an_empty_list_holds_nothing() -> None:
+def test_an_empty_list_contains_no_address() -> None:
     assert not contains((), "10.0.0.1")
 
 
@@ -153,7 +151,7 @@ def test_an_empty_list_holds_nothing() -> None:
         ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
     ],
 )
-def test_an_origin_is_kept_as_browsers_send_it(text: str, canonical: str) -> None:
+def test_an_origin_is_stored_as_browsers_send_it(text: str, canonical: str) -> None:
     assert parse_origin(text) == canonical
     assert parse_origin(canonical) == canonical
 
@@ -200,7 +198,7 @@ def test_an_origin_is_kept_as_browsers_send_it(text: str, canonical: str) -> Non
         ("https://\u212a.example", "beyond ASCII"),
     ],
 )
-def test_what_is_no_origin_is_refused_with_a_sentence(text: str, sentence: str) -> None:
+def test_an_invalid_origin_is_refused_with_a_sentence(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         parse_origin(text)
 
@@ -228,7 +226,7 @@ def test_a_listed_origin_is_allowed(origin: str) -> None:
      "https://evil.com#.wild.example", "https://evil.com@a.wild.example", "https://.wild.example",
      "https://app.example.com.evil.com", "https://app.example.com/"],
 )  # fmt: skip
-def test_an_origin_that_only_resembles_a_listed_one_is_not(origin: str) -> None:
+def test_an_origin_that_only_resembles_a_listed_one_is_refused(origin: str) -> None:
     assert not origin_allowed(["https://app.example.com", "https://*.wild.example"], origin)
 
 
@@ -253,7 +251,7 @@ APP_ORIGINS = st.builds(
 @example("chrome-extension://abcdefghijklmnopabcdefghijklmnop", "tauri://localhost")
 @example("app://Host", "app://host")
 @example("file://", "null")
-def test_an_origin_of_an_app_is_compared_character_by_character(one: str, other: str) -> None:
+def test_an_app_origin_is_compared_character_by_character(one: str, other: str) -> None:
     assert parse_origin(one) == one
     assert origin_allowed([one, "https://*.example.com"], one)
     assert origin_allowed([one], other) == (one == other)
@@ -266,7 +264,7 @@ def test_an_origin_of_an_app_is_compared_character_by_character(one: str, other:
     st.sampled_from(["", '"']),
     st.sampled_from(["", " ", "\t"]),
 )
-def test_an_address_is_read_as_proxies_write_it(
+def test_addresses_are_parsed_as_proxies_write_them(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
     port: int | None,
     quote: str,
@@ -282,7 +280,7 @@ def test_an_address_is_read_as_proxies_write_it(
 
 
 @given(st.text(max_size=80))
-def test_a_text_that_is_not_an_address_is_left_as_it_is_and_lies_in_no_network(text: str) -> None:
+def test_a_text_that_is_not_an_address_is_unchanged_and_in_no_network(text: str) -> None:
     everything = parse_networks(["0.0.0.0/0", "::/0"])
     bare = bare_address(text)
     assert bare == text or contains(everything, bare)

@@ -51,13 +51,13 @@ sizes = st.integers(2, 12)
 
 
 @given(st.integers(0, 12))
-def test_an_untouched_chain_has_no_breaks_across_a_change_of_key(number: int) -> None:
+def test_an_untouched_chain_has_no_breaks_across_a_key_change(number: int) -> None:
     links = chain_of(number)
     assert check(links, KEYS, head_of(links) if links else None) == []
 
 
 @given(sizes, st.data())
-def test_any_edit_is_told_once_at_its_place(number: int, data: st.DataObject) -> None:
+def test_any_edit_is_reported_once_at_its_event(number: int, data: st.DataObject) -> None:
     links = chain_of(number)
     head = head_of(links)
     place = data.draw(st.integers(0, number - 1))
@@ -91,7 +91,9 @@ def test_an_edited_link_is_found(number: int, data: st.DataObject) -> None:
 
 
 @given(sizes, st.data())
-def test_any_removal_is_found_and_the_missing_are_named(number: int, data: st.DataObject) -> None:
+def test_any_removal_is_found_and_the_missing_events_are_named(
+    number: int, data: st.DataObject
+) -> None:
     links = chain_of(number)
     head = head_of(links)
     first = data.draw(st.integers(0, number - 1))
@@ -103,7 +105,7 @@ def test_any_removal_is_found_and_the_missing_are_named(number: int, data: st.Da
 
 
 @given(sizes, st.data())
-def test_removal_with_the_rest_numbered_anew_is_found(number: int, data: st.DataObject) -> None:
+def test_a_removal_with_the_rest_renumbered_is_found(number: int, data: st.DataObject) -> None:
     links = chain_of(number)
     head = head_of(links)
     del links[data.draw(st.integers(0, number - 1))]
@@ -138,10 +140,10 @@ def test_any_reordering_is_found(number: int, source: random.Random) -> None:
     assert bool(check(moved, KEYS, head_of(links))) == (moved != links)
 
 
-def test_two_events_swapped_are_told_as_one_missing_and_one_out_of_order() -> None:
+def test_swapped_events_are_reported_as_one_missing_and_one_out_of_order() -> None:
     first, second, third, fourth = chain_of(4)
-    found = check([first, third, second, fourth], KEYS, (4, fourth[3]))
-    assert [(b.seq, b.what) for b in found] == [
+    breaks = check([first, third, second, fourth], KEYS, (4, fourth[3]))
+    assert [(b.seq, b.what) for b in breaks] == [
         (3, "event 2 is missing before it"),
         (2, "it comes after event 3: duplicated or out of order"),
     ]
@@ -168,14 +170,14 @@ def test_a_chain_rewritten_without_the_key_is_found() -> None:
     assert [found.seq for found in check(forged, KEYS, (3, previous))] == [1, 2, 3]
 
 
-def test_a_key_that_nobody_had_is_told() -> None:
+def test_an_unknown_chain_key_is_reported() -> None:
     links = chain_of(4)
-    found = check(links, {1: KEYS[1]}, head_of(links))
-    assert [b.seq for b in found] == [3, 4]
-    assert "never had" in found[0].what
+    breaks = check(links, {1: KEYS[1]}, head_of(links))
+    assert [b.seq for b in breaks] == [3, 4]
+    assert "never had" in breaks[0].what
 
 
-def test_an_event_that_no_writer_could_have_chained_is_a_break_and_no_crash() -> None:
+def test_an_event_that_cannot_be_chained_is_reported_as_a_break() -> None:
     links = chain_of(3)
     seq, version, event, mac = links[1]
     for value in (1.5, "\ud800", b"x"):
@@ -183,7 +185,7 @@ def test_an_event_that_no_writer_could_have_chained_is_a_break_and_no_crash() ->
         assert [found.seq for found in check(links, KEYS, head_of(links))] == [2]
 
 
-def test_a_long_chain_is_walked_one_event_at_a_time() -> None:
+def test_a_long_chain_is_read_one_event_at_a_time() -> None:
     key, walked = KEYS[1], 0
     previous = GENESIS
 
@@ -200,15 +202,15 @@ def test_a_long_chain_is_walked_one_event_at_a_time() -> None:
     assert walked == 2_000
 
 
-def test_the_walk_stops_when_nothing_fits() -> None:
+def test_the_check_stops_after_too_many_breaks() -> None:
     endless = ((seq, 1, {"seq": seq}, GENESIS) for seq in range(1, 10**9))
-    found = check(endless, KEYS, None)
-    assert len(found) == MOST_BREAKS + 1
-    assert "stopped here" in found[-1].what
+    breaks = check(endless, KEYS, None)
+    assert len(breaks) == MOST_BREAKS + 1
+    assert "stopped here" in breaks[-1].what
 
 
 @given(events)
-def test_the_order_of_names_changes_nothing(event: dict[str, object]) -> None:
+def test_the_order_of_names_does_not_matter(event: dict[str, object]) -> None:
     turned = dict(reversed(event.items()))
     try:
         assert canonical(event) == canonical(turned)
@@ -250,12 +252,12 @@ def test_canonical_bytes_are_compact_sorted_utf_8() -> None:
 @pytest.mark.parametrize(
     "value", [1.0, float("nan"), b"x", {1: "a"}, [0.5], {"a": {"b": 2.5}}, {1, 2}]
 )
-def test_a_value_that_is_written_in_more_than_one_way_is_refused(value: object) -> None:
+def test_a_value_without_a_unique_encoding_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="audit event"):
         canonical({"value": value})
 
 
-def test_nothing_moves_between_the_previous_link_and_the_event() -> None:
+def test_bytes_cannot_move_between_the_previous_link_and_the_event() -> None:
     body = canonical({"a": 1})
     assert link(KEYS[1], GENESIS, {"a": 1}) != link(KEYS[1], GENESIS + body[:1], {"a": 1})
 
@@ -282,7 +284,7 @@ def test_a_chain_without_a_proper_key_is_refused(key: bytes) -> None:
     st.binary(min_size=32, max_size=32),
     st.integers(0),
 )
-def test_a_signed_head_opens_to_what_was_signed(
+def test_a_signed_head_opens_to_the_signed_value(
     org_id: str, seq: int, mac: bytes, at_ms: int
 ) -> None:
     text = sign_head(KEYS[1], org_id, seq, mac, at_ms)
@@ -292,7 +294,7 @@ def test_a_signed_head_opens_to_what_was_signed(
     assert open_head(KEYS[2], text) is None
 
 
-def test_a_head_that_was_exported_once_opens_for_ever() -> None:
+def test_an_exported_head_opens_forever() -> None:
     text = (
         "XXu8pdJ-ybvII39JzVBFdKPLjRGLfWq1M2j8kM7A78V7ImF0IjoxODAwMDAwMDAwMDAwLCJtYWMiOiIwMDAwMD"
         "AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwIiwib3Jn"

@@ -32,9 +32,9 @@ def basic(pair: str) -> str:
 
 
 @given(AROUND, AROUND)
-def test_what_cannot_be_seen_around_a_key_is_trimmed(before: str, after: str) -> None:
+def test_invisible_characters_around_a_key_are_trimmed(before: str, after: str) -> None:
     assert trim(f"{before}{KEY}{after}") == KEY
-    # A header field arrives as its bytes read as Latin-1.
+    # Header fields arrive decoded as Latin-1.
     assert trim_field(f"{before}{KEY}{after}".encode().decode("latin-1")) == KEY
 
 
@@ -61,33 +61,33 @@ def test_what_cannot_be_seen_around_a_key_is_trimmed(before: str, after: str) ->
     # The keys differ in each process.
     ids=[f"form{number}" for number in range(16)],
 )
-def test_an_authorization_field_presents(value: str, presents: list[str]) -> None:
+def test_an_authorization_field_presents_its_credentials(value: str, presents: list[str]) -> None:
     assert authorization_texts(value, is_ours) == presents
 
 
 @given(st.lists(st.sampled_from([KEY, OTHER, "acme_1", "e.y.J", "anon", ""]), max_size=4))
-def test_the_only_text_of_our_shape_counts_and_two_are_ambiguous(texts: list[str]) -> None:
+def test_the_only_wardkey_credential_counts_and_two_are_ambiguous(texts: list[str]) -> None:
     different = {text for text in texts if text}
     ours = {text for text in different if is_ours(text)}
     if len(different) > 1 and len(ours) != 1:
         with pytest.raises(AmbiguousCredentials):
             choose_credential(texts, is_ours)
     else:
-        (wanted,) = ours or different or {""}
-        assert choose_credential(texts, is_ours) == wanted
+        (expected,) = ours or different or {""}
+        assert choose_credential(texts, is_ours) == expected
 
 
 @given(
     st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=12),
     st.sampled_from(["", "Token "]),
 )
-def test_a_sentence_about_what_came_never_shows_a_value(value: str, scheme: str) -> None:
-    for said in (
+def test_explanations_of_credentials_never_show_a_value(value: str, scheme: str) -> None:
+    for explanation in (
         explain_missing([scheme + value], [], is_ours),
         explain_missing([], [("x-api-key", value)], is_ours),
         explain_malformed(value),
     ):
-        assert said is None or value not in said
+        assert explanation is None or value not in explanation
 
 
 @pytest.mark.parametrize(
@@ -103,23 +103,25 @@ def test_a_sentence_about_what_came_never_shows_a_value(value: str, scheme: str)
     ],
     ids=[f"form{number}" for number in range(7)],
 )
-def test_what_makes_a_text_malformed_is_named(text: str, names: str) -> None:
-    said = explain_malformed(text)
-    assert said is not None
-    assert names in said
-    assert KEY not in said
+def test_the_reason_a_key_is_malformed_is_named(text: str, names: str) -> None:
+    explanation = explain_malformed(text)
+    assert explanation is not None
+    assert names in explanation
+    assert KEY not in explanation
 
 
 @pytest.mark.parametrize("cut", [1, 10, 40, 50])
-def test_a_mistyped_text_has_the_usual_sentence(cut: int) -> None:
+def test_a_mistyped_key_has_the_default_sentence(cut: int) -> None:
     assert explain_malformed(KEY[:-cut]) is None
     assert explain_malformed(f"acme_{KEY[:-cut]}") is None
 
 
 def test_a_key_of_another_deployment_is_not_called_mistyped() -> None:
-    said = explain_malformed(generate(SecretKind.SECRET, Environment.LIVE, brand="acme").text)
-    assert said is not None
-    assert "another deployment" in said
+    explanation = explain_malformed(
+        generate(SecretKind.SECRET, Environment.LIVE, brand="acme").text
+    )
+    assert explanation is not None
+    assert "another deployment" in explanation
 
 
 @pytest.mark.parametrize(
@@ -138,11 +140,11 @@ def test_a_key_of_another_deployment_is_not_called_mistyped() -> None:
     ],
 )
 def test_the_credential_of_another_system_is_not_called_mistyped(text: str, names: str) -> None:
-    said = explain_malformed(text)
-    assert said is not None
-    assert said.startswith("This is not a Wardkey key")
-    assert names in said
-    assert text not in said
+    explanation = explain_malformed(text)
+    assert explanation is not None
+    assert explanation.startswith("This is not a Wardkey key")
+    assert names in explanation
+    assert text not in explanation
 
 
 @pytest.mark.parametrize(
@@ -162,10 +164,10 @@ def test_the_credential_of_another_system_is_not_called_mistyped(text: str, name
 def test_a_credential_in_another_form_is_named(
     fields: list[str], others: list[tuple[str, str]], names: str
 ) -> None:
-    said = explain_missing(fields, others, is_ours)
-    assert (said is None) == (names == "")
-    assert names in (said or "")
-    assert KEY not in (said or "")
+    explanation = explain_missing(fields, others, is_ours)
+    assert (explanation is None) == (names == "")
+    assert names in (explanation or "")
+    assert KEY not in (explanation or "")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_a_credential_in_another_form_is_named(
         ("sk%5Flive%5Fab", "sk_live_ab"),
         ("sk_live_ab", "sk_live_ab"),
         ("acme_ab%2Bcd%2F%3D", "acme_ab+cd/="),
-        # An imported key, raw: no form-encoding leaves a slash, or a percent sign alone.
+        # A raw imported key: form encoding never leaves a slash or a lone percent sign.
         ("acme_ab+cd/%41=", "acme_ab+cd/%41="),
         ("acme_50%", "acme_50%"),
         ("acme_ab+cd", "acme_ab+cd"),
@@ -182,5 +184,5 @@ def test_a_credential_in_another_form_is_named(
         ("%20sk%5Flive%5Fab", "sk_live_ab"),
     ],
 )
-def test_a_clients_secret_is_read_form_encoded_and_raw(sent: str, meant: str) -> None:
+def test_a_client_secret_is_read_form_encoded_and_raw(sent: str, meant: str) -> None:
     assert form_decoded(sent) == meant

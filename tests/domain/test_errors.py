@@ -28,7 +28,7 @@ CLASSES = [
 ALL = pytest.mark.parametrize("leaf", ERRORS_BY_CODE.values(), ids=list(ERRORS_BY_CODE))
 
 
-def test_every_failure_is_a_family_or_a_leaf_with_a_code() -> None:
+def test_every_error_class_is_a_family_or_a_leaf_with_a_code() -> None:
     leaves = {made.__name__ for made in ERRORS_BY_CODE.values()}
     assert leaves | FAMILIES == {made.__name__ for made in CLASSES}
     assert not leaves & FAMILIES
@@ -36,19 +36,19 @@ def test_every_failure_is_a_family_or_a_leaf_with_a_code() -> None:
 
 
 @ALL
-def test_a_leaf_is_of_exactly_one_family(leaf: type[WardkeyError]) -> None:
+def test_a_leaf_belongs_to_exactly_one_family(leaf: type[WardkeyError]) -> None:
     assert leaf.__bases__[0].__name__ in FAMILIES
     assert len(leaf.__bases__) == 1
 
 
 @ALL
-def test_a_code_is_the_name_in_snake_case(leaf: type[WardkeyError]) -> None:
+def test_a_code_is_the_class_name_in_snake_case(leaf: type[WardkeyError]) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", leaf.code)
     assert leaf.code.replace("_", "") == leaf.__name__.lower()
 
 
 @ALL
-def test_a_failure_without_details_says_a_whole_sentence(leaf: type[WardkeyError]) -> None:
+def test_an_error_without_details_has_a_whole_sentence(leaf: type[WardkeyError]) -> None:
     detail = leaf().detail
     assert detail[0].isupper()
     assert detail.endswith(".")
@@ -58,7 +58,7 @@ def test_a_failure_without_details_says_a_whole_sentence(leaf: type[WardkeyError
     assert leaf.title
 
 
-def test_codes_that_clients_know_stay() -> None:
+def test_published_codes_do_not_change() -> None:
     titles = {code: leaf.title for code, leaf in ERRORS_BY_CODE.items()}
     for code in ("malformed", "unknown", "revoked", "expired", "disabled"):
         assert titles[code] == "Invalid API Key"
@@ -66,13 +66,13 @@ def test_codes_that_clients_know_stay() -> None:
 
 
 def test_no_title_is_the_name_of_another_status() -> None:
-    # A 403 that is titled “Unauthorized” reads as a 401.
+    # A 403 with the title “Unauthorized” reads like a 401.
     phrases = {status.phrase.casefold(): status for status in HTTPStatus}
     for leaf in ERRORS_BY_CODE.values():
         assert phrases.get(leaf.title.casefold(), status_of(leaf)) == status_of(leaf), leaf
 
 
-def test_a_failure_carries_what_it_was_told() -> None:
+def test_an_error_keeps_its_details() -> None:
     failure = errors.NotPermitted("No.", field="a.0", needs="keys:read", retry_after_s=2.5)
     assert (failure.detail, failure.field, failure.needs) == ("No.", "a.0", "keys:read")
     assert failure.retry_after_s == 2.5

@@ -3,7 +3,7 @@ from __future__ import annotations
 from wardkey.domain.fair_queue import FairQueue
 
 
-def test_users_are_served_in_turn_and_each_ones_items_in_order() -> None:
+def test_users_are_served_in_turn_and_their_items_in_order() -> None:
     queue = FairQueue[str](9)
     for item in ("a1", "a2", "a3", "b1", "c1", "b2"):
         assert queue.put(item[0], item) is None
@@ -12,7 +12,7 @@ def test_users_are_served_in_turn_and_each_ones_items_in_order() -> None:
     assert len(queue) == 0
 
 
-def test_a_full_queue_drops_the_newest_item_of_the_user_who_has_the_most() -> None:
+def test_a_full_queue_drops_the_newest_item_of_its_heaviest_user() -> None:
     queue = FairQueue[str](4)
     for item in ("a1", "a2", "a3", "a4"):
         assert queue.put("a", item) is None
@@ -24,7 +24,7 @@ def test_a_full_queue_drops_the_newest_item_of_the_user_who_has_the_most() -> No
     assert [queue.take() for _ in range(5)] == ["a1", "b1", "c1", "a2", None]
 
 
-def test_where_all_have_as_many_the_new_item_is_dropped() -> None:
+def test_the_new_item_is_dropped_if_all_users_have_the_same_number() -> None:
     queue = FairQueue[str](2)
     assert queue.put("a", "a1") is None
     assert queue.put("b", "b1") is None

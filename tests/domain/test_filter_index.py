@@ -1,4 +1,4 @@
-"""All filters asked at once answer as each one asked by itself."""
+"""The filter index gives the same results as testing each filter by itself."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ filters = st.one_of(levels, st.lists(st.sampled_from(["a", "b", "+"]), max_size=
 
 
 @given(st.lists(filters, max_size=20), filters)
-def test_what_meets_is_what_overlaps(known: list[list[str]], asked: list[str]) -> None:
-    found = FilterIndex(known).find_overlapping(asked)
-    assert [bool(found >> n & 1) for n in range(len(known))] == [
+def test_overlapping_filters_are_found(known: list[list[str]], asked: list[str]) -> None:
+    bits = FilterIndex(known).find_overlapping(asked)
+    assert [bool(bits >> n & 1) for n in range(len(known))] == [
         levels_overlap(one, asked) for one in known
     ]
 
 
 @given(st.lists(filters, max_size=20), levels)
-def test_what_is_above_is_what_covers_all_below(known: list[list[str]], parent: list[str]) -> None:
-    found = FilterIndex(known).find_covering_subtree(parent)
+def test_filters_that_cover_a_subtree_are_found(known: list[list[str]], parent: list[str]) -> None:
+    bits = FilterIndex(known).find_covering_subtree(parent)
     whole = "/".join([*parent, "#"])
-    assert [bool(found >> n & 1) for n in range(len(known))] == [
+    assert [bool(bits >> n & 1) for n in range(len(known))] == [
         one[-1] == "#" and covers("/".join(one), whole) for one in known
     ]

@@ -34,7 +34,7 @@ from wardkey.domain.usernames import clean_client_name, on_the_wire, parse_usern
 NOW = 1_900_000_000
 GONE = "-"
 TIMES = {"exp": NOW + 60, "iat": NOW - 60}
-# As each vendor documents its tokens; GONE takes a claim away.
+# Tokens as their vendors document them; GONE removes a claim.
 GOOD: dict[str, tuple[ProviderSpec, dict[str, Any]]] = {
     "supabase": (
         SUPABASE,
@@ -88,7 +88,7 @@ def claims_of(kind: str, **more: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_a_token_as_documented_passes_every_step(kind: str) -> None:
+def test_a_documented_token_passes_every_step(kind: str) -> None:
     rules = token_rules(GOOD[kind][0])
     check_claims(rules, claims_of(kind), NOW)
     steps = list(claim_steps(rules, claims_of(kind), NOW))
@@ -135,9 +135,7 @@ def test_a_token_as_documented_passes_every_step(kind: str) -> None:
         ("clerk", "sts", {"sts": "pending"}),
     ],
 )
-def test_a_token_fails_at_the_claim_that_is_wrong(
-    kind: str, step: str, changed: dict[str, object]
-) -> None:
+def test_a_token_fails_at_its_wrong_claim(kind: str, step: str, changed: dict[str, object]) -> None:
     rules = token_rules(GOOD[kind][0])
     with pytest.raises(InvalidToken) as refused:
         check_claims(rules, claims_of(kind, **changed), NOW)
@@ -147,7 +145,7 @@ def test_a_token_fails_at_the_claim_that_is_wrong(
     assert refused.value.detail.endswith(".")
 
 
-def test_clocks_may_be_half_a_minute_apart_and_no_more() -> None:
+def test_clocks_may_differ_by_thirty_seconds_at_most() -> None:
     rules = token_rules(OIDC)
     check_claims(rules, claims_of("oidc", exp=NOW - LEEWAY_S + 1, nbf=NOW + LEEWAY_S), NOW)
     with pytest.raises(TokenExpired):
@@ -155,7 +153,7 @@ def test_clocks_may_be_half_a_minute_apart_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("claim", [AudienceClaim.CLIENT_ID, AudienceClaim.AZP])
-def test_an_audience_is_held_against_the_claim_that_is_set_and_no_other(
+def test_the_audience_is_read_only_from_the_configured_claim(
     claim: AudienceClaim,
 ) -> None:
     rules = replace(token_rules(OIDC), audience_claim=claim)
@@ -170,29 +168,29 @@ def test_an_audience_is_held_against_the_claim_that_is_set_and_no_other(
 
 
 @pytest.mark.parametrize("bad", [None, [None], [["app"]], [{"app": 1}], "app ", 7, True, {}])
-def test_an_audience_of_another_shape_is_none(bad: object) -> None:
+def test_an_audience_of_another_type_is_ignored(bad: object) -> None:
     for more in ({}, {"client_id": "app", "azp": "app"}):
         with pytest.raises(InvalidToken):
             check_claims(token_rules(OIDC), claims_of("oidc", aud=bad, **more), NOW)
 
 
-@pytest.mark.parametrize("told", [True, "true"])
-def test_an_address_is_verified_where_the_claim_that_is_set_says_so(told: object) -> None:
+@pytest.mark.parametrize("value", [True, "true"])
+def test_the_configured_claim_decides_whether_an_address_is_verified(value: object) -> None:
     mapping = ClaimMapping(verified_email_only=True, email_verified="https://a.example/proven")
     claims = claims_of("oidc", email="ada@acme.example", email_verified=True)
     for proof in ({}, *({"https://a.example/proven": no} for no in (None, 1, "True", [True]))):
         with pytest.raises(ClaimMissing) as refused:
             identity_of(mapping, {**claims, **proof})
         assert refused.value.field == "https://a.example/proven"
-    assert identity_of(mapping, {**claims, "https://a.example/proven": told}).email_verified
+    assert identity_of(mapping, {**claims, "https://a.example/proven": value}).email_verified
 
 
-def test_an_audience_may_be_a_text_or_in_a_list() -> None:
-    for told in ("app", ["app"], ["x", "app"]):
-        check_claims(token_rules(OIDC), claims_of("oidc", aud=told), NOW)
+def test_an_audience_may_be_a_string_or_in_a_list() -> None:
+    for audience in ("app", ["app"], ["x", "app"]):
+        check_claims(token_rules(OIDC), claims_of("oidc", aud=audience), NOW)
 
 
-def test_an_identity_is_read_where_the_mapping_says() -> None:
+def test_an_identity_is_read_from_the_mapped_claims() -> None:
     mapping = ClaimMapping(
         user_id="ids.main",
         email="contact.email",
@@ -279,7 +277,7 @@ users = st.tuples(st.sampled_from(("idp_1", "idp_2")), st.text("ab|_.@é", min_s
 
 
 @given(users, users, st.sampled_from(UsernameFrom))
-def test_two_users_never_meet_and_one_keeps_his_name(
+def test_different_users_never_share_a_name_and_a_user_keeps_theirs(
     one: tuple[str, str], other: tuple[str, str], made_from: UsernameFrom
 ) -> None:
     names = [
@@ -300,7 +298,7 @@ def test_a_grants_user_name_can_be_read_from_the_wire(user_id: str, taken: bytes
         assert read == (name, "org_1", environment)
 
 
-def test_a_user_name_shows_whose_it_is() -> None:
+def test_a_user_name_shows_its_user() -> None:
     name = grant_username(UsernameFrom.USER_ID, identity("auth0|abc"), bytes(5))
     assert name == "auth0_abc_aaaaaaaa"
     mail = identity("x", "a.b+c@acme.example")
@@ -309,5 +307,5 @@ def test_a_user_name_shows_whose_it_is() -> None:
         grant_username(UsernameFrom.USER_ID, identity("x"), b"1234")
 
 
-def test_what_a_digest_is_of_tells_provider_and_user_apart() -> None:
+def test_the_digest_input_separates_provider_and_user() -> None:
     assert subject_of("idp_1", "2u") != subject_of("idp_12", "u")

@@ -10,7 +10,7 @@ LAST = 253_402_300_799_999
 moments = st.integers(0, 62**8 - 1)
 
 
-def test_an_id_is_its_prefix_the_time_and_randomness() -> None:
+def test_an_id_consists_of_a_prefix_the_time_and_randomness() -> None:
     assert re.fullmatch(r"key_00000000[0-9A-Za-z]{14}", new_id("key", 0))
     assert re.fullmatch(r"org_0000000z[0-9A-Za-z]{14}", new_id("org", 61))
     assert re.fullmatch(r"org_00000010[0-9A-Za-z]{14}", new_id("org", 62))

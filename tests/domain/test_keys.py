@@ -73,7 +73,7 @@ SPEC = KeySpec("live-billing-export", KeyType.SECRET, Environment.LIVE)
 PAGE = replace(SPEC, type=KeyType.PUBLISHABLE)
 
 
-# --- what a list shows -----------------------------------------------------------------------
+# --- status and rotations --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("revoked", [None, NOW - 1])
@@ -134,11 +134,11 @@ def test_a_rotation_is_due_when_the_policy_says() -> None:
         {"rotated_at": NOW + DAY},
     ],
 )
-def test_no_rotation_is_due_of_what_needs_none(changes: dict[str, Any]) -> None:
+def test_no_rotation_is_due_for_keys_that_need_none(changes: dict[str, Any]) -> None:
     assert not replace(KEY, **changes).rotation_due(NOW + 90 * DAY)
 
 
-def test_the_reasons_are_spelled_as_rfc_5280_spells_them() -> None:
+def test_the_reasons_are_spelled_as_in_rfc_5280() -> None:
     assert list(Reason) == [
         "unspecified",
         "keyCompromise",
@@ -164,7 +164,7 @@ def test_the_reasons_are_spelled_as_rfc_5280_spells_them() -> None:
         ("2030-03-17T19:46:40.001+02:00", NOW + 1),
     ],
 )
-def test_a_grace_ends_when_it_says(grace: str, end: int | None) -> None:
+def test_a_grace_ends_at_the_stated_time(grace: str, end: int | None) -> None:
     assert grace_end(grace, NOW) == end
 
 
@@ -172,16 +172,16 @@ def test_a_grace_ends_when_it_says(grace: str, end: int | None) -> None:
     "grace", ["", "2h", "1H", "30d", " 1h", "Now", "0", "until-revoked", "2030-03-17", iso(NOW),
               iso(NOW - 1)]
 )  # fmt: skip
-def test_another_grace_is_refused(grace: str) -> None:
+def test_an_unknown_grace_is_refused(grace: str) -> None:
     with pytest.raises(InvalidGrace) as caught:
         grace_end(grace, NOW)
     assert caught.value.field == "grace"
 
 
-# --- what a new or edited key keeps ----------------------------------------------------------
+# --- validation of key specs -----------------------------------------------------------------
 
 
-def test_a_spec_is_returned_in_canonical_form_and_nothing_else_changes() -> None:
+def test_a_spec_is_returned_in_canonical_form_and_otherwise_unchanged() -> None:
     spec = KeySpec(
         "  live-billing-export ",
         KeyType.PUBLISHABLE,
@@ -223,7 +223,7 @@ def test_a_spec_is_returned_in_canonical_form_and_nothing_else_changes() -> None
         ({"allow_native": True}, OriginsNotForType, "allowed_origins"),
     ],
 )
-def test_a_fault_of_a_spec_is_refused_by_its_field(
+def test_an_invalid_spec_is_refused_with_the_field(
     changes: dict[str, Any], failure: type[WardkeyError], field: str
 ) -> None:
     with pytest.raises(failure) as caught:
@@ -231,7 +231,7 @@ def test_a_fault_of_a_spec_is_refused_by_its_field(
     assert caught.value.field == field
 
 
-def test_a_fault_of_an_origin_is_refused_by_its_place() -> None:
+def test_an_invalid_origin_is_refused_with_its_index() -> None:
     origins = ("https://a.example.com", "http://a.example.com")
     with pytest.raises(InvalidOrigin) as caught:
         clean_spec(replace(PAGE, allowed_origins=origins), NOW)
@@ -241,7 +241,7 @@ def test_a_fault_of_an_origin_is_refused_by_its_place() -> None:
     assert many.value.field == "allowed_origins"
 
 
-def test_a_hundred_addresses_and_origins_are_taken() -> None:
+def test_a_hundred_addresses_and_origins_are_accepted() -> None:
     addresses = tuple(f"192.0.2.{n}/32" for n in range(100))
     origins = tuple(f"https://a{n}.example.com" for n in range(100))
     spec = replace(PAGE, allowed_addresses=addresses, allowed_origins=origins)
@@ -253,7 +253,7 @@ MOST = {"limit": 1_000_000_000, "period_s": 31 * 86_400, "burst": 1_000_000_000}
 
 
 @pytest.mark.parametrize("name", MOST)
-def test_a_rate_limits_numbers_have_both_their_bounds(name: str) -> None:
+def test_rate_limit_numbers_have_a_minimum_and_a_maximum(name: str) -> None:
     rate = Rate(10, 60, 5)
     for right in (1, MOST[name]):
         limited = replace(SPEC, rate_limit=replace(rate, **{name: right}))

@@ -28,16 +28,16 @@ BIDI = [chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E,
         "\u0645\u06cc\u200c\u062e\u0648",
     ],
 )
-def test_a_name_that_people_write_is_kept(name: str) -> None:
+def test_an_ordinary_name_is_unchanged(name: str) -> None:
     assert clean_name(f"  {name}\t") == name
 
 
-def test_a_name_is_kept_in_nfc() -> None:
+def test_a_name_is_stored_in_nfc() -> None:
     assert clean_name("Ko\u0308ln") == "Köln"
 
 
 @pytest.mark.parametrize("name", ["", "   ", "\t\n", "\u200d", "\ufe0f\u3164", "\u115f \u1160"])
-def test_a_name_that_nobody_can_see_is_empty(name: str) -> None:
+def test_an_invisible_name_counts_as_empty(name: str) -> None:
     with pytest.raises(ValueError, match="is empty"):
         clean_name(name)
 
@@ -67,7 +67,7 @@ def test_a_character_that_hides_or_reorders_is_refused_and_named(hidden: str) ->
             clean(f"key{hidden}x")
 
 
-def test_a_name_over_its_length_is_refused_with_both_numbers() -> None:
+def test_a_name_that_is_too_long_is_refused_with_both_lengths() -> None:
     assert clean_name("é" * 100) == "é" * 100
     with pytest.raises(ValueError, match="101 characters; shorten it to 100"):
         clean_name("a" * 101)
@@ -76,7 +76,7 @@ def test_a_name_over_its_length_is_refused_with_both_numbers() -> None:
 
 
 @given(st.text(max_size=120))
-def test_a_clean_name_stays_as_it_is(text: str) -> None:
+def test_a_clean_name_is_unchanged(text: str) -> None:
     try:
         name = clean_name(text)
     except ValueError as error:
@@ -107,7 +107,7 @@ def test_a_text_keeps_its_lines_and_may_be_empty() -> None:
         ("\u212a", "k"),
     ],
 )
-def test_names_that_look_the_same_fold_to_the_same(one: str, other: str) -> None:
+def test_names_that_look_alike_fold_to_the_same_text(one: str, other: str) -> None:
     assert fold_name(one) == fold_name(other)
 
 
@@ -119,7 +119,7 @@ def test_folding_twice_changes_nothing(text: str) -> None:
 
 
 @given(st.text(max_size=60))
-def test_case_and_composition_never_make_two_names(text: str) -> None:
+def test_names_differing_only_in_case_or_composition_are_equal(text: str) -> None:
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         assert fold_name(unicodedata.normalize(form, text)) == fold_name(text)
     assert fold_name(text.casefold()) == fold_name(text)
@@ -130,7 +130,7 @@ def test_case_and_composition_never_make_two_names(text: str) -> None:
     ["key1", "test", "my-key", "new key", "api key", "asdf", "untitled", "My_Key-2", "APIKEY",
      "test-live-2", "aaa", "x", "1234", "🙂", "prod", "s3"],
 )  # fmt: skip
-def test_a_name_that_says_nothing_gets_the_recommended_form(name: str) -> None:
+def test_a_meaningless_name_gets_a_warning_with_the_recommended_form(name: str) -> None:
     (warning,) = name_warnings(name, "live")
     assert name in warning
     assert "{environment}-{service}-{purpose}" in warning
@@ -141,14 +141,14 @@ def test_a_name_that_says_nothing_gets_the_recommended_form(name: str) -> None:
     "name",
     ["live-billing-webhooks", "test-invoice-import", "k8s ingress", "決済", "Abrechnung", "crm"],
 )
-def test_a_name_that_says_something_gets_no_warning(name: str) -> None:
+def test_a_meaningful_name_gets_no_warning(name: str) -> None:
     assert name_warnings(name, "test") == []
 
 
 @pytest.mark.parametrize(
     "name", ["1" * 5_000 + "!z", "key" * 2_000 + "!", "a" * 9_999 + "\u00e9", "my-" * 3_000]
 )
-def test_a_hostile_name_does_not_hang_the_judge(name: str) -> None:
+def test_a_hostile_name_is_checked_quickly(name: str) -> None:
     assert len(name_warnings(name, "live")) <= 1
 
 
@@ -191,7 +191,9 @@ def test_metadata_with_lists_and_objects_is_kept() -> None:
         ({f"k{n}": "é" * 500 for n in range(9)}, "8 KiB"),
     ],
 )
-def test_other_metadata_is_refused_with_a_sentence(pairs: dict[str, object], sentence: str) -> None:
+def test_invalid_metadata_is_refused_with_a_sentence(
+    pairs: dict[str, object], sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         clean_metadata(pairs)
 
@@ -209,7 +211,7 @@ def test_other_metadata_is_refused_with_a_sentence(pairs: dict[str, object], sen
         max_size=55,
     )
 )
-def test_metadata_that_passes_survives_json(pairs: dict[str, object]) -> None:
+def test_valid_metadata_survives_json(pairs: dict[str, object]) -> None:
     try:
         clean = clean_metadata(pairs)
     except ValueError:
@@ -218,14 +220,14 @@ def test_metadata_that_passes_survives_json(pairs: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("slug", ["a", "0", "acme", "acme-2", "a--b", "a" * 48])
-def test_a_slug_is_kept(slug: str) -> None:
+def test_a_valid_slug_is_unchanged(slug: str) -> None:
     assert clean_slug(slug) == slug
 
 
 @pytest.mark.parametrize(
     "slug", ["", "-a", "a-", "A", "a_b", "a b", "a" * 49, "é", "a\n", "\u0661"]
 )
-def test_another_form_of_slug_is_refused(slug: str) -> None:
+def test_an_invalid_slug_is_refused(slug: str) -> None:
     with pytest.raises(ValueError, match="1 to 48 characters"):
         clean_slug(slug)
 
@@ -246,7 +248,7 @@ def test_a_slug_resembles_its_name(name: str, slug: str) -> None:
 
 
 @given(st.text(max_size=200))
-def test_any_name_gives_a_slug_that_passes(name: str) -> None:
+def test_any_name_gives_a_valid_slug(name: str) -> None:
     assert clean_slug(slug_from(name))
 
 
@@ -269,13 +271,13 @@ def test_an_address_keeps_its_local_part_and_lowers_its_domain(text: str, addres
      "a@b.c.", "a" * 65 + "@b.c", "a@" + "b" * 64 + ".c", "a@" + "b." * 126 + "c", "\u00e9@b.c",
      "a@b.c\n\nBcc: x@y.z", "Ann <a@b.c>", '"a b"@c.d', "a@\u212a.com"],
 )  # fmt: skip
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not an e-mail address"):
         clean_email(text)
 
 
 @given(st.emails())
-def test_real_addresses_pass_and_stay(address: str) -> None:
+def test_real_addresses_are_accepted_unchanged(address: str) -> None:
     local, _, _ = address.rpartition("@")
     assume(len(local) <= 64)
     clean = clean_email(address)

@@ -14,7 +14,7 @@ from wardkey.domain.permissions import (
     suggest,
 )
 
-# Written out by hand; a change of the rules is a change of this drawing.
+# Written by hand; a change of the rules must change this table.
 # Columns: publishable and secret keys; owners, admins, members and viewers.
 TABLE = """
     publish               pk sk   owner admin member -
@@ -59,7 +59,7 @@ SECRET_ONLY = [name for name, row in ROWS.items() if row[0] == "-"]
 EVERYTHING = frozenset(ROWS)
 
 
-def test_the_drawn_table_names_every_permission_type_and_role() -> None:
+def test_the_table_contains_every_permission_type_and_role() -> None:
     assert [str(p) for p in Permission] == list(ROWS)
     assert list(KeyType) == [key_type for key_type, _, _ in TYPES]
     assert list(Role) == [role for role, _, _ in ROLES]
@@ -67,7 +67,7 @@ def test_the_drawn_table_names_every_permission_type_and_role() -> None:
 
 @pytest.mark.parametrize("permission", Permission)
 @pytest.mark.parametrize(("key_type", "column", "sign"), TYPES)
-def test_a_key_can_hold_what_the_table_of_types_draws(
+def test_key_types_can_hold_the_permissions_of_the_table(
     key_type: KeyType, column: int, sign: str, permission: Permission
 ) -> None:
     cell = ROWS[permission][column]
@@ -77,7 +77,7 @@ def test_a_key_can_hold_what_the_table_of_types_draws(
 
 @pytest.mark.parametrize("permission", Permission)
 @pytest.mark.parametrize(("role", "column", "sign"), ROLES)
-def test_a_role_holds_what_the_table_of_roles_draws(
+def test_roles_hold_the_permissions_of_the_table(
     role: Role, column: int, sign: str, permission: Permission
 ) -> None:
     cell = ROWS[permission][column]
@@ -85,7 +85,7 @@ def test_a_role_holds_what_the_table_of_roles_draws(
     assert (permission in ROLE_TABLE[role]) == (cell == sign)
 
 
-def test_a_new_secret_key_can_not_make_keys_or_members_or_grant_scopes_unless_ticked() -> None:
+def test_a_new_secret_key_manages_no_keys_members_or_scopes_by_default() -> None:
     ticked = {"keys:write", "keys:admin", "members:write", "scopes:grant"}
     assert default_permissions(KeyType.SECRET, EVERYTHING) == EVERYTHING - ticked
     assert clean_permissions(KeyType.SECRET, ticked) == ticked
@@ -96,7 +96,7 @@ def test_a_new_publishable_key_holds_the_three_public_permissions() -> None:
     assert default_permissions(KeyType.PUBLISHABLE, EVERYTHING) == public
 
 
-def test_a_new_key_holds_nothing_that_its_maker_lacks() -> None:
+def test_a_new_key_holds_no_permission_that_its_creator_lacks() -> None:
     held = frozenset({"publish", "acl:read", "keys:write", "invoices:read"})
     assert default_permissions(KeyType.SECRET, held) == {"publish", "acl:read"}
     assert default_permissions(KeyType.PUBLISHABLE, held) == {"publish"}
@@ -104,7 +104,7 @@ def test_a_new_key_holds_nothing_that_its_maker_lacks() -> None:
 
 
 @pytest.mark.parametrize("permission", SECRET_ONLY)
-def test_a_publishable_key_never_takes_what_only_secret_keys_hold(permission: str) -> None:
+def test_a_publishable_key_cannot_hold_permissions_for_secret_keys(permission: str) -> None:
     with pytest.raises(PermissionNotForType) as caught:
         clean_permissions(KeyType.PUBLISHABLE, ["publish", permission])
     assert caught.value.field == "permissions.1"
@@ -115,7 +115,7 @@ def test_a_publishable_key_never_takes_what_only_secret_keys_hold(permission: st
     "scope",
     ["invoices:read", "a:b", "a.b-c_d:1", "x9:a:b", "r" * 32 + ":" + "a" * 32, "publishing:read"],
 )
-def test_a_scope_of_your_own_goes_on_secret_keys_only(scope: str) -> None:
+def test_only_secret_keys_can_hold_custom_scopes(scope: str) -> None:
     assert clean_permissions(KeyType.SECRET, [scope, scope]) == {scope}
     with pytest.raises(PermissionNotForType):
         clean_permissions(KeyType.PUBLISHABLE, [scope])
@@ -145,7 +145,7 @@ def test_a_scope_of_your_own_goes_on_secret_keys_only(scope: str) -> None:
     ],
 )
 @pytest.mark.parametrize("key_type", KeyType)
-def test_another_text_is_no_permission_and_the_item_is_named(key_type: KeyType, text: str) -> None:
+def test_an_unknown_permission_is_refused_and_named(key_type: KeyType, text: str) -> None:
     with pytest.raises(UnknownPermission) as caught:
         clean_permissions(key_type, ["publish", text])
     assert caught.value.field == "permissions.1"
@@ -169,12 +169,12 @@ def test_another_text_is_no_permission_and_the_item_is_named(key_type: KeyType, 
         ("invocies:read", "invoices:read"),
     ],
 )
-def test_a_mistyped_permission_suggests_the_one_that_was_meant(text: str, meant: str) -> None:
+def test_a_mistyped_permission_gets_a_suggestion(text: str, meant: str) -> None:
     assert near_misses(text, ["invoices:read", "orders:write"])[0] == meant
     assert f"Did you mean {meant}" in suggest(text, ["invoices:read", "orders:write"])
 
 
-def test_nothing_is_suggested_for_what_resembles_no_permission() -> None:
+def test_nothing_is_suggested_without_a_similar_permission() -> None:
     assert suggest("zzz") == ""
     assert suggest("reports:build", ["invoices:read"]) == ""
     assert suggest("x" * 1_000_000) == ""

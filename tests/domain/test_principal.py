@@ -40,13 +40,13 @@ SERVICE = Principal(PrincipalKind.SERVICE_KEY, "7QdRk2mVx9Ta", "proxy")
 USER = Principal(PrincipalKind.USER, "user_1", "admin@acme.example")
 
 
-def test_a_member_acts_in_his_organization_and_environment_alone() -> None:
+def test_a_member_acts_only_in_their_organization_and_environment() -> None:
     assert person(Role.VIEWER).scope == ("org_1", "test")
     assert key(KeyType.SECRET).scope == ("org_1", "live")
     assert operator().scope == ("", "live")
 
 
-def test_a_member_may_what_his_role_holds() -> None:
+def test_a_member_has_the_permissions_of_their_role() -> None:
     person(Role.ADMIN).require(Permission.KEYS_WRITE)
     with pytest.raises(NotPermitted) as caught:
         person(Role.VIEWER).require(Permission.KEYS_WRITE)
@@ -54,14 +54,14 @@ def test_a_member_may_what_his_role_holds() -> None:
     assert caught.value.detail.startswith("A viewer lacks keys:write;")
 
 
-def test_a_key_may_what_it_holds_itself() -> None:
+def test_a_key_has_its_own_permissions() -> None:
     key(KeyType.SECRET, "keys:read").require(Permission.KEYS_READ)
     with pytest.raises(NotPermitted) as caught:
         key(KeyType.SECRET, "keys:read").require(Permission.KEYS_WRITE)
     assert caught.value.detail.startswith("This key lacks keys:write;")
 
 
-def test_a_publishable_key_is_told_to_be_a_secret_one_where_no_grant_would_help() -> None:
+def test_a_publishable_key_is_advised_to_use_a_secret_key_if_no_grant_helps() -> None:
     with pytest.raises(SecretKeyRequired) as caught:
         key(KeyType.PUBLISHABLE).require(Permission.KEYS_READ)
     assert caught.value.needs == "keys:read"
@@ -72,13 +72,15 @@ def test_a_publishable_key_is_told_to_be_a_secret_one_where_no_grant_would_help(
 
 @pytest.mark.parametrize("by", [USER, SERVICE])
 @pytest.mark.parametrize("permission", Permission)
-def test_who_is_in_no_organization_may_nothing(by: Principal, permission: Permission) -> None:
+def test_a_user_without_an_organization_has_no_permissions(
+    by: Principal, permission: Permission
+) -> None:
     with pytest.raises(NotPermitted):
         by.require(permission)
 
 
 @pytest.mark.parametrize("permission", [*Permission, "invoices:read"])
-def test_the_operator_may_everything(permission: str) -> None:
+def test_the_operator_has_every_permission(permission: str) -> None:
     assert operator().holds(permission)
     operator().require_operator()
 
@@ -86,12 +88,12 @@ def test_the_operator_may_everything(permission: str) -> None:
 @pytest.mark.parametrize(
     "by", [person(Role.OWNER), key(KeyType.SECRET, *Permission), SERVICE, USER]
 )
-def test_nobody_else_is_the_operator(by: Principal) -> None:
+def test_no_other_principal_is_the_operator(by: Principal) -> None:
     with pytest.raises(OperatorOnly):
         by.require_operator()
 
 
-def test_a_service_key_verifies_and_others_need_the_permission() -> None:
+def test_service_keys_can_verify_and_others_need_the_permission() -> None:
     SERVICE.require_verifying()
     key(KeyType.SECRET, "keys:verify").require_verifying()
     person(Role.ADMIN).require_verifying()
@@ -115,7 +117,7 @@ def test_a_service_key_verifies_and_others_need_the_permission() -> None:
         (SERVICE, False),
     ],
 )
-def test_a_scope_is_granted_by_owners_admins_and_keys_with_scopes_grant_or_the_scope(
+def test_scopes_are_granted_by_owners_admins_and_keys_with_scopes_grant_or_the_scope(
     *, by: Principal, grants: bool
 ) -> None:
     assert by.may_grant("invoices:read") is grants
@@ -136,7 +138,7 @@ def test_a_scope_that_cannot_be_granted_says_who_can() -> None:
     assert "can grant scopes: invoices:read" in both.value.detail
 
 
-def test_nobody_grants_what_he_does_not_hold() -> None:
+def test_a_permission_can_be_granted_only_by_its_holders() -> None:
     admin = person(Role.ADMIN)
     admin.require_grantable(frozenset({"keys:write", "invoices:read"}))
     admin.require_grantable(frozenset())

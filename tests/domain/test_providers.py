@@ -43,7 +43,7 @@ OIDC = ProviderSpec(
 ALL = (SUPABASE, FIREBASE, AUTH0, CLERK, OIDC)
 
 
-def test_each_kind_has_the_issuer_and_keys_that_its_vendor_documents() -> None:
+def test_each_kind_has_the_documented_issuer_and_key_set() -> None:
     assert token_rules(clean_provider(SUPABASE)) == TokenRules(
         ProviderKind.SUPABASE,
         "https://abc.supabase.co/auth/v1",
@@ -92,7 +92,7 @@ def test_each_kind_has_the_issuer_and_keys_that_its_vendor_documents() -> None:
     assert not token_rules(clean_provider(CLERK)).keys.is_discovery
 
 
-def test_the_shared_secret_is_taken_only_where_supabase_opted_in() -> None:
+def test_the_shared_secret_is_accepted_only_with_the_supabase_opt_in() -> None:
     for spec in ALL:
         assert "HS256" not in token_rules(clean_provider(spec)).algorithms
     legacy = token_rules(clean_provider(replace(SUPABASE, legacy_secret=True)))
@@ -109,13 +109,13 @@ def test_the_shared_secret_is_taken_only_where_supabase_opted_in() -> None:
         (replace(CLERK, allowed_origins=("https://app.acme.example:443",)), CLERK),
     ],
 )
-def test_what_people_paste_from_the_console_is_understood(
+def test_values_pasted_from_vendor_consoles_are_understood(
     pasted: ProviderSpec, kept: ProviderSpec
 ) -> None:
     assert clean_provider(pasted) == clean_provider(kept)
 
 
-def test_an_oidc_issuer_stays_as_it_is_to_the_slash() -> None:
+def test_an_oidc_issuer_is_unchanged_down_to_the_slash() -> None:
     rules = token_rules(clean_provider(replace(OIDC, issuer="https://id.acme.example/")))
     assert rules.issuer == "https://id.acme.example/"
     assert rules.keys.url == "https://id.acme.example/.well-known/openid-configuration"
@@ -129,9 +129,7 @@ def test_an_oidc_issuer_stays_as_it_is_to_the_slash() -> None:
         ("http://localhost:3000", "https://[2001:470::1]:8443/api/auth/jwks"),
     ],
 )
-def test_an_issuer_with_a_key_set_elsewhere_is_compared_and_never_fetched(
-    issuer: str, jwks_uri: str
-) -> None:
+def test_an_issuer_with_a_separate_key_set_is_never_fetched(issuer: str, jwks_uri: str) -> None:
     spec = clean_provider(replace(OIDC, issuer=f" {issuer} ", jwks_uri=f" {jwks_uri}\n"))
     rules = token_rules(spec)
     assert rules.issuer == issuer
@@ -141,7 +139,9 @@ def test_an_issuer_with_a_key_set_elsewhere_is_compared_and_never_fetched(
 
 
 @pytest.mark.parametrize("kind", [FIREBASE, AUTH0, CLERK, OIDC])
-def test_verified_addresses_may_be_asked_of_kinds_that_can_prove_them(kind: ProviderSpec) -> None:
+def test_verified_addresses_can_be_required_only_of_kinds_that_prove_them(
+    kind: ProviderSpec,
+) -> None:
     asked = replace(ClaimMapping(), verified_email_only=True)
     assert clean_provider(replace(kind, mapping=asked)).mapping == asked
     named = replace(asked, email="https://a.example/email", email_verified="app_metadata.proven")
@@ -166,7 +166,7 @@ def test_no_claim_lets_a_supabase_token_prove_an_address() -> None:
         assert "Confirm email" in refused.value.detail
 
 
-def test_a_shared_secret_is_long_and_no_public_key() -> None:
+def test_a_shared_secret_must_be_long_and_not_a_public_key() -> None:
     assert clean_shared_secret(" " + "s" * 40 + "\n") == b"s" * 40
     pem = "-----BEGIN-PUBLIC-KEY-----" + "A" * 200
     for text in ("", "s" * 31, "s" * 513, "s" * 20 + " " + "s" * 20, "é" * 40, pem, '{"kty":' * 9):
@@ -175,7 +175,7 @@ def test_a_shared_secret_is_long_and_no_public_key() -> None:
         assert refused.value.field == "secret"
 
 
-def test_a_name_is_the_kind_where_none_is_given() -> None:
+def test_the_name_defaults_to_the_kind() -> None:
     assert clean_provider(FIREBASE).name == "firebase"
     assert clean_provider(replace(FIREBASE, name="mobile-app")).name == "mobile-app"
 
@@ -188,7 +188,7 @@ def limited(**more: object) -> ProviderSpec:
     return replace(FIREBASE, limits=replace(ExchangeLimits(), **more))  # type: ignore[arg-type]
 
 
-def test_a_url_without_tls_names_the_option_that_allows_it() -> None:
+def test_a_url_without_tls_is_refused_and_the_option_named() -> None:
     with pytest.raises(InvalidProvider, match="--private-issuers"):
         clean_provider(replace(OIDC, issuer="http://keycloak:8080/realms/acme"))
 
@@ -246,7 +246,7 @@ def test_a_url_without_tls_names_the_option_that_allows_it() -> None:
         (limited(rate=Rate(0, 1, 1)), InvalidRateLimit, "rate_limit.limit"),
     ],
 )
-def test_a_wrong_setting_is_refused_with_its_field(
+def test_an_invalid_setting_is_refused_with_its_field(
     spec: ProviderSpec, leaf: type[WardkeyError], field: str
 ) -> None:
     with pytest.raises(leaf) as refused:
@@ -255,7 +255,7 @@ def test_a_wrong_setting_is_refused_with_its_field(
     assert refused.value.detail.endswith(".")
 
 
-def test_plain_http_is_for_deployments_that_allow_private_addresses() -> None:
+def test_plain_http_requires_private_addresses_to_be_allowed() -> None:
     inside = replace(OIDC, issuer="http://keycloak:8080/realms/acme")
     with pytest.raises(InvalidProvider):
         clean_provider(inside)
@@ -278,10 +278,10 @@ def test_cleaning_twice_changes_nothing(spec: ProviderSpec) -> None:
         ('a."b.c".d', ("a", "b.c", "d")),
     ],
 )
-def test_a_path_goes_through_these_names(path: str, levels: tuple[str, ...]) -> None:
+def test_a_claim_path_is_split_into_names(path: str, levels: tuple[str, ...]) -> None:
     assert levels_of(path) == levels
 
 
 @given(st.lists(st.text("ab./:-é", min_size=1, max_size=12), min_size=1, max_size=8))
-def test_any_names_can_be_quoted(names: list[str]) -> None:
+def test_any_name_can_be_quoted_in_a_path(names: list[str]) -> None:
     assert levels_of(".".join(f'"{name}"' for name in names)) == tuple(names)

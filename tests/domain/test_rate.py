@@ -18,7 +18,7 @@ small_steps = st.lists(st.integers(0, 400), min_size=1, max_size=60)
 any_steps = st.lists(st.integers(-100_000, 100_000), min_size=1, max_size=60)
 
 
-def test_a_burst_is_admitted_at_once_and_the_next_one_waits() -> None:
+def test_a_burst_is_admitted_at_once_and_the_next_request_waits() -> None:
     limit, tat = RateLimit(limit=10, period_ms=1_000, burst=3), 0.0
     seen = []
     for _ in range(4):
@@ -44,7 +44,7 @@ def test_exactly_the_burst_is_admitted_at_one_instant(limit: RateLimit) -> None:
 
 
 @given(limits, small_steps, st.lists(st.integers(0, 5), min_size=60, max_size=60))
-def test_no_window_holds_more_than_the_burst_and_the_rate(
+def test_no_window_admits_more_than_the_burst_and_the_rate(
     limit: RateLimit, steps: list[int], costs: list[int]
 ) -> None:
     tat, now = 0.0, NOW
@@ -63,7 +63,7 @@ def test_no_window_holds_more_than_the_burst_and_the_rate(
 
 
 @given(limits, small_steps, st.integers(1, 50))
-def test_after_the_stated_wait_the_same_request_is_admitted_and_not_a_millisecond_before(
+def test_a_request_is_admitted_exactly_after_the_stated_wait(
     limit: RateLimit, steps: list[int], cost: int
 ) -> None:
     tat, now = 0.0, NOW
@@ -86,7 +86,7 @@ def test_a_cost_above_the_burst_is_refused_without_a_wait(limit: RateLimit, beyo
 
 
 @given(limits, small_steps)
-def test_what_remains_is_what_is_then_admitted(limit: RateLimit, steps: list[int]) -> None:
+def test_the_remaining_count_is_then_admitted(limit: RateLimit, steps: list[int]) -> None:
     tat, now = 0.0, NOW
     for step in steps:
         now += step
@@ -100,7 +100,7 @@ def test_what_remains_is_what_is_then_admitted(limit: RateLimit, steps: list[int
 
 
 @given(limits, st.integers(1, 50), st.lists(st.integers(0, 10_000), min_size=2, max_size=20))
-def test_what_remains_only_grows_while_nothing_is_spent(
+def test_the_remaining_count_only_grows_while_nothing_is_spent(
     limit: RateLimit, spent: int, steps: list[int]
 ) -> None:
     tat, now = 0.0, NOW
@@ -115,7 +115,7 @@ def test_what_remains_only_grows_while_nothing_is_spent(
 
 
 @given(limits, st.integers(0, 50))
-def test_asking_costs_nothing(limit: RateLimit, spent: int) -> None:
+def test_a_request_with_cost_zero_changes_nothing(limit: RateLimit, spent: int) -> None:
     tat = 0.0
     for _ in range(spent):
         tat = admit(limit, tat, NOW).tat
@@ -129,7 +129,7 @@ def test_a_negative_cost_cannot_buy_credit() -> None:
 
 
 @given(limits, any_steps)
-def test_a_clock_that_jumps_grants_no_more_than_its_farthest_reach_would(
+def test_a_jumping_clock_admits_no_more_than_its_latest_time_would(
     limit: RateLimit, steps: list[int]
 ) -> None:
     tat, now, admitted = 0.0, NOW, 0
@@ -144,7 +144,7 @@ def test_a_clock_that_jumps_grants_no_more_than_its_farthest_reach_would(
 
 
 @given(limits, st.integers(1, 1_000_000))
-def test_going_back_in_time_after_the_burst_admits_nothing(limit: RateLimit, back: int) -> None:
+def test_a_clock_set_back_after_the_burst_admits_nothing(limit: RateLimit, back: int) -> None:
     tat = 0.0
     for _ in range(limit.burst):
         tat = admit(limit, tat, NOW).tat
@@ -152,7 +152,7 @@ def test_going_back_in_time_after_the_burst_admits_nothing(limit: RateLimit, bac
 
 
 @given(limits)
-def test_when_the_reset_has_passed_the_whole_burst_is_back(limit: RateLimit) -> None:
+def test_the_whole_burst_is_available_after_the_reset(limit: RateLimit) -> None:
     admission = admit(limit, 0, NOW)
     assert admit(limit, admission.tat, NOW + admission.reset_ms, 0).remaining == limit.burst
 
@@ -161,7 +161,7 @@ def test_when_the_reset_has_passed_the_whole_burst_is_back(limit: RateLimit) -> 
     st.integers(1, 10**9), st.integers(1, 31 * 86_400_000), st.integers(1, 10**9),
     st.floats(0, 2.0**42), st.integers(0, 2**41), st.integers(0, 10**9),
 )  # fmt: skip
-def test_the_largest_settings_still_give_an_answer(
+def test_the_largest_settings_still_work(
     limit: int, period: int, burst: int, tat: float, now: int, cost: int
 ) -> None:
     admission = admit(RateLimit(limit, period, burst), tat, now, cost)

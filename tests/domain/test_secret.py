@@ -67,13 +67,13 @@ def test_a_new_secret_has_the_documented_form(
 ) -> None:
     secret = generate(kind, environment, brand=brand)
     start = f"{brand}_{head}" if brand else head
-    found = re.fullmatch(rf"{start}([0-9A-Za-z]{{12}})_([0-9A-Za-z]{{32}})(.{{6}})", secret.text)
-    assert found is not None
-    assert secret.kid == found[1]
-    assert crc_of(secret.text[:-6]) == found[3]
+    match = re.fullmatch(rf"{start}([0-9A-Za-z]{{12}})_([0-9A-Za-z]{{32}})(.{{6}})", secret.text)
+    assert match is not None
+    assert secret.kid == match[1]
+    assert crc_of(secret.text[:-6]) == match[3]
 
 
-def test_a_published_secret_still_reads_the_same() -> None:
+def test_a_published_secret_still_parses_the_same() -> None:
     secret = parse("sk_live_7QdRk2mVx9Ta_0123456789ABCDEFGHIJKLMNOPQRSTUV" + "0k86sD")
     assert isinstance(secret, SecretText)
     assert (secret.kind, secret.environment) == (SecretKind.SECRET, Environment.LIVE)
@@ -81,13 +81,15 @@ def test_a_published_secret_still_reads_the_same() -> None:
 
 
 @given(made())
-def test_what_was_made_reads_back_equal(case: tuple[SecretText, str]) -> None:
+def test_a_generated_secret_parses_back_equal(case: tuple[SecretText, str]) -> None:
     secret, brand = case
     assert parse(secret.text, brand=brand) == secret
 
 
 @given(made(), st.integers(1, 50))
-def test_a_truncated_secret_is_told_by_its_shape(case: tuple[SecretText, str], cut: int) -> None:
+def test_a_truncated_secret_is_detected_by_its_shape(
+    case: tuple[SecretText, str], cut: int
+) -> None:
     secret, brand = case
     assert parse(secret.text[:-cut], brand=brand) is Malformed.SHAPE
 
@@ -104,13 +106,13 @@ def test_any_one_edited_character_is_refused(
     assert isinstance(parse(edited, brand=brand), Malformed)
 
 
-def test_an_edited_random_part_is_told_by_its_checksum() -> None:
+def test_an_edited_random_part_is_detected_by_the_checksum() -> None:
     text = generate(SecretKind.SECRET, Environment.LIVE).text
     edited = text[:-10] + ("a" if text[-10] != "a" else "b") + text[-9:]
     assert parse(edited) is Malformed.CHECKSUM
 
 
-def test_a_swapped_environment_is_told_by_its_checksum() -> None:
+def test_a_swapped_environment_is_detected_by_the_checksum() -> None:
     text = generate(SecretKind.SECRET, Environment.TEST).text
     assert parse(text.replace("sk_test_", "sk_live_")) is Malformed.CHECKSUM
 
@@ -118,7 +120,9 @@ def test_a_swapped_environment_is_told_by_its_checksum() -> None:
 @pytest.mark.parametrize(
     ("made_with", "read_with"), [("acme", ""), ("", "acme"), ("acme", "other")]
 )
-def test_another_deployments_secret_is_told_by_its_brand(made_with: str, read_with: str) -> None:
+def test_a_secret_of_another_deployment_is_detected_by_its_brand(
+    made_with: str, read_with: str
+) -> None:
     text = generate(SecretKind.SECRET, Environment.LIVE, brand=made_with).text
     assert parse(text, brand=read_with) is Malformed.BRAND
 
@@ -135,7 +139,7 @@ def test_another_deployments_secret_is_told_by_its_brand(made_with: str, read_wi
         ("Bearer x", Malformed.SHAPE),
     ],
 )
-def test_what_is_no_secret_is_told_with_a_reason(text: str, reason: Malformed) -> None:
+def test_an_invalid_secret_is_refused_with_a_reason(text: str, reason: Malformed) -> None:
     assert parse(text) is reason
 
 
@@ -143,7 +147,7 @@ def test_what_is_no_secret_is_told_with_a_reason(text: str, reason: Malformed) -
     "stranger", ["\u0663", "\u00e9", "\u212a", "\uff10", "\ud800", "\n", "_", "-", "\0"]
 )
 @pytest.mark.parametrize("place", [0, 3, 8, 19, 21, 40, 52])
-def test_only_ascii_letters_and_digits_pass_even_under_a_right_checksum(
+def test_only_ascii_letters_and_digits_pass_even_with_a_valid_checksum(
     stranger: str, place: int
 ) -> None:
     body = "sk_live_7QdRk2mVx9Ta_" + "a" * 32
@@ -153,12 +157,12 @@ def test_only_ascii_letters_and_digits_pass_even_under_a_right_checksum(
 
 @given(st.text(max_size=120), brands)
 @example("sk_live_7QdRk2mVx9Ta_" + "a" * 32 + "_" * 6, "")
-def test_no_text_makes_reading_fail(text: str, brand: str) -> None:
+def test_parsing_never_crashes(text: str, brand: str) -> None:
     assert isinstance(parse(text, brand=brand), SecretText | Malformed)
     assert mask(text) == "…" or mask(text) in text
 
 
-def test_right_checksums_do_not_save_a_wrong_shape() -> None:
+def test_a_valid_checksum_does_not_excuse_a_wrong_shape() -> None:
     body = "sk_live_7QdRk2mVx-Ta_" + "a" * 32
     assert parse(body + crc_of(body)) is Malformed.SHAPE
     body = "sk_live_7QdRk2mVx9Ta-" + "a" * 32
@@ -197,7 +201,7 @@ def test_the_prefix_has_the_brand_and_four_characters_of_the_kid(
         (SecretKind.USER, Environment.TEST),
     ],
 )
-def test_a_kind_without_its_environment_is_not_made(
+def test_a_kind_without_its_environment_is_not_generated(
     kind: SecretKind, environment: Environment | None
 ) -> None:
     with pytest.raises(ValueError, match="can't have the environment"):
@@ -207,7 +211,7 @@ def test_a_kind_without_its_environment_is_not_made(
 @pytest.mark.parametrize(
     "brand", ["A", "a", "1a", "acme_", "a" * 17, "sk", "wsk", "wht", "ut", "é1"]
 )
-def test_a_brand_that_would_blur_the_form_is_refused(brand: str) -> None:
+def test_a_brand_that_makes_the_format_ambiguous_is_refused(brand: str) -> None:
     for refuse in (
         lambda: clean_brand(brand),
         lambda: generate(SecretKind.USER, None, brand=brand),
@@ -218,13 +222,13 @@ def test_a_brand_that_would_blur_the_form_is_refused(brand: str) -> None:
             refuse()
 
 
-def test_each_character_is_as_likely_as_the_next() -> None:
+def test_every_character_is_equally_likely() -> None:
     every_byte = bytes(range(256)) * 2
     text = random_text(496, lambda size: (every_byte * size)[:size])
     assert {text.count(character) for character in ALPHABET} == {8}
 
 
-def test_a_source_that_runs_dry_is_an_error_and_no_endless_loop() -> None:
+def test_an_exhausted_random_source_raises_instead_of_looping() -> None:
     with pytest.raises(ValueError, match="fewer bytes"):
         random_text(32, lambda _: b"")
 
@@ -235,15 +239,15 @@ def test_two_secrets_are_never_the_same() -> None:
 
 
 @given(made(), st.sampled_from(["", " ", "key=", '"', "https://x/?k=", "\n"]))
-def test_a_scanner_finds_a_secret_in_what_surrounds_it(
+def test_a_scanner_finds_a_secret_inside_other_text(
     case: tuple[SecretText, str], before: str
 ) -> None:
     secret, brand = case
-    found = re.findall(fingerprint_regex(brand), f"{before}{secret.text}{before[::-1]} end")
-    assert found == [secret.text]
+    matches = re.findall(fingerprint_regex(brand), f"{before}{secret.text}{before[::-1]} end")
+    assert matches == [secret.text]
 
 
-def test_a_scanner_passes_over_another_brand() -> None:
+def test_a_scanner_ignores_another_brand() -> None:
     text = generate(SecretKind.SECRET, Environment.LIVE, brand="acme").text
     assert re.search(fingerprint_regex(), text) is None
 
@@ -255,12 +259,12 @@ def test_a_log_shows_the_kid_and_nothing_else(case: tuple[SecretText, str]) -> N
 
 
 @pytest.mark.parametrize("cut", [1, 6, 20])
-def test_a_log_shows_nothing_of_a_text_that_is_not_wholly_ours(cut: int) -> None:
+def test_a_log_shows_nothing_of_a_text_that_is_only_partly_a_secret(cut: int) -> None:
     assert mask(generate(SecretKind.SECRET, Environment.LIVE).text[:-cut]) == "…"
     assert mask("sk_live_51H" + "a" * 40) == "…"
 
 
-def test_a_damaged_secret_is_still_known_as_ours_by_its_start() -> None:
+def test_a_damaged_secret_is_still_recognized_by_its_start() -> None:
     text = generate(SecretKind.SECRET, Environment.LIVE, brand="acme").text
     assert looks_like_ours(text[:-9], brand="acme")
     assert not looks_like_ours(text[:-9])
@@ -282,7 +286,7 @@ def encoded(text: str, times: int) -> str:
 
 @given(SHOWN, st.sampled_from(["/rpc/{}/eth", "/x;key={}", "/a?b={}&c", "{}", "/{}", "Bearer {}",
                                "curl/8 ({})", "a_{}", "/x,{},y"]), st.integers(0, 2))  # fmt: skip
-def test_nothing_of_a_secret_within_a_text_is_shown(text: str, around: str, times: int) -> None:
+def test_a_secret_within_a_text_is_fully_redacted(text: str, around: str, times: int) -> None:
     masked = mask_secrets(around.format(encoded(text, times)), prefixes=("acme_", "zz_"))
     assert masked == around.format("…")
 
@@ -292,11 +296,11 @@ def test_nothing_of_a_secret_within_a_text_is_shown(text: str, around: str, time
     ["GET /out_of_stock/acme_docs", "Mozilla/5.0 (X11; Linux x86_64)", "/100%/a%20b",
      "/v1/keys/{id}", "acme_short", "macme_0123456789abcdef"],
 )  # fmt: skip
-def test_a_text_without_a_secret_stays_as_it_is(text: str) -> None:
+def test_a_text_without_a_secret_is_unchanged(text: str) -> None:
     assert mask_secrets(text, prefixes=("acme_",)) == text
 
 
-def test_a_prefix_meets_our_heads_with_the_brand_and_without() -> None:
+def test_a_prefix_overlaps_ours_with_and_without_the_brand() -> None:
     for prefix in ("acme", "acme_sk_live_x", "acm", "sk_live_", "ut_x"):
         assert meets_our_heads(prefix, brand="acme")
     for prefix in ("acmeprod_", "acme_key_", "other_"):

@@ -30,9 +30,9 @@ GOOD: dict[str, Any] = {
     [{}, {"aud": ["wardkey"]}, {"aud": ["wardkey", "other"], "azp": "wardkey"}],
     ids=["one", "list", "several"],
 )
-def test_an_id_token_names_an_identity_with_its_address(more: dict[str, Any]) -> None:
-    told = identity_of({**GOOD, **more}, "wardkey", "once")
-    assert told == Identity("https://login.acme.example", "1234", "Admin@acme.example")
+def test_an_id_token_yields_an_identity_with_its_address(more: dict[str, Any]) -> None:
+    identity = identity_of({**GOOD, **more}, "wardkey", "once")
+    assert identity == Identity("https://login.acme.example", "1234", "Admin@acme.example")
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_an_id_token_names_an_identity_with_its_address(more: dict[str, Any]) ->
         ({"email_verified": 1}, SignInNotAllowed),
     ],
 )
-def test_an_id_token_that_says_less_signs_nobody_in(
+def test_an_incomplete_id_token_is_refused(
     more: dict[str, Any], failure: type[WardkeyError]
 ) -> None:
     with pytest.raises(failure):
         identity_of({**GOOD, **more}, "wardkey", "once")
 
 
-def test_only_addresses_of_the_domains_are_welcome() -> None:
+def test_only_addresses_of_the_listed_domains_are_accepted() -> None:
     welcome = SignInPolicy(frozenset({"acme.example"}), "acme", Role.VIEWER)
     welcome.check("admin@acme.example")
     welcome.check("admin@ACME.example")
@@ -70,16 +70,16 @@ def test_only_addresses_of_the_domains_are_welcome() -> None:
     SignInPolicy().check("a@evil.example")
 
 
-def test_a_sign_in_of_long_ago_does_not_count_where_the_issuer_tells_of_it() -> None:
+def test_an_old_sign_in_is_refused_if_the_issuer_reports_its_time() -> None:
     check_fresh({}, 100_000, 43_200)
     check_fresh({"auth_time": 100_000 - 43_200}, 100_000, 43_200)
-    for told in (100_000 - 43_261, None, "now"):
+    for auth_time in (100_000 - 43_261, None, "now"):
         with pytest.raises(SignInFailed, match="sign out there"):
-            check_fresh({"auth_time": told}, 100_000, 43_200)
+            check_fresh({"auth_time": auth_time}, 100_000, 43_200)
 
 
-@pytest.mark.parametrize("told", [None, "now", 1_000 - CONFIRMED_S - 61])
-def test_an_old_sign_in_confirms_nothing(told: object) -> None:
+@pytest.mark.parametrize("auth_time", [None, "now", 1_000 - CONFIRMED_S - 61])
+def test_an_old_sign_in_confirms_nothing(auth_time: object) -> None:
     with pytest.raises(SignInFailed, match="nothing is confirmed"):
-        check_confirmed({"auth_time": told}, 1_000)
+        check_confirmed({"auth_time": auth_time}, 1_000)
     check_confirmed({"auth_time": 1_000 - CONFIRMED_S}, 1_000)

@@ -18,7 +18,7 @@ batches = st.lists(
 )
 
 
-def told(stream: list[dict[int, int]]) -> tuple[dict[int, Sighting], Counter[int]]:
+def summarize(stream: list[dict[int, int]]) -> tuple[dict[int, Sighting], Counter[int]]:
     kept: dict[int, Sighting] = {}
     truth: Counter[int] = Counter()
     for turn, batch in enumerate(stream):
@@ -29,23 +29,23 @@ def told(stream: list[dict[int, int]]) -> tuple[dict[int, Sighting], Counter[int
 
 
 @given(batches)
-def test_whoever_is_heavier_than_his_share_is_kept(stream: list[dict[int, int]]) -> None:
-    kept, truth = told(stream)
+def test_callers_heavier_than_their_share_are_kept(stream: list[dict[int, int]]) -> None:
+    kept, truth = summarize(stream)
     heavy = {who for who, count in truth.items() if count * MOST > truth.total()}
     assert heavy <= set(kept)
 
 
 @given(batches)
-def test_the_bound_is_never_passed_and_room_is_used(stream: list[dict[int, int]]) -> None:
-    kept, truth = told(stream)
+def test_the_limit_is_never_exceeded_and_always_used(stream: list[dict[int, int]]) -> None:
+    kept, truth = summarize(stream)
     assert len(kept) == min(MOST, len(truth))
 
 
 @given(batches)
-def test_counts_are_too_high_by_at_most_the_lowest_and_never_too_low(
+def test_counts_exceed_the_truth_by_at_most_the_lowest_and_are_never_too_low(
     stream: list[dict[int, int]],
 ) -> None:
-    kept, truth = told(stream)
+    kept, truth = summarize(stream)
     lowest = min(seen.count for seen in kept.values()) if len(kept) == MOST else 0
     for who, seen in kept.items():
         assert truth[who] <= seen.count <= truth[who] + lowest
@@ -53,14 +53,14 @@ def test_counts_are_too_high_by_at_most_the_lowest_and_never_too_low(
 
 
 @given(batches, st.integers(0, 30))
-def test_whoever_came_last_is_kept_however_light(stream: list[dict[int, int]], who: int) -> None:
-    kept, _ = told([*stream, {who: 1}])
+def test_the_last_caller_is_kept_however_light(stream: list[dict[int, int]], who: int) -> None:
+    kept, _ = summarize([*stream, {who: 1}])
     assert kept[who].last_at == len(stream)
 
 
 @given(batches)
-def test_first_and_last_sightings_are_true(stream: list[dict[int, int]]) -> None:
-    kept, _ = told(stream)
+def test_first_and_last_sightings_are_exact(stream: list[dict[int, int]]) -> None:
+    kept, _ = summarize(stream)
     for who, seen in kept.items():
         turns = [turn for turn, batch in enumerate(stream) if who in batch]
         assert seen.last_at == turns[-1]
@@ -68,7 +68,7 @@ def test_first_and_last_sightings_are_true(stream: list[dict[int, int]]) -> None
 
 
 def test_few_callers_are_counted_exactly() -> None:
-    kept, truth = told([{1: 3, 2: 1}, {1: 1}, {3: 7}])
+    kept, truth = summarize([{1: 3, 2: 1}, {1: 1}, {3: 7}])
     assert {who: seen.count for who, seen in kept.items()} == dict(truth)
     assert kept[1] == Sighting(4, 0, 1)
 

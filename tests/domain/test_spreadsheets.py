@@ -14,7 +14,7 @@ from wardkey.domain.spreadsheets import escape_cell
 
 SEPARATORS = ",;\t|"
 BEFORE = ["", " ", '"', '" ', "\u00a0", "\u200b", "\ufeff", "\0"]
-# Spreadsheets skip characters that do not show.
+# Spreadsheets skip invisible characters.
 FORMULA = re.compile(r'[\s"\x00-\x1f\x7f-\x9f\u200b-\u200f\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]')
 
 parts = st.lists(

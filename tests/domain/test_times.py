@@ -16,12 +16,12 @@ def test_a_time_is_written_in_utc_with_milliseconds() -> None:
 
 
 @given(moments)
-def test_what_was_written_reads_back_equal(ms: int) -> None:
+def test_a_written_time_parses_back_equal(ms: int) -> None:
     assert parse_iso(iso(ms)) == ms
 
 
 @given(moments, moments)
-def test_written_times_sort_as_they_happened(a: int, b: int) -> None:
+def test_written_times_sort_chronologically(a: int, b: int) -> None:
     assert (iso(a) < iso(b)) == (a < b)
 
 
@@ -44,7 +44,7 @@ def test_any_offset_names_the_same_moment(ms: int, minutes: int) -> None:
         ("2024-02-29T00:00:00Z", 1_709_164_800_000),
     ],
 )
-def test_the_forms_of_rfc_3339_are_read(text: str, ms: int) -> None:
+def test_the_forms_of_rfc_3339_are_accepted(text: str, ms: int) -> None:
     assert parse_iso(text) == ms
 
 
@@ -70,13 +70,13 @@ def test_the_forms_of_rfc_3339_are_read(text: str, ms: int) -> None:
         ("9999-12-31T23:59:59-14:00", "out of range"),
     ],
 )
-def test_another_form_is_refused_with_a_sentence(text: str, sentence: str) -> None:
+def test_an_invalid_time_is_refused_with_a_sentence(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         parse_iso(text)
 
 
 @given(st.text(max_size=40))
-def test_no_text_makes_reading_a_time_fail_otherwise(text: str) -> None:
+def test_parsing_a_time_raises_no_other_error(text: str) -> None:
     for read in (parse_iso, parse_duration):
         try:
             assert read(text) >= 0
@@ -96,6 +96,6 @@ def test_a_duration_is_read_in_its_unit(text: str, ms: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "1", "h", "1w", "-1h", "1.5h", " 1h", "1h30m", "1234567s", "\u0661h"]
 )
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="such as 24h"):
         parse_duration(text)

@@ -24,7 +24,7 @@ FILTERS = [
     for levels in product((*LEVELS, "+", "#"), repeat=depth)
     if "#" not in levels[:-1] and levels != ("",)
 ]
-# One level more than any filter has, so that # is seen to reach below.
+# One level more than any filter has, to test that # matches deeper levels.
 TOPICS = [
     "/".join(levels)
     for depth in range(1, 5)
@@ -58,15 +58,15 @@ def test_a_filter_covers_exactly_the_topics_that_mqtt_says_it_matches() -> None:
 
 
 @given(filters, filters)
-def test_a_filter_covers_another_whose_topics_it_all_matches(one: str, other: str) -> None:
+def test_a_filter_covers_another_if_it_matches_all_its_topics(one: str, other: str) -> None:
     # `+/#` matches what `#` does; neither we nor the broker take one for the other.
     if not (one.startswith("+/#") and other == "#"):
         assert covers(one, other) == (MATCHED[other] <= MATCHED[one])
 
 
 @given(filters, filters)
-def test_two_filters_overlap_where_one_topic_is_matched_by_both(one: str, other: str) -> None:
-    # These two share the empty topic alone, which nobody can publish to.
+def test_two_filters_overlap_if_both_match_a_topic(one: str, other: str) -> None:
+    # These two share only the empty topic, which cannot be published to.
     if {one, other} != {"+", "/#"}:
         assert overlaps(one, other) == overlaps(other, one) == bool(MATCHED[one] & MATCHED[other])
 
@@ -93,7 +93,7 @@ def test_no_wildcard_matches_a_dollar_at_the_start(pattern: str) -> None:
         ("#", ">"),
     ],
 )
-def test_a_subject_is_what_the_broker_makes_of_a_topic(topic: str, subject: str) -> None:
+def test_topics_are_converted_to_subjects_as_the_broker_does(topic: str, subject: str) -> None:
     assert to_subject(topic) == subject
 
 
@@ -103,30 +103,30 @@ def test_two_topics_never_share_a_subject(one: str, other: str) -> None:
 
 
 def nats_matches(pattern: str, subject: str) -> bool:
-    mine, theirs = pattern.split("."), subject.split(".")
-    if mine[-1] == ">":
-        return len(theirs) >= len(mine) and nats_matches(
-            ".".join(mine[:-1]), ".".join(theirs[: len(mine) - 1])
+    parts, tokens = pattern.split("."), subject.split(".")
+    if parts[-1] == ">":
+        return len(tokens) >= len(parts) and nats_matches(
+            ".".join(parts[:-1]), ".".join(tokens[: len(parts) - 1])
         )
-    return len(mine) == len(theirs) and all(
-        a in ("*", b) for a, b in zip(mine, theirs, strict=True)
+    return len(parts) == len(tokens) and all(
+        a in ("*", b) for a, b in zip(parts, tokens, strict=True)
     )
 
 
 @given(filters, st.sampled_from(TOPICS))
-def test_a_filters_subjects_match_what_the_filter_matches(pattern: str, topic: str) -> None:
+def test_the_subjects_of_a_filter_match_the_same_topics(pattern: str, topic: str) -> None:
     found = any(nats_matches(subject, to_subject(topic)) for subject in to_subjects(pattern))
     assert found == (topic in MATCHED[pattern])
 
 
 @given(topics)
-def test_a_topic_that_is_taken_stays_as_it_is(topic: str) -> None:
+def test_a_valid_topic_is_unchanged(topic: str) -> None:
     if topic:
         assert clean_topic(topic) == clean_filter(topic) == topic
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "empty"),
         ("a b", "U+0020 at position 2"),
@@ -142,24 +142,26 @@ def test_a_topic_that_is_taken_stays_as_it_is(topic: str) -> None:
         ("/" * MOST_LEVELS, "more than 64 levels"),
     ],
 )
-def test_what_the_broker_does_not_take_is_refused_with_its_place(text: str, told: str) -> None:
+def test_topics_that_the_broker_rejects_are_refused_with_the_position(
+    text: str, message: str
+) -> None:
     for check in (clean_topic, clean_filter):
-        with pytest.raises(ValueError, match=told.replace("+", r"\+")) as caught:
+        with pytest.raises(ValueError, match=message.replace("+", r"\+")) as caught:
             check(text)
         assert str(caught.value).endswith(".")
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("a/+", r"\+ at position 3"), ("#", "# at position 1"), ("a/b#", "# at position 4")],
 )
-def test_a_topic_with_a_wildcard_is_refused_with_its_place(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_topic_with_a_wildcard_is_refused_with_the_position(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         clean_topic(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("#/a", "# at position 1"),
         ("a/#/b", "# at position 3"),
@@ -170,11 +172,11 @@ def test_a_topic_with_a_wildcard_is_refused_with_its_place(text: str, told: str)
         ("a/++", r"\+ at position 3"),
     ],
 )
-def test_a_wildcard_in_the_wrong_place_is_refused_with_its_place(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_misplaced_wildcard_is_refused_with_the_position(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         clean_filter(text)
 
 
-def test_the_largest_topic_is_taken() -> None:
+def test_the_longest_topic_is_accepted() -> None:
     assert clean_topic("a" * MOST_TOPIC)
     assert clean_filter("/".join("a" * MOST_LEVELS))

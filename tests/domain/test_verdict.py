@@ -48,18 +48,18 @@ PAGE = replace(
 )
 
 
-def judged(known: KnownSecret = PLAIN, now: int = NOW, **asked: Any) -> str:  # noqa: ANN401
+def verdict_of(known: KnownSecret = PLAIN, now: int = NOW, **asked: Any) -> str:  # noqa: ANN401
     return str(decide(known, VerificationRequest("sk_live_…", **asked), now))
 
 
-def test_a_key_without_limits_is_valid_for_a_bare_question() -> None:
-    assert judged() == "valid"
-    assert judged(PAGE) == "valid"
+def test_a_key_without_restrictions_is_valid_for_a_plain_request() -> None:
+    assert verdict_of() == "valid"
+    assert verdict_of(PAGE) == "valid"
 
 
 # --- the order of the reasons ----------------------------------------------------------------
 
-# Each reason's cause, in the order in which the first is told; a later one never hides an earlier.
+# A cause for each reason in order of precedence; a later reason never hides an earlier one.
 CAUSES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("unknown", {}, {"organization": "another"}),
     ("revoked", {"key_revoked_at": NOW}, {}),
@@ -74,20 +74,20 @@ NAMES = [name for name, _, _ in CAUSES]
 
 
 @pytest.mark.parametrize("first", NAMES)
-def test_the_first_reason_in_the_order_is_told_over_all_later_ones(first: str) -> None:
+def test_the_first_reason_in_order_takes_precedence(first: str) -> None:
     known = PLAIN
     asked: dict[str, Any] = {}
     for _, state, question in CAUSES[NAMES.index(first) :]:
         known = replace(known, **state)
         asked |= question
-    assert judged(known, **asked) == first
+    assert verdict_of(known, **asked) == first
 
 
 @pytest.mark.parametrize(("name", "state", "question"), CAUSES, ids=NAMES)
-def test_each_reason_alone_is_told(
+def test_each_reason_alone_gives_its_verdict(
     name: str, state: dict[str, Any], question: dict[str, Any]
 ) -> None:
-    assert judged(replace(PLAIN, **state), **question) == name
+    assert verdict_of(replace(PLAIN, **state), **question) == name
 
 
 # --- revoked, expired, disabled --------------------------------------------------------------
@@ -95,27 +95,27 @@ def test_each_reason_alone_is_told(
 
 @pytest.mark.parametrize("at", [0, NOW - 1, NOW, NOW + 1])
 @pytest.mark.parametrize("what", ["key_revoked_at", "secret_revoked_at"])
-def test_a_revocation_counts_at_any_time_even_one_ahead_of_the_clock(what: str, at: int) -> None:
+def test_a_revocation_counts_even_if_its_time_is_ahead_of_the_clock(what: str, at: int) -> None:
     changes: dict[str, Any] = {what: at}
-    assert judged(replace(PLAIN, **changes)) == "revoked"
+    assert verdict_of(replace(PLAIN, **changes)) == "revoked"
 
 
 @pytest.mark.parametrize("at", [0, NOW + 1])
 def test_a_disabled_key_is_refused_whenever_it_was_disabled(at: int) -> None:
-    assert judged(replace(PLAIN, key_disabled_at=at)) == "disabled"
+    assert verdict_of(replace(PLAIN, key_disabled_at=at)) == "disabled"
 
 
-def test_the_keys_of_a_stopped_organization_are_disabled() -> None:
-    assert judged(replace(PLAIN, org_stopped=True)) == "disabled"
+def test_the_keys_of_a_suspended_organization_are_disabled() -> None:
+    assert verdict_of(replace(PLAIN, org_stopped=True)) == "disabled"
 
 
 @pytest.mark.parametrize("what", ["key_expires_at", "secret_expires_at"])
-def test_an_end_is_exact_to_the_millisecond(what: str) -> None:
+def test_an_expiry_is_exact_to_the_millisecond(what: str) -> None:
     changes: dict[str, Any] = {what: NOW}
     known = replace(PLAIN, **changes)
-    assert judged(known, NOW - 1) == "valid"
-    assert judged(known, NOW) == "expired"
-    assert judged(known, NOW + 1) == "expired"
+    assert verdict_of(known, NOW - 1) == "valid"
+    assert verdict_of(known, NOW) == "expired"
+    assert verdict_of(known, NOW + 1) == "expired"
 
 
 @pytest.mark.parametrize(
@@ -129,36 +129,38 @@ def test_the_earlier_of_grace_and_expiry_ends_a_secret(
     assert known.expires_at == first
 
 
-# --- what is asked ---------------------------------------------------------------------------
+# --- requirements of the request -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["org_1", "acme", ""])
-def test_an_organization_is_named_by_its_id_or_its_slug(name: str) -> None:
-    assert judged(organization=name) == "valid"
+def test_an_organization_is_identified_by_id_or_slug(name: str) -> None:
+    assert verdict_of(organization=name) == "valid"
 
 
 @pytest.mark.parametrize("name", ["org_2", "Acme", "acm", "acme ", "org_1,acme"])
 def test_a_key_is_unknown_in_another_organization(name: str) -> None:
-    assert judged(organization=name) == "unknown"
+    assert verdict_of(organization=name) == "unknown"
 
 
 @pytest.mark.parametrize("asked", Environment)
 @pytest.mark.parametrize("held", Environment)
-def test_an_environment_opens_itself_alone(held: Environment, asked: Environment) -> None:
+def test_a_key_is_valid_only_in_its_own_environment(held: Environment, asked: Environment) -> None:
     known = replace(PLAIN, environment=held)
-    assert (judged(known, environment=asked) == "valid") == (held is asked)
-    assert judged(known, environment=None) == "valid"
+    assert (verdict_of(known, environment=asked) == "valid") == (held is asked)
+    assert verdict_of(known, environment=None) == "valid"
 
 
 @pytest.mark.parametrize("asked", KeyType)
 @pytest.mark.parametrize("held", KeyType)
-def test_another_type_than_asked_for_is_not_permitted(held: KeyType, asked: KeyType) -> None:
+def test_a_key_of_another_type_than_required_is_not_permitted(
+    held: KeyType, asked: KeyType
+) -> None:
     known = replace(PLAIN, type=held)
-    assert judged(known, type=asked) == ("valid" if held is asked else "not_permitted")
+    assert verdict_of(known, type=asked) == ("valid" if held is asked else "not_permitted")
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "expected"),
     [
         ((), "valid"),
         (("keys:read",), "valid"),
@@ -169,12 +171,12 @@ def test_another_type_than_asked_for_is_not_permitted(held: KeyType, asked: KeyT
         (("",), "not_permitted"),
     ],
 )
-def test_every_permission_that_is_asked_for_must_be_held(asked: tuple[str, ...], told: str) -> None:
-    assert judged(permissions=asked) == told
+def test_every_required_permission_must_be_held(asked: tuple[str, ...], expected: str) -> None:
+    assert verdict_of(permissions=asked) == expected
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "expected"),
     [
         ("192.0.2.0", "valid"),
         ("192.0.2.255", "valid"),
@@ -187,26 +189,26 @@ def test_every_permission_that_is_asked_for_must_be_held(asked: tuple[str, ...],
         ("no address", "address_not_allowed"),
     ],
 )
-def test_a_bound_key_opens_from_its_networks_alone(address: str, told: str) -> None:
+def test_a_key_bound_to_networks_is_valid_only_from_them(address: str, expected: str) -> None:
     bound = replace(PLAIN, networks=parse_networks(["192.0.2.0/24", "2001:db8::/32"]))
-    assert judged(bound, address=address) == told
-    assert judged(address=address) == "valid"
+    assert verdict_of(bound, address=address) == expected
+    assert verdict_of(address=address) == "valid"
 
 
 # --- browsers --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("asked", [{"browser": True}, {"origin": "https://app.example.com"}])
-def test_a_secret_key_never_opens_for_a_browser(asked: dict[str, Any]) -> None:
-    assert judged(**asked) == "origin_not_allowed"
-    assert judged(replace(PLAIN, allow_native=True), **asked) == "origin_not_allowed"
+def test_a_secret_key_is_never_valid_from_a_browser(asked: dict[str, Any]) -> None:
+    assert verdict_of(**asked) == "origin_not_allowed"
+    assert verdict_of(replace(PLAIN, allow_native=True), **asked) == "origin_not_allowed"
 
 
 BOUND = ("https://app.example.com", "https://*.example.org", "http://localhost:3000")
 
 
 @pytest.mark.parametrize(
-    ("origins", "native", "origin", "told"),
+    ("origins", "native", "origin", "expected"),
     [
         ((), False, "", "valid"),
         ((), False, "https://anywhere.example.net", "valid"),
@@ -225,14 +227,14 @@ BOUND = ("https://app.example.com", "https://*.example.org", "http://localhost:3
     ],
 )
 @pytest.mark.parametrize("browser", [True, False])
-def test_a_publishable_key_opens_from_its_origins_and_natively_if_it_says_so(
-    *, origins: tuple[str, ...], native: bool, origin: str, told: str, browser: bool
+def test_a_publishable_key_is_valid_from_its_origins_and_natively_if_allowed(
+    *, origins: tuple[str, ...], native: bool, origin: str, expected: str, browser: bool
 ) -> None:
     known = replace(PAGE, origins=origins, allow_native=native)
-    assert judged(known, origin=origin, browser=browser) == told
+    assert verdict_of(known, origin=origin, browser=browser) == expected
 
 
-# --- against a model that looks at everything ------------------------------------------------
+# --- comparison with an exhaustive model -----------------------------------------------------
 
 ORDER = ["unknown", "revoked", "expired", "disabled", "wrong_environment", "not_permitted",
          "address_not_allowed", "origin_not_allowed"]  # fmt: skip
@@ -267,7 +269,7 @@ def comes_from_elsewhere(known: KnownSecret, asked: VerificationRequest) -> bool
 
 
 def reasons(known: KnownSecret, asked: VerificationRequest, now: int) -> dict[str, bool]:
-    """Whether each reason speaks against it; nothing of the code under test is asked."""
+    """Return which reasons apply, without using the code under test."""
     ends = [end for end in (known.key_expires_at, known.secret_expires_at) if end is not None]
     return {
         "unknown": asked.organization not in {"", known.org_id, known.org_slug},
@@ -282,7 +284,7 @@ def reasons(known: KnownSecret, asked: VerificationRequest, now: int) -> dict[st
     }
 
 
-# Mostly without a limit, so that late reasons are reached as often as early ones.
+# Mostly unrestricted, so late reasons are reached as often as early ones.
 moments = st.one_of(st.none(), st.none(), st.none(), st.integers(NOW - 2, NOW + 2))
 marks = st.one_of(st.none(), st.none(), st.none(), st.none(), st.integers(0, 2 * NOW))
 networks = st.sampled_from([[], [], ["192.0.2.0/25"], ["198.51.100.7/32", "2001:db8::/48"]])
@@ -323,7 +325,7 @@ questions = st.builds(
 
 @settings(max_examples=1_000)
 @given(knowns, questions, st.integers(NOW - 3, NOW + 3))
-def test_the_decision_is_the_first_of_all_reasons_against_it(
+def test_the_verdict_is_the_first_applicable_reason(
     known: KnownSecret, asked: VerificationRequest, now: int
 ) -> None:
     against = reasons(known, asked, now)
@@ -331,55 +333,57 @@ def test_the_decision_is_the_first_of_all_reasons_against_it(
     assert decide(known, asked, now) == expected
 
 
-# --- what is said ----------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
-def said(verdict: Verdict, known: KnownSecret | None = PLAIN, **asked: Any) -> WardkeyError:  # noqa: ANN401
+def error_for(verdict: Verdict, known: KnownSecret | None = PLAIN, **asked: Any) -> WardkeyError:  # noqa: ANN401
     return failure_of(verdict, known, VerificationRequest("sk_live_…", **asked), 1.5)
 
 
-def test_each_verdict_but_valid_has_a_failure_of_its_own_code() -> None:
-    codes = {verdict: said(verdict).code for verdict in Verdict if verdict is not Verdict.VALID}
+def test_every_verdict_but_valid_has_an_error_with_its_own_code() -> None:
+    codes = {
+        verdict: error_for(verdict).code for verdict in Verdict if verdict is not Verdict.VALID
+    }
     changed = {"rate_limited": "rate_limit_exceeded", "origin_not_allowed": "secret_key_in_browser"}
     assert codes == {v: changed.get(v, str(v)) for v in Verdict if v is not Verdict.VALID}
 
 
 @pytest.mark.parametrize("verdict", [v for v in Verdict if v is not Verdict.VALID])
-def test_a_stranger_hears_no_more_than_that_the_text_opens_nothing(verdict: Verdict) -> None:
-    told = {Verdict.MALFORMED: "malformed", Verdict.RATE_LIMITED: "too_many_attempts"}
-    assert said(verdict, None).code == told.get(verdict, "unknown")
+def test_an_unauthenticated_caller_learns_only_that_the_key_is_not_valid(verdict: Verdict) -> None:
+    revealed = {Verdict.MALFORMED: "malformed", Verdict.RATE_LIMITED: "too_many_attempts"}
+    assert error_for(verdict, None).code == revealed.get(verdict, "unknown")
 
 
 def test_a_wrong_environment_names_both_and_the_prefix() -> None:
-    failure = said(Verdict.WRONG_ENVIRONMENT, environment=Environment.TEST)
+    failure = error_for(Verdict.WRONG_ENVIRONMENT, environment=Environment.TEST)
     assert failure.detail == (
         "This is a live key (sk_live_7QdR…), but test is required; use the test key."
     )
 
 
-def test_a_publishable_key_in_a_secret_ones_place_is_told_so() -> None:
-    failure = said(Verdict.NOT_PERMITTED, PAGE, type=KeyType.SECRET)
+def test_a_publishable_key_used_as_a_secret_key_gets_an_explanation() -> None:
+    failure = error_for(Verdict.NOT_PERMITTED, PAGE, type=KeyType.SECRET)
     assert failure.code == "secret_key_required"
     assert "(pk_)" in failure.detail
-    failure = said(Verdict.NOT_PERMITTED, PLAIN, type=KeyType.PUBLISHABLE)
+    failure = error_for(Verdict.NOT_PERMITTED, PLAIN, type=KeyType.PUBLISHABLE)
     assert failure.code == "not_permitted"
     assert "(sk_)" in failure.detail
 
 
-def test_what_is_missing_is_named_and_who_can_grant_it() -> None:
-    failure = said(Verdict.NOT_PERMITTED, permissions=("keys:read", "acl:write", "acl:read"))
+def test_missing_permissions_are_named_with_who_can_grant_them() -> None:
+    failure = error_for(Verdict.NOT_PERMITTED, permissions=("keys:read", "acl:write", "acl:read"))
     assert failure.needs == "acl:write"
     assert failure.detail == "The key lacks acl:write; an admin of Acme can grant it."
 
 
-def test_a_publishable_key_from_elsewhere_is_not_called_leaked() -> None:
-    assert said(Verdict.ORIGIN_NOT_ALLOWED, PAGE).code == "origin_not_allowed"
+def test_a_publishable_key_from_an_unlisted_origin_is_not_called_leaked() -> None:
+    assert error_for(Verdict.ORIGIN_NOT_ALLOWED, PAGE).code == "origin_not_allowed"
 
 
-def test_a_rate_limited_caller_is_told_the_wait() -> None:
+def test_a_rate_limited_caller_gets_the_wait() -> None:
     limited = replace(PLAIN, rate=RateLimit(1, 60_000, 1))
-    assert said(Verdict.RATE_LIMITED, limited).retry_after_s == 1.5
+    assert error_for(Verdict.RATE_LIMITED, limited).retry_after_s == 1.5
 
 
-def test_a_question_prints_without_the_key() -> None:
+def test_the_repr_of_a_request_omits_the_key() -> None:
     assert "sk_live" not in repr(VerificationRequest("sk_live_7QdRk2mVx9Ta"))

@@ -1,4 +1,4 @@
-"""What the broker's faults may do: hold messages up, and never lose one that was acknowledged."""
+"""Broker faults delay messages but never lose an acknowledged one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Job = tuple[list[str], str]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run a deployment with its broker and two workers; everybody may do everything."""
+    """Run a deployment with a broker and two workers, whose rules allow everything."""
     with running(tmp_path_factory.mktemp("faults") / "data", no_messaging=0, workers=2) as up:
         allow_all(up)
         yield up
@@ -50,7 +50,7 @@ def allow_all(up: Server) -> None:
 
 
 def create(up: Server, username: str) -> tuple[str, str]:
-    """Return a new client's name and password."""
+    """Create a client; return its user name and password."""
     with up.owner() as owner:
         made = owner.post("/v2/clients", json={"username": username}).json()
     return made["client"]["mqtt_username"], made["password"]
@@ -62,9 +62,9 @@ def publish_one(up: Server, topic: str, payload: str, **more: Any) -> httpx.Resp
 
 
 class Load:
-    """Publishes over HTTP, many at once, until each message was acknowledged or is unconfirmed.
+    """Concurrent publishing over HTTP until each message is acknowledged or unconfirmed.
 
-    `said` is what was told of each message, by its payload; `kept` the answers under a key.
+    `said` has the outcome of each message by payload; `kept` the responses by idempotency key.
     """
 
     def __init__(self, up: Server, topic: str, at_once: int = AT_ONCE) -> None:
@@ -74,13 +74,13 @@ class Load:
         self.unsent = 0
 
     def run(self, singles: int, batches: int, meanwhile: dict[int, Callable[[], Any]]) -> None:
-        """Publish; once so many are answered, do that."""
+        """Publish, and call a function once a number of messages is answered."""
         jobs: list[Job] = [
             ([uuid.uuid4().hex for _ in range(count)], str(uuid.uuid4()) if number % 2 else "")
             for count, total in ((1, singles), (EACH, batches))
             for number in range(total)
         ]
-        # Both shapes all the time.
+        # Mix both request shapes.
         jobs.sort(key=lambda job: job[0])
         asyncio.run(self._run(jobs, meanwhile))
 
@@ -114,23 +114,23 @@ class Load:
             body = body if len(names) > 1 else body[0]
             headers = {"Idempotency-Key": key} if key else {}
             try:
-                told = await client.post(f"{self.up.url}/publish", json=body, headers=headers)
+                response = await client.post(f"{self.up.url}/publish", json=body, headers=headers)
             except httpx.TransportError as error:
                 if isinstance(error, httpx.ConnectError):
-                    # Starting takes seconds, and two cores.
+                    # A start takes seconds and both cores.
                     await asyncio.sleep(0.5)
                     continue
-                # The server ended in the middle: nobody can say.
+                # The server stopped meanwhile, so the outcome is unknown.
                 self.said |= dict.fromkeys(names, "cut")
                 return
-            answer = told.json()
+            answer = response.json()
             items = answer if isinstance(answer, list) else [answer]
-            assert len(items) == len(names), told.text
+            assert len(items) == len(names), response.text
             codes = [one.get("code", "") for one in items]
-            assert set(codes) <= {"", "broker_unreachable", "publish_unconfirmed"}, told.text
+            assert set(codes) <= {"", "broker_unreachable", "publish_unconfirmed"}, response.text
             unsent = [n for n, c in zip(names, codes, strict=True) if c == "broker_unreachable"]
             if key and len(unsent) < len(names):
-                self.kept[key] = (body, told)
+                self.kept[key] = (body, response)
             self.said |= {n: c for n, c in zip(names, codes, strict=True) if n not in unsent}
             self.unsent += len(unsent)
             names = unsent
@@ -140,7 +140,7 @@ class Load:
 
 
 def arrived(up: Server, login: tuple[str, str], mqtt_id: str, load: Load) -> Counter[str]:
-    """Take up a lasting session; return how often each message came that had waited in it."""
+    """Resume a persistent session; return how often each queued message was delivered."""
     with connected(up, *login, mqtt_id, clean=False) as session:
         assert session.code == 0
         assert publish_one(up, load.topic, "end").status_code == 200
@@ -148,7 +148,7 @@ def arrived(up: Server, login: tuple[str, str], mqtt_id: str, load: Load) -> Cou
         return Counter(payload.decode() for _, payload in session.messages)
 
 
-def test_a_killed_broker_loses_no_acknowledged_message_and_doubles_none(server: Server) -> None:
+def test_a_killed_broker_neither_loses_nor_duplicates_acknowledged_messages(server: Server) -> None:
     login = create(server, "lasting")
     with connected(server, *login, "lasting-1", clean=False) as session:
         assert session.subscribe("load/kill") == 1
@@ -167,7 +167,7 @@ def test_a_killed_broker_loses_no_acknowledged_message_and_doubles_none(server: 
     assert [name for name, count in came.items() if count > 1] == []
 
 
-def test_logins_go_on_while_a_worker_is_killed(server: Server) -> None:
+def test_logins_continue_while_a_worker_is_killed(server: Server) -> None:
     login = create(server, "many")
     codes: list[int | None] = []
 
@@ -184,12 +184,12 @@ def test_logins_go_on_while_a_worker_is_killed(server: Server) -> None:
     for one in crowd:
         one.join(60)
     assert len(codes) == 48
-    # Only what the killed one was asked and had not answered: the broker asks but once.
+    # Only logins that the killed worker had not answered, because the broker does not retry.
     assert sum(1 for code in codes if code != 0) <= 4
     wait_until(lambda: len(server.workers()) == 2)
 
 
-def test_live_sessions_go_on_while_no_worker_answers(server: Server) -> None:
+def test_live_sessions_continue_while_no_worker_answers(server: Server) -> None:
     one, other = create(server, "speaker"), create(server, "listener")
     with connected(server, *one, "speaker-1") as sender, connected(server, *other, "l-1") as taker:
         taker.subscribe("talk/#", 1)
@@ -219,9 +219,7 @@ def can_log_in(up: Server, login: tuple[str, str]) -> bool:
 
 
 @pytest.mark.parametrize("pause_s", [3, pytest.param(12, marks=pytest.mark.soak)])
-def test_a_paused_broker_holds_messages_up_and_the_api_goes_on(
-    server: Server, pause_s: float
-) -> None:
+def test_a_paused_broker_delays_messages_but_not_the_api(server: Server, pause_s: float) -> None:
     login = create(server, f"patient-{pause_s}")
     topic = f"load/pause-{pause_s}"
     with connected(server, *login, f"patient-{pause_s}", clean=False) as session:
@@ -251,7 +249,7 @@ def test_a_paused_broker_holds_messages_up_and_the_api_goes_on(
         assert load.acknowledged() == set(load.said)
 
 
-def test_what_was_acknowledged_outlasts_restarts_of_everything(
+def test_acknowledged_messages_survive_a_restart_of_everything(
     start: Callable[..., Server],
 ) -> None:
     listen, mqtt_listen = free_addresses(2)
@@ -283,7 +281,7 @@ def test_what_was_acknowledged_outlasts_restarts_of_everything(
     assert max(came.values()) == 1
 
 
-def test_a_worker_that_started_while_the_broker_was_silent_answers_and_cuts(
+def test_a_worker_started_while_the_broker_hangs_answers_and_ends_sessions(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     names = ("listen", "mqtt-listen", "websocket-listen")
@@ -294,7 +292,7 @@ def test_a_worker_that_started_while_the_broker_was_silent_answers_and_cuts(
             broker=f"nats://{addresses['listen']}",
             broker_mqtt=f"mqtt://{addresses['mqtt-listen']}",
         )
-        # It is connected, and hears nothing.
+        # It is connected but receives nothing.
         mute.accept()[0].close()
         mute.accept()[0].close()
         assert publish_one(up, "a", "x").json()["code"] == "broker_unreachable"
@@ -311,15 +309,15 @@ def test_a_worker_that_started_while_the_broker_was_silent_answers_and_cuts(
         wait_until(lambda: can_log_in(up, login))
         with connected(up, *login, "after-1") as live, up.owner() as owner:
             assert live.code == 0
-            (found,) = owner.get("/v2/clients").json()["clients"]
-            assert owner.patch(f"/v2/clients/{found['id']}", json={"enabled": False}).is_success
+            (client,) = owner.get("/v2/clients").json()["clients"]
+            assert owner.patch(f"/v2/clients/{client['id']}", json={"enabled": False}).is_success
             wait_until(lambda: live.ended_at)
         assert publish_one(up, "a", "x").status_code == 200
     finally:
         process.stop()
 
 
-def test_a_session_is_cut_though_its_client_id_is_no_longer_remembered(server: Server) -> None:
+def test_a_session_is_ended_even_if_its_client_id_was_pruned(server: Server) -> None:
     name, password = create(server, "many-ids")
 
     async def log_in_with_others() -> None:
@@ -332,8 +330,8 @@ def test_a_session_is_cut_though_its_client_id_is_no_longer_remembered(server: S
     with connected(server, name, password, "oldest") as live, server.owner() as owner:
         assert live.code == 0
         asyncio.run(log_in_with_others())
-        (found,) = owner.get("/v2/clients", params={"search": "many-ids"}).json()["clients"]
-        assert owner.patch(f"/v2/clients/{found['id']}", json={"enabled": False}).is_success
+        (client,) = owner.get("/v2/clients", params={"search": "many-ids"}).json()["clients"]
+        assert owner.patch(f"/v2/clients/{client['id']}", json={"enabled": False}).is_success
         wait_until(lambda: live.ended_at)
 
 
@@ -343,7 +341,7 @@ def accepted(client: httpx.Client, wanted: dict[str, Any]) -> bool:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Give the folder a disk of its own, of 100 MiB."""
+    """Mount a disk of 100 MiB at the folder."""
     folder.mkdir(parents=True)
     made = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=100m", "none", str(folder)],
@@ -358,7 +356,7 @@ def small_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_503_while_the_brokers_disk_is_full_and_works_again_after(
+def test_503_while_the_broker_disk_is_full_and_publishing_recovers(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
@@ -377,7 +375,7 @@ def test_503_while_the_brokers_disk_is_full_and_works_again_after(
                 full = client.post("/publish", json=wanted)
                 assert (full.status_code, full.json()["code"]) == (503, "broker_full")
                 assert full.headers["retry-after"]
-                # What needs no disk goes on.
+                # Requests that need no disk keep working.
                 assert client.get("/v2/keys").status_code == 200
                 ballast.unlink()
                 wait_until(partial(accepted, client, wanted))
@@ -388,7 +386,7 @@ def test_503_while_the_brokers_disk_is_full_and_works_again_after(
         up.kill()
 
 
-def test_there_is_room_for_many_organizations(tmp_path: Path) -> None:
+def test_the_broker_serves_many_organizations(tmp_path: Path) -> None:
     keys = BrokerKeys(bytes(32))
     inside, mqtt, websocket = free_addresses(3)
     text = broker_settings(keys, Node(inside, mqtt, websocket, tmp_path), int(time.time()))

@@ -1,4 +1,4 @@
-"""Machines whose clocks are wrong, or are set while they run, keep the promise all the same."""
+"""Revocations hold even on machines whose clocks are wrong or changed while running."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.support.postgres import Postgres
 from tests.support.server import Server
 
 HOUR_S = 3600
-# libfaketime 0.9.10 cannot sleep until a time on a clock that it was told to leave alone, which
-# is how Python sleeps.
+# libfaketime 0.9.10 cannot sleep until a time on a clock that it does not fake, which is how
+# Python sleeps.
 SLEEP = """
 import select, time
 time.sleep = lambda seconds: select.select([], [], [], seconds) and None
@@ -27,7 +27,7 @@ time.sleep = lambda seconds: select.select([], [], [], seconds) and None
 
 
 def clock(offset: str, *, fake_monotonic: bool = False) -> dict[str, str]:
-    """Return the environment of a process whose clock is off; `offset` may name a file of it."""
+    """Return the environment of a process with a wrong clock; `offset` may be a file path."""
     libraries = list(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     assert libraries, "faketime is not installed; `make test` installs it on Debian"
     where = {"FAKETIME_TIMESTAMP_FILE": offset, "FAKETIME_NO_CACHE": "1"}
@@ -39,7 +39,7 @@ def clock(offset: str, *, fake_monotonic: bool = False) -> dict[str, str]:
 
 
 class Machines:
-    """A node whose clock is right, `here`, and others by what is wrong with theirs."""
+    """A node with a correct clock, `here`, and other nodes by their clock's fault."""
 
     def __init__(self, folder: Path, url: str, wrong: Mapping[str, Mapping[str, str]]) -> None:
         sleep = folder / "sleep"
@@ -57,7 +57,7 @@ class Machines:
             around = {**around, "PYTHONPATH": str(sleep)}  # noqa: PLW2901
             self.wrong[name] = Server(data, around, database_url=url)
         self.all = [self.here, *self.wrong.values()]
-        # Servers in one folder share their log, and are told apart by when they start.
+        # Servers in one folder share a log and are distinguished by their start time.
         with ThreadPoolExecutor(4 if url else 1) as pool:
             list(pool.map(Server.start, self.wrong.values()))
 
@@ -67,14 +67,14 @@ class Machines:
 
     def ask(self, server: Server, text: str) -> dict[str, Any]:
         with server.client(self.here.first_key) as client:
-            told: dict[str, Any] = client.post("/v2/keys/verify", json={"key": text}).json()
-        return told
+            body: dict[str, Any] = client.post("/v2/keys/verify", json={"key": text}).json()
+        return body
 
     def verdicts(self, text: str) -> set[str]:
         return {self.ask(server, text)["code"] for server in self.all}
 
     def ahead_s(self, server: Server) -> float:
-        """Return how far a server's wall clock is ahead of ours."""
+        """Return how far a server's wall clock is ahead of the test's."""
         as_of = datetime.fromisoformat(self.ask(server, self.here.first_key)["as_of"])
         return (as_of - datetime.now(UTC)).total_seconds()
 
@@ -87,13 +87,13 @@ class Machines:
         with server.client(self.here.first_key) as client:
             done = client.post(f"/v2/keys/{key_id}/revoke")
         assert done.status_code == 200, done.text
-        told: dict[str, Any] = done.json()
-        return told
+        body: dict[str, Any] = done.json()
+        return body
 
 
 @pytest.fixture(scope="module")
 def offset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Name the file whose text is how far the clock of `jumping` is off."""
+    """Return the file that contains the clock offset of `jumping`."""
     return tmp_path_factory.mktemp("clock") / "offset"
 
 
@@ -109,7 +109,7 @@ def machines(
     wrong = {
         "behind": clock("-1h"),
         "jumping": clock(str(offset)),
-        # Its monotonic clocks are other ones too.
+        # Its monotonic clocks differ too.
         "ahead": clock("+2h", fake_monotonic=True),
     }
     made = Machines(tmp_path_factory.mktemp("machines"), url, wrong)
@@ -117,9 +117,7 @@ def machines(
     made.close()
 
 
-def test_a_revocation_is_true_whatever_the_wall_clocks_say(
-    machines: Machines, offset: Path
-) -> None:
+def test_a_revocation_holds_whatever_the_wall_clocks_say(machines: Machines, offset: Path) -> None:
     wrong = machines.wrong
     assert abs(machines.ahead_s(wrong["behind"]) + HOUR_S) < 30
     assert abs(machines.ahead_s(wrong["ahead"]) - 2 * HOUR_S) < 30
@@ -136,7 +134,7 @@ def test_a_revocation_is_true_whatever_the_wall_clocks_say(
 
 
 @pytest.mark.parametrize("machines", ["postgresql"], indirect=True)
-def test_a_lease_runs_out_though_the_wall_clock_was_set_back(
+def test_a_lease_expires_even_if_the_wall_clock_is_set_back(
     machines: Machines, offset: Path
 ) -> None:
     there = machines.wrong["jumping"]

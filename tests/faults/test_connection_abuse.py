@@ -1,4 +1,4 @@
-"""Clients that send without end or never read cost little memory and hold up no other client."""
+"""Clients that send endlessly or never read use little memory and delay no other client."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def memory(server: Server) -> int:
-    """Return the bytes of memory that the only worker has resident."""
+    """Return the resident memory of the only worker in bytes."""
     assert server.process is not None
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
@@ -40,7 +40,7 @@ def connect(server: Server) -> socket.socket:
 
 
 def flood(server: Server, head: bytes, repeated: bytes, most: int) -> int:
-    """Send until all is sent, the connection ends, or the server takes no more; return how much."""
+    """Send until done, disconnected or the server stops reading; return the bytes sent."""
     block = repeated * (65_536 // len(repeated) + 1)
     sent = 0
     with closing(connect(server)) as sock, suppress(OSError):
@@ -48,7 +48,7 @@ def flood(server: Server, head: bytes, repeated: bytes, most: int) -> int:
         while sent < most:
             sock.sendall(block)
             sent += len(block)
-        # What was sent must be dealt with before the memory is looked at.
+        # The server must have processed the data before memory is measured.
         with suppress(TimeoutError):
             sock.recv(1)
     return sent
@@ -81,10 +81,10 @@ def test_a_flood_on_one_connection_stays_within_a_few_mebibytes(single: Server, 
         assert client.get("/v2/organization").status_code == 200
 
 
-def test_an_idle_connection_outlives_the_pools_of_clients(
+def test_idle_connections_stay_open_longer_than_client_pools_keep_them(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Clients' pools keep connections for up to 90 s and do not see at once that one was closed."""
+    """Client pools keep connections for up to 90 s and notice a closed one late."""
     short = start(tmp_path / "short", workers=1, keep_alive=5)
     usual = start(tmp_path / "usual", workers=1)
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -100,7 +100,7 @@ def test_an_idle_connection_outlives_the_pools_of_clients(
 
 @pytest.mark.soak
 @pytest.mark.timeout(120)
-def test_a_client_that_reads_nothing_is_cut_off(single: Server) -> None:
+def test_a_client_that_reads_nothing_is_disconnected(single: Server) -> None:
     with closing(connect(single)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""Costly work is bounded: what one caller asks for too much of is refused, and others go on."""
+"""Expensive work is bounded: excess requests of one caller are refused without harming others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVENTS = 4_000
 
 @contextmanager
 def connections(server: Server, count: int, buffer: int = 0) -> Iterator[list[socket.socket]]:
-    """Open connections until the block ends; the kernel takes `buffer` bytes for each unread."""
+    """Open connections until the block ends; the kernel buffers `buffer` unread bytes for each."""
     host, _, port = server.url.rpartition("/")[2].rpartition(":")
     lines = [socket.socket() for _ in range(count)]
     try:
@@ -64,7 +64,7 @@ def request_of(method: str, path: str, body: Any = None, **more: str) -> bytes: 
 
 
 def send_at_once(lines: list[socket.socket], requests: list[bytes]) -> None:
-    """Send every request but its last byte, and then all the last bytes."""
+    """Send every request except its last byte, then all last bytes at once."""
     for line, request in zip(lines, requests, strict=True):
         line.sendall(request[:-1])
     for line, request in zip(lines, requests, strict=True):
@@ -72,7 +72,7 @@ def send_at_once(lines: list[socket.socket], requests: list[bytes]) -> None:
 
 
 def answer_of(line: socket.socket) -> tuple[int, str, str]:
-    """Return the status, the head and the body of the one answer on a connection."""
+    """Return the status, head and body of the only response on a connection."""
     came = b""
     while b"\r\n\r\n" not in came:
         part = line.recv(65_536)
@@ -86,7 +86,7 @@ def answer_of(line: socket.socket) -> tuple[int, str, str]:
 
 
 def peak_mib(server: Server) -> float:
-    """Return the most memory that the worker ever had resident, in MiB."""
+    """Return the worker's peak resident memory in MiB."""
     assert server.process is not None
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     return int((re.search(r"VmHWM:\s+(\d+) kB", status) or ["", "0"])[1]) / 1024
@@ -94,7 +94,7 @@ def peak_mib(server: Server) -> float:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run one worker behind a proxy, so that requests can come from many addresses."""
+    """Run one worker behind a proxy, so requests can come from many addresses."""
     with running(
         tmp_path_factory.mktemp("alone") / "data", behind_proxy=1, private_issuers=1
     ) as up:
@@ -127,7 +127,7 @@ def pages(count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("ask", [sign_ins, pages])
-def test_503_many_sign_ins_at_once_take_bounded_memory_and_hold_up_nobody(
+def test_503_many_sign_ins_at_once_use_bounded_memory_and_delay_no_other_request(
     alone: Server, ask: Callable[[int], list[bytes]]
 ) -> None:
     before = peak_mib(alone)
@@ -140,7 +140,7 @@ def test_503_many_sign_ins_at_once_take_bounded_memory_and_hold_up_nobody(
     statuses = [status for status, _, _ in answers]
     refused = [(head, body) for status, head, body in answers if status == 503]
     assert statuses.count(401) + len(refused) == 60
-    # Two that run and sixteen that wait.
+    # Two running and sixteen waiting.
     assert statuses.count(401) >= 18
     assert refused
     if ask is sign_ins:
@@ -148,13 +148,13 @@ def test_503_many_sign_ins_at_once_take_bounded_memory_and_hold_up_nobody(
         assert all('"code":"overloaded"' in body for _, body in refused)
     # Two hashes of 64 MiB, where sixty would be nearly 4 GiB.
     assert peak_mib(alone) - before < 300
-    # It works again at once, for the same people too.
+    # Sign-in works again at once, for the same people too.
     with connections(alone, 1) as lines:
         send_at_once(lines, ask(1))
         assert answer_of(lines[0])[0] == 401
 
 
-def test_a_guessed_link_costs_no_hash(alone: Server) -> None:
+def test_a_guessed_link_does_not_trigger_hashing(alone: Server) -> None:
     paths = ("/v2/setup", "/v2/invitations/accept")
     requests = [
         request_of(
@@ -167,11 +167,11 @@ def test_a_guessed_link_costs_no_hash(alone: Server) -> None:
     ]
     with connections(alone, 80) as lines:
         send_at_once(lines, requests)
-        # More than the gate has places for, so each would be refused if it were hashed.
+        # More than there are slots, so each would be refused if it needed hashing.
         assert {answer_of(line)[0] for line in lines} == {401}
 
 
-def test_many_wrong_mqtt_logins_do_not_keep_out_a_right_one_nor_hold_up_the_api(
+def test_many_wrong_mqtt_logins_block_neither_a_right_one_nor_the_api(
     start: Callable[..., Server],
 ) -> None:
     server = start(no_messaging=0)
@@ -179,7 +179,7 @@ def test_many_wrong_mqtt_logins_do_not_keep_out_a_right_one_nor_hold_up_the_api(
         made = key.post("/v2/clients", json={"username": "agent", "password": PASSWORD})
         assert made.status_code == 201, made.text
         right = made.json()["client"]["mqtt_username"]
-        # A machine that is busy with other things may take too long once, as clients know.
+        # A busy machine may be too slow once; clients retry.
         assert any(
             logs_in_among_wrong_ones(server, right, f"127.0.1.{attempt}", key)
             for attempt in range(1, 5)
@@ -189,7 +189,7 @@ def test_many_wrong_mqtt_logins_do_not_keep_out_a_right_one_nor_hold_up_the_api(
 def logs_in_among_wrong_ones(
     server: Server, username: str, attacker: str, key: httpx.Client
 ) -> bool:
-    """Return whether a right login gets in that comes after many wrong ones of one address."""
+    """Return whether a valid login succeeds after many wrong ones from one address."""
     with ExitStack() as opened:
         wires = [opened.enter_context(wired(server, attacker)) for _ in range(120)]
         other = opened.enter_context(wired(server, "127.0.0.2"))
@@ -204,13 +204,13 @@ def logs_in_among_wrong_ones(
 
 
 def connect(wire: Wire, username: str, password: str) -> None:
-    """Send a CONNECT and do not wait for its answer."""
+    """Send a CONNECT without waiting for the response."""
     flags = bytes([0b1100_0010])
     body = text("MQTT") + bytes([4]) + flags + KEPT_ALIVE_S.to_bytes(2, "big")
     wire.send(CONNECT, body + text(username[:20]) + text(username) + text(password))
 
 
-def test_503_two_tests_of_providers_at_once_wait_for_an_issuer_that_does_not_answer(
+def test_503_two_provider_tests_at_once_wait_for_a_silent_issuer(
     alone: Server,
 ) -> None:
     provider = {"kind": "oidc", "name": "slow", "audiences": ["a"], "algorithms": ["RS256"]}
@@ -234,7 +234,7 @@ def test_503_two_tests_of_providers_at_once_wait_for_an_issuer_that_does_not_ans
 
 
 def wait_for_answers(lines: list[socket.socket], count: int) -> list[socket.socket]:
-    """Return the connections that have an answer, once those are `count`."""
+    """Wait until `count` connections have a response, and return these."""
     return wait_until(lambda: ready if len(ready := select(lines, (), (), 0)[0]) >= count else [])
 
 
@@ -268,7 +268,7 @@ class Tenants:
             runner.write(lengthen, replace(operator(), org_id=org_id))
 
     def requests(self, count: int) -> list[bytes]:
-        """Return requests for exports, over the API and over the dashboard in both formats."""
+        """Return export requests for the API and, in both formats, for the dashboard."""
         log = "/o/acme/live/audit-log"
         asks = (
             request_of("GET", API_EXPORT, Authorization=f"Bearer {self.server.first_key}"),
@@ -278,9 +278,9 @@ class Tenants:
         return [asks[n % 3] for n in range(count)]
 
     def check_others(self) -> None:
-        """Fail where the other organization, or the probe, has to wait."""
+        """Fail if the other organization or the health check has to wait."""
         for _ in range(10):
-            # Each on a connection of its own, so that both workers answer.
+            # Each on a new connection, so both workers answer.
             with self.server.client(self.other) as other:
                 assert other.get("/v2/organization").status_code == 200
                 assert other.get("/v2/audit-events").status_code == 200
@@ -289,7 +289,7 @@ class Tenants:
             assert client.code == 0
 
     def exported(self) -> int:
-        """Return how many lines one whole export has; 0 while there is no place for it."""
+        """Return the number of lines in a full export; 0 while no slot is free."""
         with self.server.client(self.server.first_key) as key:
             answer = key.get(API_EXPORT)
         assert answer.status_code in {200, 503}, answer.text
@@ -297,7 +297,7 @@ class Tenants:
 
 
 def lengthen(tx: Transaction, by: Principal) -> None:
-    """Add 16 MB of events, more than the sockets between the two hold."""
+    """Add 16 MB of events, more than the socket buffers hold."""
     for number in range(EVENTS):
         record(tx, by, "test.noted", Target("test", str(number)), {"text": "x" * 4_000})
 
@@ -309,27 +309,25 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
 
 
 def open_slowly(lines: list[socket.socket], requests: list[bytes]) -> list[int]:
-    """Ask for exports and read the first thousand bytes; return the statuses."""
+    """Request exports and read the first thousand bytes; return the statuses."""
     send_at_once(lines, requests)
     return [int(line.recv(1_000).split()[1]) for line in lines]
 
 
-def test_many_slow_readers_of_exports_leave_the_database_to_others(tenants: Tenants) -> None:
+def test_many_slow_export_readers_do_not_block_the_database(tenants: Tenants) -> None:
     with connections(tenants.server, 24, buffer=4_096) as lines:
         statuses = open_slowly(lines, tenants.requests(24))
         assert set(statuses) == {200, 503}
-        # Two of an organization in each of two workers.
+        # Two per organization in each of two workers.
         assert statuses.count(200) <= 4
         tenants.check_others()
-    # All of it, and as often as it is asked for, once they are gone.
+    # Once they disconnect, every export is complete again.
     for _ in range(4):
         assert wait_until(tenants.exported) > EVENTS
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-def test_exports_that_are_broken_off_free_their_places_at_once(
-    tenants: Tenants, *, reset: bool
-) -> None:
+def test_aborted_exports_free_their_slots_at_once(tenants: Tenants, *, reset: bool) -> None:
     for _ in range(12):
         with connections(tenants.server, 2, buffer=4_096) as lines:
             open_slowly(lines, tenants.requests(3)[:2])
@@ -342,7 +340,7 @@ def test_exports_that_are_broken_off_free_their_places_at_once(
 
 
 @pytest.mark.parametrize("path", ["/v2/audit-events/verify", "/v2/retained"])
-def test_503_what_costs_much_runs_a_few_times_at_once_and_others_are_not_held_up(
+def test_503_expensive_requests_are_limited_and_do_not_delay_others(
     tenants: Tenants, path: str
 ) -> None:
     ask = request_of("GET", path, Authorization=f"Bearer {tenants.server.first_key}")
@@ -352,11 +350,11 @@ def test_503_what_costs_much_runs_a_few_times_at_once_and_others_are_not_held_up
         answers = [answer_of(line) for line in lines]
     assert {status for status, _, _ in answers} == {200, 503}
     for status, head, body in answers:
-        told = json.loads(body)
+        document = json.loads(body)
         if status == 200:
-            assert told.get("holds", True) is True
+            assert document.get("holds", True) is True
         else:
-            assert told["code"] == "overloaded"
+            assert document["code"] == "overloaded"
             assert "retry-after: " in head
     with connections(tenants.server, 1) as lines:
         send_at_once(lines, [ask])

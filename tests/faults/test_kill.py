@@ -12,7 +12,7 @@ TRANSPORT = (httpx.TransportError, httpx.HTTPError)
 
 
 class Worker(threading.Thread):
-    """Issues keys and revokes every second one, and keeps what was acknowledged."""
+    """Issues keys, revokes every second one, and records the acknowledged changes."""
 
     def __init__(self, server: Server, number: int) -> None:
         super().__init__()
@@ -44,28 +44,28 @@ class Worker(threading.Thread):
 
 
 @pytest.mark.parametrize("how", ["everything", "one worker"])
-def test_what_was_acknowledged_survives_a_kill(
+def test_acknowledged_changes_survive_a_kill(
     start: Callable[..., Server], storage_url: str, how: str
 ) -> None:
     server = start(database_url=storage_url, workers=2)
     crowd = [Worker(server, number) for number in range(3)]
-    for one in crowd:
-        one.start()
-    wait_until(lambda: sum(len(one.revoked) for one in crowd) >= 20, 60)
+    for writer in crowd:
+        writer.start()
+    wait_until(lambda: sum(len(writer.revoked) for writer in crowd) >= 20, 60)
     if how == "one worker":
         killed = server.kill_one_worker()
         wait_until(lambda: len(server.workers()) == 2 and killed not in server.workers(), 30)
     server.kill()
-    for one in crowd:
-        one.join(30)
+    for writer in crowd:
+        writer.join(30)
     server.start()
     with server.client(server.first_key) as client:
-        for one in crowd:
-            for key_id, text in one.issued.items():
-                if key_id in one.unsure:
+        for writer in crowd:
+            for key_id, text in writer.issued.items():
+                if key_id in writer.unsure:
                     continue
                 answer = client.post("/v2/keys/verify", json={"key": text}).json()
-                wanted = "revoked" if key_id in one.revoked else "valid"
+                wanted = "revoked" if key_id in writer.revoked else "valid"
                 assert answer["code"] == wanted, answer
         state = client.get("/v2/audit-events/verify").json()
         assert state["holds"], state["breaks"]

@@ -19,12 +19,12 @@ def own_postgres() -> Iterator[Postgres]:
 
 def ask(client: httpx.Client, method: str, path: str, body: object = None) -> tuple[int, str]:
     answer = client.request(method, path, json=body)
-    told = answer.json()
-    return answer.status_code, told.get("code", "") if isinstance(told, dict) else ""
+    document = answer.json()
+    return answer.status_code, document.get("code", "") if isinstance(document, dict) else ""
 
 
 @pytest.mark.parametrize("how", ["stop", "crash"])
-def test_503_while_postgresql_is_away_and_nothing_is_half_done(
+def test_503_while_postgresql_is_down_and_nothing_is_half_done(
     start: Callable[..., Server], own_postgres: Postgres, how: str
 ) -> None:
     server = start(database_url=own_postgres.create_database(), workers=2)
@@ -35,7 +35,7 @@ def test_503_while_postgresql_is_away_and_nothing_is_half_done(
         (own_postgres.stop if how == "stop" else own_postgres.crash)()
 
         def away() -> bool:
-            # A lease that was taken before may still serve for its two seconds.
+            # An earlier lease may remain valid for its two seconds.
             return ask(client, "POST", "/v2/keys/verify", {"key": text})[0] == 503
 
         wait_until(away)
@@ -57,7 +57,7 @@ def test_503_while_postgresql_is_away_and_nothing_is_half_done(
         own_postgres.start()
 
         def totals() -> list[int | None]:
-            """Ask on new connections, so that both workers answer."""
+            """Send requests on new connections, so both workers answer."""
             found = []
             for _ in range(8):
                 with server.client(server.first_key) as fresh:

@@ -33,18 +33,18 @@ from tests.support.server import Server, running, wait_until
 
 PICK = st.integers(0, 999)
 WHY = st.sampled_from(["disabled", "narrowed"])
-# A restore stops everything, so that it comes once in a long run, and after many other steps.
+# A restore stops everything, so it runs once in a long run, after many other steps.
 BEFORE_RESTORE = 15
 
 
 class Promise(RuleBasedStateMachine):
-    """Whatever is called and whatever fails, in any order; the askers say what was accepted."""
+    """Calls and faults in any order; the askers report accepted secrets."""
 
     def __init__(self, deployment: Deployment) -> None:
         super().__init__()
         self.deployment = deployment
-        # Hypothesis wants to find the same rules open when it repeats a run, so that which are
-        # hangs on these and never on what the deployment made of them.
+        # Hypothesis needs the same rules enabled when it repeats a run, so preconditions read
+        # these and never the state of the deployment.
         self.steps = 0
         self.disturbed = False
         self.backed_up_at: int | None = None
@@ -53,7 +53,7 @@ class Promise(RuleBasedStateMachine):
                 deployment.issue()
 
     def key(self, pick: int) -> Key:
-        """Pick one of the newest keys that are not revoked; there is always one."""
+        """Pick one of the newest keys that are not revoked; at least one always exists."""
         while not (usable := [key for key in self.deployment.keys[-12:] if key.living]):
             self.deployment.issue()
         return usable[pick % len(usable)]
@@ -133,7 +133,7 @@ class Promise(RuleBasedStateMachine):
 
     @property
     def since_backup(self) -> int:
-        """How many steps ago the backup was taken or restored; 0 without one."""
+        """Return how many steps ago the backup was taken or restored; 0 without a backup."""
         return 0 if self.backed_up_at is None else self.steps - self.backed_up_at
 
     @invariant()
@@ -159,8 +159,8 @@ def deployment(
     made.close()
 
 
-def test_askers_see_both_sides(deployment: Deployment) -> None:
-    """Without this the tests below could hold because nobody asked."""
+def test_the_askers_see_accepted_and_refused_secrets(deployment: Deployment) -> None:
+    """Without this, the tests below could pass because no request was sent."""
     deployment.issue()
 
     def seen(verdict: str) -> int:
@@ -180,7 +180,7 @@ def test_askers_see_both_sides(deployment: Deployment) -> None:
         deployment.go_on()
         return sum(asker.judged_dead_late for asker in deployment.askers) > 20
 
-    # And what they ask of a process that is paused is judged when it goes on.
+    # Requests sent to a paused process are answered once it resumes.
     wait_until(asked_while_paused, 30)
     assert not deployment.accepted_dead()
 
@@ -190,7 +190,7 @@ def test_askers_see_both_sides(deployment: Deployment) -> None:
     ("runs", "steps"),
     [(4, 12), pytest.param(50, 50, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])],
 )
-def test_nothing_accepts_what_a_call_ended(
+def test_no_verifier_accepts_a_secret_after_the_call_that_ended_it(
     deployment: Deployment, request: pytest.FixtureRequest, runs: int, steps: int
 ) -> None:
     chosen = request.config.getoption("--hypothesis-seed")
@@ -202,7 +202,7 @@ def test_nothing_accepts_what_a_call_ended(
         def __init__(self) -> None:
             super().__init__(deployment)
 
-    # The deployment lives on between runs, so that shorter ones prove nothing.
+    # The deployment is shared between runs, so a shorter run proves nothing.
     bounds = settings(
         max_examples=runs,
         stateful_step_count=steps,
@@ -214,7 +214,7 @@ def test_nothing_accepts_what_a_call_ended(
     try:
         run_state_machine_as_test(OfDeployment, settings=bounds)
     finally:
-        # For whoever runs it with -s.
+        # Shown with -s.
         judged = sum(asker.judged_dead for asker in deployment.askers)
         late = sum(asker.judged_dead_late for asker in deployment.askers)
         print(sum(deployment.done.values()), dict(deployment.done))  # noqa: T201
@@ -223,7 +223,7 @@ def test_nothing_accepts_what_a_call_ended(
 
 
 def node_of(start: Callable[..., Server], first: Server, folder: Path, url: str) -> Server:
-    """Start another node of a deployment on PostgreSQL: it has the same master key."""
+    """Start another node of a deployment on PostgreSQL, with the same master key."""
     folder.mkdir(mode=0o700)
     shutil.copy(first.data_dir / "master.key", folder / "master.key")
     return start(folder, database_url=url)
@@ -263,7 +263,7 @@ def pair(
             yield here, there
 
 
-def test_a_node_that_was_paused_beyond_its_lease_accepts_nothing_old(
+def test_a_node_paused_beyond_its_lease_accepts_no_revoked_secret(
     pair: tuple[Server, Server],
 ) -> None:
     here, there = pair
@@ -273,7 +273,7 @@ def test_a_node_that_was_paused_beyond_its_lease_accepts_nothing_old(
     assert there.process is not None
     os.kill(there.process.pid, signal.SIGSTOP)
     receipt = revoke(here, first_id)
-    # Its lease was waited out, so that nothing can accept the key when it goes on.
+    # The revocation waited until its lease expired, so it cannot accept the key on resuming.
     assert receipt["reach"] == "everywhere"
     assert receipt["took_ms"] > 500
     assert revoke(here, second_id)["took_ms"] < 1000
@@ -289,7 +289,7 @@ def test_a_node_that_was_paused_beyond_its_lease_accepts_nothing_old(
         "UPDATE usage.verifiers SET released_at = 1",
     ],
 )
-def test_a_lease_row_edited_by_hand_is_written_anew(pair: tuple[Server, Server], edit: str) -> None:
+def test_a_lease_row_edited_by_hand_is_rewritten(pair: tuple[Server, Server], edit: str) -> None:
     here, there = pair
     with psycopg.connect(str(here.settings["database_url"]), autocommit=True) as connection:
         connection.execute(edit)
@@ -309,7 +309,7 @@ def test_a_lease_row_edited_by_hand_is_written_anew(pair: tuple[Server, Server],
 
 
 @pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
-def test_a_node_that_registers_among_revocations_accepts_nothing_old(
+def test_a_node_that_registers_during_revocations_accepts_no_revoked_secret(
     start: Callable[..., Server], storage_url: str, tmp_path: Path
 ) -> None:
     here = start(database_url=storage_url)
@@ -337,7 +337,7 @@ def test_a_node_that_registers_among_revocations_accepts_nothing_old(
 
 @pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("max_staleness", [0, 20])
-def test_a_node_that_is_cut_off_fails_closed_or_says_how_stale_it_is(
+def test_a_partitioned_node_fails_closed_or_reports_its_staleness(
     start: Callable[..., Server], storage_url: str, tmp_path: Path, max_staleness: int
 ) -> None:
     here = start(database_url=storage_url)
@@ -352,7 +352,7 @@ def test_a_node_that_is_cut_off_fails_closed_or_says_how_stale_it_is(
         there = start(folder, database_url=through, max_staleness=max_staleness)
         key_id, text = issue(here, "live-cut-off")
         _, kept = issue(here, "live-kept")
-        assert [verdict(there, one) for one in (text, kept)] == ["valid", "valid"]
+        assert [verdict(there, secret) for secret in (text, kept)] == ["valid", "valid"]
         proxy.cut()
         receipt = revoke(here, key_id)
         if max_staleness:
@@ -364,12 +364,12 @@ def test_a_node_that_is_cut_off_fails_closed_or_says_how_stale_it_is(
         else:
             assert receipt["reach"] == "everywhere"
             began = time.monotonic()
-            assert {verdict(there, one) for one in (text, kept)} == {"verifier_unavailable"}
-            # Nobody hangs on a network that is gone.
+            assert {verdict(there, secret) for secret in (text, kept)} == {"verifier_unavailable"}
+            # No request hangs while the network is down.
             assert time.monotonic() - began < 5
             with there.client() as client:
                 assert client.get("/healthz").status_code == 200
-        proxy.mend()
+        proxy.reconnect()
         wait_until(lambda: verdict(there, kept) == "valid", 20)
         wait_until(lambda: verdict(there, text) == "revoked", 20 if max_staleness else 0.5)
     finally:

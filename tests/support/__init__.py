@@ -1,1 +1,1 @@
-"""What tests share: servers, databases, brokers, proxies, identity providers."""
+"""Shared test infrastructure: servers, databases, brokers, proxies, identity providers."""

@@ -1,4 +1,4 @@
-"""A running server's own database, opened beside it as its command line does."""
+"""Direct access to a running server's database, as its command line has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wardkey.deployment import open_deployment
 
 @contextmanager
 def database_of(server: Server) -> Iterator[Connection]:
-    """Open a transaction past all actions, for what only time or damage would do."""
+    """Open a transaction that bypasses all actions, to simulate passing time or damage."""
     options = {
         "data_dir": server.data_dir,
         "database_url": str(server.settings.get("database_url", "")),
@@ -30,7 +30,7 @@ def database_of(server: Server) -> Iterator[Connection]:
 
 @contextmanager
 def usage_of(server: Server) -> Iterator[Connection]:
-    """Open a transaction on its usage database."""
+    """Open a transaction on the server's usage database."""
     options = {
         "data_dir": server.data_dir,
         "database_url": str(server.settings.get("database_url", "")),
@@ -43,7 +43,7 @@ def usage_of(server: Server) -> Iterator[Connection]:
 
 
 def age(server: Server, table: Table, column: str, ms: int, **where: Any) -> None:  # noqa: ANN401 - any value of a column
-    """Move a stored time back, as if `ms` had passed since."""
+    """Move a stored time back by `ms`."""
     with database_of(server) as connection:
         conditions = [table.c[name] == value for name, value in where.items()]
         moved = update(table).where(*conditions).values({column: table.c[column] - ms})

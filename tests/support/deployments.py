@@ -1,4 +1,4 @@
-"""Deployments of three verifiers that are changed, paused and killed while askers watch them."""
+"""Deployments of three verifiers, changed, paused and killed under constant requests."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ELSEWHERE = ["192.0.2.1"]
 
 @dataclass
 class Key:
-    """A key with its secrets in the order in which they were made.
+    """A key with its secrets in order of creation.
 
-    `gone` are those that ended for good; `held` says why the others are not accepted now. A key
-    is `unsure` once a widening call got no answer: it may still come true, however late.
+    `gone` are those that ended forever; `held` says why the others are not accepted now. A key
+    is `unsure` once a widening call got no response: it may still take effect later.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Key:
 
 
 class Deployment:
-    """Three verifiers: workers of one server on SQLite, nodes of their own on PostgreSQL."""
+    """Three verifiers: workers of one server on SQLite, separate nodes on PostgreSQL."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
@@ -77,7 +77,7 @@ class Deployment:
             asker.start()
 
     def call(self, method: str, path: str, body: object = None) -> httpx.Response | None:
-        """Call the first node, which is never paused or killed as a whole; None is no answer."""
+        """Call the first node, which is never paused or killed as a whole; None if it failed."""
         with (
             suppress(httpx.TransportError),
             httpx.Client(
@@ -95,7 +95,7 @@ class Deployment:
         return answer is not None and answer.status_code == 200
 
     def note(self, what: str) -> None:
-        """Keep what was done, for whoever reads of a failure."""
+        """Record a step for the failure message."""
         self.done[what.partition(" ")[0]] += 1
         self.history.append(what)
 
@@ -119,9 +119,9 @@ class Deployment:
             "POST", "/v2/keys", {"name": f"live-promise-{self.count}", "type": "secret"}
         )
         if made is not None and made.status_code == 201:
-            told = made.json()
-            self.keys.append(Key(told["key"]["id"], [told["kid"]], [told["secret"]]))
-            self.watched.texts.append(told["secret"])
+            body = made.json()
+            self.keys.append(Key(body["key"]["id"], [body["kid"]], [body["secret"]]))
+            self.watched.texts.append(body["secret"])
 
     def rotate(self, key: Key, grace: str) -> None:
         made = self.call("POST", f"/v2/keys/{key.id}/rotate", {"grace": grace})
@@ -144,7 +144,7 @@ class Deployment:
             self._end(key, [key.texts[number]])
 
     def hold(self, key: Key, why: str) -> None:
-        """Disable a key, or bind it to an address that nobody here has."""
+        """Disable a key, or bind it to an address that no client has."""
         path = f"/v2/keys/{key.id}"
         if (
             self.succeeds("POST", f"{path}/disable")
@@ -170,11 +170,11 @@ class Deployment:
             self.watched.free(*key.living)
 
     def describe(self, key: Key) -> None:
-        """Edit what no verdict depends on, so that the key is read again."""
+        """Edit a field that no verdict depends on, so the key is read again."""
         self.call("PATCH", f"/v2/keys/{key.id}", {"description": f"step {len(self.history)}"})
 
     def suspend(self) -> None:
-        """Stop the organization from the command line, and let it go on."""
+        """Suspend the organization from the command line, then reactivate it."""
         if self.nodes[0].cli_here("org", "suspend", "acme").exit_code == 0:
             self.watched.bind(*(text for key in self.keys for text in key.texts))
             asked = sum(asker.judged_dead for asker in self.askers)
@@ -182,7 +182,7 @@ class Deployment:
         self.watched.free(
             *(text for key in self.keys if not key.held or key.unsure for text in key.living)
         )
-        # A worker may have been paused in the middle of a write.
+        # A worker may have been paused during a write.
         wait_until(lambda: self.nodes[0].cli_here("org", "resume", "acme").exit_code == 0, 60)
 
     def back_up(self) -> None:
@@ -192,11 +192,11 @@ class Deployment:
             self.copied = {key.id: len(key.texts) for key in self.keys}
 
     def restore(self) -> None:
-        """Put the last backup in the database's place; nothing that ended comes back with it."""
+        """Restore the last backup, which revives no ended secret."""
         if not self.can_restore:
             return
         self.go_on()
-        # An edit of the addresses is not carried over, so that these are as wide as they were.
+        # An edit of the addresses is not carried over, so these are as wide as before.
         widened = [key for key in self.keys if "narrowed" in key.held]
         self.watched.free(*(text for key in widened for text in key.living))
         for node in self.nodes:
@@ -204,7 +204,7 @@ class Deployment:
 
         def restored() -> bool:
             done = self.nodes[0].cli_here("restore", str(self.folder / "copy.wardkey"))
-            # What was killed takes a moment to be gone.
+            # A killed process takes a moment to disappear.
             assert done.exit_code == 0 or "already_running" in done.output, done.output
             return done.exit_code == 0
 
@@ -224,14 +224,14 @@ class Deployment:
     # --- faults ---
 
     def processes(self) -> list[int]:
-        """Return the processes that may be paused or killed."""
+        """Return the processes that can be paused or killed."""
         if len(self.nodes) == 1:
             return wait_until(self.nodes[0].workers, 30)
         living = [node.process for node in self.nodes[1:] if node.process is not None]
         return [process.pid for process in living if process.poll() is None]
 
     def pause(self, pick: int) -> None:
-        """Stop one process where it is; the others, and the first node, go on."""
+        """Pause one process; the others and the first node keep running."""
         pids = [pid for pid in self.processes() if pid not in self.paused]
         if len(self.nodes) == 1 and self.paused:
             return
@@ -242,16 +242,16 @@ class Deployment:
                 self.paused.add(pid)
 
     def kill(self, pick: int) -> None:
-        """Kill one process; a node stays away until `go_on`, a worker is replaced by its server."""
+        """Kill one process; a node stays down until `go_on`, a worker is replaced by its server."""
         pids = self.processes()
         if pids:
             with suppress(ProcessLookupError):
                 os.kill(pids[pick % len(pids)], signal.SIGKILL)
 
     def go_on(self) -> None:
-        """Let what is paused go on, and start what was killed."""
+        """Resume paused processes and restart killed nodes."""
         for pid in self.paused:
-            # uvicorn replaces a worker that has said nothing for five seconds.
+            # uvicorn replaces a worker that is silent for five seconds.
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         self.paused.clear()

@@ -1,6 +1,6 @@
-"""Processes of Wardkey, forked from one that has its modules loaded.
+"""Wardkey processes, forked from a process that has its modules loaded.
 
-Loading them takes two seconds, which hundreds of processes of the tests need not spend each.
+Loading them takes two seconds, too long for each of hundreds of test processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FORKING.set_forkserver_preload(
 
 
 class Warm:
-    """`wardkey …` in a process and group of its own, with as much of a Popen as is asked for."""
+    """`wardkey …` in its own process and group, with the parts of Popen that tests use."""
 
     def __init__(
         self, args: Sequence[str], env: Mapping[str, str], stdout: Path, stderr: Path
@@ -61,7 +61,7 @@ class Warm:
 
 
 class _Workers:
-    """Starts uvicorn's workers in the same way and group; by itself it starts them cold."""
+    """Starts uvicorn's workers in the same way and group; uvicorn would start them cold."""
 
     def __init__(self, stdout: str, stderr: str) -> None:
         self._output = (stdout, stderr)
@@ -80,7 +80,7 @@ def _run(args: list[str], env: dict[str, str], stdout: str, stderr: str) -> None
 
     os.setpgid(0, 0)
     _take(env, stdout, stderr)
-    # It has the address of the process that it was forked from, and would start another.
+    # It has the address of its parent's fork server, and would start another.
     forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
     _subprocess.spawn = _Workers(stdout, stderr)  # type: ignore[assignment]
     main(args, prog_name="wardkey")
@@ -100,7 +100,7 @@ def _work(
 
 
 def _take(env: dict[str, str], stdout: str, stderr: str) -> None:
-    # What was there before is no garbage; to look at it would copy all of its memory.
+    # Objects loaded before are not garbage, and scanning them would copy all their memory.
     gc.freeze()
     os.environ.clear()
     os.environ.update(env)

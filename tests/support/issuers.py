@@ -1,4 +1,4 @@
-"""Identity providers of others over real HTTP: oauth2-mock-server and oidc-provider, in Node.js."""
+"""Third-party identity providers over real HTTP: oauth2-mock-server and oidc-provider (Node.js)."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def _node(script: str, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 def _line(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
-    told: dict[str, Any] = json.loads(process.stdout.readline())
-    assert "fault" not in told, told
-    return told
+    answer: dict[str, Any] = json.loads(process.stdout.readline())
+    assert "fault" not in answer, answer
+    return answer
 
 
 @dataclass
 class MockIssuer:
-    """oauth2-mock-server: any claims, keys made and withdrawn while it runs.
+    """oauth2-mock-server: any claims, and keys created and withdrawn while it runs.
 
-    Every prefix below `url` is an issuer of its own with the same keys, so that what is counted and
-    kept of one says nothing of another.
+    Every prefix below `url` is a separate issuer with the same keys, so counts and caches of one
+    are independent of the others.
     """
 
     process: subprocess.Popen[str]
@@ -67,7 +67,7 @@ class MockIssuer:
         return _line(self.process)
 
     def start(self) -> None:
-        """Listen, where it did before if it did."""
+        """Listen; after a stop, on the same port again."""
         self.url = self.ask("start")["url"]
 
     def stop(self) -> None:
@@ -75,18 +75,18 @@ class MockIssuer:
         self.ask("stop")
 
     def generate(self, alg: str, kid: str) -> None:
-        """Make a key, and serve its public half."""
+        """Generate a key and publish its public half."""
         self.ask("generate", alg=alg, kid=kid)
 
     def fetches(self, ending: str) -> int:
-        """Count what was asked at paths with that ending."""
+        """Return the number of requests to paths with this ending."""
         counted: dict[str, int] = self.ask("fetches")["fetches"]
         return sum(count for path, count in counted.items() if path.endswith(ending))
 
     def token(
         self, kid: str, claims: Mapping[str, object], header: Mapping[str, object] | None = None
     ) -> str:
-        """Sign a token; a claim that is None is left out of it."""
+        """Sign a token; claims that are None are omitted."""
         token: str = self.ask("token", kid=kid, claims=claims, header=header or {})["token"]
         return token
 
@@ -136,10 +136,10 @@ class OidcProvider:
     redirect_uri: str
 
     def id_token(self, email: str, password: str) -> str:
-        """Sign somebody in by the authorization code flow with PKCE, as his app would."""
+        """Sign a user in by the authorization code flow with PKCE, as their app would."""
         verifier = secrets.token_urlsafe(48)
         digest = hashlib.sha256(verifier.encode()).digest()
-        asked = {
+        query = {
             "client_id": self.client_id,
             "redirect_uri": self.redirect_uri,
             "response_type": "code",
@@ -149,15 +149,15 @@ class OidcProvider:
             "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
             "code_challenge_method": "S256",
         }
-        told = self.visit(f"{self.url}/auth?{urlencode(asked)}", email, password)
-        assert told["state"] == "of-a-test"
+        parameters = self.visit(f"{self.url}/auth?{urlencode(query)}", email, password)
+        assert parameters["state"] == "of-a-test"
         done = httpx.post(
             f"{self.url}/token",
             timeout=20,
             verify=NO_CERTIFICATES,
             data={
                 "grant_type": "authorization_code",
-                "code": told["code"],
+                "code": parameters["code"],
                 "client_id": self.client_id,
                 "redirect_uri": self.redirect_uri,
                 "code_verifier": verifier,
@@ -168,7 +168,7 @@ class OidcProvider:
         return token
 
     def visit(self, address: str, email: str, password: str) -> dict[str, str]:
-        """Sign somebody in where an app sent his browser; return what it comes back with."""
+        """Sign a user in where an app sent their browser; return the callback's parameters."""
         with httpx.Client(base_url=self.url, timeout=20, verify=NO_CERTIFICATES) as browser:
             form = browser.get(address, follow_redirects=True)
             assert form.status_code == 200, form.text
@@ -187,7 +187,7 @@ def oidc_provider(
     **more: object,
 ) -> Iterator[OidcProvider]:
     """Run oidc-provider until the block ends; each user has a `password` and any claims."""
-    wanted = {"client_id": client_id, "redirect_uris": redirect_uris, "users": users, **more}
-    with _node("oidc.mjs", json.dumps(wanted)) as process:
+    settings = {"client_id": client_id, "redirect_uris": redirect_uris, "users": users, **more}
+    with _node("oidc.mjs", json.dumps(settings)) as process:
         url = _line(process)["url"]
         yield OidcProvider(url, client_id, redirect_uris[0])

@@ -1,4 +1,4 @@
-"""A foreign MQTT client (paho) that keeps what it saw."""
+"""A third-party MQTT client (paho) that records events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.server import Server, wait_until
 
 
 class MqttClient:
-    """A connection with what arrived, what was granted and when it ended."""
+    """A connection with its received messages, granted QoS and end."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class MqttClient:
             CallbackAPIVersion.VERSION2,
             client_id=mqtt_id,
             clean_session=clean,
-            # Its thread would sleep a second before it looks whether it is to end.
+            # Its thread would sleep a second before it checks whether to stop.
             reconnect_on_failure=False,
             protocol=MQTTProtocolVersion.MQTTv311,
             transport="websockets" if websocket else "tcp",
@@ -60,7 +60,7 @@ class MqttClient:
         wait_until(lambda: self.code is not None or self.ended_at)
 
     def subscribe(self, pattern: str, qos: int = 1) -> int:
-        """Return what was granted: the QoS, or 128."""
+        """Return the granted QoS, or 128."""
         before = len(self.granted)
         self.paho.subscribe(pattern, qos)
         wait_until(lambda: len(self.granted) > before)
@@ -83,7 +83,7 @@ class MqttClient:
     def _came(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:  # noqa: ANN401
         self.arrived.append(message)
         came = (message.topic, bytes(message.payload))
-        # What the broker says it delivers again is no other message.
+        # A redelivery is not a new message.
         if not message.dup or came not in self.messages:
             self.messages.append(came)
 

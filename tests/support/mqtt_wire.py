@@ -1,4 +1,4 @@
-"""MQTT 3.1.1 packets by hand, for what no decent client sends."""
+"""Hand-made MQTT 3.1.1 packets, for requests that regular clients never send."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, PINGREQ, PINGRESP, DISCONNECT = range(
 
 
 class Packet(NamedTuple):
-    """A packet as it came; `flags` are the lower four bits of its first byte."""
+    """A received packet; `flags` are the lower four bits of its first byte."""
 
     kind: int
     flags: int
@@ -23,7 +23,7 @@ class Packet(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A PUBLISH, read."""
+    """A parsed PUBLISH packet."""
 
     topic: str
     payload: bytes
@@ -34,13 +34,13 @@ class Message(NamedTuple):
 
 
 def text(value: str | bytes) -> bytes:
-    """Return a string or bytes with their length before them."""
+    """Return a string or bytes prefixed with the length."""
     raw = value if isinstance(value, bytes) else value.encode()
     return pack(">H", len(raw)) + raw
 
 
 def framed(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
-    """Return a whole packet."""
+    """Return a complete packet."""
     left, length = len(body), bytearray()
     while True:
         left, digit = left >> 7, left & 0x7F
@@ -50,7 +50,7 @@ def framed(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
 
 
 class Wire:
-    """A connection that sends what it is told and reads packet by packet."""
+    """A connection that sends raw packets and reads packet by packet."""
 
     def __init__(self, server: Server, source: str = "127.0.0.1") -> None:
         """Connect from an address of this machine."""
@@ -61,7 +61,7 @@ class Wire:
         self.socket.sendall(framed(kind, body, flags))
 
     def read(self) -> Packet | None:
-        """Return the next packet, or None once the other side has closed."""
+        """Return the next packet, or None once the connection is closed."""
         head = self._exactly(1)
         if not head:
             return None
@@ -86,11 +86,11 @@ class Wire:
         will: tuple[str, str] | None = None,
         level: int = 4,
     ) -> tuple[int, bool] | None:
-        """Return CONNACK's code and whether a session was there, or None if it was closed."""
+        """Return CONNACK's code and session flag, or None if the connection was closed."""
         flags = 0b11000000 | (0b10 if clean else 0) | (0b1100 if will else 0)
         fields = [mqtt_id, *(will or ()), username, password]
         head = text("MQTT") + pack(">BBH", level, flags, keep_alive)
-        # What MQTT 5 puts in between: no properties.
+        # MQTT 5 has properties here: none.
         head += b"\0" if level > 4 else b""
         self.send(CONNECT, head + b"".join(map(text, fields)))
         answer = self.read()
@@ -100,18 +100,18 @@ class Wire:
         return answer.body[1], bool(answer.body[0] & 1)
 
     def subscribe(self, pattern: str | bytes, qos: int = 1) -> int | None:
-        """Return what was granted, or None if the connection was closed."""
+        """Return the granted QoS, or None if the connection was closed."""
         self.send(SUBSCRIBE, b"\0\1" + text(pattern) + bytes([qos]), 2)
         answer = self.read()
         return answer.body[2] if answer else None
 
     def publish(self, topic: str | bytes, payload: bytes, qos: int = 0) -> None:
-        """Send it; neither an acknowledgement is awaited nor, of QoS 2, a release sent."""
+        """Send a PUBLISH without awaiting an acknowledgement or, for QoS 2, sending the release."""
         packet_id = b"\0\7" if qos else b""
         self.send(PUBLISH, text(topic) + packet_id + payload, qos << 1)
 
     def is_alive(self) -> bool:
-        """Tell whether the other side still answers, now that it has read all that was sent."""
+        """Return whether the broker still answers after it has read everything sent."""
         try:
             self.send(PINGREQ)
             while (packet := self.read()) is not None:
@@ -122,7 +122,7 @@ class Wire:
         return False
 
     def message(self, within_s: float = 10) -> Message | None:
-        """Return the next message, which is not acknowledged; None if it was closed."""
+        """Return the next message unacknowledged, or None if the connection was closed."""
         self.socket.settimeout(within_s)
         while (packet := self.read()) is not None:
             if packet.kind == PUBLISH:
@@ -130,16 +130,16 @@ class Wire:
         return None
 
     def _exactly(self, length: int) -> bytes:
-        found = b""
-        while len(found) < length:
+        data = b""
+        while len(data) < length:
             try:
-                part = self.socket.recv(length - len(found))
+                part = self.socket.recv(length - len(data))
             except ConnectionResetError:
                 part = b""
             if not part:
                 return b""
-            found += part
-        return found
+            data += part
+        return data
 
 
 def _message(packet: Packet) -> Message:

@@ -1,4 +1,4 @@
-"""People who sign in at an issuer on loopback, and exchange what they get there for grants."""
+"""People who sign in at an issuer on loopback and exchange their tokens for grants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 class People:
-    """Tokens of one issuer, and what a deployment makes of them by one provider."""
+    """Tokens of one issuer and their exchange at a deployment by one provider."""
 
     def __init__(self, server: Server, issuer: Issuer, name: str, **settings: Any) -> None:  # noqa: ANN401
         self.server, self.issuer, self.name = server, issuer, name
@@ -38,10 +38,10 @@ class People:
         self.provider_id: str = made.json()["id"]
 
     def token(self, sub: str, **claims: object) -> str:
-        """Return an ID token of somebody who signed in (OpenID Connect Core 1.0, §2)."""
+        """Return an ID token of a signed-in user (OpenID Connect Core 1.0, §2)."""
         now = int(time.time())
-        told = {"iss": self.issuer.url, "aud": CLIENT, "sub": sub, "iat": now, "exp": now + 300}
-        return jwt.encode({"alg": "ES256", "kid": "demo-1"}, told | claims, self.issuer.key)
+        standard = {"iss": self.issuer.url, "aud": CLIENT, "sub": sub, "iat": now, "exp": now + 300}
+        return jwt.encode({"alg": "ES256", "kid": "demo-1"}, standard | claims, self.issuer.key)
 
     def ask(self, sub: str, key: str = "", ttl: int = 3600, **claims: object) -> httpx.Response:
         """Exchange a token; the key is the deployment's first unless another is given."""
@@ -50,27 +50,27 @@ class People:
             return client.post("/v2/tokens/exchange", json=body)
 
     def grant(self, sub: str, key: str = "", ttl: int = 3600, **claims: object) -> Json:
-        """Return what an exchange that must be answered with a grant says."""
+        """Return the response of an exchange, which must be a grant."""
         answer = self.ask(sub, key, ttl, **claims)
         assert answer.status_code == 200, answer.text
-        found: Json = answer.json()
-        return found
+        body: Json = answer.json()
+        return body
 
     def refresh(self, grant: Json) -> httpx.Response:
-        """Show a grant's password for a new one."""
-        shown = {
+        """Exchange a grant's password for a new one."""
+        body = {
             "token_id": grant["token_id"],
             "current_token_password": grant["mqtt_password"],
         }
         with self.server.client() as anyone:
-            return anyone.post("/v2/tokens/refresh", json=shown)
+            return anyone.post("/v2/tokens/refresh", json=body)
 
 
 @contextmanager
 def online(
     server: Server, grant: Json, mqtt_id: str, *, clean: bool = True
 ) -> Iterator[MqttClient]:
-    """Log in with what an exchange returned, until the block ends."""
+    """Log in with the credentials of an exchange until the block ends."""
     with connected(
         server, grant["mqtt_username"], grant["mqtt_password"], mqtt_id, clean=clean
     ) as client:
@@ -78,6 +78,6 @@ def online(
 
 
 def is_let_in(server: Server, grant: Json, mqtt_id: str, **other: str) -> bool:
-    """Tell whether a grant logs in, or what is given in its place."""
+    """Return whether a grant, or credentials given in its place, can log in."""
     with online(server, {**grant, **other}, mqtt_id) as client:
         return client.code == 0

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests: it has a folder of its own and can be broken at will."""
+"""A real PostgreSQL server for tests, in its own folder, that tests can stop, pause and crash."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 SUPERUSER: Final = "wardkey"
 PATIENCE: Final = 30.0
 
-# Waits until the tests' process has gone in whatever way, and then does what close() would have
-# done. PostgreSQL's processes are known by their working directory, which is the data folder.
+# Waits until the test process has ended in any way, then does the work of close().
+# PostgreSQL's processes are found by their working directory, which is the data folder.
 GUARDIAN: Final = """
     cat >/dev/null
     signal() {
@@ -41,16 +41,16 @@ GUARDIAN: Final = """
 
 
 class Postgres:
-    """One PostgreSQL server on a loopback port that it keeps through restarts."""
+    """A PostgreSQL server on a loopback port that stays the same across restarts."""
 
     def __init__(self, *, durable: bool = False) -> None:
-        """Make and start a server; `durable` has it sync to disk as in production."""
+        """Create and start a server; with `durable` it syncs to disk as in production."""
         self._binaries = _binaries()
         self._account = _account()
         self._durable = durable
         self._password = secrets.token_urlsafe(16)
         self._process: subprocess.Popen[bytes] | None = None
-        # Short, and under nobody's private folder: the server may run as another user.
+        # Short and not in a private folder, because the server may run as another user.
         self._folder = Path(tempfile.mkdtemp(prefix="wardkey-postgres-")).resolve()
         self._data = self._folder / "data"
         self.log = self._folder / "server.log"
@@ -81,7 +81,7 @@ class Postgres:
         return self._url(name)
 
     def drop_database(self, url: str) -> None:
-        """Drop a database, whoever is still connected to it."""
+        """Drop a database even if clients are connected."""
         name = url.rpartition("/")[2]
         statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
         self._command(statement.format(sql.Identifier(name)))
@@ -94,7 +94,7 @@ class Postgres:
             "unix_socket_directories": "",
             "max_connections": "200",
             "shared_buffers": "32MB",
-            # Files in the data folder, so that even a killed server leaves nothing behind.
+            # Files in the data folder, so even a killed server leaves nothing behind.
             "dynamic_shared_memory_type": "mmap",
         }
         if not self._durable:
@@ -114,31 +114,31 @@ class Postgres:
                 return
 
     def stop(self) -> None:
-        """Stop the server in good order: its sessions are ended, its data is flushed."""
+        """Stop the server cleanly: sessions are ended and data is flushed."""
         self._end(signal.SIGINT)
 
     def crash(self) -> None:
-        """End every process of the server at once, with no shutdown."""
+        """Kill every process of the server at once, without a shutdown."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Stop and start again, on the same port with the same data."""
+        """Restart on the same port with the same data."""
         self.stop()
         self.start()
 
     def pause(self) -> None:
-        """Freeze the server: connections stay open and get no answer until resume()."""
-        # The postmaster first, so that it starts no more children meanwhile.
+        """Pause the server: connections stay open without responses until resume()."""
+        # The postmaster first, so it starts no more children meanwhile.
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
         self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Resume a paused server."""
         self._signal_all(signal.SIGCONT)
 
     def close(self) -> None:
-        """End the server and remove its folder."""
+        """Stop the server and remove its folder."""
         self._end(signal.SIGQUIT)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._guardian.communicate()
@@ -173,7 +173,7 @@ class Postgres:
             try:
                 self.start()
             except RuntimeError:
-                # Somebody else may have taken the port in between.
+                # Another process may have taken the port meanwhile.
                 if attempt == 9 or "Address already in use" not in self.log.read_text():
                     raise
             else:
@@ -188,7 +188,7 @@ class Postgres:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A Ctrl-C is for the tests, which then end the server in good order.
+            # Ctrl-C goes to the tests, which then stop the server cleanly.
             start_new_session=True,
             user=account.pw_uid if account else None,
             group=account.pw_gid if account else None,
@@ -211,19 +211,19 @@ class Postgres:
             process.kill()
             self._signal_all(signal.SIGKILL)
             process.wait()
-        # A start on data that a child of the last one still holds would be refused.
+        # A start would be refused while a child of the last server still uses the data.
         deadline = time.monotonic() + PATIENCE
         while self._processes() and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def _processes(self) -> list[int]:
-        """Whoever works in the data folder: the postmaster and its children."""
-        found = []
+        """Return the processes in the data folder: the postmaster and its children."""
+        pids = []
         for directory in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if (directory / "cwd").readlink() == self._data:
-                    found.append(int(directory.name))
-        return found
+                    pids.append(int(directory.name))
+        return pids
 
     def _signal_all(self, number: signal.Signals) -> None:
         for process in self._processes():
@@ -243,17 +243,17 @@ class Postgres:
 
 
 def _binaries() -> Path:
-    """Debian's newest PostgreSQL, or else the one on PATH."""
+    """Return the program folder of Debian's newest PostgreSQL, or of the one on PATH."""
     installed = Path("/usr/lib/postgresql").glob("*/bin/postgres")
     newest = max(installed, key=lambda path: float(path.parts[-3]), default=None)
-    found = newest or shutil.which("postgres")
-    if found is None:
+    program = newest or shutil.which("postgres")
+    if program is None:
         raise RuntimeError("PostgreSQL is not installed; `make test` installs it on Debian")
-    return Path(found).parent
+    return Path(program).parent
 
 
 def _account() -> pwd.struct_passwd | None:
-    """Whom the server runs as when we are root, since PostgreSQL refuses to run as root."""
+    """Return the user that runs the server under root, since PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -264,7 +264,7 @@ def _account() -> pwd.struct_passwd | None:
 
 @contextlib.contextmanager
 def running_postgres(*, durable: bool = False) -> Iterator[Postgres]:
-    """Run a server for one test: whoever stops, pauses or crashes one takes one of his own."""
+    """Run a server for one test, for tests that stop, pause or crash it."""
     server = Postgres(durable=durable)
     try:
         yield server
@@ -274,14 +274,14 @@ def running_postgres(*, durable: bool = False) -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """Run one server for all tests of a worker, which share it and leave it running."""
+    """Run one server shared by all tests of a worker, which must leave it running."""
     with running_postgres() as server:
         yield server
 
 
 @pytest.fixture
 def postgres_url(postgres: Postgres) -> Iterator[str]:
-    """Name a fresh database, dropped after the test."""
+    """Return the URL of a new database, dropped after the test."""
     url = postgres.create_database()
     yield url
     postgres.drop_database(url)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from tests.support.ports import free_ports
 from tests.support.server import wait_until
 
-# Upgrade passes through, as in every guide for WebSockets, and upstream connections are kept.
+# Upgrade is forwarded, as in every guide for WebSockets, and upstream connections are kept.
 NGINX = """
 daemon off;
 user root;
@@ -98,8 +98,8 @@ def proxy_in_front(kind: str, url: str, folder: Path, more: str = "") -> Iterato
 
 @contextmanager
 def running_proxy(kind: str, text: str, port: int, folder: Path) -> Iterator[str]:
-    """Run a proxy of `kind` with these settings, which make it listen on a port; yield its URL."""
-    # Traefik reads its options from a traefik.yaml in its home, and routes from other files.
+    """Run a proxy of `kind` with settings that make it listen on a port; yield its URL."""
+    # Traefik reads options from traefik.yaml in its home folder, and routes from other files.
     settings = folder / ("routes.yaml" if kind == "traefik" else f"{kind}.conf")
     settings.write_text(text)
     command = {

@@ -1,4 +1,4 @@
-"""A TCP proxy that can stop forwarding, as a network that was cut does: nothing is refused."""
+"""A TCP proxy that can stop forwarding without refusing anything, like a cut network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 class Proxy:
-    """Forwards a loopback port to another until it is cut; connections stay open meanwhile."""
+    """Forwards one loopback port to another until cut; connections stay open meanwhile."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -22,21 +22,21 @@ class Proxy:
         self._accepting.start()
 
     def cut(self) -> None:
-        """Forward nothing from now on, in either direction."""
+        """Stop forwarding in both directions."""
         self._whole.clear()
 
-    def mend(self) -> None:
-        """Forward again, what was held up too."""
+    def reconnect(self) -> None:
+        """Forward again, including the delayed data."""
         self._whole.set()
 
     def close(self) -> None:
         self._stopped.set()
         self._whole.set()
-        # Closing alone would leave the thread in its accept, with one more connection to come.
+        # Only closing it would leave the thread in accept() until one more connection.
         self._listening.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
-        for one in self._sockets:
-            one.close()
+        for connection in self._sockets:
+            connection.close()
 
     def _accept(self) -> None:
         while not self._stopped.is_set():

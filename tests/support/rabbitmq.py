@@ -1,4 +1,4 @@
-"""A real RabbitMQ with its MQTT plugin, in a folder and on ports of its own."""
+"""A real RabbitMQ with its MQTT plugin, in its own folder and on its own ports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.support.ports import free_ports
 from tests.support.server import wait_until
 
-# Debian's own command wants to be root and to use the machine's one instance.
+# Debian's command requires root and uses the machine's only instance.
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 QUESTIONS = ("user", "vhost", "resource", "topic")
 
@@ -27,7 +27,7 @@ def is_open(port: int) -> bool:
 
 @contextmanager
 def rabbitmq(folder: Path, hooks: str, vhosts: Sequence[str]) -> Iterator[int]:
-    """Run it with its questions going to `hooks`; yield its MQTT port."""
+    """Run RabbitMQ with its auth requests going to `hooks`; yield its MQTT port."""
     names, distribution, amqp, mqtt = free_ports(4)
     home = folder / "home"
     home.mkdir(parents=True)
@@ -63,7 +63,7 @@ disk_free_limit.absolute = 1MB
     }
     log = folder / "output"
     with log.open("wb") as output:
-        # Started by the server it would outlive it.
+        # If the server started it, it would outlive the server.
         register = subprocess.Popen(["epmd"], env=environment, stdout=output, stderr=output)
         server = subprocess.Popen(
             [PROGRAM], env=environment, stdout=output, stderr=output, start_new_session=True
@@ -77,7 +77,7 @@ disk_free_limit.absolute = 1MB
         wait_until(ready, 90)
         yield mqtt
     finally:
-        # Its shell ends with it, and would leave it behind if it were killed first.
+        # Its shell ends with it, but would leave it running if killed first.
         if (folder / "pid").exists() and server.poll() is None:
             os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
         elif server.poll() is None:

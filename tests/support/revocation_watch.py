@@ -1,4 +1,4 @@
-"""Watching the promise from outside: askers that never rest, and what each revocation bound."""
+"""Watching revocations from outside: constant requests, and since when each secret is dead."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-# An answer that does not come is no reason to stop asking: what is asked of a process while it
-# is paused is what it answers first when it goes on.
+# Requests continue without responses: a paused process first answers the requests that
+# were sent while it was paused.
 MOST_OUTSTANDING = 150
 IMPATIENCE_S = 0.03
-# Then it connects anew, so that each worker behind one port gets its share of the askers.
+# Then it reconnects, so each worker behind a port gets its share of the requests.
 ANSWERS_EACH = 300
 
 
 @dataclass
 class Watched:
-    """Secrets by text, and since when (`time.monotonic`) nothing may accept each of them.
+    """Secrets, and since when (`time.monotonic`) each must not be accepted.
 
-    A secret that is about to be let in again leaves `dead` before the call that does it.
+    A secret is removed from `dead` before a call that makes it valid again.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Watched:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def bind(self, *texts: str) -> None:
-        """Say that a call which ends these secrets has just returned."""
+        """Note that a call that ends these secrets has just returned."""
         now = time.monotonic()
         with self.lock:
             for text in texts:
@@ -42,13 +42,13 @@ class Watched:
                     self.ended.append(text)
 
     def free(self, *texts: str) -> None:
-        """Say that a call which lets these secrets in again is about to begin."""
+        """Note that a call that makes these secrets valid again is about to begin."""
         with self.lock:
             for text in texts:
                 self.dead.pop(text, None)
 
     def pick(self, chance: random.Random) -> tuple[str, float | None] | None:
-        """Return a secret to ask for and since when it is dead, often one that just ended."""
+        """Return a secret to verify, often one that just ended, and since when it is dead."""
         with self.lock:
             recent = self.ended if self.ended and chance.random() < 0.5 else self.texts[-40:]
             if not recent:
@@ -58,10 +58,10 @@ class Watched:
 
 
 class Asker(threading.Thread):
-    """Asks one server for secrets over one connection, as fast as it can.
+    """Verifies secrets at one server over one connection, as fast as it can.
 
-    With `caller` it shows that key and asks `POST /v2/keys/verify`, else it shows the secrets
-    themselves to `GET /v2/auth`.
+    With `caller` it authenticates with that key to `POST /v2/keys/verify`, otherwise it sends
+    the secrets themselves to `GET /v2/auth`.
     """
 
     def __init__(self, url: str, watched: Watched, seed: int, caller: str = "") -> None:
@@ -73,8 +73,8 @@ class Asker(threading.Thread):
         self.stopped = threading.Event()
         self.accepted_dead: list[str] = []
         self.verdicts: Counter[str] = Counter()
-        # Answers to questions that were asked of a dead secret; and of those, the ones that
-        # waited so long that their process must have been paused.
+        # Responses about dead secrets; and of those, the ones that took so long that their
+        # process must have been paused.
         self.judged_dead = self.judged_dead_late = 0
 
     def run(self) -> None:
@@ -98,7 +98,7 @@ class Asker(threading.Thread):
             if not waits or (
                 len(outstanding) < MOST_OUTSTANDING and time.monotonic() - asked_at > IMPATIENCE_S
             ):
-                # Leaves the servers and the steps some of the machine.
+                # Leaves CPU time for the servers and the steps.
                 time.sleep(0 if waits else 0.002)
                 picked = self.watched.pick(self.random)
                 if picked is None:
@@ -149,7 +149,7 @@ class Asker(threading.Thread):
 
 
 def _whole(buffer: bytes) -> int | None:
-    """Return where the first answer in `buffer` ends, if all of it is there."""
+    """Return where the first response in `buffer` ends, if it is complete."""
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
         return None

@@ -1,4 +1,4 @@
-"""A real `wardkey up` in a process of its own, with clients for its people and keys."""
+"""A real `wardkey up` in its own process, with clients for its people and keys."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 PASSWORD = "a password of some length"
 OWNER = "owner@acme.example"
-# httpx reads all the system's certificates for each client otherwise, which takes 50 ms.
+# Otherwise httpx reads all system certificates for each client, which takes 50 ms.
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def wait_until(condition: Callable[[], T], within_s: float = 15) -> T:
-    """Return the first truthy value of `condition()`; fail when there is none in time."""
+    """Return the first truthy value of `condition()`; fail after a timeout."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         value = condition()
@@ -40,11 +40,11 @@ def wait_until(condition: Callable[[], T], within_s: float = 15) -> T:
 
 
 class Server:
-    """One deployment that can be started, stopped, killed and started again.
+    """A deployment that can be started, stopped, killed and started again.
 
     `first_key` and `setup_token` come from the first start's output; `output` is all of it.
-    `around` are variables of its environment that are no settings; with some, or if
-    `cold`, it is started as a shell starts it, and otherwise by `Warm`.
+    `around` are environment variables that are not settings; with any, or if `cold`, it is
+    started as by a shell, otherwise by `Warm`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Server:
             "listen": "127.0.0.1:0",
             "owner": OWNER,
             "organization": "Acme",
-            # Most tests are about keys; a broker for each would take a second.
+            # Most tests only need keys, and a broker for each would take a second.
             "no_messaging": 1,
             "mqtt_listen": "127.0.0.1:0",
             "websocket_listen": "127.0.0.1:0",
@@ -65,7 +65,7 @@ class Server:
         }
         cert = settings.get("tls_cert")
         self.trust = ssl.create_default_context(cafile=str(cert)) if cert else NO_CERTIFICATES
-        # The certificate itself is trusted, whoever signed it.
+        # The certificate itself is trusted, independent of its signer.
         self.trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         self.process: subprocess.Popen[bytes] | Warm | None = None
         self.log = data_dir.with_name(data_dir.name + ".log")
@@ -77,14 +77,14 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The WARDKEY_* variables of this deployment, for its command line too."""
+        """The WARDKEY_* variables of this deployment, also for its command line."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WARDKEY_")}
         named = {f"WARDKEY_{k.upper()}": str(v) for k, v in self.settings.items() if v != ""}
         return {**clean, **self.around, **named, "WARDKEY_DATA_DIR": str(self.data_dir)}
 
     @property
     def output(self) -> str:
-        """Everything that all starts printed."""
+        """The output of all starts."""
         return self.log.read_text() if self.log.exists() else ""
 
     def start(self) -> None:
@@ -105,10 +105,10 @@ class Server:
         def ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.output[before:]
-            found = re.search(r"listens on (\S+)", self.output[before:])
-            if found is None:
+            match = re.search(r"listens on (\S+)", self.output[before:])
+            if match is None:
                 return False
-            self.url = found[1]
+            self.url = match[1]
             try:
                 return (
                     httpx.get(f"{self.url}/readyz", timeout=1, verify=self.trust).status_code == 200
@@ -127,13 +127,13 @@ class Server:
         self.mqtt_port, self.websocket_port = (int(mqtt[1]), int(mqtt[2])) if mqtt else (0, 0)
 
     def stop(self) -> int:
-        """Ask it to stop, as an init system does; return its exit code."""
+        """Stop it with SIGTERM, as an init system does; return its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(40)
 
     def kill(self) -> None:
-        """Kill every process of it at once, and wait until none holds a port any more."""
+        """Kill all its processes at once, and wait until their ports are free."""
         if self.process is not None and self.process.poll() is None:
             self._broker = self._find_broker() or 0
             if self._broker:
@@ -145,42 +145,42 @@ class Server:
     def _is_any_alive(self) -> bool:
         assert self.process is not None
         for stat in Path("/proc").glob("[0-9]*/stat"):
-            # A process that ended may have no file by now, and one that nobody asked about is Z.
+            # An ended process may have no file any more, or be a zombie (Z).
             with suppress(OSError):
                 name, _, rest = stat.read_text().rpartition(")")
                 state, _, group = rest.split()[:3]
-                # The broker has a group of its own, and ends with the process that started it.
+                # The broker has its own group, and ends with the process that started it.
                 is_ours = int(group) == self.process.pid or int(name.split()[0]) == self._broker
                 if is_ours and state not in "ZX":
                     return True
         return False
 
     def workers(self) -> list[int]:
-        """Return the worker processes, not the broker and the resource tracker beside them."""
+        """Return the worker processes, without the broker and the resource tracker."""
         assert self.process is not None
-        found = []
+        pids = []
         for process in Path("/proc").glob("[0-9]*"):
             pid = int(process.name)
             with suppress(OSError):
                 if pid != self.process.pid and os.getpgid(pid) == self.process.pid:
                     command = (process / "cmdline").read_text()
                     if "spawn_main" in command or "forkserver" in command:
-                        found.append(pid)
-        return found
+                        pids.append(pid)
+        return pids
 
     def kill_one_worker(self) -> int:
-        """Kill one worker process; return which."""
+        """Kill one worker process and return its pid."""
         pid = self.workers()[0]
         os.kill(pid, signal.SIGKILL)
         return pid
 
     def pause_workers(self) -> None:
-        """Stop every worker dead, with its connections open."""
+        """Pause every worker with its connections open."""
         for pid in self.workers():
             os.kill(pid, signal.SIGSTOP)
 
     def kill_workers(self) -> None:
-        """Kill every worker at once; they are started again."""
+        """Kill every worker at once; the server restarts them."""
         for pid in self.workers():
             os.kill(pid, signal.SIGKILL)
 
@@ -195,15 +195,15 @@ class Server:
         return next((p for p in pids if "nats-server" in Path(f"/proc/{p}/cmdline").read_text()), 0)
 
     def kill_broker(self) -> None:
-        """Kill the broker at once; it is started again."""
+        """Kill the broker; the server restarts it."""
         os.kill(self.broker(), signal.SIGKILL)
 
     def pause_broker(self) -> None:
-        """Stop the broker dead, with its connections open."""
+        """Pause the broker with its connections open."""
         os.kill(self.broker(), signal.SIGSTOP)
 
     def resume_broker(self) -> None:
-        """Let it go on."""
+        """Resume the broker."""
         os.kill(self.broker(), signal.SIGCONT)
 
     def cli(self, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -214,14 +214,14 @@ class Server:
             return subprocess.CompletedProcess(args, code, stdout.read_text(), stderr.read_text())
 
     def cli_here(self, *args: str, typed: str = "") -> Result:
-        """Run `wardkey …` inside this process, which is quicker; `typed` is its stdin."""
+        """Run `wardkey …` in this process, which is faster; `typed` is its stdin."""
         from wardkey.cli import main
 
-        gone = dict.fromkeys(name for name in os.environ if name.startswith("WARDKEY_"))
-        return CliRunner().invoke(main, args, input=typed, env={**gone, **self.environment})
+        unset = dict.fromkeys(name for name in os.environ if name.startswith("WARDKEY_"))
+        return CliRunner().invoke(main, args, input=typed, env={**unset, **self.environment})
 
     def client(self, credential: str = "", **headers: str) -> httpx.Client:
-        """Return an HTTP client that shows a key or token; none is anonymous."""
+        """Return an HTTP client that authenticates with a key or token; without one, anonymous."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if credential:
             named["Authorization"] = f"Bearer {credential}"
@@ -239,7 +239,7 @@ class Server:
         return self.client(self._renewed(OWNER), **headers)
 
     def person(self, role: str, **headers: str) -> httpx.Client:
-        """Return a client signed in as an invited member with that role."""
+        """Return a client signed in as an invited member with a role."""
         if role not in self._tokens:
             with self.owner() as owner:
                 made = owner.post(
@@ -256,12 +256,12 @@ class Server:
         return self.client(self._renewed(role, f"{role}@acme.example"), **headers)
 
     def _renewed(self, name: str, email: str = OWNER) -> str:
-        """Return a person's token, a new one where a test signed that person out everywhere."""
+        """Return a person's token, or a new one if a test signed them out everywhere."""
         with self.client(self._tokens[name]) as client:
             if client.get("/v2/members").json().get("code") != "invalid_user_token":
                 return self._tokens[name]
-            asked = {"email": email, "password": PASSWORD}
-            made = client.post("/v2/user-tokens", json=asked)
+            body = {"email": email, "password": PASSWORD}
+            made = client.post("/v2/user-tokens", json=body)
         if made.status_code == 201:
             self._tokens[name] = made.json()["token"]
         return self._tokens[name]

@@ -1,10 +1,10 @@
-"""A database as an earlier version left it, for tests of upgrades."""
+"""A database in the state of an earlier version, for upgrade tests."""
 
 from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-# What each migration made, undone; a new migration that such a test crosses adds its own line.
+# Undoes each migration; a new migration that an upgrade test crosses needs its own line.
 UNDO = {
     "0011": ("DROP TABLE organization_slugs",),
     "0012": ("DROP TABLE scopes",),
@@ -18,7 +18,7 @@ UNDO = {
 
 
 def downgrade(connection: Connection, revision: str) -> None:
-    """Take the schema back to `revision`, so that `migrate` upgrades it again."""
+    """Revert the schema to `revision`, so `migrate` upgrades it again."""
     for later, statements in sorted(UNDO.items(), reverse=True):
         if later > revision:
             for statement in statements:

@@ -1,4 +1,4 @@
-"""Verdicts reflect every commit before them, and a feed with a gap empties the directory."""
+"""Verdicts reflect every earlier commit, and a gap in the change feed empties the directory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def issue(runner: Runner, by: Principal, name: str) -> keys.Issued:
     return runner.write(keys.issue, by, spec)
 
 
-def test_every_change_is_in_the_next_verdict(
+def test_the_next_verdict_reflects_every_change(
     runner: Runner, owner: Principal, verifier: Verifier
 ) -> None:
     def verdict() -> Verdict:
@@ -93,10 +93,10 @@ def test_no_other_server_accepts_a_key_once_its_revocation_returned(
         for turn in range(120):
             made = changing.post("/v2/keys", json={"name": f"live-{turn}", "type": "secret"})
             assert made.status_code == 201, made.text
-            asked = {"key": made.json()["secret"]}
-            assert asking.post("/v2/keys/verify", json=asked).json()["code"] == "valid"
+            request = {"key": made.json()["secret"]}
+            assert asking.post("/v2/keys/verify", json=request).json()["code"] == "valid"
             receipt = changing.post(f"/v2/keys/{made.json()['key']['id']}/revoke")
-            told = asking.post("/v2/keys/verify", json=asked).json()
+            answer = asking.post("/v2/keys/verify", json=request).json()
             assert receipt.status_code == 200, receipt.text
-            assert told["code"] == "revoked", turn
-            assert told["as_of"] >= receipt.json()["revoked_at"]
+            assert answer["code"] == "revoked", turn
+            assert answer["as_of"] >= receipt.json()["revoked_at"]

@@ -1,4 +1,4 @@
-"""Whoever guesses keys fills no memory, keeps nobody waiting and learns nothing from the clock."""
+"""Guessing keys uses bounded memory, delays no other caller and reveals nothing by timing."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def issue(runner: Runner, by: Principal, name: str) -> SecretText:
 
 
 def guess() -> str:
-    """Return a text that nothing but a look-up tells from a secret."""
+    """Return a text that only a look-up distinguishes from a secret."""
     return generate(SecretKind.SECRET, Environment.LIVE).text
 
 
 def guess_at(known: SecretText) -> str:
-    """Return the text of another secret with the same kid, its checksum right."""
+    """Return another secret with the same kid and a valid checksum."""
     body = known.text[: -(RANDOM_LENGTH + CRC_LENGTH)] + random_text(RANDOM_LENGTH)
     left, digits = crc32(body.encode()), ""
     for _ in range(CRC_LENGTH):
@@ -73,7 +73,7 @@ def address_of(number: int) -> str:
 
 
 def resident() -> int:
-    """Return how many bytes of memory this process holds."""
+    """Return this process's memory use in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -82,7 +82,7 @@ def resident() -> int:
     "guesses",
     [50_000, pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
 )
-def test_a_flood_of_unknown_keys_fills_no_memory_and_keeps_nobody_waiting(
+def test_a_flood_of_unknown_keys_uses_bounded_memory_and_delays_no_other_caller(
     runner: Runner,
     owner: Principal,
     verifier: Verifier,
@@ -91,15 +91,15 @@ def test_a_flood_of_unknown_keys_fills_no_memory_and_keeps_nobody_waiting(
     guesses: int,
 ) -> None:
     right = issue(runner, owner, "live-billing-export").text
-    # Each look-up crosses the network there.
+    # There each look-up crosses the network.
     count = guesses // 4 if storage_url else guesses
     longest = 0.0
     memory = verifier.directory.memory
     assert verifier.verify(VerificationRequest(right)).verdict is Verdict.VALID
     before = resident()
     for number in range(count):
-        asked = VerificationRequest(guess(), address=address_of(number))
-        assert verifier.verify(asked).verdict is Verdict.UNKNOWN
+        request = VerificationRequest(guess(), address=address_of(number))
+        assert verifier.verify(request).verdict is Verdict.UNKNOWN
         if number % 500 == 0:
             began = time.perf_counter()
             assert (
@@ -111,15 +111,15 @@ def test_a_flood_of_unknown_keys_fills_no_memory_and_keeps_nobody_waiting(
     grown = resident() - before
     assert len(memory.unknown_kids) <= 10_000
     assert len(verifier._guesses) <= 100_000
-    # The two tables when full, and no more: a million texts alone would take twice as much.
+    # Two full tables and no more; a million texts alone would take twice as much.
     assert grown < 64 * MIB, f"{grown / MIB:.1f} MiB after {count} guesses"
     assert longest < 1
 
 
-def test_the_time_of_an_answer_does_not_tell_whether_a_kid_exists(
+def test_response_times_do_not_reveal_whether_a_kid_exists(
     runner: Runner, owner: Principal, verifier: Verifier
 ) -> None:
-    """For kids that memory answers, as for whoever asks a second time."""
+    """Compares kids that are cached, as on a caller's second request."""
     hot = [issue(runner, owner, f"live-hot-{number}") for number in range(20)]
     strangers = [generate(SecretKind.SECRET, Environment.LIVE) for _ in range(20)]
     chance = random.Random(1)
@@ -151,29 +151,29 @@ def test_the_time_of_an_answer_does_not_tell_whether_a_kid_exists(
 
 
 def difference_of_middles(
-    some: list[int], others: list[int], chance: random.Random
+    first_sample: list[int], others: list[int], chance: random.Random
 ) -> tuple[float, float]:
     """Return a 99 % bootstrap interval of the difference between two trimmed means.
 
-    The slowest fifth of each is what else the machine did.
+    The slowest fifth of each is trimmed as noise from the machine.
     """
 
     def middle(samples: list[int]) -> list[int]:
         return sorted(samples)[: len(samples) * 4 // 5]
 
-    kept = middle(some), middle(others)
-    found = []
+    kept = middle(first_sample), middle(others)
+    differences = []
     for _ in range(200):
         first, second = (statistics.fmean(chance.choices(part, k=5_000)) for part in kept)
-        found.append(first - second)
-    found.sort()
+        differences.append(first - second)
+    differences.sort()
     # Means of so many vary less than means of 5,000, by the root of how many more they are.
     centre = statistics.fmean(kept[0]) - statistics.fmean(kept[1])
     shrink = (5_000 / len(kept[0])) ** 0.5
-    return centre + (found[1] - centre) * shrink, centre + (found[-2] - centre) * shrink
+    return centre + (differences[1] - centre) * shrink, centre + (differences[-2] - centre) * shrink
 
 
-def test_a_text_is_looked_up_under_the_one_prefix_that_it_has(
+def test_a_secret_is_looked_up_under_its_own_prefix_only(
     runner: Runner, owner: Principal, verifier: Verifier
 ) -> None:
     prefixes = ("acme_", "acmf", "beta_", "zed_")
@@ -184,10 +184,10 @@ def test_a_text_is_looked_up_under_the_one_prefix_that_it_has(
     assert not any(has(text) for text in ("", "acme", "acmd_1", "acm", "bet", "zee", "~", "a"))
 
 
-def test_right_keys_are_accepted_from_an_address_that_sends_wrong_ones(
+def test_valid_keys_are_accepted_from_an_address_that_sends_invalid_ones(
     runner: Runner, owner: Principal, verifier: Verifier
 ) -> None:
-    """Everybody behind a proxy has its address, and a key that was just issued is in no memory."""
+    """All callers behind a proxy share its address, and a newly issued key is not cached."""
     runner.write(imports.register_prefix, owner, "old_")
     right = "old_" + "r" * 40
     hashed = hashlib.sha256(right.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Whatever is done in whatever order, two processes' verdicts are those of a plain model."""
+"""Two processes give the verdicts of a plain model after any sequence of actions."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def world(runner: Runner, config: Config) -> Iterator[World]:
 
 
 class Model(RuleBasedStateMachine):
-    """Two organizations whose keys are dicts, as people would write down what they did."""
+    """Two organizations whose keys are dicts that record each action."""
 
     issued = Bundle("issued")
 
@@ -115,7 +115,7 @@ class Model(RuleBasedStateMachine):
             self.run(action, by, *args)
 
     def is_suspended(self, action: Any, by: Principal, *args: Any) -> bool:  # noqa: ANN401
-        """Tell whether the organization is suspended, and see that the action is refused then."""
+        """Return whether the organization is suspended; if so, check that the action is refused."""
         if by.org_id in self.suspended:
             self.refused(OrganizationSuspended, action, by, *args)
         return by.org_id in self.suspended
@@ -128,7 +128,7 @@ class Model(RuleBasedStateMachine):
     def owned(self, key_id: str) -> list[dict[str, Any]]:
         return [secret for secret in self.secrets.values() if secret["key"] == key_id]
 
-    # --- what is done ------------------------------------------------------------------------
+    # --- actions -----------------------------------------------------------------------------
 
     @rule(
         target=issued,
@@ -265,7 +265,7 @@ class Model(RuleBasedStateMachine):
         ends |= {key["expires"] for key in self.keys.values()}
         return sorted(end for end in ends if end is not None and end > self.now)
 
-    # --- what is then true -------------------------------------------------------------------
+    # --- checks ------------------------------------------------------------------------------
 
     def expected(self, secret: dict[str, Any]) -> str:
         key = self.keys[secret["key"]]
@@ -281,18 +281,18 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def both_processes_judge_as_the_model_does(self) -> None:
         expected = {text: self.expected(secret) for text, secret in self.secrets.items()}
-        # One process knows all from before, the other reads all anew.
+        # One process has everything cached, the other reads everything again.
         for secret in self.secrets.values():
             self.world.verifiers[1].directory.forget(secret["kid"])
         for verifier in self.world.verifiers:
-            told = {
+            verdicts = {
                 text: str(verifier.verify(VerificationRequest(text, permissions=(SCOPE,))).verdict)
                 for text in expected
             }
-            assert told == expected
+            assert verdicts == expected
 
     def teardown(self) -> None:
-        # Time runs out for all; then an organization ends, and its neighbour does not notice.
+        # Every key expires; then one organization is deleted, which does not affect the other.
         for end in self.coming_ends():
             for self.world.now in (end - 1, end):
                 self.both_processes_judge_as_the_model_does()
@@ -304,7 +304,7 @@ class Model(RuleBasedStateMachine):
             self.both_processes_judge_as_the_model_does()
 
 
-def test_two_processes_judge_as_a_plain_model_after_every_step(
+def test_two_processes_agree_with_a_plain_model_after_every_step(
     world: World, storage_url: str
 ) -> None:
     bounds = settings(
@@ -321,7 +321,7 @@ def test_two_processes_judge_as_a_plain_model_after_every_step(
     run_state_machine_as_test(OfWorld, settings=bounds)
 
 
-def test_a_later_rotation_does_not_prolong_an_earlier_grace(world: World) -> None:
+def test_a_later_rotation_does_not_extend_an_earlier_grace(world: World) -> None:
     model = Model(world)
     model.begin()
     key_id = next(iter(model.keys))

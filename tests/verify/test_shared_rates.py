@@ -25,7 +25,7 @@ def admitted(file: Path, attempts: int) -> int:
     return sum(rates.admit(LONG, "key_one", 1_000, 1).admitted for _ in range(attempts))
 
 
-def test_processes_together_admit_what_the_limit_says(tmp_path: Path) -> None:
+def test_processes_together_admit_exactly_the_limit(tmp_path: Path) -> None:
     files = [tmp_path / "rates"] * 4
     with get_context("fork").Pool(4) as pool:
         counts = pool.starmap(admitted, [(file, 500) for file in files])
@@ -34,7 +34,7 @@ def test_processes_together_admit_what_the_limit_says(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 900), st.integers(0, 3)), max_size=60))
 @settings(deadline=None, max_examples=50)
-def test_shared_counts_decide_as_those_of_one_process(
+def test_shared_counts_decide_like_those_of_one_process(
     tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, int, int]]
 ) -> None:
     file = tmp_path_factory.mktemp("rates") / "rates"
@@ -51,7 +51,7 @@ def test_shared_counts_decide_as_those_of_one_process(
         rates.close()
 
 
-def test_keys_that_meet_in_one_slot_stay_apart(
+def test_keys_in_the_same_slot_are_counted_separately(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_rates, "_SLOTS", 64)
@@ -59,11 +59,11 @@ def test_keys_that_meet_in_one_slot_stay_apart(
     limit = RateLimit(limit=1, period_ms=10_000, burst=1)
     assert all(rates.admit(limit, f"key_{n}", 1_000, 1).admitted for n in range(60))
     assert not any(rates.admit(limit, f"key_{n}", 1_000, 1).admitted for n in range(60))
-    # What is over makes room.
+    # Expired entries free their slots.
     assert all(rates.admit(limit, f"other_{n}", 20_000, 1).admitted for n in range(60))
 
 
-def test_a_file_of_another_boot_begins_at_nothing(
+def test_a_file_from_another_boot_starts_from_zero(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, boot = tmp_path / "rates", tmp_path / "boot"
@@ -81,14 +81,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield up
 
 
-def test_four_workers_let_one_request_through_where_the_limit_is_one(server: Server) -> None:
+def test_four_workers_admit_one_request_if_the_limit_is_one(server: Server) -> None:
     with server.owner() as owner:
         rate = {"limit": 1, "period_s": 3600, "burst": 1}
         key = {"name": "live-rates-one", "type": "secret", "rate_limit": rate}
         text = owner.post("/v2/keys", json=key).json()["secret"]
 
     def ask(_: int) -> int:
-        # Each on a connection of its own, so that all workers are asked.
+        # Each on a new connection, so all workers are used.
         with server.client(text) as client:
             return client.get("/v2/auth").status_code
 
@@ -97,7 +97,7 @@ def test_four_workers_let_one_request_through_where_the_limit_is_one(server: Ser
     assert sorted(codes) == [200] + [429] * 23
 
 
-def test_a_client_that_holds_one_connection_gets_the_whole_limit(server: Server) -> None:
+def test_a_client_with_one_connection_gets_the_whole_limit(server: Server) -> None:
     with server.owner() as owner:
         rate = {"limit": 1, "period_s": 3600, "burst": 10}
         key = {"name": "live-rates-ten", "type": "secret", "rate_limit": rate}
@@ -108,7 +108,7 @@ def test_a_client_that_holds_one_connection_gets_the_whole_limit(server: Server)
 
 
 @pytest.mark.parametrize("batch", ["", "-batch"])
-def test_a_key_that_asks_about_itself_pays_once_a_call(server: Server, batch: str) -> None:
+def test_a_key_that_verifies_itself_is_charged_once_per_call(server: Server, batch: str) -> None:
     with server.owner() as owner:
         rate = {"limit": 1, "period_s": 3600, "burst": 10}
         key = {"name": f"live-rates-self{batch}", "type": "secret", "rate_limit": rate}
@@ -121,15 +121,15 @@ def test_a_key_that_asks_about_itself_pays_once_a_call(server: Server, batch: st
     assert [told["limits"]["remaining"] for told in tells] == list(range(9, -1, -1))
 
 
-def test_a_batch_about_the_caller_pays_for_each_item(server: Server) -> None:
+def test_a_batch_about_the_caller_is_charged_per_item(server: Server) -> None:
     with server.owner() as owner:
         rate = {"limit": 1, "period_s": 3600, "burst": 10}
         key = {"name": "live-rates-many", "type": "secret", "rate_limit": rate}
         text = owner.post("/v2/keys", json=key).json()["secret"]
     items = [{"key": text}, {"key": text, "cost": 3}, {"key": "x"}, {"key": text, "cost": 0}]
     with server.client(text) as client:
-        told = client.post("/v2/keys/verify-batch", json={"items": items}).json()["items"]
-    remaining = [item["limits"]["remaining"] if "limits" in item else None for item in told]
+        results = client.post("/v2/keys/verify-batch", json={"items": items}).json()["items"]
+    remaining = [item["limits"]["remaining"] if "limits" in item else None for item in results]
     assert remaining == [9, 6, None, 6]
 
 
@@ -141,7 +141,7 @@ def key_with_burst(server: Server, burst: int) -> str:
 
 
 def admitted_by(servers: list[Server], text: str) -> int:
-    """Return how many of 24 calls to each server are admitted, each on its own connection."""
+    """Return how many of 24 calls to each server are admitted, each on a new connection."""
 
     def ask(server: Server) -> int:
         with server.client(text) as client:
@@ -154,7 +154,7 @@ def admitted_by(servers: list[Server], text: str) -> int:
 
 
 def parts_counted(server: Server) -> list[str]:
-    """Return among how many parts each verifier that the server knows of divides limits."""
+    """Return into how many parts each verifier known to the server divides limits."""
     answer = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
     lines = answer.text.splitlines()
     return [line.split()[-1] for line in lines if line.startswith("wardkey_rate_limit_parts{")]
@@ -172,7 +172,7 @@ def test_workers_of_one_machine_count_together_on_postgresql(
     assert admitted_by([server], key_with_burst(server, 5)) == 5
 
 
-def test_two_machines_on_postgresql_together_grant_the_burst(
+def test_two_machines_on_postgresql_together_admit_the_burst(
     tmp_path: Path, postgres: Postgres
 ) -> None:
     url, one, two = postgres.create_database(), tmp_path / "one", tmp_path / "two"
@@ -183,5 +183,5 @@ def test_two_machines_on_postgresql_together_grant_the_burst(
         with running(two, **settings) as second:
             wait_until(lambda: [float(parts) for parts in parts_counted(first)] == [4] * 4)
             assert admitted_by([first, second], key_with_burst(first, 10)) == 10
-            # A machine's part is one request at least.
+            # A machine's share is at least one request.
             assert admitted_by([first, second], key_with_burst(first, 1)) <= 2

@@ -1,4 +1,4 @@
-"""Counts of verdicts and callers: none is lost, the heavy ones stay, memory is bounded."""
+"""Counts of verdicts and callers: none is lost, heavy callers are kept, memory is bounded."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def by_hour(database: Database) -> dict[tuple[int, str], int]:
         return {(hour, code): count for hour, code, count in rows}
 
 
-def test_each_verdict_is_counted_in_its_hour_and_only_valid_ones_are_uses(runner: Runner) -> None:
+def test_verdicts_are_counted_by_hour_and_only_valid_ones_are_uses(runner: Runner) -> None:
     usage = Usage(runner.database)
     note(usage)
     note(usage, AT + 5, address="203.0.113.8")
@@ -62,14 +62,14 @@ def test_each_verdict_is_counted_in_its_hour_and_only_valid_ones_are_uses(runner
     assert by_hour(runner.database) == {(500_000, "valid"): 3, (500_001, "not_permitted"): 1}
     with runner.database.usage.connect() as connection:
         use = connection.execute(select(last_used)).one()
-        one = connection.execute(select(callers).where(callers.c.address == "203.0.113.7")).one()
+        row = connection.execute(select(callers).where(callers.c.address == "203.0.113.7")).one()
     assert (use.at, use.address, use.user_agent) == (AT + 5, "203.0.113.8", "curl/8.5.0 (x)")
     assert use.verifications == 3
-    assert (one.product, one.route, one.key_id) == ("curl/8.5.0", "GET /v1", KEY)
-    assert (one.first_at, one.last_at, one[-1]) == (AT, AT + HOUR_MS, 3)
+    assert (row.product, row.route, row.key_id) == ("curl/8.5.0", "GET /v1", KEY)
+    assert (row.first_at, row.last_at, row[-1]) == (AT, AT + HOUR_MS, 3)
 
 
-def test_heavy_callers_stay_among_a_thousand_light_ones(runner: Runner) -> None:
+def test_heavy_callers_are_kept_among_a_thousand_light_ones(runner: Runner) -> None:
     usages = [Usage(runner.database), Usage(runner.database)]
     heavy = [f"203.0.113.{n}" for n in range(10)]
     for turn in range(20):
@@ -82,13 +82,13 @@ def test_heavy_callers_stay_among_a_thousand_light_ones(runner: Runner) -> None:
         for usage in usages:
             usage.flush()
         merge_pending(runner.database)
-    found = kept(runner.database)
-    assert len(found) == MOST_CALLERS
-    assert {address: found[address] >= 200 for address in heavy} == dict.fromkeys(heavy, True)
-    assert sum(found.values()) == 20 * (10 * 2 * 5 + 50)
+    counts = kept(runner.database)
+    assert len(counts) == MOST_CALLERS
+    assert {address: counts[address] >= 200 for address in heavy} == dict.fromkeys(heavy, True)
+    assert sum(counts.values()) == 20 * (10 * 2 * 5 + 50)
 
 
-def test_processes_that_write_at_once_lose_nothing_and_do_not_deadlock(runner: Runner) -> None:
+def test_concurrent_writers_lose_nothing_and_do_not_deadlock(runner: Runner) -> None:
     usages = [Usage(runner.database) for _ in range(4)]
 
     def run(number: int) -> None:
@@ -106,7 +106,7 @@ def test_processes_that_write_at_once_lose_nothing_and_do_not_deadlock(runner: R
     assert counts == [40] * 40
 
 
-def test_threads_that_note_while_a_batch_is_written_lose_nothing(runner: Runner) -> None:
+def test_uses_counted_while_a_batch_is_written_are_not_lost(runner: Runner) -> None:
     usage = Usage(runner.database)
 
     def run(_: int) -> None:
@@ -115,7 +115,7 @@ def test_threads_that_note_while_a_batch_is_written_lose_nothing(runner: Runner)
 
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(run, n) for n in range(4)]
-        while not all(one.done() for one in running):
+        while not all(future.done() for future in running):
             usage.flush()
     usage.flush()
     assert by_hour(runner.database) == {(500_000, "valid"): 20_000}
@@ -124,7 +124,7 @@ def test_threads_that_note_while_a_batch_is_written_lose_nothing(runner: Runner)
 
 @contextmanager
 def without(database: Database, table: str) -> Iterator[None]:
-    """Take a table away for as long as the block runs."""
+    """Remove a table while the block runs."""
     with database.usage.begin() as connection:
         connection.execute(text(f"ALTER TABLE usage.{table} RENAME TO aside"))
     yield
@@ -137,7 +137,7 @@ def rows_pending(database: Database) -> int:
         return connection.execute(select(func.count()).select_from(pending)).scalar_one()
 
 
-def test_what_could_not_be_written_is_written_later_once(runner: Runner) -> None:
+def test_a_failed_write_is_retried_and_counted_once(runner: Runner) -> None:
     usage = Usage(runner.database)
     note(usage)
     with without(runner.database, "pending"):
@@ -148,12 +148,14 @@ def test_what_could_not_be_written_is_written_later_once(runner: Runner) -> None
     usage.flush()
     assert by_hour(runner.database) == {(500_000, "valid"): 2}
     with runner.database.usage.connect() as connection:
-        one = connection.execute(select(callers)).one()
-    assert (one.first_at, one.last_at, one[-1]) == (AT, AT + 3, 2)
+        row = connection.execute(select(callers)).one()
+    assert (row.first_at, row.last_at, row[-1]) == (AT, AT + 3, 2)
 
 
 @pytest.mark.parametrize("table", ["callers", "refused", "hours"])
-def test_a_merge_that_fails_midway_loses_and_doubles_nothing(runner: Runner, table: str) -> None:
+def test_a_merge_that_fails_midway_neither_loses_nor_duplicates_counts(
+    runner: Runner, table: str
+) -> None:
     usage = Usage(runner.database)
     note(usage)
     usage.note_unknown(AT, "malformed")
@@ -172,7 +174,7 @@ def test_a_merge_that_fails_midway_loses_and_doubles_nothing(runner: Runner, tab
         assert connection.execute(select(last_used.c.verifications)).scalar_one() == 2
 
 
-def test_a_flush_writes_one_row_whatever_the_uses_and_a_merge_takes_it_away(
+def test_a_flush_writes_one_row_and_a_merge_deletes_it(
     runner: Runner,
 ) -> None:
     usage = Usage(runner.database)
@@ -218,7 +220,7 @@ with open_deployment(load_config({}, options)) as runner:
 
 
 @pytest.mark.parametrize("when", ["flushed", "merging"])
-def test_what_a_killed_process_flushed_is_merged_by_another_exactly(
+def test_counts_flushed_by_a_killed_process_are_merged_exactly_by_another(
     config: Config, runner: Runner, storage_url: str, when: str
 ) -> None:
     killed = subprocess.run(
@@ -232,7 +234,7 @@ def test_what_a_killed_process_flushed_is_merged_by_another_exactly(
     assert rows_pending(runner.database) == 0
 
 
-def test_merges_at_once_count_each_row_once(config: Config, runner: Runner) -> None:
+def test_concurrent_merges_count_each_row_once(config: Config, runner: Runner) -> None:
     usage = Usage(runner.database)
     for turn in range(30):
         note(usage, AT + turn)
@@ -245,7 +247,7 @@ def test_merges_at_once_count_each_row_once(config: Config, runner: Runner) -> N
     assert kept(runner.database) == {"203.0.113.7": 30}
 
 
-def test_rows_beyond_the_bound_stay_in_memory_until_someone_merges(
+def test_rows_beyond_the_limit_stay_in_memory_until_a_merge(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage_module, "_MOST_ROWS", 3)
@@ -265,7 +267,7 @@ def test_rows_beyond_the_bound_stay_in_memory_until_someone_merges(
     assert by_hour(runner.database) == {(500_000, "valid"): 5}
 
 
-def test_crowded_secrets_keep_their_first_times_and_their_key(runner: Runner) -> None:
+def test_evicted_secrets_keep_their_first_use_and_their_key(runner: Runner) -> None:
     usage = Usage(runner.database)
     for n in range(MOST_CALLERS + 20):
         note(usage, AT + n, address=f"10.0.0.{n}")
@@ -275,7 +277,7 @@ def test_crowded_secrets_keep_their_first_times_and_their_key(runner: Runner) ->
     note(usage, AT + 500, address="10.0.0.69")
     note(usage, AT + 501, address="10.0.1.1")
     usage.flush()
-    found = kept(runner.database)
+    counts = kept(runner.database)
     with runner.database.usage.connect() as connection:
         rows = connection.execute(select(callers).where(callers.c.kid == KID)).all()
     assert len(rows) == MOST_CALLERS
@@ -283,10 +285,10 @@ def test_crowded_secrets_keep_their_first_times_and_their_key(runner: Runner) ->
     assert sum(row[-1] for row in rows) == MOST_CALLERS + 22
     (last,) = [row for row in rows if row.address == "10.0.0.69"]
     assert (last.first_at, last.last_at) == (AT + 69, AT + 500)
-    assert {"10.0.1.1", "203.0.113.7"} <= set(found)
+    assert {"10.0.1.1", "203.0.113.7"} <= set(counts)
 
 
-def test_memory_is_bounded_and_what_goes_over_is_counted_as_lost(
+def test_memory_is_bounded_and_the_excess_is_counted_as_lost(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage_module, "_MOST_PENDING", 10)
@@ -299,7 +301,7 @@ def test_memory_is_bounded_and_what_goes_over_is_counted_as_lost(
     assert by_hour(runner.database) == {(500_000, "valid"): 11}
 
 
-def test_what_a_caller_says_of_himself_is_clipped_and_holds_no_secret(runner: Runner) -> None:
+def test_caller_details_are_truncated_and_contain_no_secret(runner: Runner) -> None:
     usage = Usage(runner.database)
     hostile = "/v1/sk_live_7QdRk2mVx9Ta_x/" + "é\x00\ud800" * 200 + "?key=1"
     note(usage, address="9" * 500, user_agent="\x00" * 9_000, route=f"GET {hostile}")
@@ -319,7 +321,7 @@ def test_an_imported_key_in_a_route_or_a_user_agent_is_never_stored(
 ) -> None:
     usage = Usage(runner.database)
     text = "beta_" + "0123456789abcdef" * 2
-    # Once before the prefix is registered, once after it, and cut in the middle.
+    # Before the prefix is registered, after it, and truncated.
     note(usage, address="10.0.0.1", user_agent=f"curl/8 {text}", route=f"GET /rpc/{text}/eth")
     runner.write(imports.register_prefix, owner, "beta_")
     note(usage, address="10.0.0.2", user_agent=text, route=f"GET /x;key={text}")
@@ -347,7 +349,7 @@ def test_hours_and_callers_are_kept_for_90_days(runner: Runner) -> None:
     assert set(kept(runner.database)) == {"10.0.0.2", "10.0.0.3"}
 
 
-def test_a_use_that_is_noted_late_does_not_hide_a_newer_one(runner: Runner) -> None:
+def test_a_use_counted_late_does_not_hide_a_newer_one(runner: Runner) -> None:
     usage = Usage(runner.database)
     note(usage, AT + 9)
     note(usage, AT)

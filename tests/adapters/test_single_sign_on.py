@@ -23,12 +23,12 @@ def issuer_at(provider: OidcProvider, secret: str = "") -> SignInIssuer:
 
 
 def signed_in(issuer: SignInIssuer, provider: OidcProvider) -> dict[str, object]:
-    told = provider.visit(
+    parameters = provider.visit(
         issuer.authorization_url("of-a-test", "once", VERIFIER, 43_200), ADMIN, PASSWORD
     )
-    assert told["state"] == "of-a-test"
-    issuer.check_issuer(told.get("iss", ""))
-    return issuer.claims(told["code"], VERIFIER, time.time())
+    assert parameters["state"] == "of-a-test"
+    issuer.check_issuer(parameters.get("iss", ""))
+    return issuer.claims(parameters["code"], VERIFIER, time.time())
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,9 @@ def public() -> Iterator[OidcProvider]:
     ],
     ids=["public", "address-from-userinfo", "es256", "secret-in-header", "secret-in-form"],
 )
-def test_who_signed_in_is_told_with_his_verified_address(secret: str, more: dict[str, Any]) -> None:
+def test_a_sign_in_returns_the_user_with_a_verified_address(
+    secret: str, more: dict[str, Any]
+) -> None:
     with oidc_provider(USERS, client_secret=secret, **more) as provider:
         issuer = issuer_at(provider, secret)
         identity = identity_of(signed_in(issuer, provider), provider.client_id, "once")
@@ -56,18 +58,18 @@ def test_who_signed_in_is_told_with_his_verified_address(secret: str, more: dict
         assert identity.subject
 
 
-def test_a_code_is_good_once_and_for_whoever_began_alone(public: OidcProvider) -> None:
+def test_a_code_works_once_and_only_with_its_verifier(public: OidcProvider) -> None:
     issuer = issuer_at(public)
     address = issuer.authorization_url("of-a-test", "once", VERIFIER, 43_200)
-    told = public.visit(address, ADMIN, PASSWORD)
+    parameters = public.visit(address, ADMIN, PASSWORD)
     with pytest.raises(SignInFailed, match="invalid_grant"):
-        issuer.claims(told["code"], "another-" * 8, time.time())
-    assert issuer.claims(told["code"], VERIFIER, time.time())["email"] == ADMIN
+        issuer.claims(parameters["code"], "another-" * 8, time.time())
+    assert issuer.claims(parameters["code"], VERIFIER, time.time())["email"] == ADMIN
     with pytest.raises(SignInFailed, match="invalid_grant"):
-        issuer.claims(told["code"], VERIFIER, time.time())
+        issuer.claims(parameters["code"], VERIFIER, time.time())
 
 
-def test_a_wrong_secret_is_told_as_the_issuer_says_it() -> None:
+def test_a_wrong_secret_is_reported_in_the_issuers_words() -> None:
     with (
         oidc_provider(USERS, client_secret="the right secret of 32 characters") as provider,
         pytest.raises(SignInFailed, match="invalid_client"),
@@ -75,22 +77,22 @@ def test_a_wrong_secret_is_told_as_the_issuer_says_it() -> None:
         signed_in(issuer_at(provider, "another secret"), provider)
 
 
-def test_an_answer_of_another_issuer_is_refused(public: OidcProvider) -> None:
+def test_a_response_from_another_issuer_is_refused(public: OidcProvider) -> None:
     issuer = issuer_at(public)
-    for told in ("", "https://other.example", public.url + "/"):
+    for issuer_parameter in ("", "https://other.example", public.url + "/"):
         with pytest.raises(SignInFailed):
-            issuer.check_issuer(told)
+            issuer.check_issuer(issuer_parameter)
     issuer.check_issuer(public.url)
 
 
-def test_who_confirms_signs_in_anew_though_he_is_signed_in(public: OidcProvider) -> None:
+def test_confirming_requires_a_new_sign_in_at_the_issuer(public: OidcProvider) -> None:
     issuer = issuer_at(public)
-    told = public.visit(issuer.authorization_url("x", "once", VERIFIER, 0), ADMIN, PASSWORD)
-    claims = issuer.claims(told["code"], VERIFIER, time.time())
+    parameters = public.visit(issuer.authorization_url("x", "once", VERIFIER, 0), ADMIN, PASSWORD)
+    claims = issuer.claims(parameters["code"], VERIFIER, time.time())
     assert time.time() - int(str(claims["auth_time"])) < 60
 
 
-def test_what_was_discovered_outlives_a_short_failure_and_a_failure_is_told_for_a_while() -> None:
+def test_discovery_survives_a_short_outage_and_failures_are_cached_briefly() -> None:
     now = [0.0]
     with oidc_provider(USERS) as provider:
         issuer, late = issuer_at(provider), issuer_at(provider)
@@ -103,7 +105,7 @@ def test_what_was_discovered_outlives_a_short_failure_and_a_failure_is_told_for_
             late.authorization_url("x", "once", VERIFIER, 43_200)
 
 
-def test_a_document_of_another_issuer_is_not_believed(public: OidcProvider) -> None:
+def test_a_discovery_document_of_another_issuer_is_rejected(public: OidcProvider) -> None:
     issuer = issuer_at(public)
     issuer.issuer = public.url + "/"
     with pytest.raises(KeySetUnavailable, match="character by character"):

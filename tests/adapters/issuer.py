@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that answers with whatever a test puts at a path."""
+"""A real HTTP server on loopback that serves the documents set by a test."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def issuing(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Itera
         def do_GET(self) -> None:
             issuer.asked.append(self.path)
             issuer.headers.append(dict(self.headers))
-            # Whoever asked hangs up, which is what some tests are about.
+            # Some tests close the connection early on purpose.
             with suppress(OSError):
                 issuer.answers.get(self.path, sending(b"", 404))(self)
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.outside.issuer import INSIDE, Issuer, issuing, sending
+from tests.adapters.issuer import INSIDE, Issuer, issuing, sending
 from wardkey.adapters import fetch as fetching
 from wardkey.adapters.fetch import MAX_BYTES, Fetch, is_public
 from wardkey.domain.errors import KeySetUnavailable
@@ -52,7 +52,7 @@ def test_an_address_that_is_not_public_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111"])
-def test_an_address_of_the_internet_is_public(address: str) -> None:
+def test_an_internet_address_is_public(address: str) -> None:
     assert is_public(address)
 
 
@@ -76,7 +76,7 @@ def test_an_address_of_the_internet_is_public(address: str) -> None:
         "https://issuer.example/" + "x" * 2_048,
     ],
 )
-def test_a_url_of_another_form_is_never_asked(url: str) -> None:
+def test_a_malformed_url_is_never_requested(url: str) -> None:
     def never(host: str, _port: int) -> list[str]:
         raise AssertionError(host)
 
@@ -85,33 +85,33 @@ def test_a_url_of_another_form_is_never_asked(url: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "2130706433", "0x7f.1"])
 def test_loopback_is_refused_however_it_is_written(host: str) -> None:
-    told = refusal(f"https://{host}:1/", Fetch())
-    assert "not public" in told or "no address" in told
+    detail = refusal(f"https://{host}:1/", Fetch())
+    assert "not public" in detail or "no address" in detail
 
 
-def test_the_address_that_was_checked_is_the_one_that_is_asked(issuer: Issuer) -> None:
+def test_the_request_goes_to_the_address_that_was_checked(issuer: Issuer) -> None:
     issuer.puts("/keys", {"keys": []})
-    asked = []
+    requested = []
 
     def rebinding(host: str, _port: int) -> list[str]:
-        asked.append(host)
-        return ["127.0.0.1"] if len(asked) == 1 else ["127.0.0.2"]
+        requested.append(host)
+        return ["127.0.0.1"] if len(requested) == 1 else ["127.0.0.2"]
 
     fetch = Fetch(private_allowed=True, resolve=rebinding)
-    # No resolver but ours knows the name, so a second look-up would fail.
+    # Only the test's resolver knows the name, so a second look-up would fail.
     url = f"http://issuer.invalid:{issuer.port}/keys"
     assert fetch.get(url).document == {"keys": []}
-    assert asked == ["issuer.invalid"]
+    assert requested == ["issuer.invalid"]
     assert issuer.headers[-1]["Host"] == f"issuer.invalid:{issuer.port}"
 
 
-def test_a_dead_address_does_not_keep_from_the_next(issuer: Issuer) -> None:
+def test_a_dead_address_does_not_prevent_trying_the_next(issuer: Issuer) -> None:
     issuer.puts("/next", {})
     fetch = Fetch(private_allowed=True, resolve=lambda _host, _port: ["127.0.0.9", "127.0.0.1"])
     assert fetch.get(f"http://issuer.invalid:{issuer.port}/next").document == {}
 
 
-def test_no_proxy_of_the_environment_is_asked(
+def test_proxies_from_the_environment_are_ignored(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
@@ -129,7 +129,7 @@ def test_a_redirect_to_the_metadata_service_is_not_followed(issuer: Issuer) -> N
 
 
 @pytest.mark.parametrize(
-    ("body", "headers", "told"),
+    ("body", "headers", "reason"),
     [
         (b"x" * (MAX_BYTES + 1), {}, "larger than 256 KiB"),
         (
@@ -151,19 +151,19 @@ def test_a_redirect_to_the_metadata_service_is_not_followed(issuer: Issuer) -> N
         (b"zz\r\n{}", {"Transfer_Encoding": "chunked"}, "does not speak HTTP"),
     ],
 )
-def test_what_is_not_one_plain_json_object_is_refused(
-    issuer: Issuer, body: bytes, headers: dict[str, str], told: str
+def test_anything_but_a_plain_json_object_is_refused(
+    issuer: Issuer, body: bytes, headers: dict[str, str], reason: str
 ) -> None:
     issuer.answers["/odd"] = sending(body, headers=headers)
-    assert told in refusal(issuer.url + "/odd")
+    assert reason in refusal(issuer.url + "/odd")
 
 
-def test_brackets_inside_texts_are_no_levels(issuer: Issuer) -> None:
+def test_brackets_inside_strings_do_not_count_as_nesting(issuer: Issuer) -> None:
     document = {"a": "[{" * 50, 'b"': ['\\"[[[', "]"] * 20}
     assert INSIDE.get(issuer.puts("/texts", document)).document == document
 
 
-def test_an_endless_body_is_cut_off_at_its_bound(issuer: Issuer) -> None:
+def test_an_endless_body_is_cut_off_at_the_size_limit(issuer: Issuer) -> None:
     sent = 0
 
     def endless(request: BaseHTTPRequestHandler) -> None:
@@ -190,7 +190,7 @@ def test_endless_headers_are_cut_off(issuer: Issuer) -> None:
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
-def test_a_drip_ends_at_the_bound_in_time(issuer: Issuer, part: str) -> None:
+def test_a_slow_drip_ends_at_the_time_limit(issuer: Issuer, part: str) -> None:
     over = threading.Event()
 
     def drip(request: BaseHTTPRequestHandler) -> None:
@@ -206,7 +206,7 @@ def test_a_drip_ends_at_the_bound_in_time(issuer: Issuer, part: str) -> None:
     over.set()
 
 
-def test_who_never_answers_is_left_at_the_bound() -> None:
+def test_a_silent_server_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         fetch = Fetch(private_allowed=True, longest_s=0.3)
         for scheme in ("http", "https"):
@@ -214,7 +214,7 @@ def test_who_never_answers_is_left_at_the_bound() -> None:
             assert "did not answer" in refusal(url, fetch)
 
 
-def test_a_resolver_that_hangs_is_left_at_the_bound() -> None:
+def test_a_hanging_resolver_times_out() -> None:
     over = threading.Event()
 
     def hanging(_host: str, _port: int) -> list[str]:
@@ -226,16 +226,16 @@ def test_a_resolver_that_hangs_is_left_at_the_bound() -> None:
     over.set()
 
 
-def test_a_name_without_an_address_is_told() -> None:
+def test_a_name_without_an_address_is_reported() -> None:
     def unknown(_host: str, _port: int) -> list[str]:
         raise socket.gaierror(-2, "Name or service not known")
 
     assert "has no public address" in refusal("https://issuer.invalid/", Fetch(resolve=unknown))
 
 
-def test_a_refused_connection_is_told() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
+def test_a_refused_connection_is_reported() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
     assert "can't be reached" in refusal(f"http://127.0.0.1:{port}/")
 
 
@@ -252,13 +252,13 @@ def test_a_refused_connection_is_told() -> None:
         ("max-age=-1", None),
     ],
 )
-def test_how_long_it_stays_true_is_read_from_cache_control(
+def test_the_lifetime_is_read_from_cache_control(
     issuer: Issuer, header: str, age: int | None
 ) -> None:
     assert INSIDE.get(issuer.puts("/aged", {}, Cache_Control=header)).max_age_s == age
 
 
-def test_a_query_belongs_to_what_is_asked(issuer: Issuer) -> None:
+def test_the_query_is_part_of_the_request(issuer: Issuer) -> None:
     issuer.puts("/q?p=policy", {"a": 1})
     assert INSIDE.get(issuer.url + "/q?p=policy").document == {"a": 1}
     assert issuer.headers[-1]["Accept-Encoding"] == "identity"
@@ -266,7 +266,7 @@ def test_a_query_belongs_to_what_is_asked(issuer: Issuer) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a certificate of its own authority for issuer.invalid and 127.0.0.1."""
+    """Create a certificate for issuer.invalid and 127.0.0.1, and its authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "issuer.invalid")])
     names = [x509.DNSName("issuer.invalid"), x509.IPAddress(ip_address("127.0.0.1"))]
@@ -295,7 +295,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_tls_is_checked_against_the_name_and_the_machines_authorities(
+def test_tls_is_verified_against_the_host_name_and_the_system_authorities(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -309,7 +309,7 @@ def test_tls_is_checked_against_the_name_and_the_machines_authorities(
             f"https://{host}:{issuer.port}/keys" for host in ("issuer.invalid", "other.invalid")
         )
         assert "no certificate that this machine trusts" in refusal(good, fetch)
-        # What OpenSSL takes for the system's authorities.
+        # OpenSSL reads the system's authorities from here.
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert fetch.get(good).document == {"keys": []}
         assert "no certificate" in refusal(other, fetch)
@@ -318,6 +318,6 @@ def test_tls_is_checked_against_the_name_and_the_machines_authorities(
     assert seen[:3] == ["issuer.invalid", "issuer.invalid", "other.invalid"]
 
 
-def test_the_bounds_are_the_documented_ones() -> None:
+def test_the_limits_match_the_documentation() -> None:
     assert (Fetch().longest_s, fetching.MAX_BYTES) == (5.0, 262_144)
     assert not Fetch().private_allowed

@@ -58,7 +58,7 @@ def head(alg: str, kid: str = "") -> str:
 def signed(
     header: dict[str, Any] | bytes, payload: dict[str, Any] | bytes, key: Key, alg: str = ""
 ) -> str:
-    """Sign whatever it is, as a hostile issuer, or one's own attacker, would."""
+    """Sign anything, as a hostile issuer or an attacker would."""
     alg = alg or (header["alg"] if isinstance(header, dict) else "RS256")
     parts = [
         b64(part if isinstance(part, bytes) else json.dumps(part).encode())
@@ -107,20 +107,20 @@ def test_each_algorithm_verifies_its_own_signature_and_no_other(alg: str) -> Non
 
 
 def test_the_shared_secret_verifies_a_legacy_token() -> None:
-    wanted = rules("HS256", "RS256", kind="supabase")
+    supabase = rules("HS256", "RS256", kind="supabase")
     text = signed({"alg": "HS256", "kid": "x"}, claims_of("supabase"), OctKey.import_key(SECRET))
-    assert verified(text, wanted, keys(), NOW, SECRET) == claims_of("supabase")
+    assert verified(text, supabase, keys(), NOW, SECRET) == claims_of("supabase")
     for secret in (b"", SECRET[:-1]):
         with pytest.raises(InvalidToken):
-            verified(text, wanted, keys(), NOW, secret)
-    # Without the opt-in the secret is of no use.
+            verified(text, supabase, keys(), NOW, secret)
+    # Without the opt-in the secret is not used.
     with pytest.raises(InvalidToken) as refused:
         verified(text, rules(kind="supabase"), keys(), NOW, SECRET)
     assert refused.value.step == "algorithm"
 
 
 def with_public_key_as_secret(form: str) -> str:
-    """Make the token of CVE-2015-9235: HMAC with what everybody can read."""
+    """Make the token of CVE-2015-9235: HMAC with the public key."""
     public = RSA.as_pem(private=False) if form == "pem" else json.dumps(RSA.as_dict()).encode()
     text = f"{head('HS256', 'rsa')}.{b64(json.dumps(claims_of('oidc')).encode())}"
     return f"{text}.{b64(hmac.digest(public, text.encode(), 'sha256'))}"
@@ -236,21 +236,21 @@ LISTED = rules("RS256", "ES256")
 
 
 @pytest.mark.parametrize(("text", "step"), HOSTILE.values(), ids=list(HOSTILE))
-def test_401_a_hostile_token_fails_at_its_step(text: str, step: str) -> None:
+def test_401_a_hostile_token_fails_at_the_expected_step(text: str, step: str) -> None:
     with pytest.raises(InvalidToken) as refused:
         verified(text, LISTED, secret=SECRET)
     assert refused.value.step == step
     assert refused.value.detail.endswith(".")
     assert len(refused.value.detail) < 400
     assert refused.value.detail.isprintable()
-    # The test tool tells the same, and what went well before.
-    told = tokens.explain_token(text, LISTED, KEYS, NOW, SECRET)
-    assert Step(step, refused.value.detail) in told
+    # The test tool reports the same fault and the steps that passed before.
+    steps = tokens.explain_token(text, LISTED, KEYS, NOW, SECRET)
+    assert Step(step, refused.value.detail) in steps
     if step in STEPS:
-        assert told[:-1] == tuple(Step(name) for name in STEPS[: STEPS.index(step)])
+        assert steps[:-1] == tuple(Step(name) for name in STEPS[: STEPS.index(step)])
 
 
-def test_401_a_token_ends_at_its_second() -> None:
+def test_401_a_token_expires_at_its_second() -> None:
     text = good(exp=NOW + 60)
     assert verified(text, now=NOW + 60 + LEEWAY_S - 0.01)
     with pytest.raises(TokenExpired) as refused:
@@ -258,21 +258,21 @@ def test_401_a_token_ends_at_its_second() -> None:
     assert refused.value.step == "exp"
 
 
-def test_the_test_tool_tells_every_claim_that_fails() -> None:
-    told = tokens.explain_token(good(aud="x", exp=NOW - 100), RULES, KEYS, NOW)
-    assert [step.name for step in told if step.fault] == ["aud", "exp"]
-    assert [step.name for step in told][: len(STEPS)] == list(STEPS)
+def test_the_test_tool_lists_every_failing_claim() -> None:
+    steps = tokens.explain_token(good(aud="x", exp=NOW - 100), RULES, KEYS, NOW)
+    assert [step.name for step in steps if step.fault] == ["aud", "exp"]
+    assert [step.name for step in steps][: len(STEPS)] == list(STEPS)
 
 
-def test_the_test_tool_tells_that_keys_cannot_be_fetched() -> None:
+def test_the_test_tool_reports_that_keys_cannot_be_fetched() -> None:
     def away(_kid: str) -> Sequence[VerifyingKey]:
         raise KeySetUnavailable("The provider's keys cannot be fetched.")
 
-    told = tokens.explain_token(good(), RULES, away, NOW)
-    assert told[-1] == Step("key", "The provider's keys cannot be fetched.")
+    steps = tokens.explain_token(good(), RULES, away, NOW)
+    assert steps[-1] == Step("key", "The provider's keys cannot be fetched.")
 
 
-def test_a_token_without_kid_is_tried_with_the_keys_that_fit() -> None:
+def test_a_token_without_kid_is_tried_with_the_matching_keys() -> None:
     plain = [dict(key.as_dict(private=False)) for key in (EC, OTHER, RSA)]
     for key in plain:
         del key["kid"]
@@ -288,14 +288,14 @@ def test_a_token_without_kid_is_tried_with_a_bounded_number_of_keys() -> None:
         verified(text, keys_of=keys(*plain, RSA))
 
 
-def test_firebase_needs_a_kid_and_refuses_the_emulators_tokens() -> None:
+def test_firebase_requires_a_kid_and_emulator_tokens_are_refused() -> None:
     firebase = token_rules(GOOD["firebase"][0])
     assert verified(
         signed({"alg": "RS256", "kid": "rsa"}, claims_of("firebase"), RSA), firebase
     ) == claims_of("firebase")
     for text, step in (
         (signed({"alg": "RS256"}, claims_of("firebase"), RSA), "key"),
-        # What the emulator issues ends with the dot.
+        # Tokens of the emulator have an empty signature.
         (f"{head('none')}.{BODY}.", "form"),
     ):
         with pytest.raises(InvalidToken) as refused:
@@ -340,7 +340,7 @@ WEAK = rsa.generate_private_key(65_537, 1024).public_key().public_numbers()  # n
         {},
     ],
 )
-def test_a_key_that_is_not_for_signatures_is_left_out(item: dict[str, Any]) -> None:
+def test_a_key_that_is_not_for_signatures_is_skipped(item: dict[str, Any]) -> None:
     keys, left_out = import_keys({"keys": [item, 7, None]})
     assert keys == ()
     assert len(left_out) == 3
@@ -348,13 +348,13 @@ def test_a_key_that_is_not_for_signatures_is_left_out(item: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("key", [RSA, EC, ED])
 @pytest.mark.parametrize("name", ["alg", "use", "key_ops", "kid", "d"])
-def test_null_in_a_key_is_as_if_it_were_absent(key: Key, name: str) -> None:
+def test_null_in_a_key_counts_as_absent(key: Key, name: str) -> None:
     (read,), left_out = import_keys({"keys": [public(key, **{name: None})]})
     assert left_out == ()
     assert (read.kid, read.alg) == ("" if name == "kid" else key.kid, "")
 
 
-def test_null_in_a_header_is_as_if_it_were_absent() -> None:
+def test_null_in_a_header_counts_as_absent() -> None:
     text = signed({"alg": "RS256", "kid": None, "typ": None}, claims_of("oidc"), RSA)
     assert verified(text) == claims_of("oidc")
 
@@ -380,12 +380,12 @@ def test_an_ed25519_key_may_name_its_algorithm_as_rfc_9864_does() -> None:
         ("x", "it is not an object"),
     ],
 )
-def test_a_key_that_is_left_out_is_named_with_the_reason(item: Any, reason: str) -> None:  # noqa: ANN401 - JSON
-    read, (told,) = import_keys({"keys": [public(ED), item]})
+def test_a_skipped_key_is_named_with_the_reason(item: Any, reason: str) -> None:  # noqa: ANN401 - JSON
+    read, (fault,) = import_keys({"keys": [public(ED), item]})
     assert [key.kid for key in read] == ["ed"]
     kid = item.get("kid") if isinstance(item, dict) else None
-    assert told.startswith(f"Key 2 with the kid “{kid}” is left" if kid else "Key 2 is left")
-    assert reason in told
+    assert fault.startswith(f"Key 2 with the kid “{kid}” is left" if kid else "Key 2 is left")
+    assert reason in fault
 
 
 JSON = st.recursive(
@@ -403,13 +403,15 @@ BAD_KEYS = JSON | st.builds(
 
 
 @given(st.lists(BAD_KEYS, max_size=4), st.lists(BAD_KEYS, max_size=4))
-def test_no_other_key_of_a_set_drops_a_good_one(before: list[Any], after: list[Any]) -> None:
+def test_an_invalid_key_does_not_affect_the_valid_ones_of_a_set(
+    before: list[Any], after: list[Any]
+) -> None:
     read, left_out = import_keys({"keys": [*before, public(EC, kid="good"), *after]})
     assert any(key.kid == "good" and key.kind == ("EC", "P-256") for key in read)
     assert len(read) + len(left_out) == len(before) + len(after) + 1
 
 
-def test_a_key_is_only_for_the_algorithm_that_it_names() -> None:
+def test_a_key_is_used_only_with_its_algorithm() -> None:
     text = good("RS256")
     assert verified(text, keys_of=keys(public(RSA, alg="RS256")))
     with pytest.raises(InvalidToken) as refused:
@@ -417,12 +419,12 @@ def test_a_key_is_only_for_the_algorithm_that_it_names() -> None:
     assert refused.value.step == "key"
 
 
-def test_what_else_stands_in_a_key_is_not_read() -> None:
+def test_unknown_members_of_a_key_are_ignored() -> None:
     more = {"x5c": [1], "x5u": "https://evil.example", "ext": True, "use": "sig", "d2": {}}
     assert verified(good(), keys_of=keys(public(RSA, **more)))
 
 
-def test_the_issuer_hint_is_read_without_proof_and_strictly() -> None:
+def test_the_issuer_hint_is_parsed_strictly_and_unverified() -> None:
     presented = tokens.parse_token(good(key=OTHER))
     assert tokens.issuer_hint(presented) == "https://id.acme.example/realms/a"
     assert tokens.issuer_hint(tokens.parse_token(good(iss=["x"]))) == ""

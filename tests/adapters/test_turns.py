@@ -1,4 +1,4 @@
-"""Turns are few, fair to addresses, and never lost."""
+"""Turns are limited in number, fair to addresses, and never lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wardkey.adapters.turns import Turns
 from wardkey.domain.errors import Overloaded
 
 
-def test_addresses_have_their_turns_one_after_the_other() -> None:
+def test_addresses_take_turns() -> None:
     async def serve() -> list[str]:
         turns, served = Turns(1, 100), []
 
@@ -46,7 +46,7 @@ def test_the_address_with_the_most_waiting_is_refused() -> None:
     assert sorted(asyncio.run(serve())) == ["a3", "a4", "c1"]
 
 
-def test_a_turn_that_is_given_up_goes_to_the_next() -> None:
+def test_an_abandoned_turn_goes_to_the_next() -> None:
     async def serve() -> int:
         turns, served = Turns(2, 10), []
 
@@ -57,7 +57,7 @@ def test_a_turn_that_is_given_up_goes_to_the_next() -> None:
 
         tasks = [asyncio.create_task(take(number)) for number in range(10)]
         await asyncio.sleep(0)
-        # One that runs, one that waits, and one whose turn comes in the same moment.
+        # One running, one waiting, and one whose turn comes at the same moment.
         tasks[0].cancel()
         tasks[5].cancel()
         tasks[2].cancel()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from joserfc.jwk import ECKey
 
-from tests.outside.issuer import INSIDE, Issuer, issuing, sending
+from tests.adapters.issuer import INSIDE, Issuer, issuing, sending
 from tests.support.server import wait_until
 from wardkey.adapters.key_sets import KeySets
 from wardkey.adapters.tokens import MOST_KEYS
@@ -28,7 +28,7 @@ class Clock:
 
 @dataclass
 class Place:
-    """An issuer, what is known of its keys, and a clock that the test turns."""
+    """An issuer, its cached keys, and a clock controlled by the test."""
 
     issuer: Issuer
     clock: Clock = field(default_factory=Clock)
@@ -62,7 +62,7 @@ def place() -> Iterator[Place]:
         yield Place(issuer)
 
 
-def test_a_set_is_fetched_once_and_kept(place: Place) -> None:
+def test_a_set_is_fetched_once_and_cached(place: Place) -> None:
     source = place.puts("a", "b")
     assert place.kids(source, "a") == ["a"]
     assert place.kids(source, "b") == ["b"]
@@ -80,7 +80,7 @@ def test_a_set_is_fetched_once_and_kept(place: Place) -> None:
         ("no-store", 30),
     ],
 )
-def test_a_set_is_kept_as_long_as_it_says_but_ten_minutes_at_most(
+def test_a_set_is_cached_as_long_as_it_allows_but_ten_minutes_at_most(
     place: Place, header: str, kept: float
 ) -> None:
     source = place.puts("a", cache_control=header)
@@ -89,7 +89,7 @@ def test_a_set_is_kept_as_long_as_it_says_but_ten_minutes_at_most(
     place.kids(source)
     assert place.asked == 1
     place.clock.now += 0.2
-    # A stale set serves while a fresh one is fetched beside.
+    # A stale set is used while a fresh one is fetched in the background.
     assert place.kids(source) == ["a"]
     wait_until(lambda: place.asked == 2)
 
@@ -102,7 +102,7 @@ def test_a_rotated_key_is_found_at_once(place: Place) -> None:
     assert place.kids(source, "b") == ["b"]
 
 
-def test_unknown_kids_ask_again_once_in_half_a_minute(place: Place) -> None:
+def test_unknown_kids_refetch_the_set_at_most_once_in_thirty_seconds(place: Place) -> None:
     source = place.puts("a")
     place.kids(source)
     for _ in range(3):
@@ -116,7 +116,7 @@ def test_unknown_kids_ask_again_once_in_half_a_minute(place: Place) -> None:
     assert place.asked == 5
 
 
-def test_503_once_stale_keys_are_too_old(place: Place) -> None:
+def test_503_when_stale_keys_are_too_old(place: Place) -> None:
     source = place.puts("a")
     place.kids(source)
     place.breaks()
@@ -136,20 +136,20 @@ def test_503_once_stale_keys_are_too_old(place: Place) -> None:
     assert place.kids(source, "a") == ["a"]
 
 
-def test_503_an_unknown_kid_while_the_issuer_is_away(place: Place) -> None:
+def test_503_for_an_unknown_kid_while_the_issuer_is_down(place: Place) -> None:
     source = place.puts("a")
     place.kids(source)
     place.breaks()
     place.clock.now += 31
     for _ in range(3):
-        # Nobody can say whether the kid is new or made up.
+        # The kid may be new or invented.
         with pytest.raises(KeySetUnavailable):
             place.kids(source, "b")
         assert place.kids(source, "a") == ["a"]
     assert place.asked == 2
 
 
-def test_an_issuer_that_is_away_is_asked_every_ten_seconds_only(place: Place) -> None:
+def test_an_issuer_that_is_down_is_requested_only_every_ten_seconds(place: Place) -> None:
     place.breaks()
     source = KeySource(f"{place.issuer.url}/jwks")
     for _ in range(5):
@@ -162,7 +162,7 @@ def test_an_issuer_that_is_away_is_asked_every_ten_seconds_only(place: Place) ->
 
 
 def holding(place: Place, path: str) -> tuple[threading.Event, Callable[[], bool]]:
-    """Let the issuer answer at a path only once the event is set."""
+    """Delay the issuer's response at a path until an event is set."""
     go, before = threading.Event(), place.issuer.answers[path]
 
     def answer(request: BaseHTTPRequestHandler) -> None:
@@ -173,32 +173,32 @@ def holding(place: Place, path: str) -> tuple[threading.Event, Callable[[], bool
     return go, lambda: path in place.issuer.asked
 
 
-def test_many_wait_for_one_fetch_and_never_for_another_providers(place: Place) -> None:
+def test_callers_share_one_fetch_and_never_wait_for_another_provider(place: Place) -> None:
     slow, quick = place.puts("a"), place.puts("b", path="/quick")
     go, is_asked = holding(place, "/jwks")
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(place.kids, slow, "a") for _ in range(8)]
         wait_until(is_asked)
         assert place.kids(quick, "b", "idp_2") == ["b"]
-        assert not any(one.done() for one in waiting)
+        assert not any(future.done() for future in waiting)
         go.set()
-        assert [one.result() for one in waiting] == [["a"]] * 8
+        assert [future.result() for future in waiting] == [["a"]] * 8
     assert place.issuer.asked.count("/jwks") == 1
 
 
-def test_503_more_than_a_bounded_number_do_not_wait(place: Place) -> None:
+def test_503_beyond_the_maximum_number_of_waiting_callers(place: Place) -> None:
     source = place.puts("a")
     go, _ = holding(place, "/jwks")
     with ThreadPoolExecutor(12) as pool:
         waiting = [pool.submit(place.kids, source, "a") for _ in range(12)]
-        wait_until(lambda: sum(one.done() for one in waiting) == 4)
-        failed = [one.exception() for one in waiting if one.done()]
+        wait_until(lambda: sum(future.done() for future in waiting) == 4)
+        failed = [future.exception() for future in waiting if future.done()]
         assert all(isinstance(fault, KeySetUnavailable) for fault in failed)
         go.set()
-    assert sum(one.exception() is None for one in waiting) == 8
+    assert sum(future.exception() is None for future in waiting) == 8
 
 
-def test_two_providers_with_one_url_know_nothing_of_each_other(place: Place) -> None:
+def test_two_providers_with_the_same_url_are_independent(place: Place) -> None:
     source = place.puts("a")
     place.kids(source)
     place.kids(source, provider="idp_2")
@@ -210,7 +210,7 @@ def test_two_providers_with_one_url_know_nothing_of_each_other(place: Place) -> 
         place.kids(source)
 
 
-def test_a_purged_key_is_gone_at_once(place: Place) -> None:
+def test_a_purged_key_is_removed_at_once(place: Place) -> None:
     source = place.puts("stolen", "a")
     assert place.kids(source, "stolen") == ["stolen"]
     place.puts("a")
@@ -221,8 +221,8 @@ def test_a_purged_key_is_gone_at_once(place: Place) -> None:
 def test_discovery_leads_to_the_keys(place: Place) -> None:
     place.puts("a")
     issuer = place.issuer.url
-    told = {"issuer": issuer, "jwks_uri": f"{issuer}/jwks"}
-    url = place.issuer.puts("/.well-known/openid-configuration", told)
+    document = {"issuer": issuer, "jwks_uri": f"{issuer}/jwks"}
+    url = place.issuer.puts("/.well-known/openid-configuration", document)
     source = KeySource(url, issuer)
     assert place.kids(source, "a") == ["a"]
     assert place.kids(source, "a") == ["a"]
@@ -230,7 +230,7 @@ def test_discovery_leads_to_the_keys(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "reason"),
     [
         ({"issuer": "{}/"}, "another issuer"),
         ({"issuer": None}, "another issuer"),
@@ -240,8 +240,8 @@ def test_discovery_leads_to_the_keys(place: Place) -> None:
         ({"jwks_uri": "file:///etc/passwd"}, "The URL can't be fetched"),
     ],
 )
-def test_503_discovery_that_does_not_fit(
-    place: Place, changed: dict[str, object], told: str
+def test_503_for_an_invalid_discovery_document(
+    place: Place, changed: dict[str, object], reason: str
 ) -> None:
     place.puts("a")
     issuer = place.issuer.url
@@ -253,19 +253,19 @@ def test_503_discovery_that_does_not_fit(
     url = place.issuer.puts("/.well-known/openid-configuration", document)
     with pytest.raises(KeySetUnavailable) as refused:
         place.kids(KeySource(url, issuer))
-    assert told in refused.value.detail
+    assert reason in refused.value.detail
 
 
 @pytest.mark.parametrize(
     "document", [{}, {"keys": {}}, {"keys": [{"kty": "oct"}] * (MOST_KEYS + 1)}]
 )
-def test_503_a_set_that_cannot_be_used(place: Place, document: dict[str, object]) -> None:
+def test_503_for_an_unusable_key_set(place: Place, document: dict[str, object]) -> None:
     with pytest.raises(KeySetUnavailable) as refused:
         place.kids(KeySource(place.issuer.puts("/jwks", document)))
     assert "can't be used" in refused.value.detail
 
 
-def test_the_number_of_sets_is_bounded(place: Place) -> None:
+def test_the_number_of_cached_sets_is_bounded(place: Place) -> None:
     place.sets.max_sets = 3
     source = place.puts("a")
     for n in range(6):
