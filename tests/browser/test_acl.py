@@ -145,7 +145,7 @@ def test_a_rule_that_the_broker_cannot_hold_stays_in_the_form(site: Site, enter:
     dialog.get_by_label("Topic filter").fill("a/#")
     dialog.get_by_label("Priority").fill("60")
     dialog.get_by_role("button", name="Add").click()
-    assert "broker cannot hold" in page.locator("#create [role=alert]").inner_text()
+    assert "broker can't enforce" in page.locator("#create [role=alert]").inner_text()
     assert dialog.get_by_label("Topic filter").input_value() == "a/#"
     passes(page)
     assert len(rules(site)) == 2
@@ -213,7 +213,7 @@ def test_a_rule_can_be_tried_before_it_is_saved(site: Site, enter: Enter) -> Non
 
     result = try_topic("agents/own/x")
     assert "changes the answer" in result
-    assert re.search(rf"Now: Allowed\. <i>agent may .*{kept[1]['id']}", result)
+    assert re.search(rf"Now: Allowed\. <i>agent can .*{kept[1]['id']}", result)
     assert re.search(r"With this rule: Denied\. .*this rule \(priority 7\)", result)
     passes(page)
     result = try_topic("agents/secret/x")
@@ -254,7 +254,7 @@ def test_an_invalid_rule_cannot_be_tried(site: Site) -> None:
     path = f"{ACL}/compare"
     barred = {**RULE, "filter": "a/#", "effect": "deny", "priority": "60", "topic": "a/b"}
     for wrong, expected in (
-        (barred, "broker cannot hold"),
+        (barred, "broker can't enforce"),
         ({**RULE, "filter": "x" * 4_000, "topic": "a"}, 'id="new-filter-fault"'),
         ({**RULE, "topic": "x" * 4_000}, 'id="new-try-topic-fault"'),
         ({**RULE, "topic": ""}, 'id="new-try-topic-fault"'),
