@@ -254,7 +254,7 @@ def test_an_invalid_rule_cannot_be_tried(site: Site) -> None:
     path = f"{ACL}/compare"
     barred = {**RULE, "filter": "a/#", "effect": "deny", "priority": "60", "topic": "a/b"}
     for wrong, expected in (
-        (barred, "broker can't enforce"),
+        (barred, "enforce such an exception"),
         ({**RULE, "filter": "x" * 4_000, "topic": "a"}, 'id="new-filter-fault"'),
         ({**RULE, "topic": "x" * 4_000}, 'id="new-try-topic-fault"'),
         ({**RULE, "topic": ""}, 'id="new-try-topic-fault"'),
