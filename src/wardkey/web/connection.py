@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SLOW_S = 30.0
 # How long further input is discarded before closing, so the client can read the response.
+_LAST_REQUEST_S = 0.5
 LINGER_S = 2.0
 _TIMEOUT_CHECK_S = 5.0
 _END_OF_HEAD = b"\r\n\r\n"
@@ -185,9 +186,20 @@ class Connection(HttpToolsProtocol):
         self.refuse(InvalidHttp())
 
     def shutdown(self) -> None:
-        """Close after the current request is answered."""
+        """Close after the current request is answered.
+
+        An idle connection may send one more: its client may be writing a request, the first one
+        on a connection that was just accepted.
+        """
         self._shuts_down = True
-        super().shutdown()
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
+        else:
+            super().shutdown()
+
+    def _close_if_idle(self) -> None:
+        if self._receiving_since is None and not self.is_answering:
+            self.transport.close()
 
     def take_request(self) -> None:
         """Handle a checked head: pass it to the framework, unless a subclass overrides this."""
@@ -247,8 +259,9 @@ class Connection(HttpToolsProtocol):
             name == b"expect" and value.lower() == b"100-continue" for name, value in headers
         )
         super().on_headers_complete()
-        if self._drops_body:
+        if self._drops_body or self._shuts_down:
             self.cycle.keep_alive = False
+        if self._drops_body:
             super().on_message_complete()
         self.cycle.transport = cast("Any", _LingeringTransport(self))
 
