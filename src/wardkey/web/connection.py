@@ -192,7 +192,7 @@ class Connection(HttpToolsProtocol):
         on a connection that was just accepted.
         """
         self._shuts_down = True
-        if self.cycle is None or self.cycle.response_complete:
+        if not self.is_answering:
             self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
         else:
             super().shutdown()
