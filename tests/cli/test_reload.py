@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -167,3 +170,35 @@ def test_reload_does_not_signal_processes_of_another_container(
     done = server.cli_here("reload")
     assert done.exit_code == 6
     assert "reload_refused: The server runs in another container" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["/v2/auth", "/v2/keys"])
+def test_a_stopping_worker_announces_the_close_of_a_kept_connection(
+    start: Callable[..., Server], path: str
+) -> None:
+    server = start(workers=1)
+    assert server.process is not None
+    request = (
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.first_key}\r\n\r\n"
+    ).encode()
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname or "", parts.port or 0), 10) as kept:
+        answer = http_response(kept, request)
+        assert answer.getheader("connection") != "close"
+        server.process.send_signal(signal.SIGTERM)
+        # Idle between its requests, as a client with a pool is.
+        while answer.getheader("connection") != "close":
+            time.sleep(0.1)
+            answer = http_response(kept, request)
+            assert answer.status == 200
+        assert kept.recv(1) == b""
+    assert server.process.wait(40) == 0
+
+
+def http_response(connection: socket.socket, request: bytes) -> HTTPResponse:
+    """Send the request and read its whole response; raises `BadStatusLine` if there is none."""
+    connection.sendall(request)
+    answer = HTTPResponse(connection)
+    answer.begin()
+    answer.read()
+    return answer
